@@ -1,0 +1,148 @@
+#include "core/batch.h"
+
+#include <type_traits>
+
+#include "core/half.h"
+#include "core/macros.h"
+#include "core/sum.h"
+
+namespace tether {
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class T, class Stored>
+TETHER_INLINE T widened(Stored stored) {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    return T(from_bfloat16(stored.bits));
+  } else if constexpr (std::is_same_v<Stored, Float16>) {
+    return T(from_float16(stored.bits));
+  } else if constexpr (std::is_same_v<Stored, uint8_t>) {
+    return stored != 0 ? T(1) : T(0);
+  } else {
+    return T(stored);
+  }
+}
+
+template <class Stored, class T>
+TETHER_INLINE Stored narrowed(T value) {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    return {to_bfloat16(float(value))};
+  } else if constexpr (std::is_same_v<Stored, Float16>) {
+    return {to_float16(float(value))};
+  } else {
+    return Stored(value);
+  }
+}
+
+template <class T, class Stored>
+TETHER_CLONES void load_contiguous(const Stored* in, int count, T* out) {
+#pragma GCC ivdep
+  for (int i = 0; i < count; ++i) out[i] = widened<T>(in[i]);  // VECTOR
+}
+
+template <class T, class Stored>
+TETHER_CLONES void load_selected(const Stored* in, const T* weights, int count, T* out) {
+#pragma GCC ivdep
+  for (int i = 0; i < count; ++i) {  // VECTOR
+    const T value = widened<T>(in[i]);
+    out[i] = weights[i] != T(0) ? value : T(0);
+  }
+}
+
+template <class T, class Stored>
+void load(const Stored* in, int64_t stride, int count, const T* weights, T* out) {
+  if (stride == 1 && weights != nullptr) {
+    load_selected(in, weights, count, out);
+  } else if (stride == 1) {
+    load_contiguous(in, count, out);
+  } else {
+    for (int i = 0; i < count; ++i) {
+      const T value = widened<T>(in[i * stride]);
+      out[i] = weights == nullptr || weights[i] != T(0) ? value : T(0);
+    }
+  }
+}
+
+template <class Stored, class T>
+TETHER_CLONES void store_contiguous(Stored* out, int count, const T* values) {
+#pragma GCC ivdep
+  for (int i = 0; i < count; ++i) out[i] = narrowed<Stored>(values[i]);  // VECTOR
+}
+
+template <class Stored, class T>
+void store(Stored* out, int64_t stride, int count, const T* values) {
+  if (stride == 1) {
+    store_contiguous(out, count, values);
+  } else {
+    for (int i = 0; i < count; ++i) out[i * stride] = narrowed<Stored>(values[i]);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void load_block(const RowLayout& layout, const ConstArray& array, int64_t row, int64_t column,
+                int count, const T* weights, T* out) {
+  const int64_t first = array.index(layout, row, column);
+  const int64_t stride = array.per_row ? 0 : array.column_stride;
+  const auto from = [&](auto* typed) { load(typed + first, stride, count, weights, out); };
+  switch (array.dtype) {
+    case DType::float32:
+      from(static_cast<const float*>(array.data));
+      break;
+    case DType::float64:
+      from(static_cast<const double*>(array.data));
+      break;
+    case DType::bfloat16:
+      from(static_cast<const BFloat16*>(array.data));
+      break;
+    case DType::float16:
+      from(static_cast<const Float16*>(array.data));
+      break;
+    case DType::boolean:
+      from(static_cast<const uint8_t*>(array.data));
+      break;
+  }
+  for (int i = count; i % kLanes != 0; ++i) out[i] = T(0);
+}
+
+template <class T>
+void store_block(const RowLayout& layout, const MutableArray& array, int64_t row, int64_t column,
+                 int count, const T* values) {
+  const int64_t first = array.index(layout, row, column);
+  const int64_t stride = array.column_stride;
+  const auto to = [&](auto* typed) { store(typed + first, stride, count, values); };
+  switch (array.dtype) {
+    case DType::float32:
+      to(static_cast<float*>(array.data));
+      break;
+    case DType::float64:
+      to(static_cast<double*>(array.data));
+      break;
+    case DType::bfloat16:
+      to(static_cast<BFloat16*>(array.data));
+      break;
+    case DType::float16:
+      to(static_cast<Float16*>(array.data));
+      break;
+    case DType::boolean:
+      break;  // an input type only
+  }
+}
+
+template void load_block(const RowLayout&, const ConstArray&, int64_t, int64_t, int, const float*,
+                         float*);
+template void load_block(const RowLayout&, const ConstArray&, int64_t, int64_t, int, const double*,
+                         double*);
+template void store_block(const RowLayout&, const MutableArray&, int64_t, int64_t, int,
+                          const float*);
+template void store_block(const RowLayout&, const MutableArray&, int64_t, int64_t, int,
+                          const double*);
+
+}  // namespace tether

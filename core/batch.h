@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+
+namespace tether {
+
+// Numbers in somebody else's memory. Arithmetic is in float, in double for float64.
+enum class DType : uint8_t { float32, float64, bfloat16, float16, boolean };
+
+// The shape of a batch of token rows: padded [rows, columns], or packed end to end, row i being the
+// elements offsets[i] .. offsets[i + 1] (cu_seqlens). Sizes are int64 throughout.
+struct RowLayout {
+  int64_t rows = 0;
+  int64_t columns = 0;                 // padded only
+  const int32_t* offsets32 = nullptr;  // packed: one of the two, [rows + 1]
+  const int64_t* offsets64 = nullptr;
+
+  bool packed() const { return offsets32 != nullptr || offsets64 != nullptr; }
+  int64_t offset(int64_t row) const { return offsets32 ? offsets32[row] : offsets64[row]; }
+  int64_t length(int64_t row) const { return packed() ? offset(row + 1) - offset(row) : columns; }
+  int64_t elements() const {
+    if (!packed()) return rows * columns;
+    return rows == 0 ? 0 : offset(rows) - offset(0);
+  }
+};
+
+// One array of a batch: a value per token, or one per row that all its tokens share. Strides count
+// elements; any are legal, 0 too. A packed array of tokens has no row stride.
+template <class Byte>
+struct BasicArray {
+  Byte* data = nullptr;
+  DType dtype = DType::float32;
+  int64_t row_stride = 0;
+  int64_t column_stride = 1;
+  bool per_row = false;
+
+  explicit operator bool() const { return data != nullptr; }
+  // The element index of token `column` of `row`.
+  int64_t index(const RowLayout& layout, int64_t row, int64_t column) const {
+    if (per_row) return row * row_stride;
+    if (layout.packed()) return (layout.offset(row) + column) * column_stride;
+    return row * row_stride + column * column_stride;
+  }
+};
+
+using ConstArray = BasicArray<const void>;
+using MutableArray = BasicArray<void>;
+
+// Kernels work on blocks of this many tokens, which stay in the first-level cache. A block is
+// filled up to a multiple of kLanes with zeros of weight 0.
+inline constexpr int kBlock = 512;
+
+// `count` tokens of `row`, from `column` on, widened to T. With weights, slots of weight 0 are not
+// looked at and come out as 0, whatever they hold.
+template <class T>
+void load_block(const RowLayout& layout, const ConstArray& array, int64_t row, int64_t column,
+                int count, const T* weights, T* out);
+
+// The reverse; rounds once, to nearest even.
+template <class T>
+void store_block(const RowLayout& layout, const MutableArray& array, int64_t row, int64_t column,
+                 int count, const T* values);
+
+}  // namespace tether

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <limits>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+
+#include "core/check.h"
+
+namespace tether {
+
+inline constexpr double infinity = std::numeric_limits<double>::infinity();
+
+// An interval of legal values, closed unless `above`: then low itself is not in it.
+struct Range {
+  double low = -infinity;
+  double high = infinity;
+  bool above = false;
+
+  constexpr bool contains(double value) const {
+    return (above ? low < value : low <= value) && value <= high;
+  }
+};
+
+inline std::string text(const Range& range) {
+  if (range.high == infinity) {
+    return (range.above ? "greater than " : "at least ") + text(range.low);
+  }
+  return "in [" + text(range.low) + ", " + text(range.high) + "]";
+}
+
+// One option of an option struct: its name, where it lives, what is legal. An option struct lists
+// its options once, in fields(); range checks, options by name and the documentation read that
+// list.
+template <class Options>
+struct Field {
+  std::string_view name;
+  double Options::* member;
+  Range range;
+};
+
+template <class Options>
+constexpr Field<Options> field(std::string_view name, double Options::* member, Range range = {}) {
+  return {name, member, range};
+}
+
+template <class Options>
+concept HasFields = requires { Options::fields(); };
+
+// visit(name, value, range) for every option; value is a reference into `options`.
+template <class Options, class Visit>
+void for_each_field(Options& options, Visit&& visit) {
+  using Plain = std::remove_const_t<Options>;
+  if constexpr (HasFields<Plain>) {
+    std::apply(
+        [&](const auto&... each) { (visit(each.name, options.*each.member, each.range), ...); },
+        Plain::fields());
+  }
+}
+
+inline void check_range(std::string_view function, std::string_view name, double value,
+                        const Range& range) {
+  require(range.contains(value), [&] {
+    return std::string(function) + ": " + std::string(name) + " must be " + text(range) + ", got " +
+           text(value);
+  });
+}
+
+template <class Options>
+void check_fields(std::string_view function, const Options& options) {
+  for_each_field(options, [&](std::string_view name, double value, const Range& range) {
+    check_range(function, name, value, range);
+  });
+}
+
+}  // namespace tether

@@ -1,0 +1,16 @@
+#pragma once
+
+// The vector loops need every function that they call inside them: a call, even of a small
+// function, is a lost vectorisation.
+#define TETHER_INLINE [[gnu::always_inline]] inline
+#define TETHER_FORMULA [[gnu::always_inline]]
+
+// A function with a vector loop is compiled once per instruction set and chosen when the program is
+// loaded. Empty where that does not work: ThreadSanitizer dies in the resolvers, clang has no
+// clones of templates. TETHER_NO_CLONES: tests build the same files once per -march instead.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(TETHER_NO_CLONES)
+#define TETHER_CLONES [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
+#else
+#define TETHER_CLONES
+#endif

@@ -1,0 +1,205 @@
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <limits>
+#include <numbers>
+#include <type_traits>
+
+#include "core/half.h"
+#include "core/macros.h"
+
+// The innermost loops of core/rows.cc: kRowLanes logits at a time, of any type.
+
+namespace tether::rows {
+
+inline constexpr int kRowLanes = 32;  // independent sums
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class Stored>
+using RealOf = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
+
+template <class Stored>
+constexpr Stored minus_infinity() {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    return {0xFF80u};
+  } else if constexpr (std::is_same_v<Stored, Float16>) {
+    return {0xFC00u};
+  } else {
+    return -std::numeric_limits<Stored>::infinity();
+  }
+}
+
+template <class Stored>
+TETHER_INLINE RealOf<Stored> widened(Stored stored) {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    return from_bfloat16(stored.bits);
+  } else if constexpr (std::is_same_v<Stored, Float16>) {
+    return from_float16(stored.bits);
+  } else {
+    return stored;
+  }
+}
+
+template <class Stored>
+TETHER_INLINE Stored narrowed(RealOf<Stored> value) {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    return {to_bfloat16(value)};
+  } else if constexpr (std::is_same_v<Stored, Float16>) {
+    return {to_float16(value)};
+  } else {
+    return value;
+  }
+}
+
+// ---- 2^t ----------------------------------------------------------------------------------------
+
+template <class Real>
+struct Exp2;
+
+// Degree 5, relative error 4e-7 for |t| <= 8 and 2^0 = 1 exactly; more bits of 2^t do not show in
+// the sums.
+template <>
+struct Exp2<float> {
+  using Bits = uint32_t;
+  static constexpr int kMantissa = 23;
+  static constexpr float kRounder = 0x1.8p23f + 127;
+  static constexpr float kLowest = -127;
+  static constexpr std::array<float, 6> kCoefficients = {
+      1.0f, 0x1.62e428p-1f, 0x1.ebf918p-3f, 0x1.c6b6e4p-5f, 0x1.3d0c52p-7f, 0x1.5c08e6p-10f};
+};
+
+// The Taylor polynomial of degree 13, truncated at 4e-18.
+template <>
+struct Exp2<double> {
+  using Bits = uint64_t;
+  static constexpr int kMantissa = 52;
+  static constexpr double kRounder = 0x1.8p52 + 1023;
+  static constexpr double kLowest = -1023;
+  static constexpr std::array<double, 14> kCoefficients = [] {
+    std::array<double, 14> coefficients = {1.0};
+    for (std::size_t i = 1; i < coefficients.size(); ++i) {
+      coefficients[i] = coefficients[i - 1] * std::numbers::ln2 / static_cast<double>(i);
+    }
+    return coefficients;
+  }();
+};
+
+// 2^t for t from kLowest, where it is exactly 0, to the largest exponent. NaN stays NaN.
+template <class Real>
+TETHER_INLINE Real exp2_lean(Real t) {
+  using E = Exp2<Real>;
+  const Real shifted = t + E::kRounder;  // the low bits are round(t) + bias
+  const Real fraction = t - (shifted - E::kRounder);
+  Real mantissa = E::kCoefficients.back();
+  for (std::size_t i = E::kCoefficients.size() - 1; i-- > 0;) {
+    mantissa = mantissa * fraction + E::kCoefficients[i];
+  }
+  return mantissa * std::bit_cast<Real>(std::bit_cast<typename E::Bits>(shifted) << E::kMantissa);
+}
+
+// t = (x - reference) * scale, not below `lowest`, where 2^t is exactly 0. The difference comes
+// first, so that a shift of the whole row cancels. `lowest` is a variable because GCC splits the
+// loop into two cases where it sees the constant.
+template <class Real>
+struct Exponent {
+  Real reference;
+  Real scale;
+  Real lowest = Exp2<Real>::kLowest;
+
+  TETHER_INLINE Real operator()(Real logit) const {
+    const Real t = (logit - reference) * scale;
+    return t < lowest ? lowest : t;
+  }
+};
+
+// ---- blocks: kRowLanes logits at a time ---------------------------------------------------------
+
+// Two neighbours as one word: shifts and masks instead of shuffles.
+using BFloat16Pair [[gnu::may_alias, gnu::aligned(2)]] = uint32_t;
+
+// kRowLanes logits as Real, in any fixed order: where they are, or in `buffer`.
+template <class Stored>
+TETHER_INLINE const RealOf<Stored>* widened_lanes(const Stored* in, RealOf<Stored>* buffer) {
+  if constexpr (std::is_same_v<Stored, RealOf<Stored>>) {
+    return in;
+  } else if constexpr (std::is_same_v<Stored, BFloat16>) {
+    const BFloat16Pair* pairs = reinterpret_cast<const BFloat16Pair*>(in);
+    for (int i = 0; i < kRowLanes / 2; ++i) {  // VECTOR
+      buffer[i] = std::bit_cast<float>(pairs[i] << 16);
+      buffer[i + kRowLanes / 2] = std::bit_cast<float>(pairs[i] & 0xFFFF0000u);
+    }
+  } else {
+    for (int i = 0; i < kRowLanes; ++i) buffer[i] = widened(in[i]);  // VECTOR
+  }
+  return buffer;
+}
+
+// The reverse, in the same order.
+template <class Stored>
+TETHER_INLINE void narrow_lanes(const float* in, Stored* out) {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    BFloat16Pair* pairs = reinterpret_cast<BFloat16Pair*>(out);
+    for (int i = 0; i < kRowLanes / 2; ++i) {  // VECTOR
+      const uint32_t high = to_bfloat16(in[i + kRowLanes / 2]);
+      pairs[i] = high << 16 | to_bfloat16(in[i]);
+    }
+  } else {
+    for (int i = 0; i < kRowLanes; ++i) out[i] = narrowed<Stored>(in[i]);  // VECTOR
+  }
+}
+
+template <class Real>
+struct Lanes {
+  Real max[kRowLanes];
+  Real sum[kRowLanes];
+  Real weighted_sum[kRowLanes];
+};
+
+template <class Stored, class Real = RealOf<Stored>>
+TETHER_INLINE void add_lanes(const Stored* logits, const Exponent<Real>& exponent,
+                             Lanes<Real>& lanes) {
+  Real buffer[kRowLanes];
+  const Real* x = widened_lanes(logits, buffer);
+#pragma GCC ivdep
+  for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
+    lanes.max[i] = x[i] > lanes.max[i] ? x[i] : lanes.max[i];
+    const Real t = exponent(x[i]);
+    const Real power = exp2_lean(t);
+    lanes.sum[i] += power;
+    lanes.weighted_sum[i] += power * t;
+  }
+}
+
+// dlogits_v = 2^t_v (constant + slope * t_v)
+template <class Real>
+struct Slope {
+  Real constant;
+  Real slope;
+};
+
+template <class Stored, class Real = RealOf<Stored>>
+TETHER_INLINE void gradient_lanes(const Stored* logits, const Exponent<Real>& exponent,
+                                  const Slope<Real>& line, Stored* out) {
+  constexpr bool kDirect = std::is_same_v<Stored, Real>;
+  Real in_buffer[kRowLanes];
+  Real out_buffer[kRowLanes];
+  const Real* x = widened_lanes(logits, in_buffer);
+  Real* dx = out_buffer;
+  if constexpr (kDirect) dx = out;
+#pragma GCC ivdep
+  for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
+    const Real t = exponent(x[i]);
+    dx[i] = exp2_lean(t) * (line.constant + line.slope * t);
+  }
+  if constexpr (!kDirect) narrow_lanes(dx, out);
+}
+
+}  // namespace tether::rows
