@@ -1,0 +1,38 @@
+#pragma once
+
+#include "core/number.h"
+
+namespace tether {
+
+// One-sample estimators of a KL divergence from log-probabilities.
+//
+//   x ~ sampled,   d = log_ratio = log other(x) - log sampled(x)                         [nats]
+//
+// The sampled distribution is the denominator: on-policy, sampled = policy and other = reference,
+// and the divergence is KL(policy || reference). Schulman 2020, "Approximating KL divergence",
+// joschu.net/blog/kl-approx.html.
+
+//   k1 = -d          unbiased, signed; std / KL ~ sqrt(2 / KL)
+// As a loss its gradient has expectation 0: it pulls nowhere.
+template <class Number>
+TETHER_INLINE Number k1(const Number& log_ratio) {
+  return -log_ratio;
+}
+
+//   k2 = d^2 / 2     biased, >= 0
+// As a loss its gradient is that of KL(sampled || other), sample by sample -d grad log sampled.
+template <class Number>
+TETHER_INLINE Number k2(const Number& log_ratio) {
+  return log_ratio * log_ratio * 0.5;
+}
+
+//   k3 = e^d - 1 - d     unbiased where the supports agree, >= 0
+// As a loss its gradient is that of KL(other || sampled): (1 - e^d) grad log sampled.
+// Evaluated without cancellation (2 ulp) and saturated above d = kSaturation, where peers that
+// clamp the result lose the gradient. DeepSeekMath, arXiv:2402.03300, eq. 4.
+template <class Number>
+TETHER_INLINE Number k3(const Number& log_ratio) {
+  return expm1_minus(log_ratio);
+}
+
+}  // namespace tether

@@ -1,0 +1,115 @@
+#pragma once
+
+#include <array>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "core/fields.h"
+
+namespace tether {
+
+// How token terms x_it with weights w_it (the response mask) become one number.
+//
+//   n_i = sum_t w_it,  tokens = sum_i n_i,  sequences = number of rows with n_i > 0
+//
+//   token_mean                   sum_it w x / tokens                        DAPO, PPO
+//   sequence_mean_token_mean     sum_i (sum_t w x / n_i) / sequences        GRPO
+//   sequence_mean_token_sum      sum_i (sum_t w x) / sequences              RLOO
+//   sequence_sum_over_constant   sum_i (sum_t w x) / (sequences constant)   Dr. GRPO
+//
+// An empty row is padding: it adds nothing and is not counted as a sequence (TRL counts it).
+struct Aggregation {
+  enum class Mode {
+    token_mean,
+    sequence_mean_token_mean,
+    sequence_mean_token_sum,
+    sequence_sum_over_constant,
+  };
+  Mode mode = Mode::token_mean;
+  double constant = 1;  // sequence_sum_over_constant only: the longest answer, say
+};
+
+constexpr Aggregation token_mean() { return {}; }
+constexpr Aggregation sequence_mean_token_mean() {
+  return {Aggregation::Mode::sequence_mean_token_mean};
+}
+constexpr Aggregation sequence_mean_token_sum() {
+  return {Aggregation::Mode::sequence_mean_token_sum};
+}
+constexpr Aggregation sequence_sum_over_constant(double constant) {
+  return {Aggregation::Mode::sequence_sum_over_constant, constant};
+}
+
+inline constexpr std::array<std::string_view, 4> kAggregationNames{
+    "token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum",
+    "sequence_sum_over_constant"};
+
+// The denominators of a whole optimizer step, from the caller: what `local_counts` gives, summed
+// over micro-batches and ranks. With them any split gives the same loss and gradient. Absent: this
+// batch.
+struct Normalizer {
+  std::optional<double> policy = {};     // tokens under the surrogate
+  std::optional<double> kl = {};         // tokens under the KL penalty; absent: as policy
+  std::optional<double> sequences = {};  // rows with at least one token
+  double world_size = 1;  // multiplies the loss (not the metrics): DDP and FSDP average gradients
+};
+
+// Tokens and sequences of one term, in this batch or in the step.
+struct TermCounts {
+  double tokens = 0;
+  double sequences = 0;
+};
+
+namespace detail {
+
+inline double step_count(std::string_view function, std::string_view name,
+                         const std::optional<double>& given, double local) {
+  if (!given) return local;
+  require(*given >= local * (1 - 1e-6) && *given < infinity, [&] {
+    return std::string(function) + ": normalizer." + std::string(name) + " must be at least " +
+           text(local) + ", the count of this batch, got " + text(*given) +
+           ". Pass the count of the whole optimizer step";
+  });
+  return *given;
+}
+
+}  // namespace detail
+
+// The counts to divide by, for the surrogate and for the penalty, given those of this batch.
+struct StepCounts {
+  TermCounts policy;
+  TermCounts kl;
+};
+
+inline StepCounts step_counts(std::string_view function, const Normalizer& normalizer,
+                              const TermCounts& local) {
+  require(normalizer.world_size > 0 && normalizer.world_size < infinity, [&] {
+    return std::string(function) + ": normalizer.world_size must be greater than 0, got " +
+           text(normalizer.world_size);
+  });
+  const auto& kl = normalizer.kl ? normalizer.kl : normalizer.policy;
+  const double sequences =
+      detail::step_count(function, "sequences", normalizer.sequences, local.sequences);
+  return {{detail::step_count(function, "policy", normalizer.policy, local.tokens), sequences},
+          {detail::step_count(function, "kl", kl, local.tokens), sequences}};
+}
+
+// The factor of row i's terms: w x times this is what is summed.
+inline double row_factor(const Aggregation& aggregation, const TermCounts& step,
+                         double row_tokens) {
+  const auto over = [](double denominator) { return denominator > 0 ? 1 / denominator : 0; };
+  switch (aggregation.mode) {
+    case Aggregation::Mode::token_mean:
+      return over(step.tokens);
+    case Aggregation::Mode::sequence_mean_token_mean:
+      return over(step.sequences * row_tokens);
+    case Aggregation::Mode::sequence_mean_token_sum:
+      return over(step.sequences);
+    case Aggregation::Mode::sequence_sum_over_constant:
+      return over(step.sequences * aggregation.constant);
+  }
+  return 0;
+}
+
+}  // namespace tether

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <array>
+#include <string>
+#include <string_view>
+
+#include "rl/dapo.h"
+#include "rl/grpo.h"
+#include "rl/policy_objective.h"
+#include "rl/ppo.h"
+#include "rl/reinforce.h"
+
+namespace tether {
+
+// One objective of the library: what the README table, the Python names, the benchmark and the
+// property tests are made from.
+struct CatalogueRow {
+  std::string_view name;
+  std::string_view formula;
+  std::string_view paper;
+  std::string_view header;
+  PolicyObjective (*preset)();
+};
+
+// The only list of objectives in the project: one line each.
+inline const std::array kCatalogue{
+    CatalogueRow{"ppo",
+                 "token mean of -min(ratio A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A)",
+                 "arXiv:1707.06347, eq. 7", "rl/ppo.h", [] { return presets::ppo(); }},
+    CatalogueRow{"grpo", "sequence mean, then batch mean of the clipped surrogate + beta k3",
+                 "arXiv:2402.03300, eq. 3", "rl/grpo.h", [] { return presets::grpo(); }},
+    CatalogueRow{"dapo", "token mean of the clipped surrogate, epsilon_high 0.28",
+                 "arXiv:2503.14476, eq. 10", "rl/dapo.h", [] { return presets::dapo(); }},
+    CatalogueRow{"reinforce", "token mean of -A logp", "Williams 1992, eq. 4", "rl/reinforce.h",
+                 [] { return presets::reinforce(); }},
+};
+
+// visit(Formula{}) for the formula of every row, once: for faces that instantiate formulas
+// themselves.
+template <class Visit>
+void for_each_surrogate(Visit visit) {
+  visit(PpoClip{});
+  visit(Reinforce{});
+}
+
+// The preset called `name`; an unknown name lists the known ones.
+inline PolicyObjective preset(std::string_view function, std::string_view name) {
+  std::string known;
+  for (const CatalogueRow& row : kCatalogue) {
+    if (row.name == name) return row.preset();
+    known += (known.empty() ? "" : ", ") + std::string(row.name);
+  }
+  throw Error(std::string(function) + ": objective must be one of " + known + ", got \"" +
+              std::string(name) + "\"");
+}
+
+}  // namespace tether

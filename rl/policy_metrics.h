@@ -1,0 +1,67 @@
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <string>
+#include <string_view>
+
+namespace tether {
+
+// What a training loop logs about a policy loss. Every entry is a sum over active tokens, beside
+// its count, so that adding the blocks of micro-batches and ranks (one all-reduce) gives the exact
+// figures of the step; the maxima combine by max (another one).
+struct PolicyMetrics {
+  enum Sum {
+    kPolicyLoss,        // S
+    kKl,                // k3 of KL(policy || reference), where there is a penalty
+    kClipFractionLow,   // no gradient although A < 0 and ratio < 1
+    kClipFractionHigh,  // no gradient although A > 0 and ratio > 1
+    kClipFractionDual,  // no gradient although A < 0 and ratio > 1
+    kApproxKlK1,        // -log_ratio: k1 of KL(old policy || policy)
+    kApproxKlK3,        // e^log_ratio - 1 - log_ratio: k3 of the same
+    kRatio,             // exp(log_ratio), saturated
+    kRatioSquared,
+    kNonfinite,  // active tokens with a NaN or infinity in an input or in the result
+    kSums
+  };
+  enum Maximum { kLogRatioMax, kNegLogRatioMax, kMaxima };
+
+  // [value, count] pairs, as one flat block for an all-reduce.
+  static constexpr int kPairs = kSums;
+  std::array<double, 2 * kPairs> sums{};
+  std::array<double, kMaxima> maxima{-kUnseen, -kUnseen};
+
+  static constexpr double kUnseen = std::numeric_limits<double>::infinity();
+  static constexpr std::array<std::string_view, kSums> kNames{
+      "policy_loss",        "kl",           "clip_fraction_low", "clip_fraction_high",
+      "clip_fraction_dual", "approx_kl_k1", "approx_kl_k3",      "ratio_mean",
+      "ratio_squared_mean", "nonfinite"};
+
+  void merge(const PolicyMetrics& other) {
+    for (size_t i = 0; i < sums.size(); ++i) sums[i] += other.sums[i];
+    for (size_t i = 0; i < maxima.size(); ++i) maxima[i] = std::fmax(maxima[i], other.maxima[i]);
+  }
+
+  // Means over tokens, by name; `nonfinite` is the count itself, `ess` the effective share of the
+  // tokens (sum w)^2 / (n sum w^2) of the importance weights w = ratio. 0 without tokens.
+  std::map<std::string, double> to_map() const {
+    std::map<std::string, double> out;
+    const auto mean = [&](int i) {
+      const double count = sums[2 * static_cast<size_t>(i) + 1];
+      return count > 0 ? sums[2 * static_cast<size_t>(i)] / count : 0;
+    };
+    for (int i = 0; i < kSums; ++i) out[std::string(kNames[static_cast<size_t>(i)])] = mean(i);
+    out["nonfinite"] = sums[2 * kNonfinite];
+    const double squared = mean(kRatioSquared);
+    out["ess"] = squared > 0 ? mean(kRatio) * mean(kRatio) / squared : 0;
+    out["tokens"] = sums[2 * kPolicyLoss + 1];
+    const bool any = sums[2 * kPolicyLoss + 1] > 0;
+    out["ratio_max"] = any ? std::exp(maxima[kLogRatioMax]) : 0;
+    out["ratio_min"] = any ? std::exp(-maxima[kNegLogRatioMax]) : 0;
+    return out;
+  }
+};
+
+}  // namespace tether
