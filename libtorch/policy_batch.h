@@ -1,0 +1,35 @@
+#pragma once
+
+#include <string_view>
+
+#include "libtorch/policy_loss.h"
+#include "rl/kernels/policy_loss.h"
+
+namespace tether::detail {
+
+// The batch with every rule of PolicyBatch checked and every array in a type and shape that the
+// loops take: masks of integers as float32, advantages [B, 1] as [B]. Throws before anything is
+// computed.
+PolicyBatch checked(std::string_view function, const PolicyBatch& batch);
+
+// A checked batch on the CPU, as the kernels see it. Refers to the tensors of `batch`.
+class PolicyViews {
+ public:
+  explicit PolicyViews(const PolicyBatch& batch);
+  const PolicyArrays& arrays() const { return arrays_; }
+
+ private:
+  PolicyArrays arrays_;
+};
+
+// Loss, d loss / d logps (undefined unless asked for) and metrics by torch's operations, on any
+// device.
+struct TensorLoss {
+  at::Tensor loss;
+  at::Tensor dlogps;
+  PolicyMetricTensors metrics;
+};
+TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,
+                              const Normalizer& normalizer, bool with_gradient);
+
+}  // namespace tether::detail

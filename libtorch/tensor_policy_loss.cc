@@ -1,0 +1,190 @@
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/repeat_interleave.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <optional>
+
+#include "estimators/kl.h"
+#include "libtorch/arrays.h"
+#include "libtorch/policy_batch.h"
+
+// policy_loss by torch's operations: the formulas on TensorNumber, every token of the batch side by
+// side in one dimension, with the index of its row.
+
+namespace tether::detail {
+namespace {
+
+struct FlatBatch {
+  at::Tensor weight, active;  // [N]
+  at::Tensor row;             // [N], the row of each token
+  int64_t rows;
+  at::Tensor logp, old_logp, ref_logp, advantage;  // [N], 0 in masked slots
+};
+
+at::Tensor row_of_tokens(const PolicyBatch& batch, int64_t rows) {
+  const auto options = at::dtype(at::kLong).device(batch.logps.device());
+  const at::Tensor rows_index = at::arange(rows, options);
+  if (!batch.offsets.defined()) {
+    return rows_index.unsqueeze(1).expand(batch.logps.sizes()).reshape({-1});
+  }
+  const at::Tensor lengths = batch.offsets.diff().to(at::kLong);
+  check_value(lengths.numel() == 0 || lengths.min().item<int64_t>() >= 0,
+              "policy_loss: offsets must not decrease");
+  return at::repeat_interleave(rows_index, lengths.to(batch.logps.device()));
+}
+
+FlatBatch flattened(const PolicyBatch& batch) {
+  const bool wide = batch.logps.scalar_type() == at::kDouble;
+  const auto dtype = wide ? at::kDouble : at::kFloat;
+  FlatBatch out;
+  out.rows = batch.offsets.defined() ? batch.offsets.size(0) - 1 : batch.logps.size(0);
+  out.row = row_of_tokens(batch, out.rows);
+  out.weight = batch.response_mask.to(dtype).reshape({-1});
+  out.active = out.weight != 0;
+  const auto selected = [&](const at::Tensor& tensor) {
+    const at::Tensor values = tensor.detach().to(dtype).reshape({-1});
+    return at::where(out.active, values, at::zeros_like(values));
+  };
+  const bool per_row = batch.advantages.sizes() != batch.logps.sizes();
+  out.logp = selected(batch.logps);
+  out.old_logp = batch.old_logps.defined() ? selected(batch.old_logps) : out.logp;
+  out.ref_logp = batch.ref_logps.defined() ? selected(batch.ref_logps) : at::zeros_like(out.logp);
+  out.advantage = selected(per_row ? batch.advantages.index_select(0, out.row) : batch.advantages);
+  return out;
+}
+
+at::Tensor surrogate_of(const Surrogate& surrogate, const TensorToken& token) {
+  if (surrogate.face_path()) {
+    using Path = at::Tensor (*)(const Surrogate&, const TensorToken&);
+    return reinterpret_cast<Path>(surrogate.face_path())(surrogate, token);
+  }
+  at::Tensor out;
+  for_each_surrogate([&](auto formula) {
+    if (!out.defined()) out = evaluate_on_tensors<decltype(formula)>(surrogate, token);
+  });
+  check_value(out.defined(),
+              "policy_loss: surrogate must be one of the library's or wrapped by on_any_device on "
+              "devices other than the CPU, got another type");
+  return out;
+}
+
+// 1 / denominator of each row's terms, as row_factor (rl/aggregation.h), without a look at the
+// values.
+at::Tensor row_factors(const Aggregation& aggregation, const std::optional<double>& tokens,
+                       const std::optional<double>& sequences, const at::Tensor& row_tokens) {
+  const auto given = [&](const std::optional<double>& count, const at::Tensor& local) {
+    return count ? at::scalar_tensor(*count, local.options()) : local;
+  };
+  const at::Tensor n = given(tokens, row_tokens.sum());
+  const at::Tensor s = given(sequences, (row_tokens > 0).sum().to(row_tokens.scalar_type()));
+  at::Tensor denominator;
+  switch (aggregation.mode) {
+    case Aggregation::Mode::token_mean:
+      denominator = n.expand_as(row_tokens);
+      break;
+    case Aggregation::Mode::sequence_mean_token_mean:
+      denominator = s * row_tokens;
+      break;
+    case Aggregation::Mode::sequence_mean_token_sum:
+      denominator = s.expand_as(row_tokens);
+      break;
+    case Aggregation::Mode::sequence_sum_over_constant:
+      denominator = (s * aggregation.constant).expand_as(row_tokens);
+      break;
+  }
+  return at::where(denominator > 0, 1 / denominator, at::zeros_like(denominator));
+}
+
+PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& loss,
+                               const at::Tensor& dloss, const at::Tensor& kl) {
+  using M = PolicyMetrics;
+  const at::Tensor d = batch.logp - batch.old_logp;
+  const TensorNumber log_ratio{d};
+  const at::Tensor ratio = exp(log_ratio).value;
+  const at::Tensor stuck = dloss == 0;
+  const at::Tensor bad = stuck.logical_and(batch.advantage < 0);
+  const at::Tensor good = stuck.logical_and(batch.advantage > 0);
+  at::Tensor finite =
+      at::isfinite(loss).logical_and(at::isfinite(dloss)).logical_and(at::isfinite(kl));
+  for (const at::Tensor& input : {batch.logp, batch.old_logp, batch.ref_logp, batch.advantage}) {
+    finite = finite.logical_and(at::isfinite(input));
+  }
+  const at::Tensor zero = at::zeros_like(d);
+  const auto sum = [&](const at::Tensor& values) {
+    return at::where(batch.active, batch.weight * values, zero).to(at::kDouble).sum();
+  };
+  std::vector<at::Tensor> sums(M::kSums);
+  sums[M::kPolicyLoss] = sum(loss);
+  sums[M::kKl] = sum(kl);
+  sums[M::kClipFractionLow] = sum(bad.logical_and(d < 0));
+  sums[M::kClipFractionHigh] = sum(good.logical_and(d > 0));
+  sums[M::kClipFractionDual] = sum(bad.logical_and(d > 0));
+  sums[M::kApproxKlK1] = sum(-d);
+  sums[M::kApproxKlK3] = sum(k3(log_ratio).value);
+  sums[M::kRatio] = sum(ratio);
+  sums[M::kRatioSquared] = sum(ratio * ratio);
+  sums[M::kNonfinite] = batch.active.logical_and(finite.logical_not()).to(at::kDouble).sum();
+  const at::Tensor count = batch.weight.to(at::kDouble).sum();
+  const at::Tensor lowest = at::zeros({1}, d.options()) - M::kUnseen;
+  const auto largest = [&](const at::Tensor& values) {
+    const at::Tensor seen = at::where(batch.active, values, lowest);
+    return at::cat({seen, lowest}).max().to(at::kDouble);
+  };
+  const at::Tensor values = at::stack(sums);
+  return {.sums = at::stack({values, count.expand_as(values)}, 1),
+          .maxima = at::stack({largest(d), largest(-d)})};
+}
+
+}  // namespace
+
+TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,
+                              const Normalizer& normalizer, bool with_gradient) {
+  const bool penalty = objective.kl.beta > 0;
+  check_value(!penalty || batch.ref_logps.defined(),
+              "policy_loss: ref_logps must be given when beta is greater than 0, got beta " +
+                  text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0");
+  FlatBatch flat = flattened(batch);
+  const at::Tensor n =
+      at::zeros({flat.rows}, flat.weight.options()).index_add(0, flat.row, flat.weight);
+
+  // The gradient is taken here, with the loss, so that backward is a scaling as on the CPU.
+  at::AutoGradMode enabled(true);
+  const at::Tensor logp = flat.logp.detach().requires_grad_(true);
+  const TensorToken token{
+      {logp}, {logp - flat.old_logp}, {flat.advantage}, {flat.old_logp}, {flat.ref_logp}};
+  const at::Tensor loss = surrogate_of(objective.surrogate, token);
+  const at::Tensor kl =
+      penalty ? k3(TensorNumber{flat.ref_logp} - TensorNumber{logp}).value : at::zeros_like(loss);
+  const auto& kl_tokens = normalizer.kl ? normalizer.kl : normalizer.policy;
+  const auto total = [&](const at::Tensor& terms, const std::optional<double>& tokens) {
+    const at::Tensor factor = row_factors(objective.aggregation, tokens, normalizer.sequences, n)
+                                  .index_select(0, flat.row) *
+                              normalizer.world_size;
+    return at::where(flat.active, terms * flat.weight * factor, at::zeros_like(terms)).sum();
+  };
+  at::Tensor sum = total(loss, normalizer.policy);
+  if (penalty) sum = sum + total(kl, kl_tokens) * objective.kl.beta;
+
+  TensorLoss out;
+  const at::Tensor dloss = torch::autograd::grad({loss.sum()}, {logp}, {}, true)[0];
+  if (with_gradient) {
+    out.dlogps = torch::autograd::grad({sum}, {logp})[0]
+                     .view(batch.logps.sizes())
+                     .to(batch.logps.scalar_type());
+  }
+  at::AutoGradMode disabled(false);
+  out.loss = sum.detach();
+  out.metrics = metrics_of(flat, loss.detach(), dloss, kl.detach());
+  return out;
+}
+
+}  // namespace tether::detail

@@ -1,0 +1,8 @@
+#pragma once
+
+// The LibTorch face of the library.
+
+#include "libtorch/group_advantage.h"
+#include "libtorch/policy_loss.h"
+#include "libtorch/response_targets.h"
+#include "libtorch/token_logps.h"
