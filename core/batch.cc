@@ -108,6 +108,8 @@ void load_block(const RowLayout& layout, const ConstArray& array, int64_t row, i
     case DType::boolean:
       from(static_cast<const uint8_t*>(array.data));
       break;
+    case DType::none:
+      break;
   }
   for (int i = count; i % kLanes != 0; ++i) out[i] = T(0);
 }
@@ -131,8 +133,9 @@ void store_block(const RowLayout& layout, const MutableArray& array, int64_t row
     case DType::float16:
       to(static_cast<Float16*>(array.data));
       break;
-    case DType::boolean:
-      break;  // an input type only
+    case DType::boolean:  // an input type only
+    case DType::none:
+      break;
   }
 }
 

@@ -4,8 +4,9 @@
 
 namespace tether {
 
-// Numbers in somebody else's memory. Arithmetic is in float, in double for float64.
-enum class DType : uint8_t { float32, float64, bfloat16, float16, boolean };
+// Numbers in somebody else's memory. Arithmetic is in float, in double for float64. `none` is the type
+// of an array that is absent; an empty one has a type, and perhaps no memory.
+enum class DType : uint8_t { none, float32, float64, bfloat16, float16, boolean };
 
 // The shape of a batch of token rows: padded [rows, columns], or packed end to end, row i being the
 // elements offsets[i] .. offsets[i + 1] (cu_seqlens). Sizes are int64 throughout.
@@ -29,12 +30,12 @@ struct RowLayout {
 template <class Byte>
 struct BasicArray {
   Byte* data = nullptr;
-  DType dtype = DType::float32;
+  DType dtype = DType::none;
   int64_t row_stride = 0;
   int64_t column_stride = 1;
   bool per_row = false;
 
-  explicit operator bool() const { return data != nullptr; }
+  explicit operator bool() const { return dtype != DType::none; }
   // The element index of token `column` of `row`.
   int64_t index(const RowLayout& layout, int64_t row, int64_t column) const {
     if (per_row) return row * row_stride;

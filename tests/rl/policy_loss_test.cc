@@ -1,0 +1,379 @@
+#include "rl/kernels/policy_loss.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/sum.h"
+#include "rl/catalogue.h"
+
+namespace tether {
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+const nlohmann::json& golden() {
+  static const auto json =
+      nlohmann::json::parse(std::ifstream(TETHER_TESTS_DIR "/golden/policy_golden.json"));
+  return json;
+}
+
+template <class T>
+constexpr DType dtype() {
+  return sizeof(T) == 8 ? DType::float64 : DType::float32;
+}
+
+// A batch that owns its memory, padded [rows, columns].
+template <class T>
+struct Batch {
+  int64_t rows, columns;
+  std::vector<T> logps, old_logps, ref_logps, advantages, mask, dlogps;
+
+  Batch(int64_t b, int64_t t) : rows(b), columns(t) {
+    for (auto* array : {&logps, &old_logps, &ref_logps, &advantages, &mask, &dlogps}) {
+      array->assign(size_t(b * t), T(0));
+    }
+  }
+  ConstArray view(const std::vector<T>& array) const {
+    return {array.data(), dtype<T>(), columns, 1};
+  }
+  PolicyArrays arrays() const {
+    return {.layout = {.rows = rows, .columns = columns},
+            .logps = view(logps),
+            .advantages = view(advantages),
+            .response_mask = view(mask),
+            .old_logps = view(old_logps),
+            .ref_logps = view(ref_logps)};
+  }
+  PolicyTotals run(const PolicyObjective& objective, const Normalizer& normalizer = {},
+                   const Executor& executor = {}) {
+    return policy_loss(arrays(), objective, normalizer, {dlogps.data(), dtype<T>(), columns, 1},
+                       executor);
+  }
+};
+
+template <class T>
+Batch<T> random_batch(int64_t rows, int64_t columns, unsigned seed = 1) {
+  std::mt19937 random(seed);
+  std::normal_distribution<double> normal;
+  Batch<T> batch(rows, columns);
+  for (size_t i = 0; i < batch.logps.size(); ++i) {
+    batch.logps[i] = T(-1 + 0.5 * normal(random));
+    batch.old_logps[i] = batch.logps[i] - T(0.3 * normal(random));
+    batch.ref_logps[i] = batch.logps[i] + T(0.3 * normal(random));
+    batch.advantages[i] = T(normal(random));
+    batch.mask[i] = random() % 4 != 0 ? T(1) : T(0);
+  }
+  return batch;
+}
+
+template <class T>
+void expect_surrogate_goldens(double relative) {
+  for (const CatalogueRow& row : kCatalogue) {
+    ASSERT_TRUE(golden()["surrogates"].contains(std::string(row.name)))
+        << "no golden values for " << row.name << ": add it to make_policy_golden.py";
+    const Surrogate surrogate = row.preset().surrogate;
+    for (const auto& each : golden()["surrogates"][std::string(row.name)]) {
+      alignas(64) T columns[5][kLanes] = {}, value[kLanes], dlogp[kLanes];
+      columns[0][0] = each[0];
+      columns[1][0] = T(each[0]) - T(each[1]);
+      columns[2][0] = each[3];
+      columns[3][0] = each[1];
+      columns[4][0] = each[2];
+      surrogate(TokenColumns<T>{columns[0], columns[1], columns[2], columns[3], columns[4], kLanes},
+                value, dlogp);
+      const double expected = each[4], slope = each[5];
+      EXPECT_NEAR(value[0], expected, relative * std::abs(expected)) << row.name << " " << each;
+      EXPECT_NEAR(dlogp[0], slope, relative * std::abs(slope)) << row.name << " " << each;
+    }
+  }
+}
+
+TEST(PolicyLoss, EverySurrogateMatchesItsGoldenValuesInDouble) {
+  expect_surrogate_goldens<double>(2e-15);
+}
+TEST(PolicyLoss, EverySurrogateMatchesItsGoldenValuesInFloat) {
+  expect_surrogate_goldens<float>(1e-6);
+}
+
+Aggregation aggregation_of(const nlohmann::json& each) {
+  for (size_t i = 0; i < kAggregationNames.size(); ++i) {
+    if (each["aggregation"] == kAggregationNames[i]) {
+      return {static_cast<Aggregation::Mode>(i), each["constant"]};
+    }
+  }
+  throw Error("no such aggregation");
+}
+
+template <class T>
+void expect_batch_goldens(double tolerance) {
+  for (const auto& each : golden()["batches"]) {
+    Batch<T> batch(each["rows"], each["columns"]);
+    batch.logps = each["logps"].get<std::vector<T>>();
+    batch.old_logps = each["old_logps"].get<std::vector<T>>();
+    batch.ref_logps = each["ref_logps"].get<std::vector<T>>();
+    batch.advantages = each["advantages"].get<std::vector<T>>();
+    batch.mask = each["response_mask"].get<std::vector<T>>();
+    PolicyObjective objective = preset("test", each["objective"].get<std::string>());
+    for (const auto& [name, value] : each["options"].items()) {
+      set_option("test", objective, name, value);
+    }
+    objective.kl.beta = each["beta"];
+    objective.aggregation = aggregation_of(each);
+    const PolicyTotals out = batch.run(objective);
+    EXPECT_NEAR(out.loss, each["loss"], tolerance) << each["name"];
+    for (size_t i = 0; i < batch.dlogps.size(); ++i) {
+      EXPECT_NEAR(batch.dlogps[i], each["dlogps"][i], tolerance) << each["name"] << " " << i;
+    }
+  }
+}
+
+TEST(PolicyLoss, BatchesMatchTheirGoldenValuesInDouble) { expect_batch_goldens<double>(1e-15); }
+TEST(PolicyLoss, BatchesMatchTheirGoldenValuesInFloat) { expect_batch_goldens<float>(1e-6); }
+
+TEST(PolicyLoss, MetricsMatchBruteForce) {
+  Batch<double> batch = random_batch<double>(7, 700);
+  PolicyObjective objective = presets::grpo(0.1, {.epsilon_low = 0.1, .epsilon_high = 0.3,
+                                                  .dual_clip = 1.4});
+  const auto metrics = batch.run(objective).metrics.to_map();
+  double n = 0, low = 0, high = 0, dual = 0, k1s = 0, k3s = 0, w = 0, w2 = 0, kls = 0, most = 0,
+         least = 1e9;
+  for (size_t i = 0; i < batch.mask.size(); ++i) {
+    if (batch.mask[i] == 0) continue;
+    const double d = batch.logps[i] - batch.old_logps[i], ratio = std::exp(d);
+    const double A = batch.advantages[i], to_ref = batch.ref_logps[i] - batch.logps[i];
+    n += 1;
+    low += A < 0 && ratio < 0.9;
+    high += A > 0 && ratio > 1.3;
+    dual += A < 0 && ratio > 1.4;
+    k1s -= d;
+    k3s += std::expm1(d) - d;
+    kls += std::expm1(to_ref) - to_ref;
+    w += ratio;
+    w2 += ratio * ratio;
+    most = std::max(most, ratio);
+    least = std::min(least, ratio);
+  }
+  EXPECT_EQ(metrics.at("tokens"), n);
+  EXPECT_DOUBLE_EQ(metrics.at("clip_fraction_low"), low / n);
+  EXPECT_DOUBLE_EQ(metrics.at("clip_fraction_high"), high / n);
+  EXPECT_DOUBLE_EQ(metrics.at("clip_fraction_dual"), dual / n);
+  EXPECT_GT(dual, 0);
+  EXPECT_NEAR(metrics.at("approx_kl_k1"), k1s / n, 1e-14);
+  EXPECT_NEAR(metrics.at("approx_kl_k3"), k3s / n, 1e-14);
+  EXPECT_NEAR(metrics.at("kl"), kls / n, 1e-14);
+  EXPECT_NEAR(metrics.at("ratio_mean"), w / n, 1e-13);
+  EXPECT_NEAR(metrics.at("ess"), w * w / w2 / n, 1e-13);
+  EXPECT_NEAR(metrics.at("ratio_max"), most, 1e-13);
+  EXPECT_NEAR(metrics.at("ratio_min"), least, 1e-13);
+  EXPECT_EQ(metrics.at("nonfinite"), 0);
+}
+
+TEST(PolicyLoss, MergedMetricsOfPartsAreThoseOfTheWhole) {
+  Batch<double> whole = random_batch<double>(6, 50);
+  PolicyMetrics merged;
+  for (int64_t row = 0; row < 6; ++row) {
+    PolicyArrays part = whole.arrays();
+    part.layout.rows = 1;
+    for (ConstArray* array : {&part.logps, &part.old_logps, &part.ref_logps, &part.advantages,
+                              &part.response_mask}) {
+      array->data = static_cast<const double*>(array->data) + row * 50;
+    }
+    merged.merge(policy_loss(part, presets::grpo(), {}, {}).metrics);
+  }
+  const auto expected = whole.run(presets::grpo()).metrics.to_map();
+  for (const auto& [name, value] : merged.to_map()) {
+    EXPECT_NEAR(value, expected.at(name), 1e-13) << name;
+  }
+}
+
+TEST(PolicyLoss, NonfiniteTokensAreCountedAndComeOut) {
+  Batch<float> batch = random_batch<float>(3, 40);
+  for (auto& weight : batch.mask) weight = 1;
+  batch.logps[3] = std::nanf("");
+  batch.old_logps[50] = INFINITY;
+  batch.advantages[77] = -INFINITY;
+  const PolicyTotals out = batch.run(presets::ppo());
+  EXPECT_EQ(out.metrics.to_map().at("nonfinite"), 3);
+  EXPECT_TRUE(std::isnan(out.loss));
+  EXPECT_TRUE(std::isnan(batch.dlogps[3]));
+  EXPECT_TRUE(std::isfinite(batch.dlogps[4]));
+}
+
+// A pool of threads that takes tasks in no particular order.
+struct Threads {
+  int count;
+  Executor executor() {
+    return {.run =
+                [](void* context, int64_t tasks, Executor::Task task, void* argument) {
+                  const int n = static_cast<Threads*>(context)->count;
+                  std::vector<std::thread> threads;
+                  for (int i = 0; i < n; ++i) {
+                    threads.emplace_back([=] {
+                      for (int64_t j = tasks - 1 - i; j >= 0; j -= n) task(argument, j);
+                    });
+                  }
+                  for (std::thread& thread : threads) thread.join();
+                },
+            .context = this};
+  }
+};
+
+TEST(PolicyLoss, SameBitsForAnyNumberOfThreads) {
+  Batch<float> batch = random_batch<float>(37, 1500);
+  for (const CatalogueRow& row : kCatalogue) {
+    const PolicyTotals serial = batch.run(row.preset());
+    const std::vector<float> gradient = batch.dlogps;
+    for (int count : {1, 2, 3, 8}) {
+      Threads threads{count};
+      const PolicyTotals parallel = batch.run(row.preset(), {}, threads.executor());
+      EXPECT_EQ(serial.loss, parallel.loss) << row.name << " " << count;
+      EXPECT_EQ(serial.metrics.sums, parallel.metrics.sums) << row.name << " " << count;
+      EXPECT_EQ(gradient, batch.dlogps) << row.name << " " << count;
+    }
+  }
+}
+
+TEST(PolicyLoss, PackedRowsGiveTheBitsOfPaddedOnes) {
+  Batch<float> padded = random_batch<float>(5, 30);
+  const int64_t lengths[] = {30, 0, 1, 17, 29};
+  std::vector<float> packed[5];
+  std::vector<int64_t> offsets{0};
+  for (int64_t row = 0; row < 5; ++row) {
+    for (int64_t t = 0; t < 30; ++t) {
+      const size_t at = size_t(row * 30 + t);
+      if (t >= lengths[row]) {
+        padded.mask[at] = 0;
+        continue;
+      }
+      const float* columns[] = {&padded.logps[at], &padded.old_logps[at], &padded.ref_logps[at],
+                                &padded.advantages[at], &padded.mask[at]};
+      for (int i = 0; i < 5; ++i) packed[i].push_back(*columns[i]);
+    }
+    offsets.push_back(int64_t(packed[0].size()));
+  }
+  const auto view = [](const std::vector<float>& array) {
+    return ConstArray{array.data(), DType::float32, 0, 1};
+  };
+  const PolicyArrays arrays{.layout = {.rows = 5, .offsets64 = offsets.data()},
+                            .logps = view(packed[0]),
+                            .advantages = view(packed[3]),
+                            .response_mask = view(packed[4]),
+                            .old_logps = view(packed[1]),
+                            .ref_logps = view(packed[2])};
+  for (const CatalogueRow& row : kCatalogue) {
+    std::vector<float> dlogps(packed[0].size());
+    const PolicyTotals out =
+        policy_loss(arrays, row.preset(), {}, {dlogps.data(), DType::float32, 0, 1});
+    EXPECT_EQ(out.loss, padded.run(row.preset()).loss) << row.name;
+    for (int64_t i = 0; i < 5; ++i) {
+      EXPECT_EQ(0, std::memcmp(&dlogps[size_t(offsets[size_t(i)])], &padded.dlogps[size_t(i * 30)],
+                               size_t(lengths[i]) * sizeof(float)))
+          << row.name << " row " << i;
+    }
+  }
+}
+
+TEST(PolicyLoss, CountsOfTheStepMakeAnySplitTheSame) {
+  Batch<double> batch = random_batch<double>(4, 25);
+  for (size_t i = 0; i < 25; ++i) batch.mask[i] = 0;  // one empty row
+  for (Aggregation aggregation : {token_mean(), sequence_mean_token_mean(),
+                                  sequence_mean_token_sum(), sequence_sum_over_constant(25)}) {
+    PolicyObjective objective = presets::grpo(0.3);
+    objective.aggregation = aggregation;
+    const double whole = batch.run(objective).loss;
+    const std::vector<double> gradient = batch.dlogps;
+    const Normalizer counts = local_counts(batch.arrays(), objective);
+    EXPECT_EQ(counts.sequences, 3);
+    double sum = 0;
+    for (int64_t row = 0; row < 4; ++row) {
+      Batch<double> part(1, 25);
+      const auto cut = [&](const std::vector<double>& from) {
+        return std::vector<double>(from.begin() + row * 25, from.begin() + (row + 1) * 25);
+      };
+      part.logps = cut(batch.logps);
+      part.old_logps = cut(batch.old_logps);
+      part.ref_logps = cut(batch.ref_logps);
+      part.advantages = cut(batch.advantages);
+      part.mask = cut(batch.mask);
+      sum += part.run(objective, counts).loss;
+      for (size_t t = 0; t < 25; ++t) {
+        EXPECT_DOUBLE_EQ(part.dlogps[t], gradient[size_t(row) * 25 + t]);
+      }
+    }
+    EXPECT_NEAR(sum, whole, 1e-15);
+  }
+}
+
+TEST(PolicyLoss, NothingActiveIsZero) {
+  Batch<float> batch(3, 5);
+  for (auto& each : batch.logps) each = std::nanf("");
+  for (const CatalogueRow& row : kCatalogue) {
+    const PolicyTotals out = batch.run(row.preset());
+    EXPECT_EQ(out.loss, 0) << row.name;
+    for (float each : batch.dlogps) EXPECT_EQ(each, 0) << row.name;
+    for (const auto& [name, value] : out.metrics.to_map()) EXPECT_EQ(value, 0) << name;
+  }
+  Batch<float> none(0, 5);
+  EXPECT_EQ(none.run(presets::grpo()).loss, 0);
+}
+
+template <class Call>
+std::string message(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(PolicyLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
+  Batch<float> batch = random_batch<float>(3, 6);
+  for (auto& weight : batch.mask) weight = 1;
+  const auto error = [&](const PolicyObjective& objective, const Normalizer& normalizer = {}) {
+    batch.dlogps.assign(18, 7.0f);
+    const std::string out = message([&] { batch.run(objective, normalizer); });
+    EXPECT_EQ(batch.dlogps, std::vector<float>(18, 7.0f)) << out;
+    return out;
+  };
+  EXPECT_EQ(error(presets::ppo({.epsilon_low = 1.2})),
+            "policy_loss: epsilon_low must be in [0, 1], got 1.2");
+  EXPECT_EQ(error(presets::grpo(-1)), "policy_loss: beta must be at least 0, got -1");
+  EXPECT_EQ(error(presets::ppo(), {.policy = 10}),
+            "policy_loss: normalizer.policy must be at least 18, the count of this batch, got 10. "
+            "Pass the count of the whole optimizer step");
+  EXPECT_EQ(error(presets::ppo(), {.policy = kNaN}),
+            "policy_loss: normalizer.policy must be at least 18, the count of this batch, got nan. "
+            "Pass the count of the whole optimizer step");
+  EXPECT_EQ(error(presets::ppo(), {.world_size = 0}),
+            "policy_loss: normalizer.world_size must be greater than 0, got 0");
+  batch.mask[11] = -1;
+  EXPECT_EQ(error(presets::ppo()), "policy_loss: response_mask must be in [0, 1], got -1 at [1, 5]");
+  batch.mask[11] = std::nanf("");
+  EXPECT_EQ(error(presets::ppo()), "policy_loss: response_mask must be in [0, 1], got nan at [1, 5]");
+  batch.mask[11] = 1.5;
+  EXPECT_EQ(error(presets::ppo()), "policy_loss: response_mask must be in [0, 1], got 1.5 at [1, 5]");
+
+  batch.mask[11] = 1;
+  PolicyArrays arrays = batch.arrays();
+  arrays.ref_logps = {};
+  EXPECT_EQ(message([&] { policy_loss(arrays, presets::grpo(), {}, {}); }),
+            "policy_loss: ref_logps must be given when beta is greater than 0, got beta 0.04 and "
+            "none. Pass ref_logps or beta = 0");
+  const int64_t offsets[] = {0, 7, 5, 18};
+  arrays.layout = {.rows = 3, .offsets64 = offsets};
+  EXPECT_EQ(message([&] { policy_loss(arrays, presets::ppo(), {}, {}); }),
+            "policy_loss: offsets must not decrease, got 5 after 7 at [2]");
+}
+
+}  // namespace
+}  // namespace tether

@@ -1,0 +1,107 @@
+#include "rl/policy_objective.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <set>
+#include <string>
+
+#include "rl/catalogue.h"
+
+namespace tether {
+namespace {
+
+template <class Call>
+std::string message(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+std::map<std::string, double> options_of(const PolicyObjective& objective) {
+  std::map<std::string, double> out;
+  for_each_option(objective, [&](std::string_view name, double value, const Range&) {
+    out[std::string(name)] = value;
+  });
+  return out;
+}
+
+TEST(PolicyObjective, ListsItsOptionsByName) {
+  EXPECT_EQ(options_of(presets::dapo()),
+            (std::map<std::string, double>{{"epsilon_low", 0.2},
+                                           {"epsilon_high", 0.28},
+                                           {"dual_clip", infinity},
+                                           {"beta", 0},
+                                           {"constant", 1}}));
+}
+
+TEST(PolicyObjective, OptionsAreSetByName) {
+  PolicyObjective objective = presets::grpo();
+  set_option("policy_loss", objective, "epsilon_high", 0.4);
+  set_option("policy_loss", objective, "beta", 0.1);
+  EXPECT_EQ(objective.surrogate.target<PpoClip>()->epsilon_high, 0.4);
+  EXPECT_EQ(objective.kl.beta, 0.1);
+}
+
+TEST(PolicyObjective, BadOptionsGetOneClearError) {
+  PolicyObjective objective = presets::ppo();
+  EXPECT_EQ(message([&] { set_option("policy_loss", objective, "epsilon", 0.2); }),
+            "policy_loss: option must be one of epsilon_low, epsilon_high, dual_clip, beta, "
+            "constant, got \"epsilon\"");
+  EXPECT_EQ(message([&] { set_option("policy_loss", objective, "epsilon_low", 1.2); }),
+            "policy_loss: epsilon_low must be in [0, 1], got 1.2");
+  EXPECT_EQ(message([&] { check_objective("f", presets::ppo({.dual_clip = 1})); }),
+            "f: dual_clip must be greater than 1, got 1");
+  EXPECT_EQ(message([&] { check_objective("f", presets::grpo(NAN)); }),
+            "f: beta must be at least 0, got nan");
+  EXPECT_EQ(message([&] { preset("policy_loss", "gropo"); }),
+            "policy_loss: objective must be one of ppo, grpo, dapo, reinforce, got \"gropo\"");
+}
+
+TEST(Catalogue, EveryFormulaIsKnownToTheFacesByType) {
+  for (const CatalogueRow& row : kCatalogue) {
+    const PolicyObjective objective = row.preset();
+    bool known = false;
+    for_each_surrogate([&](auto formula) {
+      known |= objective.surrogate.target<decltype(formula)>() != nullptr;
+    });
+    EXPECT_TRUE(known) << row.name;
+    EXPECT_EQ(message([&] { check_objective("f", objective); }), "no error") << row.name;
+  }
+}
+
+TEST(Catalogue, NamesAreUnique) {
+  std::set<std::string_view> names;
+  for (const CatalogueRow& row : kCatalogue) EXPECT_TRUE(names.insert(row.name).second) << row.name;
+}
+
+struct Quadratic {
+  double strength = 3;
+  static constexpr auto fields() {
+    return std::tuple{field("strength", &Quadratic::strength, {0, 10})};
+  }
+  template <class Number, class Constant>
+  TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
+    return token.log_ratio * token.log_ratio * strength - token.advantage * token.logp;
+  }
+};
+
+TEST(Surrogate, TakesAUsersOwnFormula) {
+  PolicyObjective objective = presets::grpo();
+  objective.surrogate = Quadratic{};
+  set_option("f", objective, "strength", 2);
+  double logp[16] = {-1}, log_ratio[16] = {0.5}, advantage[16] = {4}, other[16] = {};
+  double value[16], dlogp[16];
+  objective.surrogate(TokenColumns<double>{logp, log_ratio, advantage, other, other, 16}, value,
+                      dlogp);
+  EXPECT_DOUBLE_EQ(value[0], 0.5 + 4);
+  EXPECT_DOUBLE_EQ(dlogp[0], 2 - 4);
+  EXPECT_EQ(objective.surrogate.target<PpoClip>(), nullptr);
+}
+
+}  // namespace
+}  // namespace tether
