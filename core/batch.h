@@ -4,8 +4,8 @@
 
 namespace tether {
 
-// Numbers in somebody else's memory. Arithmetic is in float, in double for float64. `none` is the type
-// of an array that is absent; an empty one has a type, and perhaps no memory.
+// Numbers in somebody else's memory. Arithmetic is in float, in double for float64. `none` is the
+// type of an array that is absent; an empty one has a type, and perhaps no memory.
 enum class DType : uint8_t { none, float32, float64, bfloat16, float16, boolean };
 
 // The shape of a batch of token rows: padded [rows, columns], or packed end to end, row i being the

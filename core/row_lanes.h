@@ -132,6 +132,8 @@ TETHER_INLINE const RealOf<Stored>* widened_lanes(const Stored* in, RealOf<Store
     return in;
   } else if constexpr (std::is_same_v<Stored, BFloat16>) {
     const BFloat16Pair* pairs = reinterpret_cast<const BFloat16Pair*>(in);
+// Else it is unrolled before the vectoriser sees it.
+#pragma GCC unroll 1
     for (int i = 0; i < kRowLanes / 2; ++i) {  // VECTOR
       buffer[i] = std::bit_cast<float>(pairs[i] << 16);
       buffer[i + kRowLanes / 2] = std::bit_cast<float>(pairs[i] & 0xFFFF0000u);

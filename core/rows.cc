@@ -176,10 +176,12 @@ void with_stored_type(const char* function, DType dtype, Body body) {
     case DType::float16:
       return body(Float16{});
     case DType::boolean:
+    case DType::none:
       break;
   }
   throw Error(std::string(function) +
-              ": logits must be float32, float64, bfloat16 or float16, got boolean");
+              ": logits must be float32, float64, bfloat16 or float16, got " +
+              (dtype == DType::none ? "none" : "boolean"));
 }
 
 template <class Body>
@@ -228,16 +230,14 @@ RowStatistics merge(const RowStatistics& a, const RowStatistics& b, double tempe
   return {reference, x.sum + y.sum, x.weighted_sum + y.weighted_sum, target_logit};
 }
 
+// No clamp to logp <= 0 <= entropy is needed: the reference is one of the logits, with t = 0, and
+// the others exceed it by kLargestExponent at most. Without any logit both are inf - inf.
 double logp(const RowStatistics& row, double temperature) {
-  if (row.sum == 0) return std::numeric_limits<double>::quiet_NaN();
-  const double value = (row.target_logit - row.reference) / temperature - std::log(row.sum);
-  return value > 0 ? 0 : value;
+  return (row.target_logit - row.reference) / temperature - std::log(row.sum);
 }
 
 double entropy(const RowStatistics& row) {
-  if (row.sum == 0) return std::numeric_limits<double>::quiet_NaN();
-  const double value = std::log(row.sum) - std::numbers::ln2 * row.weighted_sum / row.sum;
-  return value < 0 ? 0 : value;
+  return std::log(row.sum) - std::numbers::ln2 * row.weighted_sum / row.sum;
 }
 
 int64_t first_bad_target(const int64_t* targets, int64_t rows, int64_t vocabulary,

@@ -24,8 +24,8 @@ using torch::autograd::variable_list;
 // this node torch would take the stored gradient for a constant and return zero.
 class PolicyGradient : public torch::autograd::Function<PolicyGradient> {
  public:
-  static at::Tensor forward(AutogradContext*, const at::Tensor& upstream,
-                            const at::Tensor& dlogps) {
+  static at::Tensor forward(AutogradContext*, const at::Tensor& upstream, const at::Tensor& dlogps,
+                            const at::Tensor&) {
     return dlogps * upstream.to(dlogps.scalar_type());
   }
   static variable_list backward(AutogradContext*, const variable_list&) {
@@ -50,16 +50,17 @@ class PolicyLoss : public torch::autograd::Function<PolicyLoss> {
                             const Normalizer* normalizer, PolicyMetricTensors* metrics) {
     Computed computed = compute(*batch, *objective, *normalizer, logps.requires_grad());
     *metrics = std::move(computed.metrics);
-    context->save_for_backward({computed.dlogps});
+    context->save_for_backward({computed.dlogps, logps});
     return computed.loss;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    const at::Tensor dlogps = context->get_saved_variables()[0];
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor& dlogps = saved[0];
     const at::Tensor& upstream = gradients[0];
     at::Tensor scaled;
     if (at::GradMode::is_enabled()) {
-      scaled = PolicyGradient::apply(upstream, dlogps);
+      scaled = PolicyGradient::apply(upstream, dlogps, saved[1]);
     } else if (upstream.is_cpu() && upstream.item<double>() == 1) {
       scaled = dlogps;
     } else {

@@ -49,7 +49,8 @@ TEST(Dual, ClampPassesTheGradientOnTheClosedInterval) {
   struct Row {
     double x, value, grad;
   };
-  for (const Row& row : {Row{-1, 1, 0}, Row{1, 1, 1}, Row{1.5, 1.5, 1}, Row{2, 2, 1}, Row{3, 2, 0}}) {
+  for (const Row& row :
+       {Row{-1, 1, 0}, Row{1, 1, 1}, Row{1.5, 1.5, 1}, Row{2, 2, 1}, Row{3, 2, 0}}) {
     EXPECT_EQ(clamp(at(row.x), 1, 2).value, row.value) << row.x;
     EXPECT_EQ(clamp(at(row.x), 1, 2).grad, row.grad) << row.x;
   }
@@ -89,7 +90,8 @@ TEST(Dual, ExpSaturatesAndStillPulls) {
 }
 
 TEST(Dual, Expm1MinusIsNeverNegativeAndSaturatesAbove) {
-  for (float d : {-3e38f, -60.0f, -1.0f, -1e-4f, -1e-30f, 0.0f, 1e-30f, 1e-4f, 0.3f, 60.0f, 3e38f}) {
+  for (float d :
+       {-3e38f, -60.0f, -1.0f, -1e-4f, -1e-30f, 0.0f, 1e-30f, 1e-4f, 0.3f, 60.0f, 3e38f}) {
     const Dual<float> k3 = expm1_minus(Dual<float>{d, 1.0f});
     EXPECT_GE(k3.value, 0) << d;
     EXPECT_TRUE(std::isfinite(k3.value)) << d;

@@ -69,8 +69,8 @@ TEST(GroupAdvantage, AGroupOfOneIsZeroAndAGroupOfTwoIsOneOverRootTwo) {
 
 TEST(GroupAdvantage, GroupsAreIndependentAndMayInterleave) {
   const std::vector<double> sorted = advantages({1, 2, 6, 10, 30, 20}, 3);
-  EXPECT_THAT(advantages({1, 10, 2, 30, 20, 6}, std::vector<int64_t>{-7, 1LL << 60, -7, 1LL << 60,
-                                                                     1LL << 60, -7}),
+  EXPECT_THAT(advantages({1, 10, 2, 30, 20, 6},
+                         std::vector<int64_t>{-7, 1LL << 60, -7, 1LL << 60, 1LL << 60, -7}),
               ElementsAre(sorted[0], sorted[3], sorted[1], sorted[4], sorted[5], sorted[2]));
 }
 

@@ -63,8 +63,9 @@ TEST(KlEstimators, K1AndK3AreUnbiasedByEnumeration) {
   EXPECT_NEAR(mean_k2, 0.375 * std::log(2) * std::log(2), 1e-15);  // biased, and by how much
 }
 
-// d log_ratio / d logp of the sampled policy is -1: k1 pulls nowhere, k2 as KL(sampled || other), k3 as
-// KL(other || sampled). Gradients in the logits of q are q_i (c_i - mean c), c = -d k / d logp ... .
+// d log_ratio / d logp of the sampled policy is -1: k1 pulls nowhere, k2 as KL(sampled || other),
+// k3 as KL(other || sampled). Gradients in the logits of q are q_i (c_i - mean c), c = -d k / d
+// logp ... .
 TEST(KlEstimators, ExpectedGradientsAreOfTheLabelledDivergences) {
   const double q[] = {0.5, 0.3, 0.2}, p[] = {0.2, 0.3, 0.5};
   double kl_qp = 0;

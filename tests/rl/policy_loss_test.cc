@@ -141,8 +141,8 @@ TEST(PolicyLoss, BatchesMatchTheirGoldenValuesInFloat) { expect_batch_goldens<fl
 
 TEST(PolicyLoss, MetricsMatchBruteForce) {
   Batch<double> batch = random_batch<double>(7, 700);
-  PolicyObjective objective = presets::grpo(0.1, {.epsilon_low = 0.1, .epsilon_high = 0.3,
-                                                  .dual_clip = 1.4});
+  PolicyObjective objective =
+      presets::grpo(0.1, {.epsilon_low = 0.1, .epsilon_high = 0.3, .dual_clip = 1.4});
   const auto metrics = batch.run(objective).metrics.to_map();
   double n = 0, low = 0, high = 0, dual = 0, k1s = 0, k3s = 0, w = 0, w2 = 0, kls = 0, most = 0,
          least = 1e9;
@@ -183,8 +183,8 @@ TEST(PolicyLoss, MergedMetricsOfPartsAreThoseOfTheWhole) {
   for (int64_t row = 0; row < 6; ++row) {
     PolicyArrays part = whole.arrays();
     part.layout.rows = 1;
-    for (ConstArray* array : {&part.logps, &part.old_logps, &part.ref_logps, &part.advantages,
-                              &part.response_mask}) {
+    for (ConstArray* array :
+         {&part.logps, &part.old_logps, &part.ref_logps, &part.advantages, &part.response_mask}) {
       array->data = static_cast<const double*>(array->data) + row * 50;
     }
     merged.merge(policy_loss(part, presets::grpo(), {}, {}).metrics);
@@ -357,11 +357,14 @@ TEST(PolicyLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
   EXPECT_EQ(error(presets::ppo(), {.world_size = 0}),
             "policy_loss: normalizer.world_size must be greater than 0, got 0");
   batch.mask[11] = -1;
-  EXPECT_EQ(error(presets::ppo()), "policy_loss: response_mask must be in [0, 1], got -1 at [1, 5]");
+  EXPECT_EQ(error(presets::ppo()),
+            "policy_loss: response_mask must be in [0, 1], got -1 at [1, 5]");
   batch.mask[11] = std::nanf("");
-  EXPECT_EQ(error(presets::ppo()), "policy_loss: response_mask must be in [0, 1], got nan at [1, 5]");
+  EXPECT_EQ(error(presets::ppo()),
+            "policy_loss: response_mask must be in [0, 1], got nan at [1, 5]");
   batch.mask[11] = 1.5;
-  EXPECT_EQ(error(presets::ppo()), "policy_loss: response_mask must be in [0, 1], got 1.5 at [1, 5]");
+  EXPECT_EQ(error(presets::ppo()),
+            "policy_loss: response_mask must be in [0, 1], got 1.5 at [1, 5]");
 
   batch.mask[11] = 1;
   PolicyArrays arrays = batch.arrays();

@@ -31,12 +31,11 @@ std::map<std::string, double> options_of(const PolicyObjective& objective) {
 }
 
 TEST(PolicyObjective, ListsItsOptionsByName) {
-  EXPECT_EQ(options_of(presets::dapo()),
-            (std::map<std::string, double>{{"epsilon_low", 0.2},
-                                           {"epsilon_high", 0.28},
-                                           {"dual_clip", infinity},
-                                           {"beta", 0},
-                                           {"constant", 1}}));
+  EXPECT_EQ(options_of(presets::dapo()), (std::map<std::string, double>{{"epsilon_low", 0.2},
+                                                                        {"epsilon_high", 0.28},
+                                                                        {"dual_clip", infinity},
+                                                                        {"beta", 0},
+                                                                        {"constant", 1}}));
 }
 
 TEST(PolicyObjective, OptionsAreSetByName) {
@@ -66,9 +65,8 @@ TEST(Catalogue, EveryFormulaIsKnownToTheFacesByType) {
   for (const CatalogueRow& row : kCatalogue) {
     const PolicyObjective objective = row.preset();
     bool known = false;
-    for_each_surrogate([&](auto formula) {
-      known |= objective.surrogate.target<decltype(formula)>() != nullptr;
-    });
+    for_each_surrogate(
+        [&](auto formula) { known |= objective.surrogate.target<decltype(formula)>() != nullptr; });
     EXPECT_TRUE(known) << row.name;
     EXPECT_EQ(message([&] { check_objective("f", objective); }), "no error") << row.name;
   }

@@ -1,0 +1,279 @@
+#include "libtorch/policy_loss.h"
+
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <functional>
+#include <string>
+
+#include "libtorch/group_advantage.h"
+
+namespace tether {
+namespace {
+
+template <class Expected, class Call>
+std::string message(Call call) {
+  try {
+    call();
+  } catch (const Expected& error) {
+    return static_cast<const c10::Error&>(error).msg();
+  } catch (const std::exception& error) {
+    return std::string("another error: ") + error.what();
+  }
+  return "no error";
+}
+
+PolicyBatch random_batch(int64_t rows, int64_t columns, at::ScalarType dtype = at::kFloat) {
+  torch::manual_seed(7);
+  const auto options = at::dtype(dtype);
+  const at::Tensor logps = torch::randn({rows, columns}, options) - 2;
+  return {.logps = logps.clone().requires_grad_(),
+          .advantages = torch::randn({rows}, options),
+          .response_mask = torch::rand({rows, columns}) > 0.25,
+          .old_logps = logps + 0.3 * torch::randn({rows, columns}, options),
+          .ref_logps = logps + 0.3 * torch::randn({rows, columns}, options)};
+}
+
+at::Tensor gradient(const at::Tensor& loss, const at::Tensor& logps) {
+  return torch::autograd::grad({loss}, {logps}, {}, /*retain_graph=*/true)[0];
+}
+
+// PPO as people write it, by torch's operations in float64.
+TEST(PolicyLossFace, EqualsThePlainExpressionInValueAndGradient) {
+  const PolicyBatch batch = random_batch(5, 33, at::kDouble);
+  const LossOutput out = ppo_loss(batch, {.epsilon_low = 0.1, .epsilon_high = 0.3});
+  const at::Tensor logps = batch.logps.detach().clone().requires_grad_();
+  const at::Tensor ratio = (logps - batch.old_logps).exp();
+  const at::Tensor A = batch.advantages.unsqueeze(1);
+  const at::Tensor loss = -at::minimum(ratio * A, ratio.clamp(0.9, 1.3) * A);
+  const at::Tensor mean = (loss * batch.response_mask).sum() / batch.response_mask.sum();
+  EXPECT_NEAR(out.loss.item<double>(), mean.item<double>(), 1e-15);
+  EXPECT_LT((gradient(out.loss, batch.logps) - gradient(mean, logps)).abs().max().item<double>(),
+            1e-16);
+}
+
+TEST(PolicyLossFace, EveryDevicePathEqualsTheKernel) {
+  const PolicyBatch batch = random_batch(5, 33, at::kDouble);
+  for (const CatalogueRow& row : kCatalogue) {
+    const LossOutput kernel = policy_loss(batch, row.preset());
+    const LossOutput tensors = detail::policy_loss_any_device(batch, row.preset());
+    EXPECT_NEAR(kernel.loss.item<double>(), tensors.loss.item<double>(), 1e-14) << row.name;
+    const at::Tensor difference =
+        gradient(kernel.loss, batch.logps) - gradient(tensors.loss, batch.logps);
+    EXPECT_LT(difference.abs().max().item<double>(), 1e-15) << row.name;
+    const auto expected = kernel.metrics.to_map();
+    for (const auto& [name, value] : tensors.metrics.to_map()) {
+      EXPECT_NEAR(value, expected.at(name), 1e-13) << row.name << " " << name;
+    }
+  }
+}
+
+struct Cubic {
+  template <class Number, class Constant>
+  TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
+    return abs(token.log_ratio) * token.log_ratio * token.log_ratio - token.advantage * token.logp;
+  }
+};
+
+TEST(PolicyLossFace, AUsersSurrogateRunsOnEveryDeviceOnceItIsWrapped) {
+  const PolicyBatch batch = random_batch(3, 20, at::kDouble);
+  PolicyObjective objective = presets::grpo();
+  objective.surrogate = Cubic{};
+  const LossOutput kernel = policy_loss(batch, objective);
+  EXPECT_EQ(message<c10::ValueError>([&] { detail::policy_loss_any_device(batch, objective); }),
+            "policy_loss: surrogate must be one of the library's or wrapped by on_any_device on "
+            "devices other than the CPU, got another type");
+  objective.surrogate = on_any_device(Cubic{});
+  const LossOutput tensors = detail::policy_loss_any_device(batch, objective);
+  EXPECT_NEAR(kernel.loss.item<double>(), tensors.loss.item<double>(), 1e-14);
+  EXPECT_LT((gradient(kernel.loss, batch.logps) - gradient(tensors.loss, batch.logps))
+                .abs()
+                .max()
+                .item<double>(),
+            1e-15);
+}
+
+TEST(PolicyLossFace, UpstreamGradientsScaleAndMix) {
+  const PolicyBatch batch = random_batch(4, 9, at::kDouble);
+  const at::Tensor first = ppo_loss(batch).loss, second = grpo_loss(batch).loss;
+  const at::Tensor mixed = gradient(first * 3 - second * 0.5, batch.logps);
+  const at::Tensor expected =
+      3 * gradient(first, batch.logps) - 0.5 * gradient(second, batch.logps);
+  EXPECT_LT((mixed - expected).abs().max().item<double>(), 1e-16);
+}
+
+TEST(PolicyLossFace, DoubleBackwardIsRefused) {
+  const PolicyBatch batch = random_batch(2, 4);
+  const at::Tensor once =
+      torch::autograd::grad({ppo_loss(batch).loss}, {batch.logps}, {}, true, true)[0];
+  EXPECT_EQ(message<c10::NotImplementedError>([&] { once.sum().backward(); }),
+            "policy_loss: backward must run once, got a second derivative. The loss has none");
+}
+
+TEST(PolicyLossFace, WithoutGradTheValueIsTheSameAndNothingIsKept) {
+  PolicyBatch batch = random_batch(4, 9);
+  const at::Tensor with = ppo_loss(batch).loss;
+  {
+    torch::NoGradGuard guard;
+    EXPECT_TRUE(torch::equal(ppo_loss(batch).loss, with));
+  }
+  batch.logps = batch.logps.detach();
+  const at::Tensor without = ppo_loss(batch).loss;
+  EXPECT_FALSE(without.requires_grad());
+  EXPECT_TRUE(torch::equal(without, with));
+  c10::InferenceMode guard;
+  EXPECT_TRUE(torch::equal(ppo_loss(batch).loss, with));
+}
+
+TEST(PolicyLossFace, AbsentOldLogpsMeanOnPolicy) {
+  PolicyBatch batch = random_batch(4, 9, at::kDouble);
+  batch.old_logps = at::Tensor();
+  const LossOutput out = ppo_loss(batch);
+  const at::Tensor weight = batch.response_mask.to(at::kDouble) / batch.response_mask.sum();
+  const at::Tensor expected = -batch.advantages.unsqueeze(1) * weight;
+  EXPECT_LT((gradient(out.loss, batch.logps) - expected).abs().max().item<double>(), 1e-16);
+  EXPECT_EQ(out.metrics.to_map().at("ratio_mean"), 1);
+}
+
+TEST(PolicyLossFace, HalfPrecisionInputsAreTheSameNumbersInFloat) {
+  for (at::ScalarType dtype : {at::kBFloat16, at::kHalf}) {
+    PolicyBatch narrow = random_batch(3, 50, dtype);
+    PolicyBatch wide = narrow;
+    for (at::Tensor* each : {&wide.advantages, &wide.old_logps, &wide.ref_logps}) {
+      *each = each->to(at::kFloat);
+    }
+    wide.logps = narrow.logps.detach().to(at::kFloat).requires_grad_();
+    const at::Tensor loss = grpo_loss(narrow).loss, expected = grpo_loss(wide).loss;
+    EXPECT_EQ(loss.scalar_type(), at::kFloat);
+    EXPECT_TRUE(torch::equal(loss, expected));
+    EXPECT_TRUE(
+        torch::equal(gradient(loss, narrow.logps), gradient(expected, wide.logps).to(dtype)));
+  }
+}
+
+TEST(PolicyLossFace, MasksMayBeIntegersOrWeights) {
+  PolicyBatch batch = random_batch(3, 12);
+  const at::Tensor expected = grpo_loss(batch).loss, mask = batch.response_mask;
+  for (at::ScalarType dtype : {at::kByte, at::kInt, at::kLong, at::kFloat, at::kBFloat16}) {
+    batch.response_mask = mask.to(dtype);
+    EXPECT_TRUE(torch::equal(grpo_loss(batch).loss, expected)) << dtype;
+  }
+}
+
+TEST(PolicyLossFace, TakesAnyStrides) {
+  const PolicyBatch plain = random_batch(6, 10);
+  const at::Tensor loss = grpo_loss(plain).loss, expected = gradient(loss, plain.logps);
+  const auto transposed = [](const at::Tensor& x) { return x.detach().t().contiguous().t(); };
+  const auto sliced = [](const at::Tensor& x) {
+    at::Tensor big = torch::zeros({x.size(0) + 1, 2 * x.size(1) + 1}, x.options());
+    at::Tensor view = big.slice(0, 1).slice(1, 1, 1 + 2 * x.size(1), 2);
+    view.copy_(x.detach());
+    return view;
+  };
+  for (const std::function<at::Tensor(const at::Tensor&)>& change :
+       {std::function<at::Tensor(const at::Tensor&)>(transposed), {sliced}}) {
+    PolicyBatch batch = plain;
+    batch.logps = change(plain.logps).requires_grad_();
+    batch.old_logps = change(plain.old_logps);
+    batch.ref_logps = change(plain.ref_logps);
+    batch.response_mask = change(plain.response_mask);
+    batch.advantages = plain.advantages.unsqueeze(1).expand({6, 10});
+    const at::Tensor out = grpo_loss(batch).loss;
+    EXPECT_TRUE(torch::equal(out, loss));
+    EXPECT_TRUE(torch::equal(gradient(out, batch.logps), expected));
+  }
+  PolicyBatch column = plain;
+  column.advantages = plain.advantages.unsqueeze(1);
+  EXPECT_TRUE(torch::equal(grpo_loss(column).loss, loss));
+}
+
+TEST(PolicyLossFace, BadInputGetsOneClearError) {
+  const PolicyBatch good = random_batch(4, 8);
+  const auto value_error = [&](auto change, const PolicyObjective& objective = presets::grpo()) {
+    PolicyBatch batch = good;
+    change(batch);
+    return message<c10::ValueError>([&] { policy_loss(batch, objective); });
+  };
+  const auto type_error = [&](auto change) {
+    PolicyBatch batch = good;
+    change(batch);
+    return message<c10::TypeError>([&] { policy_loss(batch, presets::grpo()); });
+  };
+  using B = PolicyBatch;
+  EXPECT_EQ(value_error([](B& b) { b.logps = at::Tensor(); }),
+            "policy_loss: logps must be given, got none");
+  EXPECT_EQ(value_error([](B& b) { b.advantages = at::Tensor(); }),
+            "policy_loss: advantages must be given, got none");
+  EXPECT_EQ(value_error([](B& b) { b.response_mask = at::Tensor(); }),
+            "policy_loss: response_mask must be given, got none");
+  EXPECT_EQ(value_error([](B& b) { b.logps = torch::zeros({4}); }),
+            "policy_loss: logps must be [B, T], or [N] with offsets, got [4]");
+  EXPECT_EQ(value_error([](B& b) { b.old_logps = torch::zeros({4, 7}); }),
+            "policy_loss: old_logps must be [4, 8] like logps, got [4, 7]");
+  EXPECT_EQ(value_error([](B& b) { b.response_mask = torch::ones({8}); }),
+            "policy_loss: response_mask must be [4, 8] like logps, got [8]");
+  EXPECT_EQ(value_error([](B& b) { b.advantages = torch::zeros({3}); }),
+            "policy_loss: advantages must be [4] or [4, 8], got [3]");
+  EXPECT_EQ(value_error([](B& b) { b.ref_logps = at::Tensor(); }),
+            "policy_loss: ref_logps must be given when beta is greater than 0, got beta 0.04 and "
+            "none. Pass ref_logps or beta = 0");
+  EXPECT_EQ(
+      value_error([](B& b) { b.old_logps = torch::zeros({4, 8}).requires_grad_(); }),
+      "policy_loss: old_logps must not require grad, got a tensor that does. It is a constant "
+      "of the loss: pass old_logps.detach()");
+  EXPECT_EQ(value_error([](B& b) { b.response_mask = torch::full({4, 8}, -1); }),
+            "policy_loss: response_mask must be in [0, 1], got -1 at [0, 0]");
+  EXPECT_EQ(value_error([](B&) {}, presets::ppo({.epsilon_high = -0.1})),
+            "policy_loss: epsilon_high must be at least 0, got -0.1");
+  EXPECT_EQ(type_error([](B& b) { b.logps = torch::zeros({4, 8}, at::kLong); }),
+            "policy_loss: logps must be float32, float64, bfloat16 or float16, got int64");
+  EXPECT_EQ(type_error([](B& b) { b.old_logps = torch::zeros({4, 8}, at::kDouble); }),
+            "policy_loss: old_logps must not be wider than logps, float32, got float64. Pass "
+            "old_logps.to(torch.float32)");
+  EXPECT_EQ(value_error([](B& b) { b.ref_logps = torch::zeros({4, 8}, at::device(at::kMeta)); }),
+            "policy_loss: ref_logps must be on cpu like logps, got meta");
+
+  const auto packed = [&](at::Tensor offsets) {
+    return PolicyBatch{.logps = torch::zeros({8}),
+                       .advantages = torch::zeros({3}),
+                       .response_mask = torch::ones({8}),
+                       .offsets = std::move(offsets)};
+  };
+  EXPECT_EQ(message<c10::TypeError>([&] { ppo_loss(packed(torch::zeros({4}))); }),
+            "policy_loss: offsets must be int32 or int64, got float32");
+  EXPECT_EQ(message<c10::ValueError>([&] { ppo_loss(packed(torch::tensor({0, 3, 5, 7}))); }),
+            "policy_loss: offsets must run from 0 to 8, the size of logps, got 0 to 7");
+  EXPECT_EQ(message<c10::ValueError>([&] { ppo_loss(packed(torch::tensor({0, 5, 3, 8}))); }),
+            "policy_loss: offsets must not decrease, got 3 after 5 at [2]");
+}
+
+TEST(GroupAdvantageFace, TakesGroupsBySizeAndById) {
+  const at::Tensor rewards = torch::tensor({1.0, 2.0, 6.0, 4.0, 4.0, 4.0});
+  const at::Tensor by_size = group_advantage(rewards, 3);
+  const at::Tensor by_id = group_advantage(rewards, torch::tensor({5, 5, 5, -1, -1, -1}));
+  EXPECT_TRUE(torch::equal(by_size, by_id));
+  EXPECT_NEAR(by_size[2].item<double>(), 3 / (std::sqrt(7.0) + 1e-6), 1e-6);
+  EXPECT_TRUE(torch::equal(by_size.slice(0, 3), torch::zeros({3})));
+  const at::Tensor narrow = torch::tensor({1.0, 1.0, 1.0, 1.0078}).to(at::kBFloat16);
+  const at::Tensor wide = group_advantage(narrow.to(at::kFloat), 4);
+  EXPECT_TRUE(torch::equal(group_advantage(narrow, 4), wide.to(at::kBFloat16)));
+}
+
+TEST(GroupAdvantageFace, BadInputGetsOneClearError) {
+  const at::Tensor rewards = torch::ones({4});
+  EXPECT_EQ(message<c10::TypeError>([&] { group_advantage(torch::ones({4}, at::kLong), 2); }),
+            "group_advantage: rewards must be float32, float64, bfloat16 or float16, got int64");
+  EXPECT_EQ(message<c10::ValueError>([&] { group_advantage(torch::ones({2, 2}), 2); }),
+            "group_advantage: rewards must be [B], got [2, 2]");
+  EXPECT_EQ(message<c10::ValueError>([&] { group_advantage(rewards, 3); }),
+            "group_advantage: rewards must divide into groups of 3, got 4. Pass group ids for "
+            "ragged groups");
+  EXPECT_EQ(message<c10::TypeError>([&] { group_advantage(rewards, torch::ones({4})); }),
+            "group_advantage: group_ids must be int32 or int64, got float32");
+  EXPECT_EQ(
+      message<c10::ValueError>([&] { group_advantage(rewards, torch::ones({3}, at::kLong)); }),
+      "group_advantage: group_ids must be [4] like rewards, got [3]");
+}
+
+}  // namespace
+}  // namespace tether
