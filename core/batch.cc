@@ -55,10 +55,19 @@ TETHER_CLONES void load_selected(const Stored* in, const T* weights, int count, 
   }
 }
 
+// One number for every token.
+template <class T>
+TETHER_CLONES void load_shared(T value, const T* weights, int count, T* out) {
+#pragma GCC ivdep
+  for (int i = 0; i < count; ++i) out[i] = weights[i] != T(0) ? value : T(0);  // VECTOR
+}
+
 template <class T, class Stored>
 void load(const Stored* in, int64_t stride, int count, const T* weights, T* out) {
   if (stride == 1 && weights != nullptr) {
     load_selected(in, weights, count, out);
+  } else if (stride == 0 && weights != nullptr) {
+    load_shared(widened<T>(in[0]), weights, count, out);
   } else if (stride == 1) {
     load_contiguous(in, count, out);
   } else {

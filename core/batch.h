@@ -49,7 +49,7 @@ using MutableArray = BasicArray<void>;
 
 // Kernels work on blocks of this many tokens, which stay in the first-level cache. A block is
 // filled up to a multiple of kLanes with zeros of weight 0.
-inline constexpr int kBlock = 512;
+inline constexpr int kBlock = 256;
 
 // `count` tokens of `row`, from `column` on, widened to T. With weights, slots of weight 0 are not
 // looked at and come out as 0, whatever they hold.

@@ -70,13 +70,14 @@ void check_ids(const at::Tensor& targets, int64_t vocabulary, int64_t ignore_ind
 
 // ---- logits as rows -----------------------------------------------------------------------------
 
-// The rows of a tensor [..., V]: leading dimensions that lie end to end are one. nullptr where more
-// than two are left, which rows cannot express.
+// The rows of a tensor [..., V]: leading dimensions that lie end to end are one. A vocabulary of 0
+// says that more than two are left, which rows cannot express.
 ConstLogits rows_of(const at::Tensor& logits) {
   ConstLogits rows = {.dtype = detail::row_array(logits).dtype,
                       .rows = logits.numel() / logits.size(-1),
                       .vocabulary = logits.size(-1),
                       .stride = logits.stride(-1)};
+  if (rows.rows == 0) return rows;
   int levels = 0;
   int64_t inner = 1;  // rows in the dimensions seen so far, the last one first
   for (int64_t d = logits.dim() - 2; d >= 0; --d) {

@@ -6,62 +6,13 @@
 #include <string>
 
 #include "core/sum.h"
-#include "rl/kernels/block_sums.h"
+#include "rl/kernels/metric_sums.h"
+#include "rl/kernels/token_block.h"
 
 namespace tether {
 namespace {
 
-template <class T>
-struct Block {
-  alignas(64) T weight[kBlock];
-  alignas(64) T logp[kBlock];
-  alignas(64) T old_logp[kBlock];
-  alignas(64) T ref_logp[kBlock];
-  alignas(64) T advantage[kBlock];
-  alignas(64) T log_ratio[kBlock];
-  alignas(64) T loss[kBlock];
-  alignas(64) T dloss[kBlock];
-  alignas(64) T kl[kBlock];
-  alignas(64) T dkl[kBlock];
-  alignas(64) T dlogp[kBlock];
-};
-
 constexpr int padded(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
-
-template <class T>
-TETHER_CLONES void subtract(const T* a, const T* b, int size, T* out) {
-  size = size / kLanes * kLanes;
-#pragma GCC ivdep
-  for (int i = 0; i < size; ++i) out[i] = a[i] - b[i];  // VECTOR
-}
-
-template <class T>
-TETHER_CLONES void kl_penalty(const T* logp, const T* ref_logp, int size, T* kl, T* dkl) {
-  size = size / kLanes * kLanes;
-#pragma GCC ivdep
-  for (int i = 0; i < size; ++i) {  // VECTOR
-    const Dual<T> penalty = k3(Constant<T>{ref_logp[i]} - Dual<T>{logp[i], T(1)});
-    kl[i] = penalty.value;
-    dkl[i] = penalty.grad;
-  }
-}
-
-// A slot of weight 0 gets exactly 0, whatever a formula made of its zeros.
-template <class T>
-TETHER_CLONES void weigh(const T* weight, const T* dloss, const T* dkl, T loss_factor, T kl_factor,
-                         int size, T* dlogp) {
-  size = size / kLanes * kLanes;
-#pragma GCC ivdep
-  for (int i = 0; i < size; ++i) {  // VECTOR
-    const T gradient = weight[i] * (loss_factor * dloss[i] + kl_factor * dkl[i]);
-    dlogp[i] = weight[i] != T(0) ? gradient : T(0);
-  }
-}
-
-template <class T>
-void fill(T value, int size, T* out) {
-  for (int i = 0; i < size; ++i) out[i] = value;
-}
 
 // What every row of the call shares.
 struct Call {
@@ -70,99 +21,142 @@ struct Call {
   const MutableArray& dlogps;
   StepCounts counts;
   double world_size;
+  double tokens;  // of this batch
 };
 
+const ConstArray& old_logps_of(const PolicyArrays& batch) {
+  return batch.old_logps ? batch.old_logps : batch.logps;
+}
+
+// Whether load_plain can read the batch.
 template <class T>
-void load_tokens(const Call& call, int64_t row, int64_t column, int count, Block<T>& block) {
-  const PolicyArrays& batch = call.batch;
-  const auto load = [&](const ConstArray& array, T* out) {
-    load_block(batch.layout, array, row, column, count, block.weight, out);
+bool is_plain(const PolicyArrays& batch) {
+  constexpr DType kType = sizeof(T) == 8 ? DType::float64 : DType::float32;
+  const auto plain = [](const ConstArray& array, DType type) {
+    return array.dtype == type && array.column_stride == 1 && !array.per_row;
   };
-  load_block<T>(batch.layout, batch.response_mask, row, column, count, nullptr, block.weight);
-  load(batch.logps, block.logp);
-  load(batch.advantages, block.advantage);
-  load(batch.old_logps ? batch.old_logps : batch.logps, block.old_logp);
-  if (batch.ref_logps) {
-    load(batch.ref_logps, block.ref_logp);
+  return plain(batch.logps, kType) && plain(old_logps_of(batch), kType) &&
+         plain(batch.advantages, kType);
+}
+
+template <class T>
+PlainTokens<T> plain_tokens(const PolicyArrays& batch, int64_t row, int64_t column) {
+  const auto at = [&](const ConstArray& array) {
+    return static_cast<const T*>(array.data) + array.index(batch.layout, row, column);
+  };
+  return {at(batch.logps), at(old_logps_of(batch)), at(batch.advantages)};
+}
+
+template <class T>
+void load_tokens(const PolicyArrays& batch, int64_t row, int64_t column, int count,
+                 TokenBlock<T>& block) {
+  const auto load = [&](const ConstArray& array, const T* weights, T* out) {
+    load_block(batch.layout, array, row, column, count, weights, out);
+  };
+  block.size = padded(count);
+  load(batch.response_mask, nullptr, block.weight);
+  if (is_plain<T>(batch)) {
+    load_plain(plain_tokens<T>(batch, row, column), count, block);
   } else {
-    fill(T(0), padded(count), block.ref_logp);
+    load(batch.logps, block.weight, block.logp);
+    load(old_logps_of(batch), block.weight, block.old_logp);
+    load(batch.advantages, block.weight, block.advantage);
   }
+  if (batch.ref_logps) load(batch.ref_logps, block.weight, block.ref_logp);
+}
+
+// The number of true ones.
+TETHER_CLONES int64_t count_true(const uint8_t* mask, int64_t size) {
+  int64_t count = 0;
+  for (int64_t begin = 0; begin < size; begin += kBlock) {
+    const int64_t end = begin + kBlock < size ? begin + kBlock : size;
+    int32_t part = 0;
+    for (int64_t i = begin; i < end; ++i) part += mask[i] != 0;  // VECTOR
+    count += part;
+  }
+  return count;
 }
 
 template <class T>
 double row_tokens(const PolicyArrays& batch, int64_t row) {
+  const ConstArray& mask = batch.response_mask;
+  const int64_t length = batch.layout.length(row);
+  if (mask.dtype == DType::boolean && mask.column_stride == 1) {
+    const auto* data = static_cast<const uint8_t*>(mask.data);
+    return static_cast<double>(count_true(data + mask.index(batch.layout, row, 0), length));
+  }
   alignas(64) T weight[kBlock];
   LaneSum tokens;
-  const int64_t length = batch.layout.length(row);
   for (int64_t column = 0; column < length; column += kBlock) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
-    load_block<T>(batch.layout, batch.response_mask, row, column, count, nullptr, weight);
-    check_weights(padded(count), weight);
-    add_lanes<T>(weight, padded(count), tokens.lane);
+    load_block<T>(batch.layout, mask, row, column, count, nullptr, weight);
+    sum_weights(weight, padded(count), tokens);
   }
   return tokens.total();
 }
 
+// Zeros for the formulas of a batch without a reference.
+template <class T>
+constexpr T kNoRefLogp[kBlock] = {};
+
+// Everything about the tokens in the block, given the factors of their row.
+template <class T>
+void evaluate_block(const Call& call, T loss_factor, T kl_factor, TokenBlock<T>& block,
+                    MetricSums& metrics) {
+  fill_ratios(kSaturation<T>, block);
+  const T* ref_logp = call.batch.ref_logps ? block.ref_logp : kNoRefLogp<T>;
+  call.objective.surrogate(TokenColumns<T>{block.logp, block.log_ratio, block.advantage,
+                                           block.old_logp, ref_logp, block.size},
+                           block.loss, block.dloss);
+  if (call.objective.kl.beta > 0) {
+    fill_penalty(block);
+    sum_block<true>(loss_factor, kl_factor, block, metrics);
+  } else {
+    sum_block<false>(loss_factor, kl_factor, block, metrics);
+  }
+}
+
 // The loss of one row, its gradient written and its metrics added.
 template <class T>
-double row_loss(const Call& call, int64_t row, Block<T>& block, MetricSums& metrics) {
-  const bool penalty = call.objective.kl.beta > 0;
+double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums& metrics) {
   const Aggregation& aggregation = call.objective.aggregation;
+  const double beta = call.objective.kl.beta;
   const bool needs_row_tokens = aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
   const double n = needs_row_tokens ? row_tokens<T>(call.batch, row) : 0;
   const double loss_factor = call.world_size * row_factor(aggregation, call.counts.policy, n);
-  const double kl_factor =
-      call.world_size * call.objective.kl.beta * row_factor(aggregation, call.counts.kl, n);
+  const double kl_factor = call.world_size * beta * row_factor(aggregation, call.counts.kl, n);
 
-  const int64_t length = call.batch.layout.length(row);
+  const RowLayout& layout = call.batch.layout;
+  const int64_t length = layout.length(row);
   for (int64_t column = 0; column < length; column += kBlock) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
-    const int size = padded(count);
-    load_tokens(call, row, column, count, block);
-    subtract(block.logp, block.old_logp, size, block.log_ratio);
-    call.objective.surrogate(TokenColumns<T>{block.logp, block.log_ratio, block.advantage,
-                                             block.old_logp, block.ref_logp, size},
-                             block.loss, block.dloss);
-    if (penalty) {
-      kl_penalty(block.logp, block.ref_logp, size, block.kl, block.dkl);
-    } else {
-      fill(T(0), size, block.kl);
-      fill(T(0), size, block.dkl);
-    }
-    metrics.add(
-        MetricInputs<T>{block.weight, block.logp, block.old_logp, block.ref_logp, block.advantage,
-                        block.log_ratio, block.loss, block.dloss, block.kl},
-        size);
-    if (call.dlogps) {
-      weigh(block.weight, block.dloss, block.dkl, T(loss_factor), T(kl_factor), size, block.dlogp);
-      store_block(call.batch.layout, call.dlogps, row, column, count, block.dlogp);
-    }
+    load_tokens(call.batch, row, column, count, block);
+    evaluate_block(call, T(loss_factor), T(kl_factor), block, metrics);
+    if (call.dlogps) store_block(layout, call.dlogps, row, column, count, block.dlogp);
   }
   const MetricSums::Row sums = metrics.take_row();
-  return loss_factor * sums.loss + (penalty ? kl_factor * sums.kl : 0);
+  return loss_factor * sums.loss + (beta > 0 ? kl_factor * sums.kl : 0);
 }
 
 template <class T>
 PolicyTotals total_loss(const Call& call, const Executor& executor) {
   const RowLayout& layout = call.batch.layout;
   const Chunks chunks = Chunks::of(layout.rows, layout.elements());
-  std::array<double, kMaxChunks> losses;
-  std::array<PolicyMetrics, kMaxChunks> metrics;
+  std::array<PartTotals, kMaxChunks> parts;
   parallel_for(executor, chunks.count, [&](int64_t chunk) {
-    Block<T> block;
-    MetricSums sums;
+    TokenBlock<T> block;
+    MetricSums metrics;
     double loss = 0;
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-      loss += row_loss(call, row, block, sums);
+      loss += row_loss(call, row, block, metrics);
     }
-    losses[static_cast<size_t>(chunk)] = loss;
-    metrics[static_cast<size_t>(chunk)] = sums.metrics();
+    parts[static_cast<size_t>(chunk)] = metrics.totals(loss);
   });
   PolicyTotals out;
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
-    out.loss += losses[static_cast<size_t>(chunk)];
-    out.metrics.merge(metrics[static_cast<size_t>(chunk)]);
+    add(parts[static_cast<size_t>(chunk)], out.loss, out.metrics);
   }
+  for (size_t i = 0; i < PolicyMetrics::kSums; ++i) out.metrics.sums[2 * i + 1] = call.tokens;
   return out;
 }
 
@@ -235,8 +229,12 @@ PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objec
     return "policy_loss: ref_logps must be given when beta is greater than 0, got beta " +
            text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0";
   });
-  const Call call{batch, objective, dlogps, step_counts("policy_loss", normalizer, local),
-                  normalizer.world_size};
+  const Call call{batch,
+                  objective,
+                  dlogps,
+                  step_counts("policy_loss", normalizer, local),
+                  normalizer.world_size,
+                  local.tokens};
   return batch.logps.dtype == DType::float64 ? total_loss<double>(call, executor)
                                              : total_loss<float>(call, executor);
 }

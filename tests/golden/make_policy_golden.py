@@ -91,7 +91,7 @@ def batch(name, rng, lengths, columns, objective, options, beta, mode, constant=
     """A ragged batch: row i has lengths[i] tokens, the rest of its columns is masked."""
     formula = SURROGATES[objective][0]
     tokens, sequences = sum(lengths), sum(n > 0 for n in lengths)
-    out = {"name": name, "objective": objective, "options": options, "beta": beta,
+    out = {"name": name, "preset": name.endswith("preset"), "objective": objective, "options": options, "beta": beta,
            "aggregation": mode, "constant": constant, "rows": len(lengths), "columns": columns,
            "response_mask": [], "logps": [], "old_logps": [], "ref_logps": [], "advantages": [],
            "dlogps": []}

@@ -123,11 +123,13 @@ void expect_batch_goldens(double tolerance) {
     batch.advantages = each["advantages"].get<std::vector<T>>();
     batch.mask = each["response_mask"].get<std::vector<T>>();
     PolicyObjective objective = preset("test", each["objective"].get<std::string>());
-    for (const auto& [name, value] : each["options"].items()) {
-      set_option("test", objective, name, value);
+    if (!each["preset"]) {
+      for (const auto& [name, value] : each["options"].items()) {
+        set_option("test", objective, name, value);
+      }
+      objective.kl.beta = each["beta"];
+      objective.aggregation = aggregation_of(each);
     }
-    objective.kl.beta = each["beta"];
-    objective.aggregation = aggregation_of(each);
     const PolicyTotals out = batch.run(objective);
     EXPECT_NEAR(out.loss, each["loss"], tolerance) << each["name"];
     for (size_t i = 0; i < batch.dlogps.size(); ++i) {

@@ -84,7 +84,8 @@ struct Quadratic {
   }
   template <class Number, class Constant>
   TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
-    return token.log_ratio * token.log_ratio * strength - token.advantage * token.logp;
+    return token.log_ratio * token.log_ratio * strength - token.advantage * token.logp +
+           token.old_logp * 100.0 + token.ref_logp * 1000.0;
   }
 };
 
@@ -92,11 +93,11 @@ TEST(Surrogate, TakesAUsersOwnFormula) {
   PolicyObjective objective = presets::grpo();
   objective.surrogate = Quadratic{};
   set_option("f", objective, "strength", 2);
-  double logp[16] = {-1}, log_ratio[16] = {0.5}, advantage[16] = {4}, other[16] = {};
-  double value[16], dlogp[16];
-  objective.surrogate(TokenColumns<double>{logp, log_ratio, advantage, other, other, 16}, value,
-                      dlogp);
-  EXPECT_DOUBLE_EQ(value[0], 0.5 + 4);
+  double logp[16] = {-1}, log_ratio[16] = {0.5}, advantage[16] = {4}, old_logp[16] = {-1.5};
+  double ref_logp[16] = {-2}, value[16], dlogp[16];
+  objective.surrogate(TokenColumns<double>{logp, log_ratio, advantage, old_logp, ref_logp, 16},
+                      value, dlogp);
+  EXPECT_DOUBLE_EQ(value[0], 0.5 + 4 - 150 - 2000);
   EXPECT_DOUBLE_EQ(dlogp[0], 2 - 4);
   EXPECT_EQ(objective.surrogate.target<PpoClip>(), nullptr);
 }

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace tether::bench {
+
+struct EagerMetrics {
+  double loss, clip_fraction, approx_kl;
+};
+
+// PPO clip as trainers write it with torch's operations, forward and backward: the gradient is
+// added to logps.grad, and the two metrics that everybody logs are taken.
+EagerMetrics eager_ppo(const at::Tensor& logps, const at::Tensor& old_logps,
+                       const at::Tensor& advantages, const at::Tensor& response_mask);
+
+}  // namespace tether::bench

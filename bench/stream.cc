@@ -1,0 +1,60 @@
+#include "bench/stream.h"
+
+#include "core/macros.h"
+
+namespace tether::bench {
+namespace {
+
+template <class Element>
+TETHER_CLONES void move_three(const TokenStream<Element>& stream) {
+  const Element *a = stream.logps, *b = stream.old_logps, *c = stream.advantages;
+  const uint8_t* mask = stream.mask;
+  Element* out = stream.dlogps;
+  const int64_t tokens = stream.tokens;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < tokens; ++i) {
+    const Element mixed = static_cast<Element>(a[i] ^ b[i] ^ c[i]);
+    out[i] = mask[i] != 0 ? mixed : Element(0);
+  }
+}
+
+template <class Element>
+TETHER_CLONES void move_four(const TokenStream<Element>& stream) {
+  const Element *a = stream.logps, *b = stream.old_logps, *c = stream.advantages,
+                *d = stream.ref_logps;
+  const uint8_t* mask = stream.mask;
+  Element* out = stream.dlogps;
+  const int64_t tokens = stream.tokens;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < tokens; ++i) {
+    const Element mixed = static_cast<Element>(a[i] ^ b[i] ^ c[i] ^ d[i]);
+    out[i] = mask[i] != 0 ? mixed : Element(0);
+  }
+}
+
+template <class Element>
+void move_all(const TokenStream<Element>& stream) {
+  if (stream.ref_logps != nullptr) {
+    move_four(stream);
+  } else {
+    move_three(stream);
+  }
+}
+
+}  // namespace
+
+void move(const TokenStream<uint32_t>& stream) { move_all(stream); }
+void move(const TokenStream<uint16_t>& stream) { move_all(stream); }
+
+TETHER_CLONES uint64_t read(const uint64_t* words, int64_t count) {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += words[i];
+  return sum;
+}
+
+TETHER_CLONES void copy(const uint64_t* from, uint64_t* to, int64_t count) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i] + 1;  // not a call of memcpy
+}
+
+}  // namespace tether::bench

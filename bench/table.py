@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Makes a table of what tether_bench wrote.
+
+usage: table.py RESULTS.json
+
+Medians of CPU time over the repetitions, one thread. "x eager" compares with eager/ppo/float32 of
+the same shape, "of stream" with the loop that moves the same bytes in the same shape, "of memory"
+with the copy of 1 GiB, in bytes per second.
+"""
+
+import json
+import sys
+
+NANOSECONDS = {"ns": 1, "us": 1e3, "ms": 1e6, "s": 1e9}
+LARGE = ("64x1024", "512x4096")
+
+
+def medians(results):
+    """{name: (ns per call, bytes per second, tokens per second)}"""
+    out = {}
+    for run in sorted(results["benchmarks"], key=lambda run: run["family_index"]):
+        if run.get("aggregate_name") == "median":
+            out[run["run_name"]] = (
+                run["cpu_time"] * NANOSECONDS[run["time_unit"]],
+                run.get("bytes_per_second", 0),
+                run.get("items_per_second", 0),
+            )
+    return out
+
+
+def stream_of(shape, row):
+    dtype = "bfloat16" if "bfloat16" in row else "float32"
+    return f"{shape}/{'stream_with_ref' if '/grpo/' in row else 'stream'}/{dtype}"
+
+
+def ratio(times, numerator, denominator):
+    if numerator not in times or denominator not in times:
+        return None
+    return times[numerator][0] / times[denominator][0]
+
+
+def cell(value, digits=2):
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def table(times):
+    yield (
+        f"{'shape':>9}  {'row':38} {'us':>10} {'ns/token':>9} {'x eager':>8} {'of stream':>9} "
+        f"{'of memory':>9}"
+    )
+    memory = times.get("machine/copy", (0, 0, 0))[1]
+    for name, (nanoseconds, bytes_per_second, tokens_per_second) in times.items():
+        shape, _, row = name.partition("/")
+        if shape == "machine":
+            continue
+        eager = ratio(times, f"{shape}/eager/ppo/float32", name)
+        stream = ratio(times, stream_of(shape, row), name)
+        share = bytes_per_second / memory if memory and shape in LARGE else None
+        yield (
+            f"{shape:>9}  {row:38} {nanoseconds / 1e3:10.2f} {1e9 / tokens_per_second:9.3f} "
+            f"{cell(eager, 1):>8} {cell(stream):>9} {cell(share):>9}"
+        )
+    for name in ("read", "copy"):
+        if f"machine/{name}" in times:
+            bandwidth = times[f"machine/{name}"][1] / 1e9
+            yield f"  machine  {name + ' of 1 GiB':38} {bandwidth:10.1f} GB/s"
+
+
+def targets(times):
+    """(what, value, at least or at most, bound)"""
+    for row in ("ppo", "user"):
+        for shape in LARGE:
+            raw = f"{shape}/raw/{row}/float32"
+            eager = f"{shape}/eager/ppo/float32"
+            yield f"{raw}: x eager", ratio(times, eager, raw), ">=", 20
+            yield f"{raw}: of stream", ratio(times, f"{shape}/stream/float32", raw), ">=", 0.6
+            through = f"{shape}/autograd/{row}/float32"
+            yield f"{through}: x eager", ratio(times, eager, through), ">=", 10
+        for name, bound in (("raw", 1), ("autograd", 15)):
+            key = f"8x16/{name}/{row}/float32"
+            yield f"{key}: us", times[key][0] / 1e3 if key in times else None, "<=", bound
+
+
+def main():
+    (path,) = sys.argv[1:]
+    with open(path) as file:
+        results = json.load(file)
+    context = results["context"]
+    kept = ("date", "cpu", "instruction_set", "compiler", "torch", "threads", "load_avg")
+    print(", ".join(f"{key} {context[key]}" for key in kept if key in context))
+    times = medians(results)
+    print("\n".join(table(times)))
+    for what, value, relation, bound in targets(times):
+        if value is not None:
+            met = value >= bound if relation == ">=" else value <= bound
+            word = "reached" if met else "missed"
+            print(f"{word:7}  {what} {value:.2f}, wanted {relation} {bound}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+#include "examples/text2sql/rl.h"
+
+#include <ATen/ATen.h>
+#include <torch/nn/utils/clip_grad.h>
+
+#include <algorithm>
+#include <numeric>
+#include <span>
+
+#include "examples/text2sql/random.h"
+
+namespace text2sql {
+namespace {
+
+double learning_rate(const RlOptions& options, int64_t step) {
+  const double warmup =
+      static_cast<double>(step + 1) / static_cast<double>(options.warmup_steps + 1);
+  const double progress = static_cast<double>(step) / static_cast<double>(options.steps);
+  return options.learning_rate * std::min(1.0, warmup) * (1 - (1 - options.final_share) * progress);
+}
+
+at::Tensor rewards_of(const std::vector<Answer>& answers) {
+  std::vector<float> rewards;
+  for (const Answer& answer : answers) rewards.push_back(answer.correct ? 1 : 0);
+  return at::tensor(rewards);
+}
+
+}  // namespace
+
+double RlStep::reward() const {
+  const auto correct = std::count_if(answers.begin(), answers.end(),
+                                     [](const Answer& answer) { return answer.correct; });
+  return static_cast<double>(correct) / static_cast<double>(answers.size());
+}
+
+RlTrainer::RlTrainer(Transformer& model, Transformer& reference, const Tokenizer& tokenizer,
+                     const std::vector<Question>& questions, Grader& grader,
+                     const RlOptions& options)
+    : model_(model),
+      reference_(reference),
+      tokenizer_(tokenizer),
+      questions_(questions),
+      grader_(grader),
+      options_(options),
+      optimizer_(
+          model.parameters(),
+          torch::optim::AdamWOptions(options.learning_rate).betas({0.9, 0.95}).weight_decay(0)) {}
+
+RlStep RlTrainer::step(int64_t step) {
+  optimizer_.param_groups()[0].options().set_lr(learning_rate(options_, step));
+  RlStep result;
+  const std::vector<Group> groups = sample_groups(step, result);
+  const auto count = static_cast<size_t>(options_.minibatches);
+  std::vector<Minibatch> minibatches;
+  for (size_t i = 0; i < count; ++i) {
+    const size_t begin = groups.size() * i / count, end = groups.size() * (i + 1) / count;
+    const auto members = std::span(groups).subspan(begin, end - begin);
+    minibatches.push_back(make_minibatch({members.begin(), members.end()}, options_.objective));
+  }
+  record_logps(minibatches);
+  for (const Minibatch& minibatch : minibatches) update(minibatch, result);
+  result.entropy /= std::max(1.0, result.metrics.to_map().at("tokens"));
+  result.gradient_norm /= static_cast<double>(count);
+  return result;
+}
+
+// Without replacement until all questions were seen.
+std::vector<const Question*> RlTrainer::questions_of(int64_t step) const {
+  const auto count = static_cast<int64_t>(questions_.size());
+  std::vector<size_t> order(questions_.size());
+  std::vector<const Question*> result;
+  int64_t epoch = -1;
+  for (int64_t i = step * options_.prompts; i < (step + 1) * options_.prompts; ++i) {
+    if (i / count != epoch) {
+      epoch = i / count;
+      std::iota(order.begin(), order.end(), size_t{0});
+      Random(Random::mix(options_.seed) + static_cast<uint64_t>(epoch)).shuffle(order);
+    }
+    result.push_back(&questions_[order[static_cast<size_t>(i % count)]]);
+  }
+  return result;
+}
+
+std::vector<Group> RlTrainer::sample_groups(int64_t step, RlStep& result) {
+  const std::vector<const Question*> questions = questions_of(step);
+  std::vector<Ids> prompts;
+  for (const Question* question : questions) prompts.push_back(tokenizer_.prompt(question->text));
+  const std::vector<Ids> completions =
+      sample(model_, prompts,
+             {.samples_per_prompt = options_.samples,
+              .max_tokens = options_.max_tokens,
+              .seed = Random::mix(options_.seed + 1) + static_cast<uint64_t>(step)});
+  result.answers = grader_.grade(questions, completions, tokenizer_);
+  const at::Tensor advantages =
+      tether::group_advantage(rewards_of(result.answers), options_.samples);
+
+  std::vector<Group> groups;
+  const auto samples = static_cast<size_t>(options_.samples);
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const auto rows = std::span(completions).subspan(i * samples, samples);
+    groups.push_back({prompts[i],
+                      {rows.begin(), rows.end()},
+                      advantages.narrow(0, static_cast<int64_t>(i * samples), options_.samples)});
+  }
+  return groups;
+}
+
+// The first minibatch is met by the very policy that sampled it, and absent old_logps mean logps,
+// detached; the later ones need theirs from before the first update.
+void RlTrainer::record_logps(std::vector<Minibatch>& minibatches) {
+  const at::NoGradGuard no_grad;
+  for (size_t i = 0; i < minibatches.size(); ++i) {
+    for (MicroBatch& batch : minibatches[i].parts) {
+      if (i > 0) batch.old_logps = completion_logps(model_, batch).logps;
+      if (options_.objective.kl.beta > 0) {
+        batch.ref_logps = completion_logps(reference_, batch).logps;
+      }
+    }
+  }
+}
+
+void RlTrainer::update(const Minibatch& minibatch, RlStep& result) {
+  if (minibatch.parts.empty()) return;  // every group had equal rewards: nothing to learn from
+  optimizer_.zero_grad();
+  for (const MicroBatch& batch : minibatch.parts) {
+    const tether::TokenLogps current = completion_logps(model_, batch);
+    const tether::LossOutput output = tether::policy_loss({.logps = current.logps,
+                                                           .advantages = batch.advantages,
+                                                           .response_mask = batch.response_mask,
+                                                           .old_logps = batch.old_logps,
+                                                           .ref_logps = batch.ref_logps,
+                                                           .offsets = batch.offsets},
+                                                          options_.objective, minibatch.counts);
+    output.loss.backward();
+    result.metrics.merge(output.metrics.to_host());
+    result.entropy += current.entropies.sum().item<double>();
+  }
+  result.gradient_norm +=
+      torch::nn::utils::clip_grad_norm_(model_.parameters(), options_.max_gradient_norm);
+  optimizer_.step();
+}
+
+}  // namespace text2sql

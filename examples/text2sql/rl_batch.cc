@@ -1,0 +1,90 @@
+#include "examples/text2sql/rl_batch.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "examples/text2sql/tokenizer.h"
+
+namespace text2sql {
+namespace {
+
+// Tokens of a micro-batch, padding included: its activations stay in the cache of two cores.
+constexpr size_t kMicroBatchTokens = 2048;
+
+size_t longest(const Group& group) {
+  size_t result = 0;
+  for (const Ids& completion : group.completions) result = std::max(result, completion.size());
+  return result;
+}
+
+MicroBatch micro_batch(const std::vector<Group>& groups) {
+  std::vector<Ids> prompts, rows;
+  std::vector<at::Tensor> advantages;
+  std::vector<int64_t> offsets = {0};
+  for (const Group& group : groups) {
+    prompts.emplace_back(group.prompt.begin(), group.prompt.end() - 1);  // <sql> begins the rows
+    advantages.push_back(group.advantages);
+    for (const Ids& completion : group.completions) {
+      Ids row = {Tokenizer::sql};
+      row.insert(row.end(), completion.begin(), completion.end());
+      offsets.push_back(offsets.back() + static_cast<int64_t>(completion.size()));
+      rows.push_back(std::move(row));
+    }
+  }
+  const at::Tensor tokens = pad_right(rows);
+  const tether::ResponseTargets response =
+      tether::response_targets(tokens, at::ones({tokens.size(0)}, at::kLong), attention_mask(rows));
+  const at::Tensor at_response = response.response_mask.flatten().nonzero().squeeze(1);
+  return {.prompts = pad_left(prompts),
+          .prompt_lengths = lengths_of(prompts),
+          .inputs = tokens.narrow(1, 0, tokens.size(1) - 1),
+          .at_response = at_response,
+          .targets = response.targets.flatten().index_select(0, at_response),
+          .offsets = at::tensor(offsets, at::kLong),
+          .response_mask = at::ones(offsets.back(), at::kBool),
+          .advantages = at::cat(advantages)};
+}
+
+tether::Normalizer counts(const std::vector<Group>& groups,
+                          const tether::PolicyObjective& objective) {
+  const MicroBatch whole = micro_batch(groups);
+  return tether::local_counts({.logps = at::zeros(whole.targets.sizes()),
+                               .advantages = whole.advantages,
+                               .response_mask = whole.response_mask,
+                               .offsets = whole.offsets},
+                              objective);
+}
+
+}  // namespace
+
+Minibatch make_minibatch(std::vector<Group> groups, const tether::PolicyObjective& objective) {
+  Minibatch result{.parts = {}, .counts = counts(groups, objective)};
+  if (objective.kl.beta == 0) {
+    std::erase_if(groups, [](const Group& group) { return !group.advantages.any().item<bool>(); });
+  }
+  std::stable_sort(groups.begin(), groups.end(),
+                   [](const Group& a, const Group& b) { return longest(a) < longest(b); });
+  std::vector<Group> part;
+  for (Group& group : groups) {
+    const size_t rows = (part.size() + 1) * group.completions.size();
+    if (!part.empty() && rows * longest(group) > kMicroBatchTokens) {
+      result.parts.push_back(micro_batch(part));
+      part.clear();
+    }
+    part.push_back(std::move(group));
+  }
+  if (!part.empty()) result.parts.push_back(micro_batch(part));
+  return result;
+}
+
+tether::TokenLogps completion_logps(Transformer& model, const MicroBatch& batch) {
+  const int64_t samples = batch.inputs.size(0) / batch.prompts.size(0);
+  const Context context =
+      model.read(batch.prompts, batch.prompt_lengths).repeat_interleave(samples);
+  const at::Tensor hidden = model.extend(batch.inputs, context).flatten(0, 1);
+  const at::Tensor logits = model.logits(hidden.index_select(0, batch.at_response));
+  return tether::token_logps(logits, batch.targets, {.entropies = true});
+}
+
+}  // namespace text2sql

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "examples/text2sql/sampler.h"
+#include "libtorch/tether.h"
+
+namespace text2sql {
+
+// A prompt with its samples. All of them share the prompt's part of the computation.
+struct Group {
+  Ids prompt;
+  std::vector<Ids> completions;
+  at::Tensor advantages;  // [samples]
+};
+
+// Groups of similar length, computed together. One packed row per completion.
+struct MicroBatch {
+  at::Tensor prompts, prompt_lengths;  // [groups, P] padded left, [groups]; without <sql>
+  at::Tensor inputs;                   // [rows, T] padded right: <sql> and all tokens but the last
+  at::Tensor at_response;              // [tokens]: which of rows * T
+  at::Tensor targets;                  // [tokens]
+  at::Tensor offsets;                  // [rows + 1]
+  at::Tensor response_mask;            // [tokens], all true: packed rows have no padding
+  at::Tensor advantages;               // [rows]
+  at::Tensor old_logps = {};           // [tokens]
+  at::Tensor ref_logps = {};           // [tokens]
+};
+
+// What one optimizer step is made of.
+struct Minibatch {
+  std::vector<MicroBatch> parts;
+  tether::Normalizer counts;  // of the whole minibatch, so that the parts' losses add up
+};
+
+// Groups with equal rewards have advantages of exactly 0: without a KL penalty they add nothing to
+// the loss or its gradient, and are counted but not computed.
+Minibatch make_minibatch(std::vector<Group> groups, const tether::PolicyObjective& objective);
+
+tether::TokenLogps completion_logps(Transformer& model, const MicroBatch& batch);
+
+}  // namespace text2sql

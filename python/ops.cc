@@ -1,0 +1,387 @@
+// The operators of the Python package, on torch's stable ABI: one binary for every Python and every
+// torch from the target version on. Checks with the user's words are in Python (python/tether);
+// here are those that need the numbers, and those that keep a direct call inside its memory.
+//
+// Errors leave as std::invalid_argument, which torch hands to Python as ValueError.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "rl/catalogue.h"
+#include "rl/kernels/policy_loss.h"
+
+namespace tether {
+namespace {
+
+// A string argument. torch's own conversion to std::string (2.13) leaks its copy.
+struct Name {
+  std::string text;
+};
+
+}  // namespace
+}  // namespace tether
+
+template <>
+struct torch::stable::detail::ToImpl<tether::Name> {
+  static tether::Name call(StableIValue value, uint64_t, bool) {
+    const auto handle = to<StringHandle>(value);
+    size_t length = 0;
+    const char* data = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    tether::Name name{std::string(data, length)};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return name;
+  }
+};
+
+namespace tether {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Names = std::vector<Name>;
+using Numbers = std::vector<double>;
+
+// An Error of the core has a type that only this library knows.
+template <class Body>
+auto with_public_errors(Body body) {
+  try {
+    return body();
+  } catch (const Error& error) {
+    throw std::invalid_argument(error.what());
+  }
+}
+
+Executor torch_executor() {
+  return {.run = [](void*, int64_t tasks, Executor::Task task, void* argument) {
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) task(argument, i);
+    });
+  }};
+}
+
+// ---- tensors as arrays
+// ---------------------------------------------------------------------------
+
+DType dtype_of(std::string_view name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::Double:
+      return DType::float64;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    case ScalarType::Half:
+      return DType::float16;
+    case ScalarType::Bool:
+      return DType::boolean;
+    default:
+      throw Error("policy_loss: " + std::string(name) + " must have a supported dtype");
+  }
+}
+
+bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t i = 0; i < a.dim(); ++i) {
+    if (a.size(i) != b.size(i)) return false;
+  }
+  return true;
+}
+
+template <class Array, class Pointer>
+Array token_view(std::string_view name, const Tensor& tensor, Pointer* data) {
+  const bool padded = tensor.dim() == 2;
+  return {.data = data,
+          .dtype = dtype_of(name, tensor),
+          .row_stride = padded ? tensor.stride(0) : 0,
+          .column_stride = tensor.stride(padded ? 1 : 0)};
+}
+
+ConstArray token_array(std::string_view name, const Tensor& tensor, const Tensor& logps) {
+  require(same_shape(tensor, logps),
+          [&] { return "policy_loss: " + std::string(name) + " must be of the shape of logps"; });
+  return token_view<ConstArray>(name, tensor, tensor.const_data_ptr());
+}
+
+ConstArray advantage_array(const Tensor& advantages, const Tensor& logps, int64_t rows) {
+  if (same_shape(advantages, logps)) return token_array("advantages", advantages, logps);
+  require(advantages.dim() == 1 && advantages.size(0) == rows,
+          [] { return "policy_loss: advantages must be [B] or of the shape of logps"; });
+  return {.data = advantages.const_data_ptr(),
+          .dtype = dtype_of("advantages", advantages),
+          .row_stride = advantages.stride(0),
+          .column_stride = 0,
+          .per_row = true};
+}
+
+// `offsets` must be contiguous and outlive the layout.
+template <class Index>
+void check_ends(const Index* offsets, int64_t rows, int64_t tokens, std::string_view function) {
+  require(offsets[0] == 0 && offsets[rows] == tokens, [&] {
+    return std::string(function) + ": offsets must run from 0 to " + text(tokens) +
+           ", the size of logps, got " + text(offsets[0]) + " to " + text(offsets[rows]);
+  });
+}
+
+RowLayout layout_of(std::string_view function, const Tensor& logps,
+                    const std::optional<Tensor>& offsets) {
+  if (!offsets) {
+    require(logps.dim() == 2, [] { return "policy_loss: logps must be [B, T]"; });
+    return {.rows = logps.size(0), .columns = logps.size(1)};
+  }
+  require(logps.dim() == 1 && offsets->dim() == 1 && offsets->size(0) >= 1,
+          [] { return "policy_loss: logps must be [N] and offsets [B + 1]"; });
+  RowLayout layout{.rows = offsets->size(0) - 1};
+  if (offsets->scalar_type() == ScalarType::Int) {
+    layout.offsets32 = static_cast<const int32_t*>(offsets->const_data_ptr());
+    check_ends(layout.offsets32, layout.rows, logps.size(0), function);
+  } else {
+    require(offsets->scalar_type() == ScalarType::Long,
+            [] { return "policy_loss: offsets must be int32 or int64"; });
+    layout.offsets64 = static_cast<const int64_t*>(offsets->const_data_ptr());
+    check_ends(layout.offsets64, layout.rows, logps.size(0), function);
+  }
+  return layout;
+}
+
+struct Inputs {
+  const Tensor& logps;
+  const Tensor& advantages;
+  const Tensor& response_mask;
+  std::optional<Tensor> old_logps = {};
+  std::optional<Tensor> ref_logps = {};
+  std::optional<Tensor> offsets = {};  // contiguous
+};
+
+std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+PolicyArrays arrays_of(std::string_view function, const Inputs& in) {
+  PolicyArrays out;
+  out.layout = layout_of(function, in.logps, in.offsets);
+  out.logps = token_array("logps", in.logps, in.logps);
+  out.advantages = advantage_array(in.advantages, in.logps, out.layout.rows);
+  out.response_mask = token_array("response_mask", in.response_mask, in.logps);
+  if (in.old_logps) out.old_logps = token_array("old_logps", *in.old_logps, in.logps);
+  if (in.ref_logps) out.ref_logps = token_array("ref_logps", *in.ref_logps, in.logps);
+  return out;
+}
+
+Tensor new_doubles(std::initializer_list<int64_t> sizes, const double* values) {
+  Tensor out = torch::stable::empty(sizes, ScalarType::Double);
+  std::memcpy(out.mutable_data_ptr(), values, static_cast<size_t>(out.numel()) * sizeof(double));
+  return out;
+}
+
+Tensor new_scalar(double value, ScalarType type) {
+  Tensor out = torch::stable::empty({}, type);
+  if (type == ScalarType::Double) {
+    *static_cast<double*>(out.mutable_data_ptr()) = value;
+  } else {
+    *static_cast<float*>(out.mutable_data_ptr()) = static_cast<float>(value);
+  }
+  return out;
+}
+
+// ---- objectives by name
+// --------------------------------------------------------------------------
+
+// Empty: the preset's own.
+Aggregation::Mode aggregation_mode(std::string_view function, std::string_view name,
+                                   Aggregation::Mode of_preset) {
+  if (name.empty()) return of_preset;
+  std::string known;
+  for (size_t i = 0; i < kAggregationNames.size(); ++i) {
+    if (kAggregationNames[i] == name) return static_cast<Aggregation::Mode>(i);
+    known += (known.empty() ? "" : ", ") + std::string(kAggregationNames[i]);
+  }
+  throw Error(std::string(function) + ": aggregation must be one of " + known + ", got \"" +
+              std::string(name) + "\"");
+}
+
+// An objective in the words of a call. The numbers are a tensor, [options] in float64: a number
+// that changes would make torch.compile compile again.
+struct Wanted {
+  const Name& objective;
+  const Names& option_names;
+  const Tensor& option_values;
+  const Name& aggregation;
+};
+
+const double* numbers_of(std::string_view name, const Tensor& tensor, size_t size) {
+  require(tensor.scalar_type() == ScalarType::Double && tensor.is_contiguous() &&
+              tensor.numel() == static_cast<int64_t>(size),
+          [&] {
+            return "policy_loss: " + std::string(name) + " must be " + text(size) +
+                   " float64 numbers side by side";
+          });
+  return static_cast<const double*>(tensor.const_data_ptr());
+}
+
+PolicyObjective objective_of(std::string_view function, const Wanted& wanted) {
+  PolicyObjective out = preset(function, wanted.objective.text);
+  const size_t options = wanted.option_names.size();
+  const double* values = numbers_of("option_values", wanted.option_values, options);
+  for (size_t i = 0; i < options; ++i) {
+    set_option(function, out, wanted.option_names[i].text, values[i]);
+  }
+  out.aggregation.mode = aggregation_mode(function, wanted.aggregation.text, out.aggregation.mode);
+  return out;
+}
+
+// [policy, kl, sequences, world_size] in float64, where -inf is absent.
+Normalizer normalizer_of(const std::optional<Tensor>& tensor) {
+  if (!tensor) return {};
+  const double* values = numbers_of("normalizer", *tensor, 4);
+  const auto given = [&](size_t i) {
+    return values[i] == -infinity ? std::nullopt : std::optional(values[i]);
+  };
+  return {.policy = given(0), .kl = given(1), .sequences = given(2), .world_size = values[3]};
+}
+
+// ---- operators
+// -----------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> policy_loss_forward(
+    const Tensor& logps, const Tensor& advantages, const Tensor& response_mask,
+    const std::optional<Tensor>& old_logps, const std::optional<Tensor>& ref_logps,
+    const std::optional<Tensor>& offsets, const Name& objective_name, const Names& option_names,
+    const Tensor& option_values, const Name& aggregation, const std::optional<Tensor>& normalizer,
+    bool with_gradient) {
+  return with_public_errors([&] {
+    const Inputs in{logps, advantages, response_mask, old_logps, ref_logps, contiguous(offsets)};
+    const PolicyArrays arrays = arrays_of("policy_loss", in);
+    const PolicyObjective objective =
+        objective_of("policy_loss", {objective_name, option_names, option_values, aggregation});
+    Tensor dlogps = with_gradient ? torch::stable::new_empty(logps, logps.sizes())
+                                  : torch::stable::new_empty(logps, {0});
+    const MutableArray gradient =
+        with_gradient ? token_view<MutableArray>("logps", dlogps, dlogps.mutable_data_ptr())
+                      : MutableArray{};
+    const PolicyTotals totals =
+        policy_loss(arrays, objective, normalizer_of(normalizer), gradient, torch_executor());
+    const bool wide = logps.scalar_type() == ScalarType::Double;
+    return std::tuple(new_scalar(totals.loss, wide ? ScalarType::Double : ScalarType::Float),
+                      dlogps, new_doubles({PolicyMetrics::kSums, 2}, totals.metrics.sums.data()),
+                      new_doubles({PolicyMetrics::kMaxima}, totals.metrics.maxima.data()));
+  });
+}
+
+// [policy, kl, sequences] of this batch.
+Tensor policy_local_counts(const Tensor& logps, const Tensor& advantages,
+                           const Tensor& response_mask, const std::optional<Tensor>& offsets,
+                           const Name& objective_name, const Names& option_names,
+                           const Tensor& option_values, const Name& aggregation) {
+  return with_public_errors([&] {
+    const Inputs in{logps, advantages, response_mask, {}, {}, contiguous(offsets)};
+    const PolicyArrays arrays = arrays_of("local_counts", in);
+    const PolicyObjective objective =
+        objective_of("local_counts", {objective_name, option_names, option_values, aggregation});
+    const Normalizer counts = local_counts(arrays, objective, torch_executor());
+    const double values[] = {*counts.policy, *counts.kl, *counts.sequences};
+    return new_doubles({3}, values);
+  });
+}
+
+// Throws unless the objective exists and its options are legal: for devices without a kernel.
+bool policy_check(const Name& objective_name, const Names& option_names,
+                  const Numbers& option_values, const Name& aggregation) {
+  return with_public_errors([&] {
+    Tensor values = new_doubles({static_cast<int64_t>(option_values.size())}, option_values.data());
+    objective_of("policy_loss", {objective_name, option_names, values, aggregation});
+    return true;
+  });
+}
+
+// PolicyMetrics::to_map: names and values.
+std::tuple<std::vector<std::string>, Numbers> policy_metrics(const Tensor& sums,
+                                                             const Tensor& maxima) {
+  return with_public_errors([&] {
+    PolicyMetrics metrics;
+    require(
+        sums.scalar_type() == ScalarType::Double && maxima.scalar_type() == ScalarType::Double &&
+            sums.numel() == 2 * PolicyMetrics::kSums && maxima.numel() == PolicyMetrics::kMaxima,
+        [] { return "policy_metrics: sums and maxima must be the float64 blocks of a loss"; });
+    std::memcpy(metrics.sums.data(), torch::stable::contiguous(sums).const_data_ptr(),
+                sizeof(metrics.sums));
+    std::memcpy(metrics.maxima.data(), torch::stable::contiguous(maxima).const_data_ptr(),
+                sizeof(metrics.maxima));
+    std::tuple<std::vector<std::string>, Numbers> out;
+    for (const auto& [name, value] : metrics.to_map()) {
+      std::get<0>(out).push_back(name);
+      std::get<1>(out).push_back(value);
+    }
+    return out;
+  });
+}
+
+// name, formula, paper, aggregation of every row of the catalogue.
+std::vector<std::string> catalogue() {
+  std::vector<std::string> out;
+  for (const CatalogueRow& row : kCatalogue) {
+    const auto mode = static_cast<size_t>(row.preset().aggregation.mode);
+    for (const std::string_view each :
+         {row.name, row.formula, row.paper, kAggregationNames[mode]}) {
+      out.emplace_back(each);
+    }
+  }
+  return out;
+}
+
+// The options of one row: names, defaults, legal ranges in words.
+std::tuple<std::vector<std::string>, Numbers, std::vector<std::string>> catalogue_options(
+    const Name& objective_name) {
+  return with_public_errors([&] {
+    std::tuple<std::vector<std::string>, Numbers, std::vector<std::string>> out;
+    const PolicyObjective objective = preset("objectives", objective_name.text);
+    for_each_option(objective, [&](std::string_view name, double value, const Range& range) {
+      std::get<0>(out).emplace_back(name);
+      std::get<1>(out).push_back(value);
+      std::get<2>(out).push_back(text(range));
+    });
+    return out;
+  });
+}
+
+}  // namespace
+}  // namespace tether
+
+STABLE_TORCH_LIBRARY(tether, library) {
+  library.def(
+      "policy_loss_forward(Tensor logps, Tensor advantages, Tensor response_mask, "
+      "Tensor? old_logps, Tensor? ref_logps, Tensor? offsets, str objective, str[] option_names, "
+      "Tensor option_values, str aggregation, Tensor? normalizer, bool with_gradient) -> "
+      "(Tensor loss, Tensor dlogps, Tensor metric_sums, Tensor metric_maxima)");
+  library.def(
+      "policy_local_counts(Tensor logps, Tensor advantages, Tensor response_mask, "
+      "Tensor? offsets, str objective, str[] option_names, Tensor option_values, "
+      "str aggregation) -> Tensor");
+  library.def(
+      "policy_check(str objective, str[] option_names, float[] option_values, str aggregation) "
+      "-> bool");
+  library.def("policy_metrics(Tensor sums, Tensor maxima) -> (str[] names, float[] values)");
+  library.def("catalogue() -> str[]");
+  library.def("catalogue_options(str objective) -> (str[] names, float[] defaults, str[] ranges)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
+  library.impl("policy_loss_forward", TORCH_BOX(&tether::policy_loss_forward));
+  library.impl("policy_local_counts", TORCH_BOX(&tether::policy_local_counts));
+  library.impl("policy_metrics", TORCH_BOX(&tether::policy_metrics));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tether, CompositeExplicitAutograd, library) {
+  library.impl("policy_check", TORCH_BOX(&tether::policy_check));
+  library.impl("catalogue", TORCH_BOX(&tether::catalogue));
+  library.impl("catalogue_options", TORCH_BOX(&tether::catalogue_options));
+}

@@ -1,0 +1,150 @@
+"""Checks at the door: the rules and the words of the C++ face (libtorch/policy_batch.cc).
+
+Only shapes, dtypes and devices are looked at here, so nothing waits for a device and nothing breaks
+a traced graph. What needs the numbers is checked by the operators.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class Batch(NamedTuple):
+    """Checked tensors: advantages [B] or like logps, response_mask bool or floating."""
+
+    logps: Tensor
+    advantages: Tensor
+    response_mask: Tensor
+    old_logps: Tensor | None
+    ref_logps: Tensor | None
+    offsets: Tensor | None
+
+
+def shape_text(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_given(where: str, tensor: Tensor | None) -> None:
+    if tensor is None:
+        raise ValueError(f"{where} must be given, got none")
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{where} must be a tensor, got {type(tensor).__name__}")
+
+
+def _check_floating(where: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _FLOATING:
+        raise TypeError(
+            f"{where} must be float32, float64, bfloat16 or float16, got {dtype_text(tensor.dtype)}"
+        )
+
+
+def _check_width(where: str, name: str, tensor: Tensor, logps: Tensor) -> None:
+    """Arithmetic is in float32, or in float64 with logps; nothing is rounded to enter it."""
+    if tensor.dtype == torch.float64 and logps.dtype != torch.float64:
+        raise TypeError(
+            f"{where} must not be wider than logps, {dtype_text(logps.dtype)}, got float64. "
+            f"Pass {name}.to(torch.float32)"
+        )
+
+
+def _check_device(where: str, tensor: Tensor, logps: Tensor) -> None:
+    if tensor.device != logps.device:
+        raise ValueError(f"{where} must be on {logps.device} like logps, got {tensor.device}")
+
+
+def _check_constant(where: str, name: str, tensor: Tensor) -> None:
+    if tensor.requires_grad:
+        raise ValueError(
+            f"{where} must not require grad, got a tensor that does. It is a constant of the loss: "
+            f"pass {name}.detach()"
+        )
+
+
+def _check_tokens(where: str, tensor: Tensor, logps: Tensor) -> None:
+    _check_device(where, tensor, logps)
+    if tensor.shape != logps.shape:
+        raise ValueError(
+            f"{where} must be {shape_text(logps)} like logps, got {shape_text(tensor)}"
+        )
+
+
+def _check_logps(function: str, logps: Tensor, offsets: Tensor | None) -> None:
+    where = f"{function}: logps"
+    _check_given(where, logps)
+    _check_floating(where, logps)
+    if logps.dim() != (2 if offsets is None else 1):
+        rule = "[B, T], or [N] with offsets" if offsets is None else "[N] with offsets"
+        raise ValueError(f"{where} must be {rule}, got {shape_text(logps)}")
+
+
+def _check_offsets(function: str, offsets: Tensor | None) -> None:
+    where = f"{function}: offsets"
+    if offsets is None:
+        return
+    _check_given(where, offsets)
+    if offsets.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{where} must be int32 or int64, got {dtype_text(offsets.dtype)}")
+    if offsets.dim() != 1 or offsets.shape[0] < 1:
+        raise ValueError(f"{where} must be [B + 1], got {shape_text(offsets)}")
+
+
+def _checked_advantages(function: str, advantages: Tensor, logps: Tensor, rows: int) -> Tensor:
+    where = f"{function}: advantages"
+    _check_given(where, advantages)
+    _check_floating(where, advantages)
+    _check_width(where, "advantages", advantages, logps)
+    _check_device(where, advantages, logps)
+    _check_constant(where, "advantages", advantages)
+    if advantages.shape == logps.shape or advantages.shape == (rows,):
+        return advantages
+    if advantages.shape == (rows, 1):
+        return advantages[:, 0]
+    raise ValueError(
+        f"{where} must be [{rows}] or {shape_text(logps)}, got {shape_text(advantages)}"
+    )
+
+
+def _checked_mask(function: str, mask: Tensor, logps: Tensor) -> Tensor:
+    where = f"{function}: response_mask"
+    _check_given(where, mask)
+    _check_tokens(where, mask, logps)
+    if mask.dtype in _INTEGERS:
+        return mask.to(torch.float32)
+    if mask.dtype != torch.bool:
+        _check_floating(where, mask)
+    _check_constant(where, "response_mask", mask)
+    return mask
+
+
+def _check_constant_tokens(function: str, name: str, tensor: Tensor | None, logps: Tensor) -> None:
+    where = f"{function}: {name}"
+    if tensor is None:
+        return
+    _check_given(where, tensor)
+    _check_floating(where, tensor)
+    _check_width(where, name, tensor, logps)
+    _check_tokens(where, tensor, logps)
+    _check_constant(where, name, tensor)
+
+
+def checked(function: str, batch: Batch) -> Batch:
+    """The batch as the operators take it, or ValueError / TypeError beginning with `function`."""
+    logps = batch.logps
+    _check_logps(function, logps, batch.offsets)
+    _check_offsets(function, batch.offsets)
+    rows = logps.shape[0] if batch.offsets is None else batch.offsets.shape[0] - 1
+    advantages = _checked_advantages(function, batch.advantages, logps, rows)
+    response_mask = _checked_mask(function, batch.response_mask, logps)
+    _check_constant_tokens(function, "old_logps", batch.old_logps, logps)
+    _check_constant_tokens(function, "ref_logps", batch.ref_logps, logps)
+    return batch._replace(advantages=advantages, response_mask=response_mask)

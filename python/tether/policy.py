@@ -1,0 +1,255 @@
+"""Policy losses: value, gradient and metrics in one pass over memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tether import reference
+from tether._checks import Batch, checked
+from tether._ops import ops
+
+_ABSENT = float("-inf")
+
+Number = float | Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalizer:
+    """The denominators of a whole optimizer step, from the caller.
+
+    What `local_counts` gives, added up over the micro-batches and ranks of the step: with it any
+    split gives the same loss and gradient. None: the count of the batch itself. Numbers, or tensors
+    of one number: those can be all-reduced, and torch.compile does not compile again for new ones.
+    """
+
+    policy: Number | None = None  # tokens under the surrogate
+    kl: Number | None = None  # tokens under the KL penalty; None: as policy
+    sequences: Number | None = None  # rows with at least one token
+    world_size: float = 1  # multiplies the loss, not the metrics: DDP and FSDP average gradients
+
+    def __add__(self, other: Normalizer) -> Normalizer:
+        """Sums the counts. A count that one of the two lacks is unknown; world_size stays."""
+        if not isinstance(other, Normalizer):
+            return NotImplemented
+        pairs = (
+            (self.policy, other.policy),
+            (self.kl, other.kl),
+            (self.sequences, other.sequences),
+        )
+        return Normalizer(
+            *[None if a is None or b is None else a + b for a, b in pairs], self.world_size
+        )
+
+    def __radd__(self, other: int) -> Normalizer:
+        """So that sum() works, which starts at 0."""
+        return self if other == 0 else NotImplemented
+
+
+class PolicyMetrics(NamedTuple):
+    """What a training loop logs, as two blocks: all-reduce `sums` by sum and `maxima` by max."""
+
+    sums: Tensor  # [10, 2] float64: value and count
+    maxima: Tensor  # [2] float64
+
+    def to_dict(self) -> dict[str, float]:
+        """Means over tokens by name, ready for a logger. The one synchronisation with a device."""
+        names, values = ops.policy_metrics(self.sums.cpu(), self.maxima.cpu())
+        return dict(zip(names, values, strict=True))
+
+
+class PolicyLoss(NamedTuple):
+    loss: Tensor  # scalar: float32, or float64 with logps
+    metrics: PolicyMetrics  # constants
+
+
+def policy_loss(
+    logps: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    *,
+    objective: str = "grpo",
+    old_logps: Tensor | None = None,
+    ref_logps: Tensor | None = None,
+    offsets: Tensor | None = None,
+    aggregation: str | None = None,
+    normalizer: Normalizer | None = None,
+    **options: Number,
+) -> PolicyLoss:
+    """The loss of a policy objective and its metrics, differentiable once in logps.
+
+    logps            [B, T], or packed [N] with offsets: log-probabilities [nats] of the tokens;
+                     float32, float64, bfloat16 or float16, of any strides
+    advantages       [B] or [B, 1], or like logps
+    response_mask    like logps: bool, or weights in [0, 1]; slots of weight 0 may hold anything
+    objective        a row of `objectives()`, which also lists the options and their defaults
+    old_logps        like logps, under the policy that the step began with; None: logps, detached
+    ref_logps        like logps, under the reference policy; needed when beta > 0
+    offsets          [B + 1] int32 or int64, from 0 to N: row i is offsets[i] .. offsets[i + 1]
+    aggregation      token_mean, sequence_mean_token_mean, sequence_mean_token_sum or
+                     sequence_sum_over_constant; None: the objective's own
+    normalizer       the denominators of the optimizer step; None: of this batch
+    options          of the objective, as epsilon_low=0.1; see Normalizer for tensors
+
+    On the CPU: a fused kernel, the same bits for any number of threads. On other devices:
+    `tether.reference`, at torch's speed, where weights and counts are taken as they are. Raises
+    ValueError or TypeError before any work is done.
+    """
+    batch = checked(
+        "policy_loss", Batch(logps, advantages, response_mask, old_logps, ref_logps, offsets)
+    )
+    _check_names("policy_loss", objective, aggregation)
+    normalizer = _checked_normalizer(normalizer)
+    names, numbers = _checked_options("policy_loss", options)
+    if logps.device.type != "cpu":
+        return _on_other_device(batch, objective, aggregation, normalizer, options)
+    loss, _, sums, maxima = ops.policy_loss_forward(
+        *batch,
+        objective,
+        names,
+        _packed(numbers),
+        aggregation or "",
+        None if normalizer is None else _packed(_counts(normalizer)),
+        torch.is_grad_enabled() and logps.requires_grad,
+    )
+    return PolicyLoss(loss, PolicyMetrics(sums, maxima))
+
+
+def local_counts(
+    logps: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    *,
+    objective: str = "grpo",
+    old_logps: Tensor | None = None,
+    ref_logps: Tensor | None = None,
+    offsets: Tensor | None = None,
+    aggregation: str | None = None,
+    **options: Number,
+) -> Normalizer:
+    """The denominators that this batch contributes to its optimizer step, as float64 tensors.
+
+    Takes the arguments of `policy_loss`. The sum over the micro-batches and ranks of a step is the
+    normalizer of each of its losses: normalizer = sum(local_counts(**batch) for batch in step).
+    """
+    batch = checked(
+        "local_counts", Batch(logps, advantages, response_mask, old_logps, ref_logps, offsets)
+    )
+    _check_names("local_counts", objective, aggregation)
+    names, numbers = _checked_options("local_counts", options)
+    if logps.device.type != "cpu":
+        counts = reference.local_counts(batch.response_mask, offsets)
+    else:
+        counts = ops.policy_local_counts(
+            logps.detach(),
+            batch.advantages,
+            batch.response_mask,
+            offsets,
+            objective,
+            names,
+            _packed(numbers),
+            aggregation or "",
+        )
+    policy, kl, sequences = counts.unbind()
+    return Normalizer(policy, kl, sequences)
+
+
+class Option(NamedTuple):
+    default: float
+    range: str  # in words: "in [0, 1]"
+
+
+class Objective(NamedTuple):
+    name: str
+    formula: str
+    paper: str
+    aggregation: str
+    options: dict[str, Option]
+
+
+@functools.cache
+def objectives() -> dict[str, Objective]:
+    """Every objective by name, with its formula, paper, aggregation and options."""
+    rows = ops.catalogue()
+    out = {}
+    for name, formula, paper, aggregation in zip(*[iter(rows)] * 4, strict=True):
+        names, defaults, ranges = ops.catalogue_options(name)
+        options = {each: Option(*rest) for each, *rest in zip(names, defaults, ranges, strict=True)}
+        out[name] = Objective(name, formula, paper, aggregation, options)
+    return out
+
+
+def _checked_normalizer(normalizer: Normalizer | None) -> Normalizer | None:
+    if normalizer is None:
+        return None
+    if not isinstance(normalizer, Normalizer):
+        raise TypeError(
+            f"policy_loss: normalizer must be a tether.Normalizer, got {type(normalizer).__name__}"
+        )
+    _check_count("policy", normalizer.policy)
+    _check_count("kl", normalizer.kl)
+    _check_count("sequences", normalizer.sequences)
+    _check_number("policy_loss", "normalizer.world_size", normalizer.world_size)
+    return normalizer
+
+
+def _check_count(name: str, count: Number | None) -> None:
+    if count is not None:
+        _check_number("policy_loss", f"normalizer.{name}", count)
+
+
+def _counts(normalizer: Normalizer) -> list[Number]:
+    counts = (normalizer.policy, normalizer.kl, normalizer.sequences, normalizer.world_size)
+    return [_ABSENT if each is None else each for each in counts]
+
+
+def _check_names(function: str, objective: str, aggregation: str | None) -> None:
+    for name, value in (("objective", objective), ("aggregation", aggregation or "")):
+        if not isinstance(value, str):
+            raise TypeError(f"{function}: {name} must be a string, got {type(value).__name__}")
+
+
+def _checked_options(function: str, options: dict[str, Number]) -> tuple[list[str], list[Number]]:
+    for name, value in options.items():
+        _check_number(function, name, value)
+    return list(options.keys()), list(options.values())
+
+
+def _check_number(function: str, name: str, value: Number) -> None:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{function}: {name} must be one number, got {list(value.shape)}")
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
+
+
+def _packed(numbers: Sequence[Number]) -> Tensor:
+    """Numbers and tensors of one number, side by side for an operator."""
+    if not any(isinstance(each, Tensor) for each in numbers):
+        return torch.tensor(numbers, dtype=torch.float64)
+    tensors = [
+        torch.as_tensor(each, dtype=torch.float64, device="cpu").detach().reshape(())
+        for each in numbers
+    ]
+    return torch.stack(tensors)
+
+
+def _on_other_device(
+    batch: Batch,
+    objective: str,
+    aggregation: str | None,
+    normalizer: Normalizer | None,
+    options: dict[str, Number],
+) -> PolicyLoss:
+    if not torch.compiler.is_compiling():
+        values = [float(each) for each in options.values()]
+        ops.policy_check(objective, list(options.keys()), values, aggregation or "")
+    out = reference.policy_loss(
+        *batch, objective=objective, aggregation=aggregation, normalizer=normalizer, **options
+    )
+    return PolicyLoss(out.loss, PolicyMetrics(out.sums, out.maxima))

@@ -1,0 +1,396 @@
+"""Every formula once more, in plain torch: the oracle of the tests, and the path of other devices.
+
+Written from the papers, not from the C++ code, to be read. Log-probabilities are in nats. Two rules
+hold throughout (core/number.h):
+
+  ties         minimum(a, b) and maximum(a, b) take a; clamp passes the gradient on [low, high]
+  saturation   x enters exp clamped to +-60 (float64: +-600), and the derivative is the one there,
+               not 0: a token that ran away is still pulled back, and nothing overflows
+
+Arithmetic is in float32, in float64 for float64 log-probabilities or logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+def minimum(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where((b < a) | torch.isnan(b), b, a)
+
+
+def maximum(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where((b > a) | torch.isnan(b), b, a)
+
+
+def clamp(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    floor = torch.as_tensor(low, dtype=x.dtype, device=x.device)
+    ceiling = torch.as_tensor(high, dtype=x.dtype, device=x.device)
+    return minimum(maximum(x, floor), ceiling)
+
+
+def saturate(x: Tensor, *, below: bool) -> Tensor:
+    """x, at most 60 (600), and with `below` at least -60 (-600), with derivative 1 everywhere."""
+    bound = 600.0 if x.dtype == torch.float64 else 60.0
+    return x.detach().clamp(-bound if below else -math.inf, bound) + (x - x.detach())
+
+
+def exp(x: Tensor) -> Tensor:
+    """e^x, saturated on both sides."""
+    return torch.exp(saturate(x, below=True))
+
+
+# ---- KL estimators -------------------------------------------------------------------------------
+#
+# x ~ sampled, log_ratio = log other(x) - log sampled(x), of KL(sampled || other).
+# Schulman 2020, joschu.net/blog/kl-approx.html.
+
+
+def k1(log_ratio: Tensor) -> Tensor:
+    """-d: unbiased, of either sign."""
+    return -log_ratio
+
+
+def k2(log_ratio: Tensor) -> Tensor:
+    """d^2 / 2: biased; its gradient is the one of KL(sampled || other)."""
+    return log_ratio**2 / 2
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """e^d - 1 - d: unbiased, never negative. arXiv:2402.03300, eq. 4.
+
+    By its series d^2/2 (1 + d/3 (1 + d/4 (...))) for |d| < 1/2, where the difference cancels.
+    """
+    d = saturate(log_ratio, below=False)
+    near = d.abs() < 0.5
+    small = torch.where(near, d, 0.0)
+    series = torch.ones_like(small)
+    for n in range(16, 2, -1):
+        series = 1 + small / n * series
+    return torch.where(near, small**2 / 2 * series, torch.expm1(d) - d)
+
+
+# ---- surrogates: the loss of a token, and whether clipping took its gradient ---------------------
+
+
+def ppo_clip(
+    logp: Tensor,
+    log_ratio: Tensor,
+    advantage: Tensor,
+    *,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    dual_clip: float = math.inf,
+) -> tuple[Tensor, Tensor]:
+    """-min(ratio A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A); A < 0: at most -dual_clip A.
+
+    Schulman et al. 2017, arXiv:1707.06347, eq. 7. Two epsilons: arXiv:2503.14476, eq. 10.
+    Dual clip: Ye et al. 2020, arXiv:1912.09729, eq. 5.
+    """
+    ratio = exp(log_ratio)
+    low, high = 1 - epsilon_low, 1 + epsilon_high
+    loss = -minimum(ratio * advantage, clamp(ratio, low, high) * advantage)
+    loss = torch.where(advantage < 0, minimum(loss, -dual_clip * advantage), loss)
+    punished = (advantage < 0) & ((ratio < low) | (ratio > dual_clip))
+    return loss, ((advantage > 0) & (ratio > high)) | punished
+
+
+def reinforce(logp: Tensor, log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
+    """-A logp. Williams 1992, eq. 4."""
+    return -advantage * logp, torch.zeros_like(logp, dtype=torch.bool)
+
+
+# ---- rows and their averages ---------------------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    """Which row each token belongs to: padded [B, T], or packed [N] with its row indices."""
+
+    count: int
+    index: Tensor | None  # packed only
+
+    @staticmethod
+    def of(tokens: Tensor, offsets: Tensor | None) -> Rows:
+        if offsets is None:
+            return Rows(tokens.shape[0], None)
+        count = offsets.shape[0] - 1
+        rows = torch.arange(count, device=tokens.device)
+        lengths = offsets.diff().to(tokens.device)
+        return Rows(count, torch.repeat_interleave(rows, lengths, output_size=tokens.shape[0]))
+
+    def sum(self, tokens: Tensor) -> Tensor:
+        if self.index is None:
+            return tokens.sum(1)
+        return tokens.new_zeros(self.count).index_add(0, self.index, tokens)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """One value per row, at each of its tokens."""
+        return values[:, None] if self.index is None else values[self.index]
+
+
+def row_factors(
+    aggregation: str,
+    row_tokens: Tensor,
+    *,
+    constant: float = 1,
+    tokens: float | Tensor | None = None,
+    sequences: float | Tensor | None = None,
+) -> Tensor:
+    """What the terms w x of each row are multiplied by before they are summed.
+
+    With n_i = sum_t w_it, tokens = sum_i n_i and sequences = rows with n_i > 0, of the whole step:
+
+      token_mean                   1 / tokens                       DAPO, arXiv:2503.14476, eq. 12
+      sequence_mean_token_mean     1 / (sequences n_i)              GRPO, arXiv:2402.03300, eq. 3
+      sequence_mean_token_sum      1 / sequences                    RLOO, arXiv:2402.14740
+      sequence_sum_over_constant   1 / (sequences constant)         Dr. GRPO, arXiv:2503.20783
+    """
+    tokens = row_tokens.sum() if tokens is None else tokens
+    sequences = (row_tokens > 0).sum() if sequences is None else sequences
+    one = torch.ones_like(row_tokens)
+    denominator = {
+        "token_mean": one * tokens,
+        "sequence_mean_token_mean": row_tokens * sequences,
+        "sequence_mean_token_sum": one * sequences,
+        "sequence_sum_over_constant": one * sequences * constant,
+    }[aggregation]
+    return torch.where(denominator > 0, 1 / denominator, 0.0)
+
+
+# ---- policy losses -------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    surrogate: Callable[..., tuple[Tensor, Tensor]]
+    surrogate_options: dict[str, float]
+    beta: float
+    aggregation: str
+
+
+_PPO = {"epsilon_low": 0.2, "epsilon_high": 0.2, "dual_clip": math.inf}
+
+OBJECTIVES = {
+    # arXiv:1707.06347, eq. 7
+    "ppo": Row(ppo_clip, _PPO, 0, "token_mean"),
+    # arXiv:2402.03300, eq. 3: the clipped surrogate + beta k3 of KL(policy || reference)
+    "grpo": Row(ppo_clip, _PPO, 0.04, "sequence_mean_token_mean"),
+    # arXiv:2503.14476, eq. 10 and 12
+    "dapo": Row(ppo_clip, _PPO | {"epsilon_high": 0.28}, 0, "token_mean"),
+    # Williams 1992, eq. 4
+    "reinforce": Row(reinforce, {}, 0, "token_mean"),
+}
+
+
+class PolicyTotals(NamedTuple):
+    loss: Tensor
+    sums: Tensor  # [10, 2]: value and count of every metric, in the order of rl/policy_metrics.h
+    maxima: Tensor  # [2]: largest log_ratio and -log_ratio
+
+
+class Tokens(NamedTuple):
+    """What a loss sees of its tokens: 0 where the weight is 0, whatever was there."""
+
+    weight: Tensor
+    logp: Tensor
+    old_logp: Tensor
+    ref_logp: Tensor
+    advantage: Tensor
+
+    @property
+    def active(self) -> Tensor:
+        return self.weight != 0
+
+
+def policy_loss(
+    logps: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    old_logps: Tensor | None = None,
+    ref_logps: Tensor | None = None,
+    offsets: Tensor | None = None,
+    *,
+    objective: str = "grpo",
+    aggregation: str | None = None,
+    normalizer: Any = None,  # tether.Normalizer
+    **options: float | Tensor,
+) -> PolicyTotals:
+    """loss = world_size (Agg[surrogate] + beta Agg[k3(ref_logp - logp)]), as tether.policy_loss."""
+    row = OBJECTIVES[objective]
+    beta = options.pop("beta", row.beta)
+    constant = options.pop("constant", 1)
+    rows = Rows.of(logps, offsets)
+    tokens = _selected(rows, logps, advantages, response_mask, old_logps, ref_logps)
+
+    log_ratio = tokens.logp - tokens.old_logp
+    surrogate_options = row.surrogate_options | options
+    loss, clipped = row.surrogate(tokens.logp, log_ratio, tokens.advantage, **surrogate_options)
+    kl = torch.zeros_like(loss)
+    if _penalised(beta, ref_logps):
+        kl = k3(tokens.ref_logp - tokens.logp)
+
+    policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
+    n = rows.sum(tokens.weight.double())
+
+    def mean(terms: Tensor, count: float | Tensor | None) -> Tensor:
+        factors = row_factors(
+            aggregation or row.aggregation, n, constant=constant, tokens=count, sequences=sequences
+        )
+        weighted = torch.where(tokens.active, tokens.weight * terms, 0.0).double()
+        return (rows.spread(factors) * weighted).sum()
+
+    total = world_size * (mean(loss, policy) + beta * mean(kl, kl_tokens))
+    with torch.no_grad():
+        sums, maxima = _metrics(tokens, loss, kl, clipped)
+    return PolicyTotals(total.to(_wide(logps.dtype)), sums, maxima)
+
+
+def local_counts(response_mask: Tensor, offsets: Tensor | None = None) -> Tensor:
+    """[tokens under the surrogate, tokens under the penalty, rows with a token], float64."""
+    n = Rows.of(response_mask, offsets).sum(response_mask.double())
+    return torch.stack([n.sum(), n.sum(), (n > 0).sum().double()])
+
+
+def _penalised(beta: float | Tensor, ref_logps: Tensor | None) -> bool:
+    """A beta in a tensor is not looked at and counts as more than 0."""
+    penalised = isinstance(beta, Tensor) or beta > 0
+    if penalised and ref_logps is None:
+        raise ValueError(
+            "policy_loss: ref_logps must be given when beta is greater than 0, got beta "
+            f"{beta} and none. Pass ref_logps or beta = 0"
+        )
+    return penalised
+
+
+def _step_counts(normalizer: Any) -> tuple:
+    if normalizer is None:
+        return None, None, None, 1
+    kl = normalizer.policy if normalizer.kl is None else normalizer.kl
+    return normalizer.policy, kl, normalizer.sequences, normalizer.world_size
+
+
+def _selected(rows: Rows, logps, advantages, response_mask, old_logps, ref_logps) -> Tokens:
+    wide = _wide(logps.dtype)
+    weight = response_mask.to(wide)
+    if advantages.shape != logps.shape:
+        advantages = rows.spread(advantages.reshape(-1))
+
+    def select(tensor: Tensor) -> Tensor:
+        return torch.where(weight != 0, tensor.to(wide), 0.0)
+
+    logp = select(logps)
+    old_logp = logp.detach() if old_logps is None else select(old_logps)
+    ref_logp = torch.zeros_like(old_logp) if ref_logps is None else select(ref_logps)
+    return Tokens(weight, logp, old_logp, ref_logp, select(advantages))
+
+
+def _metrics(tokens: Tokens, loss: Tensor, kl: Tensor, clipped: Tensor) -> tuple[Tensor, Tensor]:
+    log_ratio = tokens.logp - tokens.old_logp
+    ratio = exp(log_ratio)
+    good, bad = clipped & (tokens.advantage > 0), clipped & (tokens.advantage < 0)
+    finite = torch.stack([torch.isfinite(each) for each in (*tokens[1:], loss, kl)]).all(0)
+    count = tokens.weight.sum(dtype=torch.float64)
+
+    def total(values: Tensor) -> Tensor:
+        return torch.where(tokens.active, tokens.weight * values, 0.0).sum(dtype=torch.float64)
+
+    def largest(values: Tensor) -> Tensor:
+        seen = torch.where(tokens.active, values, -math.inf).reshape(-1)
+        return torch.cat([seen, seen.new_tensor([-math.inf])]).max().double()
+
+    sums = [
+        total(loss),
+        total(kl),
+        total(bad & (log_ratio < 0)),
+        total(good & (log_ratio > 0)),
+        total(bad & (log_ratio > 0)),
+        total(k1(log_ratio)),
+        total(k3(log_ratio)),
+        total(ratio),
+        total(ratio**2),
+        (tokens.active & ~finite).sum(dtype=torch.float64),
+    ]
+    values = torch.stack(sums)
+    return torch.stack([values, count.expand_as(values)], 1), torch.stack(
+        [largest(log_ratio), largest(-log_ratio)]
+    )
+
+
+# ---- advantages ----------------------------------------------------------------------------------
+
+
+def group_advantage(
+    rewards: Tensor, group_ids: Tensor, *, scale: str = "group_std", epsilon: float = 1e-6
+) -> Tensor:
+    """(r - mean of its group) / (std of its group + epsilon), std with N - 1; "none": r - mean.
+
+    Shao et al. 2024, arXiv:2402.03300, section 4.1.2; without the std: arXiv:2503.20783. Sums are
+    of deviations from the group's first reward: equal rewards give exactly 0. A group of one gives
+    0, and so does a NaN reward, which is left out of its group.
+    """
+    advantages = torch.zeros_like(rewards, dtype=torch.float64)
+    for group in group_ids.unique():
+        members = (group_ids == group) & ~torch.isnan(rewards)
+        if members.sum() < 2:
+            continue
+        deviations = rewards[members].double() - rewards[members][0].double()
+        centred = deviations - deviations.mean()
+        std = centred.square().sum().div(members.sum() - 1).sqrt()
+        if scale == "group_std":
+            centred = centred / (std + epsilon) if std > 0 else torch.zeros_like(centred)
+        advantages[members] = centred
+    return advantages.to(rewards.dtype)
+
+
+def discounted_returns(
+    rewards: Tensor,
+    response_mask: Tensor,
+    *,
+    gamma: float = 1,
+    gap: str = "carry",
+    bootstrap: Tensor | None = None,
+) -> Tensor:
+    """G_t = r_t + gamma G_{t+1}, with G = bootstrap after the last token; rewards [B, T].
+
+    Over masked slots the return is carried; with gap="decay" each of them costs a factor gamma.
+    """
+    following = torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap
+    returns = torch.zeros_like(rewards)
+    for t in reversed(range(rewards.shape[1])):
+        token = response_mask[:, t] != 0
+        reward = torch.where(token, rewards[:, t], 0.0)
+        passed = token if gap == "carry" else torch.ones_like(token)
+        following = torch.where(passed, reward + gamma * following, following)
+        returns[:, t] = torch.where(token, following, 0.0)
+    return returns
+
+
+# ---- log-probabilities ---------------------------------------------------------------------------
+
+
+def token_logps(
+    logits: Tensor, targets: Tensor, *, temperature: float = 1, ignore_index: int = -100
+) -> tuple[Tensor, Tensor]:
+    """log softmax(logits / temperature) at the targets, and the entropies -sum_v p_v log p_v.
+
+    logits [..., V], targets [...]; results are like targets. A logit of -inf is a column that is
+    not there. Ignored targets get 0 and no gradient.
+    """
+    ignored = targets == ignore_index
+    x = logits.to(_wide(logits.dtype))
+    x = x.masked_fill(x == -math.inf, -math.inf).masked_fill(ignored[..., None], 0)
+    log_p = torch.log_softmax(x / temperature, -1)
+    logps = log_p.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0]
+    entropies = -(log_p.exp() * log_p.masked_fill(log_p == -math.inf, 0)).sum(-1)
+    return logps.masked_fill(ignored, 0), entropies.masked_fill(ignored, 0)

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <algorithm>
+
+#include "core/sum.h"
+#include "rl/policy_metrics.h"
+
+namespace tether {
+
+// What a part of the batch adds to the loss and to the metrics.
+struct PartTotals {
+  double loss;
+  double sums[PolicyMetrics::kSums];
+  double maxima[PolicyMetrics::kMaxima];
+};
+
+// The running sums behind PolicyMetrics, over blocks and rows. Those of the surrogate and of the
+// penalty belong to one row.
+struct MetricSums {
+  LaneSum sums[PolicyMetrics::kSums];
+  LaneMax maxima[PolicyMetrics::kMaxima];
+  double loss = 0, kl = 0;
+
+  // The sums of the surrogate and of the penalty since the last call.
+  struct Row {
+    double loss, kl;
+  };
+  Row take_row() {
+    LaneSum &losses = sums[PolicyMetrics::kPolicyLoss], &kls = sums[PolicyMetrics::kKl];
+    const Row row{losses.take(), kls.take()};
+    loss += row.loss;
+    kl += row.kl;
+    return row;
+  }
+
+  PartTotals totals(double weighted_loss) const {
+    PartTotals out;
+    out.loss = weighted_loss;
+    for (int i = 0; i < PolicyMetrics::kSums; ++i) out.sums[i] = sums[i].total();
+    out.sums[PolicyMetrics::kPolicyLoss] = loss;
+    out.sums[PolicyMetrics::kKl] = kl;
+    for (int i = 0; i < PolicyMetrics::kMaxima; ++i) out.maxima[i] = maxima[i].total();
+    return out;
+  }
+};
+
+inline void add(const PartTotals& part, double& loss, PolicyMetrics& metrics) {
+  loss += part.loss;
+  for (size_t i = 0; i < PolicyMetrics::kSums; ++i) metrics.sums[2 * i] += part.sums[i];
+  for (size_t i = 0; i < PolicyMetrics::kMaxima; ++i) {
+    metrics.maxima[i] = std::max(metrics.maxima[i], part.maxima[i]);
+  }
+}
+
+}  // namespace tether

@@ -1,0 +1,193 @@
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "core/batch.h"
+#include "core/number.h"
+#include "core/sum.h"
+#include "estimators/kl.h"
+#include "rl/kernels/metric_sums.h"
+#include "rl/surrogate.h"
+
+// The loops over a block of tokens.
+//
+// A loop that adds up has its lanes outside: GCC runs them side by side and keeps every sum in a
+// register. It does so if the loop inside runs at least once (do) and has no branches; choices are
+// made by masks because GCC turns some selections into branches.
+
+namespace tether {
+
+// The columns of a block of `size` tokens, a multiple of kLanes. Slots of weight 0 hold zeros.
+template <class T>
+struct TokenBlock {
+  alignas(64) T weight[kBlock];
+  alignas(64) T logp[kBlock];
+  alignas(64) T old_logp[kBlock];
+  alignas(64) T ref_logp[kBlock];
+  alignas(64) T advantage[kBlock];
+  alignas(64) T log_ratio[kBlock];
+  alignas(64) T ratio[kBlock];
+  alignas(64) T ratio_k3[kBlock];
+  alignas(64) T loss[kBlock];
+  alignas(64) T dloss[kBlock];
+  alignas(64) T kl[kBlock];
+  alignas(64) T dkl[kBlock];
+  alignas(64) T dlogp[kBlock];
+  int size;
+};
+
+// Arrays of the type of the arithmetic, in one piece: the common batch.
+template <class T>
+struct PlainTokens {
+  const T *logps, *old_logps, *advantages;
+};
+
+// Selects by block.weight.
+template <class T>
+TETHER_CLONES void load_plain(const PlainTokens<T>& in, int count, TokenBlock<T>& block) {
+  const T *logps = in.logps, *old_logps = in.old_logps, *advantages = in.advantages;
+#pragma GCC ivdep
+  for (int i = 0; i < count; ++i) {  // VECTOR
+    const T logp = logps[i], old_logp = old_logps[i], advantage = advantages[i];
+    const bool active = block.weight[i] != T(0);
+    block.logp[i] = active ? logp : T(0);
+    block.old_logp[i] = active ? old_logp : T(0);
+    block.advantage[i] = active ? advantage : T(0);
+  }
+  for (int i = count; i < block.size; ++i) {
+    block.logp[i] = block.old_logp[i] = block.advantage[i] = T(0);
+  }
+}
+
+// `saturation` is an argument because GCC makes cases of a constant.
+template <class T>
+TETHER_CLONES void fill_ratios(T saturation, TokenBlock<T>& block) {
+  const int size = block.size / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    const T log_ratio = block.logp[i] - block.old_logp[i];
+    const auto ratio = math::exp_and_expm1_minus(log_ratio, -saturation, saturation);
+    block.log_ratio[i] = log_ratio;
+    block.ratio[i] = ratio.exp;
+    block.ratio_k3[i] = ratio.expm1_minus;
+  }
+}
+
+template <class T>
+TETHER_CLONES void fill_penalty(TokenBlock<T>& block) {
+  const int size = block.size / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    const Dual<T> penalty = k3(Constant<T>{block.ref_logp[i]} - Dual<T>{block.logp[i], T(1)});
+    block.kl[i] = penalty.value;
+    block.dkl[i] = penalty.grad;
+  }
+}
+
+template <class T>
+using Mask = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+
+template <class T>
+TETHER_INLINE Mask<T> mask(bool condition) {
+  return -static_cast<Mask<T>>(condition);
+}
+// The value, or 0.
+template <class T>
+TETHER_INLINE T keep(Mask<T> where, T value) {
+  return std::bit_cast<T>(where & std::bit_cast<Mask<T>>(value));
+}
+
+// Adds a block of weights; NaN if one is outside [0, 1].
+template <class T>
+TETHER_CLONES void sum_weights(const T* weight, int size, LaneSum& tokens) {
+  double sums[kLanes];
+#pragma GCC unroll 1
+  for (int lane = 0; lane < kLanes; ++lane) {  // VECTOR
+    double sum = 0;
+    int start = 0;
+    do {
+      const T w = weight[start + lane];
+      const Mask<T> legal = mask<T>(w >= T(0)) & mask<T>(w <= T(1));
+      sum += double(std::bit_cast<T>(std::bit_cast<Mask<T>>(w) | ~legal));
+      start += kLanes;
+    } while (start < size);
+    sums[lane] = sum;
+  }
+  tokens.add(sums);
+}
+
+// Adds a block to the sums and makes its gradient, given the factors of the row. Loss and penalty
+// are added in double throughout, the others in T within the block.
+template <bool kPenalty, class T>
+TETHER_CLONES void sum_block(T loss_factor, T kl_factor, TokenBlock<T>& block,
+                             MetricSums& metrics) {
+  using M = PolicyMetrics;
+  using Order = Order<T>;
+  constexpr Order kLast = order_of(std::numeric_limits<T>::infinity()), kFirst = ~kLast;
+  double losses[kLanes], kls[kLanes];
+  T sums[M::kSums][kLanes], highest[kLanes], lowest[kLanes];
+#pragma GCC ivdep
+#pragma GCC unroll 1
+  for (int lane = 0; lane < kLanes; ++lane) {  // VECTOR
+    double loss_sum = 0, kl_sum = 0;
+    T low = 0, high = 0, dual = 0, k1_sum = 0, k3_sum = 0, ratios = 0, squares = 0, nonfinite = 0;
+    Order most = kFirst, least = kLast;
+    int start = 0;
+    do {
+      const int i = start + lane;
+      const T w = block.weight[i], A = block.advantage[i], d = block.log_ratio[i];
+      const T loss = block.loss[i], dloss = block.dloss[i];
+      const Mask<T> active = mask<T>(w != T(0));
+      T gradient = loss_factor * dloss;
+      T trace = (d + A) + (loss + dloss);
+      loss_sum += double(keep(active, w * loss));
+      if constexpr (kPenalty) {
+        gradient += kl_factor * block.dkl[i];
+        trace += block.kl[i] + block.ref_logp[i];
+        kl_sum += double(keep(active, w * block.kl[i]));
+      }
+      block.dlogp[i] = keep(active, w * gradient);
+      const Mask<T> broken = active & mask<T>(trace - trace != T(0));
+      nonfinite += keep(broken, T(1));
+
+      const T stuck = keep(mask<T>(dloss == T(0)), w);
+      const T bad = keep(mask<T>(A < T(0)), stuck), good = keep(mask<T>(A > T(0)), stuck);
+      low += keep(mask<T>(d < T(0)), bad);
+      high += keep(mask<T>(d > T(0)), good);
+      dual += keep(mask<T>(d > T(0)), bad);
+
+      const T weighted_ratio = w * block.ratio[i];
+      ratios += weighted_ratio;
+      squares += weighted_ratio * block.ratio[i];
+      k1_sum -= w * d;
+      k3_sum += w * block.ratio_k3[i];
+      const Order seen = Order(active & ~broken), order = order_of(d) & seen;
+      const Order above = order | (kFirst & ~seen), below = order | (kLast & ~seen);
+      most = above > most ? above : most;
+      least = below < least ? below : least;
+      start += kLanes;
+    } while (start < block.size);
+    losses[lane] = loss_sum;
+    kls[lane] = kl_sum;
+    sums[M::kClipFractionLow][lane] = low;
+    sums[M::kClipFractionHigh][lane] = high;
+    sums[M::kClipFractionDual][lane] = dual;
+    sums[M::kApproxKlK1][lane] = k1_sum;
+    sums[M::kApproxKlK3][lane] = k3_sum;
+    sums[M::kRatio][lane] = ratios;
+    sums[M::kRatioSquared][lane] = squares;
+    sums[M::kNonfinite][lane] = nonfinite;
+    highest[lane] = in_order<T>(most);
+    lowest[lane] = -in_order<T>(least);
+  }
+  metrics.sums[M::kPolicyLoss].add(losses);
+  metrics.sums[M::kKl].add(kls);
+  for (int i = M::kClipFractionLow; i < M::kSums; ++i) metrics.sums[i].add(sums[i]);
+  metrics.maxima[M::kLogRatioMax].add(highest);
+  metrics.maxima[M::kNegLogRatioMax].add(lowest);
+}
+
+}  // namespace tether

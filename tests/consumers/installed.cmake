@@ -1,0 +1,17 @@
+# find_package(tether) from an installed prefix that was moved; refused with another torch.
+include(${CMAKE_CURRENT_LIST_DIR}/common.cmake)
+install_moved(${BUILD})
+
+set(consumer ${configure} -S ${SOURCE}/examples/consumer
+  -DCMAKE_PREFIX_PATH=${WORK}/prefix -DCMAKE_REQUIRE_FIND_PACKAGE_tether=ON)
+step(ignored ${consumer} -B ${WORK}/build -DTETHER_TORCH_ROOT=${TORCH_ROOT})
+step(ignored ${CMAKE_COMMAND} --build ${WORK}/build)
+step(output ${WORK}/build/consumer)
+include(${CMAKE_CURRENT_LIST_DIR}/expected.cmake)
+
+set(other ${WORK}/other_torch)
+file(WRITE ${other}/lib/libtorch_cpu.so "")
+file(WRITE ${other}/include/torch/headeronly/version.h
+  "#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 99\n#define TORCH_VERSION_PATCH 0\n")
+refused("tether: built with torch ${TORCH_VERSION}, found 2.99.0 in ${other}."
+  ${consumer} -B ${WORK}/refused -DTETHER_TORCH_ROOT=${other})

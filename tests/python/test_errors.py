@@ -1,0 +1,218 @@
+"""Bad input: whole messages, the ones of the C++ face."""
+
+import math
+import pathlib
+
+import pytest
+import tether
+import torch
+from batches import packed, padded_batch
+
+KNOWN = "epsilon_low, epsilon_high, dual_clip, beta, constant"
+
+
+def batch_with(**changes):
+    return padded_batch(poison=0.0) | changes
+
+
+def ones(*shape, dtype=torch.float64):
+    return torch.ones(shape, dtype=dtype)
+
+
+def weighted(row, column, value):
+    mask = ones(5, 9)
+    mask[row, column] = value
+    return mask
+
+
+def dense(**changes):
+    return packed(padded_batch()) | changes
+
+
+SHAPES = {
+    "logps must be [B, T], or [N] with offsets, got [45]": {"logps": ones(45)},
+    "advantages must be [5] or [5, 9], got [4]": {"advantages": ones(4)},
+    "advantages must be [5] or [5, 9], got [1, 9]": {"advantages": ones(1, 9)},
+    "response_mask must be [5, 9] like logps, got [5, 8]": {"response_mask": ones(5, 8)},
+    "old_logps must be [5, 9] like logps, got [5, 8]": {"old_logps": ones(5, 8)},
+    "ref_logps must be [5, 9] like logps, got [9, 5]": {"ref_logps": ones(9, 5)},
+    "logps must be given, got none": {"logps": None},
+    "advantages must be given, got none": {"advantages": None},
+    "response_mask must be given, got none": {"response_mask": None},
+    "old_logps must be on cpu like logps, got meta": {"old_logps": ones(5, 9).to("meta")},
+    "response_mask must be on cpu like logps, got meta": {"response_mask": ones(5, 9).to("meta")},
+    "advantages must not require grad, got a tensor that does. It is a constant of the loss: "
+    "pass advantages.detach()": {"advantages": ones(5).requires_grad_()},
+    "old_logps must not require grad, got a tensor that does. It is a constant of the loss: "
+    "pass old_logps.detach()": {"old_logps": ones(5, 9).requires_grad_()},
+    "offsets must be [B + 1], got [0]": dense(offsets=torch.tensor([], dtype=torch.int64)),
+    "offsets must be [B + 1], got [2, 1]": dense(offsets=torch.tensor([[0], [18]])),
+    "logps must be [N] with offsets, got [5, 9]": {"offsets": torch.tensor([0, 45])},
+}
+NUMBERS = {
+    "response_mask must be in [0, 1], got -1 at [2, 5]": {"response_mask": weighted(2, 5, -1)},
+    "response_mask must be in [0, 1], got 1.5 at [0, 0]": {"response_mask": weighted(0, 0, 1.5)},
+    "response_mask must be in [0, 1], got nan at [4, 8]": {
+        "response_mask": weighted(4, 8, math.nan)
+    },
+    "offsets must run from 0 to 18, the size of logps, got 0 to 17": dense(
+        offsets=torch.tensor([0, 5, 5, 6, 15, 17])
+    ),
+    "offsets must run from 0 to 18, the size of logps, got 1 to 18": dense(
+        offsets=torch.tensor([1, 5, 5, 6, 15, 18], dtype=torch.int32)
+    ),
+    "offsets must not decrease, got 4 after 5 at [2]": dense(
+        offsets=torch.tensor([0, 5, 4, 6, 15, 18])
+    ),
+    "epsilon_low must be in [0, 1], got 1.2": {"epsilon_low": 1.2},
+    "epsilon_high must be at least 0, got -0.1": {"epsilon_high": -0.1},
+    "dual_clip must be greater than 1, got 1": {"dual_clip": 1},
+    "beta must be at least 0, got nan": {"beta": math.nan},
+    "constant must be greater than 0, got 0": {"constant": 0},
+    f'option must be one of {KNOWN}, got "eps"': {"eps": 0.2},
+    'objective must be one of ppo, grpo, dapo, reinforce, got "gropo"': {"objective": "gropo"},
+    "aggregation must be one of token_mean, sequence_mean_token_mean, sequence_mean_token_sum, "
+    'sequence_sum_over_constant, got "mean"': {"aggregation": "mean"},
+}
+LOSS_ONLY = {
+    "ref_logps must be given when beta is greater than 0, got beta 0.04 and none. "
+    "Pass ref_logps or beta = 0": {"ref_logps": None},
+    "normalizer.policy must be at least 18, the count of this batch, got 10. "
+    "Pass the count of the whole optimizer step": {"normalizer": tether.Normalizer(policy=10)},
+    "normalizer.kl must be at least 18, the count of this batch, got nan. "
+    "Pass the count of the whole optimizer step": {"normalizer": tether.Normalizer(kl=math.nan)},
+    "normalizer.sequences must be at least 4, the count of this batch, got 0. "
+    "Pass the count of the whole optimizer step": {"normalizer": tether.Normalizer(sequences=0)},
+    "normalizer.world_size must be greater than 0, got 0": {
+        "normalizer": tether.Normalizer(world_size=0)
+    },
+    "normalizer.policy must be one number, got [2]": {
+        "normalizer": tether.Normalizer(policy=ones(2))
+    },
+    "beta must be one number, got [3]": {"beta": ones(3)},
+}
+TYPES = {
+    "logps must be float32, float64, bfloat16 or float16, got int64": {
+        "logps": ones(5, 9, dtype=torch.int64)
+    },
+    "logps must be float32, float64, bfloat16 or float16, got complex64": {
+        "logps": ones(5, 9, dtype=torch.complex64)
+    },
+    "advantages must be float32, float64, bfloat16 or float16, got int32": {
+        "advantages": ones(5, dtype=torch.int32)
+    },
+    "response_mask must be float32, float64, bfloat16 or float16, got complex128": {
+        "response_mask": ones(5, 9, dtype=torch.complex128)
+    },
+    "old_logps must not be wider than logps, float32, got float64. "
+    "Pass old_logps.to(torch.float32)": {
+        "logps": ones(5, 9, dtype=torch.float32),
+        "advantages": ones(5, dtype=torch.float32),
+    },
+    "advantages must not be wider than logps, bfloat16, got float64. "
+    "Pass advantages.to(torch.float32)": {"logps": ones(5, 9, dtype=torch.bfloat16)},
+    "offsets must be int32 or int64, got float64": dense(offsets=ones(6)),
+    "logps must be a tensor, got list": {"logps": [1.0]},
+    "objective must be a string, got int": {"objective": 3},
+    "aggregation must be a string, got int": {"aggregation": 3},
+    "beta must be a number, got str": {"beta": "0.1"},
+}
+TYPES_LOSS_ONLY = {
+    "normalizer must be a tether.Normalizer, got dict": {"normalizer": {"policy": 3}},
+    "normalizer.policy must be a number, got str": {"normalizer": tether.Normalizer(policy="3")},
+}
+
+
+def message_of(error, function, changes):
+    with pytest.raises(error) as caught:
+        function(**batch_with(**changes))
+    assert caught.type is error
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("message, changes", (SHAPES | NUMBERS | LOSS_ONLY).items())
+def test_value_errors(message, changes):
+    assert message_of(ValueError, tether.policy_loss, changes) == f"policy_loss: {message}"
+
+
+@pytest.mark.parametrize("message, changes", (TYPES | TYPES_LOSS_ONLY).items())
+def test_type_errors(message, changes):
+    assert message_of(TypeError, tether.policy_loss, changes) == f"policy_loss: {message}"
+
+
+@pytest.mark.parametrize("message, changes", (SHAPES | NUMBERS).items())
+def test_value_errors_of_local_counts(message, changes):
+    assert message_of(ValueError, tether.local_counts, changes) == f"local_counts: {message}"
+
+
+@pytest.mark.parametrize(
+    "message, changes",
+    [
+        ("epsilon_low must be in [0, 1], got 1.2", {"epsilon_low": 1.2}),
+        (
+            "ref_logps must be given when beta is greater than 0, got beta 0.04 and none. "
+            "Pass ref_logps or beta = 0",
+            {"ref_logps": None},
+        ),
+    ],
+)
+def test_options_are_checked_for_other_devices_too(message, changes):
+    meta = {name: each.to("meta") for name, each in padded_batch().items()}
+    with pytest.raises(ValueError) as caught:
+        tether.policy_loss(**meta | changes)
+    assert str(caught.value) == f"policy_loss: {message}"
+
+
+def test_direct_calls_of_the_operator_stay_inside_their_memory():
+    logps, mask = ones(5, 9), ones(5, 9)
+    numbers = torch.tensor([], dtype=torch.float64)
+
+    def call(*tensors, values=numbers, names=(), normalizer=None):
+        torch.ops.tether.policy_loss_forward(
+            *tensors, "ppo", list(names), values, "", normalizer, True
+        )
+
+    for tensors in (
+        (logps, ones(4), mask, None, None, None),
+        (logps, ones(5), ones(5, 8), None, None, None),
+        (logps, ones(5), mask, ones(4, 9), None, None),
+        (logps, ones(5), mask.to(torch.int64), None, None, None),
+        (ones(45), ones(5), ones(45), None, None, None),
+        (ones(45), ones(5), ones(45), None, None, ones(6)),
+        (ones(2, 3, 4), ones(2), ones(2, 3, 4), None, None, None),
+    ):
+        with pytest.raises(ValueError, match="^policy_loss: "):
+            call(*tensors)
+    batch = (logps, ones(5), mask, None, None, None)
+    with pytest.raises(ValueError, match="option_values must be 1 float64"):
+        call(*batch, names=["epsilon_low"])
+    with pytest.raises(ValueError, match="normalizer must be 4 float64"):
+        call(*batch, normalizer=ones(3))
+    with pytest.raises(ValueError, match="option_values must be 1 float64 numbers side by side"):
+        call(*batch, names=["epsilon_low"], values=ones(1, dtype=torch.float32))
+    with pytest.raises(ValueError, match="normalizer must be 4 float64 numbers side by side"):
+        call(*batch, normalizer=ones(8)[::2])
+
+
+@pytest.mark.parametrize(
+    "version, message",
+    [
+        ("2.9.1+cpu", "tether: torch must be 2.10 or newer, got 2.9.1+cpu"),
+        ("1.13.0a0+git", "tether: torch must be 2.10 or newer, got 1.13.0a0+git"),
+    ],
+)
+def test_an_older_torch_is_one_sentence(version, message):
+    with pytest.raises(ImportError) as caught:
+        tether._ops.load(pathlib.Path("libtether_ops.so"), version)
+    assert str(caught.value) == message
+
+
+def test_operators_that_do_not_load_are_one_sentence(tmp_path):
+    broken = tmp_path / "libtether_ops.so"
+    broken.write_bytes(b"not a library")
+    with pytest.raises(ImportError) as caught:
+        tether._ops.load(broken, torch.__version__)
+    assert str(caught.value) == (
+        f"tether: libtether_ops.so must load with torch >= 2.10, got torch {torch.__version__} and "
+        f"the error: {broken}: file too short"
+    )

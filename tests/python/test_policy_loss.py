@@ -1,0 +1,363 @@
+"""tether.policy_loss: the operator against tether.reference, and the promises about memory."""
+
+import json
+import math
+import pathlib
+
+import pytest
+import tether
+import torch
+from batches import (
+    OBJECTIVES,
+    assert_close,
+    assert_same_bits,
+    evaluated,
+    packed,
+    padded_batch,
+    referenced,
+)
+
+AGGREGATIONS = (
+    "token_mean",
+    "sequence_mean_token_mean",
+    "sequence_mean_token_sum",
+    "sequence_sum_over_constant",
+)
+GOLDEN = json.loads(
+    (pathlib.Path(__file__).parent.parent / "golden/policy_golden.json").read_text()
+)
+
+
+# ---- value, gradient and metrics -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("layout", [dict, packed])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_reference_in_float64(objective, layout, seed):
+    batch = layout(padded_batch(seed))
+    assert_close(
+        evaluated(batch, objective=objective), referenced(batch, objective=objective), 1e-12
+    )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_option_reaches_the_formula(objective):
+    batch = padded_batch(spread=0.8)
+    options = {
+        "epsilon_low": 0.11,
+        "epsilon_high": 0.37,
+        "dual_clip": 1.6,
+        "beta": 0.7,
+        "constant": 6,
+    }
+    known = tether.objectives()[objective].options
+    settings = {name: value for name, value in options.items() if name in known}
+    assert len(settings) == len(known)
+    for aggregation in AGGREGATIONS:
+        actual = evaluated(batch, objective=objective, aggregation=aggregation, **settings)
+        expected = referenced(batch, objective=objective, aggregation=aggregation, **settings)
+        assert_close(actual, expected, 1e-12)
+
+
+@pytest.mark.parametrize("golden", GOLDEN["batches"], ids=lambda golden: golden["name"])
+@pytest.mark.parametrize("evaluate", [evaluated, referenced])
+def test_equals_sixty_digit_arithmetic(golden, evaluate):
+    def tokens(name, dtype=torch.float64):
+        return torch.tensor(golden[name], dtype=dtype).reshape(golden["rows"], golden["columns"])
+
+    batch = {name: tokens(name) for name in ("logps", "old_logps", "ref_logps", "advantages")}
+    batch["response_mask"] = tokens("response_mask", torch.bool)
+    settings = {name: golden[name] for name in ("objective", "beta", "aggregation", "constant")}
+    out = evaluate(batch, **settings, **golden["options"])
+    assert out.loss.item() == pytest.approx(golden["loss"], rel=1e-13)
+    torch.testing.assert_close(out.dlogps, tokens("dlogps"), rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2**-8), (torch.float16, 2**-11)]
+)
+def test_narrow_types_are_computed_in_float32(objective, dtype, tolerance):
+    batch = padded_batch(dtype=dtype, spread=0.2)
+    out = evaluated(batch, objective=objective)
+    wide = {
+        name: each.double() if each.is_floating_point() else each for name, each in batch.items()
+    }
+    expected = evaluated(wide, objective=objective)
+    assert out.loss.dtype == torch.float32
+    assert out.dlogps.dtype == dtype
+    torch.testing.assert_close(out.loss.double(), expected.loss, rtol=0, atol=2e-6)
+    torch.testing.assert_close(out.dlogps.double(), expected.dlogps, rtol=tolerance, atol=1e-7)
+    assert_close(out, referenced(batch, objective=objective), max(tolerance, 2e-6))
+
+
+def test_types_and_layouts_may_be_mixed():
+    batch = padded_batch(dtype=torch.float32)
+    mixed = batch | {
+        "old_logps": batch["old_logps"].bfloat16(),
+        "advantages": batch["advantages"].half()[:, None],
+        "response_mask": batch["response_mask"].to(torch.int64),
+    }
+    exact = mixed | {
+        "old_logps": mixed["old_logps"].float(),
+        "advantages": mixed["advantages"].float()[:, 0],
+        "response_mask": batch["response_mask"],
+    }
+    assert_same_bits(evaluated(mixed), evaluated(exact))
+
+
+def test_weights_between_0_and_1():
+    batch = padded_batch()
+    batch["response_mask"] = batch["response_mask"] * torch.linspace(0.1, 1, 9, dtype=torch.float64)
+    for aggregation in AGGREGATIONS:
+        actual = evaluated(batch, aggregation=aggregation, constant=5)
+        assert_close(actual, referenced(batch, aggregation=aggregation, constant=5), 1e-12)
+
+
+def test_without_old_logps_the_ratio_is_1_and_its_gradient_is_not_0():
+    batch = padded_batch(poison=0.0)
+    del batch["old_logps"], batch["ref_logps"]
+    out = evaluated(batch, objective="ppo")
+    mask = batch["response_mask"]
+    weighted = torch.where(mask, -batch["advantages"][:, None] / mask.sum(), 0.0)
+    torch.testing.assert_close(out.dlogps, weighted, rtol=1e-15, atol=0)
+    assert out.loss.item() == pytest.approx(weighted.sum().item(), rel=1e-14)
+    assert_close(out, referenced(batch, objective="ppo"), 1e-14)
+
+
+def test_runaway_tokens_stay_finite_and_are_pulled_back():
+    logps = torch.tensor([[0.0, -2000.0]], dtype=torch.float64)
+    batch = {
+        "logps": logps,
+        "advantages": torch.tensor([-1e12], dtype=torch.float64),
+        "response_mask": torch.ones(1, 2, dtype=torch.bool),
+        "old_logps": torch.tensor([[-2000.0, -1.0]], dtype=torch.float64),
+        "ref_logps": torch.zeros(1, 2, dtype=torch.float64),
+    }
+    out = evaluated(batch, beta=0.5)
+    assert_close(out, referenced(batch, beta=0.5), 1e-12)
+    assert torch.isfinite(out.dlogps).all()
+    assert out.dlogps[0, 0] > 1e200 and out.dlogps[0, 1] < -1e200
+
+
+def test_nan_at_an_active_slot_comes_out_and_is_counted():
+    batch = padded_batch(poison=0.0)
+    batch["logps"][0, 1] = math.nan
+    loss, metrics = tether.policy_loss(**batch)
+    assert math.isnan(loss.item())
+    assert metrics.to_dict()["nonfinite"] == 1
+
+
+def test_empty_batches_give_0():
+    for lengths in ((), (0, 0)):
+        out = evaluated(padded_batch(lengths=lengths))
+        assert out.loss.item() == 0
+        assert torch.equal(out.dlogps, torch.zeros(len(lengths), 9, dtype=torch.float64))
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e38])
+def test_masked_slots_may_hold_anything(objective, poison):
+    clean = evaluated(padded_batch(poison=0.0), objective=objective)
+    out = evaluated(padded_batch(poison=poison), objective=objective)
+    assert_same_bits(out, clean)
+    assert (out.dlogps[~padded_batch()["response_mask"]] == 0).all()
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_packed_equals_padded(index):
+    batch = padded_batch()
+    dense = packed(batch)
+    out = evaluated(dense | {"offsets": dense["offsets"].to(index)})
+    expected = evaluated(batch)
+    expected = expected._replace(dlogps=expected.dlogps[batch["response_mask"]])
+    assert_close(out, expected, 1e-14)
+
+
+def test_any_strides_and_inputs_untouched():
+    batch = padded_batch(poison=0.0)
+    expected = evaluated(batch)
+    wide = {name: each.repeat_interleave(2, dim=0) for name, each in batch.items()}
+    strided = {
+        name: each.t().contiguous().t() if each.dim() == 2 else each for name, each in batch.items()
+    }
+    sliced = {name: each[::2] for name, each in wide.items()}
+    offsets = torch.stack([packed(batch)["offsets"]] * 2, 1)[:, 0]
+    for each in (strided, sliced):
+        before = {name: tensor.clone() for name, tensor in each.items()}
+        assert_same_bits(evaluated(each), expected)
+        assert all(torch.equal(each[name], before[name]) for name in each)
+    assert_close(evaluated(packed(batch) | {"offsets": offsets}), evaluated(packed(batch)), 0)
+
+
+def test_same_bits_for_any_number_of_threads():
+    batch = padded_batch(lengths=[700] * 40, columns=700, dtype=torch.float32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = evaluated(batch)
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            assert_same_bits(evaluated(batch), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- the step's denominators ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_any_split_of_a_step_gives_the_same_loss_and_gradient(objective, aggregation):
+    batch = padded_batch()
+    settings = {"objective": objective, "aggregation": aggregation, "constant": 7}
+    whole = evaluated(batch, **settings)
+    for cuts in ([2, 3], [1, 1, 1, 2]):
+        parts = split(batch, cuts)
+        step = sum(tether.local_counts(**part, **settings) for part in parts)
+        results = [evaluated(part, normalizer=step, **settings) for part in parts]
+        joined = torch.cat([each.dlogps for each in results])
+        loss = sum(each.loss for each in results)
+        assert loss.item() == pytest.approx(whole.loss.item(), rel=1e-13)
+        torch.testing.assert_close(joined, whole.dlogps, rtol=1e-13, atol=1e-16)
+        torch.testing.assert_close(
+            sum(each.sums for each in results), whole.sums, rtol=1e-13, atol=1e-13
+        )
+
+
+def split(batch, cuts):
+    pieces = {name: each.split(cuts) for name, each in batch.items()}
+    return [{name: each[i] for name, each in pieces.items()} for i in range(len(cuts))]
+
+
+def test_normalizer_in_full():
+    batch = padded_batch()
+    normalizer = tether.Normalizer(policy=40, kl=50.0, sequences=torch.tensor(9), world_size=2)
+    for objective in OBJECTIVES:
+        settings = {"objective": objective, "normalizer": normalizer, "beta": 0.3}
+        assert_close(evaluated(batch, **settings), referenced(batch, **settings), 1e-12)
+    token_mean = {"aggregation": "token_mean", "beta": 0.3}
+    both, policy = tether.Normalizer(policy=40, kl=40), tether.Normalizer(policy=40)
+    for evaluate in (evaluated, referenced):
+        expected = evaluate(batch, normalizer=both, **token_mean)
+        assert_same_bits(evaluate(batch, normalizer=policy, **token_mean), expected)
+
+
+def test_normalizers_add_up():
+    a, b = tether.Normalizer(3, 4, 1, world_size=2), tether.Normalizer(5, 5, None, world_size=2)
+    assert a + b == tether.Normalizer(8, 9, None, world_size=2)
+    assert sum([a, a]) == tether.Normalizer(6, 8, 2, world_size=2)
+    with pytest.raises(TypeError):
+        a + 1
+
+
+def test_local_counts():
+    batch = padded_batch()
+    counts = tether.local_counts(**batch | {"logps": batch["logps"].requires_grad_()})
+    assert [counts.policy.item(), counts.kl.item(), counts.sequences.item()] == [18, 18, 4]
+    assert not counts.policy.requires_grad
+    assert torch.equal(
+        tether.reference.local_counts(batch["response_mask"]),
+        torch.stack([counts.policy, counts.kl, counts.sequences]),
+    )
+
+
+# ---- autograd ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradient_is_the_derivative_of_the_value(objective):
+    batch = padded_batch(poison=0.0, spread=0.1)
+
+    def loss(logps):
+        return tether.policy_loss(**batch | {"logps": logps}, objective=objective).loss
+
+    assert torch.autograd.gradcheck(loss, batch["logps"].requires_grad_(), raise_exception=True)
+
+
+def test_upstream_gradient_scales():
+    batch = padded_batch()
+    plain, scaled = evaluated(batch), evaluated(batch, upstream=-3.0)
+    torch.testing.assert_close(scaled.dlogps, -3 * plain.dlogps, rtol=1e-15, atol=0)
+
+
+def test_gradients_accumulate_over_repeated_backwards():
+    batch = padded_batch(poison=0.0)
+    logps = batch["logps"].requires_grad_()
+    loss, _ = tether.policy_loss(**batch)
+    for times in (1, 2, 3):
+        loss.backward(retain_graph=True)
+        torch.testing.assert_close(logps.grad, times * evaluated(batch).dlogps, rtol=1e-15, atol=0)
+
+
+def test_batched_upstream_gradients():
+    batch = padded_batch(poison=0.0)
+    logps = batch["logps"].requires_grad_()
+    loss, _ = tether.policy_loss(**batch)
+    (gradients,) = torch.autograd.grad(
+        loss, logps, torch.tensor([1.0, 2.0]).double(), is_grads_batched=True
+    )
+    expected = evaluated(batch).dlogps
+    torch.testing.assert_close(gradients, torch.stack([expected, 2 * expected]), rtol=1e-15, atol=0)
+
+
+def test_second_derivative_is_refused():
+    batch = padded_batch()
+    logps = batch["logps"].requires_grad_()
+    loss, _ = tether.policy_loss(**batch)
+    (gradient,) = torch.autograd.grad(loss, logps, create_graph=True)
+    with pytest.raises(NotImplementedError) as caught:
+        gradient.sum().backward()
+    assert str(caught.value) == (
+        "policy_loss: backward must run once, got a second derivative. The loss has none"
+    )
+
+
+def test_without_gradient():
+    batch = padded_batch()
+    expected = evaluated(batch)
+    with torch.no_grad():
+        loss, metrics = tether.policy_loss(**batch | {"logps": batch["logps"].requires_grad_()})
+    assert not loss.requires_grad
+    assert torch.equal(loss, expected.loss)
+    assert torch.equal(metrics.sums, expected.sums)
+
+
+def test_metrics_by_name():
+    out = tether.policy_loss(**padded_batch(), objective="grpo", beta=0.5)
+    assert not out.metrics.sums.requires_grad and not out.metrics.maxima.requires_grad
+    metrics = out.metrics.to_dict()
+    policy_loss, kl, *_ = (out.metrics.sums[:, 0] / out.metrics.sums[:, 1]).tolist()
+    mean = {"policy_loss": policy_loss, "kl": kl}
+    assert {name: metrics[name] for name in mean} == pytest.approx(mean, rel=1e-15)
+    assert metrics["tokens"] == 18
+    assert metrics["ratio_max"] == pytest.approx(math.exp(out.metrics.maxima[0].item()), rel=1e-15)
+
+
+# ---- the catalogue -------------------------------------------------------------------------------
+
+
+def test_catalogue_and_reference_have_the_same_rows():
+    rows = tether.reference.OBJECTIVES
+    assert tuple(rows) == OBJECTIVES
+    for name, objective in tether.objectives().items():
+        row = rows[name]
+        defaults = row.surrogate_options | {"beta": row.beta, "constant": 1}
+        assert {each: option.default for each, option in objective.options.items()} == defaults
+        assert objective.aggregation == row.aggregation
+        assert objective.formula and objective.paper
+
+
+def test_ranges_in_words():
+    options = tether.objectives()["ppo"].options
+    assert {name: option.range for name, option in options.items()} == {
+        "epsilon_low": "in [0, 1]",
+        "epsilon_high": "at least 0",
+        "dual_clip": "greater than 1",
+        "beta": "at least 0",
+        "constant": "greater than 0",
+    }

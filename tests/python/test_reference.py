@@ -1,0 +1,193 @@
+"""tether.reference by hand: the oracle is checked without the library."""
+
+import json
+import math
+import pathlib
+
+import pytest
+import tether
+import torch
+from tether import reference
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+
+
+def doubles(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def derivative(function, *values):
+    x = doubles(*values).requires_grad_()
+    (gradient,) = torch.autograd.grad(function(x).sum(), x)
+    return gradient
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+def test_ties_take_the_first():
+    x = doubles(1.0).requires_grad_()
+    for function in (reference.minimum, reference.maximum):
+        (gradient,) = torch.autograd.grad(function(3 * x, 3 + 0 * x), x)
+        assert gradient.item() == 3
+
+
+def test_clamp_passes_the_gradient_on_the_closed_interval():
+    gradient = derivative(lambda x: reference.clamp(x, -1, 2), -1.1, -1.0, 0.5, 2.0, 2.1)
+    assert gradient.tolist() == [0, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 60), (torch.float64, 600)])
+def test_exp_saturates_with_the_derivative_of_the_bound(dtype, bound):
+    x = torch.tensor([-1e30, -bound, 0, bound, 1e30], dtype=dtype, requires_grad=True)
+    y = reference.exp(x)
+    y.sum().backward()
+    edge = torch.exp(torch.tensor(float(bound), dtype=dtype)).item()
+    assert y.tolist() == pytest.approx([1 / edge, 1 / edge, 1, edge, edge], rel=1e-6)
+    assert torch.equal(x.grad, y.detach())
+
+
+# ---- KL estimators -------------------------------------------------------------------------------
+
+
+def test_estimators_of_one_sample():
+    d = math.log(2)  # other = 2 sampled
+    estimates = [each(doubles(d)).item() for each in (reference.k1, reference.k2, reference.k3)]
+    assert estimates == pytest.approx([-d, d * d / 2, 1 - d], rel=1e-15)
+
+
+@pytest.mark.parametrize("d", [1e-300, 1e-8, 0.1, 0.4999, 0.5001, -0.5001, -3.0, 20.0])
+def test_k3_without_cancellation(d):
+    mp = pytest.importorskip("mpmath")
+    mp.mp.dps = 400
+    exact = mp.exp(mp.mpf(d)) - 1 - mp.mpf(d)
+    assert reference.k3(doubles(d)).item() == pytest.approx(float(exact), rel=1e-15 * 4)
+    assert derivative(reference.k3, d).item() == pytest.approx(math.expm1(d), rel=1e-15 * 4)
+
+
+def test_k3_saturates_above_and_not_below():
+    values = reference.k3(doubles(1e4, -1e4))
+    assert values.tolist() == pytest.approx([math.exp(600) - 601, 1e4 - 1], rel=1e-14)
+    assert derivative(reference.k3, 1e4, -1e4).tolist() == pytest.approx([math.exp(600), -1])
+
+
+# ---- surrogates ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, gradient",
+    [
+        (1.1, +2, -2.2, -2.2),  # inside the region
+        (1.5, +2, -2.6, +0.0),  # too likely and good: clipped
+        (1.5, -2, +3.0, +3.0),  # too likely and bad: kept, pushes back
+        (2.5, -2, +4.0, +0.0),  # far too likely and bad: dual clip
+        (0.5, +2, -1.0, -1.0),  # too rare and good: kept
+        (0.5, -2, +1.6, +0.0),  # too rare and bad: clipped
+    ],
+)
+def test_ppo_clip_in_six_cases(ratio, advantage, loss, gradient):
+    def surrogate(d):
+        options = {"epsilon_low": 0.2, "epsilon_high": 0.3, "dual_clip": 2.0}
+        return reference.ppo_clip(d, d, doubles(advantage), **options)[0]
+
+    d = math.log(ratio)
+    assert surrogate(doubles(d)).item() == pytest.approx(loss, rel=1e-15)
+    assert derivative(surrogate, d).item() == pytest.approx(gradient, rel=1e-15)
+
+
+def test_surrogates_equal_sixty_digit_arithmetic():
+    golden = json.loads((GOLDEN / "policy_golden.json").read_text())
+    for name, rows in golden["surrogates"].items():
+        logp, old_logp, _, advantage, loss, slope = torch.tensor(rows, dtype=torch.float64).T
+        row = reference.OBJECTIVES[name]
+        x = logp.clone().requires_grad_()
+        out, _ = row.surrogate(x, x - old_logp, advantage, **row.surrogate_options)
+        out.sum().backward()
+        torch.testing.assert_close(out.detach(), loss, rtol=1e-14, atol=1e-15)
+        torch.testing.assert_close(x.grad, slope, rtol=1e-14, atol=1e-15)
+
+
+def test_reinforce():
+    assert reference.reinforce(doubles(-0.5), doubles(0), doubles(3))[0].item() == 1.5
+
+
+# ---- aggregation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "aggregation, expected",
+    [
+        ("token_mean", [1 / 6, 1 / 6, 1 / 6]),
+        ("sequence_mean_token_mean", [1 / 4, 0, 1 / 8]),
+        ("sequence_mean_token_sum", [1 / 2, 1 / 2, 1 / 2]),
+        ("sequence_sum_over_constant", [1 / 20, 1 / 20, 1 / 20]),
+    ],
+)
+def test_row_factors(aggregation, expected):
+    factors = reference.row_factors(aggregation, doubles(2, 0, 4), constant=10)
+    assert factors.tolist() == pytest.approx(expected, rel=1e-15)
+
+
+def test_row_factors_of_nothing_are_0():
+    for aggregation in ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"):
+        assert reference.row_factors(aggregation, doubles(0, 0)).tolist() == [0, 0]
+
+
+# ---- advantages ----------------------------------------------------------------------------------
+
+
+def test_group_advantage_by_hand():
+    rewards, groups = doubles(1, 5, 3, 5, 2, 7), torch.tensor([0, 1, 0, 1, 0, 2])
+    std = reference.group_advantage(rewards, groups, epsilon=0)
+    assert std.tolist() == pytest.approx([-1, 0, 1, 0, 0, 0], abs=1e-15)
+    none = reference.group_advantage(rewards, groups, scale="none")
+    assert none.tolist() == [-1, 0, 1, 0, 0, 0]
+
+
+def test_equal_rewards_give_exactly_0_and_missing_ones_are_left_out():
+    thirds = torch.full((7,), 0.1, dtype=torch.float32)
+    one_group = torch.zeros(7, dtype=torch.int64)
+    assert reference.group_advantage(thirds, one_group).tolist() == [0] * 7
+    missing = reference.group_advantage(doubles(math.nan, 1, 3), one_group[:3], scale="none")
+    assert missing.tolist() == [0, -1, 1]
+
+
+def test_discounted_returns_by_hand():
+    rewards = doubles(1, math.nan, 2, 4)[None]
+    mask = torch.tensor([[True, False, True, True]])
+    carry = reference.discounted_returns(rewards, mask, gamma=0.5)
+    assert carry.tolist() == [[1 + 0.5 * 4, 0, 2 + 0.5 * 4, 4]]
+    decay = reference.discounted_returns(rewards, mask, gamma=0.5, gap="decay")
+    assert decay.tolist() == [[1 + 0.25 * 4, 0, 4, 4]]
+    bootstrapped = reference.discounted_returns(rewards, mask, gamma=0.5, bootstrap=doubles(8))
+    assert bootstrapped.tolist() == [[4.0 / 2 + 1 + 1, 0, 2 + 0.5 * 8, 8]]
+
+
+# ---- log-probabilities ---------------------------------------------------------------------------
+
+
+def test_token_logps_by_hand():
+    logits = doubles(math.log(1), math.log(3), -math.inf, math.log(4)).expand(3, 4)
+    targets = torch.tensor([1, -100, 2])
+    x = logits.clone().requires_grad_()
+    logps, entropies = reference.token_logps(x, targets)
+    assert logps.tolist() == pytest.approx([math.log(3 / 8), 0, -math.inf])
+    p = [1 / 8, 3 / 8, 4 / 8]
+    entropy = -sum(each * math.log(each) for each in p)
+    assert entropies.tolist() == pytest.approx([entropy, 0, entropy])
+    (logps[0] + entropies.sum()).backward()
+    slope = [-each * (math.log(each) + entropy) for each in p]
+    expected = [slope[0] - p[0], slope[1] + 1 - p[1], 0, slope[2] - p[2]]
+    assert x.grad[0].tolist() == pytest.approx(expected, abs=1e-15)
+    assert x.grad[1].tolist() == [0, 0, 0, 0]
+
+
+def test_temperature_divides_the_logits():
+    logits, targets = torch.randn(4, 6).double(), torch.tensor([0, 5, 2, 2])
+    hot = reference.token_logps(logits, targets, temperature=2)
+    for actual, expected in zip(hot, reference.token_logps(logits / 2, targets), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-15, atol=0)
+
+
+def test_the_reference_is_part_of_the_package():
+    assert tether.reference is reference

@@ -1,0 +1,143 @@
+"""torch.compile and torch.library.opcheck."""
+
+import pytest
+import tether
+import torch
+from batches import evaluated, packed, padded_batch
+
+OPS = torch.ops.tether
+
+
+def forward_arguments(batch, with_gradient=True):
+    doubles = {"dtype": torch.float64}
+    return (
+        batch["logps"],
+        batch["advantages"],
+        batch["response_mask"],
+        batch.get("old_logps"),
+        batch.get("ref_logps"),
+        batch.get("offsets"),
+        "grpo",
+        ["beta", "epsilon_low"],
+        torch.tensor([0.5, 0.1], **doubles),
+        "token_mean",
+        torch.tensor([20.0, 20.0, 5.0, 1.0], **doubles),
+        with_gradient,
+    )
+
+
+def transposed(batch):
+    return {
+        name: each.t().contiguous().t() if each.dim() == 2 else each for name, each in batch.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "layout, dtype", [(dict, torch.float32), (packed, torch.float64), (transposed, torch.bfloat16)]
+)
+def test_opcheck_of_the_forward_operator(layout, dtype):
+    batch = layout(padded_batch(poison=0.0, dtype=dtype))
+    plain = {name: each for name, each in batch.items() if name != "old_logps"}
+    torch.library.opcheck(
+        OPS.policy_loss_forward.default, forward_arguments(plain, with_gradient=False)
+    )
+    batch["logps"].requires_grad_()
+    torch.library.opcheck(OPS.policy_loss_forward.default, forward_arguments(batch))
+
+
+def test_opcheck_of_the_counts():
+    batch = padded_batch(poison=0.0)
+    tensors = (batch["logps"], batch["advantages"], batch["response_mask"], None)
+    options = torch.tensor([], dtype=torch.float64)
+    torch.library.opcheck(OPS.policy_local_counts.default, (*tensors, "dapo", [], options, ""))
+
+
+class Compiled:
+    """A training step in one graph."""
+
+    def __init__(self, **settings):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        self.settings = settings
+        self.step = torch.compile(self._step, fullgraph=True, backend="aot_eager", dynamic=True)
+
+    @property
+    def graphs(self):
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+    def _step(self, logits, batch, normalizer, beta):
+        logps = 2 * logits
+        out = tether.policy_loss(
+            **batch | {"logps": logps}, normalizer=normalizer, beta=beta, **self.settings
+        )
+        return 3 * out.loss, out.metrics
+
+    def __call__(self, batch, normalizer=None, beta=0.1):
+        logits = (batch["logps"] / 2).detach().requires_grad_()
+        loss, metrics = self.step(logits, batch, normalizer, beta)
+        loss.backward()
+        return loss.detach() / 3, logits.grad / 6, metrics
+
+
+def assert_equals_eager(out, batch, **settings):
+    loss, dlogps, metrics = out
+    expected = evaluated(batch, **settings)
+    torch.testing.assert_close(loss, expected.loss, rtol=1e-14, atol=0)
+    torch.testing.assert_close(dlogps, expected.dlogps, rtol=1e-14, atol=0)
+    assert torch.equal(metrics.sums, expected.sums)
+    assert torch.equal(metrics.maxima, expected.maxima)
+
+
+@pytest.mark.parametrize("layout", [dict, packed])
+def test_one_graph_for_all_shapes_and_counts(layout):
+    compiled = Compiled(objective="grpo")
+    for rows, columns in ((4, 9), (6, 12), (3, 7)):
+        batch = layout(padded_batch(lengths=[columns - i for i in range(rows)], columns=columns))
+        step = tether.local_counts(**batch) + tether.local_counts(**batch)
+        beta = torch.tensor(1.0 / rows)
+        out = compiled(batch, step, beta)
+        assert_equals_eager(out, batch, objective="grpo", normalizer=step, beta=beta)
+    assert compiled.graphs == 1
+
+
+def test_inductor():
+    batch = padded_batch(poison=0.0)
+
+    @torch.compile(fullgraph=True)
+    def step(logits):
+        logps = -torch.nn.functional.softplus(logits)
+        return tether.policy_loss(**batch | {"logps": logps}, objective="dapo").loss
+
+    logits = torch.randn(5, 9, dtype=torch.float64, requires_grad=True)
+    step(logits).backward()
+    eager = logits.detach().clone().requires_grad_()
+    logps = -torch.nn.functional.softplus(eager)
+    tether.policy_loss(**batch | {"logps": logps}, objective="dapo").loss.backward()
+    torch.testing.assert_close(logits.grad, eager.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_errors_of_compiled_code_are_the_same():
+    compiled = Compiled(objective="ppo")
+    batch = padded_batch()
+    batch["response_mask"] = batch["response_mask"] * 2.0
+    with pytest.raises(ValueError) as caught:
+        compiled(batch)
+    assert str(caught.value) == "policy_loss: response_mask must be in [0, 1], got 2 at [0, 0]"
+
+
+def test_the_path_of_other_devices_compiles_into_one_graph():
+    batch = padded_batch()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def loss(logps):
+        return tether.reference.policy_loss(**batch | {"logps": logps}, objective="grpo").loss
+
+    expected = evaluated(batch, objective="grpo").loss
+    torch.testing.assert_close(loss(batch["logps"]), expected, rtol=1e-12, atol=0)
+
+
+def test_meta_tensors_have_the_shapes_of_the_results():
+    meta = {name: each.to("meta") for name, each in padded_batch(dtype=torch.bfloat16).items()}
+    loss, metrics = tether.policy_loss(**meta)
+    assert (loss.shape, loss.dtype, loss.device.type) == ((), torch.float32, "meta")
+    assert (metrics.sums.shape, metrics.maxima.shape) == ((10, 2), (2,))

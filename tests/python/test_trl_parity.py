@@ -1,0 +1,68 @@
+"""tether.policy_loss against TRL's own GRPO loss, as recorded by tests/peers/record_trl.py."""
+
+import json
+import pathlib
+
+import pytest
+import tether
+import torch
+
+RECORDING = json.loads(
+    (pathlib.Path(__file__).parent.parent / "golden/peers/trl_grpo.json").read_text()
+)
+AGGREGATIONS = {
+    "grpo": "sequence_mean_token_mean",
+    "bnpo": "token_mean",
+    "dr_grpo": "sequence_sum_over_constant",
+    "dapo": "token_mean",
+}
+
+
+def normalizer(settings, mask):
+    """TRL's denominators. It counts rows without tokens, and divides by the accumulation steps."""
+    tokens, steps = int(mask.sum()), settings["accumulation_steps"]
+    if settings["loss_type"] == "dapo":
+        items = tokens if settings["num_items_in_batch"] is None else settings["num_items_in_batch"]
+        policy = items * steps / settings["steps_per_generation"]
+        return tether.Normalizer(policy=policy, world_size=settings["processes"])
+    return tether.Normalizer(policy=tokens * steps, sequences=len(mask) * steps)
+
+
+@pytest.mark.parametrize("case", RECORDING["cases"], ids=lambda case: case["name"])
+def test_value_and_gradient_equal_trl(case):
+    def tensor(name):
+        return None if case[name] is None else torch.tensor(case[name], dtype=torch.float64)
+
+    settings = case["settings"]
+    mask = torch.tensor(case["response_mask"])
+    options = {} if settings["delta"] is None else {"dual_clip": settings["delta"]}
+    logps = tensor("logps").requires_grad_()
+    loss, _ = tether.policy_loss(
+        logps,
+        tensor("advantages"),
+        mask,
+        old_logps=tensor("old_logps"),
+        ref_logps=tensor("ref_logps"),
+        aggregation=AGGREGATIONS[settings["loss_type"]],
+        constant=settings["max_completion_length"],
+        normalizer=normalizer(settings, mask),
+        beta=settings["beta"],
+        epsilon_low=settings["epsilon_low"],
+        epsilon_high=settings["epsilon_high"],
+        **options,
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(case["loss"], rel=1e-12, abs=1e-14)
+    torch.testing.assert_close(logps.grad, tensor("dlogps"), rtol=1e-12, atol=1e-15)
+
+
+def test_the_recording_covers_what_differs():
+    cases = RECORDING["cases"]
+    assert RECORDING["trl"].startswith("1.16.")
+    assert {case["settings"]["loss_type"] for case in cases} == set(AGGREGATIONS)
+    assert any(case["settings"]["beta"] > 0 and case["ref_logps"] for case in cases)
+    assert any(case["settings"]["delta"] for case in cases)
+    assert any(
+        case["settings"]["epsilon_low"] != case["settings"]["epsilon_high"] for case in cases
+    )
+    assert any(not any(row) for case in cases for row in case["response_mask"])
