@@ -8,6 +8,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -48,7 +49,7 @@ FlatBatch flattened(const PolicyBatch& batch) {
   FlatBatch out;
   out.rows = batch.offsets.defined() ? batch.offsets.size(0) - 1 : batch.logps.size(0);
   out.row = row_of_tokens(batch, out.rows);
-  out.weight = batch.response_mask.to(dtype).reshape({-1});
+  out.weight = batch.response_mask.to(dtype, /*non_blocking=*/false, /*copy=*/true).reshape({-1});
   out.active = out.weight != 0;
   const auto selected = [&](const at::Tensor& tensor) {
     const at::Tensor values = tensor.detach().to(dtype).reshape({-1});
@@ -152,6 +153,8 @@ TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& o
   check_value(!penalty || batch.ref_logps.defined(),
               "policy_loss: ref_logps must be given when beta is greater than 0, got beta " +
                   text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0");
+  // Under the caller's inference mode there would be no gradient to take here.
+  const c10::InferenceMode normal(false);
   FlatBatch flat = flattened(batch);
   const at::Tensor n =
       at::zeros({flat.rows}, flat.weight.options()).index_add(0, flat.row, flat.weight);

@@ -54,7 +54,7 @@ TEST_P(Catalogue, AnyDevicePathKeepsTheSamePromisesUpToRounding) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Rows, Catalogue, ::testing::ValuesIn(kCatalogue),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& row) { return std::string(row.param.name); });
 
 TEST(Aggregations, KeepEveryPromiseWithPenaltyAndUnequalClip) {
   for (const Aggregation& aggregation :

@@ -3,6 +3,7 @@
 #include <ATen/ops/from_blob.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <string>
@@ -210,7 +211,7 @@ TEST_P(PeerBugs, AreCaughtByTheirProperty) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Rebuilt, PeerBugs, ::testing::ValuesIn(peer_bugs()),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& row) { return std::string(row.param.name); });
 
 TEST(RightLosses, RaiseNoAlarm) {
   const auto report = check_policy_loss(plain::loss, plain::traits());
