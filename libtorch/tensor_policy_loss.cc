@@ -162,8 +162,9 @@ TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& o
   // The gradient is taken here, with the loss, so that backward is a scaling as on the CPU.
   at::AutoGradMode enabled(true);
   const at::Tensor logp = flat.logp.detach().requires_grad_(true);
-  const TensorToken token{
-      {logp}, {logp - flat.old_logp}, {flat.advantage}, {flat.old_logp}, {flat.ref_logp}};
+  const TensorNumber log_ratio{logp - flat.old_logp};
+  const TensorToken token{{logp},           log_ratio,       exp(log_ratio),
+                          {flat.advantage}, {flat.old_logp}, {flat.ref_logp}};
   const at::Tensor loss = surrogate_of(objective.surrogate, token);
   const at::Tensor kl =
       penalty ? k3(TensorNumber{flat.ref_logp} - TensorNumber{logp}).value : at::zeros_like(loss);

@@ -33,8 +33,8 @@ struct PpoClip {
   template <class Number, class Constant>
   TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
     const Constant A = token.advantage;
-    const Number ratio = exp(token.log_ratio);
-    const Number loss = -min(ratio * A, clamp(ratio, 1 - epsilon_low, 1 + epsilon_high) * A);
+    const Number clipped = clamp(token.ratio, 1 - epsilon_low, 1 + epsilon_high);
+    const Number loss = -min(token.ratio * A, clipped * A);
     return select(A < 0, min(loss, -dual_clip * A), loss);
   }
 };

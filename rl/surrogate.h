@@ -18,6 +18,7 @@ template <class T>
 struct TokenColumns {
   const T* logp;
   const T* log_ratio;
+  const T* ratio;  // exp(log_ratio), saturated
   const T* advantage;
   const T* old_logp;
   const T* ref_logp;
@@ -29,13 +30,14 @@ template <class Formula, class T>
 TETHER_CLONES void evaluate(const Formula& formula_in, const TokenColumns<T>& in, T* value,
                             T* dlogp) {
   const Formula formula = formula_in;
-  const T *logp = in.logp, *log_ratio = in.log_ratio, *advantage = in.advantage,
+  const T *logp = in.logp, *log_ratio = in.log_ratio, *ratio = in.ratio, *advantage = in.advantage,
           *old_logp = in.old_logp, *ref_logp = in.ref_logp;
   const int size = in.size / 16 * 16;
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
-    const Token<Dual<T>, Constant<T>> token{
-        {logp[i], T(1)}, {log_ratio[i], T(1)}, {advantage[i]}, {old_logp[i]}, {ref_logp[i]}};
+    const Token<Dual<T>, Constant<T>> token{{logp[i], T(1)},      {log_ratio[i], T(1)},
+                                            {ratio[i], ratio[i]}, {advantage[i]},
+                                            {old_logp[i]},        {ref_logp[i]}};
     const Dual<T> loss = formula(token);
     value[i] = loss.value;
     dlogp[i] = loss.grad;

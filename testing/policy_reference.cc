@@ -25,16 +25,18 @@ struct TokenLoss {
 TokenLoss token_loss(const PolicyObjective& objective, double logp, double old_logp,
                      double ref_logp, double advantage) {
   constexpr int size = 16;
-  double logps[size], log_ratios[size], advantages[size], old_logps[size], ref_logps[size];
+  double logps[size], log_ratios[size], ratios[size], advantages[size], old_logps[size],
+      ref_logps[size];
   double value[size], slope[size];
   std::fill_n(logps, size, logp);
   std::fill_n(log_ratios, size, logp - old_logp);
+  std::fill_n(ratios, size, exp(Constant<double>{logp - old_logp}).value);
   std::fill_n(advantages, size, advantage);
   std::fill_n(old_logps, size, old_logp);
   std::fill_n(ref_logps, size, ref_logp);
   objective.surrogate(
-      TokenColumns<double>{logps, log_ratios, advantages, old_logps, ref_logps, size}, value,
-      slope);
+      TokenColumns<double>{logps, log_ratios, ratios, advantages, old_logps, ref_logps, size},
+      value, slope);
   const double u = ref_logp - logp;
   return {{value[0], slope[0]}, {std::expm1(u) - u, -std::expm1(u)}};
 }

@@ -105,8 +105,8 @@ void evaluate_block(const Call& call, T loss_factor, T kl_factor, TokenBlock<T>&
                     MetricSums& metrics) {
   fill_ratios(kSaturation<T>, block);
   const T* ref_logp = call.batch.ref_logps ? block.ref_logp : kNoRefLogp<T>;
-  call.objective.surrogate(TokenColumns<T>{block.logp, block.log_ratio, block.advantage,
-                                           block.old_logp, ref_logp, block.size},
+  call.objective.surrogate(TokenColumns<T>{block.logp, block.log_ratio, block.ratio,
+                                           block.advantage, block.old_logp, ref_logp, block.size},
                            block.loss, block.dloss);
   if (call.objective.kl.beta > 0) {
     fill_penalty(block);

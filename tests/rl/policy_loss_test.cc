@@ -82,13 +82,15 @@ void expect_surrogate_goldens(double relative) {
         << "no golden values for " << row.name << ": add it to make_policy_golden.py";
     const Surrogate surrogate = row.preset().surrogate;
     for (const auto& each : golden()["surrogates"][std::string(row.name)]) {
-      alignas(64) T columns[5][kLanes] = {}, value[kLanes], dlogp[kLanes];
+      alignas(64) T columns[6][kLanes] = {}, value[kLanes], dlogp[kLanes];
       columns[0][0] = each[0];
       columns[1][0] = T(each[0]) - T(each[1]);
       columns[2][0] = each[3];
       columns[3][0] = each[1];
       columns[4][0] = each[2];
-      surrogate(TokenColumns<T>{columns[0], columns[1], columns[2], columns[3], columns[4], kLanes},
+      columns[5][0] = exp(Constant<T>{columns[1][0]}).value;
+      surrogate(TokenColumns<T>{columns[0], columns[1], columns[5], columns[2], columns[3],
+                                columns[4], kLanes},
                 value, dlogp);
       const double expected = each[4], slope = each[5];
       EXPECT_NEAR(value[0], expected, relative * std::abs(expected)) << row.name << " " << each;

@@ -93,10 +93,12 @@ TEST(Surrogate, TakesAUsersOwnFormula) {
   PolicyObjective objective = presets::grpo();
   objective.surrogate = Quadratic{};
   set_option("f", objective, "strength", 2);
-  double logp[16] = {-1}, log_ratio[16] = {0.5}, advantage[16] = {4}, old_logp[16] = {-1.5};
+  double logp[16] = {-1}, log_ratio[16] = {0.5}, ratio[16] = {std::exp(0.5)}, advantage[16] = {4},
+         old_logp[16] = {-1.5};
   double ref_logp[16] = {-2}, value[16], dlogp[16];
-  objective.surrogate(TokenColumns<double>{logp, log_ratio, advantage, old_logp, ref_logp, 16},
-                      value, dlogp);
+  objective.surrogate(
+      TokenColumns<double>{logp, log_ratio, ratio, advantage, old_logp, ref_logp, 16}, value,
+      dlogp);
   EXPECT_DOUBLE_EQ(value[0], 0.5 + 4 - 150 - 2000);
   EXPECT_DOUBLE_EQ(dlogp[0], 2 - 4);
   EXPECT_EQ(objective.surrogate.target<PpoClip>(), nullptr);

@@ -8,7 +8,8 @@ namespace tether {
 namespace {
 
 Token<Dual<double>, Constant<double>> token_at(double log_ratio, double advantage) {
-  return {{-1 + log_ratio, 1}, {log_ratio, 1}, {advantage}, {-1}, {-1}};
+  const Dual<double> number{log_ratio, 1};
+  return {{-1 + log_ratio, 1}, number, exp(number), {advantage}, {-1}, {-1}};
 }
 
 TEST(PpoClip, MatchesFiveCasesByHand) {
