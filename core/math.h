@@ -1,9 +1,9 @@
 #pragma once
 
-#include <bit>
 #include <cstdint>
 #include <limits>
 
+#include "core/bit_cast.h"
 #include "core/macros.h"
 
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || \
@@ -142,7 +142,7 @@ TETHER_INLINE double log1p_minus(double f) {
 // 2^n for n in the normal range, n in two's complement.
 template <class T>
 TETHER_INLINE T power_of_two(Bits<T> n) {
-  return std::bit_cast<T>(static_cast<Bits<T>>((n + Format<T>::kBias) << Format<T>::kMantissaBits));
+  return bit_cast<T>(static_cast<Bits<T>>((n + Format<T>::kBias) << Format<T>::kMantissaBits));
 }
 
 // e^x = 2^n (1 + r + w) with |r| <= log(2) / 2 exact and |w| < 0.07 rounded, by Cody and Waite.
@@ -162,7 +162,7 @@ TETHER_INLINE ReducedExp<T> reduce_exp(T x, T lowest, T highest = Format<T>::kEx
   const T r = z - n * F::kLn2High;
   const T low = n * F::kLn2Low;
   const T rest = r - low;
-  return {std::bit_cast<Bits<T>>(shifted) - std::bit_cast<Bits<T>>(F::kRounder), r,
+  return {bit_cast<Bits<T>>(shifted) - bit_cast<Bits<T>>(F::kRounder), r,
           rest * rest * exp_polynomial(rest) - low};
 }
 
@@ -173,8 +173,8 @@ TETHER_INLINE T scale(T value, Bits<T> n) {
   using F = Format<T>;
   const Bits<T> biased = n + 2 * F::kBias;
   const Bits<T> half = biased >> 1;
-  return value * std::bit_cast<T>(static_cast<Bits<T>>(half << F::kMantissaBits)) *
-         std::bit_cast<T>(static_cast<Bits<T>>((biased - half) << F::kMantissaBits));
+  return value * bit_cast<T>(static_cast<Bits<T>>(half << F::kMantissaBits)) *
+         bit_cast<T>(static_cast<Bits<T>>((biased - half) << F::kMantissaBits));
 }
 
 // high + low, for a number that needs more than one T.
@@ -200,13 +200,12 @@ TETHER_INLINE Sum<T> half_expm1(T x, T highest = Format<T>::kExpMax) {
 template <class T>
 TETHER_INLINE T log_of_normal(T u, T correction, T scale_log2 = T(0)) {
   using F = Format<T>;
-  constexpr Bits<T> kOffset = std::bit_cast<Bits<T>>(T(1)) - std::bit_cast<Bits<T>>(F::kSqrtHalf);
+  constexpr Bits<T> kOffset = bit_cast<Bits<T>>(T(1)) - bit_cast<Bits<T>>(F::kSqrtHalf);
   constexpr Bits<T> kMantissaMask = (Bits<T>(1) << F::kMantissaBits) - 1;
-  const Bits<T> bits = std::bit_cast<Bits<T>>(u) + kOffset;
-  const Bits<T> biased = (bits >> F::kMantissaBits) | std::bit_cast<Bits<T>>(F::kIntegerBase);
-  const T k = std::bit_cast<T>(biased) - (F::kIntegerBase + T(F::kBias) + scale_log2);
-  const T f =
-      std::bit_cast<T>((bits & kMantissaMask) + std::bit_cast<Bits<T>>(F::kSqrtHalf)) - T(1);
+  const Bits<T> bits = bit_cast<Bits<T>>(u) + kOffset;
+  const Bits<T> biased = (bits >> F::kMantissaBits) | bit_cast<Bits<T>>(F::kIntegerBase);
+  const T k = bit_cast<T>(biased) - (F::kIntegerBase + T(F::kBias) + scale_log2);
+  const T f = bit_cast<T>((bits & kMantissaMask) + bit_cast<Bits<T>>(F::kSqrtHalf)) - T(1);
   const T a = k * F::kLn2High;
   const T high = a + f;
   return high + ((f - (high - a)) + ((log1p_minus(f) + correction) + k * F::kLn2Low));

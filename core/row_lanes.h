@@ -1,12 +1,12 @@
 #pragma once
 
 #include <array>
-#include <bit>
 #include <cstdint>
 #include <limits>
 #include <numbers>
 #include <type_traits>
 
+#include "core/bit_cast.h"
 #include "core/half.h"
 #include "core/macros.h"
 
@@ -102,7 +102,7 @@ TETHER_INLINE Real exp2_lean(Real t) {
   for (std::size_t i = E::kCoefficients.size() - 1; i-- > 0;) {
     mantissa = mantissa * fraction + E::kCoefficients[i];
   }
-  return mantissa * std::bit_cast<Real>(std::bit_cast<typename E::Bits>(shifted) << E::kMantissa);
+  return mantissa * bit_cast<Real>(bit_cast<typename E::Bits>(shifted) << E::kMantissa);
 }
 
 // t = (x - reference) * scale, not below `lowest`, where 2^t is exactly 0. The difference comes
@@ -135,8 +135,8 @@ TETHER_INLINE const RealOf<Stored>* widened_lanes(const Stored* in, RealOf<Store
 // Else it is unrolled before the vectoriser sees it.
 #pragma GCC unroll 1
     for (int i = 0; i < kRowLanes / 2; ++i) {  // VECTOR
-      buffer[i] = std::bit_cast<float>(pairs[i] << 16);
-      buffer[i + kRowLanes / 2] = std::bit_cast<float>(pairs[i] & 0xFFFF0000u);
+      buffer[i] = bit_cast<float>(pairs[i] << 16);
+      buffer[i + kRowLanes / 2] = bit_cast<float>(pairs[i] & 0xFFFF0000u);
     }
   } else {
     for (int i = 0; i < kRowLanes; ++i) buffer[i] = widened(in[i]);  // VECTOR

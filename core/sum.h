@@ -1,10 +1,10 @@
 #pragma once
 
-#include <bit>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
 
+#include "core/bit_cast.h"
 #include "core/macros.h"
 
 namespace tether {
@@ -70,11 +70,11 @@ TETHER_INLINE constexpr Order<T> flipped(Order<T> bits) {
 
 template <class T>
 TETHER_INLINE constexpr Order<T> order_of(T value) {
-  return detail::flipped<T>(std::bit_cast<Order<T>>(value));
+  return detail::flipped<T>(bit_cast<Order<T>>(value));
 }
 template <class T>
 TETHER_INLINE constexpr T in_order(Order<T> order) {
-  return std::bit_cast<T>(detail::flipped<T>(order));
+  return bit_cast<T>(detail::flipped<T>(order));
 }
 
 }  // namespace tether

@@ -27,8 +27,8 @@ struct TokenColumns {
 
 // Value and d/d logp of a formula for a block of tokens.
 template <class Formula, class T>
-TETHER_CLONES void evaluate(const Formula& formula_in, const TokenColumns<T>& in, T* value,
-                            T* dlogp) {
+TETHER_HEADER_CLONES void evaluate(const Formula& formula_in, const TokenColumns<T>& in, T* value,
+                                   T* dlogp) {
   const Formula formula = formula_in;
   const T *logp = in.logp, *log_ratio = in.log_ratio, *ratio = in.ratio, *advantage = in.advantage,
           *old_logp = in.old_logp, *ref_logp = in.ref_logp;

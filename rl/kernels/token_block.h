@@ -1,11 +1,11 @@
 #pragma once
 
-#include <bit>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
 
 #include "core/batch.h"
+#include "core/bit_cast.h"
 #include "core/number.h"
 #include "core/sum.h"
 #include "estimators/kl.h"
@@ -97,7 +97,7 @@ TETHER_INLINE Mask<T> mask(bool condition) {
 // The value, or 0.
 template <class T>
 TETHER_INLINE T keep(Mask<T> where, T value) {
-  return std::bit_cast<T>(where & std::bit_cast<Mask<T>>(value));
+  return bit_cast<T>(where & bit_cast<Mask<T>>(value));
 }
 
 // Adds a block of weights; NaN if one is outside [0, 1].
@@ -111,7 +111,7 @@ TETHER_CLONES void sum_weights(const T* weight, int size, LaneSum& tokens) {
     do {
       const T w = weight[start + lane];
       const Mask<T> legal = mask<T>(w >= T(0)) & mask<T>(w <= T(1));
-      sum += double(std::bit_cast<T>(std::bit_cast<Mask<T>>(w) | ~legal));
+      sum += double(bit_cast<T>(bit_cast<Mask<T>>(w) | ~legal));
       start += kLanes;
     } while (start < size);
     sums[lane] = sum;
