@@ -10,32 +10,7 @@ std::string shape_text(at::IntArrayRef sizes) {
   return out + "]";
 }
 
-std::string dtype_text(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat:
-      return "float32";
-    case at::kDouble:
-      return "float64";
-    case at::kHalf:
-      return "float16";
-    case at::kBFloat16:
-      return "bfloat16";
-    case at::kLong:
-      return "int64";
-    case at::kInt:
-      return "int32";
-    case at::kShort:
-      return "int16";
-    case at::kChar:
-      return "int8";
-    case at::kByte:
-      return "uint8";
-    case at::kBool:
-      return "bool";
-    default:
-      return c10::toString(type);
-  }
-}
+std::string dtype_text(at::ScalarType type) { return std::string(c10::getDtypeNames(type).first); }
 
 void check_value(bool holds, const std::string& message) { TORCH_CHECK_VALUE(holds, message); }
 

@@ -26,7 +26,7 @@ class PolicyGradient : public torch::autograd::Function<PolicyGradient> {
  public:
   static at::Tensor forward(AutogradContext*, const at::Tensor& upstream, const at::Tensor& dlogps,
                             const at::Tensor&) {
-    return dlogps * upstream.to(dlogps.scalar_type());
+    return dlogps * upstream;
   }
   static variable_list backward(AutogradContext*, const variable_list&) {
     TORCH_CHECK_NOT_IMPLEMENTED(
@@ -64,7 +64,7 @@ class PolicyLoss : public torch::autograd::Function<PolicyLoss> {
     } else if (upstream.is_cpu() && upstream.item<double>() == 1) {
       scaled = dlogps;
     } else {
-      scaled = dlogps * upstream.to(dlogps.scalar_type());
+      scaled = dlogps * upstream;
     }
     return {scaled, {}, {}, {}, {}, {}};
   }

@@ -114,10 +114,9 @@ PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& loss,
   const at::Tensor stuck = dloss == 0;
   const at::Tensor bad = stuck.logical_and(batch.advantage < 0);
   const at::Tensor good = stuck.logical_and(batch.advantage > 0);
-  at::Tensor finite =
-      at::isfinite(loss).logical_and(at::isfinite(dloss)).logical_and(at::isfinite(kl));
-  for (const at::Tensor& input : {batch.logp, batch.old_logp, batch.ref_logp, batch.advantage}) {
-    finite = finite.logical_and(at::isfinite(input));
+  at::Tensor finite = at::isfinite(d);
+  for (const at::Tensor& each : {batch.advantage, loss, dloss, kl}) {
+    finite = finite.logical_and(at::isfinite(each));
   }
   const at::Tensor zero = at::zeros_like(d);
   const auto sum = [&](const at::Tensor& values) {
@@ -137,7 +136,7 @@ PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& loss,
   const at::Tensor count = batch.weight.to(at::kDouble).sum();
   const at::Tensor lowest = at::zeros({1}, d.options()) - M::kUnseen;
   const auto largest = [&](const at::Tensor& values) {
-    const at::Tensor seen = at::where(batch.active, values, lowest);
+    const at::Tensor seen = at::where(batch.active.logical_and(finite), values, lowest);
     return at::cat({seen, lowest}).max().to(at::kDouble);
   };
   const at::Tensor values = at::stack(sums);

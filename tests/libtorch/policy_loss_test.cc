@@ -68,6 +68,32 @@ TEST(PolicyLossFace, EveryDevicePathEqualsTheKernel) {
   }
 }
 
+TEST(PolicyLossFace, EveryDevicePathCountsNonfiniteTokensLikeTheKernel) {
+  PolicyBatch batch = random_batch(3, 20, at::kDouble);
+  const double inf = std::numeric_limits<double>::infinity();
+  batch.response_mask = torch::ones({3, 20});
+  batch.old_logps[0][3] = inf;
+  batch.old_logps[2][1] = NAN;
+  batch.ref_logps[1][7] = NAN;
+  batch.advantages[2] = -inf;
+  for (const CatalogueRow& row : kCatalogue) {
+    const auto expected = policy_loss(batch, row.preset()).metrics.to_map();
+    const auto found = detail::policy_loss_any_device(batch, row.preset()).metrics.to_map();
+    for (const char* name : {"nonfinite", "ratio_max", "ratio_min"}) {
+      EXPECT_DOUBLE_EQ(found.at(name), expected.at(name)) << row.name << " " << name;
+    }
+  }
+}
+
+TEST(PolicyLossFace, UpstreamGradientsAreNotRoundedToTheTypeOfLogps) {
+  const PolicyBatch batch = random_batch(4, 16, at::kBFloat16);
+  const at::Tensor loss = ppo_loss(batch).loss;
+  const double upstream = 1.001;  // 1 in bfloat16
+  const at::Tensor scaled = gradient(loss * upstream, batch.logps);
+  const at::Tensor once = gradient(loss, batch.logps).to(at::kFloat);
+  EXPECT_TRUE(at::equal(scaled, (once * float(upstream)).to(at::kBFloat16)));
+}
+
 struct Cubic {
   template <class Number, class Constant>
   TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
@@ -227,6 +253,8 @@ TEST(PolicyLossFace, BadInputGetsOneClearError) {
             "policy_loss: epsilon_high must be at least 0, got -0.1");
   EXPECT_EQ(type_error([](B& b) { b.logps = torch::zeros({4, 8}, at::kLong); }),
             "policy_loss: logps must be float32, float64, bfloat16 or float16, got int64");
+  EXPECT_EQ(type_error([](B& b) { b.logps = torch::zeros({4, 8}, at::kComplexFloat); }),
+            "policy_loss: logps must be float32, float64, bfloat16 or float16, got complex64");
   EXPECT_EQ(type_error([](B& b) { b.old_logps = torch::zeros({4, 8}, at::kDouble); }),
             "policy_loss: old_logps must not be wider than logps, float32, got float64. Pass "
             "old_logps.to(torch.float32)");
