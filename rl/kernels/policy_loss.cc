@@ -178,6 +178,39 @@ PolicyTotals total_loss(const Call& call, const Executor& executor) {
   throw Error(std::string(function) + ": response_mask must not change during the call");
 }
 
+template <class Array>
+void check_array(std::string_view function, std::string_view name, const RowLayout& layout,
+                 const Array& array) {
+  require(array.dtype != DType::none || array.data == nullptr, [&] {
+    return std::string(function) + ": " + std::string(name) + " must have a dtype, got none";
+  });
+  require(!array || array.data != nullptr || layout.elements() == 0, [&] {
+    return std::string(function) + ": " + std::string(name) + " must point to " +
+           text(layout.elements()) + " elements, got null";
+  });
+}
+
+void check_given(std::string_view function, std::string_view name, const RowLayout& layout,
+                 const ConstArray& array) {
+  check_array(function, name, layout, array);
+  require(bool(array), [&] {
+    return std::string(function) + ": " + std::string(name) + " must be given, got none";
+  });
+}
+
+void check_arrays(const PolicyArrays& batch, const PolicyObjective& objective,
+                  const MutableArray& dlogps) {
+  const auto function = "policy_loss";
+  check_given(function, "advantages", batch.layout, batch.advantages);
+  check_array(function, "old_logps", batch.layout, batch.old_logps);
+  check_array(function, "ref_logps", batch.layout, batch.ref_logps);
+  check_array(function, "dlogps", batch.layout, dlogps);
+  require(objective.kl.beta == 0 || bool(batch.ref_logps), [&] {
+    return "policy_loss: ref_logps must be given when beta is greater than 0, got beta " +
+           text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0";
+  });
+}
+
 void check_offsets(std::string_view function, const RowLayout& layout) {
   for (int64_t row = 0; layout.packed() && row < layout.rows; ++row) {
     require(layout.length(row) >= 0, [&] {
@@ -215,6 +248,8 @@ TermCounts checked_counts(std::string_view function, const PolicyArrays& batch,
                           const PolicyObjective& objective, const Executor& executor) {
   check_objective(function, objective);
   check_offsets(function, batch.layout);
+  check_given(function, "logps", batch.layout, batch.logps);
+  check_given(function, "response_mask", batch.layout, batch.response_mask);
   return batch.logps.dtype == DType::float64 ? count_tokens<double>(function, batch, executor)
                                              : count_tokens<float>(function, batch, executor);
 }
@@ -225,10 +260,7 @@ PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objec
                          const Normalizer& normalizer, const MutableArray& dlogps,
                          const Executor& executor) {
   const TermCounts local = checked_counts("policy_loss", batch, objective, executor);
-  require(objective.kl.beta == 0 || bool(batch.ref_logps), [&] {
-    return "policy_loss: ref_logps must be given when beta is greater than 0, got beta " +
-           text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0";
-  });
+  check_arrays(batch, objective, dlogps);
   const Call call{batch,
                   objective,
                   dlogps,

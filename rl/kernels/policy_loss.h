@@ -26,8 +26,9 @@ struct PolicyTotals {
 // The loss of a batch, its metrics, and d loss / d logps where `dlogps` is given (like logps in
 // shape; 0 in masked slots): one pass over memory, no allocation, the same bits for every executor.
 //
-// Throws Error before anything is written: an option out of range, beta > 0 without ref_logps, a
-// weight outside [0, 1], a step count in `normalizer` smaller than this batch's own.
+// Throws Error before anything is written: an array that is missing or has no memory or no type, an
+// option out of range, beta > 0 without ref_logps, a weight outside [0, 1], a step count in
+// `normalizer` smaller than this batch's own.
 PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objective,
                          const Normalizer& normalizer, const MutableArray& dlogps,
                          const Executor& executor = {});

@@ -376,6 +376,26 @@ TEST(PolicyLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
   EXPECT_EQ(message([&] { policy_loss(arrays, presets::grpo(), {}, {}); }),
             "policy_loss: ref_logps must be given when beta is greater than 0, got beta 0.04 and "
             "none. Pass ref_logps or beta = 0");
+  const auto array_error = [&](auto change) {
+    PolicyArrays changed = batch.arrays();
+    MutableArray dlogps;
+    change(changed, dlogps);
+    return message([&] { policy_loss(changed, presets::ppo(), {}, dlogps); });
+  };
+  using A = PolicyArrays;
+  using M = MutableArray;
+  EXPECT_EQ(array_error([](A& a, M&) { a.logps = {}; }),
+            "policy_loss: logps must be given, got none");
+  EXPECT_EQ(array_error([](A& a, M&) { a.advantages = {}; }),
+            "policy_loss: advantages must be given, got none");
+  EXPECT_EQ(array_error([](A& a, M&) { a.response_mask = {}; }),
+            "policy_loss: response_mask must be given, got none");
+  EXPECT_EQ(array_error([](A& a, M&) { a.old_logps.dtype = DType::none; }),
+            "policy_loss: old_logps must have a dtype, got none");
+  EXPECT_EQ(array_error([](A& a, M&) { a.ref_logps.data = nullptr; }),
+            "policy_loss: ref_logps must point to 18 elements, got null");
+  EXPECT_EQ(array_error([](A&, M& d) { d.dtype = DType::float32; }),
+            "policy_loss: dlogps must point to 18 elements, got null");
   const int64_t offsets[] = {0, 7, 5, 18};
   arrays.layout = {.rows = 3, .offsets64 = offsets};
   EXPECT_EQ(message([&] { policy_loss(arrays, presets::ppo(), {}, {}); }),
