@@ -9,48 +9,27 @@
 namespace tether {
 namespace {
 
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
+// A boolean is any byte but 0.
 template <class T, class Stored>
-TETHER_INLINE T widened(Stored stored) {
-  if constexpr (std::is_same_v<Stored, BFloat16>) {
-    return T(from_bfloat16(stored.bits));
-  } else if constexpr (std::is_same_v<Stored, Float16>) {
-    return T(from_float16(stored.bits));
-  } else if constexpr (std::is_same_v<Stored, uint8_t>) {
+TETHER_INLINE T loaded(Stored stored) {
+  if constexpr (std::is_same_v<Stored, uint8_t>) {
     return stored != 0 ? T(1) : T(0);
   } else {
-    return T(stored);
-  }
-}
-
-template <class Stored, class T>
-TETHER_INLINE Stored narrowed(T value) {
-  if constexpr (std::is_same_v<Stored, BFloat16>) {
-    return {to_bfloat16(float(value))};
-  } else if constexpr (std::is_same_v<Stored, Float16>) {
-    return {to_float16(float(value))};
-  } else {
-    return Stored(value);
+    return widened<T>(stored);
   }
 }
 
 template <class T, class Stored>
 TETHER_CLONES void load_contiguous(const Stored* in, int count, T* out) {
 #pragma GCC ivdep
-  for (int i = 0; i < count; ++i) out[i] = widened<T>(in[i]);  // VECTOR
+  for (int i = 0; i < count; ++i) out[i] = loaded<T>(in[i]);  // VECTOR
 }
 
 template <class T, class Stored>
 TETHER_CLONES void load_selected(const Stored* in, const T* weights, int count, T* out) {
 #pragma GCC ivdep
   for (int i = 0; i < count; ++i) {  // VECTOR
-    const T value = widened<T>(in[i]);
+    const T value = loaded<T>(in[i]);
     out[i] = weights[i] != T(0) ? value : T(0);
   }
 }
@@ -67,12 +46,12 @@ void load(const Stored* in, int64_t stride, int count, const T* weights, T* out)
   if (stride == 1 && weights != nullptr) {
     load_selected(in, weights, count, out);
   } else if (stride == 0 && weights != nullptr) {
-    load_shared(widened<T>(in[0]), weights, count, out);
+    load_shared(loaded<T>(in[0]), weights, count, out);
   } else if (stride == 1) {
     load_contiguous(in, count, out);
   } else {
     for (int i = 0; i < count; ++i) {
-      const T value = widened<T>(in[i * stride]);
+      const T value = loaded<T>(in[i * stride]);
       out[i] = weights == nullptr || weights[i] != T(0) ? value : T(0);
     }
   }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/bit_cast.h"
 #include "core/macros.h"
@@ -43,6 +44,36 @@ TETHER_INLINE uint16_t to_float16(float value) {
   out = magnitude >= 0x477FF000u ? 0x7C00u : out;  // rounds to 65536 or beyond
   out = magnitude > 0x7F800000u ? 0x7E00u : out;
   return static_cast<uint16_t>(sign | out);
+}
+
+// As elements of arrays.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class T, class Stored>
+TETHER_INLINE T widened(Stored stored) {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    return T(from_bfloat16(stored.bits));
+  } else if constexpr (std::is_same_v<Stored, Float16>) {
+    return T(from_float16(stored.bits));
+  } else {
+    return T(stored);
+  }
+}
+
+template <class Stored, class T>
+TETHER_INLINE Stored narrowed(T value) {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    return {to_bfloat16(float(value))};
+  } else if constexpr (std::is_same_v<Stored, Float16>) {
+    return {to_float16(float(value))};
+  } else {
+    return Stored(value);
+  }
 }
 
 }  // namespace tether

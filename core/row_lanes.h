@@ -16,13 +16,6 @@ namespace tether::rows {
 
 inline constexpr int kRowLanes = 32;  // independent sums
 
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
 template <class Stored>
 using RealOf = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
 
@@ -34,28 +27,6 @@ constexpr Stored minus_infinity() {
     return {0xFC00u};
   } else {
     return -std::numeric_limits<Stored>::infinity();
-  }
-}
-
-template <class Stored>
-TETHER_INLINE RealOf<Stored> widened(Stored stored) {
-  if constexpr (std::is_same_v<Stored, BFloat16>) {
-    return from_bfloat16(stored.bits);
-  } else if constexpr (std::is_same_v<Stored, Float16>) {
-    return from_float16(stored.bits);
-  } else {
-    return stored;
-  }
-}
-
-template <class Stored>
-TETHER_INLINE Stored narrowed(RealOf<Stored> value) {
-  if constexpr (std::is_same_v<Stored, BFloat16>) {
-    return {to_bfloat16(value)};
-  } else if constexpr (std::is_same_v<Stored, Float16>) {
-    return {to_float16(value)};
-  } else {
-    return value;
   }
 }
 
@@ -139,7 +110,7 @@ TETHER_INLINE const RealOf<Stored>* widened_lanes(const Stored* in, RealOf<Store
       buffer[i + kRowLanes / 2] = bit_cast<float>(pairs[i] & 0xFFFF0000u);
     }
   } else {
-    for (int i = 0; i < kRowLanes; ++i) buffer[i] = widened(in[i]);  // VECTOR
+    for (int i = 0; i < kRowLanes; ++i) buffer[i] = widened<RealOf<Stored>>(in[i]);  // VECTOR
   }
   return buffer;
 }

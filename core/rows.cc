@@ -101,7 +101,8 @@ template <class Stored>
 RealOf<Stored> first_reference(const Stored* logits) {
   RealOf<Stored> reference = std::numeric_limits<RealOf<Stored>>::lowest();
   for (int i = 0; i < kRowLanes; ++i) {
-    reference = widened(logits[i]) > reference ? widened(logits[i]) : reference;
+    const auto logit = widened<RealOf<Stored>>(logits[i]);
+    reference = logit > reference ? logit : reference;
   }
   return reference;
 }
@@ -259,7 +260,7 @@ void row_statistics(const ConstLogits& logits, const int64_t* targets, const Row
       statistics[row] =
           statistics_of_row(begin, logits.vocabulary, logits.stride, options.temperature);
       if (targets != nullptr) {
-        statistics[row].target_logit = widened(begin[targets[row] * logits.stride]);
+        statistics[row].target_logit = widened<double>(begin[targets[row] * logits.stride]);
       }
     });
   });

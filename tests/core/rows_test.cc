@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "core/check.h"
 #include "tests/core/rows_reference.h"
+#include "tests/error_message.h"
 
 namespace tether {
 namespace {
@@ -295,16 +295,6 @@ TEST(Rows, IgnoredAndUnweightedRowsMayHoldAnything) {
 }
 
 // ---- errors -------------------------------------------------------------------------------------
-
-template <class Call>
-std::string message(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST(Rows, BadInputIsRefused) {
   const auto run = [](Batch batch) { return message([&] { batch.run(); }); };

@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "core/check.h"
+#include "tests/error_message.h"
 
 namespace tether {
 namespace {
@@ -30,16 +30,6 @@ std::vector<double> advantages(const std::vector<double>& rewards, const std::ve
   std::vector<double> out(rewards.size(), kNaN);
   group_advantage(rewards.data(), ids.data(), int64_t(rewards.size()), options, out.data());
   return out;
-}
-
-template <class Call>
-std::string message(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 // Rewards 1, 2, 6: mean 3, squares 4 + 1 + 9 = 14, std with N - 1 = sqrt(7).

@@ -14,6 +14,7 @@
 
 #include "core/sum.h"
 #include "rl/catalogue.h"
+#include "tests/error_message.h"
 
 namespace tether {
 namespace {
@@ -328,16 +329,6 @@ TEST(PolicyLoss, NothingActiveIsZero) {
   }
   Batch<float> none(0, 5);
   EXPECT_EQ(none.run(presets::grpo()).loss, 0);
-}
-
-template <class Call>
-std::string message(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 TEST(PolicyLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {

@@ -8,19 +8,10 @@
 #include <string>
 
 #include "rl/catalogue.h"
+#include "tests/error_message.h"
 
 namespace tether {
 namespace {
-
-template <class Call>
-std::string message(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 std::map<std::string, double> options_of(const PolicyObjective& objective) {
   std::map<std::string, double> out;
