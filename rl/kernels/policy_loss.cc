@@ -99,15 +99,44 @@ double row_tokens(const PolicyArrays& batch, int64_t row) {
 template <class T>
 constexpr T kNoRefLogp[kBlock] = {};
 
-// Everything about the tokens in the block, given the factors of their row.
+// Where a block is.
+struct Place {
+  int64_t row, column;
+  int count;
+
+  Place next(const RowLayout& layout) const {
+    const int64_t column_after = column + count;
+    if (column_after < layout.length(row)) return at(layout, row, column_after);
+    return row + 1 < layout.rows ? at(layout, row + 1, 0) : Place{row, column, 0};
+  }
+  static Place at(const RowLayout& layout, int64_t row, int64_t column) {
+    return {row, column, static_cast<int>(std::min<int64_t>(kBlock, layout.length(row) - column))};
+  }
+};
+
+template <class Array>
+TETHER_INLINE void prefetch(const RowLayout& layout, const Array& array, const Place& place) {
+  prefetch_block(layout, array, place.row, place.column, place.count);
+}
+
+// Everything about the tokens in the block, given the factors of their row. Between the loops it
+// asks for the next block, an array at a time: more at once would wait for one another.
 template <class T>
-void evaluate_block(const Call& call, T loss_factor, T kl_factor, TokenBlock<T>& block,
-                    MetricSums& metrics) {
+void evaluate_block(const Call& call, const Place& place, T loss_factor, T kl_factor,
+                    TokenBlock<T>& block, MetricSums& metrics) {
+  const PolicyArrays& batch = call.batch;
+  const Place next = place.next(batch.layout);
+  prefetch(batch.layout, batch.response_mask, next);
+  prefetch(batch.layout, batch.logps, next);
   fill_ratios(kSaturation<T>, block);
+  prefetch(batch.layout, old_logps_of(batch), next);
+  prefetch(batch.layout, call.dlogps, place);
   const T* ref_logp = call.batch.ref_logps ? block.ref_logp : kNoRefLogp<T>;
   call.objective.surrogate(TokenColumns<T>{block.logp, block.log_ratio, block.ratio,
                                            block.advantage, block.old_logp, ref_logp, block.size},
                            block.loss, block.dloss);
+  prefetch(batch.layout, batch.advantages, next);
+  prefetch(batch.layout, batch.ref_logps, next);
   if (call.objective.kl.beta > 0) {
     fill_penalty(block);
     sum_block<true>(loss_factor, kl_factor, block, metrics);
@@ -129,9 +158,10 @@ double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums&
   const RowLayout& layout = call.batch.layout;
   const int64_t length = layout.length(row);
   for (int64_t column = 0; column < length; column += kBlock) {
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
+    const Place place = Place::at(layout, row, column);
+    const int count = place.count;
     load_tokens(call.batch, row, column, count, block);
-    evaluate_block(call, T(loss_factor), T(kl_factor), block, metrics);
+    evaluate_block(call, place, T(loss_factor), T(kl_factor), block, metrics);
     if (call.dlogps) store_block(layout, call.dlogps, row, column, count, block.dlogp);
   }
   const MetricSums::Row sums = metrics.take_row();
