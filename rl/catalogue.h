@@ -4,11 +4,16 @@
 #include <string>
 #include <string_view>
 
+#include "rl/bnpo.h"
+#include "rl/cispo.h"
 #include "rl/dapo.h"
+#include "rl/dr_grpo.h"
 #include "rl/grpo.h"
+#include "rl/gspo.h"
 #include "rl/policy_objective.h"
 #include "rl/ppo.h"
 #include "rl/reinforce.h"
+#include "rl/rloo.h"
 
 namespace tether {
 
@@ -27,10 +32,25 @@ inline const std::array kCatalogue{
     CatalogueRow{"ppo",
                  "token mean of -min(ratio A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A)",
                  "arXiv:1707.06347, eq. 7", "rl/ppo.h", [] { return presets::ppo(); }},
+    CatalogueRow{"ppo_dual_clip", "ppo; where A < 0 at most -dual_clip A, dual_clip 3",
+                 "arXiv:1912.09729, eq. 5", "rl/ppo.h", [] { return presets::ppo_dual_clip(); }},
     CatalogueRow{"grpo", "sequence mean, then batch mean of the clipped surrogate + beta k3",
                  "arXiv:2402.03300, eq. 3", "rl/grpo.h", [] { return presets::grpo(); }},
     CatalogueRow{"dapo", "token mean of the clipped surrogate, epsilon_high 0.28",
                  "arXiv:2503.14476, eq. 10", "rl/dapo.h", [] { return presets::dapo(); }},
+    CatalogueRow{"bnpo", "mean of the clipped surrogate over the tokens of the batch",
+                 "TRL, loss_type bnpo", "rl/bnpo.h", [] { return presets::bnpo(); }},
+    CatalogueRow{"dr_grpo", "mean over answers of the clipped surrogate's sum over a constant",
+                 "arXiv:2503.20783, section 3.2", "rl/dr_grpo.h",
+                 [] { return presets::dr_grpo(); }},
+    CatalogueRow{"gspo", "mean over answers of the clipped surrogate of exp(mean log-ratio)",
+                 "arXiv:2507.18071, eq. 5", "rl/gspo.h", [] { return presets::gspo(); }},
+    CatalogueRow{"gspo_token", "gspo, with the gradient through each token's own log-ratio",
+                 "arXiv:2507.18071, eq. 13", "rl/gspo.h", [] { return presets::gspo_token(); }},
+    CatalogueRow{"cispo", "token mean of -sg(clip(ratio, ratio_low, ratio_high)) A logp",
+                 "arXiv:2506.13585, eq. 4", "rl/cispo.h", [] { return presets::cispo(); }},
+    CatalogueRow{"rloo", "mean over answers of the clipped surrogate of exp(sum of log-ratios)",
+                 "arXiv:2402.14740, eq. 6", "rl/rloo.h", [] { return presets::rloo(); }},
     CatalogueRow{"reinforce", "token mean of -A logp", "Williams 1992, eq. 4", "rl/reinforce.h",
                  [] { return presets::reinforce(); }},
 };
@@ -41,6 +61,7 @@ template <class Visit>
 void for_each_surrogate(Visit visit) {
   visit(PpoClip{});
   visit(Reinforce{});
+  visit(IsReinforce{});
 }
 
 // The preset called `name`; an unknown name lists the known ones.

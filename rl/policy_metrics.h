@@ -11,11 +11,13 @@ namespace tether {
 
 // What a training loop logs about a policy loss. Every entry is a sum over active tokens, beside
 // its count, so that adding the blocks of micro-batches and ranks (one all-reduce) gives the exact
-// figures of the step; the maxima combine by max (another one).
+// figures of the step; the maxima combine by max (another one). Ratios are those of the objective's
+// level (rl/ratio.h).
 struct PolicyMetrics {
   enum Sum {
     kPolicyLoss,        // S
-    kKl,                // k3 of KL(policy || reference), where there is a penalty
+    kKl,                // K, the estimate of KL(policy || reference), where there is a penalty
+    kEntropy,           // H, where the batch has entropies
     kClipFractionLow,   // no gradient although A < 0 and ratio < 1
     kClipFractionHigh,  // no gradient although A > 0 and ratio > 1
     kClipFractionDual,  // no gradient although A < 0 and ratio > 1
@@ -34,10 +36,17 @@ struct PolicyMetrics {
   std::array<double, kMaxima> maxima{-kUnseen, -kUnseen};
 
   static constexpr double kUnseen = std::numeric_limits<double>::infinity();
-  static constexpr std::array<std::string_view, kSums> kNames{
-      "policy_loss",        "kl",           "clip_fraction_low", "clip_fraction_high",
-      "clip_fraction_dual", "approx_kl_k1", "approx_kl_k3",      "ratio_mean",
-      "ratio_squared_mean", "nonfinite"};
+  static constexpr std::array<std::string_view, kSums> kNames{"policy_loss",
+                                                              "kl",
+                                                              "entropy",
+                                                              "clip_fraction_low",
+                                                              "clip_fraction_high",
+                                                              "clip_fraction_dual",
+                                                              "approx_kl_k1",
+                                                              "approx_kl_k3",
+                                                              "ratio_mean",
+                                                              "ratio_squared_mean",
+                                                              "nonfinite"};
 
   void merge(const PolicyMetrics& other) {
     for (size_t i = 0; i < sums.size(); ++i) sums[i] += other.sums[i];

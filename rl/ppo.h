@@ -47,5 +47,9 @@ inline PolicyObjective ppo(const PpoClip& clip = {}) {
   return {.surrogate = clip, .aggregation = token_mean()};
 }
 
+// PPO with a dual clip: a bad token that became much too likely pulls with at most dual_clip |A|.
+// Ye et al. 2020, arXiv:1912.09729, eq. 5, c = 3 (verl's "vanilla").
+inline PolicyObjective ppo_dual_clip(const PpoClip& clip = {.dual_clip = 3}) { return ppo(clip); }
+
 }  // namespace presets
 }  // namespace tether

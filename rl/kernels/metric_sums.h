@@ -14,22 +14,23 @@ struct PartTotals {
   double maxima[PolicyMetrics::kMaxima];
 };
 
-// The running sums behind PolicyMetrics, over blocks and rows. Those of the surrogate and of the
-// penalty belong to one row.
+// The running sums behind PolicyMetrics, over blocks and rows. Those of the terms of
+// the loss belong to one row.
 struct MetricSums {
   LaneSum sums[PolicyMetrics::kSums];
   LaneMax maxima[PolicyMetrics::kMaxima];
-  double loss = 0, kl = 0;
+  double loss = 0, kl = 0, entropy = 0;
 
-  // The sums of the surrogate and of the penalty since the last call.
+  // The sums of the three terms since the last call.
   struct Row {
-    double loss, kl;
+    double loss, kl, entropy;
   };
   Row take_row() {
-    LaneSum &losses = sums[PolicyMetrics::kPolicyLoss], &kls = sums[PolicyMetrics::kKl];
-    const Row row{losses.take(), kls.take()};
+    const Row row{sums[PolicyMetrics::kPolicyLoss].take(), sums[PolicyMetrics::kKl].take(),
+                  sums[PolicyMetrics::kEntropy].take()};
     loss += row.loss;
     kl += row.kl;
+    entropy += row.entropy;
     return row;
   }
 
@@ -39,6 +40,7 @@ struct MetricSums {
     for (int i = 0; i < PolicyMetrics::kSums; ++i) out.sums[i] = sums[i].total();
     out.sums[PolicyMetrics::kPolicyLoss] = loss;
     out.sums[PolicyMetrics::kKl] = kl;
+    out.sums[PolicyMetrics::kEntropy] = entropy;
     for (int i = 0; i < PolicyMetrics::kMaxima; ++i) out.maxima[i] = maxima[i].total();
     return out;
   }

@@ -4,9 +4,12 @@
 #include <array>
 #include <cmath>
 #include <string>
+#include <utility>
 
 #include "core/sum.h"
+#include "rl/kernels/level_block.h"
 #include "rl/kernels/metric_sums.h"
+#include "rl/kernels/policy_checks.h"
 #include "rl/kernels/token_block.h"
 
 namespace tether {
@@ -18,7 +21,7 @@ constexpr int padded(int count) { return (count + kLanes - 1) / kLanes * kLanes;
 struct Call {
   const PolicyArrays& batch;
   const PolicyObjective& objective;
-  const MutableArray& dlogps;
+  const PolicyGradients& gradients;
   StepCounts counts;
   double world_size;
   double tokens;  // of this batch
@@ -119,53 +122,156 @@ TETHER_INLINE void prefetch(const RowLayout& layout, const Array& array, const P
   prefetch_block(layout, array, place.row, place.column, place.count);
 }
 
-// Everything about the tokens in the block, given the factors of their row. Between the loops it
-// asks for the next block, an array at a time: more at once would wait for one another.
+// fill_penalty for every kind of penalty.
 template <class T>
-void evaluate_block(const Call& call, const Place& place, T loss_factor, T kl_factor,
+constexpr auto kFillPenalty = []<size_t... I>(std::index_sequence<I...>) {
+  return std::array{
+      &fill_penalty<T, KlEstimator(I % 3), KlEstimator(I / 3 % 3), KlCorrection(I / 9)>...};
+}(std::make_index_sequence<27>());
+
+template <class T>
+void fill_penalty(const KlPenalty& penalty, TokenBlock<T>& block) {
+  const auto kind = static_cast<size_t>(penalty.estimator) +
+                    3 * static_cast<size_t>(penalty.gradient) +
+                    9 * static_cast<size_t>(penalty.correction);
+  kFillPenalty<T>[kind](block);
+}
+
+// What the terms of one row share.
+template <class T>
+struct RowFactors {
+  T loss, kl;
+  RowRatio<T> ratio;  // above the level of tokens
+};
+
+// Everything about the tokens in the block. Between the loops it asks for the next block, an array
+// at a time: more at once would wait for one another.
+template <class T>
+void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& row,
                     TokenBlock<T>& block, MetricSums& metrics) {
   const PolicyArrays& batch = call.batch;
+  const PolicyObjective& objective = call.objective;
   const Place next = place.next(batch.layout);
   prefetch(batch.layout, batch.response_mask, next);
   prefetch(batch.layout, batch.logps, next);
-  fill_ratios(kSaturation<T>, block);
+  if (objective.level == RatioLevel::token) {
+    fill_ratios(kSaturation<T>, block);
+  } else {
+    fill_ratios(row.ratio, block);
+  }
   prefetch(batch.layout, old_logps_of(batch), next);
-  prefetch(batch.layout, call.dlogps, place);
-  const T* ref_logp = call.batch.ref_logps ? block.ref_logp : kNoRefLogp<T>;
-  call.objective.surrogate(TokenColumns<T>{block.logp, block.log_ratio, block.ratio,
-                                           block.advantage, block.old_logp, ref_logp, block.size},
-                           block.loss, block.dloss);
+  prefetch(batch.layout, call.gradients.logps, place);
+  const T* logp = shares_ratio(objective.level) ? block.level_logp : block.logp;
+  const T* ref_logp = batch.ref_logps ? block.ref_logp : kNoRefLogp<T>;
+  objective.surrogate(TokenColumns<T>{logp, block.log_ratio, block.ratio, block.advantage,
+                                      block.old_logp, ref_logp, block.size},
+                      block.loss, block.dloss);
   prefetch(batch.layout, batch.advantages, next);
   prefetch(batch.layout, batch.ref_logps, next);
-  if (call.objective.kl.beta > 0) {
-    fill_penalty(block);
-    sum_block<true>(loss_factor, kl_factor, block, metrics);
+  if (objective.kl.beta > 0) {
+    fill_penalty(objective.kl, block);
+    sum_block<true>(row.loss, row.kl, block, metrics);
   } else {
-    sum_block<false>(loss_factor, kl_factor, block, metrics);
+    sum_block<false>(row.loss, row.kl, block, metrics);
+  }
+}
+
+// visit(place) for every block of the row, with its tokens loaded.
+template <class T, class Visit>
+void for_each_block(const PolicyArrays& batch, int64_t row, TokenBlock<T>& block, Visit visit) {
+  const int64_t length = batch.layout.length(row);
+  for (int64_t column = 0; column < length; column += kBlock) {
+    const Place place = Place::at(batch.layout, row, column);
+    load_tokens(batch, row, column, place.count, block);
+    visit(place);
+  }
+}
+
+// d L / d logp over w, for the levels of whole sequences (rl/ratio.h).
+double level_scale(RatioLevel level, double n) {
+  if (level == RatioLevel::sequence_sum) return 1;
+  return n > 0 ? 1 / n : 0;
+}
+
+template <class T>
+RowRatio<T> row_ratio(const Call& call, int64_t row, double n, TokenBlock<T>& block) {
+  LaneSum logps, log_ratios;
+  for_each_block(call.batch, row, block,
+                 [&](const Place&) { sum_level(block, logps, log_ratios); });
+  const double scale = level_scale(call.objective.level, n);
+  return RowRatio<T>::of(T(scale * logps.total()), T(scale * log_ratios.total()));
+}
+
+template <class T>
+void store_gradient(const Call& call, const Place& place, const TokenBlock<T>& block) {
+  store_block(call.batch.layout, call.gradients.logps, place.row, place.column, place.count,
+              block.dlogp);
+}
+
+// Where a ratio is shared, the gradient of a token has to wait for the slopes of all of them.
+template <class T>
+void store_shared_gradient(const Call& call, int64_t row, T slope, T kl_factor,
+                           TokenBlock<T>& block) {
+  const bool penalty = call.objective.kl.beta > 0;
+  if (!penalty) std::fill_n(block.dkl, kBlock, T(0));
+  for_each_block(call.batch, row, block, [&](const Place& place) {
+    if (penalty) fill_penalty(call.objective.kl, block);
+    fill_shared_gradient(slope, kl_factor, block);
+    store_gradient(call, place, block);
+  });
+}
+
+// Adds the entropies of the row to their metric, and writes their gradient, -factor w.
+template <class T>
+void row_entropy(const Call& call, int64_t row, T factor, TokenBlock<T>& block,
+                 MetricSums& metrics) {
+  const PolicyArrays& batch = call.batch;
+  for (int64_t column = 0; column < batch.layout.length(row); column += kBlock) {
+    const Place place = Place::at(batch.layout, row, column);
+    const auto load = [&](const ConstArray& array, const T* weights, T* out) {
+      load_block(batch.layout, array, row, column, place.count, weights, out);
+    };
+    block.size = padded(place.count);
+    load(batch.response_mask, nullptr, block.weight);
+    load(batch.entropies, block.weight, block.entropy);
+    sum_entropies(factor, block, metrics);
+    if (!call.gradients.entropies) continue;
+    store_block(batch.layout, call.gradients.entropies, row, column, place.count, block.dentropy);
   }
 }
 
 // The loss of one row, its gradient written and its metrics added.
 template <class T>
 double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums& metrics) {
-  const Aggregation& aggregation = call.objective.aggregation;
-  const double beta = call.objective.kl.beta;
-  const bool needs_row_tokens = aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
-  const double n = needs_row_tokens ? row_tokens<T>(call.batch, row) : 0;
+  const PolicyObjective& objective = call.objective;
+  const Aggregation& aggregation = objective.aggregation;
+  const double beta = objective.kl.beta;
+  const bool needs_tokens = aggregation.mode == Aggregation::Mode::sequence_mean_token_mean ||
+                            objective.level != RatioLevel::token;
+  const double n = needs_tokens ? row_tokens<T>(call.batch, row) : 0;
   const double loss_factor = call.world_size * row_factor(aggregation, call.counts.policy, n);
   const double kl_factor = call.world_size * beta * row_factor(aggregation, call.counts.kl, n);
 
-  const RowLayout& layout = call.batch.layout;
-  const int64_t length = layout.length(row);
-  for (int64_t column = 0; column < length; column += kBlock) {
-    const Place place = Place::at(layout, row, column);
-    const int count = place.count;
-    load_tokens(call.batch, row, column, count, block);
-    evaluate_block(call, place, T(loss_factor), T(kl_factor), block, metrics);
-    if (call.dlogps) store_block(layout, call.dlogps, row, column, count, block.dlogp);
+  RowFactors<T> factors{T(loss_factor), T(kl_factor), {}};
+  if (objective.level != RatioLevel::token) factors.ratio = row_ratio(call, row, n, block);
+  const bool shared = shares_ratio(objective.level);
+  LaneSum slopes;
+  for_each_block(call.batch, row, block, [&](const Place& place) {
+    evaluate_block(call, place, factors, block, metrics);
+    if (!call.gradients.logps) return;
+    shared ? sum_slopes(block, slopes) : store_gradient(call, place, block);
+  });
+  if (shared && call.gradients.logps) {
+    const double slope = loss_factor * level_scale(objective.level, n) * slopes.total();
+    store_shared_gradient(call, row, T(slope), T(kl_factor), block);
   }
+  const double entropy_factor = objective.entropy.coefficient * loss_factor;
+  if (call.batch.entropies) row_entropy(call, row, T(entropy_factor), block, metrics);
   const MetricSums::Row sums = metrics.take_row();
-  return loss_factor * sums.loss + (beta > 0 ? kl_factor * sums.kl : 0);
+  double loss = loss_factor * sums.loss;
+  if (beta > 0) loss += kl_factor * sums.kl;
+  if (entropy_factor != 0) loss -= entropy_factor * sums.entropy;
+  return loss;
 }
 
 template <class T>
@@ -188,67 +294,6 @@ PolicyTotals total_loss(const Call& call, const Executor& executor) {
   }
   for (size_t i = 0; i < PolicyMetrics::kSums; ++i) out.metrics.sums[2 * i + 1] = call.tokens;
   return out;
-}
-
-// Throws for the first weight outside [0, 1].
-[[noreturn]] void report_weight(std::string_view function, const PolicyArrays& batch) {
-  const auto where = [&](int64_t row, int64_t column) {
-    if (!batch.layout.packed()) return "[" + text(row) + ", " + text(column) + "]";
-    return "[" + text(batch.layout.offset(row) + column) + "]";
-  };
-  for (int64_t row = 0; row < batch.layout.rows; ++row) {
-    for (int64_t column = 0; column < batch.layout.length(row); ++column) {
-      double weight[kLanes];
-      load_block<double>(batch.layout, batch.response_mask, row, column, 1, nullptr, weight);
-      if (weight[0] >= 0 && weight[0] <= 1) continue;
-      throw Error(std::string(function) + ": response_mask must be in [0, 1], got " +
-                  text(weight[0]) + " at " + where(row, column));
-    }
-  }
-  throw Error(std::string(function) + ": response_mask must not change during the call");
-}
-
-template <class Array>
-void check_array(std::string_view function, std::string_view name, const RowLayout& layout,
-                 const Array& array) {
-  require(array.dtype != DType::none || array.data == nullptr, [&] {
-    return std::string(function) + ": " + std::string(name) + " must have a dtype, got none";
-  });
-  require(!array || array.data != nullptr || layout.elements() == 0, [&] {
-    return std::string(function) + ": " + std::string(name) + " must point to " +
-           text(layout.elements()) + " elements, got null";
-  });
-}
-
-void check_given(std::string_view function, std::string_view name, const RowLayout& layout,
-                 const ConstArray& array) {
-  check_array(function, name, layout, array);
-  require(bool(array), [&] {
-    return std::string(function) + ": " + std::string(name) + " must be given, got none";
-  });
-}
-
-void check_arrays(const PolicyArrays& batch, const PolicyObjective& objective,
-                  const MutableArray& dlogps) {
-  const auto function = "policy_loss";
-  check_given(function, "advantages", batch.layout, batch.advantages);
-  check_array(function, "old_logps", batch.layout, batch.old_logps);
-  check_array(function, "ref_logps", batch.layout, batch.ref_logps);
-  check_array(function, "dlogps", batch.layout, dlogps);
-  require(objective.kl.beta == 0 || bool(batch.ref_logps), [&] {
-    return "policy_loss: ref_logps must be given when beta is greater than 0, got beta " +
-           text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0";
-  });
-}
-
-void check_offsets(std::string_view function, const RowLayout& layout) {
-  for (int64_t row = 0; layout.packed() && row < layout.rows; ++row) {
-    require(layout.length(row) >= 0, [&] {
-      return std::string(function) + ": offsets must not decrease, got " +
-             text(layout.offset(row + 1)) + " after " + text(layout.offset(row)) + " at [" +
-             text(row + 1) + "]";
-    });
-  }
 }
 
 template <class T>
@@ -287,13 +332,13 @@ TermCounts checked_counts(std::string_view function, const PolicyArrays& batch,
 }  // namespace
 
 PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objective,
-                         const Normalizer& normalizer, const MutableArray& dlogps,
+                         const Normalizer& normalizer, const PolicyGradients& gradients,
                          const Executor& executor) {
   const TermCounts local = checked_counts("policy_loss", batch, objective, executor);
-  check_arrays(batch, objective, dlogps);
+  check_arrays(batch, objective, gradients);
   const Call call{batch,
                   objective,
-                  dlogps,
+                  gradients,
                   step_counts("policy_loss", normalizer, local),
                   normalizer.world_size,
                   local.tokens};

@@ -8,8 +8,8 @@
 #include "core/bit_cast.h"
 #include "core/number.h"
 #include "core/sum.h"
-#include "estimators/kl.h"
 #include "rl/kernels/metric_sums.h"
+#include "rl/kl_penalty.h"
 #include "rl/surrogate.h"
 
 // The loops over a block of tokens.
@@ -25,6 +25,7 @@ template <class T>
 struct TokenBlock {
   alignas(64) T weight[kBlock];
   alignas(64) T logp[kBlock];
+  alignas(64) T level_logp[kBlock];  // of the ratio's level, where that is not the token
   alignas(64) T old_logp[kBlock];
   alignas(64) T ref_logp[kBlock];
   alignas(64) T advantage[kBlock];
@@ -36,6 +37,8 @@ struct TokenBlock {
   alignas(64) T kl[kBlock];
   alignas(64) T dkl[kBlock];
   alignas(64) T dlogp[kBlock];
+  alignas(64) T entropy[kBlock];
+  alignas(64) T dentropy[kBlock];
   int size;
 };
 
@@ -76,14 +79,20 @@ TETHER_CLONES void fill_ratios(T saturation, TokenBlock<T>& block) {
   }
 }
 
-template <class T>
+// The penalty of a token, with its kind known to the compiler.
+template <class T, KlEstimator kEstimator, KlEstimator kGradient, KlCorrection kCorrection>
 TETHER_CLONES void fill_penalty(TokenBlock<T>& block) {
+  constexpr KlPenalty kPenalty{
+      .estimator = kEstimator, .gradient = kGradient, .correction = kCorrection};
   const int size = block.size / kLanes * kLanes;
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
-    const Dual<T> penalty = k3(Constant<T>{block.ref_logp[i]} - Dual<T>{block.logp[i], T(1)});
-    block.kl[i] = penalty.value;
-    block.dkl[i] = penalty.grad;
+    const Dual<T> logp{block.logp[i], T(1)};
+    const Dual<T> log_ratio{block.logp[i] - block.old_logp[i], T(1)};
+    const Constant<T> ref_logp{block.ref_logp[i]};
+    const Dual<T> term = kl_term(kPenalty, logp, log_ratio, ref_logp, kWeightSaturation<T>);
+    block.kl[i] = term.value;
+    block.dkl[i] = term.grad;
   }
 }
 
@@ -188,6 +197,32 @@ TETHER_CLONES void sum_block(T loss_factor, T kl_factor, TokenBlock<T>& block,
   for (int i = M::kClipFractionLow; i < M::kSums; ++i) metrics.sums[i].add(sums[i]);
   metrics.maxima[M::kLogRatioMax].add(highest);
   metrics.maxima[M::kNegLogRatioMax].add(lowest);
+}
+
+// Adds the entropies of a block and makes their gradient.
+template <class T>
+TETHER_CLONES void sum_entropies(T factor, TokenBlock<T>& block, MetricSums& metrics) {
+  double sums[kLanes];
+  T broken[kLanes];
+#pragma GCC ivdep
+#pragma GCC unroll 1
+  for (int lane = 0; lane < kLanes; ++lane) {  // VECTOR
+    double sum = 0;
+    T count = 0;
+    int start = 0;
+    do {
+      const int i = start + lane;
+      const T w = block.weight[i], entropy = block.entropy[i];
+      sum += double(w * entropy);
+      block.dentropy[i] = -factor * w;
+      count += keep(mask<T>(entropy - entropy != T(0)), T(1));
+      start += kLanes;
+    } while (start < block.size);
+    sums[lane] = sum;
+    broken[lane] = count;
+  }
+  metrics.sums[PolicyMetrics::kEntropy].add(sums);
+  metrics.sums[PolicyMetrics::kNonfinite].add(broken);
 }
 
 }  // namespace tether

@@ -56,8 +56,8 @@ struct Batch {
   }
   PolicyTotals run(const PolicyObjective& objective, const Normalizer& normalizer = {},
                    const Executor& executor = {}) {
-    return policy_loss(arrays(), objective, normalizer, {dlogps.data(), dtype<T>(), columns, 1},
-                       executor);
+    return policy_loss(arrays(), objective, normalizer,
+                       {.logps = {dlogps.data(), dtype<T>(), columns, 1}}, executor);
   }
 };
 
@@ -107,15 +107,6 @@ TEST(PolicyLoss, EverySurrogateMatchesItsGoldenValuesInFloat) {
   expect_surrogate_goldens<float>(1e-6);
 }
 
-Aggregation aggregation_of(const nlohmann::json& each) {
-  for (size_t i = 0; i < kAggregationNames.size(); ++i) {
-    if (each["aggregation"] == kAggregationNames[i]) {
-      return {static_cast<Aggregation::Mode>(i), each["constant"]};
-    }
-  }
-  throw Error("no such aggregation");
-}
-
 template <class T>
 void expect_batch_goldens(double tolerance) {
   for (const auto& each : golden()["batches"]) {
@@ -131,7 +122,10 @@ void expect_batch_goldens(double tolerance) {
         set_option("test", objective, name, value);
       }
       objective.kl.beta = each["beta"];
-      objective.aggregation = aggregation_of(each);
+      objective.aggregation.constant = each["constant"];
+      for (const auto& [name, value] : each["choices"].items()) {
+        set_choice("test", objective, name, std::string(value));
+      }
     }
     const PolicyTotals out = batch.run(objective);
     EXPECT_NEAR(out.loss, each["loss"], tolerance) << each["name"];
@@ -143,6 +137,36 @@ void expect_batch_goldens(double tolerance) {
 
 TEST(PolicyLoss, BatchesMatchTheirGoldenValuesInDouble) { expect_batch_goldens<double>(1e-15); }
 TEST(PolicyLoss, BatchesMatchTheirGoldenValuesInFloat) { expect_batch_goldens<float>(1e-6); }
+
+TEST(PolicyLoss, EntropyIsAveragedLikeTheSurrogateAndEarnsItsCoefficient) {
+  Batch<double> batch = random_batch<double>(3, 300);
+  std::vector<double> entropies(900), dentropies(900, kNaN);
+  double n[3] = {}, sum[3] = {};
+  for (size_t i = 0; i < 900; ++i) {
+    const bool active = batch.mask[i] != 0;
+    entropies[i] = active ? 0.5 + 0.001 * double(i) : kNaN;
+    n[i / 300] += active;
+    if (active) sum[i / 300] += entropies[i];
+  }
+  PolicyObjective objective = presets::grpo(0);
+  const double without = batch.run(objective).loss;
+  objective.entropy.coefficient = 0.25;
+  PolicyArrays arrays = batch.arrays();
+  arrays.entropies = batch.view(entropies);
+  const MutableArray dlogps{batch.dlogps.data(), DType::float64, 300, 1};
+  const MutableArray into{dentropies.data(), DType::float64, 300, 1};
+  const std::vector<double> gradient = batch.dlogps;
+  const PolicyTotals out = policy_loss(arrays, objective, {.world_size = 2}, {dlogps, into});
+  const double mean = (sum[0] / n[0] + sum[1] / n[1] + sum[2] / n[2]) / 3;
+  EXPECT_NEAR(out.loss, 2 * (without - 0.25 * mean), 1e-14);
+  EXPECT_NEAR(out.metrics.to_map().at("entropy"), (sum[0] + sum[1] + sum[2]) / (n[0] + n[1] + n[2]),
+              1e-14);
+  EXPECT_EQ(out.metrics.to_map().at("nonfinite"), 0);
+  for (size_t i = 0; i < 900; ++i) {
+    EXPECT_DOUBLE_EQ(dentropies[i], batch.mask[i] == 0 ? 0 : -2 * 0.25 / 3 / n[i / 300]);
+    EXPECT_DOUBLE_EQ(batch.dlogps[i], 2 * gradient[i]);
+  }
+}
 
 TEST(PolicyLoss, MetricsMatchBruteForce) {
   Batch<double> batch = random_batch<double>(7, 700);
@@ -277,7 +301,7 @@ TEST(PolicyLoss, PackedRowsGiveTheBitsOfPaddedOnes) {
   for (const CatalogueRow& row : kCatalogue) {
     std::vector<float> dlogps(packed[0].size());
     const PolicyTotals out =
-        policy_loss(arrays, row.preset(), {}, {dlogps.data(), DType::float32, 0, 1});
+        policy_loss(arrays, row.preset(), {}, {.logps = {dlogps.data(), DType::float32, 0, 1}});
     EXPECT_EQ(out.loss, padded.run(row.preset()).loss) << row.name;
     for (int64_t i = 0; i < 5; ++i) {
       EXPECT_EQ(0, std::memcmp(&dlogps[size_t(offsets[size_t(i)])], &padded.dlogps[size_t(i * 30)],
@@ -371,7 +395,7 @@ TEST(PolicyLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
     PolicyArrays changed = batch.arrays();
     MutableArray dlogps;
     change(changed, dlogps);
-    return message([&] { policy_loss(changed, presets::ppo(), {}, dlogps); });
+    return message([&] { policy_loss(changed, presets::ppo(), {}, {.logps = dlogps}); });
   };
   using A = PolicyArrays;
   using M = MutableArray;
@@ -387,6 +411,11 @@ TEST(PolicyLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
             "policy_loss: ref_logps must point to 18 elements, got null");
   EXPECT_EQ(array_error([](A&, M& d) { d.dtype = DType::float32; }),
             "policy_loss: dlogps must point to 18 elements, got null");
+  PolicyObjective entropic = presets::ppo();
+  entropic.entropy.coefficient = 0.01;
+  EXPECT_EQ(message([&] { policy_loss(batch.arrays(), entropic, {}, {}); }),
+            "policy_loss: entropies must be given when entropy_coef is not 0, got entropy_coef "
+            "0.01 and none. Pass entropies or entropy_coef = 0");
   const int64_t offsets[] = {0, 7, 5, 18};
   arrays.layout = {.rows = 3, .offsets64 = offsets};
   EXPECT_EQ(message([&] { policy_loss(arrays, presets::ppo(), {}, {}); }),

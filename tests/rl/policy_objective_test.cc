@@ -26,6 +26,7 @@ TEST(PolicyObjective, ListsItsOptionsByName) {
                                                                         {"epsilon_high", 0.28},
                                                                         {"dual_clip", infinity},
                                                                         {"beta", 0},
+                                                                        {"entropy_coef", 0},
                                                                         {"constant", 1}}));
 }
 
@@ -41,15 +42,17 @@ TEST(PolicyObjective, BadOptionsGetOneClearError) {
   PolicyObjective objective = presets::ppo();
   EXPECT_EQ(message([&] { set_option("policy_loss", objective, "epsilon", 0.2); }),
             "policy_loss: option must be one of epsilon_low, epsilon_high, dual_clip, beta, "
-            "constant, got \"epsilon\"");
+            "entropy_coef, constant, got \"epsilon\"");
   EXPECT_EQ(message([&] { set_option("policy_loss", objective, "epsilon_low", 1.2); }),
             "policy_loss: epsilon_low must be in [0, 1], got 1.2");
   EXPECT_EQ(message([&] { check_objective("f", presets::ppo({.dual_clip = 1})); }),
             "f: dual_clip must be greater than 1, got 1");
   EXPECT_EQ(message([&] { check_objective("f", presets::grpo(NAN)); }),
             "f: beta must be at least 0, got nan");
-  EXPECT_EQ(message([&] { preset("policy_loss", "gropo"); }),
-            "policy_loss: objective must be one of ppo, grpo, dapo, reinforce, got \"gropo\"");
+  EXPECT_EQ(
+      message([&] { preset("policy_loss", "gropo"); }),
+      "policy_loss: objective must be one of ppo, ppo_dual_clip, grpo, dapo, bnpo, dr_grpo, gspo, "
+      "gspo_token, cispo, rloo, reinforce, got \"gropo\"");
 }
 
 TEST(Catalogue, EveryFormulaIsKnownToTheFacesByType) {
@@ -93,6 +96,49 @@ TEST(Surrogate, TakesAUsersOwnFormula) {
   EXPECT_DOUBLE_EQ(value[0], 0.5 + 4 - 150 - 2000);
   EXPECT_DOUBLE_EQ(dlogp[0], 2 - 4);
   EXPECT_EQ(objective.surrogate.target<PpoClip>(), nullptr);
+}
+
+TEST(PolicyObjective, ChoicesAreSetByName) {
+  PolicyObjective objective = presets::ppo();
+  set_choice("policy_loss", objective, "level", "sequence_mean");
+  set_choice("policy_loss", objective, "aggregation", "sequence_mean_token_sum");
+  set_choice("policy_loss", objective, "kl_gradient", "k2");
+  set_choice("policy_loss", objective, "kl_correction", "ratio");
+  set_choice("policy_loss", objective, "allow_biased_gradient", "true");
+  EXPECT_EQ(objective.level, RatioLevel::sequence_mean);
+  EXPECT_EQ(objective.aggregation.mode, Aggregation::Mode::sequence_mean_token_sum);
+  EXPECT_EQ(objective.kl.gradient, KlEstimator::k2);
+  EXPECT_EQ(objective.kl.correction, KlCorrection::ratio);
+  EXPECT_TRUE(objective.kl.allow_biased_gradient);
+  EXPECT_EQ(message([&] { set_choice("f", objective, "level", "turn"); }),
+            "f: level must be one of token, sequence_mean, sequence_token, sequence_sum, got "
+            "\"turn\"");
+  EXPECT_EQ(message([&] { set_choice("f", objective, "levels", "token"); }),
+            "f: choice must be one of level, aggregation, kl_estimator, kl_gradient, "
+            "kl_correction, allow_biased_gradient, got \"levels\"");
+}
+
+// kl_penalty.h: the three that are the gradient of no KL divergence.
+TEST(PolicyObjective, BiasedGradientsOfThePenaltyAreRefusedUnlessAllowed) {
+  for (const auto correction :
+       {KlCorrection::none, KlCorrection::ratio, KlCorrection::detached_ratio}) {
+    for (const auto gradient : {KlEstimator::k1, KlEstimator::k2, KlEstimator::k3}) {
+      PolicyObjective objective = presets::grpo();
+      objective.kl.gradient = gradient;
+      objective.kl.correction = correction;
+      const bool biased =
+          gradient == (correction == KlCorrection::ratio ? KlEstimator::k2 : KlEstimator::k1);
+      EXPECT_EQ(message([&] { check_objective("f", objective); }) != "no error", biased);
+      objective.kl.allow_biased_gradient = true;
+      EXPECT_EQ(message([&] { check_objective("f", objective); }), "no error");
+    }
+  }
+  PolicyObjective objective = presets::grpo();
+  objective.kl.gradient = KlEstimator::k1;
+  EXPECT_EQ(message([&] { check_objective("policy_loss", objective); }),
+            "policy_loss: kl_gradient must be k2 or k3 with kl_correction none, got k1, whose "
+            "gradient is not that of a KL divergence. Choose another one or set "
+            "allow_biased_gradient");
 }
 
 }  // namespace

@@ -1,0 +1,91 @@
+#pragma once
+
+#include "core/macros.h"
+#include "core/math.h"
+#include "core/sum.h"
+#include "rl/kernels/token_block.h"
+#include "rl/ratio.h"
+
+// The loops over a block of tokens whose ratio belongs to their row (rl/ratio.h).
+
+namespace tether {
+
+// Adds w logp and w (logp - old_logp) of a block.
+template <class T>
+TETHER_CLONES void sum_level(const TokenBlock<T>& block, LaneSum& logps, LaneSum& log_ratios) {
+  double logp_sums[kLanes], log_ratio_sums[kLanes];
+#pragma GCC ivdep
+#pragma GCC unroll 1
+  for (int lane = 0; lane < kLanes; ++lane) {  // VECTOR
+    double logp_sum = 0, log_ratio_sum = 0;
+    int start = 0;
+    do {
+      const int i = start + lane;
+      const double w = double(block.weight[i]);
+      logp_sum += w * double(block.logp[i]);
+      log_ratio_sum += w * double(block.logp[i] - block.old_logp[i]);
+      start += kLanes;
+    } while (start < block.size);
+    logp_sums[lane] = logp_sum;
+    log_ratio_sums[lane] = log_ratio_sum;
+  }
+  logps.add(logp_sums);
+  log_ratios.add(log_ratio_sums);
+}
+
+// What the tokens of a row share.
+template <class T>
+struct RowRatio {
+  T logp, log_ratio, ratio, ratio_k3;
+
+  static RowRatio of(T logp, T log_ratio) {
+    const auto both = math::exp_and_expm1_minus(log_ratio, -kSaturation<T>, kSaturation<T>);
+    return {logp, log_ratio, both.exp, both.expm1_minus};
+  }
+};
+
+template <class T>
+TETHER_CLONES void fill_ratios(const RowRatio<T>& row, TokenBlock<T>& block) {
+  const T logp = row.logp, log_ratio = row.log_ratio, ratio = row.ratio, ratio_k3 = row.ratio_k3;
+  const int size = block.size / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    block.level_logp[i] = logp;
+    block.log_ratio[i] = log_ratio;
+    block.ratio[i] = ratio;
+    block.ratio_k3[i] = ratio_k3;
+  }
+}
+
+// Adds w dS/dL of a block.
+template <class T>
+TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
+  double sums[kLanes];
+#pragma GCC ivdep
+#pragma GCC unroll 1
+  for (int lane = 0; lane < kLanes; ++lane) {  // VECTOR
+    double sum = 0;
+    int start = 0;
+    do {
+      const int i = start + lane;
+      const T w = block.weight[i];
+      sum += double(keep(mask<T>(w != T(0)), w * block.dloss[i]));
+      start += kLanes;
+    } while (start < block.size);
+    sums[lane] = sum;
+  }
+  slopes.add(sums);
+}
+
+// The gradient where all tokens of the row share `slope`, d loss / dL dL / d logp over w.
+template <class T>
+TETHER_CLONES void fill_shared_gradient(T slope, T kl_factor, TokenBlock<T>& block) {
+  const int size = block.size / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    const T w = block.weight[i];
+    block.dlogp[i] = keep(mask<T>(w != T(0)), w * (slope + kl_factor * block.dkl[i]));
+  }
+}
+
+}  // namespace tether

@@ -1,0 +1,82 @@
+#include "rl/kernels/policy_checks.h"
+
+#include <string>
+
+#include "core/sum.h"
+
+namespace tether {
+namespace {
+
+template <class Array>
+void check_array(std::string_view function, std::string_view name, const RowLayout& layout,
+                 const Array& array) {
+  require(array.dtype != DType::none || array.data == nullptr, [&] {
+    return std::string(function) + ": " + std::string(name) + " must have a dtype, got none";
+  });
+  require(!array || array.data != nullptr || layout.elements() == 0, [&] {
+    return std::string(function) + ": " + std::string(name) + " must point to " +
+           text(layout.elements()) + " elements, got null";
+  });
+}
+
+}  // namespace
+
+// Throws for the first weight outside [0, 1].
+void report_weight(std::string_view function, const PolicyArrays& batch) {
+  const auto where = [&](int64_t row, int64_t column) {
+    if (!batch.layout.packed()) return "[" + text(row) + ", " + text(column) + "]";
+    return "[" + text(batch.layout.offset(row) + column) + "]";
+  };
+  for (int64_t row = 0; row < batch.layout.rows; ++row) {
+    for (int64_t column = 0; column < batch.layout.length(row); ++column) {
+      double weight[kLanes];
+      load_block<double>(batch.layout, batch.response_mask, row, column, 1, nullptr, weight);
+      if (weight[0] >= 0 && weight[0] <= 1) continue;
+      throw Error(std::string(function) + ": response_mask must be in [0, 1], got " +
+                  text(weight[0]) + " at " + where(row, column));
+    }
+  }
+  throw Error(std::string(function) + ": response_mask must not change during the call");
+}
+
+void check_given(std::string_view function, std::string_view name, const RowLayout& layout,
+                 const ConstArray& array) {
+  check_array(function, name, layout, array);
+  require(bool(array), [&] {
+    return std::string(function) + ": " + std::string(name) + " must be given, got none";
+  });
+}
+
+void check_arrays(const PolicyArrays& batch, const PolicyObjective& objective,
+                  const PolicyGradients& gradients) {
+  const auto function = "policy_loss";
+  check_given(function, "advantages", batch.layout, batch.advantages);
+  check_array(function, "old_logps", batch.layout, batch.old_logps);
+  check_array(function, "ref_logps", batch.layout, batch.ref_logps);
+  check_array(function, "entropies", batch.layout, batch.entropies);
+  check_array(function, "dlogps", batch.layout, gradients.logps);
+  check_array(function, "dentropies", batch.layout, gradients.entropies);
+  require(objective.kl.beta == 0 || bool(batch.ref_logps), [&] {
+    return "policy_loss: ref_logps must be given when beta is greater than 0, got beta " +
+           text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0";
+  });
+  require(objective.entropy.coefficient == 0 || bool(batch.entropies), [&] {
+    return "policy_loss: entropies must be given when entropy_coef is not 0, got entropy_coef " +
+           text(objective.entropy.coefficient) + " and none. Pass entropies or entropy_coef = 0";
+  });
+  require(!gradients.entropies || bool(batch.entropies), [] {
+    return std::string("policy_loss: dentropies must be none without entropies, got an array");
+  });
+}
+
+void check_offsets(std::string_view function, const RowLayout& layout) {
+  for (int64_t row = 0; layout.packed() && row < layout.rows; ++row) {
+    require(layout.length(row) >= 0, [&] {
+      return std::string(function) + ": offsets must not decrease, got " +
+             text(layout.offset(row + 1)) + " after " + text(layout.offset(row)) + " at [" +
+             text(row + 1) + "]";
+    });
+  }
+}
+
+}  // namespace tether
