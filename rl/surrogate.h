@@ -121,7 +121,7 @@ class Surrogate {
                            });
   }
   template <class Formula>
-  static inline const Methods kMethods{&typeid(Formula), &evaluate_erased<Formula, float>,
+  static constexpr Methods kMethods{&typeid(Formula), &evaluate_erased<Formula, float>,
                                        &evaluate_erased<Formula, double>, &visit_erased<Formula>};
 
   alignas(double) std::byte storage_[64] = {};
