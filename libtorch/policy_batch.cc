@@ -41,13 +41,18 @@ void check_tokens(std::string_view function, std::string_view name, const at::Te
                          " like logps, got " + shape_text(tensor.sizes()));
 }
 
-void check_constant_tokens(std::string_view function, std::string_view name,
+void check_optional_tokens(std::string_view function, std::string_view name,
                            const at::Tensor& tensor, const at::Tensor& logps) {
   if (!tensor.defined()) return;
   check_floating(function, name, tensor);
   check_width(function, name, tensor, logps);
   check_tokens(function, name, tensor, logps);
-  check_constant(function, name, tensor);
+}
+
+void check_constant_tokens(std::string_view function, std::string_view name,
+                           const at::Tensor& tensor, const at::Tensor& logps) {
+  check_optional_tokens(function, name, tensor, logps);
+  if (tensor.defined()) check_constant(function, name, tensor);
 }
 
 at::Tensor checked_advantages(std::string_view function, const PolicyBatch& batch, int64_t rows) {
@@ -113,6 +118,7 @@ PolicyBatch checked(std::string_view function, const PolicyBatch& batch) {
   out.response_mask = checked_mask(function, batch);
   check_constant_tokens(function, "old_logps", batch.old_logps, batch.logps);
   check_constant_tokens(function, "ref_logps", batch.ref_logps, batch.logps);
+  check_optional_tokens(function, "entropies", batch.entropies, batch.logps);
   return out;
 }
 
@@ -135,6 +141,7 @@ PolicyViews::PolicyViews(const PolicyBatch& batch) {
   arrays_.advantages = per_token ? token_array(batch.advantages) : row_array(batch.advantages);
   if (batch.old_logps.defined()) arrays_.old_logps = token_array(batch.old_logps);
   if (batch.ref_logps.defined()) arrays_.ref_logps = token_array(batch.ref_logps);
+  if (batch.entropies.defined()) arrays_.entropies = token_array(batch.entropies);
 }
 
 }  // namespace detail
@@ -148,6 +155,7 @@ Normalizer local_counts(const PolicyBatch& batch, const PolicyObjective& objecti
       checked.response_mask = checked.response_mask.cpu();
       checked.old_logps = at::Tensor();
       checked.ref_logps = at::Tensor();
+      checked.entropies = at::Tensor();
     }
     return local_counts(detail::PolicyViews(checked).arrays(), objective, torch_executor());
   });

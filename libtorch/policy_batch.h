@@ -22,14 +22,19 @@ class PolicyViews {
   PolicyArrays arrays_;
 };
 
-// Loss, d loss / d logps (undefined unless asked for) and metrics by torch's operations, on any
-// device.
-struct TensorLoss {
+// Loss, gradients (undefined unless wanted) and metrics.
+struct ComputedLoss {
   at::Tensor loss;
   at::Tensor dlogps;
+  at::Tensor dentropies;
   PolicyMetricTensors metrics;
 };
-TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,
-                              const Normalizer& normalizer, bool with_gradient);
+struct WantedGradients {
+  bool logps;
+  bool entropies;
+};
+// By torch's operations, on any device.
+ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,
+                                const Normalizer& normalizer, WantedGradients wanted);
 
 }  // namespace tether::detail

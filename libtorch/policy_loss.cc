@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cstring>
+#include <optional>
 
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
@@ -20,13 +21,16 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The gradient as a function of the upstream gradient. It has no derivative of its own: without
-// this node torch would take the stored gradient for a constant and return zero.
+using detail::ComputedLoss;
+using detail::WantedGradients;
+
+// A gradient as a function of the upstream gradient. It has no derivative of its own: without this
+// node torch would take the stored gradient for a constant and return zero.
 class PolicyGradient : public torch::autograd::Function<PolicyGradient> {
  public:
-  static at::Tensor forward(AutogradContext*, const at::Tensor& upstream, const at::Tensor& dlogps,
+  static at::Tensor forward(AutogradContext*, const at::Tensor& upstream, const at::Tensor& stored,
                             const at::Tensor&) {
-    return dlogps * upstream;
+    return stored * upstream;
   }
   static variable_list backward(AutogradContext*, const variable_list&) {
     TORCH_CHECK_NOT_IMPLEMENTED(
@@ -34,53 +38,58 @@ class PolicyGradient : public torch::autograd::Function<PolicyGradient> {
   }
 };
 
-struct Computed {
-  at::Tensor loss;
-  at::Tensor dlogps;
-  PolicyMetricTensors metrics;
-};
+at::Tensor scaled(const at::Tensor& upstream, const at::Tensor& stored, const at::Tensor& input) {
+  if (!stored.defined()) return {};
+  if (at::GradMode::is_enabled()) return PolicyGradient::apply(upstream, stored, input);
+  if (upstream.is_cpu() && upstream.item<double>() == 1) return stored;
+  return stored * upstream;
+}
 
-using Compute = Computed (*)(const PolicyBatch&, const PolicyObjective&, const Normalizer&,
-                             bool with_gradient);
+using Compute = ComputedLoss (*)(const PolicyBatch&, const PolicyObjective&, const Normalizer&,
+                                 WantedGradients);
 
 class PolicyLoss : public torch::autograd::Function<PolicyLoss> {
  public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& logps, Compute compute,
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& logps,
+                            const std::optional<at::Tensor>& entropies, Compute compute,
                             const PolicyBatch* batch, const PolicyObjective* objective,
                             const Normalizer* normalizer, PolicyMetricTensors* metrics) {
-    Computed computed = compute(*batch, *objective, *normalizer, logps.requires_grad());
+    const WantedGradients wanted{logps.requires_grad(), entropies && entropies->requires_grad()};
+    ComputedLoss computed = compute(*batch, *objective, *normalizer, wanted);
     *metrics = std::move(computed.metrics);
-    context->save_for_backward({computed.dlogps, logps});
+    context->save_for_backward({computed.dlogps, computed.dentropies, logps, batch->entropies});
     return computed.loss;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor& dlogps = saved[0];
-    const at::Tensor& upstream = gradients[0];
-    at::Tensor scaled;
-    if (at::GradMode::is_enabled()) {
-      scaled = PolicyGradient::apply(upstream, dlogps, saved[1]);
-    } else if (upstream.is_cpu() && upstream.item<double>() == 1) {
-      scaled = dlogps;
-    } else {
-      scaled = dlogps * upstream;
-    }
-    return {scaled, {}, {}, {}, {}, {}};
+    return {scaled(gradients[0], saved[0], saved[2]),
+            scaled(gradients[0], saved[1], saved[3]),
+            {},
+            {},
+            {},
+            {},
+            {}};
   }
 };
 
-Computed compute_on_cpu(const PolicyBatch& batch, const PolicyObjective& objective,
-                        const Normalizer& normalizer, bool with_gradient) {
+// Memory for the gradient of `input`, if it is wanted.
+at::Tensor gradient_buffer(bool wanted, const at::Tensor& input, MutableArray& view) {
+  if (!wanted) return {};
+  const at::Tensor out = at::empty(input.sizes(), input.options().requires_grad(false));
+  view = detail::mutable_token_array(out);
+  return out;
+}
+
+ComputedLoss compute_on_cpu(const PolicyBatch& batch, const PolicyObjective& objective,
+                            const Normalizer& normalizer, WantedGradients wanted) {
   const detail::PolicyViews views(batch);
-  Computed out;
-  MutableArray dlogps;
-  if (with_gradient) {
-    out.dlogps = at::empty(batch.logps.sizes(), batch.logps.options().requires_grad(false));
-    dlogps = detail::mutable_token_array(out.dlogps);
-  }
+  ComputedLoss out;
+  PolicyGradients gradients;
+  out.dlogps = gradient_buffer(wanted.logps, batch.logps, gradients.logps);
+  out.dentropies = gradient_buffer(wanted.entropies, batch.entropies, gradients.entropies);
   const PolicyTotals totals =
-      policy_loss(views.arrays(), objective, normalizer, dlogps, torch_executor());
+      policy_loss(views.arrays(), objective, normalizer, gradients, torch_executor());
   const bool wide = batch.logps.scalar_type() == at::kDouble;
   out.loss = at::scalar_tensor(totals.loss, at::dtype(wide ? at::kDouble : at::kFloat));
   out.metrics.sums = at::empty({PolicyMetrics::kSums, 2}, at::dtype(at::kDouble));
@@ -91,14 +100,19 @@ Computed compute_on_cpu(const PolicyBatch& batch, const PolicyObjective& objecti
   return out;
 }
 
+// autograd takes an absent tensor as nothing, not as an undefined one.
+std::optional<at::Tensor> present(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
+
 LossOutput run(const PolicyBatch& unchecked, const PolicyObjective& objective,
                const Normalizer& normalizer, Compute compute) {
   const PolicyBatch batch = detail::checked("policy_loss", unchecked);
   return detail::with_value_errors([&] {
     check_objective("policy_loss", objective);
     LossOutput out;
-    out.loss =
-        PolicyLoss::apply(batch.logps, compute, &batch, &objective, &normalizer, &out.metrics);
+    out.loss = PolicyLoss::apply(batch.logps, present(batch.entropies), compute, &batch, &objective,
+                                 &normalizer, &out.metrics);
     return out;
   });
 }
@@ -126,12 +140,7 @@ LossOutput policy_loss(const PolicyBatch& batch, const PolicyObjective& objectiv
 LossOutput detail::policy_loss_any_device(const PolicyBatch& batch,
                                           const PolicyObjective& objective,
                                           const Normalizer& normalizer) {
-  return run(batch, objective, normalizer,
-             [](const PolicyBatch& checked, const PolicyObjective& each, const Normalizer& counts,
-                bool with_gradient) {
-               TensorLoss loss = tensor_policy_loss(checked, each, counts, with_gradient);
-               return Computed{loss.loss, loss.dlogps, loss.metrics};
-             });
+  return run(batch, objective, normalizer, detail::tensor_policy_loss);
 }
 
 }  // namespace tether

@@ -14,7 +14,8 @@ namespace tether {
 // One batch of token rows. An undefined tensor is absent. Log-probabilities are in nats.
 //
 // logps may be float32, float64, bfloat16 or float16, of any strides; arithmetic is in float32, in
-// float64 for float64. The other arrays may be narrower, not wider. Only logps gets a gradient.
+// float64 for float64. The other arrays may be narrower, not wider. Only logps and entropies get a
+// gradient.
 struct PolicyBatch {
   at::Tensor logps;       // [B, T], or packed [N] with offsets
   at::Tensor advantages;  // [B] or [B, 1], or like logps
@@ -22,6 +23,7 @@ struct PolicyBatch {
       response_mask;  // like logps; bool, or weights in [0, 1]: slots of weight 0 may hold anything
   at::Tensor old_logps = {};  // like logps; absent: logps, as constants
   at::Tensor ref_logps = {};  // like logps; needed when beta > 0
+  at::Tensor entropies = {};  // like logps, of the policy; needed when entropy_coef is not 0
   at::Tensor offsets =
       {};  // [B + 1] int32 or int64, from 0 to N: row i is offsets[i] .. offsets[i + 1]
 };

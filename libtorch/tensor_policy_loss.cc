@@ -14,7 +14,6 @@
 
 #include <optional>
 
-#include "estimators/kl.h"
 #include "libtorch/arrays.h"
 #include "libtorch/policy_batch.h"
 
@@ -28,7 +27,7 @@ struct FlatBatch {
   at::Tensor weight, active;  // [N]
   at::Tensor row;             // [N], the row of each token
   int64_t rows;
-  at::Tensor logp, old_logp, ref_logp, advantage;  // [N], 0 in masked slots
+  at::Tensor logp, old_logp, ref_logp, advantage, entropy;  // [N], 0 in masked slots
 };
 
 at::Tensor row_of_tokens(const PolicyBatch& batch, int64_t rows) {
@@ -59,6 +58,7 @@ FlatBatch flattened(const PolicyBatch& batch) {
   out.logp = selected(batch.logps);
   out.old_logp = batch.old_logps.defined() ? selected(batch.old_logps) : out.logp;
   out.ref_logp = batch.ref_logps.defined() ? selected(batch.ref_logps) : at::zeros_like(out.logp);
+  out.entropy = batch.entropies.defined() ? selected(batch.entropies) : at::zeros_like(out.logp);
   out.advantage = selected(per_row ? batch.advantages.index_select(0, out.row) : batch.advantages);
   return out;
 }
@@ -105,17 +105,48 @@ at::Tensor row_factors(const Aggregation& aggregation, const std::optional<doubl
   return at::where(denominator > 0, 1 / denominator, at::zeros_like(denominator));
 }
 
-PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& loss,
+// What the surrogate sees in place of the token's own logp and log-ratio (rl/ratio.h).
+struct Levelled {
+  at::Tensor logp, log_ratio;
+};
+
+Levelled levelled(RatioLevel level, const FlatBatch& batch, const at::Tensor& logp,
+                  const at::Tensor& row_tokens) {
+  const at::Tensor log_ratio = logp - batch.old_logp;
+  if (level == RatioLevel::token) return {logp, log_ratio};
+  const auto spread = [&](const at::Tensor& values) {
+    at::Tensor sums = at::zeros({batch.rows}, batch.weight.options())
+                          .index_add(0, batch.row, batch.weight * values);
+    if (level != RatioLevel::sequence_sum) {
+      sums = sums / at::where(row_tokens > 0, row_tokens, at::ones_like(row_tokens));
+    }
+    return sums.index_select(0, batch.row);
+  };
+  if (level == RatioLevel::sequence_token) {
+    return {logp, log_ratio - log_ratio.detach() + spread(log_ratio).detach()};
+  }
+  return {spread(logp), spread(log_ratio)};
+}
+
+// The value and the gradient at each token of its penalty.
+at::Tensor kl_of(const KlPenalty& penalty, const FlatBatch& batch, const at::Tensor& logp) {
+  const bool wide = logp.scalar_type() == at::kDouble;
+  return kl_term(penalty, TensorNumber{logp}, TensorNumber{logp - batch.old_logp},
+                 TensorNumber{batch.ref_logp},
+                 wide ? kWeightSaturation<double> : kWeightSaturation<float>)
+      .value;
+}
+
+PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& d, const at::Tensor& loss,
                                const at::Tensor& dloss, const at::Tensor& kl) {
   using M = PolicyMetrics;
-  const at::Tensor d = batch.logp - batch.old_logp;
   const TensorNumber log_ratio{d};
   const at::Tensor ratio = exp(log_ratio).value;
   const at::Tensor stuck = dloss == 0;
   const at::Tensor bad = stuck.logical_and(batch.advantage < 0);
   const at::Tensor good = stuck.logical_and(batch.advantage > 0);
   at::Tensor finite = at::isfinite(d);
-  for (const at::Tensor& each : {batch.advantage, loss, dloss, kl}) {
+  for (const at::Tensor& each : {batch.advantage, loss, dloss, kl, batch.entropy}) {
     finite = finite.logical_and(at::isfinite(each));
   }
   const at::Tensor zero = at::zeros_like(d);
@@ -125,6 +156,7 @@ PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& loss,
   std::vector<at::Tensor> sums(M::kSums);
   sums[M::kPolicyLoss] = sum(loss);
   sums[M::kKl] = sum(kl);
+  sums[M::kEntropy] = sum(batch.entropy);
   sums[M::kClipFractionLow] = sum(bad.logical_and(d < 0));
   sums[M::kClipFractionHigh] = sum(good.logical_and(d > 0));
   sums[M::kClipFractionDual] = sum(bad.logical_and(d > 0));
@@ -146,12 +178,16 @@ PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& loss,
 
 }  // namespace
 
-TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,
-                              const Normalizer& normalizer, bool with_gradient) {
+ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,
+                                const Normalizer& normalizer, WantedGradients wanted) {
   const bool penalty = objective.kl.beta > 0;
   check_value(!penalty || batch.ref_logps.defined(),
               "policy_loss: ref_logps must be given when beta is greater than 0, got beta " +
                   text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0");
+  const double entropy_coef = objective.entropy.coefficient;
+  check_value(entropy_coef == 0 || batch.entropies.defined(),
+              "policy_loss: entropies must be given when entropy_coef is not 0, got entropy_coef " +
+                  text(entropy_coef) + " and none. Pass entropies or entropy_coef = 0");
   // Under the caller's inference mode there would be no gradient to take here.
   const c10::InferenceMode normal(false);
   FlatBatch flat = flattened(batch);
@@ -161,12 +197,15 @@ TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& o
   // The gradient is taken here, with the loss, so that backward is a scaling as on the CPU.
   at::AutoGradMode enabled(true);
   const at::Tensor logp = flat.logp.detach().requires_grad_(true);
-  const TensorNumber log_ratio{logp - flat.old_logp};
-  const TensorToken token{{logp},           log_ratio,       exp(log_ratio),
-                          {flat.advantage}, {flat.old_logp}, {flat.ref_logp}};
+  const at::Tensor entropy = flat.entropy.detach().requires_grad_(true);
+  // 0, and what the surrogate's own slope d S / d L is the derivative by.
+  const at::Tensor step = at::zeros_like(logp).requires_grad_(true);
+  const Levelled level = levelled(objective.level, flat, logp, n);
+  const TensorNumber log_ratio{level.log_ratio + step};
+  const TensorToken token{{level.logp + step}, log_ratio,       exp(log_ratio),
+                          {flat.advantage},    {flat.old_logp}, {flat.ref_logp}};
   const at::Tensor loss = surrogate_of(objective.surrogate, token);
-  const at::Tensor kl =
-      penalty ? k3(TensorNumber{flat.ref_logp} - TensorNumber{logp}).value : at::zeros_like(loss);
+  const at::Tensor kl = penalty ? kl_of(objective.kl, flat, logp) : at::zeros_like(loss);
   const auto& kl_tokens = normalizer.kl ? normalizer.kl : normalizer.policy;
   const auto total = [&](const at::Tensor& terms, const std::optional<double>& tokens) {
     const at::Tensor factor = row_factors(objective.aggregation, tokens, normalizer.sequences, n)
@@ -176,17 +215,21 @@ TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& o
   };
   at::Tensor sum = total(loss, normalizer.policy);
   if (penalty) sum = sum + total(kl, kl_tokens) * objective.kl.beta;
+  if (entropy_coef != 0) sum = sum - total(entropy, normalizer.policy) * entropy_coef;
 
-  TensorLoss out;
-  const at::Tensor dloss = torch::autograd::grad({loss.sum()}, {logp}, {}, true)[0];
-  if (with_gradient) {
-    out.dlogps = torch::autograd::grad({sum}, {logp})[0]
-                     .view(batch.logps.sizes())
-                     .to(batch.logps.scalar_type());
-  }
+  ComputedLoss out;
+  const at::Tensor dloss = torch::autograd::grad({loss.sum()}, {step}, {}, true)[0];
+  const auto gradient = [&](const at::Tensor& leaf, const at::Tensor& input) {
+    const at::Tensor found = torch::autograd::grad({sum}, {leaf}, {}, true, false, true)[0];
+    return (found.defined() ? found : at::zeros_like(leaf))
+        .view(input.sizes())
+        .to(input.scalar_type());
+  };
+  if (wanted.logps) out.dlogps = gradient(logp, batch.logps);
+  if (wanted.entropies) out.dentropies = gradient(entropy, batch.entropies);
   at::AutoGradMode disabled(false);
   out.loss = sum.detach();
-  out.metrics = metrics_of(flat, loss.detach(), dloss, kl.detach());
+  out.metrics = metrics_of(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach());
   return out;
 }
 

@@ -122,7 +122,7 @@ class Surrogate {
   }
   template <class Formula>
   static constexpr Methods kMethods{&typeid(Formula), &evaluate_erased<Formula, float>,
-                                       &evaluate_erased<Formula, double>, &visit_erased<Formula>};
+                                    &evaluate_erased<Formula, double>, &visit_erased<Formula>};
 
   alignas(double) std::byte storage_[64] = {};
   const Methods* methods_;

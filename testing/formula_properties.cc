@@ -31,12 +31,23 @@ Failure check_reference_gradient(const Probe& probe, const PolicyCase& batch) {
                                probe.reference(batch).gradient, probe.magnitude(batch));
 }
 
+// The largest |log_ratio| that the loss may take for one of the row of slot i.
+double largest_log_ratio(const Probe& probe, const PolicyCase& batch, size_t i) {
+  if (probe.traits.is_per_token) return std::fabs(batch.log_ratio(i));
+  double sum = 0;
+  const auto columns = static_cast<size_t>(batch.columns);
+  for (size_t j = i - i % columns; j < i - i % columns + columns; ++j) {
+    if (batch.active(j)) sum += std::fabs(batch.log_ratio(j));
+  }
+  return sum;
+}
+
 // Metrics are means over tokens of terms up to |A| e^log_ratio.
 Failure check_reference_metrics(const Probe& probe, const PolicyCase& batch) {
   double largest = 1;
   for (size_t i = 0; i < batch.size(); ++i) {
     if (!batch.active(i)) continue;
-    const double ratio = std::exp(std::fabs(batch.log_ratio(i)));
+    const double ratio = std::exp(largest_log_ratio(probe, batch, i));
     largest = std::max(largest, ratio * std::max(ratio, std::fabs(batch.advantages[i])));
   }
   const double bound = probe.traits.tolerance * probe.epsilon() * largest;
@@ -162,7 +173,8 @@ Failure check_clip(const Probe& probe, const PolicyCase& given) {
     const double ratio = std::exp(batch.log_ratio(i)), A = batch.advantages[i];
     const bool at_bound = std::fabs(ratio - low) < 1e-3 || std::fabs(ratio - high) < 1e-3;
     if (!batch.active(i) || at_bound) continue;
-    const bool clipped = A == 0 || (A > 0 && ratio > high) || (A < 0 && ratio < low);
+    const bool bad = A < 0 && (ratio < low || ratio > probe.traits.clip->dual);
+    const bool clipped = A == 0 || (A > 0 && ratio > high) || bad;
     if (clipped == (got.gradient[i] == 0)) continue;
     return "advantage " + text(A) + ", ratio " + text(ratio) + ", and a gradient of " +
            text(got.gradient[i]) + " at " + place(batch, i);
@@ -170,10 +182,19 @@ Failure check_clip(const Probe& probe, const PolicyCase& given) {
   return {};
 }
 
+// One advantage for all tokens of a row.
+PolicyCase with_row_advantages(PolicyCase batch) {
+  for (size_t i = 0; i < batch.size(); ++i) {
+    batch.advantages[i] = batch.advantages[i - i % static_cast<size_t>(batch.columns)];
+  }
+  return batch;
+}
+
 // The ratio is 1 and the reference is the policy: what is left is -A times the token's weight,
 // which is the gradient for A = 1.
 Failure check_on_policy(const Probe& probe, const PolicyCase& given) {
   PolicyCase batch = at_reference(given);
+  if (!probe.traits.is_per_token) batch = with_row_advantages(batch);
   batch.old_logps = batch.logps;
   PolicyCase ones = batch;
   std::fill(ones.advantages.begin(), ones.advantages.end(), 1);
@@ -235,6 +256,10 @@ std::string_view needs_refusal(const PolicyTraits& traits) {
 std::string_view needs_survival(const PolicyTraits& traits) {
   return traits.survives_runaways ? "" : "the loss promises nothing for a token that ran away";
 }
+std::string_view needs_pull(const PolicyTraits& traits) {
+  if (!traits.pulls_back) return "the loss does not promise it for each token";
+  return needs_survival(traits);
+}
 std::string_view needs_penalty(const PolicyTraits& traits) {
   return traits.needs_ref_logps ? "" : "the loss has no KL penalty";
 }
@@ -264,7 +289,7 @@ constexpr Property kProperties[] = {
     {"finite", "No finite log-ratio or advantage gives a NaN or infinity", Batches::runaways,
      needs_survival, check_finite},
     {"pull_back", "A token that became too likely and is bad has a gradient that makes it rarer",
-     Batches::runaways, needs_survival, check_pull_back},
+     Batches::runaways, needs_pull, check_pull_back},
     {"kl_pull", "The penalty's gradient pulls to the reference from every distance",
      Batches::runaways, needs_penalty, check_kl_pull},
     {"clip", "The gradient is 0 exactly where the ratio is beyond the clip range, or A = 0",

@@ -42,10 +42,11 @@ struct Result {
 using PolicyLoss = std::function<Result(const PolicyBatch& batch, const Normalizer& step)>;
 
 // The ratio's interval [1 - low, 1 + high]: beyond it, on the side that the advantage asks for,
-// there is no gradient.
+// there is no gradient. Nor is there beyond `dual`, for a bad token.
 struct ClipRange {
   double low = 0.2;
   double high = 0.2;
+  double dual = infinity;
 };
 
 // What the loss promises. The defaults are what a good loss in plain torch can keep.
@@ -59,9 +60,11 @@ struct PolicyTraits {
   bool needs_ref_logps = false;       // has a KL penalty, whose gradient pulls to the reference
   bool is_function_of_log_ratio = true;  // of logps - old_logps, and ref_logps - logps
   bool scales_with_advantages = true;    // where the penalty is 0
+  bool is_per_token = true;              // false: the tokens of a row share a ratio (rl/ratio.h)
   bool gradient_is_derivative = true;    // false where a gradient is stopped or straight through
-  bool survives_runaways = true;  // finite, and a gradient that pulls back, for any log-ratio
-  bool bitwise = false;           // any number of threads, padding, strides: not one bit changes
+  bool survives_runaways = true;         // finite for any log-ratio
+  bool pulls_back = true;  // a bad token that became too likely has a gradient that lowers it
+  bool bitwise = false;    // any number of threads, padding, strides: not one bit changes
   bool refuses_double_backward = false;
   std::optional<ClipRange> clip = {};
   PolicyLoss reference = {};  // the same loss by other means, called with float64; see reference_of

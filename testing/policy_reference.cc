@@ -17,28 +17,49 @@ std::vector<double> doubles(const at::Tensor& tensor) {
   return {data, data + wide.numel()};
 }
 
-struct TokenLoss {
-  Dual<double> surrogate, kl;
+// What a surrogate sees of a token: the log-ratio of its level (rl/ratio.h).
+struct View {
+  double logp, log_ratio;
 };
 
-// One token in a column of its own.
-TokenLoss token_loss(const PolicyObjective& objective, double logp, double old_logp,
-                     double ref_logp, double advantage) {
+// Value and slope of the surrogate, from a column of 16 equal tokens.
+Dual<double> surrogate_of(const PolicyObjective& objective, const View& view, double old_logp,
+                          double ref_logp, double advantage) {
   constexpr int size = 16;
   double logps[size], log_ratios[size], ratios[size], advantages[size], old_logps[size],
       ref_logps[size];
   double value[size], slope[size];
-  std::fill_n(logps, size, logp);
-  std::fill_n(log_ratios, size, logp - old_logp);
-  std::fill_n(ratios, size, exp(Constant<double>{logp - old_logp}).value);
+  std::fill_n(logps, size, view.logp);
+  std::fill_n(log_ratios, size, view.log_ratio);
+  std::fill_n(ratios, size, exp(Constant<double>{view.log_ratio}).value);
   std::fill_n(advantages, size, advantage);
   std::fill_n(old_logps, size, old_logp);
   std::fill_n(ref_logps, size, ref_logp);
   objective.surrogate(
       TokenColumns<double>{logps, log_ratios, ratios, advantages, old_logps, ref_logps, size},
       value, slope);
-  const double u = ref_logp - logp;
-  return {{value[0], slope[0]}, {std::expm1(u) - u, -std::expm1(u)}};
+  return {value[0], slope[0]};
+}
+
+Dual<double> estimate(KlEstimator estimator, double d) {
+  switch (estimator) {
+    case KlEstimator::k1:
+      return {-d, 1};
+    case KlEstimator::k2:
+      return {d * d / 2, -d};
+    case KlEstimator::k3:
+      break;
+  }
+  return {std::expm1(d) - d, -std::expm1(d)};
+}
+
+// rl/kl_penalty.h, the derivative by logp.
+Dual<double> penalty_of(const KlPenalty& kl, double logp, double old_logp, double ref_logp) {
+  const bool corrected = kl.correction != KlCorrection::none;
+  const double rho = corrected ? std::exp(std::clamp(logp - old_logp, -100.0, 100.0)) : 1;
+  const Dual<double> source = estimate(kl.gradient, ref_logp - logp);
+  const double through_rho = kl.correction == KlCorrection::ratio ? source.value : 0;
+  return {rho * estimate(kl.estimator, ref_logp - logp).value, rho * (source.grad + through_rho)};
 }
 
 double denominator(const Aggregation& aggregation, double tokens, double sequences,
@@ -56,13 +77,11 @@ double denominator(const Aggregation& aggregation, double tokens, double sequenc
   return 0;
 }
 
-double row_sum(const std::vector<double>& weights, int64_t row, int64_t columns) {
-  double sum = 0;
-  for (int64_t column = 0; column < columns; ++column) {
-    sum += weights[static_cast<size_t>(row * columns + column)];
-  }
-  return sum;
-}
+// The tokens of one row with a weight.
+struct Row {
+  std::vector<size_t> slots;
+  double n = 0, logp = 0, log_ratio = 0;  // sums over w
+};
 
 struct Totals {
   double loss = 0;
@@ -71,10 +90,10 @@ struct Totals {
 };
 
 void add_metrics(std::map<std::string, double>& metrics, double share, double log_ratio,
-                 double advantage, const TokenLoss& loss) {
+                 double advantage, const Dual<double>& loss) {
   const double ratio = std::exp(log_ratio);
-  const bool stuck = loss.surrogate.grad == 0;
-  metrics["policy_loss"] += share * loss.surrogate.value;
+  const bool stuck = loss.grad == 0;
+  metrics["policy_loss"] += share * loss.value;
   metrics["approx_kl_k1"] -= share * log_ratio;
   metrics["approx_kl_k3"] += share * (std::expm1(log_ratio) - log_ratio);
   metrics["ratio_mean"] += share * ratio;
@@ -84,8 +103,22 @@ void add_metrics(std::map<std::string, double>& metrics, double share, double lo
   metrics["clip_fraction_dual"] += share * (stuck && advantage < 0 && log_ratio > 0);
 }
 
+View view_of(RatioLevel level, const Row& row, double logp, double log_ratio) {
+  switch (level) {
+    case RatioLevel::token:
+      break;
+    case RatioLevel::sequence_mean:
+      return {row.logp / row.n, row.log_ratio / row.n};
+    case RatioLevel::sequence_token:
+      return {logp, row.log_ratio / row.n};
+    case RatioLevel::sequence_sum:
+      return {row.logp, row.log_ratio};
+  }
+  return {logp, log_ratio};
+}
+
 Totals totals(const PolicyBatch& batch, const PolicyObjective& objective, const Normalizer& step) {
-  const int64_t rows = batch.logps.size(0), columns = batch.logps.size(1);
+  const int64_t columns = batch.logps.size(1);
   const double beta = objective.kl.beta;
   const auto logps = doubles(batch.logps), weights = doubles(batch.response_mask);
   const auto olds = doubles(batch.old_logps.defined() ? batch.old_logps : batch.logps);
@@ -93,33 +126,46 @@ Totals totals(const PolicyBatch& batch, const PolicyObjective& objective, const 
   const bool shared = batch.advantages.dim() == 1;
   const auto advantages = doubles(batch.advantages);
 
+  std::vector<Row> rows(static_cast<size_t>(batch.logps.size(0)));
   double tokens = 0, sequences = 0;
-  for (int64_t row = 0; row < rows; ++row) {
-    const double n = row_sum(weights, row, columns);
-    tokens += n;
-    sequences += n > 0 ? 1 : 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (weights[i] == 0) continue;
+    Row& row = rows[i / static_cast<size_t>(columns)];
+    row.slots.push_back(i);
+    row.n += weights[i];
+    row.logp += weights[i] * logps[i];
+    row.log_ratio += weights[i] * (logps[i] - olds[i]);
+    tokens += weights[i];
   }
+  for (const Row& row : rows) sequences += row.n > 0 ? 1 : 0;
   const double policy_tokens = step.policy.value_or(tokens);
   const double kl_tokens = step.kl.value_or(policy_tokens);
   const double step_sequences = step.sequences.value_or(sequences);
 
   Totals out{.loss = 0, .gradient = std::vector<double>(logps.size()), .metrics = {}};
-  for (int64_t row = 0; row < rows; ++row) {
-    const double n = row_sum(weights, row, columns);
-    for (int64_t column = 0; column < columns; ++column) {
-      const auto i = static_cast<size_t>(row * columns + column);
-      if (weights[i] == 0) continue;
-      const double A = advantages[shared ? static_cast<size_t>(row) : i];
-      const TokenLoss token = token_loss(objective, logps[i], olds[i], refs[i], A);
-      const double policy_share =
-          weights[i] / denominator(objective.aggregation, policy_tokens, step_sequences, n);
-      const double kl_share =
-          weights[i] / denominator(objective.aggregation, kl_tokens, step_sequences, n);
-      out.loss += policy_share * token.surrogate.value + beta * kl_share * token.kl.value;
-      out.gradient[i] =
-          step.world_size * (policy_share * token.surrogate.grad + beta * kl_share * token.kl.grad);
-      add_metrics(out.metrics, weights[i] / tokens, logps[i] - olds[i], A, token);
-      if (beta > 0) out.metrics["kl"] += weights[i] / tokens * token.kl.value;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const Row& row = rows[r];
+    const auto share_of = [&](size_t i, double count) {
+      return weights[i] / denominator(objective.aggregation, count, step_sequences, row.n);
+    };
+    double row_slope = 0;  // by the row's log-ratio, where its tokens share one
+    for (size_t i : row.slots) {
+      const double A = advantages[shared ? r : i];
+      const View view = view_of(objective.level, row, logps[i], logps[i] - olds[i]);
+      const Dual<double> loss = surrogate_of(objective, view, olds[i], refs[i], A);
+      const Dual<double> kl = penalty_of(objective.kl, logps[i], olds[i], refs[i]);
+      const double policy_share = share_of(i, policy_tokens), kl_share = share_of(i, kl_tokens);
+      out.loss += policy_share * loss.value + beta * kl_share * kl.value;
+      row_slope += policy_share * loss.grad;
+      const double own_slope = shares_ratio(objective.level) ? 0 : policy_share * loss.grad;
+      out.gradient[i] = own_slope + beta * kl_share * kl.grad;
+      add_metrics(out.metrics, weights[i] / tokens, view.log_ratio, A, loss);
+      if (beta > 0) out.metrics["kl"] += weights[i] / tokens * kl.value;
+    }
+    const double over = objective.level == RatioLevel::sequence_mean ? row.n : 1;
+    for (size_t i : row.slots) {
+      if (shares_ratio(objective.level)) out.gradient[i] += row_slope * weights[i] / over;
+      out.gradient[i] *= step.world_size;
     }
   }
   out.loss *= step.world_size;

@@ -52,20 +52,63 @@ TEST(PolicyLossFace, EqualsThePlainExpressionInValueAndGradient) {
             1e-16);
 }
 
+void expect_equal_paths(const PolicyBatch& batch, const PolicyObjective& objective) {
+  const LossOutput kernel = policy_loss(batch, objective);
+  const LossOutput tensors = detail::policy_loss_any_device(batch, objective);
+  EXPECT_NEAR(kernel.loss.item<double>(), tensors.loss.item<double>(), 1e-14);
+  for (const at::Tensor& input : {batch.logps, batch.entropies}) {
+    if (!input.defined()) continue;
+    const at::Tensor difference = gradient(kernel.loss, input) - gradient(tensors.loss, input);
+    EXPECT_LT(difference.abs().max().item<double>(), 1e-15);
+  }
+  const auto expected = kernel.metrics.to_map();
+  for (const auto& [name, value] : tensors.metrics.to_map()) {
+    EXPECT_NEAR(value, expected.at(name), 1e-13) << name;
+  }
+}
+
 TEST(PolicyLossFace, EveryDevicePathEqualsTheKernel) {
   const PolicyBatch batch = random_batch(5, 33, at::kDouble);
   for (const CatalogueRow& row : kCatalogue) {
-    const LossOutput kernel = policy_loss(batch, row.preset());
-    const LossOutput tensors = detail::policy_loss_any_device(batch, row.preset());
-    EXPECT_NEAR(kernel.loss.item<double>(), tensors.loss.item<double>(), 1e-14) << row.name;
-    const at::Tensor difference =
-        gradient(kernel.loss, batch.logps) - gradient(tensors.loss, batch.logps);
-    EXPECT_LT(difference.abs().max().item<double>(), 1e-15) << row.name;
-    const auto expected = kernel.metrics.to_map();
-    for (const auto& [name, value] : tensors.metrics.to_map()) {
-      EXPECT_NEAR(value, expected.at(name), 1e-13) << row.name << " " << name;
+    SCOPED_TRACE(row.name);
+    expect_equal_paths(batch, row.preset());
+  }
+}
+
+TEST(PolicyLossFace, EveryDevicePathEqualsTheKernelForEveryPenaltyAndLevel) {
+  const PolicyBatch batch = random_batch(4, 19, at::kDouble);
+  for (std::string_view estimator : kKlEstimatorNames) {
+    for (std::string_view source : kKlEstimatorNames) {
+      for (std::string_view correction : kKlCorrectionNames) {
+        for (std::string_view level : kRatioLevelNames) {
+          PolicyObjective objective = presets::grpo(0.3);
+          set_choice("test", objective, "kl_estimator", estimator);
+          set_choice("test", objective, "kl_gradient", source);
+          set_choice("test", objective, "kl_correction", correction);
+          set_choice("test", objective, "allow_biased_gradient", "true");
+          set_choice("test", objective, "level", level);
+          SCOPED_TRACE(std::string(estimator) + " " + std::string(source) + " " +
+                       std::string(correction) + " " + std::string(level));
+          expect_equal_paths(batch, objective);
+        }
+      }
     }
   }
+}
+
+TEST(PolicyLossFace, EntropiesGetTheirOwnGradient) {
+  PolicyBatch batch = random_batch(4, 19, at::kDouble);
+  batch.entropies = torch::rand({4, 19}, at::kDouble);
+  batch.entropies.masked_fill_(batch.response_mask.logical_not(), NAN).requires_grad_();
+  PolicyObjective objective = presets::gspo();
+  objective.entropy.coefficient = 0.1;
+  expect_equal_paths(batch, objective);
+  const LossOutput out = policy_loss(batch, objective);
+  const at::Tensor tokens = batch.response_mask.sum(1, true);
+  EXPECT_TRUE(at::allclose(gradient(3 * out.loss, batch.entropies),
+                           -0.3 / 4 * batch.response_mask.to(at::kDouble) / tokens, 1e-14, 1e-17));
+  const at::Tensor once = torch::autograd::grad({out.loss}, {batch.entropies}, {}, true, true)[0];
+  EXPECT_THROW(torch::autograd::grad({once.sum()}, {batch.entropies}), c10::Error);
 }
 
 TEST(PolicyLossFace, EveryDevicePathCountsNonfiniteTokensLikeTheKernel) {
