@@ -2,6 +2,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/isfinite.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
@@ -12,6 +13,7 @@
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cmath>
 #include <optional>
 
 #include "estimators/kl.h"
@@ -105,8 +107,20 @@ at::Tensor row_factors(const Aggregation& aggregation, const std::optional<doubl
   return at::where(denominator > 0, 1 / denominator, at::zeros_like(denominator));
 }
 
+// Whether nothing about a token is NaN or infinite. A reference counts under a penalty.
+at::Tensor finite_tokens(const FlatBatch& batch, const at::Tensor& loss, const at::Tensor& dloss,
+                         const at::Tensor& kl, bool penalty) {
+  at::Tensor finite = at::isfinite(batch.logp - batch.old_logp);
+  for (const at::Tensor& each :
+       {batch.advantage, loss, dloss, kl, penalty ? batch.ref_logp : batch.advantage}) {
+    finite = finite.logical_and(at::isfinite(each));
+  }
+  return finite;
+}
+
 PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& loss,
-                               const at::Tensor& dloss, const at::Tensor& kl) {
+                               const at::Tensor& dloss, const at::Tensor& kl,
+                               const at::Tensor& finite) {
   using M = PolicyMetrics;
   const at::Tensor d = batch.logp - batch.old_logp;
   const TensorNumber log_ratio{d};
@@ -114,10 +128,6 @@ PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& loss,
   const at::Tensor stuck = dloss == 0;
   const at::Tensor bad = stuck.logical_and(batch.advantage < 0);
   const at::Tensor good = stuck.logical_and(batch.advantage > 0);
-  at::Tensor finite = at::isfinite(d);
-  for (const at::Tensor& each : {batch.advantage, loss, dloss, kl}) {
-    finite = finite.logical_and(at::isfinite(each));
-  }
   const at::Tensor zero = at::zeros_like(d);
   const auto sum = [&](const at::Tensor& values) {
     return at::where(batch.active, batch.weight * values, zero).to(at::kDouble).sum();
@@ -167,18 +177,22 @@ TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& o
   const at::Tensor loss = surrogate_of(objective.surrogate, token);
   const at::Tensor kl =
       penalty ? k3(TensorNumber{flat.ref_logp} - TensorNumber{logp}).value : at::zeros_like(loss);
+  const at::Tensor dloss = torch::autograd::grad({loss.sum()}, {logp}, {}, true)[0];
+  const at::Tensor finite = finite_tokens(flat, loss.detach(), dloss, kl.detach(), penalty);
+  const at::Tensor spoil = at::where(finite, at::ones_like(dloss), NAN);  // saturation hides it
+
   const auto& kl_tokens = normalizer.kl ? normalizer.kl : normalizer.policy;
   const auto total = [&](const at::Tensor& terms, const std::optional<double>& tokens) {
     const at::Tensor factor = row_factors(objective.aggregation, tokens, normalizer.sequences, n)
                                   .index_select(0, flat.row) *
                               normalizer.world_size;
-    return at::where(flat.active, terms * flat.weight * factor, at::zeros_like(terms)).sum();
+    return at::where(flat.active, terms * spoil * flat.weight * factor, at::zeros_like(terms))
+        .sum();
   };
   at::Tensor sum = total(loss, normalizer.policy);
   if (penalty) sum = sum + total(kl, kl_tokens) * objective.kl.beta;
 
   TensorLoss out;
-  const at::Tensor dloss = torch::autograd::grad({loss.sum()}, {logp}, {}, true)[0];
   if (with_gradient) {
     out.dlogps = torch::autograd::grad({sum}, {logp})[0]
                      .view(batch.logps.sizes())
@@ -186,7 +200,7 @@ TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& o
   }
   at::AutoGradMode disabled(false);
   out.loss = sum.detach();
-  out.metrics = metrics_of(flat, loss.detach(), dloss, kl.detach());
+  out.metrics = metrics_of(flat, loss.detach(), dloss, kl.detach(), finite);
   return out;
 }
 

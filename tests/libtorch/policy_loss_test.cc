@@ -85,6 +85,23 @@ TEST(PolicyLossFace, EveryDevicePathCountsNonfiniteTokensLikeTheKernel) {
   }
 }
 
+TEST(PolicyLossFace, EveryDevicePathSpoilsTokensLikeTheKernel) {
+  for (double infinite : {INFINITY, -INFINITY}) {
+    for (at::Tensor PolicyBatch::* array :
+         {&PolicyBatch::old_logps, &PolicyBatch::ref_logps, &PolicyBatch::advantages}) {
+      PolicyBatch batch = random_batch(3, 20, at::kDouble);
+      batch.response_mask = torch::ones({3, 20});
+      (batch.*array)[1] = infinite;
+      const at::Tensor kernel = policy_loss(batch, presets::grpo()).loss;
+      const at::Tensor tensors = detail::policy_loss_any_device(batch, presets::grpo()).loss;
+      EXPECT_TRUE(std::isnan(kernel.item<double>()) && std::isnan(tensors.item<double>()));
+      const at::Tensor dlogps = gradient(tensors, batch.logps);
+      EXPECT_TRUE(at::equal(dlogps.isnan(), gradient(kernel, batch.logps).isnan()));
+      EXPECT_EQ(dlogps.isnan().sum().item<int64_t>(), 20);
+    }
+  }
+}
+
 TEST(PolicyLossFace, UpstreamGradientsAreNotRoundedToTheTypeOfLogps) {
   const PolicyBatch batch = random_batch(4, 16, at::kBFloat16);
   const at::Tensor loss = ppo_loss(batch).loss;

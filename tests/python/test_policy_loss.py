@@ -149,6 +149,20 @@ def test_nan_at_an_active_slot_comes_out_and_is_counted():
     assert metrics.to_dict()["nonfinite"] == 1
 
 
+@pytest.mark.parametrize("infinite", [math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["logps", "old_logps", "ref_logps", "advantages"])
+def test_infinity_at_an_active_slot_is_nan_and_counted_like_in_the_reference(name, infinite):
+    batch = padded_batch(poison=0.0)
+    batch[name][0] = infinite
+    for settings in ({}, {"beta": 0.0}):
+        out, expected = evaluated(batch, **settings), referenced(batch, **settings)
+        seen = name != "ref_logps" or not settings
+        assert math.isnan(out.loss) == math.isnan(expected.loss) == seen
+        assert torch.equal(out.dlogps.isnan(), expected.dlogps.isnan())
+        assert out.sums[9, 0] == expected.sums[9, 0] == 5 * seen
+        assert torch.equal(out.maxima, expected.maxima)
+
+
 def test_empty_batches_give_0():
     for lengths in ((), (0, 0)):
         out = evaluated(padded_batch(lengths=lengths))
