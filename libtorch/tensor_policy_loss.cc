@@ -61,7 +61,8 @@ FlatBatch flattened(const PolicyBatch& batch) {
   out.logp = selected(batch.logps);
   out.old_logp = batch.old_logps.defined() ? selected(batch.old_logps) : out.logp;
   out.ref_logp = batch.ref_logps.defined() ? selected(batch.ref_logps) : at::zeros_like(out.logp);
-  out.advantage = selected(per_row ? batch.advantages.index_select(0, out.row) : batch.advantages);
+  out.advantage =
+      selected(per_row ? batch.advantages.select(1, 0).index_select(0, out.row) : batch.advantages);
   return out;
 }
 

@@ -114,8 +114,9 @@ ConstArray token_array(std::string_view name, const Tensor& tensor, const Tensor
 
 ConstArray advantage_array(const Tensor& advantages, const Tensor& logps, int64_t rows) {
   if (same_shape(advantages, logps)) return token_array("advantages", advantages, logps);
-  require(advantages.dim() == 1 && advantages.size(0) == rows,
-          [] { return "policy_loss: advantages must be [B] or of the shape of logps"; });
+  const bool column = advantages.dim() == 2 && advantages.size(1) == 1;
+  require((column || advantages.dim() == 1) && advantages.size(0) == rows,
+          [] { return "policy_loss: advantages must be [B, 1], [B] or of the shape of logps"; });
   return {.data = advantages.const_data_ptr(),
           .dtype = dtype_of("advantages", advantages),
           .row_stride = advantages.stride(0),

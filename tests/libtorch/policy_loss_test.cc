@@ -85,6 +85,15 @@ TEST(PolicyLossFace, EveryDevicePathCountsNonfiniteTokensLikeTheKernel) {
   }
 }
 
+TEST(PolicyLossFace, AColumnOfAdvantagesIsPerRowThoughThereAreAsManyTokens) {
+  const PolicyBatch batch{.logps = torch::tensor({-1., -2.}),
+                          .advantages = torch::tensor({{1.}, {5.}}),
+                          .response_mask = torch::ones(2),
+                          .offsets = torch::tensor({0, 2, 2})};  // both tokens are of row 0
+  EXPECT_EQ(ppo_loss(batch).loss.item<double>(), -1);
+  EXPECT_EQ(detail::policy_loss_any_device(batch, presets::ppo()).loss.item<double>(), -1);
+}
+
 TEST(PolicyLossFace, EveryDevicePathSpoilsTokensLikeTheKernel) {
   for (double infinite : {INFINITY, -INFINITY}) {
     for (at::Tensor PolicyBatch::* array :

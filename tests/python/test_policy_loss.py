@@ -170,6 +170,17 @@ def test_empty_batches_give_0():
         assert torch.equal(out.dlogps, torch.zeros(len(lengths), 9, dtype=torch.float64))
 
 
+def test_a_column_of_advantages_is_per_row_though_there_are_as_many_tokens():
+    batch = {
+        "logps": torch.tensor([-1.0, -2.0]),
+        "advantages": torch.tensor([[1.0], [5.0]]),
+        "response_mask": torch.ones(2),
+        "offsets": torch.tensor([0, 2, 2]),  # both tokens are of row 0
+    }
+    assert evaluated(batch, objective="ppo").loss == -1
+    assert referenced(batch, objective="ppo").loss == -1
+
+
 # ---- memory --------------------------------------------------------------------------------------
 
 
