@@ -111,6 +111,7 @@ void discounted_returns(const RowLayout& layout, const ConstArray& rewards,
   double weight[kBlock], reward[kBlock], out[kBlock];
   for (int64_t row = 0; row < layout.rows; ++row) {
     double next = 0;
+    bool in_response = false;  // not so in the padding after the last token
     if (bootstrap) {
       load_block<double>(layout, bootstrap, row, 0, 1, nullptr, out);
       next = out[0];
@@ -123,7 +124,9 @@ void discounted_returns(const RowLayout& layout, const ConstArray& rewards,
       load_block<double>(layout, rewards, row, column, count, weight, reward);
       for (int i = count - 1; i >= 0; --i) {
         const bool token = weight[i] != 0;
-        if (token || options.gap == MaskGap::decay) next = reward[i] + options.gamma * next;
+        in_response |= token;
+        const bool step = token || (in_response && options.gap == MaskGap::decay);
+        if (step) next = reward[i] + options.gamma * next;
         out[i] = token ? next : 0;
       }
       store_block<double>(layout, returns, row, column, count, out);

@@ -373,14 +373,17 @@ def discounted_returns(
 ) -> Tensor:
     """G_t = r_t + gamma G_{t+1}, with G = bootstrap after the last token; rewards [B, T].
 
-    Over masked slots the return is carried; with gap="decay" each of them costs a factor gamma.
+    Over masked slots the return is carried; with gap="decay" each of them between two tokens costs
+    a factor gamma.
     """
     following = torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap
     returns = torch.zeros_like(rewards)
+    in_response = torch.zeros_like(response_mask[:, 0], dtype=torch.bool)
     for t in reversed(range(rewards.shape[1])):
         token = response_mask[:, t] != 0
         reward = torch.where(token, rewards[:, t], 0.0)
-        passed = token if gap == "carry" else torch.ones_like(token)
+        in_response = in_response | token
+        passed = token if gap == "carry" else in_response
         following = torch.where(passed, reward + gamma * following, following)
         returns[:, t] = torch.where(token, following, 0.0)
     return returns

@@ -119,6 +119,13 @@ TEST(DiscountedReturns, AMaskedGapIsCarriedOrDecays) {
               ElementsAre(1.5, 0, 0, 4));
 }
 
+TEST(DiscountedReturns, PaddingIsNoGap) {
+  for (MaskGap gap : {MaskGap::carry, MaskGap::decay}) {
+    EXPECT_THAT(returns({kNaN, 1, 2, 4, kNaN}, {0, 1, 1, 1, 0}, {.gamma = 0.5, .gap = gap}, 8),
+                ElementsAre(0, 4, 6, 8, 0));
+  }
+}
+
 TEST(DiscountedReturns, LongRowsCrossBlocks) {
   const size_t n = 2 * kBlock + 5;
   const std::vector<double> out = returns(std::vector<double>(n, 1), std::vector<double>(n, 1), {});
