@@ -107,7 +107,13 @@ template void group_advantage(const double*, const int64_t*, int64_t, const Grou
 void discounted_returns(const RowLayout& layout, const ConstArray& rewards,
                         const ConstArray& response_mask, const ConstArray& bootstrap,
                         const DiscountedReturns& options, const MutableArray& returns) {
-  check_range("discounted_returns", "gamma", options.gamma, Range{0, 1});
+  const auto function = "discounted_returns";
+  check_range(function, "gamma", options.gamma, Range{0, 1});
+  check_offsets(function, layout);
+  check_given(function, "rewards", layout, rewards);
+  check_given(function, "response_mask", layout, response_mask);
+  check_array(function, "bootstrap", layout, bootstrap);
+  check_given(function, "returns", layout, returns);
   double weight[kBlock], reward[kBlock], out[kBlock];
   for (int64_t row = 0; row < layout.rows; ++row) {
     double next = 0;

@@ -178,26 +178,6 @@ PolicyTotals total_loss(const Call& call, const Executor& executor) {
   throw Error(std::string(function) + ": response_mask must not change during the call");
 }
 
-template <class Array>
-void check_array(std::string_view function, std::string_view name, const RowLayout& layout,
-                 const Array& array) {
-  require(array.dtype != DType::none || array.data == nullptr, [&] {
-    return std::string(function) + ": " + std::string(name) + " must have a dtype, got none";
-  });
-  require(!array || array.data != nullptr || layout.elements() == 0, [&] {
-    return std::string(function) + ": " + std::string(name) + " must point to " +
-           text(layout.elements()) + " elements, got null";
-  });
-}
-
-void check_given(std::string_view function, std::string_view name, const RowLayout& layout,
-                 const ConstArray& array) {
-  check_array(function, name, layout, array);
-  require(bool(array), [&] {
-    return std::string(function) + ": " + std::string(name) + " must be given, got none";
-  });
-}
-
 void check_arrays(const PolicyArrays& batch, const PolicyObjective& objective,
                   const MutableArray& dlogps) {
   const auto function = "policy_loss";
@@ -209,16 +189,6 @@ void check_arrays(const PolicyArrays& batch, const PolicyObjective& objective,
     return "policy_loss: ref_logps must be given when beta is greater than 0, got beta " +
            text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0";
   });
-}
-
-void check_offsets(std::string_view function, const RowLayout& layout) {
-  for (int64_t row = 0; layout.packed() && row < layout.rows; ++row) {
-    require(layout.length(row) >= 0, [&] {
-      return std::string(function) + ": offsets must not decrease, got " +
-             text(layout.offset(row + 1)) + " after " + text(layout.offset(row)) + " at [" +
-             text(row + 1) + "]";
-    });
-  }
 }
 
 template <class T>

@@ -137,5 +137,30 @@ TEST(DiscountedReturns, GammaIsChecked) {
             "discounted_returns: gamma must be in [0, 1], got 1.5");
 }
 
+TEST(DiscountedReturns, ArraysAreCheckedBeforeTheyAreRead) {
+  double numbers[3] = {1, 2, 4}, out[3];
+  const ConstArray given{numbers, DType::float64, 3, 1};
+  const MutableArray returns{out, DType::float64, 3, 1};
+  const RowLayout layout{.rows = 1, .columns = 3};
+  EXPECT_EQ(message([&] { discounted_returns(layout, given, {}, {}, {}, returns); }),
+            "discounted_returns: response_mask must be given, got none");
+  EXPECT_EQ(message([&] {
+              discounted_returns(layout, {nullptr, DType::float64, 3, 1}, given, {}, {}, returns);
+            }),
+            "discounted_returns: rewards must point to 3 elements, got null");
+  EXPECT_EQ(message([&] { discounted_returns(layout, given, given, {}, {}, {}); }),
+            "discounted_returns: returns must be given, got none");
+  EXPECT_EQ(message([&] {
+              discounted_returns(layout, given, given, {}, {}, {out, DType::boolean, 3, 1});
+            }),
+            "discounted_returns: returns must be float32, float64, bfloat16 or float16, got "
+            "boolean");
+  const int32_t offsets[] = {0, 2, 1};
+  EXPECT_EQ(message([&] {
+              discounted_returns({.rows = 2, .offsets32 = offsets}, given, given, {}, {}, returns);
+            }),
+            "discounted_returns: offsets must not decrease, got 1 after 2 at [2]");
+}
+
 }  // namespace
 }  // namespace tether
