@@ -107,7 +107,13 @@ LossOutput run(const PolicyBatch& unchecked, const PolicyObjective& objective,
 
 PolicyMetrics PolicyMetricTensors::to_host() const {
   PolicyMetrics out;
-  const at::Tensor host_sums = sums.cpu().contiguous(), host_maxima = maxima.cpu().contiguous();
+  detail::check_value(sums.defined() && sums.numel() == PolicyMetrics::kSums * 2 &&
+                          maxima.defined() && maxima.numel() == PolicyMetrics::kMaxima,
+                      "policy_metrics: sums and maxima must be the blocks of a loss");
+  const auto on_host = [](const at::Tensor& block) {
+    return block.detach().to(at::kCPU, at::kDouble).contiguous();
+  };
+  const at::Tensor host_sums = on_host(sums), host_maxima = on_host(maxima);
   std::memcpy(out.sums.data(), host_sums.const_data_ptr(), sizeof(out.sums));
   std::memcpy(out.maxima.data(), host_maxima.const_data_ptr(), sizeof(out.maxima));
   return out;

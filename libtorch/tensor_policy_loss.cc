@@ -163,6 +163,7 @@ TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& o
   check_value(!penalty || batch.ref_logps.defined(),
               "policy_loss: ref_logps must be given when beta is greater than 0, got beta " +
                   text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0");
+  step_counts("policy_loss", normalizer, {});  // the counts of the batch are not waited for
   // Under the caller's inference mode there would be no gradient to take here.
   const c10::InferenceMode normal(false);
   FlatBatch flat = flattened(batch);

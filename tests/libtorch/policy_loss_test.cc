@@ -111,6 +111,28 @@ TEST(PolicyLossFace, EveryDevicePathSpoilsTokensLikeTheKernel) {
   }
 }
 
+TEST(PolicyLossFace, MetricsComeToTheHostFromAnyTypeButNotFromAnyShape) {
+  PolicyMetricTensors metrics = ppo_loss(random_batch(3, 20)).metrics;
+  const auto expected = metrics.to_map();
+  metrics.sums = metrics.sums.to(at::kFloat);  // as after an all-reduce in float32
+  EXPECT_FLOAT_EQ(metrics.to_map().at("ratio_mean"), expected.at("ratio_mean"));
+  EXPECT_EQ(metrics.to_map().at("tokens"), expected.at("tokens"));
+  metrics.maxima = at::Tensor();
+  EXPECT_EQ(message<c10::ValueError>([&] { metrics.to_host(); }),
+            "policy_metrics: sums and maxima must be the blocks of a loss");
+}
+
+TEST(PolicyLossFace, EveryDevicePathChecksTheNormalizer) {
+  const PolicyBatch batch = random_batch(3, 20);
+  EXPECT_EQ(message<c10::ValueError>(
+                [&] { detail::policy_loss_any_device(batch, presets::ppo(), {.world_size = 0}); }),
+            "policy_loss: normalizer.world_size must be greater than 0, got 0");
+  EXPECT_EQ(message<c10::ValueError>(
+                [&] { detail::policy_loss_any_device(batch, presets::ppo(), {.policy = NAN}); }),
+            "policy_loss: normalizer.policy must be at least 0, the count of this batch, got nan. "
+            "Pass the count of the whole optimizer step");
+}
+
 TEST(PolicyLossFace, UpstreamGradientsAreNotRoundedToTheTypeOfLogps) {
   const PolicyBatch batch = random_batch(4, 16, at::kBFloat16);
   const at::Tensor loss = ppo_loss(batch).loss;
