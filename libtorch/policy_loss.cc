@@ -25,14 +25,20 @@ using torch::autograd::variable_list;
 class PolicyGradient : public torch::autograd::Function<PolicyGradient> {
  public:
   static at::Tensor forward(AutogradContext*, const at::Tensor& upstream, const at::Tensor& dlogps,
-                            const at::Tensor&) {
-    return dlogps * upstream;
+                            const at::Tensor& logps) {
+    return (dlogps * upstream).to(logps.scalar_type());
   }
   static variable_list backward(AutogradContext*, const variable_list&) {
     TORCH_CHECK_NOT_IMPLEMENTED(
         false, "policy_loss: backward must run once, got a second derivative. The loss has none");
   }
 };
+
+// What the gradient waits in: a loss scale comes too late for what float16 has already flushed to
+// 0.
+at::ScalarType stored_type(const at::Tensor& logps) {
+  return logps.scalar_type() == at::kHalf ? at::kFloat : logps.scalar_type();
+}
 
 struct Computed {
   at::Tensor loss;
@@ -62,9 +68,9 @@ class PolicyLoss : public torch::autograd::Function<PolicyLoss> {
     if (at::GradMode::is_enabled()) {
       scaled = PolicyGradient::apply(upstream, dlogps, saved[1]);
     } else if (upstream.is_cpu() && upstream.item<double>() == 1) {
-      scaled = dlogps;
+      scaled = dlogps.to(saved[1].scalar_type());
     } else {
-      scaled = dlogps * upstream;
+      scaled = (dlogps * upstream).to(saved[1].scalar_type());
     }
     return {scaled, {}, {}, {}, {}, {}};
   }
@@ -76,7 +82,7 @@ Computed compute_on_cpu(const PolicyBatch& batch, const PolicyObjective& objecti
   Computed out;
   MutableArray dlogps;
   if (with_gradient) {
-    out.dlogps = at::empty(batch.logps.sizes(), batch.logps.options().requires_grad(false));
+    out.dlogps = at::empty(batch.logps.sizes(), at::dtype(stored_type(batch.logps)));
     dlogps = detail::mutable_token_array(out.dlogps);
   }
   const PolicyTotals totals =

@@ -196,9 +196,7 @@ TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& o
 
   TensorLoss out;
   if (with_gradient) {
-    out.dlogps = torch::autograd::grad({sum}, {logp})[0]
-                     .view(batch.logps.sizes())
-                     .to(batch.logps.scalar_type());
+    out.dlogps = torch::autograd::grad({sum}, {logp})[0].view(batch.logps.sizes());
   }
   at::AutoGradMode disabled(false);
   out.loss = sum.detach();

@@ -264,8 +264,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> policy_loss_forward(
     const PolicyArrays arrays = arrays_of("policy_loss", in);
     const PolicyObjective objective =
         objective_of("policy_loss", {objective_name, option_names, option_values, aggregation});
-    Tensor dlogps = with_gradient ? torch::stable::new_empty(logps, logps.sizes())
-                                  : torch::stable::new_empty(logps, {0});
+    // A loss scale comes too late for what float16 has already flushed to 0.
+    const auto stored =
+        logps.scalar_type() == ScalarType::Half ? std::optional(ScalarType::Float) : std::nullopt;
+    Tensor dlogps = with_gradient ? torch::stable::new_empty(logps, logps.sizes(), stored)
+                                  : torch::stable::new_empty(logps, {0}, stored);
     const MutableArray gradient =
         with_gradient ? token_view<MutableArray>("logps", dlogps, dlogps.mutable_data_ptr())
                       : MutableArray{};

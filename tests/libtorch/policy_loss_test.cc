@@ -142,6 +142,18 @@ TEST(PolicyLossFace, UpstreamGradientsAreNotRoundedToTheTypeOfLogps) {
   EXPECT_TRUE(at::equal(scaled, (once * float(upstream)).to(at::kBFloat16)));
 }
 
+TEST(PolicyLossFace, ALossScaleReachesGradientsThatFloat16WouldFlush) {
+  const PolicyBatch batch{.logps = torch::full({1, 4096}, -1, at::kHalf).requires_grad_(),
+                          .advantages = torch::full({1}, 1e-4, at::kFloat),
+                          .response_mask = torch::ones({1, 4096}, at::kBool)};
+  for (const LossOutput& out :
+       {ppo_loss(batch), detail::policy_loss_any_device(batch, presets::ppo())}) {
+    const double scaled = gradient(out.loss * 65536, batch.logps)[0][0].item<double>();
+    EXPECT_NEAR(scaled, -1e-4 * 16, 1e-6);
+    EXPECT_EQ(gradient(out.loss, batch.logps).scalar_type(), at::kHalf);
+  }
+}
+
 struct Cubic {
   template <class Number, class Constant>
   TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {

@@ -181,6 +181,17 @@ def test_a_column_of_advantages_is_per_row_though_there_are_as_many_tokens():
     assert referenced(batch, objective="ppo").loss == -1
 
 
+def test_a_loss_scale_reaches_gradients_that_float16_would_flush():
+    batch = {
+        "logps": torch.full((1, 4096), -1.0, dtype=torch.float16),
+        "advantages": torch.full((1,), 1e-4),
+        "response_mask": torch.ones(1, 4096),
+    }
+    gradient = evaluated(batch, upstream=65536.0, objective="ppo").dlogps
+    assert gradient.dtype == torch.float16
+    assert gradient[0, 0].item() == pytest.approx(-16e-4, rel=1e-3)
+
+
 # ---- memory --------------------------------------------------------------------------------------
 
 
