@@ -119,6 +119,14 @@ at::Tensor finite_tokens(const FlatBatch& batch, const at::Tensor& loss, const a
   return finite;
 }
 
+// d value / d x; 0 where value does not depend on x, which torch takes for a mistake.
+at::Tensor derivative(const at::Tensor& value, const at::Tensor& x, bool retain_graph) {
+  if (!value.requires_grad()) return at::zeros_like(x);
+  const at::Tensor slope = torch::autograd::grad({value}, {x}, {}, retain_graph,
+                                                 /*create_graph=*/false, /*allow_unused=*/true)[0];
+  return slope.defined() ? slope : at::zeros_like(x);
+}
+
 PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& loss,
                                const at::Tensor& dloss, const at::Tensor& kl,
                                const at::Tensor& finite) {
@@ -179,7 +187,7 @@ TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& o
   const at::Tensor loss = surrogate_of(objective.surrogate, token);
   const at::Tensor kl =
       penalty ? k3(TensorNumber{flat.ref_logp} - TensorNumber{logp}).value : at::zeros_like(loss);
-  const at::Tensor dloss = torch::autograd::grad({loss.sum()}, {logp}, {}, true)[0];
+  const at::Tensor dloss = derivative(loss.sum(), logp, /*retain_graph=*/true);
   const at::Tensor finite = finite_tokens(flat, loss.detach(), dloss, kl.detach(), penalty);
   const at::Tensor spoil = at::where(finite, at::ones_like(dloss), NAN);  // saturation hides it
 
@@ -196,7 +204,7 @@ TensorLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& o
 
   TensorLoss out;
   if (with_gradient) {
-    out.dlogps = torch::autograd::grad({sum}, {logp})[0].view(batch.logps.sizes());
+    out.dlogps = derivative(sum, logp, /*retain_graph=*/false).view(batch.logps.sizes());
   }
   at::AutoGradMode disabled(false);
   out.loss = sum.detach();

@@ -161,6 +161,23 @@ struct Cubic {
   }
 };
 
+struct NoGradient {
+  template <class Number, class Constant>
+  TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
+    return token.old_logp * token.advantage;
+  }
+};
+
+TEST(PolicyLossFace, ASurrogateWithoutGradientHasAGradientOf0) {
+  const PolicyBatch batch = random_batch(3, 20, at::kDouble);
+  PolicyObjective objective = presets::ppo();
+  objective.surrogate = on_any_device(NoGradient{});
+  for (const LossOutput& out :
+       {policy_loss(batch, objective), detail::policy_loss_any_device(batch, objective)}) {
+    EXPECT_EQ(gradient(out.loss, batch.logps).abs().max().item<double>(), 0);
+  }
+}
+
 TEST(PolicyLossFace, AUsersSurrogateRunsOnEveryDeviceOnceItIsWrapped) {
   const PolicyBatch batch = random_batch(3, 20, at::kDouble);
   PolicyObjective objective = presets::grpo();

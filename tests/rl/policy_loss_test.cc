@@ -228,6 +228,15 @@ TEST(PolicyLoss, AnInfinityAtAnActiveSlotIsNaNThoughRatiosSaturate) {
   }
 }
 
+TEST(PolicyLoss, MetricsOfATokenThatRanAwayAreNotNaN) {
+  Batch<double> batch = random_batch<double>(3, 40);
+  batch.mask[50] = 1;
+  batch.old_logps[50] = -5000;  // the square of its saturated ratio is infinite
+  for (const auto& [name, value] : batch.run(presets::ppo()).metrics.to_map()) {
+    EXPECT_FALSE(std::isnan(value)) << name;
+  }
+}
+
 // A pool of threads that takes tasks in no particular order.
 struct Threads {
   int count;
