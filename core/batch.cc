@@ -1,7 +1,9 @@
 #include "core/batch.h"
 
+#include <string>
 #include <type_traits>
 
+#include "core/check.h"
 #include "core/half.h"
 #include "core/macros.h"
 #include "core/sum.h"
@@ -74,6 +76,41 @@ void store(Stored* out, int64_t stride, int count, const T* values) {
 
 }  // namespace
 
+void check_offsets(std::string_view function, const RowLayout& layout) {
+  for (int64_t row = 0; layout.packed() && row < layout.rows; ++row) {
+    require(layout.length(row) >= 0, [&] {
+      return std::string(function) + ": offsets must not decrease, got " +
+             text(layout.offset(row + 1)) + " after " + text(layout.offset(row)) + " at [" +
+             text(row + 1) + "]";
+    });
+  }
+}
+
+template <class Array>
+void check_array(std::string_view function, std::string_view name, const RowLayout& layout,
+                 const Array& array) {
+  require(array.dtype != DType::none || array.data == nullptr, [&] {
+    return std::string(function) + ": " + std::string(name) + " must have a dtype, got none";
+  });
+  require(!array || array.data != nullptr || layout.elements() == 0, [&] {
+    return std::string(function) + ": " + std::string(name) + " must point to " +
+           text(layout.elements()) + " elements, got null";
+  });
+  require(std::is_same_v<Array, ConstArray> || array.dtype != DType::boolean, [&] {
+    return std::string(function) + ": " + std::string(name) +
+           " must be float32, float64, bfloat16 or float16, got boolean";
+  });
+}
+
+template <class Array>
+void check_given(std::string_view function, std::string_view name, const RowLayout& layout,
+                 const Array& array) {
+  check_array(function, name, layout, array);
+  require(bool(array), [&] {
+    return std::string(function) + ": " + std::string(name) + " must be given, got none";
+  });
+}
+
 template <class T>
 void load_block(const RowLayout& layout, const ConstArray& array, int64_t row, int64_t column,
                 int count, const T* weights, T* out) {
@@ -127,6 +164,12 @@ void store_block(const RowLayout& layout, const MutableArray& array, int64_t row
   }
 }
 
+template void check_array(std::string_view, std::string_view, const RowLayout&, const ConstArray&);
+template void check_array(std::string_view, std::string_view, const RowLayout&,
+                          const MutableArray&);
+template void check_given(std::string_view, std::string_view, const RowLayout&, const ConstArray&);
+template void check_given(std::string_view, std::string_view, const RowLayout&,
+                          const MutableArray&);
 template void load_block(const RowLayout&, const ConstArray&, int64_t, int64_t, int, const float*,
                          float*);
 template void load_block(const RowLayout&, const ConstArray&, int64_t, int64_t, int, const double*,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "core/macros.h"
 
@@ -48,6 +49,17 @@ struct BasicArray {
 
 using ConstArray = BasicArray<const void>;
 using MutableArray = BasicArray<void>;
+
+// What a public door asks of its arrays, in words that begin with `function`: offsets do not
+// decrease; an array has a type and, unless it is empty, memory; one that is written to has a
+// floating-point type; a given one is not absent.
+void check_offsets(std::string_view function, const RowLayout& layout);
+template <class Array>
+void check_array(std::string_view function, std::string_view name, const RowLayout& layout,
+                 const Array& array);
+template <class Array>
+void check_given(std::string_view function, std::string_view name, const RowLayout& layout,
+                 const Array& array);
 
 // Kernels work on blocks of this many tokens, which stay in the first-level cache. A block is
 // filled up to a multiple of kLanes with zeros of weight 0.

@@ -107,10 +107,17 @@ template void group_advantage(const double*, const int64_t*, int64_t, const Grou
 void discounted_returns(const RowLayout& layout, const ConstArray& rewards,
                         const ConstArray& response_mask, const ConstArray& bootstrap,
                         const DiscountedReturns& options, const MutableArray& returns) {
-  check_range("discounted_returns", "gamma", options.gamma, Range{0, 1});
+  const auto function = "discounted_returns";
+  check_range(function, "gamma", options.gamma, Range{0, 1});
+  check_offsets(function, layout);
+  check_given(function, "rewards", layout, rewards);
+  check_given(function, "response_mask", layout, response_mask);
+  check_array(function, "bootstrap", layout, bootstrap);
+  check_given(function, "returns", layout, returns);
   double weight[kBlock], reward[kBlock], out[kBlock];
   for (int64_t row = 0; row < layout.rows; ++row) {
     double next = 0;
+    bool in_response = false;  // not so in the padding after the last token
     if (bootstrap) {
       load_block<double>(layout, bootstrap, row, 0, 1, nullptr, out);
       next = out[0];
@@ -123,7 +130,9 @@ void discounted_returns(const RowLayout& layout, const ConstArray& rewards,
       load_block<double>(layout, rewards, row, column, count, weight, reward);
       for (int i = count - 1; i >= 0; --i) {
         const bool token = weight[i] != 0;
-        if (token || options.gap == MaskGap::decay) next = reward[i] + options.gamma * next;
+        in_response |= token;
+        const bool step = token || (in_response && options.gap == MaskGap::decay);
+        if (step) next = reward[i] + options.gamma * next;
         out[i] = token ? next : 0;
       }
       store_block<double>(layout, returns, row, column, count, out);

@@ -42,8 +42,8 @@ void group_advantage(const T* rewards, const int64_t* group_ids, int64_t count,
 //   G_t = r_t + gamma G_{t+1},   G after the last token = bootstrap
 //
 // Over a masked gap (tool output, observations) the return is carried: one step passes between the
-// tokens around it. With decay, every masked slot costs a factor gamma. Rewards at masked slots are
-// not looked at; G is 0 there.
+// tokens around it. With decay, every masked slot between tokens costs a factor gamma; what follows
+// the last token is padding. Rewards at masked slots are not looked at; G is 0 there.
 enum class MaskGap { carry, decay };
 
 struct DiscountedReturns {

@@ -64,10 +64,10 @@ at::Tensor checked_advantages(std::string_view function, const PolicyBatch& batc
   check_device(function, "advantages", advantages, "logps", logps);
   check_constant(function, "advantages", advantages);
   if (advantages.sizes() == logps.sizes()) return advantages;
-  if (advantages.dim() == 2 && advantages.size(0) == rows && advantages.size(1) == 1) {
-    return advantages.select(1, 0);
+  const bool column = advantages.dim() == 2 && advantages.size(1) == 1;
+  if ((column || advantages.dim() == 1) && advantages.size(0) == rows) {
+    return advantages.reshape({rows, 1});
   }
-  if (advantages.dim() == 1 && advantages.size(0) == rows) return advantages;
   check_value(false, named(function, "advantages") + " must be [" + text(rows) + "] or " +
                          shape_text(logps.sizes()) + ", got " + shape_text(advantages.sizes()));
   return {};

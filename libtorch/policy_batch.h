@@ -8,7 +8,7 @@
 namespace tether::detail {
 
 // The batch with every rule of PolicyBatch checked and every array in a type and shape that the
-// loops take: masks of integers as float32, advantages [B, 1] as [B]. Throws before anything is
+// loops take: masks of integers as float32, advantages [B] as [B, 1]. Throws before anything is
 // computed.
 PolicyBatch checked(std::string_view function, const PolicyBatch& batch);
 

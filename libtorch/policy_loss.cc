@@ -29,8 +29,8 @@ using detail::WantedGradients;
 class PolicyGradient : public torch::autograd::Function<PolicyGradient> {
  public:
   static at::Tensor forward(AutogradContext*, const at::Tensor& upstream, const at::Tensor& stored,
-                            const at::Tensor&) {
-    return stored * upstream;
+                            const at::Tensor& input) {
+    return (stored * upstream).to(input.scalar_type());
   }
   static variable_list backward(AutogradContext*, const variable_list&) {
     TORCH_CHECK_NOT_IMPLEMENTED(
@@ -41,8 +41,14 @@ class PolicyGradient : public torch::autograd::Function<PolicyGradient> {
 at::Tensor scaled(const at::Tensor& upstream, const at::Tensor& stored, const at::Tensor& input) {
   if (!stored.defined()) return {};
   if (at::GradMode::is_enabled()) return PolicyGradient::apply(upstream, stored, input);
-  if (upstream.is_cpu() && upstream.item<double>() == 1) return stored;
-  return stored * upstream;
+  const bool once = upstream.is_cpu() && upstream.item<double>() == 1;
+  return (once ? stored : stored * upstream).to(input.scalar_type());
+}
+
+// What the gradient of `input` waits in: a loss scale comes too late for what float16 has already
+// flushed to 0.
+at::ScalarType stored_type(const at::Tensor& input) {
+  return input.scalar_type() == at::kHalf ? at::kFloat : input.scalar_type();
 }
 
 using Compute = ComputedLoss (*)(const PolicyBatch&, const PolicyObjective&, const Normalizer&,
@@ -76,7 +82,7 @@ class PolicyLoss : public torch::autograd::Function<PolicyLoss> {
 // Memory for the gradient of `input`, if it is wanted.
 at::Tensor gradient_buffer(bool wanted, const at::Tensor& input, MutableArray& view) {
   if (!wanted) return {};
-  const at::Tensor out = at::empty(input.sizes(), input.options().requires_grad(false));
+  const at::Tensor out = at::empty(input.sizes(), at::dtype(stored_type(input)));
   view = detail::mutable_token_array(out);
   return out;
 }
@@ -121,7 +127,13 @@ LossOutput run(const PolicyBatch& unchecked, const PolicyObjective& objective,
 
 PolicyMetrics PolicyMetricTensors::to_host() const {
   PolicyMetrics out;
-  const at::Tensor host_sums = sums.cpu().contiguous(), host_maxima = maxima.cpu().contiguous();
+  detail::check_value(sums.defined() && sums.numel() == PolicyMetrics::kSums * 2 &&
+                          maxima.defined() && maxima.numel() == PolicyMetrics::kMaxima,
+                      "policy_metrics: sums and maxima must be the blocks of a loss");
+  const auto on_host = [](const at::Tensor& block) {
+    return block.detach().to(at::kCPU, at::kDouble).contiguous();
+  };
+  const at::Tensor host_sums = on_host(sums), host_maxima = on_host(maxima);
   std::memcpy(out.sums.data(), host_sums.const_data_ptr(), sizeof(out.sums));
   std::memcpy(out.maxima.data(), host_maxima.const_data_ptr(), sizeof(out.maxima));
   return out;

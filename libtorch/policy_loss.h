@@ -18,7 +18,7 @@ namespace tether {
 // gradient.
 struct PolicyBatch {
   at::Tensor logps;       // [B, T], or packed [N] with offsets
-  at::Tensor advantages;  // [B] or [B, 1], or like logps
+  at::Tensor advantages;  // [B] or [B, 1], or like logps, as which [B] is read if B = N
   at::Tensor
       response_mask;  // like logps; bool, or weights in [0, 1]: slots of weight 0 may hold anything
   at::Tensor old_logps = {};  // like logps; absent: logps, as constants

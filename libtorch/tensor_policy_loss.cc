@@ -2,6 +2,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/isfinite.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
@@ -12,6 +13,7 @@
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cmath>
 #include <optional>
 
 #include "libtorch/arrays.h"
@@ -59,7 +61,8 @@ FlatBatch flattened(const PolicyBatch& batch) {
   out.old_logp = batch.old_logps.defined() ? selected(batch.old_logps) : out.logp;
   out.ref_logp = batch.ref_logps.defined() ? selected(batch.ref_logps) : at::zeros_like(out.logp);
   out.entropy = batch.entropies.defined() ? selected(batch.entropies) : at::zeros_like(out.logp);
-  out.advantage = selected(per_row ? batch.advantages.index_select(0, out.row) : batch.advantages);
+  out.advantage =
+      selected(per_row ? batch.advantages.select(1, 0).index_select(0, out.row) : batch.advantages);
   return out;
 }
 
@@ -137,18 +140,35 @@ at::Tensor kl_of(const KlPenalty& penalty, const FlatBatch& batch, const at::Ten
       .value;
 }
 
+// Whether nothing about a token is NaN or infinite. A reference counts under a penalty.
+at::Tensor finite_tokens(const FlatBatch& batch, const at::Tensor& log_ratio,
+                         const at::Tensor& loss, const at::Tensor& dloss, const at::Tensor& kl,
+                         bool penalty) {
+  at::Tensor finite = at::isfinite(log_ratio);
+  for (const at::Tensor& each : {batch.advantage, loss, dloss, kl, batch.entropy,
+                                 penalty ? batch.ref_logp : batch.advantage}) {
+    finite = finite.logical_and(at::isfinite(each));
+  }
+  return finite;
+}
+
+// d value / d x; 0 where value does not depend on x, which torch takes for a mistake.
+at::Tensor derivative(const at::Tensor& value, const at::Tensor& x) {
+  if (!value.requires_grad()) return at::zeros_like(x);
+  const at::Tensor slope = torch::autograd::grad({value}, {x}, {}, /*retain_graph=*/true,
+                                                 /*create_graph=*/false, /*allow_unused=*/true)[0];
+  return slope.defined() ? slope : at::zeros_like(x);
+}
+
 PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& d, const at::Tensor& loss,
-                               const at::Tensor& dloss, const at::Tensor& kl) {
+                               const at::Tensor& dloss, const at::Tensor& kl,
+                               const at::Tensor& finite) {
   using M = PolicyMetrics;
   const TensorNumber log_ratio{d};
   const at::Tensor ratio = exp(log_ratio).value;
   const at::Tensor stuck = dloss == 0;
   const at::Tensor bad = stuck.logical_and(batch.advantage < 0);
   const at::Tensor good = stuck.logical_and(batch.advantage > 0);
-  at::Tensor finite = at::isfinite(d);
-  for (const at::Tensor& each : {batch.advantage, loss, dloss, kl, batch.entropy}) {
-    finite = finite.logical_and(at::isfinite(each));
-  }
   const at::Tensor zero = at::zeros_like(d);
   const auto sum = [&](const at::Tensor& values) {
     return at::where(batch.active, batch.weight * values, zero).to(at::kDouble).sum();
@@ -188,6 +208,7 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective&
   check_value(entropy_coef == 0 || batch.entropies.defined(),
               "policy_loss: entropies must be given when entropy_coef is not 0, got entropy_coef " +
                   text(entropy_coef) + " and none. Pass entropies or entropy_coef = 0");
+  step_counts("policy_loss", normalizer, {});  // the counts of the batch are not waited for
   // Under the caller's inference mode there would be no gradient to take here.
   const c10::InferenceMode normal(false);
   FlatBatch flat = flattened(batch);
@@ -206,30 +227,30 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective&
                           {flat.advantage},    {flat.old_logp}, {flat.ref_logp}};
   const at::Tensor loss = surrogate_of(objective.surrogate, token);
   const at::Tensor kl = penalty ? kl_of(objective.kl, flat, logp) : at::zeros_like(loss);
+  const at::Tensor dloss = derivative(loss.sum(), step);
+  const at::Tensor finite =
+      finite_tokens(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach(), penalty);
+  const at::Tensor spoil = at::where(finite, at::ones_like(dloss), NAN);  // saturation hides it
+
   const auto& kl_tokens = normalizer.kl ? normalizer.kl : normalizer.policy;
   const auto total = [&](const at::Tensor& terms, const std::optional<double>& tokens) {
     const at::Tensor factor = row_factors(objective.aggregation, tokens, normalizer.sequences, n)
                                   .index_select(0, flat.row) *
                               normalizer.world_size;
-    return at::where(flat.active, terms * flat.weight * factor, at::zeros_like(terms)).sum();
+    return at::where(flat.active, terms * spoil * flat.weight * factor, at::zeros_like(terms))
+        .sum();
   };
   at::Tensor sum = total(loss, normalizer.policy);
   if (penalty) sum = sum + total(kl, kl_tokens) * objective.kl.beta;
   if (entropy_coef != 0) sum = sum - total(entropy, normalizer.policy) * entropy_coef;
 
   ComputedLoss out;
-  const at::Tensor dloss = torch::autograd::grad({loss.sum()}, {step}, {}, true)[0];
-  const auto gradient = [&](const at::Tensor& leaf, const at::Tensor& input) {
-    const at::Tensor found = torch::autograd::grad({sum}, {leaf}, {}, true, false, true)[0];
-    return (found.defined() ? found : at::zeros_like(leaf))
-        .view(input.sizes())
-        .to(input.scalar_type());
-  };
-  if (wanted.logps) out.dlogps = gradient(logp, batch.logps);
-  if (wanted.entropies) out.dentropies = gradient(entropy, batch.entropies);
+  if (wanted.logps) out.dlogps = derivative(sum, logp).view(batch.logps.sizes());
+  if (wanted.entropies) out.dentropies = derivative(sum, entropy).view(batch.logps.sizes());
   at::AutoGradMode disabled(false);
   out.loss = sum.detach();
-  out.metrics = metrics_of(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach());
+  out.metrics =
+      metrics_of(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach(), finite);
   return out;
 }
 

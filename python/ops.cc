@@ -114,8 +114,9 @@ ConstArray token_array(std::string_view name, const Tensor& tensor, const Tensor
 
 ConstArray advantage_array(const Tensor& advantages, const Tensor& logps, int64_t rows) {
   if (same_shape(advantages, logps)) return token_array("advantages", advantages, logps);
-  require(advantages.dim() == 1 && advantages.size(0) == rows,
-          [] { return "policy_loss: advantages must be [B] or of the shape of logps"; });
+  const bool column = advantages.dim() == 2 && advantages.size(1) == 1;
+  require((column || advantages.dim() == 1) && advantages.size(0) == rows,
+          [] { return "policy_loss: advantages must be [B, 1], [B] or of the shape of logps"; });
   return {.data = advantages.const_data_ptr(),
           .dtype = dtype_of("advantages", advantages),
           .row_stride = advantages.stride(0),
@@ -263,8 +264,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> policy_loss_forward(
     const PolicyArrays arrays = arrays_of("policy_loss", in);
     const PolicyObjective objective =
         objective_of("policy_loss", {objective_name, option_names, option_values, aggregation});
-    Tensor dlogps = with_gradient ? torch::stable::new_empty(logps, logps.sizes())
-                                  : torch::stable::new_empty(logps, {0});
+    // A loss scale comes too late for what float16 has already flushed to 0.
+    const auto stored =
+        logps.scalar_type() == ScalarType::Half ? std::optional(ScalarType::Float) : std::nullopt;
+    Tensor dlogps = with_gradient ? torch::stable::new_empty(logps, logps.sizes(), stored)
+                                  : torch::stable::new_empty(logps, {0}, stored);
     const MutableArray gradient =
         with_gradient ? token_view<MutableArray>("logps", dlogps, dlogps.mutable_data_ptr())
                       : MutableArray{};

@@ -64,7 +64,7 @@ struct PolicyMetrics {
     for (int i = 0; i < kSums; ++i) out[std::string(kNames[static_cast<size_t>(i)])] = mean(i);
     out["nonfinite"] = sums[2 * kNonfinite];
     const double squared = mean(kRatioSquared);
-    out["ess"] = squared > 0 ? mean(kRatio) * mean(kRatio) / squared : 0;
+    out["ess"] = squared > 0 ? mean(kRatio) / squared * mean(kRatio) : 0;
     out["tokens"] = sums[2 * kPolicyLoss + 1];
     const bool any = sums[2 * kPolicyLoss + 1] > 0;
     out["ratio_max"] = any ? std::exp(maxima[kLogRatioMax]) : 0;

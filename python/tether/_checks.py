@@ -16,7 +16,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Batch(NamedTuple):
-    """Checked tensors: advantages [B] or like logps, response_mask bool or floating."""
+    """Checked tensors: advantages [B, 1] or like logps, response_mask bool or floating."""
 
     logps: Tensor
     advantages: Tensor
@@ -105,10 +105,10 @@ def _checked_advantages(function: str, advantages: Tensor, logps: Tensor, rows: 
     _check_width(where, "advantages", advantages, logps)
     _check_device(where, advantages, logps)
     _check_constant(where, "advantages", advantages)
-    if advantages.shape == logps.shape or advantages.shape == (rows,):
+    if advantages.shape == logps.shape or advantages.shape == (rows, 1):
         return advantages
-    if advantages.shape == (rows, 1):
-        return advantages[:, 0]
+    if advantages.shape == (rows,):
+        return advantages[:, None]
     raise ValueError(
         f"{where} must be [{rows}] or {shape_text(logps)}, got {shape_text(advantages)}"
     )

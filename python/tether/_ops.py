@@ -40,9 +40,10 @@ _SUMS, _MAXIMA = 10, 2
 def _(logps, *arguments):
     with_gradient = arguments[-1]
     wide = torch.float64 if logps.dtype == torch.float64 else torch.float32
+    stored = torch.float32 if logps.dtype == torch.float16 else logps.dtype
     return (
         logps.new_empty((), dtype=wide),
-        logps.new_empty(logps.shape if with_gradient else (0,)),
+        logps.new_empty(logps.shape if with_gradient else (0,), dtype=stored),
         logps.new_empty((_SUMS, 2), dtype=torch.float64),
         logps.new_empty((_MAXIMA,), dtype=torch.float64),
     )
@@ -61,7 +62,7 @@ class _ScaledOnce(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, dlogps, upstream, logps):
-        return dlogps * upstream
+        return (dlogps * upstream).to(logps.dtype)
 
     @staticmethod
     def backward(ctx, *_):
@@ -93,9 +94,9 @@ def _backward(ctx, upstream, *_):
     elif torch.is_grad_enabled():
         gradient = _ScaledOnce.apply(dlogps, upstream, logps)
     elif _is_one(upstream):
-        gradient = dlogps
+        gradient = dlogps.to(logps.dtype)
     else:
-        gradient = dlogps * upstream
+        gradient = (dlogps * upstream).to(logps.dtype)
     return gradient, *[None] * 11
 
 

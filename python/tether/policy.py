@@ -85,7 +85,7 @@ def policy_loss(
 
     logps            [B, T], or packed [N] with offsets: log-probabilities [nats] of the tokens;
                      float32, float64, bfloat16 or float16, of any strides
-    advantages       [B] or [B, 1], or like logps
+    advantages       [B] or [B, 1], or like logps, as which [B] is read if B = N
     response_mask    like logps: bool, or weights in [0, 1]; slots of weight 0 may hold anything
     objective        a row of `objectives()`, which also lists the options and their defaults
     old_logps        like logps, under the policy that the step began with; None: logps, detached

@@ -240,6 +240,9 @@ def policy_loss(
     if _penalised(beta, ref_logps):
         kl = k3(tokens.ref_logp - tokens.logp)
 
+    finite = _finite(tokens, loss.detach(), kl.detach())
+    spoil = torch.where(finite, 1.0, math.nan)  # no saturation hides a NaN or infinity
+
     policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
     n = rows.sum(tokens.weight.double())
 
@@ -247,12 +250,12 @@ def policy_loss(
         factors = row_factors(
             aggregation or row.aggregation, n, constant=constant, tokens=count, sequences=sequences
         )
-        weighted = torch.where(tokens.active, tokens.weight * terms, 0.0).double()
+        weighted = torch.where(tokens.active, tokens.weight * spoil * terms, 0.0).double()
         return (rows.spread(factors) * weighted).sum()
 
     total = world_size * (mean(loss, policy) + beta * mean(kl, kl_tokens))
     with torch.no_grad():
-        sums, maxima = _metrics(tokens, loss, kl, clipped)
+        sums, maxima = _metrics(tokens, loss, kl, clipped, finite)
     return PolicyTotals(total.to(_wide(logps.dtype)), sums, maxima)
 
 
@@ -295,18 +298,25 @@ def _selected(rows: Rows, logps, advantages, response_mask, old_logps, ref_logps
     return Tokens(weight, logp, old_logp, ref_logp, select(advantages))
 
 
-def _metrics(tokens: Tokens, loss: Tensor, kl: Tensor, clipped: Tensor) -> tuple[Tensor, Tensor]:
+def _finite(tokens: Tokens, loss: Tensor, kl: Tensor) -> Tensor:
+    """Whether nothing about a token is NaN or infinite; a reference counts under a penalty."""
+    seen = (tokens.logp - tokens.old_logp, tokens.advantage, loss, kl)
+    return torch.stack([torch.isfinite(each) for each in seen]).all(0)
+
+
+def _metrics(
+    tokens: Tokens, loss: Tensor, kl: Tensor, clipped: Tensor, finite: Tensor
+) -> tuple[Tensor, Tensor]:
     log_ratio = tokens.logp - tokens.old_logp
     ratio = exp(log_ratio)
     good, bad = clipped & (tokens.advantage > 0), clipped & (tokens.advantage < 0)
-    finite = torch.stack([torch.isfinite(each) for each in (*tokens[1:], loss, kl)]).all(0)
     count = tokens.weight.sum(dtype=torch.float64)
 
     def total(values: Tensor) -> Tensor:
         return torch.where(tokens.active, tokens.weight * values, 0.0).sum(dtype=torch.float64)
 
     def largest(values: Tensor) -> Tensor:
-        seen = torch.where(tokens.active, values, -math.inf).reshape(-1)
+        seen = torch.where(tokens.active & finite, values, -math.inf).reshape(-1)
         return torch.cat([seen, seen.new_tensor([-math.inf])]).max().double()
 
     sums = [
@@ -363,14 +373,17 @@ def discounted_returns(
 ) -> Tensor:
     """G_t = r_t + gamma G_{t+1}, with G = bootstrap after the last token; rewards [B, T].
 
-    Over masked slots the return is carried; with gap="decay" each of them costs a factor gamma.
+    Over masked slots the return is carried; with gap="decay" each of them between two tokens costs
+    a factor gamma.
     """
     following = torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap
     returns = torch.zeros_like(rewards)
+    in_response = torch.zeros_like(response_mask[:, 0], dtype=torch.bool)
     for t in reversed(range(rewards.shape[1])):
         token = response_mask[:, t] != 0
         reward = torch.where(token, rewards[:, t], 0.0)
-        passed = token if gap == "carry" else torch.ones_like(token)
+        in_response = in_response | token
+        passed = token if gap == "carry" else in_response
         following = torch.where(passed, reward + gamma * following, following)
         returns[:, t] = torch.where(token, following, 0.0)
     return returns

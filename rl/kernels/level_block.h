@@ -57,7 +57,7 @@ TETHER_CLONES void fill_ratios(const RowRatio<T>& row, TokenBlock<T>& block) {
   }
 }
 
-// Adds w dS/dL of a block.
+// Adds w dS/dL of a block; a broken token spoils the sum, as in sum_block.
 template <class T>
 TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
   double sums[kLanes];
@@ -68,8 +68,11 @@ TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
     int start = 0;
     do {
       const int i = start + lane;
-      const T w = block.weight[i];
-      sum += double(keep(mask<T>(w != T(0)), w * block.dloss[i]));
+      const T w = block.weight[i], dloss = block.dloss[i];
+      const Mask<T> active = mask<T>(w != T(0));
+      const T trace = (block.log_ratio[i] + block.advantage[i]) + (block.loss[i] + dloss);
+      const Mask<T> broken = active & mask<T>(trace - trace != T(0));
+      sum += double(spoil(broken, keep(active, w * dloss)));
       start += kLanes;
     } while (start < block.size);
     sums[lane] = sum;

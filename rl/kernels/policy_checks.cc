@@ -5,22 +5,6 @@
 #include "core/sum.h"
 
 namespace tether {
-namespace {
-
-template <class Array>
-void check_array(std::string_view function, std::string_view name, const RowLayout& layout,
-                 const Array& array) {
-  require(array.dtype != DType::none || array.data == nullptr, [&] {
-    return std::string(function) + ": " + std::string(name) + " must have a dtype, got none";
-  });
-  require(!array || array.data != nullptr || layout.elements() == 0, [&] {
-    return std::string(function) + ": " + std::string(name) + " must point to " +
-           text(layout.elements()) + " elements, got null";
-  });
-}
-
-}  // namespace
-
 // Throws for the first weight outside [0, 1].
 void report_weight(std::string_view function, const PolicyArrays& batch) {
   const auto where = [&](int64_t row, int64_t column) {
@@ -37,14 +21,6 @@ void report_weight(std::string_view function, const PolicyArrays& batch) {
     }
   }
   throw Error(std::string(function) + ": response_mask must not change during the call");
-}
-
-void check_given(std::string_view function, std::string_view name, const RowLayout& layout,
-                 const ConstArray& array) {
-  check_array(function, name, layout, array);
-  require(bool(array), [&] {
-    return std::string(function) + ": " + std::string(name) + " must be given, got none";
-  });
 }
 
 void check_arrays(const PolicyArrays& batch, const PolicyObjective& objective,
@@ -67,16 +43,6 @@ void check_arrays(const PolicyArrays& batch, const PolicyObjective& objective,
   require(!gradients.entropies || bool(batch.entropies), [] {
     return std::string("policy_loss: dentropies must be none without entropies, got an array");
   });
-}
-
-void check_offsets(std::string_view function, const RowLayout& layout) {
-  for (int64_t row = 0; layout.packed() && row < layout.rows; ++row) {
-    require(layout.length(row) >= 0, [&] {
-      return std::string(function) + ": offsets must not decrease, got " +
-             text(layout.offset(row + 1)) + " after " + text(layout.offset(row)) + " at [" +
-             text(row + 1) + "]";
-    });
-  }
 }
 
 }  // namespace tether

@@ -128,8 +128,15 @@ TETHER_CLONES void sum_weights(const T* weight, int size, LaneSum& tokens) {
   tokens.add(sums);
 }
 
+// The value, or NaN.
+template <class T>
+TETHER_INLINE T spoil(Mask<T> where, T value) {
+  return bit_cast<T>(where | bit_cast<Mask<T>>(value));
+}
+
 // Adds a block to the sums and makes its gradient, given the factors of the row. Loss and penalty
-// are added in double throughout, the others in T within the block.
+// are added in double throughout, the others in T within the block. A broken token, which has a NaN
+// or infinity somewhere, spoils the loss and its own gradient: saturation would hide it.
 template <bool kPenalty, class T>
 TETHER_CLONES void sum_block(T loss_factor, T kl_factor, TokenBlock<T>& block,
                              MetricSums& metrics) {
@@ -152,14 +159,14 @@ TETHER_CLONES void sum_block(T loss_factor, T kl_factor, TokenBlock<T>& block,
       const Mask<T> active = mask<T>(w != T(0));
       T gradient = loss_factor * dloss;
       T trace = (d + A) + (loss + dloss);
-      loss_sum += double(keep(active, w * loss));
       if constexpr (kPenalty) {
         gradient += kl_factor * block.dkl[i];
         trace += block.kl[i] + block.ref_logp[i];
         kl_sum += double(keep(active, w * block.kl[i]));
       }
-      block.dlogp[i] = keep(active, w * gradient);
       const Mask<T> broken = active & mask<T>(trace - trace != T(0));
+      loss_sum += double(spoil(broken, keep(active, w * loss)));
+      block.dlogp[i] = spoil(broken, keep(active, w * gradient));
       nonfinite += keep(broken, T(1));
 
       const T stuck = keep(mask<T>(dloss == T(0)), w);

@@ -119,6 +119,13 @@ TEST(DiscountedReturns, AMaskedGapIsCarriedOrDecays) {
               ElementsAre(1.5, 0, 0, 4));
 }
 
+TEST(DiscountedReturns, PaddingIsNoGap) {
+  for (MaskGap gap : {MaskGap::carry, MaskGap::decay}) {
+    EXPECT_THAT(returns({kNaN, 1, 2, 4, kNaN}, {0, 1, 1, 1, 0}, {.gamma = 0.5, .gap = gap}, 8),
+                ElementsAre(0, 4, 6, 8, 0));
+  }
+}
+
 TEST(DiscountedReturns, LongRowsCrossBlocks) {
   const size_t n = 2 * kBlock + 5;
   const std::vector<double> out = returns(std::vector<double>(n, 1), std::vector<double>(n, 1), {});
@@ -128,6 +135,31 @@ TEST(DiscountedReturns, LongRowsCrossBlocks) {
 TEST(DiscountedReturns, GammaIsChecked) {
   EXPECT_EQ(message([] { returns({1}, {1}, {.gamma = 1.5}); }),
             "discounted_returns: gamma must be in [0, 1], got 1.5");
+}
+
+TEST(DiscountedReturns, ArraysAreCheckedBeforeTheyAreRead) {
+  double numbers[3] = {1, 2, 4}, out[3];
+  const ConstArray given{numbers, DType::float64, 3, 1};
+  const MutableArray returns{out, DType::float64, 3, 1};
+  const RowLayout layout{.rows = 1, .columns = 3};
+  EXPECT_EQ(message([&] { discounted_returns(layout, given, {}, {}, {}, returns); }),
+            "discounted_returns: response_mask must be given, got none");
+  EXPECT_EQ(message([&] {
+              discounted_returns(layout, {nullptr, DType::float64, 3, 1}, given, {}, {}, returns);
+            }),
+            "discounted_returns: rewards must point to 3 elements, got null");
+  EXPECT_EQ(message([&] { discounted_returns(layout, given, given, {}, {}, {}); }),
+            "discounted_returns: returns must be given, got none");
+  EXPECT_EQ(message([&] {
+              discounted_returns(layout, given, given, {}, {}, {out, DType::boolean, 3, 1});
+            }),
+            "discounted_returns: returns must be float32, float64, bfloat16 or float16, got "
+            "boolean");
+  const int32_t offsets[] = {0, 2, 1};
+  EXPECT_EQ(message([&] {
+              discounted_returns({.rows = 2, .offsets32 = offsets}, given, given, {}, {}, returns);
+            }),
+            "discounted_returns: offsets must not decrease, got 1 after 2 at [2]");
 }
 
 }  // namespace

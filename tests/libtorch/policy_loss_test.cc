@@ -128,6 +128,54 @@ TEST(PolicyLossFace, EveryDevicePathCountsNonfiniteTokensLikeTheKernel) {
   }
 }
 
+TEST(PolicyLossFace, AColumnOfAdvantagesIsPerRowThoughThereAreAsManyTokens) {
+  const PolicyBatch batch{.logps = torch::tensor({-1., -2.}),
+                          .advantages = torch::tensor({{1.}, {5.}}),
+                          .response_mask = torch::ones(2),
+                          .offsets = torch::tensor({0, 2, 2})};  // both tokens are of row 0
+  EXPECT_EQ(ppo_loss(batch).loss.item<double>(), -1);
+  EXPECT_EQ(detail::policy_loss_any_device(batch, presets::ppo()).loss.item<double>(), -1);
+}
+
+TEST(PolicyLossFace, EveryDevicePathSpoilsTokensLikeTheKernel) {
+  for (double infinite : {INFINITY, -INFINITY}) {
+    for (at::Tensor PolicyBatch::* array :
+         {&PolicyBatch::old_logps, &PolicyBatch::ref_logps, &PolicyBatch::advantages}) {
+      PolicyBatch batch = random_batch(3, 20, at::kDouble);
+      batch.response_mask = torch::ones({3, 20});
+      (batch.*array)[1] = infinite;
+      const at::Tensor kernel = policy_loss(batch, presets::grpo()).loss;
+      const at::Tensor tensors = detail::policy_loss_any_device(batch, presets::grpo()).loss;
+      EXPECT_TRUE(std::isnan(kernel.item<double>()) && std::isnan(tensors.item<double>()));
+      const at::Tensor dlogps = gradient(tensors, batch.logps);
+      EXPECT_TRUE(at::equal(dlogps.isnan(), gradient(kernel, batch.logps).isnan()));
+      EXPECT_EQ(dlogps.isnan().sum().item<int64_t>(), 20);
+    }
+  }
+}
+
+TEST(PolicyLossFace, MetricsComeToTheHostFromAnyTypeButNotFromAnyShape) {
+  PolicyMetricTensors metrics = ppo_loss(random_batch(3, 20)).metrics;
+  const auto expected = metrics.to_map();
+  metrics.sums = metrics.sums.to(at::kFloat);  // as after an all-reduce in float32
+  EXPECT_FLOAT_EQ(metrics.to_map().at("ratio_mean"), expected.at("ratio_mean"));
+  EXPECT_EQ(metrics.to_map().at("tokens"), expected.at("tokens"));
+  metrics.maxima = at::Tensor();
+  EXPECT_EQ(message<c10::ValueError>([&] { metrics.to_host(); }),
+            "policy_metrics: sums and maxima must be the blocks of a loss");
+}
+
+TEST(PolicyLossFace, EveryDevicePathChecksTheNormalizer) {
+  const PolicyBatch batch = random_batch(3, 20);
+  EXPECT_EQ(message<c10::ValueError>(
+                [&] { detail::policy_loss_any_device(batch, presets::ppo(), {.world_size = 0}); }),
+            "policy_loss: normalizer.world_size must be greater than 0, got 0");
+  EXPECT_EQ(message<c10::ValueError>(
+                [&] { detail::policy_loss_any_device(batch, presets::ppo(), {.policy = NAN}); }),
+            "policy_loss: normalizer.policy must be at least 0, the count of this batch, got nan. "
+            "Pass the count of the whole optimizer step");
+}
+
 TEST(PolicyLossFace, UpstreamGradientsAreNotRoundedToTheTypeOfLogps) {
   const PolicyBatch batch = random_batch(4, 16, at::kBFloat16);
   const at::Tensor loss = ppo_loss(batch).loss;
@@ -137,12 +185,41 @@ TEST(PolicyLossFace, UpstreamGradientsAreNotRoundedToTheTypeOfLogps) {
   EXPECT_TRUE(at::equal(scaled, (once * float(upstream)).to(at::kBFloat16)));
 }
 
+TEST(PolicyLossFace, ALossScaleReachesGradientsThatFloat16WouldFlush) {
+  const PolicyBatch batch{.logps = torch::full({1, 4096}, -1, at::kHalf).requires_grad_(),
+                          .advantages = torch::full({1}, 1e-4, at::kFloat),
+                          .response_mask = torch::ones({1, 4096}, at::kBool)};
+  for (const LossOutput& out :
+       {ppo_loss(batch), detail::policy_loss_any_device(batch, presets::ppo())}) {
+    const double scaled = gradient(out.loss * 65536, batch.logps)[0][0].item<double>();
+    EXPECT_NEAR(scaled, -1e-4 * 16, 1e-6);
+    EXPECT_EQ(gradient(out.loss, batch.logps).scalar_type(), at::kHalf);
+  }
+}
+
 struct Cubic {
   template <class Number, class Constant>
   TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
     return abs(token.log_ratio) * token.log_ratio * token.log_ratio - token.advantage * token.logp;
   }
 };
+
+struct NoGradient {
+  template <class Number, class Constant>
+  TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
+    return token.old_logp * token.advantage;
+  }
+};
+
+TEST(PolicyLossFace, ASurrogateWithoutGradientHasAGradientOf0) {
+  const PolicyBatch batch = random_batch(3, 20, at::kDouble);
+  PolicyObjective objective = presets::ppo();
+  objective.surrogate = on_any_device(NoGradient{});
+  for (const LossOutput& out :
+       {policy_loss(batch, objective), detail::policy_loss_any_device(batch, objective)}) {
+    EXPECT_EQ(gradient(out.loss, batch.logps).abs().max().item<double>(), 0);
+  }
+}
 
 TEST(PolicyLossFace, AUsersSurrogateRunsOnEveryDeviceOnceItIsWrapped) {
   const PolicyBatch batch = random_batch(3, 20, at::kDouble);

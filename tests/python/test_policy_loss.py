@@ -149,11 +149,47 @@ def test_nan_at_an_active_slot_comes_out_and_is_counted():
     assert metrics.to_dict()["nonfinite"] == 1
 
 
+@pytest.mark.parametrize("infinite", [math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["logps", "old_logps", "ref_logps", "advantages"])
+def test_infinity_at_an_active_slot_is_nan_and_counted_like_in_the_reference(name, infinite):
+    batch = padded_batch(poison=0.0)
+    batch[name][0] = infinite
+    for settings in ({}, {"beta": 0.0}):
+        out, expected = evaluated(batch, **settings), referenced(batch, **settings)
+        seen = name != "ref_logps" or not settings
+        assert math.isnan(out.loss) == math.isnan(expected.loss) == seen
+        assert torch.equal(out.dlogps.isnan(), expected.dlogps.isnan())
+        assert out.sums[9, 0] == expected.sums[9, 0] == 5 * seen
+        assert torch.equal(out.maxima, expected.maxima)
+
+
 def test_empty_batches_give_0():
     for lengths in ((), (0, 0)):
         out = evaluated(padded_batch(lengths=lengths))
         assert out.loss.item() == 0
         assert torch.equal(out.dlogps, torch.zeros(len(lengths), 9, dtype=torch.float64))
+
+
+def test_a_column_of_advantages_is_per_row_though_there_are_as_many_tokens():
+    batch = {
+        "logps": torch.tensor([-1.0, -2.0]),
+        "advantages": torch.tensor([[1.0], [5.0]]),
+        "response_mask": torch.ones(2),
+        "offsets": torch.tensor([0, 2, 2]),  # both tokens are of row 0
+    }
+    assert evaluated(batch, objective="ppo").loss == -1
+    assert referenced(batch, objective="ppo").loss == -1
+
+
+def test_a_loss_scale_reaches_gradients_that_float16_would_flush():
+    batch = {
+        "logps": torch.full((1, 4096), -1.0, dtype=torch.float16),
+        "advantages": torch.full((1,), 1e-4),
+        "response_mask": torch.ones(1, 4096),
+    }
+    gradient = evaluated(batch, upstream=65536.0, objective="ppo").dlogps
+    assert gradient.dtype == torch.float16
+    assert gradient[0, 0].item() == pytest.approx(-16e-4, rel=1e-3)
 
 
 # ---- memory --------------------------------------------------------------------------------------

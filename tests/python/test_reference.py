@@ -161,6 +161,14 @@ def test_discounted_returns_by_hand():
     assert decay.tolist() == [[1 + 0.25 * 4, 0, 4, 4]]
     bootstrapped = reference.discounted_returns(rewards, mask, gamma=0.5, bootstrap=doubles(8))
     assert bootstrapped.tolist() == [[4.0 / 2 + 1 + 1, 0, 2 + 0.5 * 8, 8]]
+    padded = reference.discounted_returns(
+        doubles(1, 2, 5)[None],
+        torch.tensor([[True, True, False]]),
+        gamma=0.5,
+        gap="decay",
+        bootstrap=doubles(8),
+    )
+    assert padded.tolist() == [[1 + 0.5 * 6, 2 + 0.5 * 8, 0]]
 
 
 # ---- log-probabilities ---------------------------------------------------------------------------

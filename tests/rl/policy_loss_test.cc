@@ -237,6 +237,30 @@ TEST(PolicyLoss, NonfiniteTokensAreCountedAndComeOut) {
   EXPECT_TRUE(std::isfinite(batch.dlogps[4]));
 }
 
+TEST(PolicyLoss, AnInfinityAtAnActiveSlotIsNaNThoughRatiosSaturate) {
+  for (float infinite : {INFINITY, -INFINITY}) {
+    for (int array = 0; array < 4; ++array) {
+      Batch<float> batch = random_batch<float>(3, 40);
+      batch.mask[50] = 1;
+      (array == 0   ? batch.logps
+       : array == 1 ? batch.old_logps
+       : array == 2 ? batch.ref_logps
+                    : batch.advantages)[50] = infinite;
+      EXPECT_TRUE(std::isnan(batch.run(presets::grpo()).loss)) << array << " " << infinite;
+      EXPECT_TRUE(std::isnan(batch.dlogps[50])) << array << " " << infinite;
+    }
+  }
+}
+
+TEST(PolicyLoss, MetricsOfATokenThatRanAwayAreNotNaN) {
+  Batch<double> batch = random_batch<double>(3, 40);
+  batch.mask[50] = 1;
+  batch.old_logps[50] = -5000;  // the square of its saturated ratio is infinite
+  for (const auto& [name, value] : batch.run(presets::ppo()).metrics.to_map()) {
+    EXPECT_FALSE(std::isnan(value)) << name;
+  }
+}
+
 // A pool of threads that takes tasks in no particular order.
 struct Threads {
   int count;
