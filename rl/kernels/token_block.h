@@ -158,13 +158,13 @@ TETHER_CLONES void sum_block(T loss_factor, T kl_factor, TokenBlock<T>& block,
       const T loss = block.loss[i], dloss = block.dloss[i];
       const Mask<T> active = mask<T>(w != T(0));
       T gradient = loss_factor * dloss;
-      T trace = (d + A) + (loss + dloss);
+      T trace = (d * T(0) + A * T(0)) + (loss * T(0) + dloss * T(0));  // 0, or NaN
       if constexpr (kPenalty) {
         gradient += kl_factor * block.dkl[i];
-        trace += block.kl[i] + block.ref_logp[i];
+        trace += block.kl[i] * T(0) + block.ref_logp[i] * T(0);
         kl_sum += double(keep(active, w * block.kl[i]));
       }
-      const Mask<T> broken = active & mask<T>(trace - trace != T(0));
+      const Mask<T> broken = active & mask<T>(trace != T(0));
       loss_sum += double(spoil(broken, keep(active, w * loss)));
       block.dlogp[i] = spoil(broken, keep(active, w * gradient));
       nonfinite += keep(broken, T(1));
