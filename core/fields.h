@@ -11,6 +11,7 @@
 namespace tether {
 
 inline constexpr double infinity = std::numeric_limits<double>::infinity();
+inline constexpr double largest_finite = std::numeric_limits<double>::max();  // any finite number
 
 // An interval of legal values, closed unless `above`: then low itself is not in it.
 struct Range {
@@ -24,8 +25,9 @@ struct Range {
 };
 
 inline std::string text(const Range& range) {
-  if (range.high == infinity) {
-    return (range.above ? "greater than " : "at least ") + text(range.low);
+  if (range.high >= largest_finite) {
+    const std::string low = (range.above ? "greater than " : "at least ") + text(range.low);
+    return range.high == largest_finite ? low + " and finite" : low;
   }
   return "in [" + text(range.low) + ", " + text(range.high) + "]";
 }

@@ -106,9 +106,10 @@ ComputedLoss compute_on_cpu(const PolicyBatch& batch, const PolicyObjective& obj
   return out;
 }
 
-// autograd takes an absent tensor as nothing, not as an undefined one.
-std::optional<at::Tensor> present(const at::Tensor& tensor) {
-  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+// A tensor as an input of the graph: nothing if absent, a constant where no graph is made.
+std::optional<at::Tensor> input_of_graph(const at::Tensor& tensor) {
+  if (!tensor.defined()) return std::nullopt;
+  return at::GradMode::is_enabled() ? tensor : tensor.detach();
 }
 
 LossOutput run(const PolicyBatch& unchecked, const PolicyObjective& objective,
@@ -117,7 +118,7 @@ LossOutput run(const PolicyBatch& unchecked, const PolicyObjective& objective,
   return detail::with_value_errors([&] {
     check_objective("policy_loss", objective);
     LossOutput out;
-    out.loss = PolicyLoss::apply(batch.logps, present(batch.entropies), compute, &batch, &objective,
+    out.loss = PolicyLoss::apply(*input_of_graph(batch.logps), input_of_graph(batch.entropies), compute, &batch, &objective,
                                  &normalizer, &out.metrics);
     return out;
   });

@@ -145,8 +145,8 @@ at::Tensor finite_tokens(const FlatBatch& batch, const at::Tensor& log_ratio,
                          const at::Tensor& loss, const at::Tensor& dloss, const at::Tensor& kl,
                          bool penalty) {
   at::Tensor finite = at::isfinite(log_ratio);
-  for (const at::Tensor& each : {batch.advantage, loss, dloss, kl, batch.entropy,
-                                 penalty ? batch.ref_logp : batch.advantage}) {
+  for (const at::Tensor& each :
+       {batch.advantage, loss, dloss, kl, penalty ? batch.ref_logp : batch.advantage}) {
     finite = finite.logical_and(at::isfinite(each));
   }
   return finite;
@@ -184,7 +184,10 @@ PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& d, cons
   sums[M::kApproxKlK3] = sum(k3(log_ratio).value);
   sums[M::kRatio] = sum(ratio);
   sums[M::kRatioSquared] = sum(ratio * ratio);
-  sums[M::kNonfinite] = batch.active.logical_and(finite.logical_not()).to(at::kDouble).sum();
+  sums[M::kNonfinite] = at::zeros({}, d.options().dtype(at::kDouble));
+  for (const at::Tensor& sound : {finite, at::isfinite(batch.entropy)}) {
+    sums[M::kNonfinite] += batch.active.logical_and(sound.logical_not()).to(at::kDouble).sum();
+  }
   const at::Tensor count = batch.weight.to(at::kDouble).sum();
   const at::Tensor lowest = at::zeros({1}, d.options()) - M::kUnseen;
   const auto largest = [&](const at::Tensor& values) {

@@ -160,6 +160,7 @@ struct Inputs {
   const Tensor& response_mask;
   std::optional<Tensor> old_logps = {};
   std::optional<Tensor> ref_logps = {};
+  std::optional<Tensor> entropies = {};
   std::optional<Tensor> offsets = {};  // contiguous
 };
 
@@ -175,6 +176,7 @@ PolicyArrays arrays_of(std::string_view function, const Inputs& in) {
   out.response_mask = token_array("response_mask", in.response_mask, in.logps);
   if (in.old_logps) out.old_logps = token_array("old_logps", *in.old_logps, in.logps);
   if (in.ref_logps) out.ref_logps = token_array("ref_logps", *in.ref_logps, in.logps);
+  if (in.entropies) out.entropies = token_array("entropies", *in.entropies, in.logps);
   return out;
 }
 
@@ -197,26 +199,14 @@ Tensor new_scalar(double value, ScalarType type) {
 // ---- objectives by name
 // --------------------------------------------------------------------------
 
-// Empty: the preset's own.
-Aggregation::Mode aggregation_mode(std::string_view function, std::string_view name,
-                                   Aggregation::Mode of_preset) {
-  if (name.empty()) return of_preset;
-  std::string known;
-  for (size_t i = 0; i < kAggregationNames.size(); ++i) {
-    if (kAggregationNames[i] == name) return static_cast<Aggregation::Mode>(i);
-    known += (known.empty() ? "" : ", ") + std::string(kAggregationNames[i]);
-  }
-  throw Error(std::string(function) + ": aggregation must be one of " + known + ", got \"" +
-              std::string(name) + "\"");
-}
-
 // An objective in the words of a call. The numbers are a tensor, [options] in float64: a number
 // that changes would make torch.compile compile again.
 struct Wanted {
   const Name& objective;
   const Names& option_names;
   const Tensor& option_values;
-  const Name& aggregation;
+  const Names& choice_names;
+  const Names& choice_values;
 };
 
 const double* numbers_of(std::string_view name, const Tensor& tensor, size_t size) {
@@ -236,7 +226,13 @@ PolicyObjective objective_of(std::string_view function, const Wanted& wanted) {
   for (size_t i = 0; i < options; ++i) {
     set_option(function, out, wanted.option_names[i].text, values[i]);
   }
-  out.aggregation.mode = aggregation_mode(function, wanted.aggregation.text, out.aggregation.mode);
+  require(wanted.choice_names.size() == wanted.choice_values.size(), [&] {
+    return std::string(function) + ": choice_values must be " + text(wanted.choice_names.size()) +
+           " names, got " + text(wanted.choice_values.size());
+  });
+  for (size_t i = 0; i < wanted.choice_names.size(); ++i) {
+    set_choice(function, out, wanted.choice_names[i].text, wanted.choice_values[i].text);
+  }
   return out;
 }
 
@@ -253,30 +249,40 @@ Normalizer normalizer_of(const std::optional<Tensor>& tensor) {
 // ---- operators
 // -----------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> policy_loss_forward(
+// Memory for the gradient of `input`; none of it unless wanted.
+Tensor gradient_buffer(bool wanted, const Tensor& input, MutableArray& view) {
+  if (!wanted) return torch::stable::new_empty(input, {0});
+  // float16 gradients wait in float32 for the upstream gradient.
+  const bool half = input.scalar_type() == ScalarType::Half;
+  Tensor out = torch::stable::new_empty(input, input.sizes(),
+                                        half ? std::optional(ScalarType::Float) : std::nullopt);
+  view = token_view<MutableArray>("logps", out, out.mutable_data_ptr());
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_forward(
     const Tensor& logps, const Tensor& advantages, const Tensor& response_mask,
     const std::optional<Tensor>& old_logps, const std::optional<Tensor>& ref_logps,
-    const std::optional<Tensor>& offsets, const Name& objective_name, const Names& option_names,
-    const Tensor& option_values, const Name& aggregation, const std::optional<Tensor>& normalizer,
+    const std::optional<Tensor>& entropies, const std::optional<Tensor>& offsets,
+    const Name& objective_name, const Names& option_names, const Tensor& option_values,
+    const Names& choice_names, const Names& choice_values, const std::optional<Tensor>& normalizer,
     bool with_gradient) {
   return with_public_errors([&] {
-    const Inputs in{logps, advantages, response_mask, old_logps, ref_logps, contiguous(offsets)};
+    const Inputs in{logps,     advantages, response_mask,      old_logps,
+                    ref_logps, entropies,  contiguous(offsets)};
     const PolicyArrays arrays = arrays_of("policy_loss", in);
-    const PolicyObjective objective =
-        objective_of("policy_loss", {objective_name, option_names, option_values, aggregation});
-    // A loss scale comes too late for what float16 has already flushed to 0.
-    const auto stored =
-        logps.scalar_type() == ScalarType::Half ? std::optional(ScalarType::Float) : std::nullopt;
-    Tensor dlogps = with_gradient ? torch::stable::new_empty(logps, logps.sizes(), stored)
-                                  : torch::stable::new_empty(logps, {0}, stored);
-    const MutableArray gradient =
-        with_gradient ? token_view<MutableArray>("logps", dlogps, dlogps.mutable_data_ptr())
-                      : MutableArray{};
+    const PolicyObjective objective = objective_of(
+        "policy_loss", {objective_name, option_names, option_values, choice_names, choice_values});
+    PolicyGradients gradients;
+    const Tensor dlogps = gradient_buffer(with_gradient, logps, gradients.logps);
+    const Tensor dentropies = gradient_buffer(with_gradient && entropies.has_value(),
+                                              entropies.value_or(logps), gradients.entropies);
     const PolicyTotals totals =
-        policy_loss(arrays, objective, normalizer_of(normalizer), gradient, torch_executor());
+        policy_loss(arrays, objective, normalizer_of(normalizer), gradients, torch_executor());
     const bool wide = logps.scalar_type() == ScalarType::Double;
     return std::tuple(new_scalar(totals.loss, wide ? ScalarType::Double : ScalarType::Float),
-                      dlogps, new_doubles({PolicyMetrics::kSums, 2}, totals.metrics.sums.data()),
+                      dlogps, dentropies,
+                      new_doubles({PolicyMetrics::kSums, 2}, totals.metrics.sums.data()),
                       new_doubles({PolicyMetrics::kMaxima}, totals.metrics.maxima.data()));
   });
 }
@@ -285,12 +291,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> policy_loss_forward(
 Tensor policy_local_counts(const Tensor& logps, const Tensor& advantages,
                            const Tensor& response_mask, const std::optional<Tensor>& offsets,
                            const Name& objective_name, const Names& option_names,
-                           const Tensor& option_values, const Name& aggregation) {
+                           const Tensor& option_values, const Names& choice_names,
+                           const Names& choice_values) {
   return with_public_errors([&] {
-    const Inputs in{logps, advantages, response_mask, {}, {}, contiguous(offsets)};
+    const Inputs in{logps, advantages, response_mask, {}, {}, {}, contiguous(offsets)};
     const PolicyArrays arrays = arrays_of("local_counts", in);
-    const PolicyObjective objective =
-        objective_of("local_counts", {objective_name, option_names, option_values, aggregation});
+    const PolicyObjective objective = objective_of(
+        "local_counts", {objective_name, option_names, option_values, choice_names, choice_values});
     const Normalizer counts = local_counts(arrays, objective, torch_executor());
     const double values[] = {*counts.policy, *counts.kl, *counts.sequences};
     return new_doubles({3}, values);
@@ -299,10 +306,13 @@ Tensor policy_local_counts(const Tensor& logps, const Tensor& advantages,
 
 // Throws unless the objective exists and its options are legal: for devices without a kernel.
 bool policy_check(const Name& objective_name, const Names& option_names,
-                  const Numbers& option_values, const Name& aggregation) {
+                  const Numbers& option_values, const Names& choice_names,
+                  const Names& choice_values) {
   return with_public_errors([&] {
     Tensor values = new_doubles({static_cast<int64_t>(option_values.size())}, option_values.data());
-    objective_of("policy_loss", {objective_name, option_names, values, aggregation});
+    const PolicyObjective objective = objective_of(
+        "policy_loss", {objective_name, option_names, values, choice_names, choice_values});
+    check_objective("policy_loss", objective);
     return true;
   });
 }
@@ -329,17 +339,29 @@ std::tuple<std::vector<std::string>, Numbers> policy_metrics(const Tensor& sums,
   });
 }
 
-// name, formula, paper, aggregation of every row of the catalogue.
+// name, formula, paper of every row of the catalogue.
 std::vector<std::string> catalogue() {
   std::vector<std::string> out;
   for (const CatalogueRow& row : kCatalogue) {
-    const auto mode = static_cast<size_t>(row.preset().aggregation.mode);
-    for (const std::string_view each :
-         {row.name, row.formula, row.paper, kAggregationNames[mode]}) {
-      out.emplace_back(each);
-    }
+    for (const std::string_view each : {row.name, row.formula, row.paper}) out.emplace_back(each);
   }
   return out;
+}
+
+// The choices of one row: names, defaults, and what is legal, side by side.
+std::vector<std::string> catalogue_choices(const Name& objective_name) {
+  return with_public_errors([&] {
+    std::vector<std::string> out;
+    const PolicyObjective objective = preset("objectives", objective_name.text);
+    for_each_choice(objective, [&](std::string_view name, auto value, const auto& names) {
+      std::string legal;
+      for (const std::string_view each : names) detail::append(legal, each);
+      out.emplace_back(name);
+      out.emplace_back(names[static_cast<size_t>(value)]);
+      out.push_back(legal);
+    });
+    return out;
+  });
 }
 
 // The options of one row: names, defaults, legal ranges in words.
@@ -363,18 +385,20 @@ std::tuple<std::vector<std::string>, Numbers, std::vector<std::string>> catalogu
 STABLE_TORCH_LIBRARY(tether, library) {
   library.def(
       "policy_loss_forward(Tensor logps, Tensor advantages, Tensor response_mask, "
-      "Tensor? old_logps, Tensor? ref_logps, Tensor? offsets, str objective, str[] option_names, "
-      "Tensor option_values, str aggregation, Tensor? normalizer, bool with_gradient) -> "
-      "(Tensor loss, Tensor dlogps, Tensor metric_sums, Tensor metric_maxima)");
+      "Tensor? old_logps, Tensor? ref_logps, Tensor? entropies, Tensor? offsets, str objective, "
+      "str[] option_names, Tensor option_values, str[] choice_names, str[] choice_values, "
+      "Tensor? normalizer, bool with_gradient) -> "
+      "(Tensor loss, Tensor dlogps, Tensor dentropies, Tensor metric_sums, Tensor metric_maxima)");
   library.def(
       "policy_local_counts(Tensor logps, Tensor advantages, Tensor response_mask, "
       "Tensor? offsets, str objective, str[] option_names, Tensor option_values, "
-      "str aggregation) -> Tensor");
+      "str[] choice_names, str[] choice_values) -> Tensor");
   library.def(
-      "policy_check(str objective, str[] option_names, float[] option_values, str aggregation) "
-      "-> bool");
+      "policy_check(str objective, str[] option_names, float[] option_values, "
+      "str[] choice_names, str[] choice_values) -> bool");
   library.def("policy_metrics(Tensor sums, Tensor maxima) -> (str[] names, float[] values)");
   library.def("catalogue() -> str[]");
+  library.def("catalogue_choices(str objective) -> str[]");
   library.def("catalogue_options(str objective) -> (str[] names, float[] defaults, str[] ranges)");
 }
 
@@ -387,5 +411,6 @@ STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
 STABLE_TORCH_LIBRARY_IMPL(tether, CompositeExplicitAutograd, library) {
   library.impl("policy_check", TORCH_BOX(&tether::policy_check));
   library.impl("catalogue", TORCH_BOX(&tether::catalogue));
+  library.impl("catalogue_choices", TORCH_BOX(&tether::catalogue_choices));
   library.impl("catalogue_options", TORCH_BOX(&tether::catalogue_options));
 }

@@ -34,9 +34,9 @@ struct PolicyObjective {
 template <class Objective, class Visit>
 void for_each_option(Objective& objective, Visit visit) {
   objective.surrogate.for_each_field(visit);
-  visit("beta", objective.kl.beta, Range{0, infinity});
-  visit("entropy_coef", objective.entropy.coefficient, Range{});
-  visit("constant", objective.aggregation.constant, Range{0, infinity, true});
+  visit("beta", objective.kl.beta, Range{0, largest_finite});
+  visit("entropy_coef", objective.entropy.coefficient, Range{0, largest_finite});
+  visit("constant", objective.aggregation.constant, Range{0, largest_finite, true});
 }
 
 // visit(name, value, names) for every choice of the objective, an enum whose names are `names`.

@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     response_mask: Tensor
     old_logps: Tensor | None
     ref_logps: Tensor | None
+    entropies: Tensor | None
     offsets: Tensor | None
 
 
@@ -126,7 +127,7 @@ def _checked_mask(function: str, mask: Tensor, logps: Tensor) -> Tensor:
     return mask
 
 
-def _check_constant_tokens(function: str, name: str, tensor: Tensor | None, logps: Tensor) -> None:
+def _check_optional_tokens(function: str, name: str, tensor: Tensor | None, logps: Tensor) -> None:
     where = f"{function}: {name}"
     if tensor is None:
         return
@@ -134,7 +135,12 @@ def _check_constant_tokens(function: str, name: str, tensor: Tensor | None, logp
     _check_floating(where, tensor)
     _check_width(where, name, tensor, logps)
     _check_tokens(where, tensor, logps)
-    _check_constant(where, name, tensor)
+
+
+def _check_constant_tokens(function: str, name: str, tensor: Tensor | None, logps: Tensor) -> None:
+    _check_optional_tokens(function, name, tensor, logps)
+    if tensor is not None:
+        _check_constant(f"{function}: {name}", name, tensor)
 
 
 def checked(function: str, batch: Batch) -> Batch:
@@ -147,4 +153,5 @@ def checked(function: str, batch: Batch) -> Batch:
     response_mask = _checked_mask(function, batch.response_mask, logps)
     _check_constant_tokens(function, "old_logps", batch.old_logps, logps)
     _check_constant_tokens(function, "ref_logps", batch.ref_logps, logps)
+    _check_optional_tokens(function, "entropies", batch.entropies, logps)
     return batch._replace(advantages=advantages, response_mask=response_mask)

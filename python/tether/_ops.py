@@ -33,17 +33,24 @@ ops = torch.ops.tether
 # ---- shapes and dtypes of results, for tracing ---------------------------------------------------
 
 # Rows of the blocks of metrics: PolicyMetrics::kSums and kMaxima.
-_SUMS, _MAXIMA = 10, 2
+_SUMS, _MAXIMA = 11, 2
 
 
 @torch.library.register_fake("tether::policy_loss_forward")
 def _(logps, *arguments):
-    with_gradient = arguments[-1]
+    entropies, with_gradient = arguments[4], arguments[-1]
     wide = torch.float64 if logps.dtype == torch.float64 else torch.float32
-    stored = torch.float32 if logps.dtype == torch.float16 else logps.dtype
+
+    def gradient(wanted, tensor):
+        stored = torch.float32 if wanted and tensor.dtype == torch.float16 else tensor.dtype
+        return tensor.new_empty(tensor.shape if wanted else (0,), dtype=stored)
+
     return (
         logps.new_empty((), dtype=wide),
-        logps.new_empty(logps.shape if with_gradient else (0,), dtype=stored),
+        gradient(with_gradient, logps),
+        gradient(
+            with_gradient and entropies is not None, logps if entropies is None else entropies
+        ),
         logps.new_empty((_SUMS, 2), dtype=torch.float64),
         logps.new_empty((_MAXIMA,), dtype=torch.float64),
     )
@@ -80,24 +87,31 @@ def _is_one(upstream: torch.Tensor) -> bool:
 
 
 def _setup_context(ctx, inputs, output):
-    logps, *_ = inputs
-    _, dlogps, metric_sums, metric_maxima = output
-    ctx.mark_non_differentiable(dlogps, metric_sums, metric_maxima)
+    logps, entropies = inputs[0], inputs[5]
+    _, dlogps, dentropies, metric_sums, metric_maxima = output
+    ctx.mark_non_differentiable(dlogps, dentropies, metric_sums, metric_maxima)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(dlogps, logps)
+    ctx.save_for_backward(dlogps, dentropies, logps, entropies)
+
+
+def _scaled(upstream, stored, tensor):
+    """stored * upstream, in the dtype of the tensor whose gradient it is."""
+    if torch.is_grad_enabled():
+        return _ScaledOnce.apply(stored, upstream, tensor)
+    if _is_one(upstream):
+        return stored.to(tensor.dtype)
+    return (stored * upstream).to(tensor.dtype)
 
 
 def _backward(ctx, upstream, *_):
-    dlogps, logps = ctx.saved_tensors
-    if upstream is None:
-        gradient = None
-    elif torch.is_grad_enabled():
-        gradient = _ScaledOnce.apply(dlogps, upstream, logps)
-    elif _is_one(upstream):
-        gradient = dlogps.to(logps.dtype)
-    else:
-        gradient = (dlogps * upstream).to(logps.dtype)
-    return gradient, *[None] * 11
+    dlogps, dentropies, logps, entropies = ctx.saved_tensors
+    gradients = [None] * 14
+    if upstream is not None:
+        if ctx.needs_input_grad[0]:
+            gradients[0] = _scaled(upstream, dlogps, logps)
+        if entropies is not None and ctx.needs_input_grad[5]:
+            gradients[5] = _scaled(upstream, dentropies, entropies)
+    return tuple(gradients)
 
 
 torch.library.register_autograd(

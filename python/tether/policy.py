@@ -54,7 +54,7 @@ class Normalizer:
 class PolicyMetrics(NamedTuple):
     """What a training loop logs, as two blocks: all-reduce `sums` by sum and `maxima` by max."""
 
-    sums: Tensor  # [10, 2] float64: value and count
+    sums: Tensor  # [11, 2] float64: value and count
     maxima: Tensor  # [2] float64
 
     def to_dict(self) -> dict[str, float]:
@@ -76,12 +76,12 @@ def policy_loss(
     objective: str = "grpo",
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
+    entropies: Tensor | None = None,
     offsets: Tensor | None = None,
-    aggregation: str | None = None,
     normalizer: Normalizer | None = None,
-    **options: Number,
+    **options: Number | str | bool,
 ) -> PolicyLoss:
-    """The loss of a policy objective and its metrics, differentiable once in logps.
+    """The loss of a policy objective and its metrics, differentiable once in logps and entropies.
 
     logps            [B, T], or packed [N] with offsets: log-probabilities [nats] of the tokens;
                      float32, float64, bfloat16 or float16, of any strides
@@ -90,32 +90,31 @@ def policy_loss(
     objective        a row of `objectives()`, which also lists the options and their defaults
     old_logps        like logps, under the policy that the step began with; None: logps, detached
     ref_logps        like logps, under the reference policy; needed when beta > 0
+    entropies        like logps, of the policy; needed when entropy_coef is not 0
     offsets          [B + 1] int32 or int64, from 0 to N: row i is offsets[i] .. offsets[i + 1]
-    aggregation      token_mean, sequence_mean_token_mean, sequence_mean_token_sum or
-                     sequence_sum_over_constant; None: the objective's own
     normalizer       the denominators of the optimizer step; None: of this batch
-    options          of the objective, as epsilon_low=0.1; see Normalizer for tensors
+    options          of the objective, as epsilon_low=0.1 (see Normalizer for tensors), and its
+                     choices, as aggregation="token_mean", level="sequence_mean",
+                     kl_estimator="k3", kl_gradient="k2", kl_correction="ratio"
 
     On the CPU: a fused kernel, the same bits for any number of threads. On other devices:
     `tether.reference`, at torch's speed, where weights and counts are taken as they are. Raises
     ValueError or TypeError before any work is done.
     """
     batch = checked(
-        "policy_loss", Batch(logps, advantages, response_mask, old_logps, ref_logps, offsets)
+        "policy_loss",
+        Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets),
     )
-    _check_names("policy_loss", objective, aggregation)
+    wanted = _checked_objective("policy_loss", objective, options)
     normalizer = _checked_normalizer(normalizer)
-    names, numbers = _checked_options("policy_loss", options)
     if logps.device.type != "cpu":
-        return _on_other_device(batch, objective, aggregation, normalizer, options)
-    loss, _, sums, maxima = ops.policy_loss_forward(
+        return _on_other_device(batch, wanted, normalizer)
+    requires_grad = logps.requires_grad or (entropies is not None and entropies.requires_grad)
+    loss, _, _, sums, maxima = ops.policy_loss_forward(
         *batch,
-        objective,
-        names,
-        _packed(numbers),
-        aggregation or "",
+        *wanted.arguments(),
         None if normalizer is None else _packed(_counts(normalizer)),
-        torch.is_grad_enabled() and logps.requires_grad,
+        torch.is_grad_enabled() and requires_grad,
     )
     return PolicyLoss(loss, PolicyMetrics(sums, maxima))
 
@@ -128,9 +127,9 @@ def local_counts(
     objective: str = "grpo",
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
+    entropies: Tensor | None = None,
     offsets: Tensor | None = None,
-    aggregation: str | None = None,
-    **options: Number,
+    **options: Number | str | bool,
 ) -> Normalizer:
     """The denominators that this batch contributes to its optimizer step, as float64 tensors.
 
@@ -138,22 +137,15 @@ def local_counts(
     normalizer of each of its losses: normalizer = sum(local_counts(**batch) for batch in step).
     """
     batch = checked(
-        "local_counts", Batch(logps, advantages, response_mask, old_logps, ref_logps, offsets)
+        "local_counts",
+        Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets),
     )
-    _check_names("local_counts", objective, aggregation)
-    names, numbers = _checked_options("local_counts", options)
+    wanted = _checked_objective("local_counts", objective, options)
     if logps.device.type != "cpu":
         counts = reference.local_counts(batch.response_mask, offsets)
     else:
         counts = ops.policy_local_counts(
-            logps.detach(),
-            batch.advantages,
-            batch.response_mask,
-            offsets,
-            objective,
-            names,
-            _packed(numbers),
-            aggregation or "",
+            logps.detach(), batch.advantages, batch.response_mask, offsets, *wanted.arguments()
         )
     policy, kl, sequences = counts.unbind()
     return Normalizer(policy, kl, sequences)
@@ -164,24 +156,33 @@ class Option(NamedTuple):
     range: str  # in words: "in [0, 1]"
 
 
+class Choice(NamedTuple):
+    default: str
+    legal: str  # "k1, k2, k3"
+
+
 class Objective(NamedTuple):
     name: str
     formula: str
     paper: str
-    aggregation: str
     options: dict[str, Option]
+    choices: dict[str, Choice]
 
 
 @functools.cache
 def objectives() -> dict[str, Objective]:
-    """Every objective by name, with its formula, paper, aggregation and options."""
-    rows = ops.catalogue()
+    """Every objective by name, with its formula, paper, options and choices."""
     out = {}
-    for name, formula, paper, aggregation in zip(*[iter(rows)] * 4, strict=True):
+    for name, formula, paper in zip(*[iter(ops.catalogue())] * 3, strict=True):
         names, defaults, ranges = ops.catalogue_options(name)
         options = {each: Option(*rest) for each, *rest in zip(names, defaults, ranges, strict=True)}
-        out[name] = Objective(name, formula, paper, aggregation, options)
+        choices = zip(*[iter(ops.catalogue_choices(name))] * 3, strict=True)
+        choices = {each: Choice(default, legal) for each, default, legal in choices}
+        out[name] = Objective(name, formula, paper, options, choices)
     return out
+
+
+_CHOICES = tuple(objectives()["ppo"].choices)
 
 
 def _checked_normalizer(normalizer: Normalizer | None) -> Normalizer | None:
@@ -208,16 +209,41 @@ def _counts(normalizer: Normalizer) -> list[Number]:
     return [_ABSENT if each is None else each for each in counts]
 
 
-def _check_names(function: str, objective: str, aggregation: str | None) -> None:
-    for name, value in (("objective", objective), ("aggregation", aggregation or "")):
-        if not isinstance(value, str):
-            raise TypeError(f"{function}: {name} must be a string, got {type(value).__name__}")
+class _Wanted(NamedTuple):
+    """An objective in the words of a call."""
+
+    objective: str
+    numbers: dict[str, Number]
+    choices: dict[str, str]
+
+    def arguments(self) -> tuple:
+        """As the operators take it."""
+        return (
+            self.objective,
+            list(self.numbers),
+            _packed(list(self.numbers.values())),
+            list(self.choices),
+            list(self.choices.values()),
+        )
 
 
-def _checked_options(function: str, options: dict[str, Number]) -> tuple[list[str], list[Number]]:
+def _checked_objective(
+    function: str, objective: str, options: dict[str, Number | str | bool]
+) -> _Wanted:
+    if not isinstance(objective, str):
+        raise TypeError(f"{function}: objective must be a string, got {type(objective).__name__}")
+    numbers, choices = {}, {}
     for name, value in options.items():
-        _check_number(function, name, value)
-    return list(options.keys()), list(options.values())
+        if name not in _CHOICES:
+            _check_number(function, name, value)
+            numbers[name] = value
+        elif isinstance(value, bool):
+            choices[name] = "true" if value else "false"
+        elif isinstance(value, str):
+            choices[name] = value
+        else:
+            raise TypeError(f"{function}: {name} must be a string, got {type(value).__name__}")
+    return _Wanted(objective, numbers, choices)
 
 
 def _check_number(function: str, name: str, value: Number) -> None:
@@ -240,16 +266,15 @@ def _packed(numbers: Sequence[Number]) -> Tensor:
 
 
 def _on_other_device(
-    batch: Batch,
-    objective: str,
-    aggregation: str | None,
-    normalizer: Normalizer | None,
-    options: dict[str, Number],
+    batch: Batch, wanted: _Wanted, normalizer: Normalizer | None
 ) -> PolicyLoss:
+    objective, numbers, choices = wanted
     if not torch.compiler.is_compiling():
-        values = [float(each) for each in options.values()]
-        ops.policy_check(objective, list(options.keys()), values, aggregation or "")
+        values = [float(each) for each in numbers.values()]
+        ops.policy_check(
+            objective, list(numbers), values, list(choices), list(choices.values())
+        )
     out = reference.policy_loss(
-        *batch, objective=objective, aggregation=aggregation, normalizer=normalizer, **options
+        *batch, objective=objective, normalizer=normalizer, **numbers, **choices
     )
     return PolicyLoss(out.loss, PolicyMetrics(out.sums, out.maxima))

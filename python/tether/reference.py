@@ -112,6 +112,55 @@ def reinforce(logp: Tensor, log_ratio: Tensor, advantage: Tensor) -> tuple[Tenso
     return -advantage * logp, torch.zeros_like(logp, dtype=torch.bool)
 
 
+def is_reinforce(
+    logp: Tensor,
+    log_ratio: Tensor,
+    advantage: Tensor,
+    *,
+    ratio_low: float = 0,
+    ratio_high: float = 5,
+) -> tuple[Tensor, Tensor]:
+    """-sg(clip(ratio, ratio_low, ratio_high)) A logp. CISPO, arXiv:2506.13585, eq. 4."""
+    weight = clamp(exp(log_ratio), ratio_low, ratio_high).detach()
+    return -weight * advantage * logp, weight == 0
+
+
+# ---- the penalty -----------------------------------------------------------------------------------
+
+_KL = {"k1": k1, "k2": k2, "k3": k3}
+_KL_CHOICES = {"kl_estimator", "kl_gradient", "kl_correction"}
+
+
+def with_gradient_of(value: Tensor, source: Tensor) -> Tensor:
+    """Straight through: the value of one with the gradient of the other."""
+    return value.detach() + (source - source.detach())
+
+
+def kl_term(
+    logp: Tensor,
+    old_logp: Tensor,
+    ref_logp: Tensor,
+    *,
+    kl_estimator: str = "k3",
+    kl_gradient: str = "k3",
+    kl_correction: str = "none",
+) -> Tensor:
+    """rho K(ref_logp - logp) with the gradient of rho G(ref_logp - logp).
+
+    rho = policy / old policy with kl_correction "ratio" (DeepSeek-V3.2, arXiv:2512.02556, eq. 7),
+    its value alone with "detached_ratio", 1 with "none" (GRPO, arXiv:2402.03300, eq. 4). A ratio
+    beyond e^20 (float64: e^100) weighs as this one.
+    """
+    value, source = (_KL[each](ref_logp - logp) for each in (kl_estimator, kl_gradient))
+    if kl_correction == "none":
+        return with_gradient_of(value, source)
+    log_ratio = logp - old_logp
+    bound = 100.0 if logp.dtype == torch.float64 else 20.0
+    rho = torch.exp(with_gradient_of(log_ratio.clamp(-bound, bound), log_ratio))
+    through = rho if kl_correction == "ratio" else rho.detach()
+    return with_gradient_of(rho * value, through * source)
+
+
 # ---- rows and their averages ---------------------------------------------------------------------
 
 
@@ -177,17 +226,32 @@ class Row(NamedTuple):
     surrogate_options: dict[str, float]
     beta: float
     aggregation: str
+    level: str = "token"
 
 
 _PPO = {"epsilon_low": 0.2, "epsilon_high": 0.2, "dual_clip": math.inf}
+_TIGHT = _PPO | {"epsilon_low": 3e-4, "epsilon_high": 4e-4}
 
 OBJECTIVES = {
     # arXiv:1707.06347, eq. 7
     "ppo": Row(ppo_clip, _PPO, 0, "token_mean"),
+    # arXiv:1912.09729, eq. 5
+    "ppo_dual_clip": Row(ppo_clip, _PPO | {"dual_clip": 3}, 0, "token_mean"),
     # arXiv:2402.03300, eq. 3: the clipped surrogate + beta k3 of KL(policy || reference)
     "grpo": Row(ppo_clip, _PPO, 0.04, "sequence_mean_token_mean"),
     # arXiv:2503.14476, eq. 10 and 12
     "dapo": Row(ppo_clip, _PPO | {"epsilon_high": 0.28}, 0, "token_mean"),
+    # TRL's loss_type
+    "bnpo": Row(ppo_clip, _PPO, 0, "token_mean"),
+    # arXiv:2503.20783, section 3.2
+    "dr_grpo": Row(ppo_clip, _PPO, 0, "sequence_sum_over_constant"),
+    # arXiv:2507.18071, eq. 5 and 13
+    "gspo": Row(ppo_clip, _TIGHT, 0, "sequence_mean_token_mean", "sequence_mean"),
+    "gspo_token": Row(ppo_clip, _TIGHT, 0, "sequence_mean_token_mean", "sequence_token"),
+    # arXiv:2506.13585, eq. 4
+    "cispo": Row(is_reinforce, {"ratio_low": 0, "ratio_high": 5}, 0, "token_mean"),
+    # arXiv:2402.14740, eq. 6
+    "rloo": Row(ppo_clip, _PPO, 0, "sequence_mean_token_mean", "sequence_sum"),
     # Williams 1992, eq. 4
     "reinforce": Row(reinforce, {}, 0, "token_mean"),
 }
@@ -195,7 +259,7 @@ OBJECTIVES = {
 
 class PolicyTotals(NamedTuple):
     loss: Tensor
-    sums: Tensor  # [10, 2]: value and count of every metric, in the order of rl/policy_metrics.h
+    sums: Tensor  # [11, 2]: value and count of every metric, in the order of rl/policy_metrics.h
     maxima: Tensor  # [2]: largest log_ratio and -log_ratio
 
 
@@ -207,6 +271,7 @@ class Tokens(NamedTuple):
     old_logp: Tensor
     ref_logp: Tensor
     advantage: Tensor
+    entropy: Tensor
 
     @property
     def active(self) -> Tensor:
@@ -219,44 +284,53 @@ def policy_loss(
     response_mask: Tensor,
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
+    entropies: Tensor | None = None,
     offsets: Tensor | None = None,
     *,
     objective: str = "grpo",
-    aggregation: str | None = None,
     normalizer: Any = None,  # tether.Normalizer
-    **options: float | Tensor,
+    beta: float | Tensor | None = None,
+    entropy_coef: float | Tensor = 0,
+    constant: float | Tensor = 1,
+    level: str | None = None,
+    aggregation: str | None = None,
+    allow_biased_gradient: str = "false",  # looked at by the operator's check
+    **options: float | Tensor | str,
 ) -> PolicyTotals:
-    """loss = world_size (Agg[surrogate] + beta Agg[k3(ref_logp - logp)]), as tether.policy_loss."""
+    """world_size (Agg[S] + beta Agg[K] - entropy_coef Agg[H]), as tether.policy_loss."""
     row = OBJECTIVES[objective]
-    beta = options.pop("beta", row.beta)
-    constant = options.pop("constant", 1)
+    beta = row.beta if beta is None else beta
+    kl_choices = {name: options.pop(name) for name in _KL_CHOICES & options.keys()}
     rows = Rows.of(logps, offsets)
-    tokens = _selected(rows, logps, advantages, response_mask, old_logps, ref_logps)
+    tokens = _selected(rows, logps, advantages, response_mask, old_logps, ref_logps, entropies)
+    n = rows.sum(tokens.weight.double())
 
-    log_ratio = tokens.logp - tokens.old_logp
+    logp, log_ratio = levelled(rows, tokens, n, level or row.level)
     surrogate_options = row.surrogate_options | options
-    loss, clipped = row.surrogate(tokens.logp, log_ratio, tokens.advantage, **surrogate_options)
+    loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **surrogate_options)
     kl = torch.zeros_like(loss)
-    if _penalised(beta, ref_logps):
-        kl = k3(tokens.ref_logp - tokens.logp)
+    if _needs("ref_logps", "beta", "greater than 0", beta, ref_logps):
+        kl = kl_term(tokens.logp, tokens.old_logp, tokens.ref_logp, **kl_choices)
+    entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, entropies)
 
-    finite = _finite(tokens, loss.detach(), kl.detach())
+    finite = _finite(tokens, log_ratio, loss.detach(), kl.detach())
     spoil = torch.where(finite, 1.0, math.nan)  # no saturation hides a NaN or infinity
 
     policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
-    n = rows.sum(tokens.weight.double())
 
     def mean(terms: Tensor, count: float | Tensor | None) -> Tensor:
         factors = row_factors(
             aggregation or row.aggregation, n, constant=constant, tokens=count, sequences=sequences
         )
-        weighted = torch.where(tokens.active, tokens.weight * spoil * terms, 0.0).double()
+        weighted = torch.where(tokens.active, tokens.weight * terms, 0.0).double()
         return (rows.spread(factors) * weighted).sum()
 
-    total = world_size * (mean(loss, policy) + beta * mean(kl, kl_tokens))
+    total = mean(spoil * loss, policy) + beta * mean(spoil * kl, kl_tokens)
+    if entropic:
+        total = total - entropy_coef * mean(tokens.entropy, policy)
     with torch.no_grad():
-        sums, maxima = _metrics(tokens, loss, kl, clipped, finite)
-    return PolicyTotals(total.to(_wide(logps.dtype)), sums, maxima)
+        sums, maxima = _metrics(tokens, log_ratio, loss, kl, clipped, finite)
+    return PolicyTotals((world_size * total).to(_wide(logps.dtype)), sums, maxima)
 
 
 def local_counts(response_mask: Tensor, offsets: Tensor | None = None) -> Tensor:
@@ -265,15 +339,15 @@ def local_counts(response_mask: Tensor, offsets: Tensor | None = None) -> Tensor
     return torch.stack([n.sum(), n.sum(), (n > 0).sum().double()])
 
 
-def _penalised(beta: float | Tensor, ref_logps: Tensor | None) -> bool:
-    """A beta in a tensor is not looked at and counts as more than 0."""
-    penalised = isinstance(beta, Tensor) or beta > 0
-    if penalised and ref_logps is None:
+def _needs(array: str, option: str, rule: str, value: float | Tensor, given: Tensor | None) -> bool:
+    """Whether the option asks for the array. A value in a tensor is not looked at and does."""
+    needed = isinstance(value, Tensor) or value != 0
+    if needed and given is None:
         raise ValueError(
-            "policy_loss: ref_logps must be given when beta is greater than 0, got beta "
-            f"{beta} and none. Pass ref_logps or beta = 0"
+            f"policy_loss: {array} must be given when {option} is {rule}, got {option} "
+            f"{value} and none. Pass {array} or {option} = 0"
         )
-    return penalised
+    return needed
 
 
 def _step_counts(normalizer: Any) -> tuple:
@@ -283,7 +357,9 @@ def _step_counts(normalizer: Any) -> tuple:
     return normalizer.policy, kl, normalizer.sequences, normalizer.world_size
 
 
-def _selected(rows: Rows, logps, advantages, response_mask, old_logps, ref_logps) -> Tokens:
+def _selected(
+    rows: Rows, logps, advantages, response_mask, old_logps, ref_logps, entropies
+) -> Tokens:
     wide = _wide(logps.dtype)
     weight = response_mask.to(wide)
     if advantages.shape != logps.shape:
@@ -295,19 +371,42 @@ def _selected(rows: Rows, logps, advantages, response_mask, old_logps, ref_logps
     logp = select(logps)
     old_logp = logp.detach() if old_logps is None else select(old_logps)
     ref_logp = torch.zeros_like(old_logp) if ref_logps is None else select(ref_logps)
-    return Tokens(weight, logp, old_logp, ref_logp, select(advantages))
+    entropy = torch.zeros_like(old_logp) if entropies is None else select(entropies)
+    return Tokens(weight, logp, old_logp, ref_logp, select(advantages), entropy)
 
 
-def _finite(tokens: Tokens, loss: Tensor, kl: Tensor) -> Tensor:
+def levelled(rows: Rows, tokens: Tokens, n: Tensor, level: str) -> tuple[Tensor, Tensor]:
+    """logp and log_ratio as a surrogate sees them.
+
+      token            logp - old_logp
+      sequence_mean    their mean over the row; logp likewise      GSPO, arXiv:2507.18071, eq. 7
+      sequence_token   the mean, with the token's own gradient     GSPO-token, the same, eq. 14
+      sequence_sum     their sum over the row; logp likewise       RLOO, arXiv:2402.14740
+    """
+    log_ratio = tokens.logp - tokens.old_logp
+    if level == "token":
+        return tokens.logp, log_ratio
+
+    def spread(values: Tensor) -> Tensor:
+        sums = rows.sum((tokens.weight * values).double())
+        if level != "sequence_sum":
+            sums = sums / torch.where(n > 0, n, 1.0)
+        return rows.spread(sums.to(values.dtype)).expand_as(values)
+
+    if level == "sequence_token":
+        return tokens.logp, with_gradient_of(spread(log_ratio), log_ratio)
+    return spread(tokens.logp), spread(log_ratio)
+
+
+def _finite(tokens: Tokens, log_ratio: Tensor, loss: Tensor, kl: Tensor) -> Tensor:
     """Whether nothing about a token is NaN or infinite; a reference counts under a penalty."""
-    seen = (tokens.logp - tokens.old_logp, tokens.advantage, loss, kl)
+    seen = (log_ratio, tokens.advantage, loss, kl)
     return torch.stack([torch.isfinite(each) for each in seen]).all(0)
 
 
 def _metrics(
-    tokens: Tokens, loss: Tensor, kl: Tensor, clipped: Tensor, finite: Tensor
+    tokens: Tokens, log_ratio: Tensor, loss: Tensor, kl: Tensor, clipped: Tensor, finite: Tensor
 ) -> tuple[Tensor, Tensor]:
-    log_ratio = tokens.logp - tokens.old_logp
     ratio = exp(log_ratio)
     good, bad = clipped & (tokens.advantage > 0), clipped & (tokens.advantage < 0)
     count = tokens.weight.sum(dtype=torch.float64)
@@ -319,9 +418,11 @@ def _metrics(
         seen = torch.where(tokens.active & finite, values, -math.inf).reshape(-1)
         return torch.cat([seen, seen.new_tensor([-math.inf])]).max().double()
 
+    broken = (finite, torch.isfinite(tokens.entropy))
     sums = [
         total(loss),
         total(kl),
+        total(tokens.entropy),
         total(bad & (log_ratio < 0)),
         total(good & (log_ratio > 0)),
         total(bad & (log_ratio > 0)),
@@ -329,7 +430,7 @@ def _metrics(
         total(k3(log_ratio)),
         total(ratio),
         total(ratio**2),
-        (tokens.active & ~finite).sum(dtype=torch.float64),
+        sum((tokens.active & ~each).sum(dtype=torch.float64) for each in broken),
     ]
     values = torch.stack(sums)
     return torch.stack([values, count.expand_as(values)], 1), torch.stack(

@@ -8,7 +8,10 @@ import tether
 import torch
 from batches import packed, padded_batch
 
-KNOWN = "epsilon_low, epsilon_high, dual_clip, beta, constant"
+KNOWN = "epsilon_low, epsilon_high, dual_clip, beta, entropy_coef, constant"
+OBJECTIVES = (
+    "ppo, ppo_dual_clip, grpo, dapo, bnpo, dr_grpo, gspo, gspo_token, cispo, rloo, reinforce"
+)
 
 
 def batch_with(**changes):
@@ -67,14 +70,21 @@ NUMBERS = {
     "epsilon_low must be in [0, 1], got 1.2": {"epsilon_low": 1.2},
     "epsilon_high must be at least 0, got -0.1": {"epsilon_high": -0.1},
     "dual_clip must be greater than 1, got 1": {"dual_clip": 1},
-    "beta must be at least 0, got nan": {"beta": math.nan},
-    "constant must be greater than 0, got 0": {"constant": 0},
+    "beta must be at least 0 and finite, got nan": {"beta": math.nan},
+    "constant must be greater than 0 and finite, got 0": {"constant": 0},
     f'option must be one of {KNOWN}, got "eps"': {"eps": 0.2},
-    'objective must be one of ppo, grpo, dapo, reinforce, got "gropo"': {"objective": "gropo"},
+    f'objective must be one of {OBJECTIVES}, got "gropo"': {"objective": "gropo"},
+    'level must be one of token, sequence_mean, sequence_token, sequence_sum, got "turn"': {
+        "level": "turn"
+    },
+    "kl_gradient must be k2 or k3 with kl_correction none, got k1, whose gradient is not that of "
+    "a KL divergence. Choose another one or set allow_biased_gradient": {"kl_gradient": "k1"},
     "aggregation must be one of token_mean, sequence_mean_token_mean, sequence_mean_token_sum, "
     'sequence_sum_over_constant, got "mean"': {"aggregation": "mean"},
 }
 LOSS_ONLY = {
+    "entropies must be given when entropy_coef is not 0, got entropy_coef 0.5 and none. "
+    "Pass entropies or entropy_coef = 0": {"entropy_coef": 0.5},
     "ref_logps must be given when beta is greater than 0, got beta 0.04 and none. "
     "Pass ref_logps or beta = 0": {"ref_logps": None},
     "normalizer.policy must be at least 18, the count of this batch, got 10. "
@@ -169,21 +179,21 @@ def test_direct_calls_of_the_operator_stay_inside_their_memory():
 
     def call(*tensors, values=numbers, names=(), normalizer=None):
         torch.ops.tether.policy_loss_forward(
-            *tensors, "ppo", list(names), values, "", normalizer, True
+            *tensors, "ppo", list(names), values, [], [], normalizer, True
         )
 
     for tensors in (
-        (logps, ones(4), mask, None, None, None),
-        (logps, ones(5), ones(5, 8), None, None, None),
-        (logps, ones(5), mask, ones(4, 9), None, None),
-        (logps, ones(5), mask.to(torch.int64), None, None, None),
-        (ones(45), ones(5), ones(45), None, None, None),
-        (ones(45), ones(5), ones(45), None, None, ones(6)),
-        (ones(2, 3, 4), ones(2), ones(2, 3, 4), None, None, None),
+        (logps, ones(4), mask, None, None, None, None),
+        (logps, ones(5), ones(5, 8), None, None, None, None),
+        (logps, ones(5), mask, ones(4, 9), None, None, None),
+        (logps, ones(5), mask.to(torch.int64), None, None, None, None),
+        (ones(45), ones(5), ones(45), None, None, None, None),
+        (ones(45), ones(5), ones(45), None, None, None, ones(6)),
+        (ones(2, 3, 4), ones(2), ones(2, 3, 4), None, None, None, None),
     ):
         with pytest.raises(ValueError, match="^policy_loss: "):
             call(*tensors)
-    batch = (logps, ones(5), mask, None, None, None)
+    batch = (logps, ones(5), mask, None, None, None, None)
     with pytest.raises(ValueError, match="option_values must be 1 float64"):
         call(*batch, names=["epsilon_low"])
     with pytest.raises(ValueError, match="normalizer must be 4 float64"):

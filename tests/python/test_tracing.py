@@ -16,11 +16,13 @@ def forward_arguments(batch, with_gradient=True):
         batch["response_mask"],
         batch.get("old_logps"),
         batch.get("ref_logps"),
+        batch.get("entropies"),
         batch.get("offsets"),
         "grpo",
         ["beta", "epsilon_low"],
         torch.tensor([0.5, 0.1], **doubles),
-        "token_mean",
+        ["aggregation"],
+        ["token_mean"],
         torch.tensor([20.0, 20.0, 5.0, 1.0], **doubles),
         with_gradient,
     )
@@ -49,7 +51,7 @@ def test_opcheck_of_the_counts():
     batch = padded_batch(poison=0.0)
     tensors = (batch["logps"], batch["advantages"], batch["response_mask"], None)
     options = torch.tensor([], dtype=torch.float64)
-    torch.library.opcheck(OPS.policy_local_counts.default, (*tensors, "dapo", [], options, ""))
+    torch.library.opcheck(OPS.policy_local_counts.default, (*tensors, "dapo", [], options, [], []))
 
 
 class Compiled:
@@ -140,4 +142,4 @@ def test_meta_tensors_have_the_shapes_of_the_results():
     meta = {name: each.to("meta") for name, each in padded_batch(dtype=torch.bfloat16).items()}
     loss, metrics = tether.policy_loss(**meta)
     assert (loss.shape, loss.dtype, loss.device.type) == ((), torch.float32, "meta")
-    assert (metrics.sums.shape, metrics.maxima.shape) == ((10, 2), (2,))
+    assert (metrics.sums.shape, metrics.maxima.shape) == ((11, 2), (2,))

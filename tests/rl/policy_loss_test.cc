@@ -390,7 +390,7 @@ TEST(PolicyLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
   };
   EXPECT_EQ(error(presets::ppo({.epsilon_low = 1.2})),
             "policy_loss: epsilon_low must be in [0, 1], got 1.2");
-  EXPECT_EQ(error(presets::grpo(-1)), "policy_loss: beta must be at least 0, got -1");
+  EXPECT_EQ(error(presets::grpo(-1)), "policy_loss: beta must be at least 0 and finite, got -1");
   EXPECT_EQ(error(presets::ppo(), {.policy = 10}),
             "policy_loss: normalizer.policy must be at least 18, the count of this batch, got 10. "
             "Pass the count of the whole optimizer step");

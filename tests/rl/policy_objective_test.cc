@@ -48,7 +48,7 @@ TEST(PolicyObjective, BadOptionsGetOneClearError) {
   EXPECT_EQ(message([&] { check_objective("f", presets::ppo({.dual_clip = 1})); }),
             "f: dual_clip must be greater than 1, got 1");
   EXPECT_EQ(message([&] { check_objective("f", presets::grpo(NAN)); }),
-            "f: beta must be at least 0, got nan");
+            "f: beta must be at least 0 and finite, got nan");
   EXPECT_EQ(
       message([&] { preset("policy_loss", "gropo"); }),
       "policy_loss: objective must be one of ppo, ppo_dual_clip, grpo, dapo, bnpo, dr_grpo, gspo, "
