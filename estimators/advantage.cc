@@ -1,108 +1,12 @@
 #include "estimators/advantage.h"
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
-#include <string>
-#include <vector>
+#include <string_view>
 
 #include "core/check.h"
 #include "core/fields.h"
 
 namespace tether {
-namespace {
-
-void check_options(const GroupAdvantage& options) {
-  check_range("group_advantage", "epsilon", options.epsilon, Range{0, infinity});
-}
-
-template <class T>
-void check_rewards(const T* rewards, int64_t count, NanReward rule) {
-  for (int64_t i = 0; i < count; ++i) {
-    const bool legal =
-        std::isfinite(rewards[i]) || (std::isnan(rewards[i]) && rule == NanReward::missing);
-    require(legal, [&] {
-      return "group_advantage: rewards must be finite, got " + text(rewards[i]) + " at [" +
-             text(i) + "]" +
-             (std::isnan(rewards[i]) ? ". Pass nan_reward = missing to leave it out of its group"
-                                     : "");
-    });
-  }
-}
-
-// The advantages of one group: rewards[at(0)] .. rewards[at(size - 1)].
-template <class T, class At>
-void advantages_of_group(const T* rewards, int64_t size, At at, const GroupAdvantage& options,
-                         T* advantages) {
-  double first = NAN;
-  for (int64_t i = size - 1; i >= 0; --i) {
-    if (!std::isnan(rewards[at(i)])) first = double(rewards[at(i)]);
-  }
-  const auto deviation = [&](int64_t i) { return double(rewards[at(i)]) - first; };
-  double n = 0, sum = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    if (std::isnan(rewards[at(i)])) continue;
-    n += 1;
-    sum += deviation(i);
-  }
-  const double mean = n > 0 ? sum / n : 0;
-  double squares = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    if (!std::isnan(rewards[at(i)])) squares += (deviation(i) - mean) * (deviation(i) - mean);
-  }
-  const double deviation_std = n > 1 ? std::sqrt(squares / (n - 1)) : 0;
-  double scale = 1;
-  if (options.scale == AdvantageScale::group_std) {
-    scale = deviation_std > 0 ? 1 / (deviation_std + options.epsilon) : 0;
-  }
-  for (int64_t i = 0; i < size; ++i) {
-    const bool missing = std::isnan(rewards[at(i)]);
-    advantages[at(i)] = missing ? T(0) : T((deviation(i) - mean) * scale);
-  }
-}
-
-}  // namespace
-
-template <class T>
-void group_advantage(const T* rewards, int64_t count, int64_t group_size,
-                     const GroupAdvantage& options, T* advantages) {
-  check_options(options);
-  require(group_size >= 1, [&] {
-    return "group_advantage: group_size must be at least 1, got " + text(group_size);
-  });
-  require(count % group_size == 0, [&] {
-    return "group_advantage: rewards must divide into groups of " + text(group_size) + ", got " +
-           text(count) + ". Pass group ids for ragged groups";
-  });
-  check_rewards(rewards, count, options.nan_reward);
-  for (int64_t begin = 0; begin < count; begin += group_size) {
-    advantages_of_group(
-        rewards + begin, group_size, [](int64_t i) { return i; }, options, advantages + begin);
-  }
-}
-
-template <class T>
-void group_advantage(const T* rewards, const int64_t* group_ids, int64_t count,
-                     const GroupAdvantage& options, T* advantages) {
-  check_options(options);
-  check_rewards(rewards, count, options.nan_reward);
-  std::vector<int64_t> order(static_cast<size_t>(count));
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return group_ids[a] < group_ids[b]; });
-  const auto at = [&](int64_t i) { return order[static_cast<size_t>(i)]; };
-  for (int64_t begin = 0, end = 0; begin < count; begin = end) {
-    while (end < count && group_ids[at(end)] == group_ids[at(begin)]) ++end;
-    advantages_of_group(
-        rewards, end - begin, [&](int64_t i) { return at(begin + i); }, options, advantages);
-  }
-}
-
-template void group_advantage(const float*, int64_t, int64_t, const GroupAdvantage&, float*);
-template void group_advantage(const double*, int64_t, int64_t, const GroupAdvantage&, double*);
-template void group_advantage(const float*, const int64_t*, int64_t, const GroupAdvantage&, float*);
-template void group_advantage(const double*, const int64_t*, int64_t, const GroupAdvantage&,
-                              double*);
 
 void discounted_returns(const RowLayout& layout, const ConstArray& rewards,
                         const ConstArray& response_mask, const ConstArray& bootstrap,
@@ -138,6 +42,102 @@ void discounted_returns(const RowLayout& layout, const ConstArray& rewards,
       store_block<double>(layout, returns, row, column, count, out);
     }
   }
+}
+
+namespace {
+
+// One row of GaeArrays, a block at a time.
+struct GaeBlock {
+  double weight[kBlock], reward[kBlock], value[kBlock], done[kBlock], truncated[kBlock],
+      truncation_value[kBlock], lambda[kBlock], advantage[kBlock], result[kBlock];
+
+  void load(const GaeArrays& batch, double lambda_of_all, int64_t row, int64_t column, int count) {
+    const auto read = [&](const ConstArray& array, const double* weights, double fallback,
+                          double* out) {
+      if (array) return load_block<double>(batch.layout, array, row, column, count, weights, out);
+      std::fill_n(out, kBlock, fallback);
+    };
+    read(batch.response_mask, nullptr, 1, weight);
+    read(batch.rewards, weight, 0, reward);
+    read(batch.values, weight, 0, value);
+    read(batch.done, weight, 0, done);
+    read(batch.truncated, weight, 0, truncated);
+    read(batch.truncation_values, weight, 0, truncation_value);
+    read(batch.lambdas, weight, lambda_of_all, lambda);
+  }
+};
+
+void gae_of_row(const GaeArrays& batch, const Gae& options, int64_t row,
+                const MutableArray& advantages, const MutableArray& returns, GaeBlock& block) {
+  const RowLayout& layout = batch.layout;
+  double next_value = 0, next_advantage = 0, lambda_of_gap = options.lambda;
+  if (batch.bootstrap) {
+    load_block<double>(layout, batch.bootstrap, row, 0, 1, nullptr, block.value);
+    next_value = block.value[0];
+  }
+  bool in_response = false;  // not so in the padding after the last token
+  for (int64_t end = layout.length(row); end > 0; end -= kBlock) {
+    const int64_t column = std::max<int64_t>(0, end - kBlock);
+    const int count = static_cast<int>(end - column);
+    block.load(batch, options.lambda, row, column, count);
+    for (int i = count - 1; i >= 0; --i) {
+      block.advantage[i] = block.result[i] = 0;
+      if (block.weight[i] == 0) {
+        if (!in_response || options.gap == MaskGap::carry) continue;
+        next_value *= options.gamma;
+        next_advantage *= options.gamma * lambda_of_gap;
+        continue;
+      }
+      in_response = true;
+      lambda_of_gap = block.lambda[i];
+      if (block.truncated[i] != 0) {
+        next_value = block.truncation_value[i];
+        next_advantage = 0;
+      }
+      if (block.done[i] != 0) next_value = next_advantage = 0;
+      const double delta = block.reward[i] + options.gamma * next_value - block.value[i];
+      next_advantage = delta + options.gamma * block.lambda[i] * next_advantage;
+      next_value = block.value[i];
+      block.advantage[i] = next_advantage;
+      block.result[i] = next_advantage + next_value;
+    }
+    store_block(layout, advantages, row, column, count, block.advantage);
+    if (returns) store_block(layout, returns, row, column, count, block.result);
+  }
+}
+
+}  // namespace
+
+void generalized_advantage_estimation(const GaeArrays& batch, const Gae& options,
+                                      const MutableArray& advantages, const MutableArray& returns,
+                                      const Executor& executor) {
+  const auto function = "generalized_advantage_estimation";
+  check_range(function, "gamma", options.gamma, Range{0, 1});
+  check_range(function, "lambda", options.lambda, Range{0, 1});
+  check_offsets(function, batch.layout);
+  const auto given = [&](std::string_view name, const auto& array) {
+    check_given(function, name, batch.layout, array);
+  };
+  given("rewards", batch.rewards);
+  given("values", batch.values);
+  given("response_mask", batch.response_mask);
+  given("advantages", advantages);
+  if (batch.truncated) given("truncation_values", batch.truncation_values);
+  const auto check = [&](std::string_view name, const auto& array) {
+    check_array(function, name, batch.layout, array);
+  };
+  check("bootstrap", batch.bootstrap);
+  check("done", batch.done);
+  check("truncated", batch.truncated);
+  check("lambdas", batch.lambdas);
+  check("returns", returns);
+  const Chunks chunks = Chunks::of(batch.layout.rows, batch.layout.elements());
+  parallel_for(executor, chunks.count, [&](int64_t chunk) {
+    GaeBlock block;
+    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
+      gae_of_row(batch, options, row, advantages, returns, block);
+    }
+  });
 }
 
 }  // namespace tether

@@ -118,8 +118,8 @@ LossOutput run(const PolicyBatch& unchecked, const PolicyObjective& objective,
   return detail::with_value_errors([&] {
     check_objective("policy_loss", objective);
     LossOutput out;
-    out.loss = PolicyLoss::apply(*input_of_graph(batch.logps), input_of_graph(batch.entropies), compute, &batch, &objective,
-                                 &normalizer, &out.metrics);
+    out.loss = PolicyLoss::apply(*input_of_graph(batch.logps), input_of_graph(batch.entropies),
+                                 compute, &batch, &objective, &normalizer, &out.metrics);
     return out;
   });
 }
