@@ -35,4 +35,13 @@ TETHER_INLINE Number k3(const Number& log_ratio) {
   return expm1_minus(log_ratio);
 }
 
+//   k_lambda = -d + lambda (e^d - 1)     unbiased for every lambda where the supports agree
+// lambda = 0 is k1, lambda = 1 is k3. The variance is least at lambda* = Cov(d, r) / Var r, r =
+// e^d, which is J(sampled, other) / chi2(other || sampled); fitted_lambda (kl_estimate.h) measures
+// it.
+template <class Number>
+TETHER_INLINE Number k_lambda(const Number& log_ratio, double lambda) {
+  return expm1(log_ratio) * lambda - log_ratio;
+}
+
 }  // namespace tether

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/number.h"
+
+namespace tether {
+
+// KL divergences in closed form [nats]. The first distribution is the one that is sampled from:
+// KL(q || p) = E_q log q / p.
+
+// Categorical, from log-probabilities of `size` outcomes, in Bregman form: every term is >= 0, so
+// that nothing cancels where q and p are close.
+//
+//   KL(q || p) = sum_i q_i (e^d_i - 1 - d_i),   d = log p - log q
+//
+// Where wanted, its gradients with respect to the logits of q and of p,
+//   q_i (-d_i - KL)   and   p_i - q_i.
+// An outcome with q_i = 0 adds its p_i (the form stays a divergence of probabilities that sum to
+// 1); p_i = 0 < q_i gives infinity. Other direction: swap the arguments.
+inline double categorical_kl(const double* log_q, const double* log_p, int64_t size,
+                             double* dlogits_q = nullptr, double* dlogits_p = nullptr) {
+  double kl = 0;
+  const auto term = [&](int64_t i) {
+    const double q = std::exp(log_q[i]);
+    const double d = log_p[i] - log_q[i];
+    if (q == 0) return std::exp(log_p[i]);
+    if (std::isinf(d)) return q * std::abs(d);
+    return q * expm1_minus(Constant<double>{d}).value;
+  };
+  for (int64_t i = 0; i < size; ++i) kl += term(i);
+  for (int64_t i = 0; i < size && dlogits_q; ++i) {
+    const double q = std::exp(log_q[i]);
+    dlogits_q[i] = q == 0 ? 0 : q * (log_q[i] - log_p[i] - kl);
+  }
+  for (int64_t i = 0; i < size && dlogits_p; ++i) {
+    dlogits_p[i] = std::exp(log_p[i]) - std::exp(log_q[i]);
+  }
+  return kl;
+}
+
+// Bernoulli, from the logits of the outcome 1, in the same form. Of one token against all others it
+// is a lower bound of the categorical divergence (data processing), not an estimate of it.
+template <class Number>
+TETHER_INLINE Number bernoulli_kl(const Number& logit_q, const Number& logit_p) {
+  const Number one = log_sigmoid(logit_p) - log_sigmoid(logit_q);
+  const Number zero = log_sigmoid(-logit_p) - log_sigmoid(-logit_q);
+  return sigmoid(logit_q) * expm1_minus(one) + sigmoid(-logit_q) * expm1_minus(zero);
+}
+
+// Gaussian, from means and logarithms of standard deviations, s = log sigma_q - log sigma_p:
+//
+//   KL(q || p) = ((mean_q - mean_p) / sigma_p)^2 / 2 + (e^2s - 1 - 2s) / 2
+//
+// d / d mean_q = (mean_q - mean_p) / sigma_p^2, d / d log sigma_q = e^2s - 1.
+template <class Number>
+TETHER_INLINE Number gaussian_kl(const Number& mean_q, const Number& log_std_q,
+                                 const Number& mean_p, const Number& log_std_p) {
+  const Number gap = (mean_q - mean_p) * exp(-log_std_p);
+  return (gap * gap + expm1_minus((log_std_q - log_std_p) * 2)) * 0.5;
+}
+
+}  // namespace tether
