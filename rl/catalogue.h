@@ -7,11 +7,15 @@
 #include "rl/bnpo.h"
 #include "rl/cispo.h"
 #include "rl/dapo.h"
+#include "rl/dpo.h"
 #include "rl/dr_grpo.h"
 #include "rl/grpo.h"
 #include "rl/gspo.h"
+#include "rl/hinge.h"
+#include "rl/ipo.h"
 #include "rl/policy_objective.h"
 #include "rl/ppo.h"
+#include "rl/preference_objective.h"
 #include "rl/reinforce.h"
 #include "rl/rloo.h"
 
@@ -19,15 +23,18 @@ namespace tether {
 
 // One objective of the library: what the README table, the Python names, the benchmark and the
 // property tests are made from.
-struct CatalogueRow {
+template <class Objective>
+struct ObjectiveRow {
   std::string_view name;
   std::string_view formula;
   std::string_view paper;
   std::string_view header;
-  PolicyObjective (*preset)();
+  Objective (*preset)();
 };
+using CatalogueRow = ObjectiveRow<PolicyObjective>;
+using PreferenceRow = ObjectiveRow<PreferenceObjective>;
 
-// The only list of objectives in the project: one line each.
+// The only lists of objectives in the project: one line each.
 inline const std::array kCatalogue{
     CatalogueRow{"ppo",
                  "token mean of -min(ratio A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A)",
@@ -55,6 +62,17 @@ inline const std::array kCatalogue{
                  [] { return presets::reinforce(); }},
 };
 
+inline const std::array kPreferenceCatalogue{
+    PreferenceRow{"dpo", "-log sigmoid(x), x = beta (log-ratio of chosen - of rejected)",
+                  "arXiv:2305.18290, eq. 7", "rl/dpo.h", [] { return presets::dpo(); }},
+    PreferenceRow{"cdpo", "-log sigmoid(x) + label_smoothing x", "ericmitchell.ai/cdpo.pdf",
+                  "rl/dpo.h", [] { return presets::cdpo(); }},
+    PreferenceRow{"ipo", "(h - 1 / (2 beta))^2, h the gap of the mean log-ratios",
+                  "arXiv:2310.12036, eq. 17", "rl/ipo.h", [] { return presets::ipo(); }},
+    PreferenceRow{"hinge", "max(0, 1 - x)", "arXiv:2309.06657, eq. 9", "rl/hinge.h",
+                  [] { return presets::hinge(); }},
+};
+
 // visit(Formula{}) for the formula of every row, once: for faces that instantiate formulas
 // themselves.
 template <class Visit>
@@ -64,15 +82,34 @@ void for_each_surrogate(Visit visit) {
   visit(IsReinforce{});
 }
 
+// visit(Formula{}) for the formula of every preference row, once.
+template <class Visit>
+void for_each_pair_loss(Visit visit) {
+  visit(LogisticPair{});
+  visit(SquarePair{});
+  visit(HingePair{});
+}
+
+namespace detail {
+
+template <class Rows>
+auto preset_of(const Rows& rows, std::string_view function, std::string_view name) {
+  std::string known;
+  for (const auto& row : rows) {
+    if (row.name == name) return row.preset();
+    append(known, row.name);
+  }
+  throw_unknown(function, "objective", known, name);
+}
+
+}  // namespace detail
+
 // The preset called `name`; an unknown name lists the known ones.
 inline PolicyObjective preset(std::string_view function, std::string_view name) {
-  std::string known;
-  for (const CatalogueRow& row : kCatalogue) {
-    if (row.name == name) return row.preset();
-    known += (known.empty() ? "" : ", ") + std::string(row.name);
-  }
-  throw Error(std::string(function) + ": objective must be one of " + known + ", got \"" +
-              std::string(name) + "\"");
+  return detail::preset_of(kCatalogue, function, name);
+}
+inline PreferenceObjective preference_preset(std::string_view function, std::string_view name) {
+  return detail::preset_of(kPreferenceCatalogue, function, name);
 }
 
 }  // namespace tether

@@ -21,19 +21,26 @@ std::string cell(std::string_view text) {
   return escaped;
 }
 
-std::string page() {
-  std::string text =
-      "# Objectives\n\n"
-      "Every objective is a `PolicyObjective` (policy_objective.h) that `tether::presets::NAME()`\n"
-      "returns and that may then be changed: its surrogate, KL penalty, aggregation.\n"
-      "This page is written by `./dev catalogue --write` from catalogue.h.\n\n"
-      "| name | loss | paper | header |\n|---|---|---|---|\n";
-  for (const tether::CatalogueRow& row : tether::kCatalogue) {
+template <class Rows>
+std::string table(const Rows& rows) {
+  std::string text = "| name | loss | paper | header |\n|---|---|---|---|\n";
+  for (const auto& row : rows) {
     const std::string file(row.header.substr(row.header.rfind('/') + 1));
     text += "| `" + std::string(row.name) + "` | " + cell(row.formula) + " | " + cell(row.paper) +
             " | [" + file + "](" + file + ") |\n";
   }
   return text;
+}
+
+std::string page() {
+  return "# Objectives\n\n"
+         "Every objective is a plain value that `tether::presets::NAME()` returns and that may "
+         "then\n"
+         "be changed. This page is written by `./dev catalogue --write` from catalogue.h.\n\n"
+         "## Policy objectives: ratio level, surrogate, KL penalty, entropy, aggregation\n\n" +
+         table(tether::kCatalogue) +
+         "\n## Preference objectives: score, link, loss of the pair\n\n" +
+         table(tether::kPreferenceCatalogue);
 }
 
 std::string contents(const char* path) {

@@ -1,0 +1,118 @@
+#pragma once
+
+#include <array>
+#include <concepts>
+#include <optional>
+#include <string_view>
+
+#include "core/number.h"
+#include "rl/any_formula.h"
+
+namespace tether {
+
+// The scores of a pair of answers to one prompt, after the link, and the strength of the reference.
+template <class Number>
+struct Pair {
+  Number chosen;
+  Number rejected;
+  double beta;
+
+  // The implicit reward of the chosen answer above the rejected one's.
+  Number margin() const { return (chosen - rejected) * beta; }
+};
+
+// Score of an answer from its tokens, S = sum_t w_t (logp_t - ref_logp_t), w the response mask:
+// the log-ratio of the answer, or its mean over the answer's tokens. Without a reference, of logp.
+enum class PairScore { sum, mean };
+inline constexpr std::array<std::string_view, 2> kPairScoreNames{"sum", "mean"};
+
+// g(S): what an f-divergence in place of KL(policy || reference) makes of a score. Wang et al.
+// 2023, arXiv:2309.16240, table 1; constants cancel in the margin.
+//   reverse_kl   S                      DPO
+//   forward_kl   -e^-S                  saturated at |S| = 40, where peers overflow: its square
+//                                       stays a float, and the derivative is the one there, not 0
+//   js           log sigmoid(S)
+enum class Link { reverse_kl, forward_kl, js };
+inline constexpr std::array<std::string_view, 3> kLinkNames{"reverse_kl", "forward_kl", "js"};
+
+template <class Number>
+TETHER_INLINE Number linked(Link link, const Number& score) {
+  if (link == Link::forward_kl) {
+    return -exp(with_gradient_of(clamp(-score, -40, 40), -score));
+  }
+  if (link == Link::js) return log_sigmoid(score);
+  return score;
+}
+
+template <class Formula>
+concept PairFormula =
+    SmallFormula<Formula> && requires(const Formula formula, const Pair<Dual<double, 2>> pair) {
+      { formula(pair) } -> std::convertible_to<Dual<double, 2>>;
+    };
+
+namespace detail {
+
+struct PairCalls {
+  Dual<double, 2> (*evaluate)(const void*, const Pair<Dual<double, 2>>&);
+
+  template <class Formula>
+  static constexpr PairCalls of() {
+    return {[](const void* formula, const Pair<Dual<double, 2>>& pair) -> Dual<double, 2> {
+      return (*static_cast<const Formula*>(formula))(pair);
+    }};
+  }
+};
+
+}  // namespace detail
+
+// Any formula of one pair's loss, as a value: an option struct with
+//   template <class Number>
+//   TETHER_FORMULA Number operator()(const Pair<Number>&) const
+// and, if it has options, fields().
+class PairLoss : public AnyFormula<detail::PairCalls> {
+ public:
+  template <PairFormula Formula>
+  PairLoss(const Formula& formula) : AnyFormula(formula) {}
+
+  // Value, and derivatives by the scores of the chosen and the rejected answer.
+  Dual<double, 2> operator()(const Pair<Dual<double, 2>>& pair) const {
+    return calls().evaluate(formula(), pair);
+  }
+};
+
+// A preference objective is a product:
+//
+//   loss = mean over pairs of phi(g(S_chosen), g(S_rejected); beta)
+//
+// A plain value; presets (rl/dpo.h, ...) are functions that return one, to be changed at will.
+struct PreferenceObjective {
+  PairScore score = PairScore::sum;
+  bool reference = true;  // S is relative to the reference, which is then needed
+  Link link = Link::reverse_kl;
+  double beta = 0.1;
+  PairLoss loss;
+};
+
+// visit(name, value, range) for every number of the objective, the formula's first.
+template <class Objective, class Visit>
+void for_each_option(Objective& objective, Visit visit)
+  requires requires { objective.link; }
+{
+  objective.loss.for_each_field(visit);
+  visit("beta", objective.beta, Range{0, largest_finite, true});
+}
+
+inline void check_objective(std::string_view function, const PreferenceObjective& objective) {
+  for_each_option(objective, [&](std::string_view name, double value, const Range& range) {
+    check_range(function, name, value, range);
+  });
+}
+
+// The denominator of an optimizer step, from the caller: the pairs of all its micro-batches and
+// ranks. Absent: this batch. world_size multiplies the loss, not the metrics.
+struct PairNormalizer {
+  std::optional<double> pairs = {};
+  double world_size = 1;
+};
+
+}  // namespace tether
