@@ -13,6 +13,7 @@
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/policy_batch.h"
+#include "libtorch/stored_gradient.h"
 #include "rl/kernels/policy_loss.h"
 
 namespace tether {
@@ -23,33 +24,6 @@ using torch::autograd::variable_list;
 
 using detail::ComputedLoss;
 using detail::WantedGradients;
-
-// A gradient as a function of the upstream gradient. It has no derivative of its own: without this
-// node torch would take the stored gradient for a constant and return zero.
-class PolicyGradient : public torch::autograd::Function<PolicyGradient> {
- public:
-  static at::Tensor forward(AutogradContext*, const at::Tensor& upstream, const at::Tensor& stored,
-                            const at::Tensor& input) {
-    return (stored * upstream).to(input.scalar_type());
-  }
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        false, "policy_loss: backward must run once, got a second derivative. The loss has none");
-  }
-};
-
-at::Tensor scaled(const at::Tensor& upstream, const at::Tensor& stored, const at::Tensor& input) {
-  if (!stored.defined()) return {};
-  if (at::GradMode::is_enabled()) return PolicyGradient::apply(upstream, stored, input);
-  const bool once = upstream.is_cpu() && upstream.item<double>() == 1;
-  return (once ? stored : stored * upstream).to(input.scalar_type());
-}
-
-// What the gradient of `input` waits in: a loss scale comes too late for what float16 has already
-// flushed to 0.
-at::ScalarType stored_type(const at::Tensor& input) {
-  return input.scalar_type() == at::kHalf ? at::kFloat : input.scalar_type();
-}
 
 using Compute = ComputedLoss (*)(const PolicyBatch&, const PolicyObjective&, const Normalizer&,
                                  WantedGradients);
@@ -69,8 +43,8 @@ class PolicyLoss : public torch::autograd::Function<PolicyLoss> {
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const variable_list saved = context->get_saved_variables();
-    return {scaled(gradients[0], saved[0], saved[2]),
-            scaled(gradients[0], saved[1], saved[3]),
+    return {detail::scaled("policy_loss", gradients[0], saved[0], saved[2]),
+            detail::scaled("policy_loss", gradients[0], saved[1], saved[3]),
             {},
             {},
             {},
@@ -82,7 +56,7 @@ class PolicyLoss : public torch::autograd::Function<PolicyLoss> {
 // Memory for the gradient of `input`, if it is wanted.
 at::Tensor gradient_buffer(bool wanted, const at::Tensor& input, MutableArray& view) {
   if (!wanted) return {};
-  const at::Tensor out = at::empty(input.sizes(), at::dtype(stored_type(input)));
+  const at::Tensor out = at::empty(input.sizes(), at::dtype(detail::stored_type(input)));
   view = detail::mutable_token_array(out);
   return out;
 }
@@ -106,20 +80,15 @@ ComputedLoss compute_on_cpu(const PolicyBatch& batch, const PolicyObjective& obj
   return out;
 }
 
-// A tensor as an input of the graph: nothing if absent, a constant where no graph is made.
-std::optional<at::Tensor> input_of_graph(const at::Tensor& tensor) {
-  if (!tensor.defined()) return std::nullopt;
-  return at::GradMode::is_enabled() ? tensor : tensor.detach();
-}
-
 LossOutput run(const PolicyBatch& unchecked, const PolicyObjective& objective,
                const Normalizer& normalizer, Compute compute) {
   const PolicyBatch batch = detail::checked("policy_loss", unchecked);
   return detail::with_value_errors([&] {
     check_objective("policy_loss", objective);
     LossOutput out;
-    out.loss = PolicyLoss::apply(*input_of_graph(batch.logps), input_of_graph(batch.entropies),
-                                 compute, &batch, &objective, &normalizer, &out.metrics);
+    out.loss = PolicyLoss::apply(*detail::input_of_graph(batch.logps),
+                                 detail::input_of_graph(batch.entropies), compute, &batch,
+                                 &objective, &normalizer, &out.metrics);
     return out;
   });
 }

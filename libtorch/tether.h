@@ -4,5 +4,6 @@
 
 #include "libtorch/group_advantage.h"
 #include "libtorch/policy_loss.h"
+#include "libtorch/preference_loss.h"
 #include "libtorch/response_targets.h"
 #include "libtorch/token_logps.h"

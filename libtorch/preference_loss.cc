@@ -1,0 +1,265 @@
+#include "libtorch/preference_loss.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/repeat_interleave.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "libtorch/arrays.h"
+#include "libtorch/executor.h"
+#include "libtorch/stored_gradient.h"
+#include "libtorch/token_checks.h"
+#include "rl/kernels/preference_loss.h"
+
+namespace tether {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct Computed {
+  at::Tensor loss, dlogps, sums;
+};
+
+// Answers [2 B] as rows of one token.
+PreferenceBatch as_rows(const PreferenceBatch& batch) {
+  if (!batch.logps.defined() || batch.logps.dim() != 1 || batch.offsets.defined()) return batch;
+  const auto column = [](const at::Tensor& tensor) {
+    return tensor.defined() && tensor.dim() == 1 ? tensor.unsqueeze(1) : tensor;
+  };
+  PreferenceBatch out{column(batch.logps), column(batch.ref_logps), column(batch.response_mask)};
+  if (!out.response_mask.defined()) {
+    out.response_mask =
+        at::ones(out.logps.sizes(), at::dtype(at::kBool).device(out.logps.device()));
+  }
+  return out;
+}
+
+PreferenceBatch checked(std::string_view function, const PreferenceBatch& given) {
+  using namespace detail;
+  check_given(function, "logps", given.logps);
+  check_floating(function, "logps", given.logps);
+  PreferenceBatch out = as_rows(given);
+  check_shape_of_logps(function, out.logps, out.offsets);
+  out.offsets = checked_offsets(function, out.offsets, out.logps);
+  out.response_mask = checked_mask(function, out.response_mask, out.logps);
+  check_constant_tokens(function, "ref_logps", out.ref_logps, out.logps);
+  return out;
+}
+
+// Refers to the tensors of a checked batch.
+PreferenceArrays arrays_of(const PreferenceBatch& batch) {
+  PreferenceArrays out{.layout = detail::layout_of(batch.logps, batch.offsets),
+                       .logps = detail::token_array(batch.logps),
+                       .response_mask = detail::token_array(batch.response_mask)};
+  if (batch.ref_logps.defined()) out.ref_logps = detail::token_array(batch.ref_logps);
+  return out;
+}
+
+Computed compute_on_cpu(const PreferenceBatch& batch, const PreferenceObjective& objective,
+                        const PairNormalizer& normalizer, bool with_gradient) {
+  Computed out;
+  MutableArray dlogps;
+  if (with_gradient) {
+    out.dlogps = at::empty(batch.logps.sizes(), at::dtype(detail::stored_type(batch.logps)));
+    dlogps = detail::mutable_token_array(out.dlogps);
+  }
+  const PreferenceTotals totals =
+      preference_loss(arrays_of(batch), objective, normalizer, dlogps, torch_executor());
+  const bool wide = batch.logps.scalar_type() == at::kDouble;
+  out.loss = at::scalar_tensor(totals.loss, at::dtype(wide ? at::kDouble : at::kFloat));
+  out.sums = at::empty({PreferenceMetrics::kSums, 2}, at::dtype(at::kDouble));
+  std::memcpy(out.sums.data_ptr(), totals.metrics.sums.data(), sizeof(totals.metrics.sums));
+  return out;
+}
+
+// ---- any device ---------------------------------------------------------------------------------
+
+// Sums over the tokens of each row, [rows].
+class RowSums {
+ public:
+  explicit RowSums(const PreferenceBatch& batch) : padded_(!batch.offsets.defined()) {
+    rows_ = padded_ ? batch.logps.size(0) : batch.offsets.size(0) - 1;
+    if (padded_) return;
+    const auto options = at::dtype(at::kLong).device(batch.logps.device());
+    row_ = at::repeat_interleave(at::arange(rows_, options),
+                                 batch.offsets.diff().to(at::kLong).to(batch.logps.device()));
+  }
+  at::Tensor operator()(const at::Tensor& tokens) const {
+    if (padded_) return tokens.sum(1);
+    return at::zeros({rows_}, tokens.options()).index_add(0, row_, tokens);
+  }
+  int64_t rows() const { return rows_; }
+
+ private:
+  bool padded_;
+  int64_t rows_ = 0;
+  at::Tensor row_;
+};
+
+at::Tensor loss_of_pairs(const PairLoss& loss, const TensorPair& pair) {
+  if (loss.face_path()) {
+    using Path = at::Tensor (*)(const PairLoss&, const TensorPair&);
+    return reinterpret_cast<Path>(loss.face_path())(loss, pair);
+  }
+  at::Tensor out;
+  for_each_pair_loss([&](auto formula) {
+    const auto* same = loss.target<decltype(formula)>();
+    if (same != nullptr) out = (*same)(pair).value;
+  });
+  detail::check_value(out.defined(),
+                      "preference_loss: loss must be one of the library's or wrapped by "
+                      "on_any_device on devices other than the CPU, got another type");
+  return out;
+}
+
+Computed compute_on_tensors(const PreferenceBatch& batch, const PreferenceObjective& objective,
+                            const PairNormalizer& normalizer, bool with_gradient) {
+  detail::check_value(
+      !objective.reference || batch.ref_logps.defined(),
+      "preference_loss: ref_logps must be given, got none. Pass them or reference = false");
+  const c10::InferenceMode normal(false);
+  const RowSums sum_rows(batch);
+  const int64_t half = sum_rows.rows() / 2;
+  detail::check_value(sum_rows.rows() % 2 == 0,
+                      "preference_loss: logps must have an even number of rows, chosen answers "
+                      "before rejected ones, got " +
+                          text(sum_rows.rows()));
+  const bool wide = batch.logps.scalar_type() == at::kDouble;
+  const auto dtype = wide ? at::kDouble : at::kFloat;
+  const at::Tensor weight = batch.response_mask.to(dtype);
+  const at::Tensor active = weight != 0;
+  const auto selected = [&](const at::Tensor& tensor) {
+    const at::Tensor values = tensor.detach().to(dtype);
+    return at::where(active, values, at::zeros_like(values));
+  };
+  at::AutoGradMode enabled(true);
+  const at::Tensor logp = selected(batch.logps).requires_grad_(true);
+  const at::Tensor n = sum_rows(weight).to(at::kDouble);
+  const at::Tensor over =
+      objective.score == PairScore::mean ? at::where(n > 0, n, at::ones_like(n)) : at::ones_like(n);
+  const at::Tensor policy = sum_rows((weight * logp).to(at::kDouble)) / over;
+  at::Tensor score = policy;
+  if (objective.reference) {
+    const at::Tensor gap = logp - selected(batch.ref_logps);
+    score = sum_rows((weight * gap).to(at::kDouble)) / over;
+  }
+  const at::Tensor chosen = score.narrow(0, 0, half), rejected = score.narrow(0, half, half);
+  const TensorPair pair{linked(objective.link, TensorNumber{chosen}),
+                        linked(objective.link, TensorNumber{rejected}), objective.beta};
+  const at::Tensor each = loss_of_pairs(objective.loss, pair);
+  const at::Tensor present = (n.narrow(0, 0, half) > 0).logical_or(n.narrow(0, half, half) > 0);
+  const at::Tensor finite = at::isfinite(chosen.detach())
+                                .logical_and(at::isfinite(rejected.detach()))
+                                .logical_and(at::isfinite(each.detach()));
+  const at::Tensor spoil = at::where(finite, at::ones_like(each.detach()), NAN);
+  const at::Tensor count = present.sum().to(at::kDouble);
+  const at::Tensor pairs =
+      normalizer.pairs ? at::scalar_tensor(*normalizer.pairs, count.options()) : count;
+  const at::Tensor share =
+      at::where(pairs > 0, normalizer.world_size / pairs, at::zeros_like(pairs));
+  const at::Tensor terms = at::where(present, each * spoil, at::zeros_like(each));
+  const at::Tensor total = terms.sum() * share;
+
+  Computed out;
+  if (with_gradient) out.dlogps = torch::autograd::grad({total}, {logp}, {}, true)[0].to(dtype);
+  at::AutoGradMode disabled(false);
+  out.loss = total.detach().to(dtype);
+  using M = PreferenceMetrics;
+  std::vector<at::Tensor> sums(M::kSums);
+  const auto sum = [&](const at::Tensor& values) {
+    return at::where(present, values.to(at::kDouble), at::zeros({}, count.options())).sum();
+  };
+  const at::Tensor margin = objective.beta * (chosen - rejected);
+  sums[M::kLoss] = terms.detach().sum();
+  sums[M::kRewardChosen] = sum(objective.beta * chosen);
+  sums[M::kRewardRejected] = sum(objective.beta * rejected);
+  sums[M::kMargin] = sum(margin);
+  sums[M::kAccuracy] = sum(margin > 0);
+  sums[M::kLogpChosen] = sum(policy.narrow(0, 0, half));
+  sums[M::kLogpRejected] = sum(policy.narrow(0, half, half));
+  sums[M::kNonfinite] = sum(finite.logical_not());
+  const at::Tensor values = at::stack(sums);
+  out.sums = at::stack({values, count.expand_as(values)}, 1).detach();
+  return out;
+}
+
+// ---- autograd -----------------------------------------------------------------------------------
+
+using Compute = Computed (*)(const PreferenceBatch&, const PreferenceObjective&,
+                             const PairNormalizer&, bool with_gradient);
+
+class PreferenceLoss : public torch::autograd::Function<PreferenceLoss> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& logps, Compute compute,
+                            const PreferenceBatch* batch, const PreferenceObjective* objective,
+                            const PairNormalizer* normalizer, at::Tensor* sums) {
+    Computed computed = compute(*batch, *objective, *normalizer, logps.requires_grad());
+    *sums = computed.sums;
+    context->save_for_backward({computed.dlogps, logps});
+    return computed.loss;
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const variable_list saved = context->get_saved_variables();
+    return {
+        detail::scaled("preference_loss", gradients[0], saved[0], saved[1]), {}, {}, {}, {}, {}};
+  }
+};
+
+PreferenceOutput run(const PreferenceBatch& unchecked, const PreferenceObjective& objective,
+                     const PairNormalizer& normalizer, Compute compute) {
+  const PreferenceBatch batch = checked("preference_loss", unchecked);
+  return detail::with_value_errors([&] {
+    check_objective("preference_loss", objective);
+    PreferenceOutput out;
+    out.loss = PreferenceLoss::apply(*detail::input_of_graph(batch.logps), compute, &batch,
+                                     &objective, &normalizer, &out.metrics.sums);
+    return out;
+  });
+}
+
+}  // namespace
+
+std::map<std::string, double> PreferenceMetricTensors::to_map() const {
+  PreferenceMetrics out;
+  const at::Tensor host = sums.cpu().to(at::kDouble).contiguous();
+  std::memcpy(out.sums.data(), host.const_data_ptr(), sizeof(out.sums));
+  return out.to_map();
+}
+
+PreferenceOutput preference_loss(const PreferenceBatch& batch, const PreferenceObjective& objective,
+                                 const PairNormalizer& normalizer) {
+  const bool on_cpu = !batch.logps.defined() || batch.logps.is_cpu();
+  return run(batch, objective, normalizer, on_cpu ? compute_on_cpu : compute_on_tensors);
+}
+
+PreferenceOutput detail::preference_loss_any_device(const PreferenceBatch& batch,
+                                                    const PreferenceObjective& objective,
+                                                    const PairNormalizer& normalizer) {
+  return run(batch, objective, normalizer, compute_on_tensors);
+}
+
+PairNormalizer local_counts(const PreferenceBatch& unchecked) {
+  PreferenceBatch batch = checked("local_counts", unchecked);
+  batch.logps = batch.logps.detach().cpu();
+  batch.response_mask = batch.response_mask.cpu();
+  batch.ref_logps = at::Tensor();
+  return detail::with_value_errors(
+      [&] { return local_counts(arrays_of(batch), torch_executor()); });
+}
+
+}  // namespace tether

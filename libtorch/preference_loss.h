@@ -1,0 +1,76 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <string>
+
+#include "libtorch/tensor_number.h"
+#include "rl/catalogue.h"
+#include "rl/preference_metrics.h"
+
+namespace tether {
+
+// Pairs of answers: 2 B rows, all chosen answers first, then the rejected ones in the same order.
+// An undefined tensor is absent. Types and strides as in PolicyBatch. Only logps gets a gradient.
+struct PreferenceBatch {
+  at::Tensor logps;  // [2 B, T], packed [N] with offsets, or the log-probabilities of answers [2 B]
+  at::Tensor ref_logps = {};      // like logps; needed where the objective has a reference
+  at::Tensor response_mask = {};  // like logps; absent for answers [2 B]
+  at::Tensor offsets = {};        // [2 B + 1] int32 or int64
+};
+
+// PreferenceMetrics on the device of the loss: [value, count] pairs [kSums, 2] in float64.
+struct PreferenceMetricTensors {
+  at::Tensor sums;
+
+  // Copies to the host: the one synchronisation.
+  std::map<std::string, double> to_map() const;
+};
+
+struct PreferenceOutput {
+  at::Tensor loss;  // scalar, of the dtype of the arithmetic
+  PreferenceMetricTensors metrics;
+};
+
+// The loss of a preference objective (rl/preference_objective.h), its gradient and its metrics;
+// backward is a scaling, a second derivative raises. The mean is over the pairs of `normalizer`
+// (the whole optimizer step's, see local_counts), else of this batch. On the CPU by the fused
+// kernel, with the same bits for any number of threads; on other devices by torch's operations.
+//
+// Throws c10::ValueError or TypeError before any work is done.
+PreferenceOutput preference_loss(const PreferenceBatch& batch, const PreferenceObjective& objective,
+                                 const PairNormalizer& normalizer = {});
+
+// The pairs of this batch: what the caller adds up over an optimizer step.
+PairNormalizer local_counts(const PreferenceBatch& batch);
+
+inline PreferenceOutput dpo_loss(const PreferenceBatch& batch, double beta = 0.1,
+                                 double label_smoothing = 0,
+                                 const PairNormalizer& normalizer = {}) {
+  return preference_loss(batch, presets::cdpo(beta, label_smoothing), normalizer);
+}
+
+using TensorPair = Pair<TensorNumber>;
+
+// A user's own formula of a pair for every device (tensor_formula.h says why).
+template <PairFormula Formula>
+PairLoss on_any_device(const Formula& formula) {
+  PairLoss loss(formula);
+  const auto path = [](const PairLoss& each, const TensorPair& pair) {
+    return (*each.target<Formula>())(pair).value;
+  };
+  using Path = at::Tensor (*)(const PairLoss&, const TensorPair&);
+  loss.set_face_path(reinterpret_cast<PairLoss::FacePath>(static_cast<Path>(path)));
+  return loss;
+}
+
+namespace detail {
+
+// preference_loss as other devices take it, on any device.
+PreferenceOutput preference_loss_any_device(const PreferenceBatch& batch,
+                                            const PreferenceObjective& objective,
+                                            const PairNormalizer& normalizer = {});
+
+}  // namespace detail
+}  // namespace tether

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+// Gradients that are found with the loss and wait for the upstream gradient.
+
+namespace tether::detail {
+
+// What the gradient of `input` waits in: a loss scale comes too late for what float16 has already
+// flushed to 0.
+at::ScalarType stored_type(const at::Tensor& input);
+
+// stored * upstream, in the type of the input; undefined if nothing is stored. A second derivative
+// through it raises in the name of `function`: without that torch would take the stored gradient
+// for a constant and return zero.
+at::Tensor scaled(const char* function, const at::Tensor& upstream, const at::Tensor& stored,
+                  const at::Tensor& input);
+
+// A tensor as an input of the graph: nothing if absent, a constant where no graph is made.
+std::optional<at::Tensor> input_of_graph(const at::Tensor& tensor);
+
+}  // namespace tether::detail
