@@ -234,12 +234,17 @@ PreferenceOutput run(const PreferenceBatch& unchecked, const PreferenceObjective
 
 }  // namespace
 
-std::map<std::string, double> PreferenceMetricTensors::to_map() const {
+PreferenceMetrics PreferenceMetricTensors::to_host() const {
   PreferenceMetrics out;
+  detail::check_value(
+      sums.defined() && sums.numel() == static_cast<int64_t>(out.sums.size()),
+      "preference_loss: metrics must be the block of a loss, got a tensor of another size");
   const at::Tensor host = sums.cpu().to(at::kDouble).contiguous();
   std::memcpy(out.sums.data(), host.const_data_ptr(), sizeof(out.sums));
-  return out.to_map();
+  return out;
 }
+
+std::map<std::string, double> PreferenceMetricTensors::to_map() const { return to_host().to_map(); }
 
 PreferenceOutput preference_loss(const PreferenceBatch& batch, const PreferenceObjective& objective,
                                  const PairNormalizer& normalizer) {

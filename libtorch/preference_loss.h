@@ -25,6 +25,7 @@ struct PreferenceMetricTensors {
   at::Tensor sums;
 
   // Copies to the host: the one synchronisation.
+  PreferenceMetrics to_host() const;
   std::map<std::string, double> to_map() const;
 };
 

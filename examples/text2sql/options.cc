@@ -1,17 +1,16 @@
 #include "examples/text2sql/options.h"
 
 #include <CLI/CLI.hpp>
-#include <array>
 #include <charconv>
 #include <iostream>
 #include <limits>
 #include <sstream>
 #include <stdexcept>
 
+#include "examples/text2sql/objectives.h"
+
 namespace text2sql {
 namespace {
-
-constexpr std::array kObjectives = {"grpo", "ppo"};
 
 template <class T>
 std::string shown(const T& value) {
@@ -52,9 +51,9 @@ CLI::Validator known_objective() {
   return CLI::Validator(
       [](const std::string& text) -> std::string {
         std::string known;
-        for (const char* objective : kObjectives) {
+        for (const std::string& objective : objective_names()) {
           if (text == objective) return "";
-          known += (known.empty() ? "" : ", ") + std::string(objective);
+          known += (known.empty() ? "" : ", ") + objective;
         }
         return "must be one of " + known + ", got " + text;
       },
@@ -76,7 +75,8 @@ struct Flags {
 void declare(CLI::App& app, Options& options, Flags& flags) {
   constexpr int64_t kMany = 1000000;
   app.set_help_flag("-h,--help", "Print this help and exit");
-  app.add_option("--objective", options.objective, "grpo, or ppo (token mean, same advantages)")
+  app.add_option("--objective", options.objective,
+                 "Any of the library's: grpo, rloo, dapo, gspo, dpo, ...")
       ->check(known_objective())
       ->capture_default_str();
   app.add_option("--seed", options.seed, "Of the data, the weights and the samples")
@@ -94,7 +94,8 @@ void declare(CLI::App& app, Options& options, Flags& flags) {
   app.add_option("--samples", options.samples, "Answers sampled per question")
       ->check(whole_number(1, 256))
       ->capture_default_str();
-  app.add_option("--beta", options.beta, "Weight of the KL penalty to the model after SFT")
+  app.add_option("--beta", options.beta,
+                 "Weight of the KL penalty to the model after SFT; of dpo, its beta")
       ->check(number(0, 100))
       ->capture_default_str();
   app.add_option("--threads", options.threads, "Threads; more than idle cores is slow")

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cmath>
 #include <cstdio>
 #include <sstream>
@@ -128,6 +129,12 @@ std::string fixed(double value, int decimals) {
 
 std::string percent(double share) { return fixed(100 * share, 1) + " %"; }
 
+std::string title_of(const std::string& objective) {
+  std::string out;
+  for (const char c : objective) out += c == '_' ? ' ' : static_cast<char>(std::toupper(c));
+  return out;
+}
+
 std::string curve_csv(const std::vector<CurvePoint>& curve) {
   constexpr std::array kPhases = {"sft", "rl", "control"};
   std::ostringstream out;
@@ -152,8 +159,7 @@ std::string summary_text(const Summary& summary) {
                      padded("", 28) + padded("all", 13) + padded("1 table", 13) +
                      padded("2 tables", 13) + "3 tables\n";
   text += accuracy_row("  after SFT", summary.after_sft);
-  text += accuracy_row(state.options.objective == "ppo" ? "  after PPO" : "  after GRPO",
-                       summary.after_rl);
+  text += accuracy_row("  after " + title_of(state.options.objective), summary.after_rl);
   if (!summary.control.empty()) {
     text += accuracy_row("  same time, more SFT", summary.control);
   }

@@ -25,8 +25,9 @@ class ProgressLine {
   std::chrono::steady_clock::time_point start_;
 };
 
-std::string fixed(double value, int decimals);  // "0.50"
-std::string percent(double share);              // "50.0 %"
+std::string fixed(double value, int decimals);       // "0.50"
+std::string percent(double share);                   // "50.0 %"
+std::string title_of(const std::string& objective);  // "GRPO"
 std::string curve_csv(const std::vector<CurvePoint>& curve);
 
 struct Summary {

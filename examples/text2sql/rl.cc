@@ -25,6 +25,18 @@ at::Tensor rewards_of(const std::vector<Answer>& answers) {
   return at::tensor(rewards);
 }
 
+// Of each group with unequal rewards the first of the best and the first of the worst samples.
+void keep_best_and_worst(std::vector<Group>& groups) {
+  std::erase_if(groups, [](const Group& group) { return !group.advantages.any().item<bool>(); });
+  for (Group& group : groups) {
+    const auto best = group.advantages.argmax().item<int64_t>();
+    const auto worst = group.advantages.argmin().item<int64_t>();
+    group.completions = {group.completions[static_cast<size_t>(best)],
+                         group.completions[static_cast<size_t>(worst)]};
+    group.advantages = at::tensor({1.0f, -1.0f});
+  }
+}
+
 }  // namespace
 
 double RlStep::reward() const {
@@ -55,11 +67,12 @@ RlStep RlTrainer::step(int64_t step) {
   for (size_t i = 0; i < count; ++i) {
     const size_t begin = groups.size() * i / count, end = groups.size() * (i + 1) / count;
     const auto members = std::span(groups).subspan(begin, end - begin);
-    minibatches.push_back(make_minibatch({members.begin(), members.end()}, options_.objective));
+    minibatches.push_back(
+        make_minibatch({members.begin(), members.end()}, options_.objective.policy));
   }
   record_logps(minibatches);
   for (const Minibatch& minibatch : minibatches) update(minibatch, result);
-  result.entropy /= std::max(1.0, result.metrics.to_map().at("tokens"));
+  result.entropy /= std::max(1.0, result.tokens);
   result.gradient_norm /= static_cast<double>(count);
   return result;
 }
@@ -91,8 +104,8 @@ std::vector<Group> RlTrainer::sample_groups(int64_t step, RlStep& result) {
               .max_tokens = options_.max_tokens,
               .seed = Random::mix(options_.seed + 1) + static_cast<uint64_t>(step)});
   result.answers = grader_.grade(questions, completions, tokenizer_);
-  const at::Tensor advantages =
-      tether::group_advantage(rewards_of(result.answers), options_.samples);
+  const at::Tensor advantages = tether::group_advantage(
+      rewards_of(result.answers), options_.samples, options_.objective.advantage);
 
   std::vector<Group> groups;
   const auto samples = static_cast<size_t>(options_.samples);
@@ -102,6 +115,7 @@ std::vector<Group> RlTrainer::sample_groups(int64_t step, RlStep& result) {
                       {rows.begin(), rows.end()},
                       advantages.narrow(0, static_cast<int64_t>(i * samples), options_.samples)});
   }
+  if (options_.objective.preference) keep_best_and_worst(groups);
   return groups;
 }
 
@@ -112,11 +126,36 @@ void RlTrainer::record_logps(std::vector<Minibatch>& minibatches) {
   for (size_t i = 0; i < minibatches.size(); ++i) {
     for (MicroBatch& batch : minibatches[i].parts) {
       if (i > 0) batch.old_logps = completion_logps(model_, batch).logps;
-      if (options_.objective.kl.beta > 0) {
+      if (options_.objective.has_reference()) {
         batch.ref_logps = completion_logps(reference_, batch).logps;
       }
     }
   }
+}
+
+at::Tensor RlTrainer::loss(const MicroBatch& batch, const Minibatch& minibatch,
+                           const at::Tensor& logps, RlStep& result) const {
+  if (options_.objective.preference) {
+    const PairOrder pairs = chosen_first(batch.offsets);
+    const tether::PreferenceOutput output =
+        tether::preference_loss({.logps = logps.index_select(0, pairs.tokens),
+                                 .ref_logps = batch.ref_logps.index_select(0, pairs.tokens),
+                                 .response_mask = batch.response_mask,
+                                 .offsets = pairs.offsets},
+                                *options_.objective.preference, {.pairs = minibatch.groups});
+    result.preference.merge(output.metrics.to_host());
+    return output.loss;
+  }
+  const tether::LossOutput output =
+      tether::policy_loss({.logps = logps,
+                           .advantages = batch.advantages,
+                           .response_mask = batch.response_mask,
+                           .old_logps = batch.old_logps,
+                           .ref_logps = batch.ref_logps,
+                           .offsets = batch.offsets},
+                          options_.objective.policy, minibatch.counts);
+  result.metrics.merge(output.metrics.to_host());
+  return output.loss;
 }
 
 void RlTrainer::update(const Minibatch& minibatch, RlStep& result) {
@@ -124,15 +163,8 @@ void RlTrainer::update(const Minibatch& minibatch, RlStep& result) {
   optimizer_.zero_grad();
   for (const MicroBatch& batch : minibatch.parts) {
     const tether::TokenLogps current = completion_logps(model_, batch);
-    const tether::LossOutput output = tether::policy_loss({.logps = current.logps,
-                                                           .advantages = batch.advantages,
-                                                           .response_mask = batch.response_mask,
-                                                           .old_logps = batch.old_logps,
-                                                           .ref_logps = batch.ref_logps,
-                                                           .offsets = batch.offsets},
-                                                          options_.objective, minibatch.counts);
-    output.loss.backward();
-    result.metrics.merge(output.metrics.to_host());
+    loss(batch, minibatch, current.logps, result).backward();
+    result.tokens += static_cast<double>(batch.targets.numel());
     result.entropy += current.entropies.sum().item<double>();
   }
   result.gradient_norm +=

@@ -6,12 +6,13 @@
 #include <vector>
 
 #include "examples/text2sql/grader.h"
+#include "examples/text2sql/objectives.h"
 #include "examples/text2sql/rl_batch.h"
 
 namespace text2sql {
 
 struct RlOptions {
-  tether::PolicyObjective objective;
+  Objective objective;
   int64_t steps = 100;
   int64_t prompts = 32;  // per step
   int64_t samples = 8;   // per prompt: a group
@@ -27,8 +28,10 @@ struct RlOptions {
 struct RlStep {
   std::vector<Answer> answers;    // every sample; the reward is 1 if it is correct, otherwise 0
   tether::PolicyMetrics metrics;  // over the tokens that were trained on
-  double entropy = 0;             // mean over the same tokens, nats
-  double gradient_norm = 0;       // before clipping, mean over the minibatches
+  tether::PreferenceMetrics preference;  // over the pairs, of a preference objective
+  double tokens = 0;                     // that were trained on
+  double entropy = 0;                    // mean over the same tokens, nats
+  double gradient_norm = 0;              // before clipping, mean over the minibatches
 
   double reward() const;
 };
@@ -37,7 +40,8 @@ struct RlStep {
 // Like SftTrainer, step k depends on weights, optimizer, options and k only.
 class RlTrainer {
  public:
-  // A KL penalty ties `model` to `reference`, which is not used without one.
+  // A KL penalty or a preference objective ties `model` to `reference`, which is not used
+  // otherwise.
   RlTrainer(Transformer& model, Transformer& reference, const Tokenizer& tokenizer,
             const std::vector<Question>& questions, Grader& grader, const RlOptions& options);
 
@@ -49,6 +53,8 @@ class RlTrainer {
   std::vector<Group> sample_groups(int64_t step, RlStep& result);
   void record_logps(std::vector<Minibatch>& minibatches);
   void update(const Minibatch& minibatch, RlStep& result);
+  at::Tensor loss(const MicroBatch& batch, const Minibatch& minibatch, const at::Tensor& logps,
+                  RlStep& result) const;
 
   Transformer& model_;
   Transformer& reference_;

@@ -59,7 +59,10 @@ tether::Normalizer counts(const std::vector<Group>& groups,
 }  // namespace
 
 Minibatch make_minibatch(std::vector<Group> groups, const tether::PolicyObjective& objective) {
-  Minibatch result{.parts = {}, .counts = counts(groups, objective)};
+  if (groups.empty()) return {};
+  Minibatch result{.parts = {},
+                   .counts = counts(groups, objective),
+                   .groups = static_cast<double>(groups.size())};
   if (objective.kl.beta == 0) {
     std::erase_if(groups, [](const Group& group) { return !group.advantages.any().item<bool>(); });
   }
@@ -76,6 +79,18 @@ Minibatch make_minibatch(std::vector<Group> groups, const tether::PolicyObjectiv
   }
   if (!part.empty()) result.parts.push_back(micro_batch(part));
   return result;
+}
+
+PairOrder chosen_first(const at::Tensor& offsets) {
+  const int64_t* at = offsets.const_data_ptr<int64_t>();
+  std::vector<int64_t> tokens, ends = {0};
+  for (const int64_t side : {0, 1}) {
+    for (int64_t row = side; row + 1 < offsets.size(0); row += 2) {
+      for (int64_t i = at[row]; i < at[row + 1]; ++i) tokens.push_back(i);
+      ends.push_back(static_cast<int64_t>(tokens.size()));
+    }
+  }
+  return {at::tensor(tokens, at::kLong), at::tensor(ends, at::kLong)};
 }
 
 tether::TokenLogps completion_logps(Transformer& model, const MicroBatch& batch) {

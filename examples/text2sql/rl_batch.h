@@ -33,11 +33,18 @@ struct MicroBatch {
 struct Minibatch {
   std::vector<MicroBatch> parts;
   tether::Normalizer counts;  // of the whole minibatch, so that the parts' losses add up
+  double groups = 0;
 };
 
 // Groups with equal rewards have advantages of exactly 0: without a KL penalty they add nothing to
 // the loss or its gradient, and are counted but not computed.
 Minibatch make_minibatch(std::vector<Group> groups, const tether::PolicyObjective& objective);
+
+// The tokens of rows that alternate between chosen and rejected answers, all chosen ones first.
+struct PairOrder {
+  at::Tensor tokens, offsets;
+};
+PairOrder chosen_first(const at::Tensor& offsets);
 
 tether::TokenLogps completion_logps(Transformer& model, const MicroBatch& batch);
 

@@ -52,13 +52,6 @@ double mean(const tether::PolicyMetrics& metrics, tether::PolicyMetrics::Sum whi
   return metrics.sums[at + 1] > 0 ? metrics.sums[at] / metrics.sums[at + 1] : 0;
 }
 
-tether::PolicyObjective objective_of(const Options& options) {
-  tether::PolicyObjective objective =
-      options.objective == "ppo" ? tether::presets::ppo() : tether::presets::grpo(options.beta);
-  objective.kl.beta = options.beta;
-  return objective;
-}
-
 void prepare_folder(const std::filesystem::path& folder) {
   try {
     std::filesystem::create_directories(folder);
@@ -194,7 +187,7 @@ bool Run::supervised_phase(const char* title, int64_t steps) {
 
 bool Run::rl_phase() {
   RlTrainer trainer(*model_, *after_sft_, tokenizer_, task_.practice(), reward_, rl_options());
-  return phase(state_.options.objective == "ppo" ? "PPO" : "GRPO", state_.options.steps,
+  return phase(title_of(state_.options.objective).c_str(), state_.options.steps,
                trainer.optimizer(), [&](int64_t step) {
                  const auto start = std::chrono::steady_clock::now();
                  const RlStep result = trainer.step(step);
@@ -255,20 +248,28 @@ void Run::save(const torch::optim::Optimizer* optimizer) const {
 
 Run::StepResult Run::rl_result(const RlStep& step, double seconds) const {
   using tether::PolicyMetrics;
-  const bool penalty = state_.options.beta > 0;
   StepResult result;
   result.point.reward = step.reward();
-  result.point.kl_old = mean(step.metrics, PolicyMetrics::kApproxKlK3);
-  if (penalty) result.point.kl_reference = mean(step.metrics, PolicyMetrics::kKl);
-  result.point.clip_fraction = mean(step.metrics, PolicyMetrics::kClipFractionLow) +
-                               mean(step.metrics, PolicyMetrics::kClipFractionHigh);
   result.point.entropy = step.entropy;
   result.point.gradient_norm = step.gradient_norm;
-  result.figures =
-      "reward " + fixed(result.point.reward, 2) + "  KL " + fixed(result.point.kl_old, 5) +
-      (penalty ? "  KL to SFT " + fixed(result.point.kl_reference, 4) : "") + "  clipped " +
-      percent(result.point.clip_fraction) + "  entropy " + fixed(step.entropy, 3) + "  " +
-      fixed(static_cast<double>(step.answers.size()) / seconds, 0) + " samples/s";
+  result.figures = "reward " + fixed(result.point.reward, 2);
+  if (step.preference.sums[1] > 0) {
+    const auto metrics = step.preference.to_map();
+    result.figures += "  margin " + fixed(metrics.at("margin"), 3) + "  pairs right " +
+                      percent(metrics.at("accuracy"));
+  } else {
+    result.point.kl_old = mean(step.metrics, PolicyMetrics::kApproxKlK3);
+    result.point.clip_fraction = mean(step.metrics, PolicyMetrics::kClipFractionLow) +
+                                 mean(step.metrics, PolicyMetrics::kClipFractionHigh);
+    result.figures += "  KL " + fixed(result.point.kl_old, 5);
+    if (state_.options.beta > 0) {
+      result.point.kl_reference = mean(step.metrics, PolicyMetrics::kKl);
+      result.figures += "  KL to SFT " + fixed(result.point.kl_reference, 4);
+    }
+    result.figures += "  clipped " + percent(result.point.clip_fraction);
+  }
+  result.figures += "  entropy " + fixed(step.entropy, 3) + "  " +
+                    fixed(static_cast<double>(step.answers.size()) / seconds, 0) + " samples/s";
   return result;
 }
 
@@ -300,11 +301,13 @@ SftOptions Run::sft_options(int64_t steps) const {
 
 RlOptions Run::rl_options() const {
   const Options& options = state_.options;
-  return {.objective = objective_of(options),
-          .steps = options.steps,
-          .prompts = options.prompts,
-          .samples = options.samples,
-          .seed = options.seed};
+  RlOptions out;
+  out.objective = objective_of(options.objective, options.beta, out.max_tokens);
+  out.steps = options.steps;
+  out.prompts = options.prompts;
+  out.samples = options.samples;
+  out.seed = options.seed;
+  return out;
 }
 
 void Run::report() {

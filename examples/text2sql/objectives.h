@@ -1,0 +1,30 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "libtorch/tether.h"
+
+namespace text2sql {
+
+// What RL follows: a policy objective with the advantages that belong to it, or a preference
+// objective on the best and the worst sample of each group.
+struct Objective {
+  tether::PolicyObjective policy = tether::presets::grpo(0);
+  tether::GroupAdvantage advantage = {};
+  std::optional<tether::PreferenceObjective> preference = {};
+
+  // Whether the model after SFT is a reference of the loss.
+  bool has_reference() const { return preference || policy.kl.beta > 0; }
+};
+
+// Every name of the library's catalogue.
+std::vector<std::string> objective_names();
+
+// The objective called `name`. `beta` is the weight of the KL penalty; 0 is none, for a preference
+// objective its default. `max_tokens` is Dr. GRPO's constant.
+Objective objective_of(std::string_view name, double beta, int64_t max_tokens);
+
+}  // namespace text2sql
