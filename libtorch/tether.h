@@ -2,6 +2,7 @@
 
 // The LibTorch face of the library.
 
+#include "libtorch/generalized_advantage.h"
 #include "libtorch/group_advantage.h"
 #include "libtorch/policy_loss.h"
 #include "libtorch/preference_loss.h"
