@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstring>
+#include <map>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -17,6 +18,7 @@
 
 #include "rl/catalogue.h"
 #include "rl/kernels/policy_loss.h"
+#include "rl/kernels/preference_loss.h"
 
 namespace tether {
 namespace {
@@ -219,8 +221,9 @@ const double* numbers_of(std::string_view name, const Tensor& tensor, size_t siz
   return static_cast<const double*>(tensor.const_data_ptr());
 }
 
-PolicyObjective objective_of(std::string_view function, const Wanted& wanted) {
-  PolicyObjective out = preset(function, wanted.objective.text);
+// The preset with its options and choices set.
+template <class Objective>
+Objective adjusted(std::string_view function, Objective out, const Wanted& wanted) {
   const size_t options = wanted.option_names.size();
   const double* values = numbers_of("option_values", wanted.option_values, options);
   for (size_t i = 0; i < options; ++i) {
@@ -236,6 +239,10 @@ PolicyObjective objective_of(std::string_view function, const Wanted& wanted) {
   return out;
 }
 
+PolicyObjective objective_of(std::string_view function, const Wanted& wanted) {
+  return adjusted(function, preset(function, wanted.objective.text), wanted);
+}
+
 // [policy, kl, sequences, world_size] in float64, where -inf is absent.
 Normalizer normalizer_of(const std::optional<Tensor>& tensor) {
   if (!tensor) return {};
@@ -248,6 +255,16 @@ Normalizer normalizer_of(const std::optional<Tensor>& tensor) {
 
 // ---- operators
 // -----------------------------------------------------------------------------------
+
+std::tuple<std::vector<std::string>, Numbers> named_values(
+    const std::map<std::string, double>& values) {
+  std::tuple<std::vector<std::string>, Numbers> out;
+  for (const auto& [name, value] : values) {
+    std::get<0>(out).push_back(name);
+    std::get<1>(out).push_back(value);
+  }
+  return out;
+}
 
 // Memory for the gradient of `input`; none of it unless wanted.
 Tensor gradient_buffer(bool wanted, const Tensor& input, MutableArray& view) {
@@ -284,6 +301,52 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_forward(
                       dlogps, dentropies,
                       new_doubles({PolicyMetrics::kSums, 2}, totals.metrics.sums.data()),
                       new_doubles({PolicyMetrics::kMaxima}, totals.metrics.maxima.data()));
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> preference_loss_forward(
+    const Tensor& logps, const Tensor& response_mask, const std::optional<Tensor>& ref_logps,
+    const std::optional<Tensor>& offsets, const Name& objective_name, const Names& option_names,
+    const Tensor& option_values, const Names& choice_names, const Names& choice_values,
+    const std::optional<Tensor>& normalizer, bool with_gradient) {
+  return with_public_errors([&] {
+    const auto function = "preference_loss";
+    const std::optional<Tensor> ends = contiguous(offsets);
+    PreferenceArrays arrays;
+    arrays.layout = layout_of(function, logps, ends);
+    arrays.logps = token_array("logps", logps, logps);
+    arrays.response_mask = token_array("response_mask", response_mask, logps);
+    if (ref_logps) arrays.ref_logps = token_array("ref_logps", *ref_logps, logps);
+    const PreferenceObjective objective =
+        adjusted(function, preference_preset(function, objective_name.text),
+                 {objective_name, option_names, option_values, choice_names, choice_values});
+    PairNormalizer step;
+    if (normalizer) {
+      const double* numbers = numbers_of("normalizer", *normalizer, 2);
+      if (numbers[0] != -infinity) step.pairs = numbers[0];
+      step.world_size = numbers[1];
+    }
+    MutableArray gradient;
+    const Tensor dlogps = gradient_buffer(with_gradient, logps, gradient);
+    const PreferenceTotals totals =
+        preference_loss(arrays, objective, step, gradient, torch_executor());
+    const bool wide = logps.scalar_type() == ScalarType::Double;
+    return std::tuple(new_scalar(totals.loss, wide ? ScalarType::Double : ScalarType::Float),
+                      dlogps,
+                      new_doubles({PreferenceMetrics::kSums, 2}, totals.metrics.sums.data()));
+  });
+}
+
+// PreferenceMetrics::to_map: names and values.
+std::tuple<std::vector<std::string>, Numbers> preference_metrics(const Tensor& sums) {
+  return with_public_errors([&] {
+    PreferenceMetrics metrics;
+    require(
+        sums.scalar_type() == ScalarType::Double && sums.numel() == 2 * PreferenceMetrics::kSums,
+        [] { return std::string("preference_metrics: sums must be the float64 block of a loss"); });
+    std::memcpy(metrics.sums.data(), torch::stable::contiguous(sums).const_data_ptr(),
+                sizeof(metrics.sums));
+    return named_values(metrics.to_map());
   });
 }
 
@@ -330,37 +393,48 @@ std::tuple<std::vector<std::string>, Numbers> policy_metrics(const Tensor& sums,
                 sizeof(metrics.sums));
     std::memcpy(metrics.maxima.data(), torch::stable::contiguous(maxima).const_data_ptr(),
                 sizeof(metrics.maxima));
-    std::tuple<std::vector<std::string>, Numbers> out;
-    for (const auto& [name, value] : metrics.to_map()) {
-      std::get<0>(out).push_back(name);
-      std::get<1>(out).push_back(value);
-    }
-    return out;
+    return named_values(metrics.to_map());
   });
 }
 
-// name, formula, paper of every row of the catalogue.
+// family, name, formula, paper of every row of the catalogue.
 std::vector<std::string> catalogue() {
   std::vector<std::string> out;
-  for (const CatalogueRow& row : kCatalogue) {
-    for (const std::string_view each : {row.name, row.formula, row.paper}) out.emplace_back(each);
-  }
+  const auto add = [&](std::string_view family, const auto& rows) {
+    for (const auto& row : rows) {
+      for (const std::string_view each : {family, row.name, row.formula, row.paper}) {
+        out.emplace_back(each);
+      }
+    }
+  };
+  add("policy", kCatalogue);
+  add("preference", kPreferenceCatalogue);
   return out;
+}
+
+// body(objective) for the row called `name`, of either family.
+template <class Body>
+auto with_objective(const std::string& name, Body body) {
+  for (const PreferenceRow& row : kPreferenceCatalogue) {
+    if (row.name == name) return body(row.preset());
+  }
+  return body(preset("objectives", name));
 }
 
 // The choices of one row: names, defaults, and what is legal, side by side.
 std::vector<std::string> catalogue_choices(const Name& objective_name) {
   return with_public_errors([&] {
-    std::vector<std::string> out;
-    const PolicyObjective objective = preset("objectives", objective_name.text);
-    for_each_choice(objective, [&](std::string_view name, auto value, const auto& names) {
-      std::string legal;
-      for (const std::string_view each : names) detail::append(legal, each);
-      out.emplace_back(name);
-      out.emplace_back(names[static_cast<size_t>(value)]);
-      out.push_back(legal);
+    return with_objective(objective_name.text, [](const auto& objective) {
+      std::vector<std::string> out;
+      for_each_choice(objective, [&](std::string_view name, auto value, const auto& names) {
+        std::string legal;
+        for (const std::string_view each : names) detail::append(legal, each);
+        out.emplace_back(name);
+        out.emplace_back(names[static_cast<size_t>(value)]);
+        out.push_back(legal);
+      });
+      return out;
     });
-    return out;
   });
 }
 
@@ -368,14 +442,15 @@ std::vector<std::string> catalogue_choices(const Name& objective_name) {
 std::tuple<std::vector<std::string>, Numbers, std::vector<std::string>> catalogue_options(
     const Name& objective_name) {
   return with_public_errors([&] {
-    std::tuple<std::vector<std::string>, Numbers, std::vector<std::string>> out;
-    const PolicyObjective objective = preset("objectives", objective_name.text);
-    for_each_option(objective, [&](std::string_view name, double value, const Range& range) {
-      std::get<0>(out).emplace_back(name);
-      std::get<1>(out).push_back(value);
-      std::get<2>(out).push_back(text(range));
+    return with_objective(objective_name.text, [](const auto& objective) {
+      std::tuple<std::vector<std::string>, Numbers, std::vector<std::string>> out;
+      for_each_option(objective, [&](std::string_view name, double value, const Range& range) {
+        std::get<0>(out).emplace_back(name);
+        std::get<1>(out).push_back(value);
+        std::get<2>(out).push_back(text(range));
+      });
+      return out;
     });
-    return out;
   });
 }
 
@@ -396,6 +471,12 @@ STABLE_TORCH_LIBRARY(tether, library) {
   library.def(
       "policy_check(str objective, str[] option_names, float[] option_values, "
       "str[] choice_names, str[] choice_values) -> bool");
+  library.def(
+      "preference_loss_forward(Tensor logps, Tensor response_mask, Tensor? ref_logps, "
+      "Tensor? offsets, str objective, str[] option_names, Tensor option_values, "
+      "str[] choice_names, str[] choice_values, Tensor? normalizer, bool with_gradient) -> "
+      "(Tensor loss, Tensor dlogps, Tensor metric_sums)");
+  library.def("preference_metrics(Tensor sums) -> (str[] names, float[] values)");
   library.def("policy_metrics(Tensor sums, Tensor maxima) -> (str[] names, float[] values)");
   library.def("catalogue() -> str[]");
   library.def("catalogue_choices(str objective) -> str[]");
@@ -405,6 +486,8 @@ STABLE_TORCH_LIBRARY(tether, library) {
 STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
   library.impl("policy_loss_forward", TORCH_BOX(&tether::policy_loss_forward));
   library.impl("policy_local_counts", TORCH_BOX(&tether::policy_local_counts));
+  library.impl("preference_loss_forward", TORCH_BOX(&tether::preference_loss_forward));
+  library.impl("preference_metrics", TORCH_BOX(&tether::preference_metrics));
   library.impl("policy_metrics", TORCH_BOX(&tether::policy_metrics));
 }
 

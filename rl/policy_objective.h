@@ -5,6 +5,7 @@
 
 #include "rl/aggregation.h"
 #include "rl/kl_penalty.h"
+#include "rl/options.h"
 #include "rl/ratio.h"
 #include "rl/surrogate.h"
 
@@ -31,7 +32,7 @@ struct PolicyObjective {
 };
 
 // visit(name, value, range) for every number of the objective, the surrogate's first.
-template <class Objective, class Visit>
+template <SameBut<PolicyObjective> Objective, class Visit>
 void for_each_option(Objective& objective, Visit visit) {
   objective.surrogate.for_each_field(visit);
   visit("beta", objective.kl.beta, Range{0, largest_finite});
@@ -40,15 +41,14 @@ void for_each_option(Objective& objective, Visit visit) {
 }
 
 // visit(name, value, names) for every choice of the objective, an enum whose names are `names`.
-template <class Objective, class Visit>
+template <SameBut<PolicyObjective> Objective, class Visit>
 void for_each_choice(Objective& objective, Visit visit) {
   visit("level", objective.level, kRatioLevelNames);
   visit("aggregation", objective.aggregation.mode, kAggregationNames);
   visit("kl_estimator", objective.kl.estimator, kKlEstimatorNames);
   visit("kl_gradient", objective.kl.gradient, kKlEstimatorNames);
   visit("kl_correction", objective.kl.correction, kKlCorrectionNames);
-  visit("allow_biased_gradient", objective.kl.allow_biased_gradient,
-        std::array<std::string_view, 2>{"false", "true"});
+  visit("allow_biased_gradient", objective.kl.allow_biased_gradient, kBoolNames);
 }
 
 // Throws unless every option is legal; the message begins with `function`.
@@ -57,56 +57,6 @@ inline void check_objective(std::string_view function, const PolicyObjective& ob
     check_range(function, name, value, range);
   });
   check_kl_penalty(function, objective.kl);
-}
-
-namespace detail {
-
-[[noreturn]] inline void throw_unknown(std::string_view function, std::string_view what,
-                                       const std::string& known, std::string_view got) {
-  throw Error(std::string(function) + ": " + std::string(what) + " must be one of " + known +
-              ", got \"" + std::string(got) + "\"");
-}
-
-inline void append(std::string& list, std::string_view name) {
-  list += (list.empty() ? "" : ", ") + std::string(name);
-}
-
-}  // namespace detail
-
-// Sets the number called `name`; an unknown name lists the known ones.
-inline void set_option(std::string_view function, PolicyObjective& objective, std::string_view name,
-                       double value) {
-  bool found = false;
-  std::string known;
-  for_each_option(objective, [&](std::string_view each, double& option, const Range& range) {
-    detail::append(known, each);
-    if (each != name) return;
-    check_range(function, name, value, range);
-    option = value;
-    found = true;
-  });
-  if (!found) detail::throw_unknown(function, "option", known, name);
-}
-
-// Sets the choice called `name` to the one called `value`; unknown names list the known ones.
-inline void set_choice(std::string_view function, PolicyObjective& objective, std::string_view name,
-                       std::string_view value) {
-  bool found = false;
-  std::string known;
-  for_each_choice(objective,
-                  [&]<class Enum>(std::string_view each, Enum& choice, const auto& names) {
-                    detail::append(known, each);
-                    if (each != name) return;
-                    std::string values;
-                    for (size_t i = 0; i < names.size() && !found; ++i) {
-                      detail::append(values, names[i]);
-                      if (names[i] != value) continue;
-                      choice = static_cast<Enum>(i);
-                      found = true;
-                    }
-                    if (!found) detail::throw_unknown(function, name, values, value);
-                  });
-  if (!found) detail::throw_unknown(function, "choice", known, name);
 }
 
 }  // namespace tether

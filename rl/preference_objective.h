@@ -7,6 +7,7 @@
 
 #include "core/number.h"
 #include "rl/any_formula.h"
+#include "rl/options.h"
 
 namespace tether {
 
@@ -94,12 +95,18 @@ struct PreferenceObjective {
 };
 
 // visit(name, value, range) for every number of the objective, the formula's first.
-template <class Objective, class Visit>
-void for_each_option(Objective& objective, Visit visit)
-  requires requires { objective.link; }
-{
+template <SameBut<PreferenceObjective> Objective, class Visit>
+void for_each_option(Objective& objective, Visit visit) {
   objective.loss.for_each_field(visit);
   visit("beta", objective.beta, Range{0, largest_finite, true});
+}
+
+// visit(name, value, names) for every choice of the objective.
+template <SameBut<PreferenceObjective> Objective, class Visit>
+void for_each_choice(Objective& objective, Visit visit) {
+  visit("score", objective.score, kPairScoreNames);
+  visit("reference", objective.reference, kBoolNames);
+  visit("link", objective.link, kLinkNames);
 }
 
 inline void check_objective(std::string_view function, const PreferenceObjective& objective) {

@@ -7,25 +7,23 @@
 """
 
 from tether import reference
-from tether.policy import (
-    Normalizer,
-    Objective,
-    Option,
-    PolicyLoss,
-    PolicyMetrics,
-    local_counts,
-    objectives,
-    policy_loss,
-)
+from tether._objectives import Choice, Objective, Option, objectives
+from tether.policy import Normalizer, PolicyLoss, PolicyMetrics, local_counts, policy_loss
+from tether.preference import PreferenceLoss, PreferenceMetrics, dpo_loss, preference_loss
 
 __all__ = [
+    "Choice",
     "Normalizer",
     "Objective",
     "Option",
     "PolicyLoss",
     "PolicyMetrics",
+    "PreferenceLoss",
+    "PreferenceMetrics",
+    "dpo_loss",
     "local_counts",
     "objectives",
     "policy_loss",
+    "preference_loss",
     "reference",
 ]

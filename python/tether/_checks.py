@@ -155,3 +155,30 @@ def checked(function: str, batch: Batch) -> Batch:
     _check_constant_tokens(function, "ref_logps", batch.ref_logps, logps)
     _check_optional_tokens(function, "entropies", batch.entropies, logps)
     return batch._replace(advantages=advantages, response_mask=response_mask)
+
+
+class Pairs(NamedTuple):
+    """Checked tensors of chosen and rejected answers."""
+
+    logps: Tensor
+    response_mask: Tensor
+    ref_logps: Tensor | None
+    offsets: Tensor | None
+
+
+def checked_pairs(function: str, pairs: Pairs) -> Pairs:
+    """The pairs as the operators take them: answers [2 B] become rows of one token."""
+    logps, response_mask, ref_logps, offsets = pairs
+    _check_given(f"{function}: logps", logps)
+    if logps.dim() == 1 and offsets is None:
+        logps, response_mask, ref_logps = (
+            each[:, None] if isinstance(each, Tensor) and each.dim() == 1 else each
+            for each in (logps, response_mask, ref_logps)
+        )
+        if response_mask is None:
+            response_mask = torch.ones_like(logps, dtype=torch.bool, requires_grad=False)
+    _check_logps(function, logps, offsets)
+    _check_offsets(function, offsets)
+    response_mask = _checked_mask(function, response_mask, logps)
+    _check_constant_tokens(function, "ref_logps", ref_logps, logps)
+    return Pairs(logps, response_mask, ref_logps, offsets)

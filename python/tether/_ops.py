@@ -8,9 +8,7 @@ import re
 import torch
 
 _OLDEST = (2, 10)
-_SECOND_DERIVATIVE = (
-    "policy_loss: backward must run once, got a second derivative. The loss has none"
-)
+_SECOND_DERIVATIVE = "backward must run once, got a second derivative. The loss has none"
 
 
 def load(library: pathlib.Path, version: str) -> None:
@@ -32,27 +30,39 @@ ops = torch.ops.tether
 
 # ---- shapes and dtypes of results, for tracing ---------------------------------------------------
 
-# Rows of the blocks of metrics: PolicyMetrics::kSums and kMaxima.
-_SUMS, _MAXIMA = 11, 2
+# Rows of the blocks of metrics: PolicyMetrics::kSums and kMaxima, PreferenceMetrics::kSums.
+_SUMS, _MAXIMA, _PREFERENCE_SUMS = 11, 2, 8
+
+
+def _like_gradient(wanted, tensor):
+    stored = torch.float32 if wanted and tensor.dtype == torch.float16 else tensor.dtype
+    return tensor.new_empty(tensor.shape if wanted else (0,), dtype=stored)
+
+
+def _like_loss(logps):
+    wide = torch.float64 if logps.dtype == torch.float64 else torch.float32
+    return logps.new_empty((), dtype=wide)
 
 
 @torch.library.register_fake("tether::policy_loss_forward")
 def _(logps, *arguments):
     entropies, with_gradient = arguments[4], arguments[-1]
-    wide = torch.float64 if logps.dtype == torch.float64 else torch.float32
-
-    def gradient(wanted, tensor):
-        stored = torch.float32 if wanted and tensor.dtype == torch.float16 else tensor.dtype
-        return tensor.new_empty(tensor.shape if wanted else (0,), dtype=stored)
-
+    given = entropies is not None
     return (
-        logps.new_empty((), dtype=wide),
-        gradient(with_gradient, logps),
-        gradient(
-            with_gradient and entropies is not None, logps if entropies is None else entropies
-        ),
+        _like_loss(logps),
+        _like_gradient(with_gradient, logps),
+        _like_gradient(with_gradient and given, entropies if given else logps),
         logps.new_empty((_SUMS, 2), dtype=torch.float64),
         logps.new_empty((_MAXIMA,), dtype=torch.float64),
+    )
+
+
+@torch.library.register_fake("tether::preference_loss_forward")
+def _(logps, *arguments):
+    return (
+        _like_loss(logps),
+        _like_gradient(arguments[-1], logps),
+        logps.new_empty((_PREFERENCE_SUMS, 2), dtype=torch.float64),
     )
 
 
@@ -65,15 +75,16 @@ def _(logps, *_):
 
 
 class _ScaledOnce(torch.autograd.Function):
-    """dlogps * upstream, without a derivative: torch would take dlogps for a constant of logps."""
+    """stored * upstream, without a derivative: torch would take `stored` for a constant."""
 
     @staticmethod
-    def forward(ctx, dlogps, upstream, logps):
-        return (dlogps * upstream).to(logps.dtype)
+    def forward(ctx, stored, upstream, tensor, function):
+        ctx.function = function
+        return (stored * upstream).to(tensor.dtype)
 
     @staticmethod
     def backward(ctx, *_):
-        raise NotImplementedError(_SECOND_DERIVATIVE)
+        raise NotImplementedError(f"{ctx.function}: {_SECOND_DERIVATIVE}")
 
 
 def _is_one(upstream: torch.Tensor) -> bool:
@@ -94,10 +105,10 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(dlogps, dentropies, logps, entropies)
 
 
-def _scaled(upstream, stored, tensor):
+def _scaled(function, upstream, stored, tensor):
     """stored * upstream, in the dtype of the tensor whose gradient it is."""
     if torch.is_grad_enabled():
-        return _ScaledOnce.apply(stored, upstream, tensor)
+        return _ScaledOnce.apply(stored, upstream, tensor, function)
     if _is_one(upstream):
         return stored.to(tensor.dtype)
     return (stored * upstream).to(tensor.dtype)
@@ -108,12 +119,32 @@ def _backward(ctx, upstream, *_):
     gradients = [None] * 14
     if upstream is not None:
         if ctx.needs_input_grad[0]:
-            gradients[0] = _scaled(upstream, dlogps, logps)
+            gradients[0] = _scaled("policy_loss", upstream, dlogps, logps)
         if entropies is not None and ctx.needs_input_grad[5]:
-            gradients[5] = _scaled(upstream, dentropies, entropies)
+            gradients[5] = _scaled("policy_loss", upstream, dentropies, entropies)
     return tuple(gradients)
 
 
 torch.library.register_autograd(
     "tether::policy_loss_forward", _backward, setup_context=_setup_context
+)
+
+
+def _setup_preference(ctx, inputs, output):
+    _, dlogps, metric_sums = output
+    ctx.mark_non_differentiable(dlogps, metric_sums)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(dlogps, inputs[0])
+
+
+def _preference_backward(ctx, upstream, *_):
+    dlogps, logps = ctx.saved_tensors
+    gradient = None
+    if upstream is not None:
+        gradient = _scaled("preference_loss", upstream, dlogps, logps)
+    return gradient, *[None] * 10
+
+
+torch.library.register_autograd(
+    "tether::preference_loss_forward", _preference_backward, setup_context=_setup_preference
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,11 +10,8 @@ from torch import Tensor
 
 from tether import reference
 from tether._checks import Batch, checked
+from tether._objectives import ABSENT, Number, Wanted, check_number, checked_objective, packed
 from tether._ops import ops
-
-_ABSENT = float("-inf")
-
-Number = float | Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +100,7 @@ def policy_loss(
         "policy_loss",
         Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets),
     )
-    wanted = _checked_objective("policy_loss", objective, options)
+    wanted = checked_objective("policy", "policy_loss", objective, options)
     normalizer = _checked_normalizer(normalizer)
     if logps.device.type != "cpu":
         return _on_other_device(batch, wanted, normalizer)
@@ -113,7 +108,7 @@ def policy_loss(
     loss, _, _, sums, maxima = ops.policy_loss_forward(
         *batch,
         *wanted.arguments(),
-        None if normalizer is None else _packed(_counts(normalizer)),
+        None if normalizer is None else packed(_counts(normalizer)),
         torch.is_grad_enabled() and requires_grad,
     )
     return PolicyLoss(loss, PolicyMetrics(sums, maxima))
@@ -140,7 +135,7 @@ def local_counts(
         "local_counts",
         Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets),
     )
-    wanted = _checked_objective("local_counts", objective, options)
+    wanted = checked_objective("policy", "local_counts", objective, options)
     if logps.device.type != "cpu":
         counts = reference.local_counts(batch.response_mask, offsets)
     else:
@@ -149,40 +144,6 @@ def local_counts(
         )
     policy, kl, sequences = counts.unbind()
     return Normalizer(policy, kl, sequences)
-
-
-class Option(NamedTuple):
-    default: float
-    range: str  # in words: "in [0, 1]"
-
-
-class Choice(NamedTuple):
-    default: str
-    legal: str  # "k1, k2, k3"
-
-
-class Objective(NamedTuple):
-    name: str
-    formula: str
-    paper: str
-    options: dict[str, Option]
-    choices: dict[str, Choice]
-
-
-@functools.cache
-def objectives() -> dict[str, Objective]:
-    """Every objective by name, with its formula, paper, options and choices."""
-    out = {}
-    for name, formula, paper in zip(*[iter(ops.catalogue())] * 3, strict=True):
-        names, defaults, ranges = ops.catalogue_options(name)
-        options = {each: Option(*rest) for each, *rest in zip(names, defaults, ranges, strict=True)}
-        choices = zip(*[iter(ops.catalogue_choices(name))] * 3, strict=True)
-        choices = {each: Choice(default, legal) for each, default, legal in choices}
-        out[name] = Objective(name, formula, paper, options, choices)
-    return out
-
-
-_CHOICES = tuple(objectives()["ppo"].choices)
 
 
 def _checked_normalizer(normalizer: Normalizer | None) -> Normalizer | None:
@@ -195,78 +156,22 @@ def _checked_normalizer(normalizer: Normalizer | None) -> Normalizer | None:
     _check_count("policy", normalizer.policy)
     _check_count("kl", normalizer.kl)
     _check_count("sequences", normalizer.sequences)
-    _check_number("policy_loss", "normalizer.world_size", normalizer.world_size)
+    check_number("policy_loss", "normalizer.world_size", normalizer.world_size)
     return normalizer
 
 
 def _check_count(name: str, count: Number | None) -> None:
     if count is not None:
-        _check_number("policy_loss", f"normalizer.{name}", count)
+        check_number("policy_loss", f"normalizer.{name}", count)
 
 
 def _counts(normalizer: Normalizer) -> list[Number]:
     counts = (normalizer.policy, normalizer.kl, normalizer.sequences, normalizer.world_size)
-    return [_ABSENT if each is None else each for each in counts]
-
-
-class _Wanted(NamedTuple):
-    """An objective in the words of a call."""
-
-    objective: str
-    numbers: dict[str, Number]
-    choices: dict[str, str]
-
-    def arguments(self) -> tuple:
-        """As the operators take it."""
-        return (
-            self.objective,
-            list(self.numbers),
-            _packed(list(self.numbers.values())),
-            list(self.choices),
-            list(self.choices.values()),
-        )
-
-
-def _checked_objective(
-    function: str, objective: str, options: dict[str, Number | str | bool]
-) -> _Wanted:
-    if not isinstance(objective, str):
-        raise TypeError(f"{function}: objective must be a string, got {type(objective).__name__}")
-    numbers, choices = {}, {}
-    for name, value in options.items():
-        if name not in _CHOICES:
-            _check_number(function, name, value)
-            numbers[name] = value
-        elif isinstance(value, bool):
-            choices[name] = "true" if value else "false"
-        elif isinstance(value, str):
-            choices[name] = value
-        else:
-            raise TypeError(f"{function}: {name} must be a string, got {type(value).__name__}")
-    return _Wanted(objective, numbers, choices)
-
-
-def _check_number(function: str, name: str, value: Number) -> None:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"{function}: {name} must be one number, got {list(value.shape)}")
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
-
-
-def _packed(numbers: Sequence[Number]) -> Tensor:
-    """Numbers and tensors of one number, side by side for an operator."""
-    if not any(isinstance(each, Tensor) for each in numbers):
-        return torch.tensor(numbers, dtype=torch.float64)
-    tensors = [
-        torch.as_tensor(each, dtype=torch.float64, device="cpu").detach().reshape(())
-        for each in numbers
-    ]
-    return torch.stack(tensors)
+    return [ABSENT if each is None else each for each in counts]
 
 
 def _on_other_device(
-    batch: Batch, wanted: _Wanted, normalizer: Normalizer | None
+    batch: Batch, wanted: Wanted, normalizer: Normalizer | None
 ) -> PolicyLoss:
     objective, numbers, choices = wanted
     if not torch.compiler.is_compiling():

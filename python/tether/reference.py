@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+Number = float | Tensor
+
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -436,6 +438,112 @@ def _metrics(
     return torch.stack([values, count.expand_as(values)], 1), torch.stack(
         [largest(log_ratio), largest(-log_ratio)]
     )
+
+
+# ---- preference losses ---------------------------------------------------------------------------
+#
+# g_c and g_r are the linked scores of the chosen and the rejected answer, x = beta (g_c - g_r).
+
+
+def dpo(chosen: Tensor, rejected: Tensor, beta: Number, *, label_smoothing: Number = 0.0) -> Tensor:
+    """-(1 - e) log sigmoid(x) - e log sigmoid(-x).
+
+    DPO, arXiv:2305.18290, eq. 7; with label smoothing e: ericmitchell.ai/cdpo.pdf.
+    """
+    x = beta * (chosen - rejected)
+    log_sigmoid = torch.nn.functional.logsigmoid
+    return -(1 - label_smoothing) * log_sigmoid(x) - label_smoothing * log_sigmoid(-x)
+
+
+def ipo(chosen: Tensor, rejected: Tensor, beta: Number) -> Tensor:
+    """(g_c - g_r - 1 / (2 beta))^2. arXiv:2310.12036, eq. 17."""
+    return (chosen - rejected - 1 / (2 * beta)) ** 2
+
+
+def hinge(chosen: Tensor, rejected: Tensor, beta: Number) -> Tensor:
+    """max(0, 1 - x). arXiv:2309.06657, eq. 9."""
+    return torch.relu(1 - beta * (chosen - rejected))
+
+
+def linked(link: str, score: Tensor) -> Tensor:
+    """Of an f-divergence in place of the reverse KL: arXiv:2309.16240, table 1."""
+    if link == "forward_kl":
+        return -torch.exp(with_gradient_of((-score).clamp(-40, 40), -score))
+    return torch.nn.functional.logsigmoid(score) if link == "js" else score
+
+
+class PairRow(NamedTuple):
+    loss: Callable[..., Tensor]
+    options: dict[str, float]
+    score: str = "sum"
+
+
+PREFERENCES = {
+    "dpo": PairRow(dpo, {"label_smoothing": 0.0}),
+    "cdpo": PairRow(dpo, {"label_smoothing": 0.1}),
+    "ipo": PairRow(ipo, {}, "mean"),
+    "hinge": PairRow(hinge, {}),
+}
+
+
+class PreferenceTotals(NamedTuple):
+    loss: Tensor
+    sums: Tensor  # [8, 2]: value and count of every metric, in the order of preference_metrics.h
+
+
+def preference_loss(
+    logps: Tensor,
+    response_mask: Tensor,
+    ref_logps: Tensor | None = None,
+    offsets: Tensor | None = None,
+    *,
+    objective: str = "dpo",
+    pairs: Number | None = None,
+    world_size: float = 1,
+    beta: Number = 0.1,
+    score: str | None = None,
+    reference: str = "true",
+    link: str = "reverse_kl",
+    **options: Number,
+) -> PreferenceTotals:
+    """The mean over pairs of the loss of their scores, as tether.preference_loss."""
+    row = PREFERENCES[objective]
+    rows = Rows.of(logps, offsets)
+    half = rows.count // 2
+    wide = _wide(logps.dtype)
+    weight = response_mask.to(wide)
+    active = weight != 0
+
+    def row_sums(tensor: Tensor) -> Tensor:
+        return rows.sum((weight * torch.where(active, tensor.to(wide), 0.0)).double())
+
+    n = rows.sum(weight.double())
+    over = torch.where(n > 0, n, 1.0) if (score or row.score) == "mean" else torch.ones_like(n)
+    policy = row_sums(logps) / over
+    scores = policy if reference == "false" else policy - row_sums(ref_logps) / over
+    chosen, rejected = scores[:half], scores[half:]
+    each = row.loss(linked(link, chosen), linked(link, rejected), beta, **row.options | options)
+    present = (n[:half] > 0) | (n[half:] > 0)
+    finite = torch.isfinite(chosen) & torch.isfinite(rejected) & torch.isfinite(each)
+    terms = torch.where(present, torch.where(finite, 1.0, math.nan) * each, 0.0)
+    count = present.sum().double()
+    share = world_size / (count if pairs is None else pairs) if rows.count else 1.0
+    loss = torch.where(count > 0, terms.sum() * share, 0.0)
+    with torch.no_grad():
+        margin = beta * (chosen - rejected)
+        parts = [
+            each,
+            beta * chosen,
+            beta * rejected,
+            margin,
+            (margin > 0).double(),
+            policy[:half],
+            policy[half:],
+            (~finite).double(),
+        ]
+        values = torch.stack([torch.where(present, part, 0.0).sum() for part in parts])
+        sums = torch.stack([values, count.expand_as(values)], 1)
+    return PreferenceTotals(loss.to(wide), sums)
 
 
 # ---- advantages ----------------------------------------------------------------------------------

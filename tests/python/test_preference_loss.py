@@ -1,0 +1,195 @@
+"""tether.preference_loss: the operator against tether.reference and published formulas."""
+
+import math
+
+import pytest
+import tether
+import torch
+
+OBJECTIVES = tuple(tether.objectives("preference"))
+
+
+def padded_pairs(pairs=4, columns=9, seed=0, dtype=torch.float64, poison=math.nan):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2 * pairs, columns)
+    mask = torch.rand(shape, generator=generator) > 0.3
+
+    def tokens(values):
+        return torch.where(mask, values, poison).to(dtype)
+
+    logps = -torch.rand(shape, generator=generator, dtype=torch.float64) - 0.1
+    ref_logps = logps + 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return {"logps": tokens(logps), "ref_logps": tokens(ref_logps), "response_mask": mask}
+
+
+def packed(batch):
+    mask = batch["response_mask"]
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
+    return {name: each[mask] for name, each in batch.items()} | {"offsets": offsets}
+
+
+def evaluated(function, batch, upstream=1.0, **settings):
+    logps = batch["logps"].detach().requires_grad_()
+    out = function(**batch | {"logps": logps}, **settings)
+    (upstream * out.loss).backward()
+    sums = out.metrics.sums if hasattr(out, "metrics") else out.sums
+    return out.loss.detach(), logps.grad, sums
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("layout", [dict, packed])
+@pytest.mark.parametrize("link", ["reverse_kl", "forward_kl", "js"])
+@pytest.mark.parametrize("score", ["sum", "mean"])
+def test_equals_reference_in_float64(objective, layout, link, score):
+    batch = layout(padded_pairs())
+    settings = {"objective": objective, "link": link, "score": score, "beta": 0.3}
+    actual = evaluated(tether.preference_loss, batch, upstream=-1.7, **settings)
+    expected = evaluated(tether.reference.preference_loss, batch, upstream=-1.7, **settings)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b.nan_to_num(), rtol=1e-11, atol=1e-13)
+
+
+def test_dpo_is_the_expression_of_the_paper():
+    batch = padded_pairs()
+    logps = batch["logps"].clone().requires_grad_()
+    gaps = torch.where(batch["response_mask"], logps - batch["ref_logps"], 0.0).sum(1)
+    expected = -torch.nn.functional.logsigmoid(0.2 * (gaps[:4] - gaps[4:])).mean()
+    expected.backward()
+    loss, gradient, _ = evaluated(tether.dpo_loss, batch, beta=0.2)
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-13, atol=0)
+    torch.testing.assert_close(gradient, logps.grad.nan_to_num(), rtol=1e-12, atol=1e-16)
+
+
+def test_whole_answers_need_no_mask():
+    batch = padded_pairs()
+    sums = {
+        name: torch.where(batch["response_mask"], batch[name], 0.0).sum(1)
+        for name in ("logps", "ref_logps")
+    }
+    whole = evaluated(tether.dpo_loss, batch)
+    answers = evaluated(tether.dpo_loss, sums)
+    torch.testing.assert_close(answers[0], whole[0], rtol=1e-13, atol=0)
+    torch.testing.assert_close(answers[2], whole[2], rtol=1e-13, atol=0)
+    assert answers[1].shape == sums["logps"].shape
+
+
+def test_pairs_of_the_step_make_any_split_the_same():
+    batch = padded_pairs(pairs=4)
+    whole, gradient, _ = evaluated(tether.dpo_loss, batch)
+    total = 0.0
+    for i in range(4):
+        part = {name: each[[i, i + 4]] for name, each in batch.items()}
+        loss, part_gradient, _ = evaluated(tether.dpo_loss, part, pairs=4)
+        total += loss
+        torch.testing.assert_close(part_gradient, gradient[[i, i + 4]], rtol=1e-14, atol=0)
+    torch.testing.assert_close(total, whole, rtol=1e-14, atol=0)
+
+
+def test_metrics_by_name():
+    batch = padded_pairs()
+    metrics = tether.dpo_loss(**batch, beta=0.2).metrics.to_dict()
+    gaps = torch.where(batch["response_mask"], batch["logps"] - batch["ref_logps"], 0.0).sum(1)
+    assert metrics["reward_chosen"] == pytest.approx(0.2 * gaps[:4].mean().item(), rel=1e-13)
+    assert metrics["accuracy"] == (gaps[:4] > gaps[4:]).double().mean().item()
+    assert metrics["pairs"] == 4
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradient_is_the_derivative_of_the_value(objective):
+    batch = padded_pairs(pairs=2, columns=4, poison=0.0)
+
+    def loss(logps):
+        return tether.preference_loss(**batch | {"logps": logps}, objective=objective).loss
+
+    assert torch.autograd.gradcheck(loss, batch["logps"].requires_grad_(), raise_exception=True)
+
+
+def test_second_derivatives_are_refused():
+    batch = padded_pairs(poison=0.0)
+    logps = batch["logps"].requires_grad_()
+    loss = tether.dpo_loss(**batch).loss
+    (gradient,) = torch.autograd.grad(loss, logps, create_graph=True)
+    with pytest.raises(NotImplementedError) as caught:
+        gradient.sum().backward()
+    assert str(caught.value) == (
+        "preference_loss: backward must run once, got a second derivative. The loss has none"
+    )
+
+
+@pytest.mark.parametrize("layout, dtype", [(dict, torch.float32), (packed, torch.float16)])
+def test_opcheck(layout, dtype):
+    batch = layout(padded_pairs(poison=0.0, dtype=dtype))
+    batch["logps"].requires_grad_()
+    doubles = {"dtype": torch.float64}
+    torch.library.opcheck(
+        torch.ops.tether.preference_loss_forward.default,
+        (
+            batch["logps"],
+            batch["response_mask"],
+            batch["ref_logps"],
+            batch.get("offsets"),
+            "cdpo",
+            ["beta"],
+            torch.tensor([0.5], **doubles),
+            ["link"],
+            ["js"],
+            torch.tensor([10.0, 1.0], **doubles),
+            True,
+        ),
+    )
+
+
+def test_compiles_into_one_graph():
+    batch = padded_pairs(poison=0.0)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(logps):
+        return 3 * tether.dpo_loss(**batch | {"logps": 2 * logps}).loss
+
+    logps = (batch["logps"] / 2).detach().requires_grad_()
+    step(logps).backward()
+    expected = evaluated(tether.dpo_loss, batch)
+    torch.testing.assert_close(logps.grad / 6, expected[1], rtol=1e-13, atol=1e-16)
+
+
+def test_the_catalogue_and_the_reference_have_the_same_rows():
+    rows = tether.reference.PREFERENCES
+    assert tuple(rows) == OBJECTIVES
+    for name, objective in tether.objectives("preference").items():
+        defaults = {each: option.default for each, option in objective.options.items()}
+        assert defaults == rows[name].options | {"beta": 0.1}
+        assert objective.choices["score"].default == rows[name].score
+
+
+ERRORS = {
+    "logps must be given, got none": (ValueError, {"logps": None}),
+    "response_mask must be given, got none": (ValueError, {"response_mask": None}),
+    "ref_logps must be given, got none. Pass them or reference = false": (
+        ValueError,
+        {"ref_logps": None},
+    ),
+    "ref_logps must be [8, 9] like logps, got [8, 8]": (
+        ValueError,
+        {"ref_logps": torch.zeros(8, 8, dtype=torch.float64)},
+    ),
+    'objective must be one of dpo, cdpo, ipo, hinge, got "dop"': (
+        ValueError,
+        {"objective": "dop"},
+    ),
+    'option must be one of label_smoothing, beta, got "tau"': (ValueError, {"tau": 0.2}),
+    'link must be one of reverse_kl, forward_kl, js, got "kl"': (ValueError, {"link": "kl"}),
+    "beta must be greater than 0 and finite, got 0": (ValueError, {"beta": 0}),
+    "beta must be a number, got str": (TypeError, {"beta": "0.1"}),
+    "link must be a string, got int": (TypeError, {"link": 3}),
+    "normalizer.pairs must be at least 4, the count of this batch, got 3. Pass the count of the "
+    "whole optimizer step": (ValueError, {"pairs": 3}),
+}
+
+
+@pytest.mark.parametrize("message, case", ERRORS.items())
+def test_errors(message, case):
+    error, changes = case
+    with pytest.raises(error) as caught:
+        tether.preference_loss(**padded_pairs(poison=0.0) | changes)
+    assert caught.type is error
+    assert str(caught.value) == f"preference_loss: {message}"
