@@ -1,0 +1,194 @@
+#include "rl/kernels/value_loss.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "core/check.h"
+#include "rl/kernels/token_block.h"
+
+namespace tether {
+namespace {
+
+template <class T>
+struct ValueBlock {
+  alignas(64) T weight[kBlock];
+  alignas(64) T value[kBlock];
+  alignas(64) T old_value[kBlock];
+  alignas(64) T target[kBlock];
+  alignas(64) T loss[kBlock];
+  alignas(64) T dloss[kBlock];
+  alignas(64) T dvalue[kBlock];
+  int size;
+};
+
+using ValueSums = std::array<LaneSum, ValueMetrics::kSums>;
+
+template <class T>
+TETHER_CLONES void evaluate(const ClippedSquaredError& formula_in, ValueBlock<T>& block) {
+  const ClippedSquaredError formula = formula_in;
+  const int size = block.size / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    const Dual<T> loss = formula(Dual<T>{block.value[i], T(1)}, Constant<T>{block.old_value[i]},
+                                 Constant<T>{block.target[i]});
+    block.loss[i] = loss.value;
+    block.dloss[i] = loss.grad;
+  }
+}
+
+// Adds a block in double and makes its gradient.
+template <class T>
+TETHER_CLONES void sum_values(T factor, ValueBlock<T>& block, ValueSums& totals) {
+  using M = ValueMetrics;
+  double sums[M::kSums][kLanes];
+#pragma GCC ivdep
+#pragma GCC unroll 1
+  for (int lane = 0; lane < kLanes; ++lane) {  // VECTOR
+    double tokens = 0, loss = 0, returns = 0, squares = 0, errors = 0, error_squares = 0;
+    T clipped = 0;
+    int start = 0;
+    do {
+      const int i = start + lane;
+      const T w = block.weight[i], dloss = block.dloss[i], gap = block.target[i] - block.value[i];
+      const double weight = double(w), target = double(block.target[i]), error = double(gap);
+      tokens += weight;
+      loss += weight * double(block.loss[i]);
+      returns += weight * target;
+      squares += weight * target * target;
+      errors += weight * error;
+      error_squares += weight * error * error;
+      clipped += keep(mask<T>(dloss == T(0)) & mask<T>(gap != T(0)), w);
+      block.dvalue[i] = keep(mask<T>(w != T(0)), w * (factor * dloss));
+      start += kLanes;
+    } while (start < block.size);
+    sums[M::kTokens][lane] = tokens;
+    sums[M::kLoss][lane] = loss;
+    sums[M::kClipped][lane] = double(clipped);
+    sums[M::kReturn][lane] = returns;
+    sums[M::kReturnSquared][lane] = squares;
+    sums[M::kError][lane] = errors;
+    sums[M::kErrorSquared][lane] = error_squares;
+  }
+  for (size_t i = 0; i < totals.size(); ++i) totals[i].add(sums[i]);
+}
+
+// visit(column, count) for every block of the row, with its weights loaded.
+template <class T, class Visit>
+void for_each_block(const ValueArrays& batch, int64_t row, ValueBlock<T>& block, Visit visit) {
+  const int64_t length = batch.layout.length(row);
+  for (int64_t column = 0; column < length; column += kBlock) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
+    block.size = (count + kLanes - 1) / kLanes * kLanes;
+    load_block<T>(batch.layout, batch.response_mask, row, column, count, nullptr, block.weight);
+    visit(column, count);
+  }
+}
+
+template <class T>
+std::vector<double> tokens_of_rows(const ValueArrays& batch, const Executor& executor) {
+  std::vector<double> out(static_cast<size_t>(batch.layout.rows));
+  const Chunks chunks = Chunks::of(batch.layout.rows, batch.layout.elements());
+  parallel_for(executor, chunks.count, [&](int64_t chunk) {
+    ValueBlock<T> block;
+    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
+      LaneSum tokens;
+      for_each_block(batch, row, block,
+                     [&](int64_t, int) { sum_weights(block.weight, block.size, tokens); });
+      out[static_cast<size_t>(row)] = tokens.total();
+    }
+  });
+  for (size_t row = 0; row < out.size(); ++row) {
+    require(!std::isnan(out[row]), [&] {
+      return "value_loss: response_mask must be in [0, 1], got another weight in row " + text(row);
+    });
+  }
+  return out;
+}
+
+struct Part {
+  double loss = 0;
+  std::array<double, ValueMetrics::kSums> sums{};
+};
+
+template <class T>
+void add_row(const ValueArrays& batch, const ValueObjective& objective, int64_t row, double factor,
+             const MutableArray& dvalues, ValueBlock<T>& block, Part& part) {
+  const ConstArray& old_values = batch.old_values ? batch.old_values : batch.values;
+  ValueSums sums;
+  for_each_block(batch, row, block, [&](int64_t column, int count) {
+    const auto load = [&](const ConstArray& array, T* out) {
+      load_block(batch.layout, array, row, column, count, block.weight, out);
+    };
+    load(batch.values, block.value);
+    load(old_values, block.old_value);
+    load(batch.returns, block.target);
+    evaluate(objective.loss, block);
+    sum_values(T(factor), block, sums);
+    if (dvalues) store_block(batch.layout, dvalues, row, column, count, block.dvalue);
+  });
+  part.loss += factor * sums[ValueMetrics::kLoss].total();
+  for (size_t i = 0; i < sums.size(); ++i) part.sums[i] += sums[i].total();
+}
+
+template <class T>
+ValueTotals total_loss(const ValueArrays& batch, const ValueObjective& objective,
+                       const Normalizer& normalizer, const MutableArray& dvalues,
+                       const Executor& executor) {
+  const std::vector<double> tokens = tokens_of_rows<T>(batch, executor);
+  TermCounts local;
+  for (double n : tokens) {
+    local.tokens += n;
+    local.sequences += n > 0 ? 1 : 0;
+  }
+  const TermCounts step = step_counts("value_loss", normalizer, local).policy;
+  const Chunks chunks = Chunks::of(batch.layout.rows, batch.layout.elements());
+  std::array<Part, kMaxChunks> parts;
+  parallel_for(executor, chunks.count, [&](int64_t chunk) {
+    ValueBlock<T> block;
+    Part& part = parts[static_cast<size_t>(chunk)];
+    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
+      const double factor = normalizer.world_size * row_factor(objective.aggregation, step,
+                                                               tokens[static_cast<size_t>(row)]);
+      add_row(batch, objective, row, factor, dvalues, block, part);
+    }
+  });
+  ValueTotals out;
+  for (const Part& part : parts) {
+    out.loss += part.loss;
+    for (size_t i = 0; i < part.sums.size(); ++i) out.metrics.sums[i] += part.sums[i];
+  }
+  return out;
+}
+
+}  // namespace
+
+std::map<std::string, double> ValueMetrics::to_map() const {
+  const double n = sums[kTokens];
+  const auto mean = [&](Sum sum) { return n > 0 ? sums[sum] / n : 0; };
+  const double variance = mean(kReturnSquared) - mean(kReturn) * mean(kReturn);
+  const double unexplained = mean(kErrorSquared) - mean(kError) * mean(kError);
+  return {{"value_loss", mean(kLoss)},
+          {"value_clip_fraction", mean(kClipped)},
+          {"explained_variance", variance > 0 ? 1 - unexplained / variance : 0},
+          {"tokens", n}};
+}
+
+ValueTotals value_loss(const ValueArrays& batch, const ValueObjective& objective,
+                       const Normalizer& normalizer, const MutableArray& dvalues,
+                       const Executor& executor) {
+  const auto function = "value_loss";
+  check_objective(function, objective);
+  check_offsets(function, batch.layout);
+  check_given(function, "values", batch.layout, batch.values);
+  check_given(function, "returns", batch.layout, batch.returns);
+  check_given(function, "response_mask", batch.layout, batch.response_mask);
+  check_array(function, "old_values", batch.layout, batch.old_values);
+  check_array(function, "dvalues", batch.layout, dvalues);
+  const auto total = batch.values.dtype == DType::float64 ? total_loss<double> : total_loss<float>;
+  return total(batch, objective, normalizer, dvalues, executor);
+}
+
+}  // namespace tether

@@ -1,0 +1,155 @@
+#include "rl/kernels/value_loss.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "tests/error_message.h"
+
+namespace tether {
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+template <class T>
+struct Batch {
+  int64_t rows, columns;
+  std::vector<T> values, old_values, returns, mask, dvalues;
+
+  Batch(int64_t b, int64_t t) : rows(b), columns(t) {
+    std::mt19937 random(2);
+    std::normal_distribution<double> normal;
+    for (int64_t i = 0; i < b * t; ++i) {
+      mask.push_back(random() % 4 != 0 ? T(1) : T(0));
+      const T poison = mask.back() != 0 ? T(0) : T(kNaN);
+      values.push_back(T(normal(random)) + poison);
+      old_values.push_back(T(double(values.back()) + 0.3 * normal(random)) + poison);
+      returns.push_back(T(normal(random)) + poison);
+    }
+    dvalues.assign(values.size(), T(kNaN));
+  }
+  ConstArray view(const std::vector<T>& array) const {
+    return {array.data(), sizeof(T) == 8 ? DType::float64 : DType::float32, columns, 1};
+  }
+  ValueArrays arrays() const {
+    return {.layout = {.rows = rows, .columns = columns},
+            .values = view(values),
+            .returns = view(returns),
+            .response_mask = view(mask),
+            .old_values = view(old_values)};
+  }
+  ValueTotals run(const ValueObjective& objective, const Normalizer& normalizer = {},
+                  const Executor& executor = {}) {
+    return value_loss(arrays(), objective, normalizer,
+                      {dvalues.data(), view(values).dtype, columns, 1}, executor);
+  }
+};
+
+struct Token {
+  double loss, slope;
+};
+
+// By cases, as the text of rl/value_loss.h has it.
+Token by_cases(double value, double old_value, double target, double range) {
+  const double clipped = std::min(std::max(value, old_value - range), old_value + range);
+  const double error = value - target, other = clipped - target;
+  if (other * other > error * error) return {other * other / 2, clipped == value ? error : 0};
+  return {error * error / 2, error};
+}
+
+TEST(ValueLoss, IsTheMeanOfTheLargerErrorWithItsGradient) {
+  Batch<double> batch(4, 300);
+  const ValueTotals out = batch.run({.loss = {.clip_range = 0.2}});
+  double n = 0, sum = 0, stuck = 0;
+  for (double weight : batch.mask) n += weight;
+  for (size_t i = 0; i < batch.mask.size(); ++i) {
+    if (batch.mask[i] == 0) {
+      EXPECT_EQ(batch.dvalues[i], 0);
+      continue;
+    }
+    const Token token = by_cases(batch.values[i], batch.old_values[i], batch.returns[i], 0.2);
+    sum += token.loss / n;
+    stuck += token.slope == 0;
+    EXPECT_NEAR(batch.dvalues[i], token.slope / n, 1e-16);
+  }
+  EXPECT_NEAR(out.loss, sum, 1e-14);
+  EXPECT_GT(stuck, 50);
+  EXPECT_DOUBLE_EQ(out.metrics.to_map().at("value_clip_fraction"), stuck / n);
+}
+
+TEST(ValueLoss, WithoutClippingItIsHalfTheSquaredError) {
+  Batch<float> batch(2, 50);
+  const ValueTotals off = batch.run({.loss = {.clip_range = infinity}});
+  ValueArrays arrays = batch.arrays();
+  arrays.old_values = {};
+  EXPECT_EQ(value_loss(arrays, {}, {}, {}).loss, off.loss);
+  double sum = 0, n = 0;
+  for (size_t i = 0; i < 100; ++i) {
+    if (batch.mask[i] == 0) continue;
+    sum += 0.5 * std::pow(double(batch.values[i]) - double(batch.returns[i]), 2);
+    n += 1;
+  }
+  EXPECT_NEAR(off.loss, sum / n, 1e-6);
+}
+
+TEST(ValueLoss, ExplainedVarianceIsOneForTheReturnsAndZeroForTheirMean) {
+  Batch<double> batch(3, 80);
+  batch.values = batch.returns;
+  EXPECT_EQ(batch.run({}).metrics.to_map().at("explained_variance"), 1);
+  for (double& value : batch.values) value = 0.25;
+  batch.old_values = batch.values;
+  EXPECT_NEAR(batch.run({}).metrics.to_map().at("explained_variance"), 0, 1e-14);
+}
+
+TEST(ValueLoss, AnySplitWithTheCountsOfTheStepGivesTheSame) {
+  for (const Aggregation& aggregation :
+       {token_mean(), sequence_mean_token_mean(), sequence_mean_token_sum(),
+        sequence_sum_over_constant(9)}) {
+    Batch<double> batch(3, 40);
+    const ValueObjective objective{.aggregation = aggregation};
+    const ValueTotals whole = batch.run(objective);
+    const Normalizer step{.policy = whole.metrics.sums[ValueMetrics::kTokens], .sequences = 3};
+    double sum = 0;
+    for (int64_t row = 0; row < 3; ++row) {
+      ValueArrays part = batch.arrays();
+      part.layout.rows = 1;
+      for (ConstArray* array :
+           {&part.values, &part.returns, &part.response_mask, &part.old_values}) {
+        array->data = static_cast<const double*>(array->data) + row * 40;
+      }
+      std::vector<double> dvalues(40);
+      sum += value_loss(part, objective, step, {dvalues.data(), DType::float64, 40, 1}).loss;
+      for (size_t t = 0; t < 40; ++t) EXPECT_EQ(dvalues[t], batch.dvalues[size_t(row) * 40 + t]);
+    }
+    EXPECT_NEAR(sum, whole.loss, 1e-14);
+  }
+}
+
+TEST(ValueLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
+  const auto error = [](auto change) {
+    Batch<float> batch(2, 3);
+    ValueArrays arrays = batch.arrays();
+    ValueObjective objective;
+    change(batch, arrays, objective);
+    const MutableArray dvalues{batch.dvalues.data(), DType::float32, 3, 1};
+    const std::string out = message([&] { value_loss(arrays, objective, {}, dvalues); });
+    EXPECT_TRUE(std::isnan(batch.dvalues[0])) << out;
+    return out;
+  };
+  using B = Batch<float>;
+  using A = ValueArrays;
+  using O = ValueObjective;
+  EXPECT_EQ(error([](B&, A& a, O&) { a.returns = {}; }),
+            "value_loss: returns must be given, got none");
+  EXPECT_EQ(error([](B&, A&, O& o) { o.loss.clip_range = -1; }),
+            "value_loss: clip_range must be at least 0, got -1");
+  EXPECT_EQ(error([](B& b, A&, O&) { b.mask[3] = -1; }),
+            "value_loss: response_mask must be in [0, 1], got another weight in row 1");
+}
+
+}  // namespace
+}  // namespace tether
