@@ -8,3 +8,4 @@
 #include "libtorch/preference_loss.h"
 #include "libtorch/response_targets.h"
 #include "libtorch/token_logps.h"
+#include "libtorch/value_loss.h"

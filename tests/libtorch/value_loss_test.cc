@@ -1,0 +1,77 @@
+#include "libtorch/value_loss.h"
+
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/types.h>
+
+#include <cmath>
+#include <string>
+
+namespace tether {
+namespace {
+
+ValueBatch random_batch(at::ScalarType dtype = at::kDouble) {
+  torch::manual_seed(6);
+  const auto options = at::dtype(dtype);
+  const at::Tensor mask = torch::rand({4, 30}) > 0.2;
+  const at::Tensor values = torch::randn({4, 30}, options);
+  return {.values = values.clone().requires_grad_(),
+          .returns = torch::randn({4, 30}, options).masked_fill(mask.logical_not(), NAN),
+          .response_mask = mask,
+          .old_values = values + 0.3 * torch::randn({4, 30}, options)};
+}
+
+TEST(ValueLossFace, EqualsThePlainExpressionInValueAndGradient) {
+  const ValueBatch batch = random_batch();
+  const at::Tensor values = batch.values.detach().clone().requires_grad_();
+  const at::Tensor target = batch.returns.nan_to_num();
+  const at::Tensor clipped =
+      at::min(at::max(values, batch.old_values - 0.2), batch.old_values + 0.2);
+  const at::Tensor squares = at::max((values - target).square(), (clipped - target).square());
+  const at::Tensor plain = 0.5 * (squares * batch.response_mask).sum() / batch.response_mask.sum();
+  const ValueOutput out = value_loss(batch);
+  EXPECT_NEAR(out.loss.item<double>(), plain.item<double>(), 1e-14);
+  const at::Tensor gradient = torch::autograd::grad({3 * out.loss}, {batch.values}, {}, true)[0];
+  // At a tie of the two errors torch's max halves the gradient twice, which is the same.
+  EXPECT_TRUE(
+      at::allclose(gradient, 3 * torch::autograd::grad({plain}, {values})[0], 1e-12, 1e-15));
+  const at::Tensor once = torch::autograd::grad({out.loss}, {batch.values}, {}, true, true)[0];
+  EXPECT_THROW(torch::autograd::grad({once.sum()}, {batch.values}), c10::Error);
+}
+
+TEST(ValueLossFace, WhiteningOfPackedAndPaddedTokens) {
+  const ValueBatch batch = random_batch(at::kFloat);
+  const at::Tensor out = whiten(batch.returns, batch.response_mask, {.epsilon = 0});
+  const at::Tensor active = out.masked_select(batch.response_mask);
+  EXPECT_NEAR(active.mean().item<double>(), 0, 1e-6);
+  EXPECT_NEAR(active.var().item<double>(), 1, 1e-5);
+  EXPECT_EQ(out.masked_select(batch.response_mask.logical_not()).abs().sum().item<double>(), 0);
+  EXPECT_TRUE(at::allclose(
+      whiten(batch.returns.reshape({-1}), batch.response_mask.reshape({-1}), {.epsilon = 0}),
+      out.reshape({-1})));
+}
+
+template <class Change>
+std::string error_of(Change change) {
+  ValueBatch batch = random_batch();
+  change(batch);
+  try {
+    value_loss(batch);
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  }
+  return "no error";
+}
+
+TEST(ValueLossFace, BadInputGetsOneClearError) {
+  using B = ValueBatch;
+  EXPECT_EQ(error_of([](B& b) { b.values = at::Tensor(); }),
+            "value_loss: values must be given, got none");
+  EXPECT_EQ(error_of([](B& b) { b.returns = torch::zeros({4, 29}); }),
+            "value_loss: returns must be [4, 30] like values, got [4, 29]");
+  EXPECT_EQ(error_of([](B& b) { b.values = torch::zeros({120}); }),
+            "value_loss: values must be [B, T], or [N] with offsets, got [120]");
+}
+
+}  // namespace
+}  // namespace tether
