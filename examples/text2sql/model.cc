@@ -82,6 +82,7 @@ Transformer::Transformer(const TransformerOptions& options, uint64_t seed) : opt
     });
   }
   final_norm_ = gain("final_norm");
+  value_head_ = register_parameter("value_head", at::zeros({options.width}));
   rotary_ = register_buffer("rotary", rotary_table(options));
 }
 
@@ -156,6 +157,10 @@ at::Tensor Transformer::step(const at::Tensor& tokens, Context& context) {
                              context.values[layer].narrow(2, 0, context.length), mask);
           });
   return hidden.squeeze(1);
+}
+
+at::Tensor Transformer::values(const at::Tensor& hidden) const {
+  return at::matmul(hidden, value_head_);
 }
 
 at::Tensor Transformer::logits(const at::Tensor& hidden) const {

@@ -50,6 +50,7 @@ class Transformer : public torch::nn::Module {
   at::Tensor extend(const at::Tensor& tokens, const Context& context);  // [B, T] -> [B, T, width]
   at::Tensor step(const at::Tensor& tokens, Context& context);          // [B] -> [B, width]
   at::Tensor logits(const at::Tensor& hidden) const;                    // [.., vocabulary]
+  at::Tensor values(const at::Tensor& hidden) const;  // [..]: the value head, for PPO
 
   const TransformerOptions& options() const { return options_; }
   int64_t parameter_count() const;
@@ -67,6 +68,7 @@ class Transformer : public torch::nn::Module {
   TransformerOptions options_;
   at::Tensor embedding_;   // [vocabulary, width]
   at::Tensor final_norm_;  // [width]
+  at::Tensor value_head_;  // [width], 0 until PPO trains it
   at::Tensor rotary_;      // [max_length, width], complex: both queries and keys of all heads
   std::vector<Block> blocks_;
 };

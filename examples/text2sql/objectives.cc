@@ -33,7 +33,9 @@ Objective objective_of(std::string_view name, double beta, int64_t max_tokens) {
     if (beta > 0) out.preference->beta = beta;
     return out;
   }
-  Objective out{.policy = tether::preset("text2sql", name), .advantage = advantage_of(name)};
+  Objective out{.policy = tether::preset("text2sql", name),
+                .advantage = advantage_of(name),
+                .critic = name == "ppo" || name == "ppo_dual_clip"};
   out.policy.kl.beta = beta;
   out.policy.aggregation.constant = static_cast<double>(max_tokens);
   return out;

@@ -9,12 +9,15 @@
 
 namespace text2sql {
 
-// What RL follows: a policy objective with the advantages that belong to it, or a preference
-// objective on the best and the worst sample of each group.
+// What RL follows: a policy objective with the advantages that belong to it (of groups, or of a
+// value head), or a preference objective on the best and the worst sample of each group.
 struct Objective {
   tether::PolicyObjective policy = tether::presets::grpo(0);
   tether::GroupAdvantage advantage = {};
   std::optional<tether::PreferenceObjective> preference = {};
+  bool critic = false;        // advantages from a value head, which is trained along
+  double value_weight = 0.1;  // of its loss
+  double lambda = 0.95;       // of generalized advantage estimation
 
   // Whether the model after SFT is a reference of the loss.
   bool has_reference() const { return preference || policy.kl.beta > 0; }

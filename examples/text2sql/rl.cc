@@ -33,6 +33,7 @@ void keep_best_and_worst(std::vector<Group>& groups) {
     const auto worst = group.advantages.argmin().item<int64_t>();
     group.completions = {group.completions[static_cast<size_t>(best)],
                          group.completions[static_cast<size_t>(worst)]};
+    group.rewards = at::tensor({1.0f, 0.0f});
     group.advantages = at::tensor({1.0f, -1.0f});
   }
 }
@@ -70,6 +71,9 @@ RlStep RlTrainer::step(int64_t step) {
     minibatches.push_back(
         make_minibatch({members.begin(), members.end()}, options_.objective.policy));
   }
+  if (options_.objective.critic) {
+    estimate_advantages(model_, minibatches, options_.objective.lambda);
+  }
   record_logps(minibatches);
   for (const Minibatch& minibatch : minibatches) update(minibatch, result);
   result.entropy /= std::max(1.0, result.tokens);
@@ -104,16 +108,22 @@ std::vector<Group> RlTrainer::sample_groups(int64_t step, RlStep& result) {
               .max_tokens = options_.max_tokens,
               .seed = Random::mix(options_.seed + 1) + static_cast<uint64_t>(step)});
   result.answers = grader_.grade(questions, completions, tokenizer_);
-  const at::Tensor advantages = tether::group_advantage(
-      rewards_of(result.answers), options_.samples, options_.objective.advantage);
+  const at::Tensor rewards = rewards_of(result.answers);
+  // With a value head every sample has something to learn from: none is left out.
+  const at::Tensor advantages =
+      options_.objective.critic
+          ? at::ones_like(rewards)
+          : tether::group_advantage(rewards, options_.samples, options_.objective.advantage);
 
   std::vector<Group> groups;
   const auto samples = static_cast<size_t>(options_.samples);
   for (size_t i = 0; i < prompts.size(); ++i) {
     const auto rows = std::span(completions).subspan(i * samples, samples);
+    const auto first = static_cast<int64_t>(i * samples);
     groups.push_back({prompts[i],
                       {rows.begin(), rows.end()},
-                      advantages.narrow(0, static_cast<int64_t>(i * samples), options_.samples)});
+                      rewards.narrow(0, first, options_.samples),
+                      advantages.narrow(0, first, options_.samples)});
   }
   if (options_.objective.preference) keep_best_and_worst(groups);
   return groups;
@@ -134,7 +144,8 @@ void RlTrainer::record_logps(std::vector<Minibatch>& minibatches) {
 }
 
 at::Tensor RlTrainer::loss(const MicroBatch& batch, const Minibatch& minibatch,
-                           const at::Tensor& logps, RlStep& result) const {
+                           const CompletionOutput& current, RlStep& result) const {
+  const at::Tensor& logps = current.tokens.logps;
   if (options_.objective.preference) {
     const PairOrder pairs = chosen_first(batch.offsets);
     const tether::PreferenceOutput output =
@@ -155,17 +166,25 @@ at::Tensor RlTrainer::loss(const MicroBatch& batch, const Minibatch& minibatch,
                            .offsets = batch.offsets},
                           options_.objective.policy, minibatch.counts);
   result.metrics.merge(output.metrics.to_host());
-  return output.loss;
+  if (!options_.objective.critic) return output.loss;
+  const tether::ValueOutput value = tether::value_loss({.values = current.values,
+                                                        .returns = batch.returns,
+                                                        .response_mask = batch.response_mask,
+                                                        .old_values = batch.old_values,
+                                                        .offsets = batch.offsets},
+                                                       {}, minibatch.counts);
+  result.values.merge(value.metrics);
+  return output.loss + options_.objective.value_weight * value.loss;
 }
 
 void RlTrainer::update(const Minibatch& minibatch, RlStep& result) {
   if (minibatch.parts.empty()) return;  // every group had equal rewards: nothing to learn from
   optimizer_.zero_grad();
   for (const MicroBatch& batch : minibatch.parts) {
-    const tether::TokenLogps current = completion_logps(model_, batch);
-    loss(batch, minibatch, current.logps, result).backward();
+    const CompletionOutput current = evaluate(model_, batch);
+    loss(batch, minibatch, current, result).backward();
     result.tokens += static_cast<double>(batch.targets.numel());
-    result.entropy += current.entropies.sum().item<double>();
+    result.entropy += current.tokens.entropies.sum().item<double>();
   }
   result.gradient_norm +=
       torch::nn::utils::clip_grad_norm_(model_.parameters(), options_.max_gradient_norm);

@@ -29,6 +29,7 @@ struct RlStep {
   std::vector<Answer> answers;    // every sample; the reward is 1 if it is correct, otherwise 0
   tether::PolicyMetrics metrics;  // over the tokens that were trained on
   tether::PreferenceMetrics preference;  // over the pairs, of a preference objective
+  tether::ValueMetrics values;           // over the same tokens, of a value head
   double tokens = 0;                     // that were trained on
   double entropy = 0;                    // mean over the same tokens, nats
   double gradient_norm = 0;              // before clipping, mean over the minibatches
@@ -53,8 +54,8 @@ class RlTrainer {
   std::vector<Group> sample_groups(int64_t step, RlStep& result);
   void record_logps(std::vector<Minibatch>& minibatches);
   void update(const Minibatch& minibatch, RlStep& result);
-  at::Tensor loss(const MicroBatch& batch, const Minibatch& minibatch, const at::Tensor& logps,
-                  RlStep& result) const;
+  at::Tensor loss(const MicroBatch& batch, const Minibatch& minibatch,
+                  const CompletionOutput& current, RlStep& result) const;
 
   Transformer& model_;
   Transformer& reference_;

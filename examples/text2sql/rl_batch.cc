@@ -20,10 +20,11 @@ size_t longest(const Group& group) {
 
 MicroBatch micro_batch(const std::vector<Group>& groups) {
   std::vector<Ids> prompts, rows;
-  std::vector<at::Tensor> advantages;
+  std::vector<at::Tensor> rewards, advantages;
   std::vector<int64_t> offsets = {0};
   for (const Group& group : groups) {
     prompts.emplace_back(group.prompt.begin(), group.prompt.end() - 1);  // <sql> begins the rows
+    rewards.push_back(group.rewards);
     advantages.push_back(group.advantages);
     for (const Ids& completion : group.completions) {
       Ids row = {Tokenizer::sql};
@@ -43,6 +44,7 @@ MicroBatch micro_batch(const std::vector<Group>& groups) {
           .targets = response.targets.flatten().index_select(0, at_response),
           .offsets = at::tensor(offsets, at::kLong),
           .response_mask = at::ones(offsets.back(), at::kBool),
+          .rewards = at::cat(rewards),
           .advantages = at::cat(advantages)};
 }
 
@@ -93,13 +95,47 @@ PairOrder chosen_first(const at::Tensor& offsets) {
   return {at::tensor(tokens, at::kLong), at::tensor(ends, at::kLong)};
 }
 
-tether::TokenLogps completion_logps(Transformer& model, const MicroBatch& batch) {
+CompletionOutput evaluate(Transformer& model, const MicroBatch& batch) {
   const int64_t samples = batch.inputs.size(0) / batch.prompts.size(0);
   const Context context =
       model.read(batch.prompts, batch.prompt_lengths).repeat_interleave(samples);
-  const at::Tensor hidden = model.extend(batch.inputs, context).flatten(0, 1);
-  const at::Tensor logits = model.logits(hidden.index_select(0, batch.at_response));
-  return tether::token_logps(logits, batch.targets, {.entropies = true});
+  const at::Tensor hidden =
+      model.extend(batch.inputs, context).flatten(0, 1).index_select(0, batch.at_response);
+  return {tether::token_logps(model.logits(hidden), batch.targets, {.entropies = true}),
+          model.values(hidden)};
+}
+
+tether::TokenLogps completion_logps(Transformer& model, const MicroBatch& batch) {
+  return evaluate(model, batch).tokens;
+}
+
+void estimate_advantages(Transformer& model, std::vector<Minibatch>& step, double lambda) {
+  const at::NoGradGuard no_grad;
+  std::vector<MicroBatch*> parts;
+  for (Minibatch& minibatch : step) {
+    for (MicroBatch& batch : minibatch.parts) parts.push_back(&batch);
+  }
+  std::vector<at::Tensor> advantages;
+  std::vector<int64_t> sizes;
+  for (MicroBatch* batch : parts) {
+    batch->old_values = evaluate(model, *batch).values;
+    const at::Tensor last = batch->offsets.narrow(0, 1, batch->offsets.size(0) - 1) - 1;
+    const at::Tensor rewards = at::zeros_like(batch->old_values).index_put_({last}, batch->rewards);
+    const tether::AdvantagesAndReturns estimated =
+        tether::generalized_advantage_estimation({.rewards = rewards,
+                                                  .values = batch->old_values,
+                                                  .response_mask = batch->response_mask,
+                                                  .offsets = batch->offsets},
+                                                 {.lambda = lambda});
+    batch->returns = estimated.returns;
+    advantages.push_back(estimated.advantages);
+    sizes.push_back(advantages.back().numel());
+  }
+  if (parts.empty()) return;
+  const at::Tensor all = at::cat(advantages);
+  const at::Tensor mask = at::ones(all.sizes(), at::kBool);
+  const std::vector<at::Tensor> whitened = tether::whiten(all, mask).split_with_sizes(sizes);
+  for (size_t i = 0; i < parts.size(); ++i) parts[i]->advantages = whitened[i];
 }
 
 }  // namespace text2sql

@@ -13,6 +13,7 @@ namespace text2sql {
 struct Group {
   Ids prompt;
   std::vector<Ids> completions;
+  at::Tensor rewards;     // [samples]
   at::Tensor advantages;  // [samples]
 };
 
@@ -24,9 +25,12 @@ struct MicroBatch {
   at::Tensor targets;                  // [tokens]
   at::Tensor offsets;                  // [rows + 1]
   at::Tensor response_mask;            // [tokens], all true: packed rows have no padding
-  at::Tensor advantages;               // [rows]
+  at::Tensor rewards;                  // [rows]
+  at::Tensor advantages;               // [rows], or [tokens] from a value head
   at::Tensor old_logps = {};           // [tokens]
   at::Tensor ref_logps = {};           // [tokens]
+  at::Tensor old_values = {};          // [tokens], of a value head
+  at::Tensor returns = {};             // [tokens]
 };
 
 // What one optimizer step is made of.
@@ -46,6 +50,16 @@ struct PairOrder {
 };
 PairOrder chosen_first(const at::Tensor& offsets);
 
+struct CompletionOutput {
+  tether::TokenLogps tokens;
+  at::Tensor values;  // [tokens]: of the state before each token
+};
+CompletionOutput evaluate(Transformer& model, const MicroBatch& batch);
+
 tether::TokenLogps completion_logps(Transformer& model, const MicroBatch& batch);
+
+// Generalized advantage estimation with the model's values: the reward comes with the last token.
+// Advantages are whitened over the whole step.
+void estimate_advantages(Transformer& model, std::vector<Minibatch>& step, double lambda);
 
 }  // namespace text2sql

@@ -268,6 +268,10 @@ Run::StepResult Run::rl_result(const RlStep& step, double seconds) const {
     }
     result.figures += "  clipped " + percent(result.point.clip_fraction);
   }
+  if (step.values.sums[tether::ValueMetrics::kTokens] > 0) {
+    result.figures +=
+        "  explained variance " + fixed(step.values.to_map().at("explained_variance"), 2);
+  }
   result.figures += "  entropy " + fixed(step.entropy, 3) + "  " +
                     fixed(static_cast<double>(step.answers.size()) / seconds, 0) + " samples/s";
   return result;
