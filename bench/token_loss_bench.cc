@@ -78,7 +78,7 @@ void raw(benchmark::State& state, const PolicyObjective& objective, const Tensor
   const ConstArray like = array(batch.dlogps);
   const MutableArray dlogps{batch.dlogps.data_ptr(), like.dtype, like.row_stride};
   for (auto _ : state) {
-    benchmark::DoNotOptimize(policy_loss(arrays, objective, {}, dlogps));
+    benchmark::DoNotOptimize(policy_loss(arrays, objective, {}, {.logps = dlogps}));
   }
   count(state, batch, reference);
 }

@@ -122,11 +122,18 @@ TETHER_INLINE void prefetch(const RowLayout& layout, const Array& array, const P
   prefetch_block(layout, array, place.row, place.column, place.count);
 }
 
-// fill_penalty for every kind of penalty.
+// fill_penalty for every kind of penalty. Through functions of this file: the address of a function
+// with clones does not resolve in a program that has the kernels twice, as tether::core and in
+// libtether.so.
+template <class T, size_t kKind>
+void fill_penalty_of_kind(TokenBlock<T>& block) {
+  fill_penalty<T, KlEstimator(kKind % 3), KlEstimator(kKind / 3 % 3), KlCorrection(kKind / 9)>(
+      block);
+}
+
 template <class T>
 constexpr auto kFillPenalty = []<size_t... I>(std::index_sequence<I...>) {
-  return std::array{
-      &fill_penalty<T, KlEstimator(I % 3), KlEstimator(I / 3 % 3), KlCorrection(I / 9)>...};
+  return std::array{&fill_penalty_of_kind<T, I>...};
 }(std::make_index_sequence<27>());
 
 template <class T>

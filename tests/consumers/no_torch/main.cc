@@ -27,7 +27,7 @@ int main() {
   };
   const tether::MutableArray gradient{.data = dlogps, .dtype = kFloat, .row_stride = kTokens};
   const tether::PolicyTotals totals =
-      tether::policy_loss(batch, tether::presets::grpo(/*beta=*/0.04), {}, gradient);
+      tether::policy_loss(batch, tether::presets::grpo(/*beta=*/0.04), {}, {.logps = gradient});
   std::cout << "loss " << totals.loss << "\ngradient";
   for (const float slot : dlogps) std::cout << ' ' << slot;
   std::cout << '\n';
