@@ -11,6 +11,7 @@
 
 namespace tether::bench {
 
+void register_estimators();
 void register_token_losses();
 
 namespace {
@@ -83,6 +84,7 @@ int main(int argc, char** argv) {
   benchmark::RegisterBenchmark("machine/read", tether::bench::machine_read);
   benchmark::RegisterBenchmark("machine/copy", tether::bench::machine_copy);
   tether::bench::register_token_losses();
+  tether::bench::register_estimators();
   benchmark::RunSpecifiedBenchmarks();
   return 0;
 }

@@ -3,8 +3,8 @@
 
 usage: table.py RESULTS.json
 
-Medians of CPU time over the repetitions, one thread. "x eager" compares with eager/ppo/float32 of
-the same shape, "of stream" with the loop that moves the same bytes in the same shape, "of memory"
+Medians of CPU time over the repetitions, one thread. "x eager" compares with torch's operations in
+the same shape: of the same estimator, of PPO for every policy loss; "of stream" with the loop that moves the same bytes in the same shape, "of memory"
 with the copy of 1 GiB, in bytes per second.
 """
 
@@ -39,6 +39,11 @@ def ratio(times, numerator, denominator):
     return times[numerator][0] / times[denominator][0]
 
 
+def eager_of(times, shape, row):
+    own = f"{shape}/eager/{row.split('/')[1]}/float32"
+    return own if own in times else f"{shape}/eager/ppo/float32"
+
+
 def cell(value, digits=2):
     return "" if value is None else f"{value:.{digits}f}"
 
@@ -53,7 +58,7 @@ def table(times):
         shape, _, row = name.partition("/")
         if shape == "machine":
             continue
-        eager = ratio(times, f"{shape}/eager/ppo/float32", name)
+        eager = ratio(times, eager_of(times, shape, row), name)
         stream = ratio(times, stream_of(shape, row), name)
         share = bytes_per_second / memory if memory and shape in LARGE else None
         yield (
@@ -68,6 +73,8 @@ def table(times):
 
 def targets(times):
     """(what, value, at least or at most, bound)"""
+    gae = "256x2048/raw/gae/float32"
+    yield f"{gae}: x eager", ratio(times, "256x2048/eager/gae/float32", gae), ">=", 20
     for row in ("ppo", "user"):
         for shape in LARGE:
             raw = f"{shape}/raw/{row}/float32"

@@ -51,19 +51,23 @@ struct GaeBlock {
   double weight[kBlock], reward[kBlock], value[kBlock], done[kBlock], truncated[kBlock],
       truncation_value[kBlock], lambda[kBlock], advantage[kBlock], result[kBlock];
 
-  void load(const GaeArrays& batch, double lambda_of_all, int64_t row, int64_t column, int count) {
-    const auto read = [&](const ConstArray& array, const double* weights, double fallback,
-                          double* out) {
-      if (array) return load_block<double>(batch.layout, array, row, column, count, weights, out);
-      std::fill_n(out, kBlock, fallback);
+  // Absent arrays stay as they are here.
+  explicit GaeBlock(double lambda_of_all) {
+    for (double* each : {value, done, truncated, truncation_value}) std::fill_n(each, kBlock, 0.0);
+    std::fill_n(lambda, kBlock, lambda_of_all);
+  }
+
+  void load(const GaeArrays& batch, int64_t row, int64_t column, int count) {
+    const auto read = [&](const ConstArray& array, const double* weights, double* out) {
+      if (array) load_block<double>(batch.layout, array, row, column, count, weights, out);
     };
-    read(batch.response_mask, nullptr, 1, weight);
-    read(batch.rewards, weight, 0, reward);
-    read(batch.values, weight, 0, value);
-    read(batch.done, weight, 0, done);
-    read(batch.truncated, weight, 0, truncated);
-    read(batch.truncation_values, weight, 0, truncation_value);
-    read(batch.lambdas, weight, lambda_of_all, lambda);
+    read(batch.response_mask, nullptr, weight);
+    read(batch.rewards, weight, reward);
+    read(batch.values, weight, value);
+    read(batch.done, weight, done);
+    read(batch.truncated, weight, truncated);
+    read(batch.truncation_values, weight, truncation_value);
+    read(batch.lambdas, weight, lambda);
   }
 };
 
@@ -72,14 +76,14 @@ void gae_of_row(const GaeArrays& batch, const Gae& options, int64_t row,
   const RowLayout& layout = batch.layout;
   double next_value = 0, next_advantage = 0, lambda_of_gap = options.lambda;
   if (batch.bootstrap) {
-    load_block<double>(layout, batch.bootstrap, row, 0, 1, nullptr, block.value);
-    next_value = block.value[0];
+    load_block<double>(layout, batch.bootstrap, row, 0, 1, nullptr, block.reward);
+    next_value = block.reward[0];
   }
   bool in_response = false;  // not so in the padding after the last token
   for (int64_t end = layout.length(row); end > 0; end -= kBlock) {
     const int64_t column = std::max<int64_t>(0, end - kBlock);
     const int count = static_cast<int>(end - column);
-    block.load(batch, options.lambda, row, column, count);
+    block.load(batch, row, column, count);
     for (int i = count - 1; i >= 0; --i) {
       block.advantage[i] = block.result[i] = 0;
       if (block.weight[i] == 0) {
@@ -133,7 +137,7 @@ void generalized_advantage_estimation(const GaeArrays& batch, const Gae& options
   check("returns", returns);
   const Chunks chunks = Chunks::of(batch.layout.rows, batch.layout.elements());
   parallel_for(executor, chunks.count, [&](int64_t chunk) {
-    GaeBlock block;
+    GaeBlock block(options.lambda);
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
       gae_of_row(batch, options, row, advantages, returns, block);
     }
