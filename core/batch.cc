@@ -76,7 +76,11 @@ void store(Stored* out, int64_t stride, int count, const T* values) {
 
 }  // namespace
 
-void check_offsets(std::string_view function, const RowLayout& layout) {
+void check_layout(std::string_view function, const RowLayout& layout) {
+  require(layout.rows >= 0 && (layout.packed() || layout.columns >= 0), [&] {
+    return std::string(function) + ": rows and columns must be at least 0, got " +
+           text(layout.rows) + " and " + text(layout.columns);
+  });
   for (int64_t row = 0; layout.packed() && row < layout.rows; ++row) {
     require(layout.length(row) >= 0, [&] {
       return std::string(function) + ": offsets must not decrease, got " +

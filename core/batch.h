@@ -50,10 +50,10 @@ struct BasicArray {
 using ConstArray = BasicArray<const void>;
 using MutableArray = BasicArray<void>;
 
-// What a public door asks of its arrays, in words that begin with `function`: offsets do not
-// decrease; an array has a type and, unless it is empty, memory; one that is written to has a
-// floating-point type; a given one is not absent.
-void check_offsets(std::string_view function, const RowLayout& layout);
+// What a public door asks of its arrays, in words that begin with `function`: sizes are not
+// negative and offsets do not decrease; an array has a type and, unless it is empty, memory; one
+// that is written to has a floating-point type; a given one is not absent.
+void check_layout(std::string_view function, const RowLayout& layout);
 template <class Array>
 void check_array(std::string_view function, std::string_view name, const RowLayout& layout,
                  const Array& array);

@@ -13,7 +13,7 @@ void discounted_returns(const RowLayout& layout, const ConstArray& rewards,
                         const DiscountedReturns& options, const MutableArray& returns) {
   const auto function = "discounted_returns";
   check_range(function, "gamma", options.gamma, Range{0, 1});
-  check_offsets(function, layout);
+  check_layout(function, layout);
   check_given(function, "rewards", layout, rewards);
   check_given(function, "response_mask", layout, response_mask);
   check_array(function, "bootstrap", layout, bootstrap);
@@ -118,7 +118,7 @@ void generalized_advantage_estimation(const GaeArrays& batch, const Gae& options
   const auto function = "generalized_advantage_estimation";
   check_range(function, "gamma", options.gamma, Range{0, 1});
   check_range(function, "lambda", options.lambda, Range{0, 1});
-  check_offsets(function, batch.layout);
+  check_layout(function, batch.layout);
   const auto given = [&](std::string_view name, const auto& array) {
     check_given(function, name, batch.layout, array);
   };

@@ -69,7 +69,7 @@ struct Sequence {
 KlReport estimate_kl(const RowLayout& layout, const ConstArray& log_ratios,
                      const ConstArray& response_mask, const KlEstimateOptions& options) {
   const auto function = "estimate_kl";
-  check_offsets(function, layout);
+  check_layout(function, layout);
   check_given(function, "log_ratios", layout, log_ratios);
   check_given(function, "response_mask", layout, response_mask);
   LambdaSums fit;

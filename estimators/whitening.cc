@@ -27,7 +27,7 @@ void for_each_block(const RowLayout& layout, const ConstArray& values, const Con
 
 void check_values(std::string_view function, const RowLayout& layout, const ConstArray& values,
                   const ConstArray& mask) {
-  check_offsets(function, layout);
+  check_layout(function, layout);
   check_given(function, "values", layout, values);
   check_given(function, "response_mask", layout, mask);
 }

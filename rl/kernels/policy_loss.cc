@@ -329,7 +329,7 @@ TermCounts count_tokens(std::string_view function, const PolicyArrays& batch,
 TermCounts checked_counts(std::string_view function, const PolicyArrays& batch,
                           const PolicyObjective& objective, const Executor& executor) {
   check_objective(function, objective);
-  check_offsets(function, batch.layout);
+  check_layout(function, batch.layout);
   check_given(function, "logps", batch.layout, batch.logps);
   check_given(function, "response_mask", batch.layout, batch.response_mask);
   return batch.logps.dtype == DType::float64 ? count_tokens<double>(function, batch, executor)

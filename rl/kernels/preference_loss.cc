@@ -155,7 +155,7 @@ void store_gradients(const PreferenceArrays& batch, const std::vector<double>& s
 }
 
 void check_batch(std::string_view function, const PreferenceArrays& batch) {
-  check_offsets(function, batch.layout);
+  check_layout(function, batch.layout);
   require(batch.layout.rows % 2 == 0, [&] {
     return std::string(function) +
            ": logps must have an even number of rows, chosen answers before rejected ones, got " +

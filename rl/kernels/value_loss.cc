@@ -181,7 +181,7 @@ ValueTotals value_loss(const ValueArrays& batch, const ValueObjective& objective
                        const Executor& executor) {
   const auto function = "value_loss";
   check_objective(function, objective);
-  check_offsets(function, batch.layout);
+  check_layout(function, batch.layout);
   check_given(function, "values", batch.layout, batch.values);
   check_given(function, "returns", batch.layout, batch.returns);
   check_given(function, "response_mask", batch.layout, batch.response_mask);

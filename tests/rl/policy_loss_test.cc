@@ -366,6 +366,25 @@ TEST(PolicyLoss, CountsOfTheStepMakeAnySplitTheSame) {
   }
 }
 
+TEST(PolicyLoss, TwoTokensOfHalfWeightAreOneOfWeightOne) {
+  const Batch<double> single = random_batch<double>(3, 20);
+  Batch<double> twice(3, 40);
+  for (size_t i = 0; i < twice.mask.size(); ++i) {
+    twice.logps[i] = single.logps[i / 2];
+    twice.old_logps[i] = single.old_logps[i / 2];
+    twice.ref_logps[i] = single.ref_logps[i / 2];
+    twice.advantages[i] = single.advantages[i / 2];
+    twice.mask[i] = single.mask[i / 2] / 2;
+  }
+  for (const CatalogueRow& row : kCatalogue) {
+    Batch<double> once = single;
+    EXPECT_NEAR(twice.run(row.preset()).loss, once.run(row.preset()).loss, 1e-14) << row.name;
+    for (size_t i = 0; i < once.dlogps.size(); ++i) {
+      EXPECT_NEAR(2 * twice.dlogps[2 * i], once.dlogps[i], 1e-14) << row.name;
+    }
+  }
+}
+
 TEST(PolicyLoss, NothingActiveIsZero) {
   Batch<float> batch(3, 5);
   for (auto& each : batch.logps) each = std::nanf("");
@@ -440,6 +459,8 @@ TEST(PolicyLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
   EXPECT_EQ(message([&] { policy_loss(batch.arrays(), entropic, {}, {}); }),
             "policy_loss: entropies must be given when entropy_coef is not 0, got entropy_coef "
             "0.01 and none. Pass entropies or entropy_coef = 0");
+  EXPECT_EQ(array_error([](A& a, M&) { a.layout.rows = -1; }),
+            "policy_loss: rows and columns must be at least 0, got -1 and 6");
   const int64_t offsets[] = {0, 7, 5, 18};
   arrays.layout = {.rows = 3, .offsets64 = offsets};
   EXPECT_EQ(message([&] { policy_loss(arrays, presets::ppo(), {}, {}); }),
