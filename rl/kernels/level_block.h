@@ -70,8 +70,8 @@ TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
       const int i = start + lane;
       const T w = block.weight[i], dloss = block.dloss[i];
       const Mask<T> active = mask<T>(w != T(0));
-      const T trace = (block.log_ratio[i] + block.advantage[i]) + (block.loss[i] + dloss);
-      const Mask<T> broken = active & mask<T>(trace - trace != T(0));
+      const T trace = zero_or_nan(block.log_ratio[i], block.advantage[i], block.loss[i], dloss);
+      const Mask<T> broken = active & mask<T>(trace != T(0));
       sum += double(spoil(broken, keep(active, w * dloss)));
       start += kLanes;
     } while (start < block.size);

@@ -128,6 +128,12 @@ TETHER_CLONES void sum_weights(const T* weight, int size, LaneSum& tokens) {
   tokens.add(sums);
 }
 
+// 0, or NaN if one of them is NaN or infinite.
+template <class T>
+TETHER_INLINE T zero_or_nan(T a, T b, T c, T d) {
+  return (a * T(0) + b * T(0)) + (c * T(0) + d * T(0));
+}
+
 // The value, or NaN.
 template <class T>
 TETHER_INLINE T spoil(Mask<T> where, T value) {
@@ -158,7 +164,7 @@ TETHER_CLONES void sum_block(T loss_factor, T kl_factor, TokenBlock<T>& block,
       const T loss = block.loss[i], dloss = block.dloss[i];
       const Mask<T> active = mask<T>(w != T(0));
       T gradient = loss_factor * dloss;
-      T trace = (d * T(0) + A * T(0)) + (loss * T(0) + dloss * T(0));  // 0, or NaN
+      T trace = zero_or_nan(d, A, loss, dloss);
       if constexpr (kPenalty) {
         gradient += kl_factor * block.dkl[i];
         trace += block.kl[i] * T(0) + block.ref_logp[i] * T(0);
