@@ -1,4 +1,4 @@
-"""tether.preference_loss against TRL's own DPO loss, as recorded by tests/peers/record_trl_dpo.py."""
+"""tether.preference_loss against TRL's own, as recorded by tests/peers/record_trl_dpo.py."""
 
 import json
 import pathlib
