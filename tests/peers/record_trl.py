@@ -4,27 +4,23 @@
     python tests/peers/record_trl.py                      writes tests/golden/peers/trl_grpo.json
 
 `GRPOTrainer._compute_loss` itself is called, on an object that has what it reads of a trainer, with
-the per-token log-probabilities given instead of computed by a model. Inputs are float64 multiples
-of 2^-10.
+the per-token log-probabilities given instead of computed by a model.
 """
 
 import collections
-import hashlib
-import importlib.metadata
-import inspect
-import json
-import pathlib
 import types
 
+import recording
 import torch
+from recording import grid, ragged_mask
 from trl import GRPOTrainer
-
-OUT = pathlib.Path(__file__).resolve().parent.parent / "golden" / "peers" / "trl_grpo.json"
 
 # What the settings are when a case does not say so.
 DEFAULTS = {
     "loss_type": "grpo",
+    "importance_sampling_level": "token",
     "beta": 0.0,
+    "use_bias_correction_kl": False,
     "epsilon_low": 0.2,
     "epsilon_high": 0.2,
     "delta": None,
@@ -33,7 +29,16 @@ DEFAULTS = {
     "processes": 1,
     "num_items_in_batch": None,  # dapo: None is the tokens of this batch
     "max_completion_length": 16,
+    "sapo_temperature_pos": 1.0,
+    "sapo_temperature_neg": 1.05,
+    "vespo_k_pos": 2.0,
+    "vespo_lambda_pos": 3.0,
+    "vespo_k_neg": 3.0,
+    "vespo_lambda_neg": 2.0,
 }
+ARGS = ("delta", "use_bias_correction_kl", "steps_per_generation", "sapo_temperature_pos",
+        "sapo_temperature_neg", "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg",
+        "vespo_lambda_neg")  # fmt: skip
 
 VARIANTS = {
     "on policy": ({}, {"old": False}),
@@ -50,19 +55,21 @@ VARIANTS = {
     ),
 }  # fmt: skip
 
+SEQUENCE = {"importance_sampling_level": "sequence"}
+# cispo: epsilon_high bounds the ratio itself.
+CISPO = {"loss_type": "cispo", "epsilon_high": 1.25}
+OFF, DUAL, PER_TOKEN = list(VARIANTS)[1:]
 
-def grid(x):
-    return (x * 1024).round() / 1024
-
-
-def ragged_mask(generator, rows, columns, empty_row):
-    lengths = torch.randint(1, columns + 1, (rows,), generator=generator)
-    if empty_row:
-        lengths[1::3] = 0
-    mask = torch.arange(columns) < lengths[:, None]
-    holes = torch.rand(rows, columns, generator=generator) < 0.15
-    holes[:, 0] = False  # a tool's tokens inside an answer
-    return (mask & ~holes).long()
+# What only some loss types have: settings above those of the variant.
+FURTHER = [
+    *[(SEQUENCE | {"loss_type": each}, variant) for each in ("grpo", "bnpo", "dapo", "luspo")
+      for variant in (OFF, DUAL, PER_TOKEN)],
+    *[({"loss_type": "luspo"}, variant) for variant in (OFF, DUAL)],
+    *[(CISPO, variant) for variant in (OFF, PER_TOKEN)],
+    *[(SEQUENCE | CISPO | {"epsilon_high": 1.05}, variant) for variant in (OFF, PER_TOKEN)],
+    *[({"loss_type": each, "use_bias_correction_kl": True}, OFF) for each in ("grpo", "dapo")],
+    *[({"loss_type": each}, variant) for each in ("sapo", "vespo") for variant in (OFF, PER_TOKEN)],
+]  # fmt: skip
 
 
 def random_batch(seed, *, rows=4, columns=7, old=True, ref=False, empty_row=False, per_token=False,
@@ -93,12 +100,9 @@ def trainer(settings, logps):
         epsilon_high=settings["epsilon_high"],
         current_gradient_accumulation_steps=settings["accumulation_steps"],
         max_completion_length=settings["max_completion_length"],
-        args=types.SimpleNamespace(
-            delta=settings["delta"],
-            use_bias_correction_kl=False,
-            steps_per_generation=settings["steps_per_generation"],
-        ),
-        importance_sampling_level="token",
+        args=types.SimpleNamespace(**{name: settings[name] for name in ARGS}),
+        importance_sampling_level=settings["importance_sampling_level"],
+        get_gamma_weights=GRPOTrainer.get_gamma_weights,
         top_entropy_quantile=1.0,
         off_policy_mask_threshold=None,
         use_vllm=False,
@@ -134,32 +138,26 @@ def compute(settings, batch):
     return loss, gradient
 
 
-def plain(value):
-    return value.tolist() if isinstance(value, torch.Tensor) else value
+def recorded(seed, variant, over):
+    changes, shape = VARIANTS[variant]
+    settings = DEFAULTS | changes | over
+    batch = random_batch(seed, **shape)
+    loss, gradient = compute(settings, batch)
+    words = [value if isinstance(value, str) else f"{key} {value}" for key, value in over.items()]
+    case = {"name": f"{', '.join(words)}: {variant}", "settings": settings}
+    return case | batch | {"loss": loss, "dlogps": gradient}
 
 
 def main():
-    cases = []
-    for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo"):
-        for name, (changes, shape) in VARIANTS.items():
-            settings = DEFAULTS | changes | {"loss_type": loss_type}
-            batch = random_batch(len(cases), **shape)
-            loss, gradient = compute(settings, batch)
-            case = {"name": f"{loss_type}: {name}", "settings": settings}
-            case |= {key: plain(value) for key, value in batch.items()}
-            case |= {"loss": loss.item(), "dlogps": gradient.tolist()}
-            cases.append(case)
-    source = pathlib.Path(inspect.getsourcefile(GRPOTrainer))
-    recording = {
-        "function": "trl.GRPOTrainer._compute_loss",
-        "trl": importlib.metadata.version("trl"),
-        "torch": torch.__version__,
-        "sha256": {source.name: hashlib.sha256(source.read_bytes()).hexdigest()},
-        "cases": cases,
-    }
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(recording, indent=1) + "\n")
-    print(f"{OUT.name}: {len(cases)} cases, trl {recording['trl']}")
+    plans = [
+        ({"loss_type": loss_type}, variant)
+        for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo")
+        for variant in VARIANTS
+    ]
+    cases = [
+        recorded(seed, variant, over) for seed, (over, variant) in enumerate(plans + FURTHER)
+    ]
+    recording.write("trl_grpo.json", "trl", [GRPOTrainer._compute_loss], cases)
 
 
 if __name__ == "__main__":

@@ -15,27 +15,44 @@ AGGREGATIONS = {
     "bnpo": "token_mean",
     "dr_grpo": "sequence_sum_over_constant",
     "dapo": "token_mean",
+    "luspo": "sequence_mean_token_sum",
+    "cispo": "token_mean",
 }
+NOT_YET = {"sapo", "vespo"}  # surrogates that tether does not have
+COMPARED = [case for case in RECORDING["cases"] if case["settings"]["loss_type"] not in NOT_YET]
 
 
 def normalizer(settings, mask):
     """TRL's denominators. It counts rows without tokens, and divides by the accumulation steps."""
     tokens, steps = int(mask.sum()), settings["accumulation_steps"]
-    if settings["loss_type"] == "dapo":
+    if settings["loss_type"] in ("dapo", "cispo"):
         items = tokens if settings["num_items_in_batch"] is None else settings["num_items_in_batch"]
         policy = items * steps / settings["steps_per_generation"]
         return tether.Normalizer(policy=policy, world_size=settings["processes"])
     return tether.Normalizer(policy=tokens * steps, sequences=len(mask) * steps)
 
 
-@pytest.mark.parametrize("case", RECORDING["cases"], ids=lambda case: case["name"])
+def surrogate(settings):
+    """TRL's cispo weighs each token's own logp, at the level of sequences too."""
+    sequence = settings["importance_sampling_level"] == "sequence"
+    if settings["loss_type"] == "cispo":
+        level = "sequence_token" if sequence else "token"
+        return {"objective": "cispo", "level": level, "ratio_high": settings["epsilon_high"]}
+    options = {} if settings["delta"] is None else {"dual_clip": settings["delta"]}
+    return options | {
+        "level": "sequence_mean" if sequence else "token",
+        "epsilon_low": settings["epsilon_low"],
+        "epsilon_high": settings["epsilon_high"],
+    }
+
+
+@pytest.mark.parametrize("case", COMPARED, ids=lambda case: case["name"])
 def test_value_and_gradient_equal_trl(case):
     def tensor(name):
         return None if case[name] is None else torch.tensor(case[name], dtype=torch.float64)
 
     settings = case["settings"]
     mask = torch.tensor(case["response_mask"])
-    options = {} if settings["delta"] is None else {"dual_clip": settings["delta"]}
     logps = tensor("logps").requires_grad_()
     loss, _ = tether.policy_loss(
         logps,
@@ -47,9 +64,8 @@ def test_value_and_gradient_equal_trl(case):
         constant=settings["max_completion_length"],
         normalizer=normalizer(settings, mask),
         beta=settings["beta"],
-        epsilon_low=settings["epsilon_low"],
-        epsilon_high=settings["epsilon_high"],
-        **options,
+        kl_correction="ratio" if settings["use_bias_correction_kl"] else "none",
+        **surrogate(settings),
     )
     loss.backward()
     assert loss.item() == pytest.approx(case["loss"], rel=1e-12, abs=1e-14)
@@ -59,7 +75,13 @@ def test_value_and_gradient_equal_trl(case):
 def test_the_recording_covers_what_differs():
     cases = RECORDING["cases"]
     assert RECORDING["trl"].startswith("1.16.")
-    assert {case["settings"]["loss_type"] for case in cases} == set(AGGREGATIONS)
+    assert {case["settings"]["loss_type"] for case in cases} == set(AGGREGATIONS) | NOT_YET
+    assert {
+        case["settings"]["loss_type"]
+        for case in cases
+        if case["settings"]["importance_sampling_level"] == "sequence"
+    } == {"grpo", "bnpo", "dapo", "luspo", "cispo"}
+    assert any(case["settings"]["use_bias_correction_kl"] for case in cases)
     assert any(case["settings"]["beta"] > 0 and case["ref_logps"] for case in cases)
     assert any(case["settings"]["delta"] for case in cases)
     assert any(

@@ -1,0 +1,237 @@
+"""Records verl's own losses, KL penalties and advantages on random ragged batches.
+
+    pip install -r tests/peers/requirements-verl.txt      in an environment of its own
+    python tests/peers/record_verl.py                     writes tests/golden/peers/verl_*.json
+
+`verl.trainer.ppo.core_algos` is imported whole, nothing is stubbed. Left out is grpo_vectorized,
+which verl computes in float32.
+
+Losses get an integer mask, as from verl's trainer; tokens + 1e-8, in "seq-mean-token-mean", is then
+a float32, and the 1e-8 is lost in it. GAE and whitening get a float64 mask: with integers verl
+rounds n / (n - 1) to float32.
+"""
+
+import numpy as np
+import recording
+import torch
+from recording import grid, normal, ragged_mask
+from verl.trainer.ppo import core_algos
+from verl.utils import torch_functional
+from verl.workers.config import ActorConfig
+
+# ---- policy losses -------------------------------------------------------------------------------
+
+LOSSES = {
+    "vanilla": core_algos.compute_policy_loss_vanilla,
+    "gspo": core_algos.compute_policy_loss_gspo,
+    "cispo": core_algos.compute_policy_loss_cispo,
+    "reinforce": core_algos.compute_policy_loss_reinforce,
+}
+MODES = (
+    "token-mean",
+    "token-sum",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+    "seq-mean-token-mean",
+)
+CLIPS = {
+    "vanilla": {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28, "clip_ratio_c": 1.5},
+    "gspo": {"clip_ratio_low": 0.1, "clip_ratio_high": 0.15},
+    "cispo": {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28},
+    "reinforce": {},
+}
+# The denominators of a step over two ranks, of which the batch is a part.
+STEP = {"dp_size": 2, "batch_num_tokens": 61, "global_batch_size": 9, "loss_scale_factor": 12}
+
+
+def policy_batch(seed, *, per_token, rows=4, columns=7):
+    generator = torch.Generator().manual_seed(seed)
+    log_prob = -normal(generator, rows, columns).abs() - 0.25
+    return {
+        "log_prob": log_prob,
+        "old_log_prob": log_prob - grid(0.5 * normal(generator, rows, columns)),
+        "advantages": normal(generator, rows, columns if per_token else 1).expand(rows, columns),
+        "response_mask": ragged_mask(generator, rows, columns, empty_row=True),
+    }
+
+
+def policy_loss(name, batch, mode, clips, step):
+    required = {"strategy": "fsdp", "rollout_n": 1, "ppo_micro_batch_size_per_gpu": 1}
+    config = ActorConfig(**required, **clips, global_batch_info=step)
+    log_prob = batch["log_prob"].clone().requires_grad_()
+    loss, _ = LOSSES[name](
+        batch["old_log_prob"], log_prob, batch["advantages"], batch["response_mask"], mode, config
+    )
+    return loss, *torch.autograd.grad(loss, log_prob)
+
+
+def policy_case(seed, name, mode, step, per_token):
+    clips = CLIPS[name]
+    batch = policy_batch(seed, per_token=per_token)
+    loss, gradient = policy_loss(name, batch, mode, clips, step)
+    words = [name, mode, *(["of a step"] if step else []), *(["per token"] if per_token else [])]
+    settings = {"loss": name, "loss_agg_mode": mode, "clips": clips, "step": step}
+    case = {"name": ", ".join(words), "settings": settings}
+    return case | batch | {"loss": loss, "dlog_prob": gradient}
+
+
+def beyond_the_clamp():
+    """Log-ratios on both sides of +-20, where verl clamps them and the gradient ends."""
+    log_ratio = torch.tensor([[-24.0, -19.5, 0.0, 19.5, 24.0]], dtype=torch.float64)
+    batch = {
+        "log_prob": log_ratio - 30,
+        "old_log_prob": torch.full_like(log_ratio, -30),
+        "advantages": torch.tensor([[1.5, 1.5, 0.5, -0.75, -0.75]], dtype=torch.float64),
+        "response_mask": torch.ones_like(log_ratio).long(),
+    }
+    clips = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "clip_ratio_c": 1e30}
+    loss, gradient = policy_loss("vanilla", batch, "token-sum", clips, {})
+    settings = {"loss": "vanilla", "loss_agg_mode": "token-sum", "clips": clips, "step": {}}
+    case = {"name": "vanilla, beyond the clamp", "settings": settings}
+    return case | batch | {"loss": loss, "dlog_prob": gradient}
+
+
+def policy_cases():
+    plans = [
+        (name, mode, step, bool(step) == (name == "gspo"))  # advantages per token in half of them
+        for name in LOSSES
+        for mode in MODES
+        for step in ({}, STEP)
+    ]
+    return [policy_case(seed, *plan) for seed, plan in enumerate(plans)] + [beyond_the_clamp()]
+
+
+# ---- the loss of a value head --------------------------------------------------------------------
+
+
+def value_case(seed, mode, cliprange, step):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (4, 6)
+    batch = {
+        "values": normal(generator, *shape),
+        "returns": normal(generator, *shape),
+        "vpreds": normal(generator, *shape),
+        "response_mask": ragged_mask(generator, *shape, empty_row=True),
+    }
+    vpreds = batch["vpreds"].clone().requires_grad_()
+    loss, clipped = core_algos.compute_value_loss(
+        vpreds=vpreds,
+        returns=batch["returns"],
+        values=batch["values"],
+        response_mask=batch["response_mask"],
+        cliprange_value=cliprange,
+        loss_agg_mode=mode,
+        **step,
+    )
+    (gradient,) = torch.autograd.grad(loss, vpreds)
+    settings = {"loss_agg_mode": mode, "cliprange_value": cliprange, "step": step}
+    case = {"name": f"{mode}, {cliprange}", "settings": settings} | batch
+    return case | {"loss": loss, "dvpreds": gradient, "clipfrac": clipped}
+
+
+def value_cases():
+    plans = [("token-mean", 0.5, {}), ("token-mean", 0.2, STEP), ("seq-mean-token-sum", 0.5, STEP),
+             ("seq-mean-token-sum-norm", 0.3, {})]  # fmt: skip
+    return [value_case(seed, *plan) for seed, plan in enumerate(plans)]
+
+
+# ---- KL penalties --------------------------------------------------------------------------------
+
+KINDS = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
+
+
+def kl_case(name, logprob, ref_logprob, upstream):
+    batch = {"logprob": logprob, "ref_logprob": ref_logprob, "upstream": upstream}
+    kinds = {}
+    for kind in [*KINDS, *(f"{each}+" for each in KINDS)]:
+        leaf = logprob.clone().requires_grad_()
+        value = core_algos.kl_penalty(leaf, ref_logprob, kind)
+        (gradient,) = torch.autograd.grad(value, leaf, upstream)
+        kinds[kind] = {"value": value.tolist(), "dlogprob": gradient.tolist()}
+    return {"name": name} | batch | {"kinds": kinds}
+
+
+def kl_cases():
+    generator = torch.Generator().manual_seed(0)
+    logprob = -normal(generator, 24).abs() - 0.25
+    near = logprob + grid(0.5 * normal(generator, 24))
+    far = torch.tensor([-24.0, -20.5, -19.5, -3.0, 2.25, 2.625, 19.5, 24.0], dtype=torch.float64)
+    return [
+        kl_case("inside verl's clamps", logprob, near, normal(generator, 24)),
+        kl_case("beyond them", -30 - far, torch.full_like(far, -30), normal(generator, 8)),
+    ]
+
+
+# ---- advantages ----------------------------------------------------------------------------------
+
+
+def gae_case(seed, gamma, lam, empty_row):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (4, 8)
+    batch = {
+        "rewards": normal(generator, *shape),
+        "values": normal(generator, *shape),
+        "response_mask": ragged_mask(generator, *shape, empty_row).double(),
+    }
+    advantages, returns = core_algos.compute_gae_advantage_return(*batch.values(), gamma, lam)
+    case = {"estimator": "gae", "gamma": gamma, "lam": lam} | batch
+    return case | {"advantages": advantages, "returns": returns}
+
+
+def whiten_case(seed, shift_mean):
+    generator = torch.Generator().manual_seed(seed)
+    values = 3 + 2 * normal(generator, 4, 6)
+    mask = ragged_mask(generator, 4, 6, empty_row=True).double()
+    whitened = torch_functional.masked_whiten(values, mask, shift_mean)
+    case = {"estimator": "masked_whiten", "shift_mean": shift_mean, "values": values}
+    return case | {"response_mask": mask, "whitened": whitened}
+
+
+GROUPED = {
+    "grpo": core_algos.compute_grpo_outcome_advantage,
+    "rloo": core_algos.compute_rloo_outcome_advantage,
+    "rloo_vectorized": core_algos.compute_rloo_vectorized_outcome_advantage,
+}
+
+
+def grouped_case(name, **options):
+    """Ragged groups that interleave; one of equal rewards, one of a single answer (id 5)."""
+    generator = torch.Generator().manual_seed(7)
+    ids = np.array([0, 1, 0, 2, 5, 1, 0, 2, 1, 0, 2])
+    rewards = normal(generator, len(ids))
+    rewards[ids == 2] = 0.75
+    token_level = torch.stack([torch.zeros_like(rewards), rewards], 1)
+    mask = torch.tensor([[1, 1]] * (len(ids) - 1) + [[1, 0]])
+    advantages, _ = GROUPED[name](token_level, mask, ids, **options)
+    case = {"estimator": name, "options": options, "rewards": rewards, "ids": ids.tolist()}
+    return case | {"response_mask": mask, "advantages": advantages}
+
+
+def advantage_cases():
+    return [
+        gae_case(0, 1.0, 1.0, False),
+        gae_case(1, 0.99, 0.95, True),
+        gae_case(2, 0.9, 0.0, True),
+        whiten_case(0, True),
+        whiten_case(1, False),
+        grouped_case("grpo", norm_adv_by_std_in_grpo=True),
+        grouped_case("grpo", norm_adv_by_std_in_grpo=True, epsilon=0.5),
+        grouped_case("grpo", norm_adv_by_std_in_grpo=False),
+        grouped_case("rloo"),
+        grouped_case("rloo_vectorized"),
+    ]
+
+
+def main():
+    def write(name, functions, cases):
+        recording.write(name, "verl", functions, cases)
+
+    write("verl_policy.json", list(LOSSES.values()), policy_cases())
+    write("verl_value.json", [core_algos.compute_value_loss], value_cases())
+    write("verl_kl.json", [core_algos.kl_penalty], kl_cases())
+    advantages = [core_algos.compute_gae_advantage_return, torch_functional.masked_whiten]
+    write("verl_advantages.json", [*advantages, *GROUPED.values()], advantage_cases())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What the recorders share: random ragged batches, and the file that a recording becomes.
+
+Inputs are float64 multiples of 2^-10; numbers are written with as many digits as bring the same
+float64 back.
+"""
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import pathlib
+
+import torch
+
+GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden" / "peers"
+
+
+def grid(x):
+    return (x * 1024).round() / 1024
+
+
+def normal(generator, *shape):
+    return grid(torch.randn(*shape, generator=generator, dtype=torch.float64))
+
+
+def ragged_mask(generator, rows, columns, empty_row):
+    lengths = torch.randint(1, columns + 1, (rows,), generator=generator)
+    if empty_row:
+        lengths[1::3] = 0
+    mask = torch.arange(columns) < lengths[:, None]
+    holes = torch.rand(rows, columns, generator=generator) < 0.15
+    holes[:, 0] = False  # a tool's tokens inside an answer
+    return (mask & ~holes).long()
+
+
+def plain(value):
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+def write(name, package, functions, cases):
+    """tests/golden/peers/NAME: a line per case, below what was called and of which version."""
+    sources = {pathlib.Path(inspect.getsourcefile(function)) for function in functions}
+    head = {
+        "functions": [f"{each.__module__}.{each.__qualname__}" for each in functions],
+        package: importlib.metadata.version(package),
+        "torch": torch.__version__,
+        "sha256": {
+            source.name: hashlib.sha256(source.read_bytes()).hexdigest()
+            for source in sorted(sources)
+        },
+    }
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    rows = [json.dumps({key: plain(value) for key, value in case.items()}) for case in cases]
+    lines.append('"cases": [\n' + ",\n".join(rows) + "\n]")
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    (GOLDEN / name).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    print(f"{name}: {len(cases)} cases, {package} {head[package]}")
