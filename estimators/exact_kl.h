@@ -15,6 +15,8 @@ namespace tether {
 //
 //   KL(q || p) = sum_i q_i (e^d_i - 1 - d_i),   d = log p - log q
 //
+// where d > 1 as p_i - q_i - q_i d_i, in which nothing cancels or overflows.
+//
 // Where wanted, its gradients with respect to the logits of q and of p,
 //   q_i (-d_i - KL)   and   p_i - q_i.
 // An outcome with q_i = 0 adds its p_i (the form stays a divergence of probabilities that sum to
@@ -27,6 +29,7 @@ inline double categorical_kl(const double* log_q, const double* log_p, int64_t s
     const double d = log_p[i] - log_q[i];
     if (q == 0) return std::exp(log_p[i]);
     if (std::isinf(d)) return q * std::abs(d);
+    if (d > 1) return std::exp(log_p[i]) - q - q * d;
     return q * expm1_minus(Constant<double>{d}).value;
   };
   for (int64_t i = 0; i < size; ++i) kl += term(i);
@@ -44,9 +47,11 @@ inline double categorical_kl(const double* log_q, const double* log_p, int64_t s
 // is a lower bound of the categorical divergence (data processing), not an estimate of it.
 template <class Number>
 TETHER_INLINE Number bernoulli_kl(const Number& logit_q, const Number& logit_p) {
-  const Number one = log_sigmoid(logit_p) - log_sigmoid(logit_q);
-  const Number zero = log_sigmoid(-logit_p) - log_sigmoid(-logit_q);
-  return sigmoid(logit_q) * expm1_minus(one) + sigmoid(-logit_q) * expm1_minus(zero);
+  const auto term = [](const Number& at_q, const Number& at_p) {
+    const Number q = sigmoid(at_q), d = log_sigmoid(at_p) - log_sigmoid(at_q);
+    return select(d > 1, sigmoid(at_p) - q - q * d, q * expm1_minus(d));
+  };
+  return term(logit_q, logit_p) + term(-logit_q, -logit_p);
 }
 
 // Gaussian, from means and logarithms of standard deviations, s = log sigma_q - log sigma_p:

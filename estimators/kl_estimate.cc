@@ -27,12 +27,14 @@ void for_each_token(const RowLayout& layout, const ConstArray& log_ratios, const
   }
 }
 
-// Weighted sums for Cov(d, r) / Var r, about the values that they have when both are equal.
+// Weighted sums for Cov(d, r) / Var r, about the values that they have when both are equal. Ratios
+// are in units of the largest one, so that no square overflows.
 struct LambdaSums {
-  double w = 0, d = 0, h = 0, dh = 0, hh = 0;  // h = r - 1
+  double unit = 1;                             // 1 / the largest ratio, at most 1
+  double w = 0, d = 0, h = 0, dh = 0, hh = 0;  // h = (r - 1) unit
 
   void add(double weight, double log_ratio) {
-    const double excess = expm1(Constant<double>{log_ratio}).value;
+    const double excess = expm1(Constant<double>{log_ratio}).value * unit;
     w += weight;
     d += weight * log_ratio;
     h += weight * excess;
@@ -41,7 +43,7 @@ struct LambdaSums {
   }
   double lambda() const {
     const double variance = hh - h * h / w;
-    return variance > 0 ? (dh - d * h / w) / variance : 1;
+    return variance > 0 ? (dh - d * h / w) / variance * unit : 1;
   }
 };
 
@@ -72,14 +74,22 @@ KlReport estimate_kl(const RowLayout& layout, const ConstArray& log_ratios,
   check_layout(function, layout);
   check_given(function, "log_ratios", layout, log_ratios);
   check_given(function, "response_mask", layout, response_mask);
-  LambdaSums fit;
-  double squares = 0;
+  require(std::isfinite(options.lambda),
+          [&] { return "estimate_kl: lambda must be finite, got " + text(options.lambda); });
+  double largest = 0;
+  for (int64_t row = 0; row < layout.rows; ++row) {
+    for_each_token(layout, log_ratios, response_mask, row,
+                   [&](double, double d) { largest = std::max(largest, d); });
+  }
+  LambdaSums fit{.unit = exp(Constant<double>{-largest}).value};
+  double sum_of_ratios = 0, squares = 0;
   for (int64_t row = 0; row < layout.rows; ++row) {
     for_each_token(layout, log_ratios, response_mask, row, [&](double weight, double d) {
       require(weight >= 0 && weight <= 1,
               [&] { return "estimate_kl: response_mask must be in [0, 1], got " + text(weight); });
       fit.add(weight, d);
-      const double r = exp(Constant<double>{d}).value;
+      const double r = exp(Constant<double>{d}).value * fit.unit;
+      sum_of_ratios += weight * r;
       squares += weight * r * r;
     });
   }
@@ -88,8 +98,8 @@ KlReport estimate_kl(const RowLayout& layout, const ConstArray& log_ratios,
   if (fit.w == 0) return out;
   const bool fitted = options.estimator == KlEstimate::k_lambda && options.lambda < 0;
   out.lambda = fitted ? fit.lambda() : std::max(options.lambda, 0.0);
-  out.ratio_excess = fit.h / fit.w;
-  out.ess = (fit.w + fit.h) * (fit.w + fit.h) / squares;
+  out.ratio_excess = fit.h / fit.w / fit.unit;
+  out.ess = sum_of_ratios * sum_of_ratios / squares;
 
   const auto sequence_of = [&](int64_t row) {
     Sequence sequence;

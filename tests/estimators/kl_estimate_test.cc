@@ -82,10 +82,28 @@ TEST(KlEstimate, NothingAndOneSequence) {
   EXPECT_EQ(batch.report({}).tokens, 0);
 }
 
+TEST(KlEstimate, IsFiniteForAnyFiniteLogRatio) {
+  for (const double size : {100.0, 360.0, 599.0, 1e6}) {
+    Gaussians batch(0.5, 3, 4);
+    for (double& weight : batch.mask) weight = 1;
+    for (size_t i = 0; i < 12; ++i) batch.log_ratios[i] = i == 5 ? size : -0.1;
+    for (int i = 0; i < 4; ++i) {
+      const KlReport out = batch.report({.estimator = static_cast<KlEstimate>(i)});
+      EXPECT_TRUE(std::isfinite(out.mean)) << size << " " << i;
+      EXPECT_NEAR(out.ess, 1, 1e-9) << size;
+    }
+    // One token carries the ratios: lambda is next to nothing, and the estimate is k1's to within
+    // the covariance that it takes away.
+    EXPECT_LT(std::abs(batch.report({.estimator = KlEstimate::k_lambda}).lambda), 1e-30);
+  }
+}
+
 TEST(KlEstimate, BadInputGetsOneClearError) {
   Gaussians batch(0.5, 1, 3);
   EXPECT_EQ(message([&] { estimate_kl({.rows = 1, .columns = 3}, {}, batch.view(batch.mask)); }),
             "estimate_kl: log_ratios must be given, got none");
+  EXPECT_EQ(message([&] { batch.report({KlEstimate::k_lambda, std::nan("")}); }),
+            "estimate_kl: lambda must be finite, got nan");
   batch.mask[1] = 1.5;
   EXPECT_EQ(message([&] { batch.report({}); }),
             "estimate_kl: response_mask must be in [0, 1], got 1.5");

@@ -196,6 +196,19 @@ void check_estimators(Golden& golden, const char* family) {
   }
 }
 
+// q = (1, e^-a), p = (e^-a, 1), both up to their sum: KL = a tanh(a / 2).
+TEST(ExactKl, IsRightFarApart) {
+  for (const double a : {0.5, 3.0, 40.0, 590.0, 620.0, 700.0}) {
+    const double high = -std::log1p(std::exp(-a)), low = high - a;
+    const double q[] = {high, low}, p[] = {low, high};
+    EXPECT_NEAR(categorical_kl(q, p, 2), a * std::tanh(a / 2), 1e-15 * a) << a;
+    const double kl = bernoulli_kl(Constant<double>{a}, Constant<double>{-a}).value;
+    EXPECT_NEAR(kl, a * std::tanh(a / 2), 1e-15 * a) << a;
+    const float narrow = bernoulli_kl(Constant<float>{float(a)}, Constant<float>{-float(a)}).value;
+    EXPECT_NEAR(narrow, a * std::tanh(a / 2), 1e-6 * a) << a;
+  }
+}
+
 TEST(KlGolden, WhatExistsIsRightAndTheRestIsCounted) {
   Golden golden;
   golden.visit_below("/conventions");
