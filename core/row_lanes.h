@@ -9,6 +9,8 @@
 #include "core/bit_cast.h"
 #include "core/half.h"
 #include "core/macros.h"
+#include "core/math.h"
+#include "core/rows.h"
 
 // The innermost loops of core/rows.cc: kRowLanes logits at a time, of any type.
 
@@ -76,17 +78,43 @@ TETHER_INLINE Real exp2_lean(Real t) {
   return mantissa * bit_cast<Real>(bit_cast<typename E::Bits>(shifted) << E::kMantissa);
 }
 
+// The final logit x of a stored one: itself, or softcap tanh(logit scale / softcap) where capped. A
+// logit of -inf stays there.
+template <class Real, bool kCapped>
+struct FinalLogit {
+  Real inner = 1;  // scale / softcap
+  Real cap = 1;    // softcap
+
+  TETHER_INLINE Real operator()(Real logit) const {
+    if constexpr (!kCapped) return logit;
+    return logit > -std::numeric_limits<Real>::infinity() ? cap * tanh(logit) : logit;
+  }
+  // dx / dlogit over scale.
+  TETHER_INLINE Real slope(Real logit) const {
+    if constexpr (!kCapped) return Real(1);
+    const Real y = tanh(logit);
+    return Real(1) - y * y;
+  }
+
+ private:
+  TETHER_INLINE Real tanh(Real logit) const {
+    const Real e = math::expm1(Real(2) * inner * logit, Real(40));
+    return e / (e + Real(2));
+  }
+};
+
 // t = (x - reference) * scale, not below `lowest`, where 2^t is exactly 0. The difference comes
 // first, so that a shift of the whole row cancels. `lowest` is a variable because GCC splits the
 // loop into two cases where it sees the constant.
-template <class Real>
+template <class Real, bool kCapped>
 struct Exponent {
   Real reference;
   Real scale;
+  FinalLogit<Real, kCapped> final_logit = {};
   Real lowest = Exp2<Real>::kLowest;
 
-  TETHER_INLINE Real operator()(Real logit) const {
-    const Real t = (logit - reference) * scale;
+  TETHER_INLINE Real operator()(Real x) const {
+    const Real t = (x - reference) * scale;
     return t < lowest ? lowest : t;
   }
 };
@@ -131,46 +159,88 @@ TETHER_INLINE void narrow_lanes(const float* in, Stored* out) {
 
 template <class Real>
 struct Lanes {
-  Real max[kRowLanes];
+  Real highest[kRowLanes];  // t
   Real sum[kRowLanes];
   Real weighted_sum[kRowLanes];
+  // RowSums::all:
+  Real sum_of_squares[kRowLanes];
+  Real distances[kRowLanes];  // sum of x - reference
+  Real columns[kRowLanes];
+  Real max[kRowLanes];  // of the stored logits
 };
 
-template <class Stored, class Real = RealOf<Stored>>
-TETHER_INLINE void add_lanes(const Stored* logits, const Exponent<Real>& exponent,
-                             Lanes<Real>& lanes) {
-  Real buffer[kRowLanes];
-  const Real* x = widened_lanes(logits, buffer);
-#pragma GCC ivdep
-  for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
-    lanes.max[i] = x[i] > lanes.max[i] ? x[i] : lanes.max[i];
-    const Real t = exponent(x[i]);
-    const Real power = exp2_lean(t);
-    lanes.sum[i] += power;
-    lanes.weighted_sum[i] += power * t;
+template <RowSums kSums, class Real>
+TETHER_INLINE void clear(Lanes<Real>& lanes) {
+  for (int i = 0; i < kRowLanes; ++i) {
+    lanes.highest[i] = -std::numeric_limits<Real>::infinity();
+    lanes.sum[i] = lanes.weighted_sum[i] = Real(0);
+    if constexpr (kSums == RowSums::all) {
+      lanes.sum_of_squares[i] = lanes.distances[i] = lanes.columns[i] = Real(0);
+      lanes.max[i] = -std::numeric_limits<Real>::infinity();
+    }
   }
 }
 
-// dlogits_v = 2^t_v (constant + slope * t_v)
+// The highest of the exponents t, not of the logits: a comparison of what the clamp has just made
+// is one instruction.
+template <RowSums kSums, bool kCapped, class Stored, class Real = RealOf<Stored>>
+TETHER_INLINE void add_lanes(const Stored* logits, const Exponent<Real, kCapped>& exponent,
+                             Lanes<Real>& lanes) {
+  Real buffer[kRowLanes];
+  const Real* in = widened_lanes(logits, buffer);
+#pragma GCC ivdep
+  for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
+    const Real x = exponent.final_logit(in[i]);
+    const Real t = exponent(x);
+    const Real power = exp2_lean(t);
+    lanes.highest[i] = t > lanes.highest[i] ? t : lanes.highest[i];
+    lanes.sum[i] += power;
+    if constexpr (kSums != RowSums::logp) lanes.weighted_sum[i] += power * t;
+    if constexpr (kSums == RowSums::all) {
+      const bool present = x > -std::numeric_limits<Real>::infinity();
+      lanes.sum_of_squares[i] += power * power;
+      lanes.distances[i] += present ? x - exponent.reference : Real(0);
+      lanes.columns[i] += present ? Real(1) : Real(0);
+      lanes.max[i] = in[i] > lanes.max[i] ? in[i] : lanes.max[i];
+    }
+  }
+}
+
+template <bool kCapped, class Stored, class Real = RealOf<Stored>>
+TETHER_INLINE void max_lanes(const Stored* logits, const FinalLogit<Real, kCapped>& final_logit,
+                             Real* largest) {
+  Real buffer[kRowLanes];
+  const Real* in = widened_lanes(logits, buffer);
+#pragma GCC ivdep
+  for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
+    const Real x = final_logit(in[i]);
+    largest[i] = x > largest[i] ? x : largest[i];
+  }
+}
+
+// dx_v = 2^t_v (constant + slope * t_v)
 template <class Real>
 struct Slope {
   Real constant;
   Real slope;
 };
 
-template <class Stored, class Real = RealOf<Stored>>
-TETHER_INLINE void gradient_lanes(const Stored* logits, const Exponent<Real>& exponent,
+template <bool kCapped, class Stored, class Real = RealOf<Stored>>
+TETHER_INLINE void gradient_lanes(const Stored* logits, const Exponent<Real, kCapped>& exponent,
                                   const Slope<Real>& line, Stored* out) {
   constexpr bool kDirect = std::is_same_v<Stored, Real>;
   Real in_buffer[kRowLanes];
   Real out_buffer[kRowLanes];
-  const Real* x = widened_lanes(logits, in_buffer);
+  const Real* in = widened_lanes(logits, in_buffer);
   Real* dx = out_buffer;
   if constexpr (kDirect) dx = out;
 #pragma GCC ivdep
   for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
-    const Real t = exponent(x[i]);
-    dx[i] = exp2_lean(t) * (line.constant + line.slope * t);
+    const Real logit = in[i];
+    const Real t = exponent(exponent.final_logit(logit));
+    Real gradient = exp2_lean(t) * (line.constant + line.slope * t);
+    if constexpr (kCapped) gradient *= exponent.final_logit.slope(logit);
+    dx[i] = gradient;
   }
   if constexpr (!kDirect) narrow_lanes(dx, out);
 }

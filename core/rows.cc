@@ -2,12 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numbers>
 #include <string>
+#include <type_traits>
 
 #include "core/check.h"
 #include "core/macros.h"
 #include "core/row_lanes.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #if defined(__GNUC__) && !defined(__clang__)
 // Products are contracted here, unlike in formulas: 1.6 times the speed, and no sign or tie depends
@@ -41,38 +47,100 @@ TETHER_INLINE Number reduced(const Real* lanes, Combine combine) {
 
 template <class Real>
 struct BlockSums {
-  Real max;
+  Real highest;  // t
+  Real max;      // stored logit
   double sum;
   double weighted_sum;
+  double sum_of_squares;
+  double distances;
+  double columns;
 };
 
-template <class Stored>
+template <RowSums kSums, bool kCapped, class Stored, class Real = RealOf<Stored>>
 TETHER_CLONES TETHER_CONTRACT void sum_block(const Stored* logits, int64_t count,
-                                             const Exponent<RealOf<Stored>>& exponent_in,
-                                             BlockSums<RealOf<Stored>>& out) {
+                                             const Exponent<Real, kCapped>& exponent_in,
+                                             BlockSums<Real>& out) {
   const auto exponent = exponent_in;
-  Lanes<RealOf<Stored>> lanes;
-  std::fill_n(lanes.max, kRowLanes, -std::numeric_limits<RealOf<Stored>>::infinity());
-  std::fill_n(lanes.sum, kRowLanes, RealOf<Stored>(0));
-  std::fill_n(lanes.weighted_sum, kRowLanes, RealOf<Stored>(0));
-  for (int64_t i = 0; i < count; i += kRowLanes) add_lanes(logits + i, exponent, lanes);
+  Lanes<Real> lanes;
+  clear<kSums>(lanes);
+  for (int64_t i = 0; i < count; i += kRowLanes) add_lanes<kSums>(logits + i, exponent, lanes);
   const auto add = [](double a, double b) { return a + b; };
-  out.max = reduced<RealOf<Stored>>(lanes.max, [](auto a, auto b) { return a > b ? a : b; });
+  const auto larger = [](Real a, Real b) { return a > b ? a : b; };
+  out.highest = reduced<Real>(lanes.highest, larger);
   out.sum = reduced<double>(lanes.sum, add);
-  out.weighted_sum = reduced<double>(lanes.weighted_sum, add);
+  if constexpr (kSums != RowSums::logp) out.weighted_sum = reduced<double>(lanes.weighted_sum, add);
+  if constexpr (kSums == RowSums::all) {
+    out.max = reduced<Real>(lanes.max, larger);
+    out.sum_of_squares = reduced<double>(lanes.sum_of_squares, add);
+    out.distances = reduced<double>(lanes.distances, add);
+    out.columns = reduced<double>(lanes.columns, add);
+  }
 }
 
-template <class Stored>
+// The largest of `count` final logits; finite, unless one is +inf.
+template <bool kCapped, class Stored, class Real = RealOf<Stored>>
+TETHER_CLONES void largest_block(const Stored* logits, int64_t count,
+                                 const FinalLogit<Real, kCapped>& final_logit_in, Real& out) {
+  const auto final_logit = final_logit_in;
+  Real largest[kRowLanes];
+  for (Real& lane : largest) lane = std::numeric_limits<Real>::lowest();
+  for (int64_t i = 0; i < count; i += kRowLanes) max_lanes(logits + i, final_logit, largest);
+  out = reduced<Real>(largest, [](Real a, Real b) { return a > b ? a : b; });
+}
+
+template <bool kCapped, class Stored, class Real = RealOf<Stored>>
 TETHER_CLONES TETHER_CONTRACT void gradient_block(const Stored* logits, int64_t count,
-                                                  const Exponent<RealOf<Stored>>& exponent_in,
-                                                  const Slope<RealOf<Stored>>& line_in,
-                                                  Stored* out) {
+                                                  const Exponent<Real, kCapped>& exponent_in,
+                                                  const Slope<Real>& line_in, Stored* out) {
   const auto exponent = exponent_in;
   const auto line = line_in;
   for (int64_t i = 0; i < count; i += kRowLanes) {
     gradient_lanes(logits + i, exponent, line, out + i);
   }
 }
+
+// ---- stores past the caches ---------------------------------------------------------------------
+
+#if defined(__x86_64__)
+
+[[gnu::target("avx512f")]] void store_lines_wide(const char* from, char* to, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
+  }
+}
+
+void store_lines(const char* from, char* to, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 16) {
+    const auto* word = reinterpret_cast<const __m128i*>(from + i);
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(word));
+  }
+}
+
+// Copies without reading what it overwrites into the caches; whole lines of 64 bytes.
+void store_past_caches(const void* from, void* to, int64_t bytes) {
+  static const bool wide = __builtin_cpu_supports("avx512f");
+  const char* source = static_cast<const char*>(from);
+  char* target = static_cast<char*>(to);
+  const auto misaligned = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) & 63);
+  const int64_t head = std::min(misaligned, bytes);
+  const int64_t lines = (bytes - head) & ~int64_t{63};
+  std::memcpy(target, source, static_cast<size_t>(head));
+  (wide ? store_lines_wide : store_lines)(source + head, target + head, lines);
+  std::memcpy(target + head + lines, source + head + lines,
+              static_cast<size_t>(bytes - head - lines));
+}
+
+// Before anybody else reads what was stored.
+void finish_stores() { _mm_sfence(); }
+
+#else
+
+void store_past_caches(const void* from, void* to, int64_t bytes) {
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+void finish_stores() {}
+
+#endif
 
 // ---- rows ---------------------------------------------------------------------------------------
 
@@ -96,86 +164,187 @@ struct Block {
   }
 };
 
-// A guess at the largest logit; finite, unless a logit is +inf.
-template <class Stored>
-RealOf<Stored> first_reference(const Stored* logits) {
-  RealOf<Stored> reference = std::numeric_limits<RealOf<Stored>>::lowest();
-  for (int i = 0; i < kRowLanes; ++i) {
-    const auto logit = widened<RealOf<Stored>>(logits[i]);
-    reference = logit > reference ? logit : reference;
-  }
-  return reference;
+double softcapped(double logit, const RowOptions& options) {
+  if (options.softcap == 0 || logit == -infinity) return logit;
+  return options.softcap * std::tanh(logit * options.scale / options.softcap);
 }
 
-template <class Stored>
+template <RowSums kSums, bool kCapped, class Stored, class Real = RealOf<Stored>>
 RowStatistics statistics_of_row(const Stored* logits, int64_t vocabulary, int64_t stride,
-                                double temperature) {
-  using Real = RealOf<Stored>;
-  const Real scale = static_cast<Real>(std::numbers::log2e / temperature);
+                                Exponent<Real, kCapped> exponent, const RowOptions& options) {
+  constexpr double kNotAsked = std::numeric_limits<double>::quiet_NaN();
   RowStatistics row;
-  Real reference = 0;
   for (int64_t begin = 0; begin < vocabulary; begin += kRowBlock) {
     const Block<Stored> block(logits, stride, begin, vocabulary);
-    if (begin == 0) reference = first_reference(block.logits);
+    // A guess: 2^t of the others keeps its last bits as long as they do not exceed it by much.
+    if (begin == 0)
+      largest_block(block.logits, kRowLanes, exponent.final_logit, exponent.reference);
     BlockSums<Real> sums;
-    sum_block(block.logits, block.padded, {reference, scale}, sums);
-    if ((sums.max - reference) * scale > kLargestExponent<Real>) {
-      reference = sums.max;
-      sum_block(block.logits, block.padded, {reference, scale}, sums);
+    sum_block<kSums>(block.logits, block.padded, exponent, sums);
+    if (sums.highest > kLargestExponent<Real>) {
+      largest_block(block.logits, block.padded, exponent.final_logit, exponent.reference);
+      sum_block<kSums>(block.logits, block.padded, exponent, sums);
     }
-    row = merge(row, {reference, sums.sum, sums.weighted_sum}, temperature);
+    RowStatistics part{.reference = exponent.reference, .sum = sums.sum};
+    if constexpr (kSums != RowSums::logp) part.weighted_sum = sums.weighted_sum;
+    if constexpr (kSums == RowSums::all) {
+      part.sum_of_squares = sums.sum_of_squares;
+      part.logit_sum = sums.distances + sums.columns * exponent.reference;
+      part.columns = sums.columns;
+      part.max_logit = softcapped(sums.max, options);
+    }
+    row = merge(row, part, options);
+  }
+  if constexpr (kSums == RowSums::logp) row.weighted_sum = kNotAsked;
+  if constexpr (kSums != RowSums::all) {
+    row.sum_of_squares = row.logit_sum = row.columns = row.max_logit = kNotAsked;
   }
   return row;
 }
 
+// dx / dlogit where x is what RowStatistics calls a logit.
+double softcap_slope(double logit, const RowOptions& options) {
+  if (options.softcap == 0) return 1;
+  const double tanh = std::tanh(logit * options.scale / options.softcap);
+  return (1 - tanh * tanh) * options.scale;
+}
+
+// Of x / T with respect to "logits".
+double multiplier(const RowOptions& options) {
+  return (options.softcap > 0 ? 1 : options.scale) / options.temperature;
+}
+
 // With S = sum and m = weighted_sum / sum, the mean of t under p:
 //   p_v = 2^t_v / S,  log p_v + entropy = ln 2 (t_v - m)
-//   dlogits_v = -p_v (dlogp + dentropy ln 2 (t_v - m)) / T, plus dlogp / T at the target.
+//   dlogits_v = -p_v (dlogp + dentropy ln 2 (t_v - m)) k, plus dlogp k at the target, k: multiplier
 template <class Real>
-Slope<Real> slope_of_row(const RowStatistics& row, double dlogp, double dentropy,
-                         double temperature) {
-  const double weight = -1 / (row.sum * temperature);
-  const double slope = dentropy * std::numbers::ln2;
-  return {static_cast<Real>(weight * (dlogp - slope * row.weighted_sum / row.sum)),
+Slope<Real> slope_of_row(const RowStatistics& row, const RowUpstream& upstream,
+                         const RowOptions& options) {
+  const double scale = options.softcap > 0 ? options.scale : 1;
+  const double weight = -multiplier(options) * scale / row.sum;
+  const double slope = upstream.dentropy * std::numbers::ln2;
+  const double mean = upstream.dentropy == 0 ? 0 : row.weighted_sum / row.sum;
+  return {static_cast<Real>(weight * (upstream.dlogp - slope * mean)),
           static_cast<Real>(weight * slope)};
 }
 
-double gradient_of_target(const RowStatistics& row, double dlogp, double dentropy,
-                          double temperature) {
-  const double log_p = logp(row, temperature);
-  const double p = std::exp(log_p);
-  return (-dlogp * std::expm1(log_p) - dentropy * p * (log_p + entropy(row))) / temperature;
+// At the target, whose stored logit is given.
+double gradient_of_target(const RowStatistics& row, const RowUpstream& upstream,
+                          const RowOptions& options, double logit) {
+  const double log_p = logp(row, options);
+  double gradient = -upstream.dlogp * std::expm1(log_p);
+  if (upstream.dentropy != 0) {
+    gradient -= upstream.dentropy * std::exp(log_p) * (log_p + entropy(row));
+  }
+  return gradient * multiplier(options) * softcap_slope(logit, options);
 }
 
+// Where a gradient goes.
 template <class Stored>
+struct Output {
+  Stored* row;
+  int64_t stride;
+  bool past_caches;
+};
+
+template <bool kCapped, class Stored, class Real = RealOf<Stored>>
 void gradient_of_row(const Stored* logits, int64_t vocabulary, int64_t stride,
-                     const Exponent<RealOf<Stored>>& exponent, const Slope<RealOf<Stored>>& line,
-                     Stored* out, int64_t out_stride) {
-  Stored buffer[kRowBlock];
+                     const Exponent<Real, kCapped>& exponent, const Slope<Real>& line,
+                     const Output<Stored>& out) {
+  alignas(64) Stored buffer[kRowBlock];
   for (int64_t begin = 0; begin < vocabulary; begin += kRowBlock) {
     const Block<Stored> block(logits, stride, begin, vocabulary);
-    const bool direct = out_stride == 1 && block.padded == block.count;
-    Stored* target = direct ? out + begin : buffer;
+    const bool direct = out.stride == 1 && block.padded == block.count && !out.past_caches;
+    Stored* target = direct ? out.row + begin : buffer;
     gradient_block(block.logits, block.padded, exponent, line, target);
     if (direct) continue;
-    for (int64_t i = 0; i < block.count; ++i) out[(begin + i) * out_stride] = buffer[i];
+    if (out.past_caches) {
+      store_past_caches(buffer, out.row + begin,
+                        block.count * static_cast<int64_t>(sizeof(Stored)));
+      continue;
+    }
+    for (int64_t i = 0; i < block.count; ++i) out.row[(begin + i) * out.stride] = buffer[i];
   }
+  if (out.past_caches) finish_stores();
 }
+
+// One row of a batch in the types of its loops.
+template <class Stored, bool kCapped>
+struct Row {
+  using Real = RealOf<Stored>;
+  static constexpr int64_t kOutside = -1;
+
+  const ConstLogits& logits;
+  const RowOptions& options;
+  const Stored* data;
+  int64_t target;  // its column, or kOutside
+
+  Row(const ConstLogits& all, const int64_t* targets, const RowOptions& row_options, int64_t row)
+      : logits(all),
+        options(row_options),
+        data(static_cast<const Stored*>(all.data) + all.offset(row)),
+        target(targets == nullptr ? kOutside : targets[row] - row_options.first_id) {
+    if (target < 0 || target >= all.vocabulary) target = kOutside;
+  }
+
+  double target_logit() const { return widened<double>(data[target * logits.stride]); }
+
+  Exponent<Real, kCapped> exponent(double reference) const {
+    Exponent<Real, kCapped> out{static_cast<Real>(reference),
+                                static_cast<Real>(multiplier(options) * std::numbers::log2e)};
+    if constexpr (kCapped) {
+      out.final_logit = {static_cast<Real>(options.scale / options.softcap),
+                         static_cast<Real>(options.softcap)};
+    }
+    return out;
+  }
+
+  RowStatistics statistics() const {
+    const auto of = [&]<RowSums kSums>(std::integral_constant<RowSums, kSums>) {
+      return statistics_of_row<kSums>(data, logits.vocabulary, logits.stride, exponent(0), options);
+    };
+    // Few softcaps are in use: one kind of sums is enough for them.
+    RowStatistics out;
+    if (kCapped || options.sums == RowSums::all) {
+      out = of(std::integral_constant<RowSums, RowSums::all>{});
+    } else if constexpr (!kCapped) {
+      out = options.sums == RowSums::logp ? of(std::integral_constant<RowSums, RowSums::logp>{})
+                                          : of(std::integral_constant<RowSums, RowSums::entropy>{});
+    }
+    if (target != kOutside) out.target_logit = softcapped(target_logit(), options);
+    return out;
+  }
+
+  void write_gradient(const RowStatistics& sums, const RowUpstream& upstream,
+                      const Output<Stored>& out) const {
+    const bool present = target != kOutside && sums.target_logit != -infinity;
+    const double logit = present ? target_logit() : 0;  // before it is overwritten
+    gradient_of_row(data, logits.vocabulary, logits.stride, exponent(sums.reference),
+                    slope_of_row<Real>(sums, upstream, options), out);
+    if (!present) return;
+    out.row[target * out.stride] =
+        narrowed<Stored>(static_cast<Real>(gradient_of_target(sums, upstream, options, logit)));
+  }
+};
 
 // ---- all rows -----------------------------------------------------------------------------------
 
-// body(Stored{}) for the type of the logits.
+// body.operator()<Stored, kCapped>() for the logits and options.
 template <class Body>
-void with_stored_type(const char* function, DType dtype, Body body) {
+void with_types(const char* function, DType dtype, const RowOptions& options, Body body) {
+  const auto with = [&]<class Stored>(Stored) {
+    return options.softcap > 0 ? body.template operator()<Stored, true>()
+                               : body.template operator()<Stored, false>();
+  };
   switch (dtype) {
     case DType::float32:
-      return body(float{});
+      return with(float{});
     case DType::float64:
-      return body(double{});
+      return with(double{});
     case DType::bfloat16:
-      return body(BFloat16{});
+      return with(BFloat16{});
     case DType::float16:
-      return body(Float16{});
+      return with(Float16{});
     case DType::boolean:
     case DType::none:
       break;
@@ -201,45 +370,101 @@ void check_rows(const char* function, const ConstLogits& logits, const int64_t* 
   require(logits.vocabulary >= 1, [&] {
     return name + ": logits must have a vocabulary of at least 1, got " + text(logits.vocabulary);
   });
+  const int64_t ids = options.ids > 0 ? options.ids : logits.vocabulary;
+  require(options.first_id >= 0 && options.first_id <= ids - logits.vocabulary, [&] {
+    return name + ": first_id must be in [0, " + text(ids - logits.vocabulary) + "], got " +
+           text(options.first_id);
+  });
   if (targets == nullptr) return;
-  const int64_t bad =
-      first_bad_target(targets, logits.rows, logits.vocabulary, options.ignore_index);
+  const int64_t bad = first_bad_target(targets, logits.rows, ids, options.ignore_index);
   require(bad == logits.rows, [&] {
-    return name + ": targets must be in [0, " + text(logits.vocabulary) + ") or ignore_index " +
+    return name + ": targets must be in [0, " + text(ids) + ") or ignore_index " +
            text(options.ignore_index) + ", got " + text(targets[bad]) + " at [" + text(bad) + "]";
   });
 }
 
-// One column, which is the target: logp 0 and entropy 0 at any temperature.
-constexpr RowStatistics kIgnored = {.reference = 0, .sum = 1, .weighted_sum = 0, .target_logit = 0};
+bool is_ignored(const int64_t* targets, int64_t row, const RowOptions& options) {
+  return targets != nullptr && targets[row] == options.ignore_index;
+}
 
-RowStatistics rescaled(const RowStatistics& row, double reference, double temperature) {
-  const double shift = (row.reference - reference) * std::numbers::log2e / temperature;
+// One column, which is the target: logp 0 and entropy 0 at any temperature.
+constexpr RowStatistics kIgnored = {.reference = 0,
+                                    .sum = 1,
+                                    .weighted_sum = 0,
+                                    .target_logit = 0,
+                                    .sum_of_squares = 1,
+                                    .logit_sum = 0,
+                                    .columns = 1,
+                                    .max_logit = 0};
+
+// Stores past the caches pay when the gradient is somewhere else than the logits, larger than what
+// a core's cache would keep for the next reader, and not of halves, whose rounding takes longer.
+constexpr int64_t kCacheBytes = int64_t{4} << 20;
+
+template <class Stored>
+Output<Stored> output_of_row(const ConstLogits& logits, const MutableLogits& dlogits, int64_t row) {
+  const bool apart = dlogits.data != logits.data;
+  const bool large =
+      logits.rows * logits.vocabulary * static_cast<int64_t>(sizeof(Stored)) > kCacheBytes;
+  return {static_cast<Stored*>(dlogits.data) + dlogits.offset(row), dlogits.stride,
+          apart && large && dlogits.stride == 1 && sizeof(Stored) >= sizeof(float)};
+}
+
+template <class Stored>
+void fill_zero(const Output<Stored>& out, int64_t vocabulary) {
+  for (int64_t i = 0; i < vocabulary; ++i) out.row[i * out.stride] = Stored{};
+}
+
+RowStatistics rescaled(const RowStatistics& row, double reference, double multiplier) {
+  const double shift = (row.reference - reference) * std::numbers::log2e * multiplier;
   if (shift == 0) return row;
   const double power = std::exp2(shift);
-  return {reference, row.sum * power, (row.weighted_sum + row.sum * shift) * power,
-          row.target_logit};
+  RowStatistics out = row;
+  out.reference = reference;
+  out.sum = row.sum * power;
+  out.weighted_sum = (row.weighted_sum + row.sum * shift) * power;
+  out.sum_of_squares = row.sum_of_squares * power * power;
+  return out;
 }
 
 }  // namespace
 
-RowStatistics merge(const RowStatistics& a, const RowStatistics& b, double temperature) {
-  const double target_logit = a.target_logit > b.target_logit ? a.target_logit : b.target_logit;
+RowStatistics merge(const RowStatistics& a, const RowStatistics& b, const RowOptions& options) {
   const double reference = std::max(a.reference, b.reference);
-  const RowStatistics x = a.sum == 0 ? RowStatistics{} : rescaled(a, reference, temperature);
-  const RowStatistics y = b.sum == 0 ? RowStatistics{} : rescaled(b, reference, temperature);
-  return {reference, x.sum + y.sum, x.weighted_sum + y.weighted_sum, target_logit};
+  const double k = multiplier(options);
+  const RowStatistics x = a.sum == 0 ? RowStatistics{} : rescaled(a, reference, k);
+  const RowStatistics y = b.sum == 0 ? RowStatistics{} : rescaled(b, reference, k);
+  return {.reference = reference,
+          .sum = x.sum + y.sum,
+          .weighted_sum = x.weighted_sum + y.weighted_sum,
+          .target_logit = std::max(a.target_logit, b.target_logit),
+          .sum_of_squares = x.sum_of_squares + y.sum_of_squares,
+          .logit_sum = a.logit_sum + b.logit_sum,
+          .columns = a.columns + b.columns,
+          .max_logit = std::max(a.max_logit, b.max_logit)};
 }
 
-// No clamp to logp <= 0 <= entropy is needed: the reference is one of the logits, with t = 0, and
-// the others exceed it by kLargestExponent at most. Without any logit both are inf - inf.
-double logp(const RowStatistics& row, double temperature) {
-  return (row.target_logit - row.reference) / temperature - std::log(row.sum);
+// Without a softcap no clamp to logp <= 0 <= entropy is needed: the reference is one of the logits,
+// with t = 0, and the others exceed it by kLargestExponent at most. Without any logit both are
+// inf - inf.
+double logp(const RowStatistics& row, const RowOptions& options) {
+  return std::min((row.target_logit - row.reference) * multiplier(options) - std::log(row.sum),
+                  0.0);
 }
 
 double entropy(const RowStatistics& row) {
-  return std::log(row.sum) - std::numbers::ln2 * row.weighted_sum / row.sum;
+  return std::max(std::log(row.sum) - std::numbers::ln2 * row.weighted_sum / row.sum, 0.0);
 }
+
+double sum_of_squared_p(const RowStatistics& row) {
+  return row.sum_of_squares / (row.sum * row.sum);
+}
+
+double mean_logit(const RowStatistics& row, const RowOptions& options) {
+  return row.logit_sum / row.columns * multiplier(options);
+}
+
+bool target_is_largest(const RowStatistics& row) { return row.target_logit >= row.max_logit; }
 
 int64_t first_bad_target(const int64_t* targets, int64_t rows, int64_t vocabulary,
                          int64_t ignore_index) {
@@ -250,18 +475,11 @@ int64_t first_bad_target(const int64_t* targets, int64_t rows, int64_t vocabular
 void row_statistics(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
                     RowStatistics* statistics, const Executor& executor) {
   check_rows("row_statistics", logits, targets, options);
-  with_stored_type("row_statistics", logits.dtype, [&]<class Stored>(Stored) {
+  with_types("row_statistics", logits.dtype, options, [&]<class Stored, bool kCapped>() {
     for_each_row(logits, executor, [&](int64_t row) {
-      if (targets != nullptr && targets[row] == options.ignore_index) {
-        statistics[row] = kIgnored;
-        return;
-      }
-      const Stored* begin = static_cast<const Stored*>(logits.data) + logits.offset(row);
-      statistics[row] =
-          statistics_of_row(begin, logits.vocabulary, logits.stride, options.temperature);
-      if (targets != nullptr) {
-        statistics[row].target_logit = widened<double>(begin[targets[row] * logits.stride]);
-      }
+      statistics[row] = is_ignored(targets, row, options)
+                            ? kIgnored
+                            : Row<Stored, kCapped>(logits, targets, options, row).statistics();
     });
   });
 }
@@ -270,26 +488,34 @@ void row_gradients(const ConstLogits& logits, const int64_t* targets, const RowO
                    const RowStatistics* statistics, const double* dlogps, const double* dentropies,
                    const MutableLogits& dlogits, const Executor& executor) {
   check_rows("row_gradients", logits, targets, options);
-  with_stored_type("row_gradients", logits.dtype, [&]<class Stored>(Stored) {
-    using Real = RealOf<Stored>;
-    const Real scale = static_cast<Real>(std::numbers::log2e / options.temperature);
+  with_types("row_gradients", logits.dtype, options, [&]<class Stored, bool kCapped>() {
     for_each_row(logits, executor, [&](int64_t row) {
-      Stored* out = static_cast<Stored*>(dlogits.data) + dlogits.offset(row);
-      const double dlogp = dlogps != nullptr ? dlogps[row] : 0;
-      const double dentropy = dentropies != nullptr ? dentropies[row] : 0;
-      const bool ignored = targets != nullptr && targets[row] == options.ignore_index;
-      if (ignored || (dlogp == 0 && dentropy == 0)) {
-        for (int64_t i = 0; i < logits.vocabulary; ++i) out[i * dlogits.stride] = Stored{};
-        return;
+      const auto out = output_of_row<Stored>(logits, dlogits, row);
+      const RowUpstream upstream{dlogps != nullptr ? dlogps[row] : 0,
+                                 dentropies != nullptr ? dentropies[row] : 0};
+      if (is_ignored(targets, row, options) || (upstream.dlogp == 0 && upstream.dentropy == 0)) {
+        return fill_zero(out, logits.vocabulary);
       }
-      const RowStatistics& sums = statistics[row];
-      gradient_of_row(static_cast<const Stored*>(logits.data) + logits.offset(row),
-                      logits.vocabulary, logits.stride, {static_cast<Real>(sums.reference), scale},
-                      slope_of_row<Real>(sums, dlogp, dentropy, options.temperature), out,
-                      dlogits.stride);
-      if (targets == nullptr || sums.target_logit == -infinity) return;
-      out[targets[row] * dlogits.stride] = narrowed<Stored>(
-          static_cast<Real>(gradient_of_target(sums, dlogp, dentropy, options.temperature)));
+      Row<Stored, kCapped>(logits, targets, options, row)
+          .write_gradient(statistics[row], upstream, out);
+    });
+  });
+}
+
+void row_losses(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
+                const RowLoss& loss, const MutableLogits& dlogits, const Executor& executor) {
+  check_rows("row_losses", logits, targets, options);
+  with_types("row_losses", logits.dtype, options, [&]<class Stored, bool kCapped>() {
+    for_each_row(logits, executor, [&](int64_t row) {
+      const auto out = output_of_row<Stored>(logits, dlogits, row);
+      const bool ignored = is_ignored(targets, row, options);
+      const Row<Stored, kCapped> in(logits, targets, options, row);
+      const RowStatistics statistics = ignored ? kIgnored : in.statistics();
+      const RowUpstream upstream = loss.function(loss.argument, row, statistics);
+      if (ignored || (upstream.dlogp == 0 && upstream.dentropy == 0)) {
+        return fill_zero(out, logits.vocabulary);
+      }
+      in.write_gradient(statistics, upstream, out);
     });
   });
 }

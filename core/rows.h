@@ -1,7 +1,9 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <limits>
+#include <string_view>
 #include <tuple>
 
 #include "core/batch.h"
@@ -11,7 +13,8 @@
 // Log-probabilities and entropies of categorical distributions given by rows of logits [rows, V],
 // with their gradients: one pass over the logits each.
 //
-//   logp    = x_y / T - log sum_v exp(x_v / T)       x: a row of logits, y: its target
+//   x       = scale logit, or softcap tanh(scale logit / softcap) where softcap > 0
+//   logp    = x_y / T - log sum_v exp(x_v / T)       y: the target of the row
 //   entropy = -sum_v p_v log p_v                     p = softmax(x / T), T: temperature
 //
 //   dlogp / dx_v    = ([v = y] - p_v) / T
@@ -19,11 +22,12 @@
 //
 // A logit of -inf is a column that is not there: it adds exactly 0 to both and gets a gradient of
 // exactly 0; as a target it has logp = -inf. A row with NaN or +inf, or with nothing but -inf,
-// gives NaN. logp <= 0 and entropy >= 0 always. Shifting a row by a constant changes nothing.
-// Arithmetic is in float, in double for float64; sums and the row's state are in double. Errors are
-// below 4 units of the last place of the largest |logit| / T in logp and 16 in entropy; measured
-// for float32 and bfloat16 logits N(0, 10^2), V = 151936: 4e-7 and 3e-7. Gradients are rounded
-// once. A row has one owner and a fixed order of sums: the same bits for any executor.
+// gives NaN. logp <= 0 and entropy >= 0 always. Shifting a row by a constant changes nothing (where
+// there is no softcap). Arithmetic is in float, in double for float64; sums and the row's state are
+// in double. Errors are below 4 units of the last place of the largest |x| / T in logp and 16 in
+// entropy; measured for float32 and bfloat16 logits N(0, 10^2), V = 151936: 4e-7 and 3e-7.
+// Gradients are rounded once. A row has one owner and a fixed order of sums: the same bits for any
+// executor.
 
 namespace tether {
 
@@ -49,30 +53,53 @@ struct BasicLogits {
 using ConstLogits = BasicLogits<const void>;
 using MutableLogits = BasicLogits<void>;
 
+// What a pass over a row adds up: enough for logp, for logp and entropy, for everything.
+enum class RowSums { logp, entropy, all };
+
 struct RowOptions {
   double temperature = 1;
+  double scale = 1;             // of the logits, before the softcap
+  double softcap = 0;           // 0: none
   int64_t ignore_index = -100;  // rows with this target: logp 0, entropy 0, gradient 0, not read
+  RowSums sums = RowSums::entropy;
+  // A shard of the vocabulary holds the columns of the ids [first_id, first_id + V) of `ids`
+  // altogether; targets are ids of the whole. 0: not a shard.
+  int64_t first_id = 0;
+  int64_t ids = 0;
 
   static constexpr auto fields() {
-    return std::tuple{field("temperature", &RowOptions::temperature, Range{1e-6, 1e6})};
+    constexpr Range kPositive{1e-6, 1e6};
+    return std::tuple{field("temperature", &RowOptions::temperature, kPositive),
+                      field("scale", &RowOptions::scale, kPositive),
+                      field("softcap", &RowOptions::softcap, Range{0, 1e6})};
   }
 };
 
-// What one pass over a row, or over any part of its columns, leaves behind:
-//   t_v = (x_v - reference) log2(e) / T,  sum = sum_v 2^t_v,  weighted_sum = sum_v 2^t_v t_v
-// The default is the statistics of no columns.
+// What one pass over a row, or over any part of its columns, leaves behind, all that logp, entropy
+// and the gradients need of it. "Logits" below are x / scale where there is no softcap, else x.
+//   t_v = (logit_v - reference) log2(e) multiplier,  sum = sum_v 2^t_v
+// The default is the statistics of no columns. What `sums` did not ask for is NaN.
 struct RowStatistics {
   double reference = -infinity;
   double sum = 0;
-  double weighted_sum = 0;
+  double weighted_sum = 0;          // sum_v 2^t_v t_v
   double target_logit = -infinity;  // -inf where the target is not among the columns
+  double sum_of_squares = 0;        // sum_v 4^t_v
+  double logit_sum = 0;             // over the columns above -inf
+  double columns = 0;               // above -inf
+  double max_logit = -infinity;
 };
 
-// The statistics of the columns of both.
-RowStatistics merge(const RowStatistics& a, const RowStatistics& b, double temperature);
+// The statistics of the columns of both: shards of a vocabulary, in any order.
+RowStatistics merge(const RowStatistics& a, const RowStatistics& b, const RowOptions& options);
 
-double logp(const RowStatistics& row, double temperature);
+double logp(const RowStatistics& row, const RowOptions& options);
 double entropy(const RowStatistics& row);
+
+// RowSums::all:
+double sum_of_squared_p(const RowStatistics& row);                       // sum_v p_v^2
+double mean_logit(const RowStatistics& row, const RowOptions& options);  // of x / T, above -inf
+bool target_is_largest(const RowStatistics& row);                        // no other has a larger p
 
 // The first row whose target is neither in [0, vocabulary) nor ignore_index, or `rows`.
 int64_t first_bad_target(const int64_t* targets, int64_t rows, int64_t vocabulary,
@@ -84,12 +111,28 @@ int64_t first_bad_target(const int64_t* targets, int64_t rows, int64_t vocabular
 void row_statistics(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
                     RowStatistics* statistics, const Executor& executor = {});
 
-// dlogits = dlogps * dlogp/dx + dentropies * dentropy/dx, one read and one write, rounded once.
-// dlogps, dentropies: [rows], null = 0. A row whose upstream gradients are exactly 0 gets exact
-// zeros and is not read, whatever it holds. dlogits may be the logits themselves (in place) or
-// share nothing with them.
+// dlogits = dlogps * dlogp/dlogit + dentropies * dentropy/dlogit, one read and one write, rounded
+// once. dlogps, dentropies: [rows], null = 0. A row whose upstream gradients are exactly 0 gets
+// exact zeros and is not read, whatever it holds. dlogits may be the logits themselves (in place)
+// or share nothing with them.
 void row_gradients(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
                    const RowStatistics* statistics, const double* dlogps, const double* dentropies,
                    const MutableLogits& dlogits, const Executor& executor = {});
+
+// The gradients of a loss with respect to the results of one row.
+struct RowUpstream {
+  double dlogp = 0;
+  double dentropy = 0;
+};
+
+// row_statistics, then the loss, then row_gradients, for one row after another: the second pass
+// finds the row in the cache. For losses whose gradient needs this row alone.
+// loss(argument, row, statistics) is called for every row, on any thread.
+struct RowLoss {
+  RowUpstream (*function)(void* argument, int64_t row, const RowStatistics& statistics);
+  void* argument = nullptr;
+};
+void row_losses(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
+                const RowLoss& loss, const MutableLogits& dlogits, const Executor& executor = {});
 
 }  // namespace tether

@@ -94,34 +94,70 @@ TEST(Rows, ElementsBeyondTwoToTheThirtyOne) {
   std::vector<RowStatistics> by_row(3), by_column(1);
   row_statistics({logits, DType::float32, 3, 2, kStride}, targets.data(), {}, by_row.data());
   row_statistics({logits, DType::float32, 1, 3, 0, kStride}, targets.data(), {}, by_column.data());
-  EXPECT_NEAR(logp(by_row[0], 1), -std::log1p(std::exp(-1)), 1e-6);
-  EXPECT_NEAR(logp(by_row[1], 1), -std::log1p(std::exp(+1)), 1e-6);
-  EXPECT_NEAR(logp(by_row[2], 1), -std::log1p(std::exp(-1)), 1e-6);
-  EXPECT_NEAR(logp(by_column[0], 1), -std::log(2 + std::exp(-1)), 1e-6);
+  EXPECT_NEAR(logp(by_row[0], {}), -std::log1p(std::exp(-1)), 1e-6);
+  EXPECT_NEAR(logp(by_row[1], {}), -std::log1p(std::exp(+1)), 1e-6);
+  EXPECT_NEAR(logp(by_row[2], {}), -std::log1p(std::exp(-1)), 1e-6);
+  EXPECT_NEAR(logp(by_column[0], {}), -std::log(2 + std::exp(-1)), 1e-6);
   munmap(pages, kBytes);
 }
 
+// Vocabulary-parallel: each shard has its own columns and the ids of the whole; statistics are
+// merged in any order, and each shard's gradient takes the merged ones.
 TEST(Rows, MergedShardsAreTheWhole) {
-  constexpr double kTemperature = 0.8;
-  Batch batch = random_batch(DType::float64, 1, 5000, 20);
-  std::fill(batch.logits.begin(), batch.logits.begin() + 1500, -infinity);  // an empty shard
-  batch.targets = {4321};
-  batch.options.temperature = kTemperature;
-  const Result want = batch.run();
-  Memory memory(DType::float64, batch.logits);
-  for (int64_t shards : {1, 2, 3, 4}) {
-    RowStatistics merged;
-    for (int64_t shard = 0; shard < shards; ++shard) {
-      const int64_t begin = 5000 * shard / shards, end = 5000 * (shard + 1) / shards;
-      const int64_t target = 4321 - begin;
-      RowStatistics part;
-      row_statistics({memory.words.data() + begin, DType::float64, 1, end - begin},
-                     4321 < end && target >= 0 ? &target : nullptr, batch.options, &part);
-      merged =
-          shard % 2 == 0 ? merge(merged, part, kTemperature) : merge(part, merged, kTemperature);
+  constexpr int64_t kVocabulary = 5000, kRows = 4;
+  for (DType dtype : kAllTypes) {
+    for (double softcap : {0.0, 15.0}) {
+      Batch batch = random_batch(dtype, kRows, kVocabulary, 20);
+      std::fill(batch.logits.begin(), batch.logits.begin() + 1700, -infinity);  // an empty shard
+      batch.targets = {4321, 0, 4999, -100};
+      batch.options = {.temperature = 0.8, .softcap = softcap, .sums = RowSums::all};
+      const Result want = batch.run();
+      Memory memory(dtype, batch.logits);
+      const int64_t size = dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+      for (int64_t shards : {1, 2, 3, 4}) {
+        std::vector<RowStatistics> merged(kRows), part(kRows);
+        Memory gradient(dtype, kRows * kVocabulary);
+        const auto each_shard = [&](auto visit) {
+          for (int64_t shard = 0; shard < shards; ++shard) {
+            const int64_t begin = kVocabulary * shard / shards;
+            RowOptions options = batch.options;
+            options.first_id = begin;
+            options.ids = kVocabulary;
+            visit(shard, options,
+                  ConstLogits{memory.as<std::byte>() + begin * size, dtype, kRows,
+                              kVocabulary * (shard + 1) / shards - begin, kVocabulary},
+                  gradient.as<std::byte>() + begin * size);
+          }
+        };
+        each_shard([&](int64_t shard, const RowOptions& options, const ConstLogits& view, void*) {
+          row_statistics(view, batch.targets.data(), options, part.data());
+          for (size_t row = 0; row < kRows; ++row) {
+            if (batch.targets[row] == -100) {
+              merged[row] = part[row];  // the same everywhere
+            } else if (shard % 2 == 0) {
+              merged[row] = merge(merged[row], part[row], options);
+            } else {
+              merged[row] = merge(part[row], merged[row], options);
+            }
+          }
+        });
+        each_shard([&](int64_t, const RowOptions& options, const ConstLogits& view, void* out) {
+          row_gradients(view, batch.targets.data(), options, merged.data(), batch.dlogps.data(),
+                        batch.dentropies.data(), {out, dtype, kRows, view.vocabulary, kVocabulary});
+        });
+        // Another shard may have another reference, and t is rounded at its size.
+        const double bound = dtype == DType::float64 ? 1e-13 : 2e-5;
+        for (size_t row = 0; row < kRows; ++row) {
+          EXPECT_NEAR(logp(merged[row], batch.options), want.logps[row], bound) << shards;
+          EXPECT_NEAR(entropy(merged[row]), want.entropies[row], bound) << shards;
+        }
+        for (size_t i = 0; i < want.dlogits.size(); ++i) {
+          ASSERT_NEAR(gradient.get(i), want.dlogits[i],
+                      bound + 2 * rounding(dtype, want.dlogits[i]))
+              << shards << " at " << i;
+        }
+      }
     }
-    EXPECT_NEAR(logp(merged, kTemperature), want.logps[0], 1e-13) << shards;
-    EXPECT_NEAR(entropy(merged), want.entropies[0], 1e-13) << shards;
   }
 }
 

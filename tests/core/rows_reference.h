@@ -98,7 +98,7 @@ struct Batch {
     row_statistics(in, targets.data(), options, statistics.data(), executor);
     Result result;
     for (const RowStatistics& row : statistics) {
-      result.logps.push_back(logp(row, options.temperature));
+      result.logps.push_back(logp(row, options));
       result.entropies.push_back(entropy(row));
     }
     const MutableLogits out = {gradient.words.data(), dtype, rows(), vocabulary, vocabulary};
@@ -119,9 +119,17 @@ inline Result reference(const Batch& batch, DType dtype) {
   Memory rounded(dtype, batch.logits);
   const size_t vocabulary = static_cast<size_t>(batch.vocabulary);
   const long double temperature = batch.options.temperature;
+  const long double scale = batch.options.scale, cap = batch.options.softcap;
   for (size_t row = 0; row < batch.targets.size(); ++row) {
     std::vector<long double> x;
-    for (size_t v = 0; v < vocabulary; ++v) x.push_back(rounded.get(row * vocabulary + v));
+    std::vector<long double> slopes;  // dx / dlogit
+    for (size_t v = 0; v < vocabulary; ++v) {
+      const long double logit = scale * static_cast<long double>(rounded.get(row * vocabulary + v));
+      const bool capped = cap > 0 && logit > -infinity;
+      const long double tanh = capped ? std::tanh(logit / cap) : 0;
+      x.push_back(capped ? cap * tanh : logit);
+      slopes.push_back(scale * (1 - tanh * tanh));
+    }
     const long double max = *std::max_element(x.begin(), x.end());
     long double sum = 0;
     for (long double logit : x) sum += std::exp((logit - max) / temperature);
@@ -137,7 +145,8 @@ inline Result reference(const Batch& batch, DType dtype) {
     for (size_t v = 0; v < vocabulary; ++v) {
       const long double p = std::exp(log_p(v));
       const long double inner = p > 0 ? u * p + e * p * (log_p(v) + entropy) : 0;
-      result.dlogits.push_back(static_cast<double>(((v == target ? u : 0) - inner) / temperature));
+      const long double dx = ((v == target ? u : 0) - inner) / temperature;
+      result.dlogits.push_back(static_cast<double>(dx * slopes[v]));
     }
   }
   return result;
@@ -184,11 +193,11 @@ inline void expect_near(const Doubles& got, const Doubles& want, double bound,
 inline void expect_close(const Result& got, const Result& want, const Batch& batch,
                          const std::string& what) {
   const double ulp = batch.dtype == DType::float64 ? 0x1p-52 : 0x1p-23;
-  const double size = std::max(1.0, largest(batch.logits) / batch.options.temperature);
+  const double scale = batch.options.scale / batch.options.temperature;
+  const double size = std::max(1.0, largest(batch.logits) * scale);
   expect_near(got.logps, want.logps, 4 * ulp * size, what + " logp");
   expect_near(got.entropies, want.entropies, 16 * ulp * size, what + " entropy");
-  const double weight =
-      (largest(batch.dlogps) + largest(batch.dentropies) * size) / batch.options.temperature;
+  const double weight = (largest(batch.dlogps) + largest(batch.dentropies) * size) * scale;
   for (size_t i = 0; i < want.dlogits.size(); ++i) {
     ASSERT_NEAR(got.dlogits[i], want.dlogits[i],
                 rounding(batch.dtype, want.dlogits[i]) + 8 * ulp * weight)

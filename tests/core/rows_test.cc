@@ -200,6 +200,166 @@ TEST(Rows, TemperatureDividesTheLogits) {
   }
 }
 
+TEST(Rows, ScaleAndSoftcapOfTheLogits) {
+  for (DType dtype : kAllTypes) {
+    for (double softcap : {0.0, 5.0, 30.0}) {
+      for (double scale : {0.0625, 1.0, 3.0}) {
+        for (double temperature : {0.5, 1.0}) {
+          Batch batch = random_batch(dtype, 3, 2500, 8);
+          batch.logits[7] = batch.logits[2600] = -infinity;
+          batch.options.scale = scale;
+          batch.options.softcap = softcap;
+          batch.options.temperature = temperature;
+          Batch finite = batch;
+          finite.logits[7] = finite.logits[2600] = 0;
+          expect_close(batch.run(), reference(batch, dtype), finite,
+                       name(dtype, 2500) + ", softcap " + std::to_string(softcap));
+        }
+      }
+    }
+  }
+}
+
+TEST(Rows, SoftcapKeepsTheSigns) {
+  for (DType dtype : kAllTypes) {
+    Batch batch = random_batch(dtype, 400, 3, 40);
+    batch.options.softcap = 30;
+    for (size_t row = 0; row < 400; ++row) {
+      const auto begin = batch.logits.begin() + static_cast<int64_t>(row) * 3;
+      batch.targets[row] = std::max_element(begin, begin + 3) - begin;
+    }
+    const Result result = batch.run();
+    for (size_t row = 0; row < 400; ++row) {
+      ASSERT_LE(result.logps[row], 0);
+      ASSERT_GE(result.entropies[row], 0);
+    }
+  }
+}
+
+// ---- further statistics -------------------------------------------------------------------------
+
+TEST(Rows, AllStatistics) {
+  for (DType dtype : kAllTypes) {
+    for (double softcap : {0.0, 20.0}) {
+      Batch batch = random_batch(dtype, 4, 3001, 3);
+      batch.options = {.temperature = 0.8, .scale = 1.5, .softcap = softcap, .sums = RowSums::all};
+      batch.logits[5] = -infinity;
+      batch.logits[17] = 40;  // the largest of row 0, tied with its target
+      batch.targets = {2900, 1, 2, 3};
+      batch.logits[2900] = 40;
+      Memory memory(dtype, batch.logits);
+      std::vector<RowStatistics> rows(4);
+      row_statistics(batch.view(memory), batch.targets.data(), batch.options, rows.data());
+      for (size_t row = 0; row < 4; ++row) {
+        double squares = 0, sum = 0, count = 0, max = -infinity;
+        std::vector<double> x;
+        for (size_t v = 0; v < 3001; ++v) {
+          const double logit = 1.5 * memory.get(row * 3001 + v);
+          const bool capped = softcap > 0 && logit > -infinity;
+          x.push_back((capped ? softcap * std::tanh(logit / softcap) : logit) / 0.8);
+          max = std::max(max, x.back());
+        }
+        double total = 0;
+        for (double v : x) total += std::exp(v - max);
+        for (double v : x) squares += std::exp(2 * (v - max)) / (total * total);
+        for (double v : x) {
+          if (v == -infinity) continue;
+          sum += v;
+          ++count;
+        }
+        const double bound = dtype == DType::float64 ? 1e-13 : 2e-6;
+        EXPECT_NEAR(sum_of_squared_p(rows[row]) / squares, 1, 4 * bound);
+        EXPECT_NEAR(mean_logit(rows[row], batch.options), sum / count, bound);
+        EXPECT_EQ(target_is_largest(rows[row]), row == 0) << row;
+        EXPECT_EQ(rows[row].columns, row == 0 ? 3000 : 3001);
+      }
+    }
+  }
+}
+
+TEST(Rows, WhatIsNotAskedForIsNan) {
+  const Batch batch = random_batch(DType::float32, 1, 100, 1);
+  Memory memory(DType::float32, batch.logits);
+  RowStatistics few, some, all;
+  const auto run = [&](RowSums sums, RowStatistics& out) {
+    row_statistics(batch.view(memory), batch.targets.data(), {.sums = sums}, &out);
+  };
+  run(RowSums::logp, few);
+  run(RowSums::entropy, some);
+  run(RowSums::all, all);
+  EXPECT_EQ(logp(few, {}), logp(all, {}));
+  EXPECT_EQ(entropy(some), entropy(all));
+  EXPECT_TRUE(std::isnan(few.weighted_sum) && std::isnan(entropy(few)));
+  EXPECT_TRUE(std::isnan(sum_of_squared_p(some)) && std::isnan(mean_logit(some, {})));
+  // The gradient of logp alone needs no more than its sum.
+  const double dlogp = 0.3;
+  Memory want(DType::float32, 100), got(DType::float32, 100);
+  const MutableLogits views[] = {{want.words.data(), DType::float32, 1, 100, 100},
+                                 {got.words.data(), DType::float32, 1, 100, 100}};
+  row_gradients(batch.view(memory), batch.targets.data(), {}, &all, &dlogp, nullptr, views[0]);
+  row_gradients(batch.view(memory), batch.targets.data(), {}, &few, &dlogp, nullptr, views[1]);
+  EXPECT_EQ(got.values(100), want.values(100));
+}
+
+// ---- losses of rows -----------------------------------------------------------------------------
+
+TEST(Rows, LossesOfRowsAreTheTwoPasses) {
+  for (DType dtype : kAllTypes) {
+    for (double softcap : {0.0, 10.0}) {
+      Batch batch = random_batch(dtype, 5, 2500, 3);
+      batch.options.softcap = softcap;
+      batch.targets[1] = batch.options.ignore_index;
+      batch.dlogps[2] = batch.dentropies[2] = 0;
+      const Result want = batch.run();
+      for (bool in_place : {false, true}) {
+        Memory memory(dtype, batch.logits);
+        Memory gradient(dtype, Doubles(5 * 2500, 7.0));
+        Memory& out = in_place ? memory : gradient;
+        struct Context {
+          const Batch& batch;
+          Doubles logps, entropies;
+        } context{batch, Doubles(5), Doubles(5)};
+        const auto loss = [](void* argument, int64_t row, const RowStatistics& statistics) {
+          Context& in = *static_cast<Context*>(argument);
+          const auto i = static_cast<size_t>(row);
+          in.logps[i] = logp(statistics, in.batch.options);
+          in.entropies[i] = entropy(statistics);
+          return RowUpstream{in.batch.dlogps[i], in.batch.dentropies[i]};
+        };
+        row_losses(batch.view(memory), batch.targets.data(), batch.options, {loss, &context},
+                   {out.words.data(), dtype, 5, 2500, 2500});
+        EXPECT_EQ(context.logps, want.logps);
+        EXPECT_EQ(context.entropies, want.entropies);
+        EXPECT_EQ(out.values(5 * 2500), want.dlogits) << in_place;
+      }
+    }
+  }
+}
+
+// A gradient of more than 4 MB is stored past the caches, from any address.
+TEST(Rows, LargeGradientsAreTheSameBits) {
+  constexpr int64_t kVocabulary = 70001;
+  const Batch batch = random_batch(DType::float32, 16, kVocabulary, 3);
+  Memory memory(DType::float32, batch.logits);
+  Memory gradient(DType::float32, batch.rows() * kVocabulary + 16);
+  const Doubles want = [&] {
+    Memory in_place(DType::float32, batch.logits);
+    return batch.run_on(batch.view(in_place), in_place).dlogits;
+  }();
+  for (int64_t shift : {0, 1, 5}) {
+    gradient = Memory(DType::float32, Doubles(want.size() + 16, -1.0));
+    std::vector<RowStatistics> rows(16);
+    row_statistics(batch.view(memory), batch.targets.data(), {}, rows.data());
+    row_gradients(batch.view(memory), batch.targets.data(), {}, rows.data(), batch.dlogps.data(),
+                  batch.dentropies.data(),
+                  {gradient.as<float>() + shift, DType::float32, 16, kVocabulary, kVocabulary});
+    for (size_t i = 0; i < want.size(); ++i) {
+      ASSERT_EQ(gradient.get(i + static_cast<size_t>(shift)), want[i]) << shift << " at " << i;
+    }
+    ASSERT_EQ(gradient.get(want.size() + static_cast<size_t>(shift)), -1);
+  }
+}
+
 TEST(Rows, GradientOfARowSumsToZeroAndIsBounded) {
   Batch batch = random_batch(DType::float64, 4, 3000, 4);
   batch.dentropies.clear();
@@ -310,6 +470,16 @@ TEST(Rows, BadInputIsRefused) {
   bad = good;
   bad.options.temperature = 0;
   EXPECT_EQ(run(bad), "row_statistics: temperature must be in [1e-06, 1e+06], got 0");
+  bad = good;
+  bad.options.scale = -1;
+  EXPECT_EQ(run(bad), "row_statistics: scale must be in [1e-06, 1e+06], got -1");
+  bad = good;
+  bad.options.softcap = -2;
+  EXPECT_EQ(run(bad), "row_statistics: softcap must be in [0, 1e+06], got -2");
+  bad = good;
+  bad.options.ids = 20;
+  bad.options.first_id = 13;
+  EXPECT_EQ(run(bad), "row_statistics: first_id must be in [0, 12], got 13");
   bad = good;
   bad.vocabulary = 0;
   EXPECT_EQ(run(bad), "row_statistics: logits must have a vocabulary of at least 1, got 0");
