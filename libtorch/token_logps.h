@@ -8,28 +8,44 @@ namespace tether {
 
 struct TokenLogpsOptions {
   double temperature = 1;       // logits are divided by it; in [1e-6, 1e6]
+  double scale = 1;             // and multiplied by this before the softcap; in [1e-6, 1e6]
+  double softcap = 0;           // > 0: logits become softcap tanh(scale logits / softcap)
   bool entropies = false;       // also return entropies
+  bool statistics = false;      // also return what has no gradient, see TokenLogps
   int64_t ignore_index = -100;  // targets that are not looked up: logp 0, entropy 0, gradient 0
+
+  // Where backward writes the gradient of logits, instead of fresh memory, which costs more than
+  // the arithmetic: a tensor like logits that is used for nothing else until then, or logits
+  // themselves. Then they hold their own gradient after backward, which runs once.
+  at::Tensor gradient_buffer = {};
 };
 
+// Each like targets; undefined unless asked for.
 struct TokenLogps {
-  at::Tensor logps;      // like targets
-  at::Tensor entropies;  // like targets; undefined unless asked for
+  at::Tensor logps = {};
+  at::Tensor entropies = {};
+  // options.statistics, as constants:
+  at::Tensor sum_of_squared_p = {};   // sum_v p_v^2
+  at::Tensor mean_logits = {};        // of x, over the columns above -inf
+  at::Tensor target_is_largest = {};  // bool: no other id is more probable
 };
 
-// Log-probabilities [nats] of the target tokens under softmax(logits / T), and the entropies:
+// Log-probabilities [nats] of the target tokens under softmax(x), and the entropies:
 //
-//   logp = x_y - log sum_v exp(x_v),  entropy = -sum_v p_v log p_v,  x = logits / T
+//   x    = scale logits / T, or softcap tanh(scale logits / softcap) / T
+//   logp = x_y - log sum_v exp(x_v),  entropy = -sum_v p_v log p_v
 //
-// logits [..., V]: float32, float64, bfloat16 or float16, any strides, never changed, -inf allowed
-// (core/rows.h says what it does). targets [...]: int32 or int64, in [0, V) or ignore_index.
-// Results are float32 (float64 for float64 logits), whatever the logits are: bfloat16 logits lose
-// nothing here, while log_softmax in bfloat16 is off by up to 0.15 nats.
+// logits [..., V]: float32, float64, bfloat16 or float16, any strides, never changed unless they
+// are the gradient_buffer, -inf allowed (core/rows.h says what it does). targets [...]: int32 or
+// int64, in [0, V) or ignore_index. Results are float32 (float64 for float64 logits), whatever the
+// logits are: bfloat16 logits lose nothing here, while log_softmax in bfloat16 is off by up to 0.15
+// nats.
 //
-// Memory beyond the logits: 32 bytes a row, and in backward the gradient, a contiguous tensor like
-// logits. Positions with upstream gradients of exactly 0, and ignored ones, are not read there.
-// Differentiable in logits, once: a second backward raises. On other devices than the CPU torch's
-// own operations give the same results at torch's speed; checking the ids waits for the device.
+// Memory beyond the logits: 64 bytes a row, and in backward the gradient, a contiguous tensor like
+// logits, unless there is a buffer. Positions with upstream gradients of exactly 0, and ignored
+// ones, are not read there. Differentiable in logits, once: a second backward raises. On other
+// devices than the CPU torch's own operations give the same results at torch's speed (no buffer
+// there); checking the ids waits for the device.
 TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
                        const TokenLogpsOptions& options = {});
 

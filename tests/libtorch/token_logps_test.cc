@@ -14,7 +14,7 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr TokenLogpsOptions kWithEntropies = {.entropies = true};
+const TokenLogpsOptions kWithEntropies = {.entropies = true};
 
 using Call = TokenLogps (*)(const at::Tensor&, const at::Tensor&, const TokenLogpsOptions&);
 
@@ -55,8 +55,15 @@ void expect_same(const std::vector<at::Tensor>& got, const std::vector<at::Tenso
 
 TokenLogps by_log_softmax(const at::Tensor& logits, const at::Tensor& targets,
                           const TokenLogpsOptions& options) {
-  const at::Tensor log_p = at::log_softmax(logits / options.temperature, -1);
-  return {log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)};
+  at::Tensor x = logits * options.scale;
+  if (options.softcap > 0) x = options.softcap * at::tanh(x / options.softcap);
+  x = x / options.temperature;
+  const at::Tensor log_p = at::log_softmax(x, -1), p = log_p.exp();
+  return {.logps = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1),
+          .entropies = -(p * log_p).sum(-1),
+          .sum_of_squared_p = p.square().sum(-1),
+          .mean_logits = x.mean(-1),
+          .target_is_largest = log_p.argmax(-1) == targets};
 }
 
 // ---- value and gradient -------------------------------------------------------------------------
@@ -107,6 +114,84 @@ TEST(TokenLogps, AnyDevicePathGivesTheSame) {
       EXPECT_EQ(absent.abs().max().item<double>(), 0);
     }
   }
+}
+
+TEST(TokenLogps, ScaleAndSoftcap) {
+  at::manual_seed(5);
+  for (at::ScalarType type : {at::kFloat, at::kDouble, at::kBFloat16}) {
+    const at::Tensor logits = random_logits({3, 4, 333}, type, 9);
+    const at::Tensor targets = random_targets(logits);
+    for (double softcap : {0.0, 12.0}) {
+      const TokenLogpsOptions options = {.temperature = 0.7, .scale = 1.5, .softcap = softcap};
+      const auto want = results(by_log_softmax, logits.to(at::kDouble), targets, options);
+      for (Call call : {token_logps, detail::token_logps_any_device}) {
+        const auto got = results(call, logits, targets, options);
+        const double tolerance = type == at::kDouble ? 1e-13 : 1e-5;
+        expect_same({got[0], got[1]}, {want[0], want[1]}, tolerance, c10::toString(type));
+        expect_same({got[2]}, {want[2]}, type == at::kBFloat16 ? 0x1p-7 : tolerance,
+                    c10::toString(type));
+      }
+    }
+  }
+}
+
+TEST(TokenLogps, StatisticsOnRequest) {
+  at::manual_seed(6);
+  const at::Tensor logits = random_logits({5, 60}, at::kDouble);
+  at::Tensor targets = random_targets(logits);
+  targets[2] = logits[2].argmax();
+  TokenLogpsOptions options = {.temperature = 0.6, .softcap = 20, .statistics = true};
+  const TokenLogps want = by_log_softmax(logits, targets, options);
+  for (Call call : {token_logps, detail::token_logps_any_device}) {
+    const TokenLogps got = call(leaf(logits), targets, options);
+    expect_same({got.logps.detach(), got.sum_of_squared_p, got.mean_logits},
+                {want.logps, want.sum_of_squared_p, want.mean_logits}, 1e-13, "statistics");
+    EXPECT_TRUE(at::equal(got.target_is_largest, want.target_is_largest));
+    EXPECT_TRUE(got.target_is_largest[2].item<bool>());
+    EXPECT_FALSE(got.mean_logits.requires_grad());
+    EXPECT_FALSE(got.entropies.defined());
+  }
+  const TokenLogps without = token_logps(logits, targets);
+  EXPECT_FALSE(without.sum_of_squared_p.defined() || without.target_is_largest.defined());
+}
+
+// ---- caller-owned gradients ---------------------------------------------------------------------
+
+TEST(TokenLogps, GradientGoesIntoTheBuffer) {
+  at::manual_seed(7);
+  for (at::ScalarType type : {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf}) {
+    const at::Tensor whole = random_logits({3, 5, 70}, type);
+    const at::Tensor logits = whole.slice(1, 0, -1), targets = random_targets(logits);
+    const at::Tensor want = results(token_logps, logits, targets)[2];
+    const at::Tensor buffers[] = {at::full_like(logits, 7),
+                                  at::full_like(whole, 7).slice(1, 0, -1)};
+    for (const at::Tensor& buffer : buffers) {
+      const at::Tensor got = results(token_logps, logits, targets, {.gradient_buffer = buffer})[2];
+      EXPECT_TRUE(at::equal(got, want));
+      EXPECT_EQ(got.data_ptr(), buffer.data_ptr());
+    }
+    const at::Tensor owner = leaf(whole);
+    const at::Tensor in_place = (owner * 1).slice(1, 0, -1);
+    const at::Tensor logits_before = in_place.detach().clone();
+    TokenLogpsOptions options = kWithEntropies;
+    options.gradient_buffer = in_place;
+    const TokenLogps out = token_logps(in_place, targets, options);
+    EXPECT_TRUE(at::equal(in_place.detach(), logits_before));
+    const at::Tensor a = at::linspace(0.5, 2, targets.numel(), at::kDouble).view(targets.sizes());
+    const at::Tensor loss = (out.logps * a + out.entropies * (1.7 - a)).sum();
+    loss.backward({}, /*retain_graph=*/true);
+    EXPECT_TRUE(at::equal(in_place.detach(), want));
+    EXPECT_TRUE(at::equal(owner.grad().slice(1, 0, -1), want));
+    EXPECT_THROW(loss.backward(), c10::Error);  // the logits are gone
+  }
+}
+
+TEST(TokenLogps, WhoeverElseSavedTheLogitsIsTold) {
+  const at::Tensor logits = leaf(random_logits({3, 20}, at::kFloat)) * 1;
+  const at::Tensor squares = logits.square().sum();
+  const TokenLogpsOptions options = {.gradient_buffer = logits};
+  token_logps(logits, random_targets(logits), options).logps.sum().backward();
+  EXPECT_THROW(squares.backward(), c10::Error);
 }
 
 TEST(TokenLogps, GradientOnlyWhereAsked) {
@@ -279,6 +364,26 @@ TEST(TokenLogps, DtypesAndDevicesAreChecked) {
             "token_logps: targets must be int32 or int64, got uint8");
   EXPECT_EQ(refusal<c10::ValueError>(logits, targets.to(at::kMeta)),
             "token_logps: targets must be on cpu like logits, got meta");
+}
+
+TEST(TokenLogps, BufferIsChecked) {
+  const at::Tensor logits = at::zeros({4, 3, 32}), targets = at::zeros({4, 3}, at::kLong);
+  const auto with = [&]<class Exception>(const at::Tensor& buffer, Exception*) {
+    return refusal<Exception>(logits, targets, {.gradient_buffer = buffer});
+  };
+  const std::string name = "token_logps: gradient_buffer must ";
+  EXPECT_EQ(with(at::zeros({12, 32}), (c10::ValueError*)nullptr),
+            name + "be [4, 3, 32] like logits, got [12, 32]");
+  EXPECT_EQ(with(at::zeros({4, 3, 32}, at::kHalf), (c10::TypeError*)nullptr),
+            name + "be float32 like logits, got float16");
+  EXPECT_EQ(with(at::zeros({4, 3, 32}, at::kMeta), (c10::ValueError*)nullptr),
+            name + "be on cpu like logits, got meta");
+  EXPECT_EQ(with(at::zeros({3, 32}).expand({4, 3, 32}), (c10::ValueError*)nullptr),
+            name +
+                "have memory of its own for every element in at most two steps between rows, "
+                "got strides [0, 32, 1]");
+  EXPECT_EQ(with(at::zeros({4, 3, 32}).requires_grad_(), (c10::ValueError*)nullptr),
+            name + "not require a gradient, got one that does");
 }
 
 TEST(TokenLogps, IdsAreChecked) {
