@@ -387,16 +387,6 @@ bool is_ignored(const int64_t* targets, int64_t row, const RowOptions& options) 
   return targets != nullptr && targets[row] == options.ignore_index;
 }
 
-// One column, which is the target: logp 0 and entropy 0 at any temperature.
-constexpr RowStatistics kIgnored = {.reference = 0,
-                                    .sum = 1,
-                                    .weighted_sum = 0,
-                                    .target_logit = 0,
-                                    .sum_of_squares = 1,
-                                    .logit_sum = 0,
-                                    .columns = 1,
-                                    .max_logit = 0};
-
 // Stores past the caches pay when the gradient is somewhere else than the logits, larger than what
 // a core's cache would keep for the next reader, and not of halves, whose rounding takes longer.
 constexpr int64_t kCacheBytes = int64_t{4} << 20;
@@ -478,7 +468,7 @@ void row_statistics(const ConstLogits& logits, const int64_t* targets, const Row
   with_types("row_statistics", logits.dtype, options, [&]<class Stored, bool kCapped>() {
     for_each_row(logits, executor, [&](int64_t row) {
       statistics[row] = is_ignored(targets, row, options)
-                            ? kIgnored
+                            ? ignored_row()
                             : Row<Stored, kCapped>(logits, targets, options, row).statistics();
     });
   });
@@ -510,7 +500,7 @@ void row_losses(const ConstLogits& logits, const int64_t* targets, const RowOpti
       const auto out = output_of_row<Stored>(logits, dlogits, row);
       const bool ignored = is_ignored(targets, row, options);
       const Row<Stored, kCapped> in(logits, targets, options, row);
-      const RowStatistics statistics = ignored ? kIgnored : in.statistics();
+      const RowStatistics statistics = ignored ? ignored_row() : in.statistics();
       const RowUpstream upstream = loss.function(loss.argument, row, statistics);
       if (ignored || (upstream.dlogp == 0 && upstream.dentropy == 0)) {
         return fill_zero(out, logits.vocabulary);

@@ -1,9 +1,7 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <limits>
-#include <string_view>
 #include <tuple>
 
 #include "core/batch.h"
@@ -89,6 +87,19 @@ struct RowStatistics {
   double columns = 0;               // above -inf
   double max_logit = -infinity;
 };
+
+// What an ignored row has: one column, which is the target. logp 0 and entropy 0 at any
+// temperature.
+constexpr RowStatistics ignored_row() {
+  return {.reference = 0,
+          .sum = 1,
+          .weighted_sum = 0,
+          .target_logit = 0,
+          .sum_of_squares = 1,
+          .logit_sum = 0,
+          .columns = 1,
+          .max_logit = 0};
+}
 
 // The statistics of the columns of both: shards of a vocabulary, in any order.
 RowStatistics merge(const RowStatistics& a, const RowStatistics& b, const RowOptions& options);

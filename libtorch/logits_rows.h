@@ -7,6 +7,7 @@
 #include <string>
 
 #include "core/rows.h"
+#include "libtorch/token_logps.h"
 
 // Tensors of logits [..., V] and of ids as core/rows.h sees them.
 
@@ -40,6 +41,10 @@ at::Tensor from_rows(const at::Tensor& statistics, at::IntArrayRef sizes, at::Sc
   for (int64_t row = 0; row < out.numel(); ++row) values[row] = value(rows[row]);
   return out.to(type);
 }
+
+// TokenLogps::sum_of_squared_p, mean_logits and target_is_largest from the rows of `input`.
+void add_statistics(const at::Tensor& statistics, at::IntArrayRef sizes, const RowOptions& options,
+                    const at::Tensor& input, TokenLogps& out);
 
 // int32 or int64, like `like` in shape (but its last dimension) and in device.
 void check_targets(const std::string& function, const at::Tensor& targets, const std::string& name,

@@ -22,6 +22,8 @@ class PolicyViews {
   PolicyArrays arrays_;
 };
 
+PolicyMetricTensors metric_tensors(const PolicyMetrics& metrics);
+
 // Loss, gradients (undefined unless wanted) and metrics.
 struct ComputedLoss {
   at::Tensor loss;

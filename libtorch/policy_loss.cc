@@ -72,11 +72,7 @@ ComputedLoss compute_on_cpu(const PolicyBatch& batch, const PolicyObjective& obj
       policy_loss(views.arrays(), objective, normalizer, gradients, torch_executor());
   const bool wide = batch.logps.scalar_type() == at::kDouble;
   out.loss = at::scalar_tensor(totals.loss, at::dtype(wide ? at::kDouble : at::kFloat));
-  out.metrics.sums = at::empty({PolicyMetrics::kSums, 2}, at::dtype(at::kDouble));
-  out.metrics.maxima = at::empty({PolicyMetrics::kMaxima}, at::dtype(at::kDouble));
-  std::memcpy(out.metrics.sums.data_ptr(), totals.metrics.sums.data(), sizeof(totals.metrics.sums));
-  std::memcpy(out.metrics.maxima.data_ptr(), totals.metrics.maxima.data(),
-              sizeof(totals.metrics.maxima));
+  out.metrics = detail::metric_tensors(totals.metrics);
   return out;
 }
 
@@ -94,6 +90,15 @@ LossOutput run(const PolicyBatch& unchecked, const PolicyObjective& objective,
 }
 
 }  // namespace
+
+PolicyMetricTensors detail::metric_tensors(const PolicyMetrics& metrics) {
+  const auto type = at::dtype(at::kDouble);
+  PolicyMetricTensors out{at::empty({PolicyMetrics::kSums, 2}, type),
+                          at::empty({PolicyMetrics::kMaxima}, type)};
+  std::memcpy(out.sums.data_ptr(), metrics.sums.data(), sizeof(metrics.sums));
+  std::memcpy(out.maxima.data_ptr(), metrics.maxima.data(), sizeof(metrics.maxima));
+  return out;
+}
 
 PolicyMetrics PolicyMetricTensors::to_host() const {
   PolicyMetrics out;

@@ -4,6 +4,8 @@
 
 #include "libtorch/generalized_advantage.h"
 #include "libtorch/group_advantage.h"
+#include "libtorch/linear_loss.h"
+#include "libtorch/linear_token_logps.h"
 #include "libtorch/policy_loss.h"
 #include "libtorch/preference_loss.h"
 #include "libtorch/response_targets.h"

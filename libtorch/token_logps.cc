@@ -169,9 +169,9 @@ class TokenLogpsFunction : public Function<TokenLogpsFunction> {
     if (!upstream(0) && !upstream(1)) return gradients;
     const variable_list saved = context->get_saved_variables();
     const c10::IValue buffer = context->saved_data["buffer"];
-    gradients[0] = TokenLogpsGradient::apply(saved[0], saved[1], saved[2], upstream(0), upstream(1),
-                                             saved_options(context),
-                                             buffer.toOptional<at::Tensor>());
+    gradients[0] =
+        TokenLogpsGradient::apply(saved[0], saved[1], saved[2], upstream(0), upstream(1),
+                                  saved_options(context), buffer.toOptional<at::Tensor>());
     return gradients;
   }
 };
@@ -179,6 +179,15 @@ class TokenLogpsFunction : public Function<TokenLogpsFunction> {
 }  // namespace
 
 namespace detail {
+
+void add_statistics(const at::Tensor& statistics, at::IntArrayRef sizes, const RowOptions& options,
+                    const at::Tensor& input, TokenLogps& out) {
+  const auto type = result_type(input);
+  const auto mean = [&](const RowStatistics& of) { return mean_logit(of, options); };
+  out.sum_of_squared_p = from_rows(statistics, sizes, type, sum_of_squared_p);
+  out.mean_logits = from_rows(statistics, sizes, type, mean);
+  out.target_is_largest = from_rows(statistics, sizes, at::kBool, target_is_largest);
+}
 
 TokenLogps token_logps_any_device(const at::Tensor& logits, const at::Tensor& targets,
                                   const TokenLogpsOptions& options) {
@@ -226,15 +235,7 @@ TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
   const variable_list results = TokenLogpsFunction::apply(logits, ids, statistics, &options);
   TokenLogps out = {.logps = results[0]};
   if (options.entropies) out.entropies = results[1];
-  if (options.statistics) {
-    const auto get = [&](auto value, at::ScalarType type) {
-      return detail::from_rows(statistics, ids.sizes(), type, value);
-    };
-    const auto type = detail::result_type(logits);
-    out.sum_of_squared_p = get(sum_of_squared_p, type);
-    out.mean_logits = get([&](const RowStatistics& of) { return mean_logit(of, row); }, type);
-    out.target_is_largest = get(target_is_largest, at::kBool);
-  }
+  if (options.statistics) detail::add_statistics(statistics, ids.sizes(), row, logits, out);
   return out;
 }
 

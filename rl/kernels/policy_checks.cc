@@ -5,6 +5,7 @@
 #include "core/sum.h"
 
 namespace tether {
+
 // Throws for the first weight outside [0, 1].
 void report_weight(std::string_view function, const PolicyArrays& batch) {
   const auto where = [&](int64_t row, int64_t column) {
@@ -23,9 +24,9 @@ void report_weight(std::string_view function, const PolicyArrays& batch) {
   throw Error(std::string(function) + ": response_mask must not change during the call");
 }
 
-void check_arrays(const PolicyArrays& batch, const PolicyObjective& objective,
-                  const PolicyGradients& gradients) {
-  const auto function = "policy_loss";
+void check_arrays(std::string_view function, const PolicyArrays& batch,
+                  const PolicyObjective& objective, const PolicyGradients& gradients) {
+  const std::string name(function);
   check_given(function, "advantages", batch.layout, batch.advantages);
   check_array(function, "old_logps", batch.layout, batch.old_logps);
   check_array(function, "ref_logps", batch.layout, batch.ref_logps);
@@ -33,16 +34,15 @@ void check_arrays(const PolicyArrays& batch, const PolicyObjective& objective,
   check_array(function, "dlogps", batch.layout, gradients.logps);
   check_array(function, "dentropies", batch.layout, gradients.entropies);
   require(objective.kl.beta == 0 || bool(batch.ref_logps), [&] {
-    return "policy_loss: ref_logps must be given when beta is greater than 0, got beta " +
+    return name + ": ref_logps must be given when beta is greater than 0, got beta " +
            text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0";
   });
   require(objective.entropy.coefficient == 0 || bool(batch.entropies), [&] {
-    return "policy_loss: entropies must be given when entropy_coef is not 0, got entropy_coef " +
+    return name + ": entropies must be given when entropy_coef is not 0, got entropy_coef " +
            text(objective.entropy.coefficient) + " and none. Pass entropies or entropy_coef = 0";
   });
-  require(!gradients.entropies || bool(batch.entropies), [] {
-    return std::string("policy_loss: dentropies must be none without entropies, got an array");
-  });
+  require(!gradients.entropies || bool(batch.entropies),
+          [&] { return name + ": dentropies must be none without entropies, got an array"; });
 }
 
 }  // namespace tether

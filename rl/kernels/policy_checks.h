@@ -4,12 +4,13 @@
 
 #include "rl/kernels/policy_loss.h"
 
-// What policy_loss asks beyond core/batch.h. Each throws Error.
+// What policy losses ask beyond core/batch.h, in words that begin with `function`. Each throws
+// Error.
 
 namespace tether {
 
-void check_arrays(const PolicyArrays& batch, const PolicyObjective& objective,
-                  const PolicyGradients& gradients);
+void check_arrays(std::string_view function, const PolicyArrays& batch,
+                  const PolicyObjective& objective, const PolicyGradients& gradients);
 
 // For a batch with a weight outside [0, 1]: says which.
 [[noreturn]] void report_weight(std::string_view function, const PolicyArrays& batch);

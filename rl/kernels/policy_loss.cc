@@ -342,7 +342,7 @@ PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objec
                          const Normalizer& normalizer, const PolicyGradients& gradients,
                          const Executor& executor) {
   const TermCounts local = checked_counts("policy_loss", batch, objective, executor);
-  check_arrays(batch, objective, gradients);
+  check_arrays("policy_loss", batch, objective, gradients);
   const Call call{batch,
                   objective,
                   gradients,

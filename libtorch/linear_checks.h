@@ -1,0 +1,21 @@
+#pragma once
+
+#include <string>
+
+#include "libtorch/linear_sweep.h"
+#include "libtorch/linear_token_logps.h"
+
+namespace tether::detail {
+
+// The inputs as [N, H], detached, with every rule of linear_token_logps checked; ids only on the
+// CPU's side. Throws before anything is computed.
+LinearInputs checked_linear(const std::string& function, const at::Tensor& hidden,
+                            const LinearHead& head, const at::Tensor& targets,
+                            const LinearOptions& options);
+
+RowOptions row_options(const LinearOptions& options);
+
+// What goes with targets.
+TokenLogpsOptions token_options(const LinearOptions& options);
+
+}  // namespace tether::detail

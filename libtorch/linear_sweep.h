@@ -1,0 +1,75 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "core/rows.h"
+
+// The head of a language model, logits = hidden weight^T + bias, a chunk of rows at a time.
+
+namespace tether::detail {
+
+struct LinearInputs {
+  at::Tensor hidden;   // [N, H]
+  at::Tensor weight;   // [V, H]
+  at::Tensor bias;     // [V], may be undefined
+  at::Tensor targets;  // [N] int64, contiguous
+};
+
+struct WantedLinear {
+  bool hidden, weight, bias;
+
+  bool any() const { return hidden || weight || bias; }
+};
+
+// Each like its input; undefined where it is not wanted.
+struct LinearGradient {
+  at::Tensor hidden;
+  at::Tensor weight;
+  at::Tensor bias;
+};
+
+// One walk over some rows of the inputs. The logits of a chunk stand in one buffer, which the next
+// chunk overwrites.
+class LinearSweep {
+ public:
+  // rows: int64 [M], the rows of the inputs to visit, ascending; chunk_bytes: of the buffer.
+  LinearSweep(const LinearInputs& inputs, const at::Tensor& rows, int64_t chunk_bytes);
+
+  struct Chunk {
+    int64_t begin;       // its first row counts from 0 to M
+    at::Tensor hidden;   // [C, H]
+    at::Tensor logits;   // [C, V], contiguous
+    at::Tensor targets;  // [C]
+    at::Tensor rows;     // [C], undefined if all rows are visited
+  };
+
+  int64_t chunks() const { return chunks_; }
+  Chunk load(int64_t chunk);  // one matrix product
+
+ private:
+  const LinearInputs& inputs_;
+  at::Tensor rows_;  // undefined: all
+  int64_t count_, chunks_;
+  at::Tensor buffer_;
+};
+
+// Sums the gradients over the chunks of a sweep: a matrix product each for hidden and weight. That
+// of a weight of halves is added up in float32 if there is more than one chunk.
+class LinearGradientSum {
+ public:
+  LinearGradientSum(const LinearInputs& inputs, WantedLinear wanted, int64_t chunks);
+
+  // chunk.logits: the gradient of the logits.
+  void add(const LinearSweep::Chunk& chunk);
+  LinearGradient take();
+
+ private:
+  const LinearInputs& inputs_;
+  LinearGradient sums_;
+  at::Tensor product_;  // of one chunk, where sums are wider
+  bool first_ = true;
+};
+
+}  // namespace tether::detail

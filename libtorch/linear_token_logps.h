@@ -1,0 +1,44 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "libtorch/token_logps.h"
+
+namespace tether {
+
+// The last layer of a language model: logits = hidden weight^T + bias.
+struct LinearHead {
+  at::Tensor weight;     // [V, H]
+  at::Tensor bias = {};  // [V]; undefined: none
+};
+
+struct LinearOptions {
+  double temperature = 1;  // these six as in TokenLogpsOptions
+  double scale = 1;
+  double softcap = 0;
+  bool entropies = false;
+  bool statistics = false;
+  int64_t ignore_index = -100;
+  int64_t chunk_bytes = int64_t{256}
+                        << 20;  // of logits at a time; below 256 rows of them is slower
+};
+
+// token_logps(hidden weight^T + bias, targets), without ever holding the logits of all tokens.
+//
+// hidden [..., H], weight and bias: float32, float64, bfloat16 or float16, all the same, any
+// strides. targets [...]: int32 or int64, in [0, V) or ignore_index; ignored positions are not
+// multiplied at all, whatever they hold. Chunks of logits are made by torch's matrix product in the
+// type of the inputs; results are float32 (float64 for float64).
+//
+// Backward makes the logits again: one more product, and one each for the gradients of hidden and
+// weight where they are wanted. Positions with upstream gradients of exactly 0 are skipped there.
+// The gradient of a weight in bfloat16 or float16 is added up in float32. Memory beyond inputs and
+// gradients: chunk_bytes (at least one row of logits), the hidden states of a chunk where positions
+// are skipped, 64 bytes a token, and for half weights 6 bytes an element of the weight in backward.
+// A second backward raises. On other devices than the CPU all logits are held.
+TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
+                              const at::Tensor& targets, const LinearOptions& options = {});
+
+}  // namespace tether
