@@ -2,6 +2,7 @@
 
 // The LibTorch face of the library.
 
+#include "libtorch/categorical_kl.h"
 #include "libtorch/generalized_advantage.h"
 #include "libtorch/group_advantage.h"
 #include "libtorch/linear_loss.h"

@@ -1,0 +1,188 @@
+#include "libtorch/categorical_kl.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/log_softmax.h>
+#include <ATen/ops/where.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "estimators/logits_kl.h"
+#include "libtorch/arrays.h"
+#include "libtorch/executor.h"
+#include "libtorch/logits_rows.h"
+
+namespace tether {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+constexpr const char* kName = "categorical_kl";
+constexpr int64_t kSums = sizeof(KlStatistics) / sizeof(double);
+static_assert(sizeof(KlStatistics) == kSums * sizeof(double));
+
+KlStatistics* rows_in(const at::Tensor& statistics) {
+  return reinterpret_cast<KlStatistics*>(statistics.data_ptr<double>());
+}
+
+void check_inputs(const at::Tensor& q, const at::Tensor& p, const CategoricalKlOptions& options) {
+  using namespace detail;
+  const std::string name = kName;
+  check_value(q.defined(), name + ": q_logits must be a tensor, got none");
+  check_value(p.defined(), name + ": p_logits must be a tensor, got none");
+  check_floating(name, "q_logits", q);
+  check_value(q.dim() >= 1 && q.size(-1) >= 1,
+              name + ": q_logits must be [..., V] with V at least 1, got " + shape_text(q.sizes()));
+  check_type(p.scalar_type() == q.scalar_type(),
+             name + ": p_logits must be " + dtype_text(q.scalar_type()) + " like q_logits, got " +
+                 dtype_text(p.scalar_type()));
+  check_device(name, "p_logits", p, "q_logits", q);
+  check_value(p.sizes() == q.sizes(), name + ": p_logits must be " + shape_text(q.sizes()) +
+                                          " like q_logits, got " + shape_text(p.sizes()));
+  with_value_errors(
+      [&] { check_range(name, "temperature", options.temperature, Range{1e-6, 1e6}); });
+  if (!options.mask.defined()) return;
+  const at::IntArrayRef expected = q.sizes().slice(0, static_cast<size_t>(q.dim() - 1));
+  check_type(options.mask.scalar_type() == at::kBool,
+             name + ": mask must be bool, got " + dtype_text(options.mask.scalar_type()));
+  check_device(name, "mask", options.mask, "q_logits", q);
+  check_value(options.mask.sizes() == expected, name + ": mask must be " + shape_text(expected) +
+                                                    ", got " + shape_text(options.mask.sizes()));
+}
+
+// The gradients; a Function of its own so that a second backward raises.
+class CategoricalKlGradient : public Function<CategoricalKlGradient> {
+ public:
+  using Upstream = std::optional<at::Tensor>;
+
+  static variable_list forward(AutogradContext*, const at::Tensor& q, const at::Tensor& p,
+                               const at::Tensor& statistics, const Upstream& kl,
+                               const Upstream& reverse_kl, const Upstream& entropy,
+                               double temperature, bool with_q, bool with_p) {
+    const at::Tensor q_rows = detail::with_rows(q), p_rows = detail::with_rows(p);
+    std::vector<LogitsKl> upstream(static_cast<size_t>(statistics.size(0)));
+    fill(kl, &LogitsKl::kl, upstream);
+    fill(reverse_kl, &LogitsKl::reverse_kl, upstream);
+    fill(entropy, &LogitsKl::entropy, upstream);
+    const auto memory = [](bool wanted, const at::Tensor& like) {
+      return wanted ? at::empty_like(like, at::MemoryFormat::Contiguous)
+                    : at::empty({0}, like.options());
+    };
+    const at::Tensor dq = memory(with_q, q), dp = memory(with_p, p);
+    logits_kl_gradients(detail::rows_of(q_rows), detail::rows_of(p_rows), temperature,
+                        rows_in(statistics), upstream.data(),
+                        with_q ? detail::writable(dq) : MutableLogits{},
+                        with_p ? detail::writable(dp) : MutableLogits{}, torch_executor());
+    return {dq, dp};
+  }
+
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        false, kName,
+        ": the gradient must not be differentiated again, got a second backward. Detach it, or "
+        "use torch.log_softmax for second derivatives");
+    return {};
+  }
+
+ private:
+  static void fill(const Upstream& upstream, double LogitsKl::* member,
+                   std::vector<LogitsKl>& out) {
+    if (!upstream) return;
+    const at::Tensor values = upstream->to(at::kDouble).contiguous();
+    const double* data = values.const_data_ptr<double>();
+    for (size_t i = 0; i < out.size(); ++i) out[i].*member = data[i];
+  }
+};
+
+class CategoricalKlFunction : public Function<CategoricalKlFunction> {
+ public:
+  static variable_list forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& p,
+                               const CategoricalKlOptions* options) {
+    const at::Tensor q_rows = detail::with_rows(q), p_rows = detail::with_rows(p);
+    const int64_t rows = q.numel() / q.size(-1);
+    const at::Tensor statistics = at::empty({rows, kSums}, at::dtype(at::kDouble));
+    const at::Tensor mask = options->mask.defined() ? options->mask.contiguous() : options->mask;
+    const auto* active =
+        mask.defined() ? static_cast<const uint8_t*>(mask.const_data_ptr()) : nullptr;
+    logits_kl_statistics(detail::rows_of(q_rows), detail::rows_of(p_rows), options->temperature,
+                         active, rows_in(statistics), torch_executor());
+    context->save_for_backward({q, p, statistics, mask});
+    context->saved_data["temperature"] = options->temperature;
+    context->set_materialize_grads(false);
+    const at::IntArrayRef sizes = q.sizes().slice(0, static_cast<size_t>(q.dim() - 1));
+    const auto values = [&](double LogitsKl::* member) {
+      const at::Tensor out = at::empty(sizes, at::dtype(at::kDouble));
+      double* data = out.data_ptr<double>();
+      for (int64_t i = 0; i < rows; ++i) data[i] = logits_kl(rows_in(statistics)[i]).*member;
+      return out.to(detail::result_type(q));
+    };
+    return {values(&LogitsKl::kl), values(&LogitsKl::reverse_kl), values(&LogitsKl::entropy)};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
+    const variable_list saved = context->get_saved_variables();
+    bool any = false;
+    const auto upstream = [&](size_t i) -> std::optional<at::Tensor> {
+      if (!upstreams[i].defined()) return std::nullopt;
+      any = true;
+      const at::Tensor& mask = saved[3];
+      return mask.defined() ? upstreams[i].masked_fill(mask.logical_not(), 0) : upstreams[i];
+    };
+    const auto kl = upstream(0), reverse_kl = upstream(1), entropy = upstream(2);
+    variable_list gradients(3);
+    if (!any) return gradients;
+    const bool with_q = context->needs_input_grad(0), with_p = context->needs_input_grad(1);
+    const variable_list out =
+        CategoricalKlGradient::apply(saved[0], saved[1], saved[2], kl, reverse_kl, entropy,
+                                     context->saved_data["temperature"].toDouble(), with_q, with_p);
+    if (with_q) gradients[0] = out[0];
+    if (with_p) gradients[1] = out[1];
+    return gradients;
+  }
+};
+
+}  // namespace
+
+namespace detail {
+
+CategoricalKl categorical_kl_any_device(const at::Tensor& q_logits, const at::Tensor& p_logits,
+                                        const CategoricalKlOptions& options) {
+  const double minus_infinity = -std::numeric_limits<double>::infinity();
+  const auto log_softmax = [&](const at::Tensor& logits) {
+    at::Tensor x = logits.to(result_type(logits));
+    // Filling -inf with -inf cuts the gradient there.
+    x = x.masked_fill(x == minus_infinity, minus_infinity);
+    if (options.mask.defined()) x = x.masked_fill(options.mask.logical_not().unsqueeze(-1), 0);
+    return at::log_softmax(x / options.temperature, -1);
+  };
+  const at::Tensor log_q = log_softmax(q_logits), log_p = log_softmax(p_logits);
+  const auto expectation = [](const at::Tensor& log_of, const at::Tensor& what) {
+    const at::Tensor absent = log_of == -std::numeric_limits<double>::infinity();
+    return (log_of.exp() * what.masked_fill(absent, 0)).sum(-1);
+  };
+  const auto masked = [&](const at::Tensor& value) {
+    return options.mask.defined() ? value.masked_fill(options.mask.logical_not(), 0) : value;
+  };
+  return {masked(expectation(log_q, log_q - log_p)), masked(expectation(log_p, log_p - log_q)),
+          masked(-expectation(log_q, log_q))};
+}
+
+}  // namespace detail
+
+CategoricalKl categorical_kl(const at::Tensor& q_logits, const at::Tensor& p_logits,
+                             const CategoricalKlOptions& options) {
+  check_inputs(q_logits, p_logits, options);
+  if (!q_logits.is_cpu()) return detail::categorical_kl_any_device(q_logits, p_logits, options);
+  const variable_list out = CategoricalKlFunction::apply(q_logits, p_logits, &options);
+  return {out[0], out[1], out[2]};
+}
+
+}  // namespace tether
