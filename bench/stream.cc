@@ -1,5 +1,9 @@
 #include "bench/stream.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "core/macros.h"
 
 namespace tether::bench {
@@ -56,5 +60,17 @@ TETHER_CLONES void copy(const uint64_t* from, uint64_t* to, int64_t count) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) to[i] = from[i] + 1;  // not a call of memcpy
 }
+
+#if defined(__x86_64__)
+void copy_past_caches(const uint64_t* from, uint64_t* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += 2) {
+    const __m128i word = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), word);
+  }
+  _mm_sfence();
+}
+#else
+void copy_past_caches(const uint64_t* from, uint64_t* to, int64_t count) { copy(from, to, count); }
+#endif
 
 }  // namespace tether::bench

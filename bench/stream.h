@@ -21,5 +21,7 @@ void move(const TokenStream<uint16_t>& stream);
 // The machine's own bandwidth: a checksum of `words`, and a copy.
 uint64_t read(const uint64_t* words, int64_t count);
 void copy(const uint64_t* from, uint64_t* to, int64_t count);
+// With stores that bypass the caches, where the machine has them.
+void copy_past_caches(const uint64_t* from, uint64_t* to, int64_t count);
 
 }  // namespace tether::bench

@@ -52,7 +52,7 @@ template <>
 struct Exp2<float> {
   using Bits = uint32_t;
   static constexpr int kMantissa = 23;
-  static constexpr float kRounder = 0x1.8p23f + 127;
+  static constexpr float kRounder = 0x1.8p23f;
   static constexpr float kLowest = -127;
   static constexpr std::array<float, 6> kCoefficients = {
       1.0f, 0x1.62e428p-1f, 0x1.ebf918p-3f, 0x1.c6b6e4p-5f, 0x1.3d0c52p-7f, 0x1.5c08e6p-10f};
@@ -63,7 +63,7 @@ template <>
 struct Exp2<double> {
   using Bits = uint64_t;
   static constexpr int kMantissa = 52;
-  static constexpr double kRounder = 0x1.8p52 + 1023;
+  static constexpr double kRounder = 0x1.8p52;
   static constexpr double kLowest = -1023;
   static constexpr std::array<double, 14> kCoefficients = [] {
     std::array<double, 14> coefficients = {1.0};
@@ -74,17 +74,20 @@ struct Exp2<double> {
   }();
 };
 
-// 2^t for t from kLowest, where it is exactly 0, to the largest exponent. NaN stays NaN.
+// 2^t for t from kLowest, where it is exactly 0, to the largest exponent. The power of two is added
+// to the exponent as an integer: a multiplication less. A NaN stays one if its low bits are 0, as
+// those of arithmetic are; sums notice any other by t itself.
 template <class Real>
 TETHER_INLINE Real exp2_lean(Real t) {
   using E = Exp2<Real>;
-  const Real shifted = t + E::kRounder;  // the low bits are round(t) + bias
+  const Real shifted = t + E::kRounder;  // the low bits are round(t)
   const Real fraction = t - (shifted - E::kRounder);
   Real mantissa = E::kCoefficients.back();
   for (std::size_t i = E::kCoefficients.size() - 1; i-- > 0;) {
     mantissa = mantissa * fraction + E::kCoefficients[i];
   }
-  return mantissa * bit_cast<Real>(bit_cast<typename E::Bits>(shifted) << E::kMantissa);
+  using Bits = typename E::Bits;
+  return bit_cast<Real>(bit_cast<Bits>(mantissa) + (bit_cast<Bits>(shifted) << E::kMantissa));
 }
 
 // The final logit x of a stored one: itself, or softcap tanh(logit scale / softcap) where capped. A
@@ -170,7 +173,7 @@ template <class Real>
 struct Lanes {
   Real highest[kRowLanes];  // t
   Real sum[kRowLanes];
-  Real weighted_sum[kRowLanes];
+  Real weighted_sum[kRowLanes];  // RowSums::logp: sum of t, which notices a NaN
   // RowSums::all:
   Real sum_of_squares[kRowLanes];
   Real distances[kRowLanes];  // sum of x - reference
@@ -204,7 +207,7 @@ TETHER_INLINE void add_lanes(const Stored* logits, const Exponent<Real, kCapped>
     const Real power = exp2_lean(t);
     lanes.highest[i] = t > lanes.highest[i] ? t : lanes.highest[i];
     lanes.sum[i] += power;
-    if constexpr (kSums != RowSums::logp) lanes.weighted_sum[i] += power * t;
+    lanes.weighted_sum[i] += kSums == RowSums::logp ? t : power * t;
     if constexpr (kSums == RowSums::all) {
       const bool present = x > -std::numeric_limits<Real>::infinity();
       lanes.sum_of_squares[i] += power * power;

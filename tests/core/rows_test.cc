@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/bit_cast.h"
 #include "tests/core/rows_reference.h"
 #include "tests/error_message.h"
 
@@ -437,6 +438,26 @@ TEST(Rows, BadRowIsNanAndItsNeighboursAreNot) {
         EXPECT_TRUE(std::equal(got.dlogits.begin() + offset, got.dlogits.begin() + offset + 2500,
                                want.dlogits.begin() + offset));
       }
+    }
+  }
+}
+
+// A NaN of any bits, in any kind of pass.
+TEST(Rows, EveryNanIsNoticed) {
+  for (uint32_t bits : {0x7FC00000u, 0xFFC00000u, 0x7FC00001u, 0xFFC001FFu, 0x7F800001u}) {
+    for (RowSums sums : {RowSums::logp, RowSums::entropy, RowSums::all}) {
+      std::vector<float> logits(3000, 1.0f);
+      logits[2777] = bit_cast<float>(bits);
+      const ConstLogits view{logits.data(), DType::float32, 1, 3000, 3000};
+      const int64_t target = 5;
+      RowStatistics row;
+      row_statistics(view, &target, {.sums = sums}, &row);
+      EXPECT_TRUE(std::isnan(logp(row, {}))) << bits;
+      std::vector<float> gradient(3000);
+      const double dlogp = 1;
+      row_gradients(view, &target, {}, &row, &dlogp, nullptr,
+                    {gradient.data(), DType::float32, 1, 3000, 3000});
+      EXPECT_TRUE(std::isnan(gradient[0]) && std::isnan(gradient[2777]));
     }
   }
 }
