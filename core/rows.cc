@@ -375,6 +375,30 @@ RowStatistics rescaled(const RowStatistics& row, double reference, double multip
 
 }  // namespace
 
+ConstLogits strided_rows(const int64_t* sizes, const int64_t* strides, int64_t dimensions) {
+  ConstLogits out{
+      .rows = 1, .vocabulary = sizes[dimensions - 1], .stride = strides[dimensions - 1]};
+  for (int64_t d = 0; d < dimensions - 1; ++d) out.rows *= sizes[d];
+  if (out.rows == 0) return out;
+  int levels = 0;
+  int64_t inner = 1;  // rows in the dimensions seen so far, the last one first
+  for (int64_t d = dimensions - 2; d >= 0; --d) {
+    if (sizes[d] == 1) continue;
+    if (levels == 0) {
+      out.row_stride = strides[d];
+      levels = 1;
+    } else if (levels == 1 && strides[d] != inner * out.row_stride) {
+      out.columns = inner;
+      out.batch_stride = strides[d];
+      levels = 2;
+    } else if (levels == 2 && strides[d] != inner / out.columns * out.batch_stride) {
+      return {};
+    }
+    inner *= sizes[d];
+  }
+  return out;
+}
+
 RowStatistics merge(const RowStatistics& a, const RowStatistics& b, const RowOptions& options) {
   const double reference = std::max(a.reference, b.reference);
   const double k = multiplier(options);

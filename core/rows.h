@@ -51,6 +51,11 @@ struct BasicLogits {
 using ConstLogits = BasicLogits<const void>;
 using MutableLogits = BasicLogits<void>;
 
+// The layout of logits [..., V], given sizes and strides of `dimensions` >= 1: leading dimensions
+// that lie end to end are one. A vocabulary of 0 says that more than two are left, which rows
+// cannot express. Memory and type are the caller's to fill in.
+ConstLogits strided_rows(const int64_t* sizes, const int64_t* strides, int64_t dimensions);
+
 // What a pass over a row adds up: enough for logp, for logp and entropy, for everything.
 enum class RowSums { logp, entropy, all };
 

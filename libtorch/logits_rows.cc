@@ -31,28 +31,8 @@ at::ScalarType result_type(const at::Tensor& input) {
 }
 
 ConstLogits rows_of(const at::Tensor& logits) {
-  ConstLogits rows = {.dtype = row_array(logits).dtype,
-                      .rows = logits.numel() / logits.size(-1),
-                      .vocabulary = logits.size(-1),
-                      .stride = logits.stride(-1)};
-  if (rows.rows == 0) return rows;
-  int levels = 0;
-  int64_t inner = 1;  // rows in the dimensions seen so far, the last one first
-  for (int64_t d = logits.dim() - 2; d >= 0; --d) {
-    const int64_t size = logits.size(d), stride = logits.stride(d);
-    if (size == 1) continue;
-    if (levels == 0) {
-      rows.row_stride = stride;
-      levels = 1;
-    } else if (levels == 1 && stride != inner * rows.row_stride) {
-      rows.columns = inner;
-      rows.batch_stride = stride;
-      levels = 2;
-    } else if (levels == 2 && stride != inner / rows.columns * rows.batch_stride) {
-      return {};
-    }
-    inner *= size;
-  }
+  ConstLogits rows = strided_rows(logits.sizes().data(), logits.strides().data(), logits.dim());
+  rows.dtype = row_array(logits).dtype;
   rows.data = logits.const_data_ptr();
   return rows;
 }

@@ -16,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "python/stable.h"
 #include "rl/catalogue.h"
 #include "rl/kernels/policy_loss.h"
 #include "rl/kernels/preference_loss.h"
@@ -48,48 +49,17 @@ struct torch::stable::detail::ToImpl<tether::Name> {
 namespace tether {
 namespace {
 
+using python::contiguous;
+using python::dtype_of;
+using python::torch_executor;
+using python::with_public_errors;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Names = std::vector<Name>;
 using Numbers = std::vector<double>;
 
-// An Error of the core has a type that only this library knows.
-template <class Body>
-auto with_public_errors(Body body) {
-  try {
-    return body();
-  } catch (const Error& error) {
-    throw std::invalid_argument(error.what());
-  }
-}
-
-Executor torch_executor() {
-  return {.run = [](void*, int64_t tasks, Executor::Task task, void* argument) {
-    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) task(argument, i);
-    });
-  }};
-}
-
 // ---- tensors as arrays
 // ---------------------------------------------------------------------------
-
-DType dtype_of(std::string_view name, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return DType::float32;
-    case ScalarType::Double:
-      return DType::float64;
-    case ScalarType::BFloat16:
-      return DType::bfloat16;
-    case ScalarType::Half:
-      return DType::float16;
-    case ScalarType::Bool:
-      return DType::boolean;
-    default:
-      throw Error("policy_loss: " + std::string(name) + " must have a supported dtype");
-  }
-}
 
 bool same_shape(const Tensor& a, const Tensor& b) {
   if (a.dim() != b.dim()) return false;
@@ -103,7 +73,7 @@ template <class Array, class Pointer>
 Array token_view(std::string_view name, const Tensor& tensor, Pointer* data) {
   const bool padded = tensor.dim() == 2;
   return {.data = data,
-          .dtype = dtype_of(name, tensor),
+          .dtype = dtype_of("policy_loss", name, tensor),
           .row_stride = padded ? tensor.stride(0) : 0,
           .column_stride = tensor.stride(padded ? 1 : 0)};
 }
@@ -120,7 +90,7 @@ ConstArray advantage_array(const Tensor& advantages, const Tensor& logps, int64_
   require((column || advantages.dim() == 1) && advantages.size(0) == rows,
           [] { return "policy_loss: advantages must be [B, 1], [B] or of the shape of logps"; });
   return {.data = advantages.const_data_ptr(),
-          .dtype = dtype_of("advantages", advantages),
+          .dtype = dtype_of("policy_loss", "advantages", advantages),
           .row_stride = advantages.stride(0),
           .column_stride = 0,
           .per_row = true};
@@ -165,10 +135,6 @@ struct Inputs {
   std::optional<Tensor> entropies = {};
   std::optional<Tensor> offsets = {};  // contiguous
 };
-
-std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
-}
 
 PolicyArrays arrays_of(std::string_view function, const Inputs& in) {
   PolicyArrays out;

@@ -35,14 +35,14 @@ def dtype_text(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_given(where: str, tensor: Tensor | None) -> None:
+def check_given(where: str, tensor: Tensor | None) -> None:
     if tensor is None:
         raise ValueError(f"{where} must be given, got none")
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{where} must be a tensor, got {type(tensor).__name__}")
 
 
-def _check_floating(where: str, tensor: Tensor) -> None:
+def check_floating(where: str, tensor: Tensor) -> None:
     if tensor.dtype not in _FLOATING:
         raise TypeError(
             f"{where} must be float32, float64, bfloat16 or float16, got {dtype_text(tensor.dtype)}"
@@ -81,8 +81,8 @@ def _check_tokens(where: str, tensor: Tensor, logps: Tensor) -> None:
 
 def _check_logps(function: str, logps: Tensor, offsets: Tensor | None) -> None:
     where = f"{function}: logps"
-    _check_given(where, logps)
-    _check_floating(where, logps)
+    check_given(where, logps)
+    check_floating(where, logps)
     if logps.dim() != (2 if offsets is None else 1):
         rule = "[B, T], or [N] with offsets" if offsets is None else "[N] with offsets"
         raise ValueError(f"{where} must be {rule}, got {shape_text(logps)}")
@@ -92,7 +92,7 @@ def _check_offsets(function: str, offsets: Tensor | None) -> None:
     where = f"{function}: offsets"
     if offsets is None:
         return
-    _check_given(where, offsets)
+    check_given(where, offsets)
     if offsets.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{where} must be int32 or int64, got {dtype_text(offsets.dtype)}")
     if offsets.dim() != 1 or offsets.shape[0] < 1:
@@ -101,8 +101,8 @@ def _check_offsets(function: str, offsets: Tensor | None) -> None:
 
 def _checked_advantages(function: str, advantages: Tensor, logps: Tensor, rows: int) -> Tensor:
     where = f"{function}: advantages"
-    _check_given(where, advantages)
-    _check_floating(where, advantages)
+    check_given(where, advantages)
+    check_floating(where, advantages)
     _check_width(where, "advantages", advantages, logps)
     _check_device(where, advantages, logps)
     _check_constant(where, "advantages", advantages)
@@ -117,12 +117,12 @@ def _checked_advantages(function: str, advantages: Tensor, logps: Tensor, rows: 
 
 def _checked_mask(function: str, mask: Tensor, logps: Tensor) -> Tensor:
     where = f"{function}: response_mask"
-    _check_given(where, mask)
+    check_given(where, mask)
     _check_tokens(where, mask, logps)
     if mask.dtype in _INTEGERS:
         return mask.to(torch.float32)
     if mask.dtype != torch.bool:
-        _check_floating(where, mask)
+        check_floating(where, mask)
     _check_constant(where, "response_mask", mask)
     return mask
 
@@ -131,8 +131,8 @@ def _check_optional_tokens(function: str, name: str, tensor: Tensor | None, logp
     where = f"{function}: {name}"
     if tensor is None:
         return
-    _check_given(where, tensor)
-    _check_floating(where, tensor)
+    check_given(where, tensor)
+    check_floating(where, tensor)
     _check_width(where, name, tensor, logps)
     _check_tokens(where, tensor, logps)
 
@@ -169,7 +169,7 @@ class Pairs(NamedTuple):
 def checked_pairs(function: str, pairs: Pairs) -> Pairs:
     """The pairs as the operators take them: answers [2 B] become rows of one token."""
     logps, response_mask, ref_logps, offsets = pairs
-    _check_given(f"{function}: logps", logps)
+    check_given(f"{function}: logps", logps)
     if logps.dim() == 1 and offsets is None:
         logps, response_mask, ref_logps = (
             each[:, None] if isinstance(each, Tensor) and each.dim() == 1 else each

@@ -602,17 +602,55 @@ def discounted_returns(
 
 
 def token_logps(
-    logits: Tensor, targets: Tensor, *, temperature: float = 1, ignore_index: int = -100
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1,
+    scale: float = 1,
+    softcap: float = 0,
+    ignore_index: int = -100,
 ) -> tuple[Tensor, Tensor]:
-    """log softmax(logits / temperature) at the targets, and the entropies -sum_v p_v log p_v.
+    """log softmax(x / temperature) at the targets, and the entropies -sum_v p_v log p_v.
 
-    logits [..., V], targets [...]; results are like targets. A logit of -inf is a column that is
-    not there. Ignored targets get 0 and no gradient.
+    x = scale logits, or softcap tanh(scale logits / softcap). logits [..., V], targets [...];
+    results are like targets. A logit of -inf is a column that is not there. Ignored targets get 0
+    and no gradient.
     """
     ignored = targets == ignore_index
-    x = logits.to(_wide(logits.dtype))
-    x = x.masked_fill(x == -math.inf, -math.inf).masked_fill(ignored[..., None], 0)
+    x = logits.to(_wide(logits.dtype)) * scale
+    absent = x == -math.inf
+    if softcap > 0:
+        x = softcap * torch.tanh(x.masked_fill(absent, 0) / softcap)
+    x = x.masked_fill(absent, -math.inf).masked_fill(ignored[..., None], 0)
     log_p = torch.log_softmax(x / temperature, -1)
     logps = log_p.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0]
     entropies = -(log_p.exp() * log_p.masked_fill(log_p == -math.inf, 0)).sum(-1)
     return logps.masked_fill(ignored, 0), entropies.masked_fill(ignored, 0)
+
+
+def categorical_kl(
+    q_logits: Tensor, p_logits: Tensor, *, mask: Tensor | None = None, temperature: float = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(q || p), KL(p || q) and H(q), q = softmax(q_logits / temperature); [..., V] to [...].
+
+    KL(q || p) = sum_v q_v (log q_v - log p_v). Columns at -inf in both are not there; positions
+    with mask False get zeros and no gradient.
+    """
+
+    def log_softmax(logits):
+        x = logits.to(_wide(logits.dtype))
+        x = x.masked_fill(x == -math.inf, -math.inf)
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0)
+        return torch.log_softmax(x / temperature, -1)
+
+    def expectation(log_of, what):
+        return (log_of.exp() * what.masked_fill(log_of == -math.inf, 0)).sum(-1)
+
+    log_q, log_p = log_softmax(q_logits), log_softmax(p_logits)
+    values = (
+        expectation(log_q, log_q - log_p),
+        expectation(log_p, log_p - log_q),
+        -expectation(log_q, log_q),
+    )
+    return values if mask is None else tuple(each.masked_fill(~mask, 0) for each in values)

@@ -1,0 +1,282 @@
+"""Autograd and tracing of the operators behind tether.logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tether._ops import ops
+
+_STATISTICS, _KL_STATISTICS = 4, 7  # float64 numbers a row
+
+
+def _again(function: str) -> str:
+    return (
+        f"{function}: the gradient must not be differentiated again, got a second backward. "
+        "Detach it, or use torch.log_softmax for second derivatives"
+    )
+
+
+def _like_result(logits: Tensor) -> Tensor:
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.new_empty(logits.shape[:-1], dtype=wide)
+
+
+def _doubles(upstream: Tensor | None) -> Tensor | None:
+    return None if upstream is None else upstream.to(torch.float64).contiguous()
+
+
+# ---- token_logps ---------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("tether::token_logps_forward")
+def _(logits, targets, temperature, scale, softcap, ignore_index, with_entropies):
+    entropies = _like_result(logits) if with_entropies else logits.new_empty((0,)).float()
+    statistics = logits.new_empty((targets.numel(), _STATISTICS), dtype=torch.float64)
+    return _like_result(logits), entropies, statistics
+
+
+@torch.library.register_fake("tether::token_logps_backward")
+def _(*_):
+    return None
+
+
+class TokenGradient(torch.autograd.Function):
+    """The gradient of the logits; a Function of its own so that a second backward raises."""
+
+    @staticmethod
+    def forward(ctx, logits, targets, statistics, dlogps, dentropies, options, buffer):
+        dlogits = buffer
+        if dlogits is None:
+            dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        ops.token_logps_backward(
+            logits, targets, statistics, _doubles(dlogps), _doubles(dentropies), *options, dlogits
+        )
+        if buffer is None:
+            return dlogits
+        # Whoever else has saved the tensor learns that it has changed.
+        torch.autograd.graph.increment_version(buffer)
+        return buffer.detach()
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotImplementedError(_again("token_logps"))
+
+
+def _setup(ctx, inputs, output):
+    logits, targets, *options, ctx.with_entropies = inputs
+    ctx.options = options
+    ctx.mark_non_differentiable(output[2], *(() if ctx.with_entropies else (output[1],)))
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(logits, targets, output[2])
+
+
+def _backward(ctx, dlogps, dentropies, _):
+    dlogits = None
+    if dlogps is not None or dentropies is not None:
+        dlogits = TokenGradient.apply(*ctx.saved_tensors, dlogps, dentropies, ctx.options, None)
+    return dlogits, *[None] * 6
+
+
+torch.library.register_autograd("tether::token_logps_forward", _backward, setup_context=_setup)
+
+
+class TokenLogpsInto(torch.autograd.Function):
+    """token_logps whose gradient goes into the caller's memory, perhaps that of the logits."""
+
+    @staticmethod
+    def forward(ctx, logits, targets, options, with_entropies, buffer):
+        ctx.options, ctx.buffer = options, buffer.detach()
+        logps, entropies, statistics = ops.token_logps_forward(
+            logits, targets, *options, with_entropies
+        )
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, targets, statistics)
+        return logps, (entropies if with_entropies else None)
+
+    @staticmethod
+    def backward(ctx, dlogps, dentropies):
+        dlogits = None
+        if dlogps is not None or dentropies is not None:
+            dlogits = TokenGradient.apply(
+                *ctx.saved_tensors, dlogps, dentropies, ctx.options, ctx.buffer
+            )
+        return dlogits, None, None, None, None
+
+
+# ---- linear_token_logps --------------------------------------------------------------------------
+
+
+def _rows_of(condition: Tensor) -> Tensor | None:
+    """The places where it holds; None if everywhere."""
+    return None if bool(condition.all()) else condition.nonzero()[:, 0]
+
+
+def _chunks(count: int, largest: int) -> list[tuple[int, int]]:
+    parts = -(-count // max(largest, 1))
+    return [(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
+
+
+class LinearTokenLogps(torch.autograd.Function):
+    """The walks of libtorch/linear_token_logps.cc: one product a chunk, then two more."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, options, with_entropies, chunk_bytes):
+        shape, targets = targets.shape, targets.reshape(-1)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        logps = torch.zeros(targets.shape, dtype=wide)
+        entropies = torch.zeros(targets.shape, dtype=wide) if with_entropies else None
+        statistics = torch.zeros(targets.numel(), _STATISTICS, dtype=torch.float64)
+        ctx.rows_a_chunk = max(chunk_bytes // (weight.shape[0] * weight.element_size()), 1)
+        for places, logits in _logits_of_chunks(
+            rows, weight, bias, targets != options[-1], ctx.rows_a_chunk
+        ):
+            part = ops.token_logps_forward(logits, targets[places], *options, with_entropies)
+            logps[places], statistics[places] = part[0], part[2]
+            if with_entropies:
+                entropies[places] = part[1]
+        ctx.options, ctx.shape = options, hidden.shape
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(hidden, weight, bias, targets, statistics)
+        return logps.view(shape), (entropies.view(shape) if with_entropies else None)
+
+    @staticmethod
+    def backward(ctx, dlogps, dentropies):
+        gradients = [None] * 3
+        if dlogps is not None or dentropies is not None:
+            gradients = _LinearGradient.apply(
+                *ctx.saved_tensors,
+                dlogps,
+                dentropies,
+                ctx.options,
+                ctx.rows_a_chunk,
+                tuple(ctx.needs_input_grad[:3]),
+            )
+        return *gradients, None, None, None, None
+
+
+def _logits_of_chunks(hidden, weight, bias, active, rows_a_chunk):
+    """(places, logits) of one chunk of active rows after another, all in one buffer."""
+    rows = _rows_of(active)
+    count = hidden.shape[0] if rows is None else rows.numel()
+    if count == 0:
+        return
+    pieces = _chunks(count, rows_a_chunk)
+    largest = max(end - begin for begin, end in pieces)
+    buffer = torch.empty(largest, weight.shape[0], dtype=weight.dtype)
+    for begin, end in pieces:
+        places = slice(begin, end) if rows is None else rows[begin:end]
+        logits = buffer[: end - begin]
+        if bias is None:
+            torch.mm(hidden[places], weight.t(), out=logits)
+        else:
+            torch.addmm(bias, hidden[places], weight.t(), out=logits)
+        yield places, logits
+
+
+class _LinearGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, hidden, weight, bias, targets, statistics, dlogps, dentropies, options, rows, wanted
+    ):
+        upstreams = [
+            None if each is None else each.reshape(-1).to(torch.float64)
+            for each in (dlogps, dentropies)
+        ]
+        active = torch.zeros(targets.shape, dtype=torch.bool)
+        for each in upstreams:
+            if each is not None:
+                active |= each != 0
+        active &= targets != options[-1]
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        # Sums of many chunks of half weights are in float32.
+        wide = torch.float32 if weight.element_size() == 2 else weight.dtype
+        dhidden = torch.zeros_like(flat) if wanted[0] else None
+        dweight = torch.zeros(weight.shape, dtype=wide) if wanted[1] else None
+        dbias = torch.zeros(weight.shape[0], dtype=wide) if wanted[2] else None
+        for places, logits in _logits_of_chunks(flat, weight, bias, active, rows):
+            ops.token_logps_backward(
+                logits,
+                targets[places],
+                statistics[places],
+                *(None if each is None else each[places] for each in upstreams),
+                *options,
+                logits,
+            )
+            if dhidden is not None:
+                dhidden[places] = logits @ weight
+            if dweight is not None and wide == weight.dtype:
+                dweight.addmm_(logits.t(), flat[places])
+            elif dweight is not None:
+                dweight += logits.t() @ flat[places]
+            if dbias is not None:
+                dbias += logits.sum(0, dtype=wide)
+        return (
+            None if dhidden is None else dhidden.view(hidden.shape),
+            None if dweight is None else dweight.to(weight.dtype),
+            None if dbias is None else dbias.to(weight.dtype),
+        )
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotImplementedError(_again("linear_token_logps"))
+
+
+# ---- categorical_kl ------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("tether::categorical_kl_forward")
+def _(q_logits, p_logits, mask, temperature):
+    result = _like_result(q_logits)
+    statistics = q_logits.new_empty((result.numel(), _KL_STATISTICS), dtype=torch.float64)
+    return result, torch.empty_like(result), torch.empty_like(result), statistics
+
+
+@torch.library.register_fake("tether::categorical_kl_backward")
+def _(q_logits, p_logits, statistics, upstream, temperature, with_q, with_p):
+    def gradient(wanted):
+        return q_logits.new_empty(q_logits.shape if wanted else (0,))
+
+    return gradient(with_q), gradient(with_p)
+
+
+class _KlGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q_logits, p_logits, statistics, upstream, temperature, with_q, with_p):
+        return ops.categorical_kl_backward(
+            q_logits, p_logits, statistics, upstream, temperature, with_q, with_p
+        )
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotImplementedError(_again("categorical_kl"))
+
+
+def _setup_kl(ctx, inputs, output):
+    q_logits, p_logits, mask, ctx.temperature = inputs
+    ctx.mark_non_differentiable(output[3])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q_logits, p_logits, output[3], mask)
+
+
+def _kl_backward(ctx, *upstreams):
+    q_logits, p_logits, statistics, mask = ctx.saved_tensors
+    if all(each is None for each in upstreams[:3]):
+        return None, None, None, None
+    zero = statistics.new_zeros(q_logits.shape[:-1])
+    upstream = torch.stack(
+        [zero if each is None else each.to(torch.float64) for each in upstreams[:3]], -1
+    )
+    if mask is not None:
+        upstream = upstream.masked_fill(~mask[..., None], 0)
+    with_q, with_p = ctx.needs_input_grad[:2]
+    dq, dp = _KlGradient.apply(
+        q_logits, p_logits, statistics, upstream.contiguous(), ctx.temperature, with_q, with_p
+    )
+    return dq if with_q else None, dp if with_p else None, None, None
+
+
+torch.library.register_autograd(
+    "tether::categorical_kl_forward", _kl_backward, setup_context=_setup_kl
+)

@@ -1,0 +1,334 @@
+"""tether.token_logps, linear_token_logps and categorical_kl against tether.reference."""
+
+import math
+
+import pytest
+import tether
+import torch
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def random_logits(*shape, dtype=torch.float64, seed=0, scale=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def random_targets(logits, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(logits.shape[-1], logits.shape[:-1], generator=generator)
+
+
+def weights_of(like, low=-0.5):
+    return torch.linspace(low, 2, like.numel(), dtype=torch.float64).view(like.shape)
+
+
+def token_results(function, logits, targets, **options):
+    """logps, entropies, and the gradient of a mixture of both."""
+    leaf = logits.detach().requires_grad_()
+    logps, entropies = function(leaf, targets, **options)
+    a = weights_of(logps)
+    (gradient,) = torch.autograd.grad((a * logps + (1.7 - a) * entropies).sum(), leaf)
+    return logps.detach(), entropies.detach(), gradient
+
+
+def assert_same(actual, expected, tolerance):
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("softcap", [0.0, 12.0])
+def test_token_logps_equals_reference(dtype, softcap):
+    logits = random_logits(2, 3, 777, dtype=dtype)
+    logits[0, 1, 5] = -math.inf
+    targets = random_targets(logits)
+    targets[1, 2] = -100
+    options = {"temperature": 0.8, "scale": 1.5, "softcap": softcap}
+    actual = token_results(tether.token_logps, logits, targets, entropies=True, **options)
+    expected = token_results(tether.reference.token_logps, logits.double(), targets, **options)
+    wide = dtype == torch.float64
+    assert actual[0].dtype == (torch.float64 if wide else torch.float32)
+    assert actual[2].dtype == dtype
+    assert_same(actual[:2], expected[:2], 1e-12 if wide else 1e-5)
+    rounding = {torch.bfloat16: 2**-7, torch.float16: 2**-10}.get(dtype, 0)
+    assert_same(actual[2:], expected[2:], rounding + (1e-12 if wide else 1e-5))
+
+
+def test_layouts_give_the_same_bits():
+    whole = random_logits(3, 5, 40, dtype=torch.float32)
+    for logits in (whole[:, :-1], whole.transpose(0, 1), whole[..., ::3], whole[0, 0]):
+        targets = random_targets(logits)
+        want = token_results(tether.token_logps, logits.contiguous(), targets, entropies=True)
+        got = token_results(tether.token_logps, logits, targets.to(torch.int32), entropies=True)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_gradient_buffer():
+    logits = random_logits(4, 50, dtype=torch.float32)
+    targets = random_targets(logits)
+    want = token_results(tether.token_logps, logits, targets, entropies=True)[2]
+    buffer = torch.empty_like(logits)
+    got = token_results(
+        tether.token_logps, logits, targets, entropies=True, gradient_buffer=buffer
+    )[2]
+    assert torch.equal(got, want) and got.data_ptr() == buffer.data_ptr()
+    owner = logits.clone().requires_grad_()
+    in_place = owner * 1
+    out = tether.token_logps(in_place, targets, entropies=True, gradient_buffer=in_place)
+    a = weights_of(out.logps)
+    loss = (a * out.logps + (1.7 - a) * out.entropies).sum()
+    loss.backward(retain_graph=True)
+    assert torch.equal(owner.grad, want) and torch.equal(in_place.detach(), want)
+    with pytest.raises(RuntimeError):  # the logits are gone
+        loss.backward()
+
+
+def test_gradcheck_and_second_derivative():
+    logits = random_logits(3, 7).requires_grad_()
+    targets = random_targets(logits)
+    assert torch.autograd.gradcheck(
+        lambda x: tether.token_logps(x, targets, temperature=0.7, softcap=4.0, entropies=True),
+        logits,
+    )
+    (first,) = torch.autograd.grad(
+        tether.token_logps(logits, targets).logps.square().sum(), logits, create_graph=True
+    )
+    with pytest.raises(NotImplementedError, match="token_logps: the gradient must not be"):
+        first.square().sum().backward()
+
+
+def test_opcheck_and_compile():
+    logits, targets = random_logits(3, 40, dtype=torch.float32), torch.tensor([1, 2, 39])
+    arguments = (logits.requires_grad_(), targets, 1.0, 1.0, 0.0, -100, True)
+    torch.library.opcheck(torch.ops.tether.token_logps_forward.default, arguments)
+    p_logits = random_logits(3, 40, dtype=torch.float32, seed=2)
+    torch.library.opcheck(
+        torch.ops.tether.categorical_kl_forward.default, (logits, p_logits, None, 1.0)
+    )
+
+    def step(x):
+        return tether.token_logps(x, targets, entropies=True).logps.sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    (got,) = torch.autograd.grad(compiled(logits), logits)
+    (want,) = torch.autograd.grad(step(logits), logits)
+    torch.testing.assert_close(got, want)
+
+
+# ---- linear_token_logps --------------------------------------------------------------------------
+
+
+def linear_results(hidden, weight, bias, targets, fused, **options):
+    leaves = [each.detach().requires_grad_() for each in (hidden, weight, bias)]
+    if fused:
+        chunk = {"chunk_bytes": options.pop("chunk_bytes")} if "chunk_bytes" in options else {}
+        logps, entropies = tether.linear_token_logps(
+            leaves[0], leaves[1], targets, leaves[2], entropies=True, **options, **chunk
+        )
+    else:
+        options.pop("chunk_bytes", None)
+        logits = torch.nn.functional.linear(*leaves)
+        logps, entropies = tether.reference.token_logps(logits, targets, **options)
+    a = weights_of(logps)
+    gradients = torch.autograd.grad((a * logps + (1.7 - a) * entropies).sum(), leaves)
+    return logps.detach(), entropies.detach(), *gradients
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 1000])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_linear_equals_whole_logits(rows, ignored):
+    hidden, weight = random_logits(2, 5, 6), random_logits(33, 6, seed=2, scale=1)
+    bias, targets = random_logits(33, seed=3), random_targets(torch.empty(2, 5, 33))
+    if ignored:
+        targets[0, 3] = targets[1, 1] = -100
+    options = {"temperature": 0.8, "softcap": 9.0, "chunk_bytes": rows * 33 * 8}
+    actual = linear_results(hidden, weight, bias, targets, True, **options)
+    expected = linear_results(hidden, weight, bias, targets, False, **options)
+    assert_same(actual, expected, 1e-12)
+    if ignored:
+        hidden[0, 3] = math.nan
+        poisoned = linear_results(hidden, weight, bias, targets, True, **options)
+        assert all(torch.equal(a, b) for a, b in zip(poisoned, actual, strict=True))
+
+
+def test_linear_of_half_weights_adds_up_in_float32():
+    hidden, weight = random_logits(1, 64, 16), random_logits(33, 16, seed=2, scale=0.3)
+    bias, targets = torch.zeros(33, dtype=torch.float64), random_targets(torch.empty(1, 64, 33))
+    halves = [each.bfloat16() for each in (hidden, weight, bias)]
+    expected = linear_results(*(each.double() for each in halves), targets, False)
+    for chunk_bytes in (2 * 33 * 2, 1 << 20):
+        actual = linear_results(*halves, targets, True, chunk_bytes=chunk_bytes)
+        assert actual[3].dtype == torch.bfloat16
+        error = (actual[3].double() - expected[3]).norm() / expected[3].norm()
+        assert error < 2**-7
+
+
+def test_linear_frozen_weight_and_second_derivative():
+    hidden, weight = random_logits(4, 6).requires_grad_(), random_logits(9, 6, seed=2)
+    targets = random_targets(torch.empty(4, 9))
+    out = tether.linear_token_logps(hidden, weight, targets)
+    (first,) = torch.autograd.grad(out.logps.square().sum(), hidden, create_graph=True)
+    with pytest.raises(NotImplementedError, match="linear_token_logps: the gradient must not be"):
+        first.square().sum().backward()
+
+
+# ---- categorical_kl ------------------------------------------------------------------------------
+
+
+def kl_results(function, q_logits, p_logits, **options):
+    leaves = [each.detach().requires_grad_() for each in (q_logits, p_logits)]
+    values = function(*leaves, **options)
+    a = weights_of(values[0])
+    loss = (a * values[0] + (0.3 - a) * values[1] + (1.7 - a) * values[2]).sum()
+    return *(each.detach() for each in values), *torch.autograd.grad(loss, leaves)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_categorical_kl_equals_reference(dtype):
+    q_logits = random_logits(2, 4, 555, dtype=dtype)[:, :-1]
+    p_logits = random_logits(2, 3, 555, dtype=dtype, seed=5)
+    q_logits[0, 0, 7] = p_logits[0, 0, 7] = -math.inf
+    mask = torch.tensor([[True, True, False], [True, False, True]])
+    options = {"mask": mask, "temperature": 0.8}
+    expected = kl_results(
+        tether.reference.categorical_kl, q_logits.double(), p_logits.double(), **options
+    )
+    q_logits[~mask] = math.nan
+    actual = kl_results(tether.categorical_kl, q_logits, p_logits, **options)
+    wide = dtype == torch.float64
+    assert_same(actual[:3], expected[:3], 1e-12 if wide else 1e-5)
+    rounding = {torch.bfloat16: 2**-7, torch.float16: 2**-10}.get(dtype, 0)
+    assert_same(actual[3:], expected[3:], rounding + (1e-12 if wide else 1e-5))
+
+
+def test_categorical_kl_gradcheck():
+    q_logits, p_logits = random_logits(3, 7), random_logits(3, 7, seed=4)
+    assert torch.autograd.gradcheck(
+        lambda q, p: tuple(tether.categorical_kl(q, p)),
+        (q_logits.requires_grad_(), p_logits.requires_grad_()),
+    )
+    tether.categorical_kl(q_logits, p_logits.detach()).kl.sum().backward()
+    assert q_logits.grad is not None and p_logits.grad is None
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+LOGITS, TARGETS = torch.zeros(2, 3, 32), torch.zeros(2, 3, dtype=torch.int64)
+
+
+def bad_ids(value):
+    targets = TARGETS.clone()
+    targets[1, 2] = value
+    return targets
+
+
+@pytest.mark.parametrize(
+    "arguments, options, error, message",
+    [
+        ((None, TARGETS), {}, ValueError, "logits must be given, got none"),
+        (
+            (LOGITS.long(), TARGETS),
+            {},
+            TypeError,
+            "logits must be float32, float64, bfloat16 or float16, got int64",
+        ),
+        (
+            (LOGITS[..., :0], TARGETS),
+            {},
+            ValueError,
+            "logits must be [..., V] with V at least 1, got [2, 3, 0]",
+        ),
+        (
+            (LOGITS, TARGETS[:, 1:]),
+            {},
+            ValueError,
+            "targets must be [2, 3] like logits [2, 3, 32], got [2, 2]",
+        ),
+        (
+            (LOGITS, TARGETS.float()),
+            {},
+            TypeError,
+            "targets must be int32 or int64, got float32",
+        ),
+        (
+            (LOGITS, bad_ids(32)),
+            {},
+            IndexError,
+            "targets must be in [0, 32) or ignore_index -100, got 32 at [1, 2]",
+        ),
+        (
+            (LOGITS, TARGETS),
+            {"temperature": 0.0},
+            ValueError,
+            "temperature must be in [1e-06, 1e+06], got 0",
+        ),
+        (
+            (LOGITS, TARGETS),
+            {"softcap": -1.0},
+            ValueError,
+            "softcap must be in [0, 1e+06], got -1",
+        ),
+        (
+            (LOGITS, TARGETS),
+            {"gradient_buffer": LOGITS[0]},
+            ValueError,
+            "gradient_buffer must be [2, 3, 32] like logits, got [3, 32]",
+        ),
+    ],
+)
+def test_token_logps_refuses(arguments, options, error, message):
+    with pytest.raises(error) as raised:
+        tether.token_logps(*arguments, **options)
+    assert str(raised.value) == f"token_logps: {message}"
+
+
+@pytest.mark.parametrize(
+    "weight, options, error, message",
+    [
+        (
+            torch.zeros(9, 7),
+            {},
+            ValueError,
+            "weight must be [V, 32] with V at least 1, for hidden [2, 3, 32], got [9, 7]",
+        ),
+        (
+            torch.zeros(9, 32, dtype=torch.float64),
+            {},
+            TypeError,
+            "weight must be float32 like hidden, got float64",
+        ),
+        (
+            torch.zeros(9, 32),
+            {"bias": torch.zeros(8)},
+            ValueError,
+            "bias must be [9] like the rows of weight, got [8]",
+        ),
+        (
+            torch.zeros(9, 32),
+            {"chunk_bytes": 0},
+            ValueError,
+            "chunk_bytes must be at least 1, got 0",
+        ),
+    ],
+)
+def test_linear_token_logps_refuses(weight, options, error, message):
+    with pytest.raises(error) as raised:
+        tether.linear_token_logps(LOGITS, weight, TARGETS, **options)
+    assert str(raised.value) == f"linear_token_logps: {message}"
+
+
+def test_categorical_kl_refuses():
+    for p_logits, options, error, message in (
+        (LOGITS.double(), {}, TypeError, "p_logits must be float32 like q_logits, got float64"),
+        (
+            LOGITS[:, 1:],
+            {},
+            ValueError,
+            "p_logits must be [2, 3, 32] like q_logits, got [2, 2, 32]",
+        ),
+        (LOGITS, {"mask": TARGETS}, TypeError, "mask must be bool, got int64"),
+    ):
+        with pytest.raises(error) as raised:
+            tether.categorical_kl(LOGITS, p_logits, **options)
+        assert str(raised.value) == f"categorical_kl: {message}"
