@@ -4,8 +4,8 @@
 usage: table.py RESULTS.json
 
 Medians of CPU time over the repetitions, one thread. "x eager" compares with torch's operations in
-the same shape: of the same estimator, of PPO for every policy loss; "of stream" with the loop that moves the same bytes in the same shape, "of memory"
-with the copy of 1 GiB, in bytes per second.
+the same shape: of the same function, of PPO for every policy loss; "of stream" with the loop that
+moves the same bytes in the same shape, "of memory" with the copy of 1 GiB, in bytes per second.
 """
 
 import json
@@ -40,8 +40,13 @@ def ratio(times, numerator, denominator):
 
 
 def eager_of(times, shape, row):
-    own = f"{shape}/eager/{row.split('/')[1]}/float32"
-    return own if own in times else f"{shape}/eager/ppo/float32"
+    name, dtype = row.split("/")[1:3]
+    for words in (name, *(name.rsplit("_", count)[0] for count in (1, 2))):
+        for each in (dtype, "float32"):
+            own = f"{shape}/eager/{words}/{each}"
+            if own in times:
+                return own
+    return f"{shape}/eager/ppo/float32"
 
 
 def cell(value, digits=2):
@@ -50,7 +55,7 @@ def cell(value, digits=2):
 
 def table(times):
     yield (
-        f"{'shape':>9}  {'row':38} {'us':>10} {'ns/token':>9} {'x eager':>8} {'of stream':>9} "
+        f"{'shape':>9}  {'row':38} {'us':>10} {'ns/item':>9} {'x eager':>8} {'of stream':>9} "
         f"{'of memory':>9}"
     )
     memory = times.get("machine/copy", (0, 0, 0))[1]
@@ -65,14 +70,57 @@ def table(times):
             f"{shape:>9}  {row:38} {nanoseconds / 1e3:10.2f} {1e9 / tokens_per_second:9.3f} "
             f"{cell(eager, 1):>8} {cell(stream):>9} {cell(share):>9}"
         )
-    for name in ("read", "copy"):
+    for name in ("read", "copy", "in_place", "copy_past_caches"):
         if f"machine/{name}" in times:
             bandwidth = times[f"machine/{name}"][1] / 1e9
-            yield f"  machine  {name + ' of 1 GiB':38} {bandwidth:10.1f} GB/s"
+            yield f"  machine  {name:38} {bandwidth:10.1f} GB/s"
+
+
+def bandwidth(times, name, limit):
+    """The share of the machine's own bandwidth."""
+    if name not in times or f"machine/{limit}" not in times:
+        return None
+    return times[name][1] / times[f"machine/{limit}"][1]
+
+
+def time_of_bytes(times, count, limit):
+    """Nanoseconds that the machine takes for so many bytes."""
+    return count / times[f"machine/{limit}"][1] * 1e9 if f"machine/{limit}" in times else None
+
+
+def logits_targets(times):
+    shape = "512x151936"
+    raw = f"{shape}/raw/logits"
+    for row in ("forward", "forward_logp"):
+        name = f"{raw}_{row}/float32"
+        yield f"{name}: of read", bandwidth(times, name, "read"), ">=", 0.8
+        half = f"{raw}_{row}/bfloat16"
+        speed = times[half][2] / 1e9 if half in times else None
+        yield f"{half}: G elements/s", speed, ">=", 5
+    name = f"{raw}_backward_in_place/float32"
+    yield f"{name}: of in place", bandwidth(times, name, "in_place"), ">=", 0.85
+    name = f"{raw}_row_loss/float32"
+    if name in times:
+        once = 512 * 151936 * 4
+        limits = (
+            time_of_bytes(times, once, "read"),
+            time_of_bytes(times, 2 * once, "copy_past_caches"),
+        )
+        if None not in limits:
+            yield f"{name}: x (read + copy)", times[name][0] / sum(limits), "<=", 1.05
+    for name in ("both", "both_own_buffer"):
+        name = f"{shape}/autograd/logits_{name}/float32"
+        yield f"{name}: x eager", ratio(times, f"{shape}/eager/logits_both/float32", name), ">=", 9
+    for dtype in ("float32", "bfloat16"):
+        gemm = f"1024x1024x32000/gemm/logits_linear/{dtype}"
+        for rows in (256, 512, 1024):
+            name = f"1024x1024x32000/autograd/logits_linear_chunk_{rows}/{dtype}"
+            yield f"{name}: x products", ratio(times, name, gemm), "<=", 1.1
 
 
 def targets(times):
     """(what, value, at least or at most, bound)"""
+    yield from logits_targets(times)
     gae = "256x2048/raw/gae/float32"
     yield f"{gae}: x eager", ratio(times, "256x2048/eager/gae/float32", gae), ">=", 20
     for row in ("ppo", "user"):
