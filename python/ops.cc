@@ -363,12 +363,13 @@ std::tuple<std::vector<std::string>, Numbers> policy_metrics(const Tensor& sums,
   });
 }
 
-// family, name, formula, paper of every row of the catalogue.
+// family, name, formula, paper, agreement of every row of the catalogue.
 std::vector<std::string> catalogue() {
   std::vector<std::string> out;
   const auto add = [&](std::string_view family, const auto& rows) {
     for (const auto& row : rows) {
-      for (const std::string_view each : {family, row.name, row.formula, row.paper}) {
+      for (const std::string_view each :
+           {family, row.name, row.formula, row.paper, row.agreement}) {
         out.emplace_back(each);
       }
     }

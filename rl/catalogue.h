@@ -29,6 +29,10 @@ struct ObjectiveRow {
   std::string_view formula;
   std::string_view paper;
   std::string_view header;
+  // Who computes the same, value and gradient, in the tests: mpmath
+  // (tests/golden/policy_golden.json) and the recordings of peers' own functions
+  // (tests/golden/peers), to 1e-12.
+  std::string_view agreement;
   Objective (*preset)();
 };
 using CatalogueRow = ObjectiveRow<PolicyObjective>;
@@ -36,40 +40,48 @@ using PreferenceRow = ObjectiveRow<PreferenceObjective>;
 
 // The only lists of objectives in the project: one line each.
 inline const std::array kCatalogue{
-    CatalogueRow{"ppo",
-                 "token mean of -min(ratio A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A)",
-                 "arXiv:1707.06347, eq. 7", "rl/ppo.h", [] { return presets::ppo(); }},
+    CatalogueRow{
+        "ppo", "token mean of -min(ratio A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A)",
+        "arXiv:1707.06347, eq. 7", "rl/ppo.h", "mpmath; TRL bnpo", [] { return presets::ppo(); }},
     CatalogueRow{"ppo_dual_clip", "ppo; where A < 0 at most -dual_clip A, dual_clip 3",
-                 "arXiv:1912.09729, eq. 5", "rl/ppo.h", [] { return presets::ppo_dual_clip(); }},
+                 "arXiv:1912.09729, eq. 5", "rl/ppo.h", "mpmath; TRL bnpo; verl vanilla",
+                 [] { return presets::ppo_dual_clip(); }},
     CatalogueRow{"grpo", "sequence mean, then batch mean of the clipped surrogate + beta k3",
-                 "arXiv:2402.03300, eq. 3", "rl/grpo.h", [] { return presets::grpo(); }},
+                 "arXiv:2402.03300, eq. 3", "rl/grpo.h", "mpmath; TRL grpo",
+                 [] { return presets::grpo(); }},
     CatalogueRow{"dapo", "token mean of the clipped surrogate, epsilon_high 0.28",
-                 "arXiv:2503.14476, eq. 10", "rl/dapo.h", [] { return presets::dapo(); }},
+                 "arXiv:2503.14476, eq. 10", "rl/dapo.h", "mpmath; TRL dapo",
+                 [] { return presets::dapo(); }},
     CatalogueRow{"bnpo", "mean of the clipped surrogate over the tokens of the batch",
-                 "TRL, loss_type bnpo", "rl/bnpo.h", [] { return presets::bnpo(); }},
+                 "TRL, loss_type bnpo", "rl/bnpo.h", "mpmath; TRL bnpo",
+                 [] { return presets::bnpo(); }},
     CatalogueRow{"dr_grpo", "mean over answers of the clipped surrogate's sum over a constant",
-                 "arXiv:2503.20783, section 3.2", "rl/dr_grpo.h",
+                 "arXiv:2503.20783, section 3.2", "rl/dr_grpo.h", "mpmath; TRL dr_grpo",
                  [] { return presets::dr_grpo(); }},
     CatalogueRow{"gspo", "mean over answers of the clipped surrogate of exp(mean log-ratio)",
-                 "arXiv:2507.18071, eq. 5", "rl/gspo.h", [] { return presets::gspo(); }},
+                 "arXiv:2507.18071, eq. 5", "rl/gspo.h", "mpmath; TRL grpo, sequence",
+                 [] { return presets::gspo(); }},
     CatalogueRow{"gspo_token", "gspo, with the gradient through each token's own log-ratio",
-                 "arXiv:2507.18071, eq. 13", "rl/gspo.h", [] { return presets::gspo_token(); }},
+                 "arXiv:2507.18071, eq. 13", "rl/gspo.h", "mpmath; verl gspo",
+                 [] { return presets::gspo_token(); }},
     CatalogueRow{"cispo", "token mean of -sg(clip(ratio, ratio_low, ratio_high)) A logp",
-                 "arXiv:2506.13585, eq. 4", "rl/cispo.h", [] { return presets::cispo(); }},
+                 "arXiv:2506.13585, eq. 4", "rl/cispo.h", "mpmath; TRL cispo; verl cispo",
+                 [] { return presets::cispo(); }},
     CatalogueRow{"rloo", "mean over answers of the clipped surrogate of exp(sum of log-ratios)",
-                 "arXiv:2402.14740, eq. 6", "rl/rloo.h", [] { return presets::rloo(); }},
+                 "arXiv:2402.14740, eq. 6", "rl/rloo.h", "mpmath", [] { return presets::rloo(); }},
     CatalogueRow{"reinforce", "token mean of -A logp", "Williams 1992, eq. 4", "rl/reinforce.h",
-                 [] { return presets::reinforce(); }},
+                 "mpmath; verl reinforce", [] { return presets::reinforce(); }},
 };
 
 inline const std::array kPreferenceCatalogue{
     PreferenceRow{"dpo", "-log sigmoid(x), x = beta (log-ratio of chosen - of rejected)",
-                  "arXiv:2305.18290, eq. 7", "rl/dpo.h", [] { return presets::dpo(); }},
+                  "arXiv:2305.18290, eq. 7", "rl/dpo.h", "TRL sigmoid",
+                  [] { return presets::dpo(); }},
     PreferenceRow{"cdpo", "-log sigmoid(x) + label_smoothing x", "ericmitchell.ai/cdpo.pdf",
-                  "rl/dpo.h", [] { return presets::cdpo(); }},
+                  "rl/dpo.h", "TRL aot", [] { return presets::cdpo(); }},
     PreferenceRow{"ipo", "(h - 1 / (2 beta))^2, h the gap of the mean log-ratios",
-                  "arXiv:2310.12036, eq. 17", "rl/ipo.h", [] { return presets::ipo(); }},
-    PreferenceRow{"hinge", "max(0, 1 - x)", "arXiv:2309.06657, eq. 9", "rl/hinge.h",
+                  "arXiv:2310.12036, eq. 17", "rl/ipo.h", "TRL ipo", [] { return presets::ipo(); }},
+    PreferenceRow{"hinge", "max(0, 1 - x)", "arXiv:2309.06657, eq. 9", "rl/hinge.h", "TRL hinge",
                   [] { return presets::hinge(); }},
 };
 

@@ -1,5 +1,5 @@
 // The table of rl/README.md, from rl/catalogue.h.
-//   tether_catalogue FILE           compares; exit code 1 when FILE says something else
+//   tether_catalogue FILE           prints it; exit code 1 when FILE says something else
 //   tether_catalogue FILE --write   writes FILE
 #include "rl/catalogue.h"
 
@@ -23,11 +23,11 @@ std::string cell(std::string_view text) {
 
 template <class Rows>
 std::string table(const Rows& rows) {
-  std::string text = "| name | loss | paper | header |\n|---|---|---|---|\n";
+  std::string text = "| name | loss | paper | header | agreement |\n|---|---|---|---|---|\n";
   for (const auto& row : rows) {
     const std::string file(row.header.substr(row.header.rfind('/') + 1));
     text += "| `" + std::string(row.name) + "` | " + cell(row.formula) + " | " + cell(row.paper) +
-            " | [" + file + "](" + file + ") |\n";
+            " | [" + file + "](" + file + ") | " + cell(row.agreement) + " |\n";
   }
   return text;
 }
@@ -36,7 +36,9 @@ std::string page() {
   return "# Objectives\n\n"
          "Every objective is a plain value that `tether::presets::NAME()` returns and that may "
          "then\n"
-         "be changed. This page is written by `./dev catalogue --write` from catalogue.h.\n\n"
+         "be changed. This page is written by `./dev catalogue --write` from catalogue.h.\n"
+         "Agreement: who computes the same value and gradient in the tests, to 1e-12 in float64:\n"
+         "mpmath, 60 digits, and peers' own functions (tests/peers/DEVELOPERS.md).\n\n"
          "## Policy objectives: ratio level, surrogate, KL penalty, entropy, aggregation\n\n" +
          table(tether::kCatalogue) +
          "\n## Preference objectives: score, link, loss of the pair\n\n" +
@@ -61,6 +63,7 @@ int main(int argc, char** argv) {
     file << page();
     return file.flush() ? 0 : 1;
   }
+  std::cout << page();
   if (contents(argv[1]) == page()) return 0;
   std::cerr << argv[1] << " is stale: run ./dev catalogue --write\n";
   return 1;

@@ -30,6 +30,7 @@ class Objective(NamedTuple):
     name: str
     formula: str
     paper: str
+    agreement: str  # who computes the same in the tests
     options: dict[str, Option]
     choices: dict[str, Choice]
 
@@ -37,12 +38,12 @@ class Objective(NamedTuple):
 @functools.cache
 def _catalogue() -> dict[str, Objective]:
     out = {}
-    for family, name, formula, paper in zip(*[iter(ops.catalogue())] * 4, strict=True):
+    for family, name, formula, paper, agreement in zip(*[iter(ops.catalogue())] * 5, strict=True):
         names, defaults, ranges = ops.catalogue_options(name)
         options = {each: Option(*rest) for each, *rest in zip(names, defaults, ranges, strict=True)}
         choices = zip(*[iter(ops.catalogue_choices(name))] * 3, strict=True)
         choices = {each: Choice(default, legal) for each, default, legal in choices}
-        out[name] = Objective(family, name, formula, paper, options, choices)
+        out[name] = Objective(family, name, formula, paper, agreement, options, choices)
     return out
 
 

@@ -1,0 +1,42 @@
+"""What the catalogue says of agreement is what the tests compare."""
+
+import json
+import pathlib
+
+import pytest
+import tether
+import test_trl_dpo_parity
+import test_trl_parity
+import test_verl_parity
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden/policy_golden.json"
+ROWS = tether.objectives("policy") | tether.objectives("preference")
+
+
+def compared_with(row):
+    """The words of `agreement` that the tests of peers and goldens support for this row."""
+    presets = {each["name"] for each in json.loads(GOLDEN.read_text())["batches"]}
+    if f"{row.name} preset" in presets:
+        yield "mpmath"
+    for case in test_trl_parity.COMPARED if row.family == "policy" else ():
+        settings = case["settings"]
+        kind, sequence = settings["loss_type"], settings["importance_sampling_level"] == "sequence"
+        same = (
+            (kind == "cispo") == (row.name == "cispo")
+            and test_trl_parity.AGGREGATIONS[kind] == row.choices["aggregation"].default
+            and row.choices["level"].default == ("sequence_mean" if sequence else "token")
+        )
+        if same:
+            yield f"TRL {kind}" + (", sequence" if sequence else "")
+    for name, call in test_trl_dpo_parity.OBJECTIVES.items():
+        if call["objective"] == row.name:
+            yield f"TRL {name}"
+    for case in test_verl_parity.CASES:
+        if test_verl_parity.objective(case["settings"])["objective"] == row.name:
+            yield f"verl {case['settings']['loss']}"
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_agreement_is_tested(row):
+    words = row.agreement.split("; ")
+    assert set(words) <= set(compared_with(row))
