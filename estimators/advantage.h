@@ -1,6 +1,8 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <string_view>
 
 #include "core/batch.h"
 #include "core/parallel.h"
@@ -28,6 +30,11 @@ namespace tether {
 enum class AdvantageBaseline { mean, leave_one_out, none };
 enum class AdvantageScale { group_std, batch_std, none };
 enum class NanReward { error, missing };
+inline constexpr std::array<std::string_view, 3> kAdvantageBaselineNames{"mean", "leave_one_out",
+                                                                         "none"};
+inline constexpr std::array<std::string_view, 3> kAdvantageScaleNames{"group_std", "batch_std",
+                                                                      "none"};
+inline constexpr std::array<std::string_view, 2> kNanRewardNames{"error", "missing"};
 
 struct GroupAdvantage {
   AdvantageBaseline baseline = AdvantageBaseline::mean;
@@ -55,6 +62,7 @@ void group_advantage(const T* rewards, const int64_t* group_ids, int64_t count,
 // tokens around it. With decay, every masked slot between tokens costs a factor gamma; what follows
 // the last token is padding. Rewards at masked slots are not looked at; G is 0 there.
 enum class MaskGap { carry, decay };
+inline constexpr std::array<std::string_view, 2> kMaskGapNames{"carry", "decay"};
 
 struct DiscountedReturns {
   double gamma = 1;  // in [0, 1]

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <array>
+#include <string_view>
+
 #include "core/batch.h"
 
 namespace tether {
@@ -8,6 +11,7 @@ namespace tether {
 // it.
 
 enum class KlEstimate { k1, k2, k3, k_lambda };
+inline constexpr std::array<std::string_view, 4> kKlEstimateNames{"k1", "k2", "k3", "k_lambda"};
 
 struct KlEstimateOptions {
   KlEstimate estimator = KlEstimate::k3;  // one-sample estimators: estimators/kl.h

@@ -3,6 +3,8 @@
 // The LibTorch face of the library.
 
 #include "libtorch/categorical_kl.h"
+#include "libtorch/discounted_returns.h"
+#include "libtorch/estimate_kl.h"
 #include "libtorch/generalized_advantage.h"
 #include "libtorch/group_advantage.h"
 #include "libtorch/linear_loss.h"

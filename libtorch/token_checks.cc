@@ -56,6 +56,32 @@ void check_constant_tokens(std::string_view function, std::string_view name,
   if (tensor.defined()) check_constant(function, name, tensor);
 }
 
+void check_rows(std::string_view function, std::string_view name, const at::Tensor& rows,
+                const at::Tensor& offsets) {
+  check_given(function, name, rows);
+  check_floating(function, name, rows);
+  if (rows.dim() == (offsets.defined() ? 1 : 2)) return;
+  check_value(false, named(function, name) +
+                         (offsets.defined() ? " must be [N] with offsets"
+                                            : " must be [B, T], or [N] with offsets") +
+                         ", got " + shape_text(rows.sizes()));
+}
+
+void check_rows_mask(std::string_view function, const at::Tensor& mask, std::string_view like_name,
+                     const at::Tensor& like) {
+  check_given(function, "response_mask", mask);
+  check_device(function, "response_mask", mask, like_name, like);
+  check_constant(function, "response_mask", mask);
+  if (mask.sizes() == like.sizes()) return;
+  check_value(false, named(function, "response_mask") + " must be " + shape_text(like.sizes()) +
+                         " like " + std::string(like_name) + ", got " + shape_text(mask.sizes()));
+}
+
+at::Tensor as_weights(const at::Tensor& mask) {
+  const bool integers = at::isIntegralType(mask.scalar_type(), /*includeBool=*/false);
+  return integers ? mask.to(at::kFloat) : mask;
+}
+
 at::Tensor checked_mask(std::string_view function, const at::Tensor& mask,
                         const at::Tensor& logps) {
   check_given(function, "response_mask", mask);

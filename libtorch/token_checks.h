@@ -28,7 +28,14 @@ void check_optional_tokens(std::string_view function, std::string_view name,
 void check_constant_tokens(std::string_view function, std::string_view name,
                            const at::Tensor& tensor, const at::Tensor& logps);
 
+// Rows of floating-point tokens, [B, T], or packed [N] with offsets; and their mask.
+void check_rows(std::string_view function, std::string_view name, const at::Tensor& rows,
+                const at::Tensor& offsets);
+void check_rows_mask(std::string_view function, const at::Tensor& mask, std::string_view like_name,
+                     const at::Tensor& like);
 // In a type that the loops take: integers as float32.
+at::Tensor as_weights(const at::Tensor& mask);
+
 at::Tensor checked_mask(std::string_view function, const at::Tensor& mask, const at::Tensor& logps);
 // On the CPU, contiguous, from 0 to N.
 at::Tensor checked_offsets(std::string_view function, const at::Tensor& given,

@@ -24,33 +24,9 @@
 namespace tether {
 namespace {
 
-// A string argument. torch's own conversion to std::string (2.13) leaks its copy.
-struct Name {
-  std::string text;
-};
-
-}  // namespace
-}  // namespace tether
-
-template <>
-struct torch::stable::detail::ToImpl<tether::Name> {
-  static tether::Name call(StableIValue value, uint64_t, bool) {
-    const auto handle = to<StringHandle>(value);
-    size_t length = 0;
-    const char* data = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
-    tether::Name name{std::string(data, length)};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
-    return name;
-  }
-};
-
-namespace tether {
-namespace {
-
 using python::contiguous;
 using python::dtype_of;
+using python::Name;
 using python::torch_executor;
 using python::with_public_errors;
 using torch::headeronly::ScalarType;

@@ -16,6 +16,29 @@
 
 namespace tether::python {
 
+// A string argument. torch's own conversion to std::string (2.13) leaks its copy.
+struct Name {
+  std::string text;
+};
+
+}  // namespace tether::python
+
+template <>
+struct torch::stable::detail::ToImpl<tether::python::Name> {
+  static tether::python::Name call(StableIValue value, uint64_t, bool) {
+    const auto handle = to<StringHandle>(value);
+    size_t length = 0;
+    const char* data = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    tether::python::Name name{std::string(data, length)};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return name;
+  }
+};
+
+namespace tether::python {
+
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 

@@ -8,6 +8,17 @@
 
 from tether import reference
 from tether._objectives import Choice, Objective, Option, objectives
+from tether.estimators import (
+    AdvantagesAndReturns,
+    KlReport,
+    Moments,
+    discounted_returns,
+    estimate_kl,
+    generalized_advantage_estimation,
+    group_advantage,
+    moments,
+    whiten,
+)
 from tether.logits import (
     CategoricalKl,
     TokenLogps,
@@ -17,10 +28,14 @@ from tether.logits import (
 )
 from tether.policy import Normalizer, PolicyLoss, PolicyMetrics, local_counts, policy_loss
 from tether.preference import PreferenceLoss, PreferenceMetrics, dpo_loss, preference_loss
+from tether.value import ValueLoss, ValueMetrics, value_loss
 
 __all__ = [
+    "AdvantagesAndReturns",
     "CategoricalKl",
     "Choice",
+    "KlReport",
+    "Moments",
     "Normalizer",
     "Objective",
     "Option",
@@ -29,13 +44,22 @@ __all__ = [
     "PreferenceLoss",
     "PreferenceMetrics",
     "TokenLogps",
+    "ValueLoss",
+    "ValueMetrics",
     "categorical_kl",
+    "discounted_returns",
     "dpo_loss",
+    "estimate_kl",
+    "generalized_advantage_estimation",
+    "group_advantage",
     "linear_token_logps",
     "local_counts",
+    "moments",
     "objectives",
     "policy_loss",
     "preference_loss",
     "reference",
     "token_logps",
+    "value_loss",
+    "whiten",
 ]

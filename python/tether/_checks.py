@@ -71,24 +71,36 @@ def _check_constant(where: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def _check_tokens(where: str, tensor: Tensor, logps: Tensor) -> None:
-    _check_device(where, tensor, logps)
+def _check_tokens(where: str, tensor: Tensor, logps: Tensor, like: str = "logps") -> None:
+    if tensor.device != logps.device:
+        raise ValueError(f"{where} must be on {logps.device} like {like}, got {tensor.device}")
     if tensor.shape != logps.shape:
         raise ValueError(
-            f"{where} must be {shape_text(logps)} like logps, got {shape_text(tensor)}"
+            f"{where} must be {shape_text(logps)} like {like}, got {shape_text(tensor)}"
         )
 
 
-def _check_logps(function: str, logps: Tensor, offsets: Tensor | None) -> None:
-    where = f"{function}: logps"
-    check_given(where, logps)
-    check_floating(where, logps)
-    if logps.dim() != (2 if offsets is None else 1):
+def check_rows(function: str, name: str, tensor: Tensor, offsets: Tensor | None) -> None:
+    """Rows of tokens, [B, T] or packed [N]."""
+    where = f"{function}: {name}"
+    check_given(where, tensor)
+    check_floating(where, tensor)
+    if tensor.dim() != (2 if offsets is None else 1):
         rule = "[B, T], or [N] with offsets" if offsets is None else "[N] with offsets"
-        raise ValueError(f"{where} must be {rule}, got {shape_text(logps)}")
+        raise ValueError(f"{where} must be {rule}, got {shape_text(tensor)}")
 
 
-def _check_offsets(function: str, offsets: Tensor | None) -> None:
+def check_constants(function: str, like: str, rows: Tensor, **tensors: Tensor) -> None:
+    """Floating-point tensors like `rows`, without a gradient."""
+    for name, tensor in tensors.items():
+        where = f"{function}: {name}"
+        check_given(where, tensor)
+        check_floating(where, tensor)
+        _check_tokens(where, tensor, rows, like)
+        _check_constant(where, name, tensor)
+
+
+def check_offsets(function: str, offsets: Tensor | None) -> None:
     where = f"{function}: offsets"
     if offsets is None:
         return
@@ -115,10 +127,10 @@ def _checked_advantages(function: str, advantages: Tensor, logps: Tensor, rows: 
     )
 
 
-def _checked_mask(function: str, mask: Tensor, logps: Tensor) -> Tensor:
+def checked_mask(function: str, mask: Tensor, logps: Tensor, like: str = "logps") -> Tensor:
     where = f"{function}: response_mask"
     check_given(where, mask)
-    _check_tokens(where, mask, logps)
+    _check_tokens(where, mask, logps, like)
     if mask.dtype in _INTEGERS:
         return mask.to(torch.float32)
     if mask.dtype != torch.bool:
@@ -146,11 +158,11 @@ def _check_constant_tokens(function: str, name: str, tensor: Tensor | None, logp
 def checked(function: str, batch: Batch) -> Batch:
     """The batch as the operators take it, or ValueError / TypeError beginning with `function`."""
     logps = batch.logps
-    _check_logps(function, logps, batch.offsets)
-    _check_offsets(function, batch.offsets)
+    check_rows(function, "logps", logps, batch.offsets)
+    check_offsets(function, batch.offsets)
     rows = logps.shape[0] if batch.offsets is None else batch.offsets.shape[0] - 1
     advantages = _checked_advantages(function, batch.advantages, logps, rows)
-    response_mask = _checked_mask(function, batch.response_mask, logps)
+    response_mask = checked_mask(function, batch.response_mask, logps)
     _check_constant_tokens(function, "old_logps", batch.old_logps, logps)
     _check_constant_tokens(function, "ref_logps", batch.ref_logps, logps)
     _check_optional_tokens(function, "entropies", batch.entropies, logps)
@@ -177,8 +189,8 @@ def checked_pairs(function: str, pairs: Pairs) -> Pairs:
         )
         if response_mask is None:
             response_mask = torch.ones_like(logps, dtype=torch.bool, requires_grad=False)
-    _check_logps(function, logps, offsets)
-    _check_offsets(function, offsets)
-    response_mask = _checked_mask(function, response_mask, logps)
+    check_rows(function, "logps", logps, offsets)
+    check_offsets(function, offsets)
+    response_mask = checked_mask(function, response_mask, logps)
     _check_constant_tokens(function, "ref_logps", ref_logps, logps)
     return Pairs(logps, response_mask, ref_logps, offsets)

@@ -130,21 +130,21 @@ torch.library.register_autograd(
 )
 
 
-def _setup_preference(ctx, inputs, output):
-    _, dlogps, metric_sums = output
-    ctx.mark_non_differentiable(dlogps, metric_sums)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(dlogps, inputs[0])
+def register_scaled(function: str, operator: str, *, arguments: int) -> None:
+    """Autograd of (loss, stored gradient, sums) for an operator whose first argument has one."""
+
+    def setup(ctx, inputs, output):
+        _, stored, sums = output
+        ctx.mark_non_differentiable(stored, sums)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(stored, inputs[0])
+
+    def backward(ctx, upstream, *_):
+        stored, tensor = ctx.saved_tensors
+        gradient = None if upstream is None else _scaled(function, upstream, stored, tensor)
+        return gradient, *[None] * (arguments - 1)
+
+    torch.library.register_autograd(f"tether::{operator}", backward, setup_context=setup)
 
 
-def _preference_backward(ctx, upstream, *_):
-    dlogps, logps = ctx.saved_tensors
-    gradient = None
-    if upstream is not None:
-        gradient = _scaled("preference_loss", upstream, dlogps, logps)
-    return gradient, *[None] * 10
-
-
-torch.library.register_autograd(
-    "tether::preference_loss_forward", _preference_backward, setup_context=_setup_preference
-)
+register_scaled("preference_loss", "preference_loss_forward", arguments=11)

@@ -546,6 +546,60 @@ def preference_loss(
     return PreferenceTotals(loss.to(wide), sums)
 
 
+# ---- values --------------------------------------------------------------------------------------
+
+
+class ValueTotals(NamedTuple):
+    loss: Tensor
+    sums: Tensor  # [7], in the order of ValueMetrics (rl/kernels/value_loss.h)
+
+
+def value_loss(
+    values: Tensor,
+    returns: Tensor,
+    response_mask: Tensor,
+    *,
+    old_values: Tensor | None = None,
+    offsets: Tensor | None = None,
+    clip_range: float = 0.2,
+    aggregation: str = "token_mean",
+    constant: float = 1,
+    normalizer: Any = None,
+) -> ValueTotals:
+    """Agg[ 1/2 max((V - R)^2, (clip(V, V_old - clip_range, V_old + clip_range) - R)^2) ]."""
+    rows, wide = Rows.of(values, offsets), _wide(values.dtype)
+    weight = response_mask.to(wide)
+    active = weight != 0
+
+    def selected(tensor):
+        return torch.where(active, tensor.to(wide), 0.0)
+
+    value, target = selected(values), selected(returns)
+    old = value.detach() if old_values is None else selected(old_values)
+    inside = minimum(maximum(value, old - clip_range), old + clip_range)
+    plain, clipped = (value - target).square(), (inside - target).square()
+    each = 0.5 * maximum(plain, clipped)
+    n = rows.sum(weight.double())
+    tokens, sequences, world_size = None, None, 1
+    if normalizer is not None:
+        tokens, sequences = normalizer.policy, normalizer.sequences
+        world_size = normalizer.world_size
+    factors = row_factors(aggregation, n, constant=constant, tokens=tokens, sequences=sequences)
+    loss = world_size * (rows.spread(factors.to(wide)) * weight * each).sum()
+    with torch.no_grad():
+        parts = (
+            torch.ones_like(each),
+            each,
+            (clipped > plain).to(wide),
+            target,
+            target.square(),
+            target - value,
+            (target - value).square(),
+        )
+        sums = torch.stack([(weight * part).double().sum() for part in parts])
+    return ValueTotals(loss, sums)
+
+
 # ---- advantages ----------------------------------------------------------------------------------
 
 
@@ -596,6 +650,72 @@ def discounted_returns(
         following = torch.where(passed, reward + gamma * following, following)
         returns[:, t] = torch.where(token, following, 0.0)
     return returns
+
+
+def generalized_advantage_estimation(
+    rewards: Tensor,
+    values: Tensor,
+    response_mask: Tensor,
+    *,
+    gamma: float = 1,
+    lambda_: float = 1,
+    gap: str = "carry",
+    bootstrap: Tensor | None = None,
+    done: Tensor | None = None,
+    truncated: Tensor | None = None,
+    truncation_values: Tensor | None = None,
+    lambdas: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t; A and A + V, [B, T].
+
+    Schulman et al. 2015, arXiv:1506.02438, eq. 16. V after the last token is `bootstrap`, 0 after a
+    token that is done, truncation_values at one that is truncated; A is 0 after all three. Over
+    masked slots between tokens nothing passes; with gap="decay" each is a step without reward.
+    """
+    next_value = torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap
+    next_advantage = torch.zeros_like(rewards[:, 0])
+    in_response = torch.zeros_like(response_mask[:, 0], dtype=torch.bool)
+    if lambdas is None:
+        lambdas = torch.full_like(rewards, lambda_)
+    elif lambdas.dim() == 1:
+        lambdas = lambdas[:, None].expand_as(rewards)
+    gap_lambda = torch.full_like(rewards[:, 0], lambda_)
+    advantages, returns = torch.zeros_like(rewards), torch.zeros_like(rewards)
+    for t in reversed(range(rewards.shape[1])):
+        token = response_mask[:, t] != 0
+        decayed = ~token & in_response & (gap == "decay")
+        next_value = torch.where(decayed, gamma * next_value, next_value)
+        next_advantage = torch.where(decayed, gamma * gap_lambda * next_advantage, next_advantage)
+        after, carried = next_value, next_advantage
+        if truncated is not None:
+            after = torch.where(truncated[:, t], truncation_values[:, t], after)
+            carried = torch.where(truncated[:, t], 0.0, carried)
+        if done is not None:
+            after, carried = (torch.where(done[:, t], 0.0, each) for each in (after, carried))
+        delta = rewards[:, t] + gamma * after - values[:, t]
+        advantage = delta + gamma * lambdas[:, t] * carried
+        advantages[:, t] = torch.where(token, advantage, 0.0)
+        returns[:, t] = torch.where(token, advantage + values[:, t], 0.0)
+        next_value = torch.where(token, values[:, t], next_value)
+        next_advantage = torch.where(token, advantage, next_advantage)
+        gap_lambda = torch.where(token, lambdas[:, t], gap_lambda)
+        in_response = in_response | token
+    return advantages, returns
+
+
+def whiten(
+    values: Tensor, response_mask: Tensor, *, epsilon: float = 1e-8, shift_mean: bool = True
+) -> Tensor:
+    """(x - mean) / sqrt(variance + epsilon) at active slots [+ mean], variance with N - 1."""
+    active = response_mask != 0
+    weight = response_mask.double()
+    x = torch.where(active, values, 0.0).double()
+    count = weight.sum()
+    mean = (weight * x).sum() / count
+    squares = (weight * (x - mean).square()).sum()
+    variance = squares / (count - 1) if count > 1 else torch.zeros_like(count)
+    out = (x - mean) / torch.sqrt(variance + epsilon) + (0 if shift_mean else mean)
+    return torch.where(active, out, 0.0).to(values.dtype)
 
 
 # ---- log-probabilities ---------------------------------------------------------------------------

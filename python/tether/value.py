@@ -1,0 +1,113 @@
+"""The loss of a value head: value, gradient and metrics in one pass."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tether import reference
+from tether._checks import check_constants, check_offsets, check_rows, checked_mask
+from tether._objectives import ABSENT
+from tether._ops import ops, register_scaled
+from tether.policy import Normalizer
+
+_SUMS = 7  # ValueMetrics::kSums
+
+
+class ValueMetrics(NamedTuple):
+    """What a training loop logs, as one block: add, or all-reduce, over micro-batches and ranks."""
+
+    sums: Tensor  # [7] float64
+
+    def to_dict(self) -> dict[str, float]:
+        """value_loss, value_clip_fraction, explained_variance: means over tokens."""
+        names, values = ops.value_metrics(self.sums.cpu())
+        return dict(zip(names, values, strict=True))
+
+
+class ValueLoss(NamedTuple):
+    loss: Tensor  # scalar: float32, or float64 with values
+    metrics: ValueMetrics  # constants
+
+
+@torch.library.register_fake("tether::value_loss_forward")
+def _(values, *arguments):
+    with_gradient = arguments[-1]
+    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+    stored = torch.float32 if values.dtype == torch.float16 else values.dtype
+    shape = values.shape if with_gradient else (0,)
+    return (
+        values.new_empty((), dtype=wide),
+        values.new_empty(shape, dtype=stored if with_gradient else values.dtype),
+        values.new_empty((_SUMS,), dtype=torch.float64),
+    )
+
+
+register_scaled("value_loss", "value_loss_forward", arguments=10)
+
+
+def value_loss(
+    values: Tensor,
+    returns: Tensor,
+    response_mask: Tensor,
+    *,
+    old_values: Tensor | None = None,
+    offsets: Tensor | None = None,
+    clip_range: float = 0.2,
+    aggregation: str = "token_mean",
+    constant: float = 1.0,
+    normalizer: Normalizer | None = None,
+) -> ValueLoss:
+    """Agg[ 1/2 max((V - R)^2, (clip(V, V_old - clip_range, V_old + clip_range) - R)^2) ].
+
+    values         [B, T], or packed [N] with offsets; float32, float64, bfloat16 or float16, of any
+                   strides; differentiable once
+    returns        like values: what generalized_advantage_estimation gives
+    response_mask  like values: bool, or weights in [0, 1]; slots of weight 0 may hold anything
+    old_values     like values, at the start of the step; None: nothing is clipped
+    offsets        [B + 1] int32 or int64, from 0 to N
+    clip_range     at least 0; inf: off
+    aggregation    token_mean, sequence_mean_token_mean, sequence_mean_token_sum or
+                   sequence_sum_over_constant, with `constant`
+    normalizer     counts of the optimizer step; None: of this batch
+
+    On the CPU a fused kernel, else `tether.reference`. Raises ValueError or TypeError before any
+    work is done.
+    """
+    function = "value_loss"
+    check_rows(function, "values", values, offsets)
+    check_offsets(function, offsets)
+    check_constants(function, "values", values, returns=returns)
+    if old_values is not None:
+        check_constants(function, "values", values, old_values=old_values)
+    response_mask = checked_mask(function, response_mask, values, "values")
+    counts = normalizer or Normalizer()
+    if values.device.type != "cpu":
+        out = reference.value_loss(
+            values,
+            returns,
+            response_mask,
+            old_values=old_values,
+            offsets=offsets,
+            clip_range=clip_range,
+            aggregation=aggregation,
+            constant=constant,
+            normalizer=counts,
+        )
+        return ValueLoss(out.loss, ValueMetrics(out.sums))
+    given = [ABSENT if each is None else each for each in (counts.policy, counts.sequences)]
+    loss, _, sums = ops.value_loss_forward(
+        values,
+        returns,
+        response_mask,
+        old_values,
+        None if offsets is None else offsets.cpu().contiguous(),
+        float(clip_range),
+        aggregation,
+        float(constant),
+        torch.tensor([*given, counts.world_size], dtype=torch.float64),
+        torch.is_grad_enabled() and values.requires_grad,
+    )
+    return ValueLoss(loss, ValueMetrics(sums))

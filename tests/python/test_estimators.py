@@ -1,0 +1,302 @@
+"""tether.value_loss, advantages, whitening and KL estimates against tether.reference."""
+
+import math
+
+import pytest
+import tether
+import torch
+
+SHAPE = (5, 17)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+
+
+def mask_of(shape=SHAPE, seed=9):
+    mask = torch.rand(shape, generator=generator(seed)) > 0.3
+    mask[2] = False
+    return mask
+
+
+def packed(mask, *tensors):
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
+    return offsets, *(each[mask] for each in tensors)
+
+
+# ---- value_loss ----------------------------------------------------------------------------------
+
+
+def value_results(function, values, *arguments, **options):
+    leaf = values.detach().requires_grad_()
+    out = function(leaf, *arguments, **options)
+    sums = out.metrics.sums if hasattr(out, "metrics") else out.sums
+    (gradient,) = torch.autograd.grad(1.7 * out.loss, leaf)
+    return out.loss.detach(), gradient, sums
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "aggregation",
+    [
+        "token_mean",
+        "sequence_mean_token_mean",
+        "sequence_mean_token_sum",
+        "sequence_sum_over_constant",
+    ],
+)
+def test_value_loss_equals_reference(dtype, aggregation):
+    mask = mask_of()
+    values, returns, old_values = (normal(*SHAPE, seed=s, dtype=dtype) for s in (1, 2, 3))
+    options = {"aggregation": aggregation, "constant": 9.0, "clip_range": 0.5}
+    for normalizer in (None, tether.Normalizer(policy=70, sequences=8, world_size=2)):
+        expected = value_results(
+            tether.reference.value_loss,
+            *(each.double() for each in (values, returns)),
+            mask,
+            old_values=old_values.double(),
+            normalizer=normalizer,
+            **options,
+        )
+        poisoned = [
+            torch.where(mask, each.double(), math.nan).to(dtype)
+            for each in (values, returns, old_values)
+        ]
+        actual = value_results(
+            tether.value_loss,
+            poisoned[0],
+            poisoned[1],
+            mask,
+            old_values=poisoned[2],
+            normalizer=normalizer,
+            **options,
+        )
+        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 1e-2)
+        for a, b in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a.double(), b.double(), rtol=tolerance, atol=tolerance)
+
+
+def test_packed_value_loss_is_the_padded_one():
+    mask = mask_of()
+    values, returns = normal(*SHAPE, seed=1), normal(*SHAPE, seed=2)
+    want = value_results(
+        tether.value_loss, values, returns, mask, aggregation="sequence_mean_token_mean"
+    )
+    offsets, v, r, m = packed(mask, values, returns, mask)
+    got = value_results(
+        tether.value_loss, v, r, m, offsets=offsets, aggregation="sequence_mean_token_mean"
+    )
+    torch.testing.assert_close(got[0], want[0], rtol=1e-14, atol=0)
+    torch.testing.assert_close(got[1], want[1][mask], rtol=1e-14, atol=0)
+
+
+def test_value_loss_gradcheck_metrics_and_second_derivative():
+    mask, returns = mask_of(), normal(*SHAPE, seed=2)
+    values = normal(*SHAPE, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: tether.value_loss(v, returns, mask).loss, values)
+    loss, metrics = tether.value_loss(values, returns, mask, old_values=returns)
+    assert metrics.to_dict()["value_loss"] == pytest.approx(loss.item())
+    (first,) = torch.autograd.grad(loss, values, create_graph=True)
+    with pytest.raises(NotImplementedError, match="value_loss: backward must run once"):
+        first.sum().backward()
+
+
+# ---- advantages ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gap", ["carry", "decay"])
+@pytest.mark.parametrize("extras", [False, True])
+def test_gae_equals_reference(gap, extras):
+    mask = mask_of()
+    rewards, values = normal(*SHAPE, seed=1), normal(*SHAPE, seed=2)
+    options = {"gamma": 0.98, "lambda_": 0.9, "gap": gap}
+    if extras:
+        ends = torch.rand(SHAPE, generator=generator(4))
+        options |= {
+            "bootstrap": normal(5, seed=3),
+            "done": ends < 0.1,
+            "truncated": (ends > 0.1) & (ends < 0.2),
+            "truncation_values": normal(*SHAPE, seed=5),
+            "lambdas": torch.rand(5, generator=generator(6), dtype=torch.float64),
+        }
+    want = tether.reference.generalized_advantage_estimation(rewards, values, mask, **options)
+    poisoned = [torch.where(mask, each, math.nan) for each in (rewards, values)]
+    got = tether.generalized_advantage_estimation(*poisoned, mask, **options)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+    if not extras:
+        offsets, r, v, m = packed(mask, rewards, values, mask)
+        options["gap"] = "carry"
+        whole = tether.generalized_advantage_estimation(rewards, values, mask, **options)
+        rows = tether.generalized_advantage_estimation(r, v, m, offsets=offsets, **options)
+        torch.testing.assert_close(rows.advantages, whole.advantages[mask], rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("gap", ["carry", "decay"])
+def test_discounted_returns_equal_reference(gap):
+    mask, rewards = mask_of(), normal(*SHAPE, seed=1)
+    options = {"gamma": 0.9, "gap": gap, "bootstrap": normal(5, seed=3)}
+    want = tether.reference.discounted_returns(rewards, mask, **options)
+    poisoned = torch.where(mask, rewards, math.nan)
+    got = tether.discounted_returns(poisoned, mask, **options)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", ["group_std", "none"])
+def test_group_advantage_equals_reference(dtype, scale):
+    rewards = normal(24, dtype=dtype)
+    rewards[8:16] = 0.7
+    ids = torch.arange(24) // 8
+    want = tether.reference.group_advantage(rewards, ids, scale=scale)
+    for groups in (8, ids, ids.to(torch.int32)):
+        got = tether.group_advantage(rewards, groups, scale=scale)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+        assert (got[8:16] == 0).all()
+    order = torch.randperm(24, generator=generator(3))
+    shuffled = tether.group_advantage(rewards[order], ids[order], scale=scale)
+    torch.testing.assert_close(shuffled, want[order], rtol=1e-6, atol=1e-7)
+
+
+def test_group_advantage_baselines():
+    rewards = torch.tensor([1.0, 2.0, 6.0, 0.0], dtype=torch.float64)
+    options = {"scale": "none"}
+    got = tether.group_advantage(rewards, 2, baseline="leave_one_out", **options)
+    assert got.tolist() == [-1.0, 1.0, 6.0, -6.0]
+    assert tether.group_advantage(rewards, 4, baseline="none", **options).tolist() == [1, 2, 6, 0]
+    rewards[1] = math.nan
+    got = tether.group_advantage(rewards, 4, nan_reward="missing", **options)
+    torch.testing.assert_close(got, torch.tensor([-4 / 3, 0, 11 / 3, -7 / 3]).double())
+
+
+# ---- whitening and KL estimates ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_whiten_equals_reference(shift_mean):
+    mask, values = mask_of(), 3 + normal(*SHAPE, seed=1)
+    want = tether.reference.whiten(values, mask, shift_mean=shift_mean)
+    poisoned = torch.where(mask, values, math.nan)
+    got = tether.whiten(poisoned, mask, shift_mean=shift_mean)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+    halves = [(values[:3], mask[:3]), (values[3:], mask[3:])]
+    step = tether.moments(*halves[0]).merge(tether.moments(*halves[1]))
+    parts = [tether.whiten(*half, step=step, shift_mean=shift_mean) for half in halves]
+    torch.testing.assert_close(torch.cat(parts), want, rtol=1e-12, atol=1e-13)
+    flat = tether.whiten(values.flatten(), mask.flatten(), shift_mean=shift_mean)
+    torch.testing.assert_close(flat, want.flatten(), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_estimate_kl_is_the_mean_of_the_estimator(estimator):
+    mask, log_ratios = mask_of(), 0.3 * normal(*SHAPE, seed=1)
+    each = getattr(tether.reference, estimator)(log_ratios)
+    report = tether.estimate_kl(
+        torch.where(mask, log_ratios, math.nan), mask, estimator=estimator
+    )
+    assert report.mean == pytest.approx(each[mask].mean().item(), rel=1e-12)
+    assert report.tokens == mask.sum() and report.sequences == 4
+    assert report.ratio_excess == pytest.approx(log_ratios[mask].exp().mean().item() - 1)
+    total = (each.masked_fill(~mask, 0).sum(1) - report.mean * mask.sum(1))[mask.any(1)]
+    error = math.sqrt(4 / 3 * total.square().sum()) / mask.sum()
+    assert report.standard_error == pytest.approx(error.item() if error.ndim == 0 else error)
+
+
+def test_estimate_kl_with_a_fitted_lambda():
+    mask, log_ratios = mask_of(), 0.3 * normal(*SHAPE, seed=1)
+    fitted = tether.estimate_kl(log_ratios, mask, estimator="k_lambda")
+    d, r = log_ratios[mask], log_ratios[mask].exp()
+    covariance = ((d - d.mean()) * (r - r.mean())).sum() / (r - r.mean()).square().sum()
+    assert fitted.lambda_ == pytest.approx(covariance.item(), rel=1e-9)
+    given = tether.estimate_kl(log_ratios, mask, estimator="k_lambda", lambda_=1.0)
+    assert given.mean == pytest.approx(tether.estimate_kl(log_ratios, mask).mean, rel=1e-12)
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+ROWS, MASK = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (
+            lambda: tether.value_loss(ROWS, ROWS[:, 1:], MASK),
+            ValueError,
+            "value_loss: returns must be [2, 3] like values, got [2, 2]",
+        ),
+        (
+            lambda: tether.value_loss(ROWS, ROWS, MASK, clip_range=-1),
+            ValueError,
+            "value_loss: clip_range must be at least 0, got -1",
+        ),
+        (
+            lambda: tether.value_loss(ROWS, ROWS, MASK, aggregation="mean"),
+            ValueError,
+            "value_loss: aggregation must be one of token_mean, sequence_mean_token_mean, "
+            'sequence_mean_token_sum, sequence_sum_over_constant, got "mean"',
+        ),
+        (
+            lambda: tether.value_loss(ROWS, ROWS.clone().requires_grad_(), MASK),
+            ValueError,
+            "value_loss: returns must not require grad, got a tensor that does. It is a constant "
+            "of the loss: pass returns.detach()",
+        ),
+        (
+            lambda: tether.generalized_advantage_estimation(ROWS, ROWS, MASK, gamma=2),
+            ValueError,
+            "generalized_advantage_estimation: gamma must be in [0, 1], got 2",
+        ),
+        (
+            lambda: tether.generalized_advantage_estimation(ROWS, ROWS, MASK, gap="no"),
+            ValueError,
+            'generalized_advantage_estimation: gap must be one of carry, decay, got "no"',
+        ),
+        (
+            lambda: tether.generalized_advantage_estimation(
+                ROWS, ROWS, MASK, bootstrap=torch.zeros(3)
+            ),
+            ValueError,
+            "generalized_advantage_estimation: bootstrap must be [2], got [3]",
+        ),
+        (
+            lambda: tether.generalized_advantage_estimation(ROWS, ROWS, MASK, done=ROWS),
+            TypeError,
+            "generalized_advantage_estimation: done must be bool, got float32",
+        ),
+        (
+            lambda: tether.discounted_returns(ROWS[0], MASK[0]),
+            ValueError,
+            "discounted_returns: rewards must be [B, T], or [N] with offsets, got [3]",
+        ),
+        (
+            lambda: tether.group_advantage(torch.zeros(6), 4),
+            ValueError,
+            "group_advantage: rewards must divide into groups of 4, got 6. Pass group ids for ragged "
+            "groups",
+        ),
+        (
+            lambda: tether.group_advantage(torch.zeros(6), torch.zeros(5, dtype=torch.int64)),
+            ValueError,
+            "group_advantage: groups must be [6] like rewards, got [5]",
+        ),
+        (
+            lambda: tether.whiten(ROWS.long(), MASK),
+            TypeError,
+            "whiten: values must be float32, float64, bfloat16 or float16, got int64",
+        ),
+        (
+            lambda: tether.estimate_kl(ROWS, MASK, estimator="k9"),
+            ValueError,
+            'estimate_kl: estimator must be one of k1, k2, k3, k_lambda, got "k9"',
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, error, message):
+    with pytest.raises(error) as raised:
+        call()
+    assert str(raised.value) == message
