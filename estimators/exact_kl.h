@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/number.h"
 
@@ -43,15 +44,44 @@ inline double categorical_kl(const double* log_q, const double* log_p, int64_t s
   return kl;
 }
 
+namespace detail {
+
+template <class T>
+TETHER_INLINE auto lifted(const T& x) {
+  if constexpr (std::is_arithmetic_v<T>) {
+    return Constant<T>{x};
+  } else {
+    return x;
+  }
+}
+
+// A number without gradient as a plain one, if only such went in.
+template <class... Arguments, class Number>
+TETHER_INLINE auto lowered(const Number& x) {
+  if constexpr ((std::is_arithmetic_v<Arguments> && ...)) {
+    return x.value;
+  } else {
+    return x;
+  }
+}
+
+}  // namespace detail
+
+// Arguments below are plain numbers or those of core/number.h, in any mixture: what has a gradient
+// is the caller's choice.
+
 // Bernoulli, from the logits of the outcome 1, in the same form. Of one token against all others it
 // is a lower bound of the categorical divergence (data processing), not an estimate of it.
-template <class Number>
-TETHER_INLINE Number bernoulli_kl(const Number& logit_q, const Number& logit_p) {
-  const auto term = [](const Number& at_q, const Number& at_p) {
-    const Number q = sigmoid(at_q), d = log_sigmoid(at_p) - log_sigmoid(at_q);
+template <class Q, class P>
+TETHER_INLINE auto bernoulli_kl(const Q& logit_q, const P& logit_p) {
+  const auto term = [](const auto& at_q, const auto& at_p) {
+    const auto q = sigmoid(at_q);
+    const auto d = log_sigmoid(at_p) - log_sigmoid(at_q);
     return select(d > 1, sigmoid(at_p) - q - q * d, q * expm1_minus(d));
   };
-  return term(logit_q, logit_p) + term(-logit_q, -logit_p);
+  const auto q = detail::lifted(logit_q);
+  const auto p = detail::lifted(logit_p);
+  return detail::lowered<Q, P>(term(q, p) + term(-q, -p));
 }
 
 // Gaussian, from means and logarithms of standard deviations, s = log sigma_q - log sigma_p:
@@ -59,11 +89,13 @@ TETHER_INLINE Number bernoulli_kl(const Number& logit_q, const Number& logit_p) 
 //   KL(q || p) = ((mean_q - mean_p) / sigma_p)^2 / 2 + (e^2s - 1 - 2s) / 2
 //
 // d / d mean_q = (mean_q - mean_p) / sigma_p^2, d / d log sigma_q = e^2s - 1.
-template <class Number>
-TETHER_INLINE Number gaussian_kl(const Number& mean_q, const Number& log_std_q,
-                                 const Number& mean_p, const Number& log_std_p) {
-  const Number gap = (mean_q - mean_p) * exp(-log_std_p);
-  return (gap * gap + expm1_minus((log_std_q - log_std_p) * 2)) * 0.5;
+template <class MeanQ, class StdQ, class MeanP, class StdP>
+TETHER_INLINE auto gaussian_kl(const MeanQ& mean_q, const StdQ& log_std_q, const MeanP& mean_p,
+                               const StdP& log_std_p) {
+  using detail::lifted;
+  const auto gap = (lifted(mean_q) - lifted(mean_p)) * exp(-lifted(log_std_p));
+  const auto s = lifted(log_std_q) - lifted(log_std_p);
+  return detail::lowered<MeanQ, StdQ, MeanP, StdP>((gap * gap + expm1_minus(s * 2)) * 0.5);
 }
 
 }  // namespace tether

@@ -6,6 +6,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "estimators/exact_kl.h"
+
 namespace tether {
 namespace {
 
@@ -85,6 +87,32 @@ TEST(KlEstimators, ExpectedGradientsAreOfTheLabelledDivergences) {
     EXPECT_NEAR(q[i] * (c2[i] - mean2), q[i] * (std::log(q[i] / p[i]) - kl_qp), 1e-15);
     EXPECT_NEAR(q[i] * (c3[i] - mean3), q[i] - p[i], 1e-15);
   }
+}
+
+TEST(ExactKl, AnyMixtureOfNumbersAndConstants) {
+  using D = Dual<double, 2>;
+  const auto variable = [](double value, int i) {
+    D out(value);
+    (i == 0 ? out.grad[0] : out.grad[1]) = 1;
+    return out;
+  };
+  const D all = gaussian_kl(variable(0.3, 0), variable(-0.2, 1), D(0.7), D(0.4));
+  const D some = gaussian_kl(variable(0.3, 0), variable(-0.2, 1), 0.7, Constant<double>{0.4});
+  EXPECT_EQ(some.value, all.value);
+  EXPECT_EQ(some.grad[0], all.grad[0]);
+  EXPECT_EQ(some.grad[1], all.grad[1]);
+  const double plain = gaussian_kl(0.3, -0.2, 0.7, 0.4);
+  EXPECT_EQ(plain, all.value);
+  const double step = 1e-6;
+  const double slope =
+      gaussian_kl(0.3 + step, -0.2, 0.7, 0.4) - gaussian_kl(0.3 - step, -0.2, 0.7, 0.4);
+  EXPECT_NEAR(some.grad[0], slope / (2 * step), 1e-9);
+
+  const D bernoulli = bernoulli_kl(variable(0.8, 0), -0.5);
+  EXPECT_EQ(bernoulli.value, bernoulli_kl(0.8, -0.5));
+  EXPECT_NEAR(bernoulli.grad[0],
+              (bernoulli_kl(0.8 + step, -0.5) - bernoulli_kl(0.8 - step, -0.5)) / (2 * step), 1e-9);
+  EXPECT_EQ(bernoulli.grad[1], 0);
 }
 
 }  // namespace
