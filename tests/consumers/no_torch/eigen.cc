@@ -1,0 +1,21 @@
+// DPO of one pair of answers, and the advantages of a trajectory, on Eigen arrays.
+#include <estimators/eigen.h>
+#include <rl/eigen.h>
+
+#include <iostream>
+
+int main() {
+  Eigen::ArrayXXd logps(2, 2), ref_logps(2, 2);
+  logps << -1, -2, -1.5, -3;
+  ref_logps << -1.2, -2.1, -1.4, -2.8;
+  const Eigen::ArrayXXd mask = Eigen::ArrayXXd::Ones(2, 2);
+  const auto loss = tether::eigen::preference_loss({logps, mask, ref_logps}, tether::presets::dpo());
+  std::cout << "loss " << loss.loss << "\n" << loss.dlogps << "\n";
+
+  Eigen::ArrayXXd rewards(1, 3), values(1, 3), active = Eigen::ArrayXXd::Ones(1, 3);
+  rewards << 0, 0, 1;
+  values << 0.5, 0.25, 0.5;
+  const auto [advantages, returns] = tether::eigen::generalized_advantage_estimation(
+      rewards, values, active, {.gamma = 1, .lambda = 0.5});
+  std::cout << "advantages " << advantages << "\n";
+}
