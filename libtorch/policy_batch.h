@@ -38,5 +38,6 @@ struct WantedGradients {
 // By torch's operations, on any device.
 ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,
                                 const Normalizer& normalizer, WantedGradients wanted);
+at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& objective);
 
 }  // namespace tether::detail

@@ -124,6 +124,15 @@ LossOutput policy_loss(const PolicyBatch& batch, const PolicyObjective& objectiv
   return run(batch, objective, normalizer, compute_on_cpu);
 }
 
+at::Tensor policy_token_losses(const PolicyBatch& unchecked, const PolicyObjective& objective) {
+  const auto function = "policy_token_losses";
+  const PolicyBatch batch = detail::checked(function, unchecked);
+  return detail::with_value_errors([&] {
+    check_objective(function, objective);
+    return detail::tensor_token_losses(batch, objective);
+  });
+}
+
 LossOutput detail::policy_loss_any_device(const PolicyBatch& batch,
                                           const PolicyObjective& objective,
                                           const Normalizer& normalizer) {

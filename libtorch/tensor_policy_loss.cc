@@ -15,6 +15,8 @@
 
 #include <cmath>
 #include <optional>
+#include <string>
+#include <string_view>
 
 #include "libtorch/arrays.h"
 #include "libtorch/policy_batch.h"
@@ -199,24 +201,59 @@ PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& d, cons
           .maxima = at::stack({largest(d), largest(-d)})};
 }
 
+void check_needs(std::string_view function, const PolicyBatch& batch,
+                 const PolicyObjective& objective) {
+  const std::string name(function);
+  check_value(objective.kl.beta == 0 || batch.ref_logps.defined(),
+              name + ": ref_logps must be given when beta is greater than 0, got beta " +
+                  text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0");
+  const double entropy_coef = objective.entropy.coefficient;
+  check_value(entropy_coef == 0 || batch.entropies.defined(),
+              name + ": entropies must be given when entropy_coef is not 0, got entropy_coef " +
+                  text(entropy_coef) + " and none. Pass entropies or entropy_coef = 0");
+}
+
+at::Tensor row_sums_of_weights(const FlatBatch& flat) {
+  return at::zeros({flat.rows}, flat.weight.options()).index_add(0, flat.row, flat.weight);
+}
+
 }  // namespace
+
+at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& objective) {
+  check_needs("policy_token_losses", batch, objective);
+  FlatBatch flat = flattened(batch);
+  const auto selected = [&](const at::Tensor& tensor) {
+    const at::Tensor values = tensor.to(flat.weight.scalar_type()).reshape({-1});
+    return at::where(flat.active, values, at::zeros_like(values));
+  };
+  const at::Tensor logp = selected(batch.logps);
+  const Levelled level = levelled(objective.level, flat, logp, row_sums_of_weights(flat));
+  const TensorNumber log_ratio{level.log_ratio};
+  const TensorToken token{{level.logp},     log_ratio,       exp(log_ratio),
+                          {flat.advantage}, {flat.old_logp}, {flat.ref_logp}};
+  const bool penalty = objective.kl.beta > 0;
+  const at::Tensor loss = surrogate_of(objective.surrogate, token);
+  const at::Tensor kl = penalty ? kl_of(objective.kl, flat, logp) : at::zeros_like(loss);
+  const at::Tensor finite = finite_tokens(flat, level.log_ratio.detach(), loss.detach(),
+                                          at::zeros_like(loss), kl.detach(), penalty);
+  at::Tensor each = loss + kl * objective.kl.beta;
+  if (objective.entropy.coefficient != 0) {
+    each = each - selected(batch.entropies) * objective.entropy.coefficient;
+  }
+  each = each * at::where(finite, at::ones_like(loss), NAN);  // saturation hides it
+  return at::where(flat.active, each, at::zeros_like(each)).view(batch.logps.sizes());
+}
 
 ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,
                                 const Normalizer& normalizer, WantedGradients wanted) {
   const bool penalty = objective.kl.beta > 0;
-  check_value(!penalty || batch.ref_logps.defined(),
-              "policy_loss: ref_logps must be given when beta is greater than 0, got beta " +
-                  text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0");
   const double entropy_coef = objective.entropy.coefficient;
-  check_value(entropy_coef == 0 || batch.entropies.defined(),
-              "policy_loss: entropies must be given when entropy_coef is not 0, got entropy_coef " +
-                  text(entropy_coef) + " and none. Pass entropies or entropy_coef = 0");
+  check_needs("policy_loss", batch, objective);
   step_counts("policy_loss", normalizer, {});  // the counts of the batch are not waited for
   // Under the caller's inference mode there would be no gradient to take here.
   const c10::InferenceMode normal(false);
   FlatBatch flat = flattened(batch);
-  const at::Tensor n =
-      at::zeros({flat.rows}, flat.weight.options()).index_add(0, flat.row, flat.weight);
+  const at::Tensor n = row_sums_of_weights(flat);
 
   // The gradient is taken here, with the loss, so that backward is a scaling as on the CPU.
   at::AutoGradMode enabled(true);

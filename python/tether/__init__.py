@@ -26,7 +26,14 @@ from tether.logits import (
     linear_token_logps,
     token_logps,
 )
-from tether.policy import Normalizer, PolicyLoss, PolicyMetrics, local_counts, policy_loss
+from tether.policy import (
+    Normalizer,
+    PolicyLoss,
+    PolicyMetrics,
+    local_counts,
+    policy_loss,
+    policy_token_losses,
+)
 from tether.preference import PreferenceLoss, PreferenceMetrics, dpo_loss, preference_loss
 from tether.value import ValueLoss, ValueMetrics, value_loss
 
@@ -57,6 +64,7 @@ __all__ = [
     "moments",
     "objectives",
     "policy_loss",
+    "policy_token_losses",
     "preference_loss",
     "reference",
     "token_logps",

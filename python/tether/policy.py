@@ -114,6 +114,35 @@ def policy_loss(
     return PolicyLoss(loss, PolicyMetrics(sums, maxima))
 
 
+def policy_token_losses(
+    logps: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    *,
+    objective: str = "grpo",
+    old_logps: Tensor | None = None,
+    ref_logps: Tensor | None = None,
+    entropies: Tensor | None = None,
+    offsets: Tensor | None = None,
+    **options: Number | str | bool,
+) -> Tensor:
+    """The terms S + beta K - entropy_coef H of each token, before weights and aggregation.
+
+    Like logps; 0 in masked slots. Arguments as in policy_loss. For aggregations of your own:
+    backward takes any gradient of it. By torch's operations on every device, at torch's speed;
+    policy_loss is the fast way where its aggregations do.
+    """
+    function = "policy_token_losses"
+    batch = checked(
+        function, Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets)
+    )
+    wanted = checked_objective("policy", function, objective, options)
+    _check_options(wanted)
+    return reference.policy_token_losses(
+        *batch, objective=objective, **wanted.numbers, **wanted.choices
+    )
+
+
 def local_counts(
     logps: Tensor,
     advantages: Tensor,
@@ -174,12 +203,17 @@ def _on_other_device(
     batch: Batch, wanted: Wanted, normalizer: Normalizer | None
 ) -> PolicyLoss:
     objective, numbers, choices = wanted
-    if not torch.compiler.is_compiling():
-        values = [float(each) for each in numbers.values()]
-        ops.policy_check(
-            objective, list(numbers), values, list(choices), list(choices.values())
-        )
+    _check_options(wanted)
     out = reference.policy_loss(
         *batch, objective=objective, normalizer=normalizer, **numbers, **choices
     )
     return PolicyLoss(out.loss, PolicyMetrics(out.sums, out.maxima))
+
+
+def _check_options(wanted: Wanted) -> None:
+    """By the operator, except where a graph is traced: numbers are not known there."""
+    if torch.compiler.is_compiling():
+        return
+    objective, numbers, choices = wanted
+    values = [float(each) for each in numbers.values()]
+    ops.policy_check(objective, list(numbers), values, list(choices), list(choices.values()))

@@ -300,24 +300,23 @@ def policy_loss(
     **options: float | Tensor | str,
 ) -> PolicyTotals:
     """world_size (Agg[S] + beta Agg[K] - entropy_coef Agg[H]), as tether.policy_loss."""
-    row = OBJECTIVES[objective]
-    beta = row.beta if beta is None else beta
-    kl_choices = {name: options.pop(name) for name in _KL_CHOICES & options.keys()}
-    rows = Rows.of(logps, offsets)
-    tokens = _selected(rows, logps, advantages, response_mask, old_logps, ref_logps, entropies)
-    n = rows.sum(tokens.weight.double())
-
-    logp, log_ratio = levelled(rows, tokens, n, level or row.level)
-    surrogate_options = row.surrogate_options | options
-    loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **surrogate_options)
-    kl = torch.zeros_like(loss)
-    if _needs("ref_logps", "beta", "greater than 0", beta, ref_logps):
-        kl = kl_term(tokens.logp, tokens.old_logp, tokens.ref_logp, **kl_choices)
-    entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, entropies)
-
-    finite = _finite(tokens, log_ratio, loss.detach(), kl.detach())
+    terms = _terms(
+        logps,
+        advantages,
+        response_mask,
+        old_logps,
+        ref_logps,
+        entropies,
+        offsets,
+        objective=objective,
+        beta=beta,
+        entropy_coef=entropy_coef,
+        level=level,
+        **options,
+    )
+    rows, tokens, n, row = terms.rows, terms.tokens, terms.n, OBJECTIVES[objective]
+    loss, kl, finite = terms.loss, terms.kl, terms.finite
     spoil = torch.where(finite, 1.0, math.nan)  # no saturation hides a NaN or infinity
-
     policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
 
     def mean(terms: Tensor, count: float | Tensor | None) -> Tensor:
@@ -327,12 +326,99 @@ def policy_loss(
         weighted = torch.where(tokens.active, tokens.weight * terms, 0.0).double()
         return (rows.spread(factors) * weighted).sum()
 
-    total = mean(spoil * loss, policy) + beta * mean(spoil * kl, kl_tokens)
-    if entropic:
+    total = mean(spoil * loss, policy) + terms.beta * mean(spoil * kl, kl_tokens)
+    if terms.entropic:
         total = total - entropy_coef * mean(tokens.entropy, policy)
     with torch.no_grad():
-        sums, maxima = _metrics(tokens, log_ratio, loss, kl, clipped, finite)
+        sums, maxima = _metrics(tokens, terms.log_ratio, loss, kl, terms.clipped, finite)
     return PolicyTotals((world_size * total).to(_wide(logps.dtype)), sums, maxima)
+
+
+class Terms(NamedTuple):
+    """What every token adds to a policy loss, before weights and aggregation."""
+
+    rows: Rows
+    tokens: Tokens
+    n: Tensor  # weights of each row
+    log_ratio: Tensor
+    loss: Tensor  # S
+    clipped: Tensor
+    kl: Tensor  # K
+    finite: Tensor
+    beta: float | Tensor
+    entropic: bool
+
+
+def _terms(
+    logps,
+    advantages,
+    response_mask,
+    old_logps,
+    ref_logps,
+    entropies,
+    offsets,
+    *,
+    objective,
+    beta,
+    entropy_coef,
+    level,
+    **options,
+) -> Terms:
+    row = OBJECTIVES[objective]
+    beta = row.beta if beta is None else beta
+    kl_choices = {name: options.pop(name) for name in _KL_CHOICES & options.keys()}
+    rows = Rows.of(logps, offsets)
+    tokens = _selected(rows, logps, advantages, response_mask, old_logps, ref_logps, entropies)
+    n = rows.sum(tokens.weight.double())
+    logp, log_ratio = levelled(rows, tokens, n, level or row.level)
+    surrogate_options = row.surrogate_options | options
+    loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **surrogate_options)
+    kl = torch.zeros_like(loss)
+    if _needs("ref_logps", "beta", "greater than 0", beta, ref_logps):
+        kl = kl_term(tokens.logp, tokens.old_logp, tokens.ref_logp, **kl_choices)
+    entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, entropies)
+    finite = _finite(tokens, log_ratio, loss.detach(), kl.detach())
+    return Terms(rows, tokens, n, log_ratio, loss, clipped, kl, finite, beta, entropic)
+
+
+def policy_token_losses(
+    logps: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    old_logps: Tensor | None = None,
+    ref_logps: Tensor | None = None,
+    entropies: Tensor | None = None,
+    offsets: Tensor | None = None,
+    *,
+    objective: str = "grpo",
+    beta: float | Tensor | None = None,
+    entropy_coef: float | Tensor = 0,
+    level: str | None = None,
+    constant: float | Tensor = 1,  # of the aggregation, as are these two
+    aggregation: str | None = None,
+    allow_biased_gradient: str = "false",
+    **options: float | Tensor | str,
+) -> Tensor:
+    """S + beta K - entropy_coef H at each token, like logps; 0 in masked slots."""
+    terms = _terms(
+        logps,
+        advantages,
+        response_mask,
+        old_logps,
+        ref_logps,
+        entropies,
+        offsets,
+        objective=objective,
+        beta=beta,
+        entropy_coef=entropy_coef,
+        level=level,
+        **options,
+    )
+    each = terms.loss + terms.beta * terms.kl
+    if terms.entropic:
+        each = each - entropy_coef * terms.tokens.entropy
+    each = each * torch.where(terms.finite, 1.0, math.nan)
+    return torch.where(terms.tokens.active, each, 0.0)
 
 
 def local_counts(response_mask: Tensor, offsets: Tensor | None = None) -> Tensor:

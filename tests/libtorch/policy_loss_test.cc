@@ -52,6 +52,52 @@ TEST(PolicyLossFace, EqualsThePlainExpressionInValueAndGradient) {
             1e-16);
 }
 
+TEST(PolicyLossFace, TokenLossesAddUpToTheLoss) {
+  for (const auto& row : kCatalogue) {
+    PolicyObjective objective = row.preset();
+    objective.aggregation = token_mean();
+    objective.kl.beta = 0.2;
+    objective.entropy.coefficient = 0.1;
+    PolicyBatch batch = random_batch(5, 33, at::kDouble);
+    batch.entropies = torch::rand({5, 33}, at::kDouble).requires_grad_();
+    const at::Tensor mask = batch.response_mask.to(at::kDouble);
+    const at::Tensor each = policy_token_losses(batch, objective);
+    EXPECT_EQ(each.masked_select(mask == 0).abs().sum().item<double>(), 0);
+    const at::Tensor loss = (mask * each).sum() / mask.sum();
+    const LossOutput want = policy_loss(batch, objective);
+    EXPECT_NEAR(loss.item<double>(), want.loss.item<double>(), 1e-13) << row.name;
+    for (const at::Tensor& input : {batch.logps, batch.entropies}) {
+      const at::Tensor gap = gradient(loss, input) - gradient(want.loss, input);
+      EXPECT_LT(gap.abs().max().item<double>(), 1e-14) << row.name;
+    }
+  }
+}
+
+TEST(PolicyLossFace, TokenLossesTakeAnyUpstreamGradient) {
+  for (RatioLevel level :
+       {RatioLevel::token, RatioLevel::sequence_mean, RatioLevel::sequence_sum}) {
+    PolicyObjective objective = presets::ppo();
+    objective.level = level;
+    PolicyBatch batch = random_batch(3, 7, at::kDouble);
+    batch.old_logps = batch.logps.detach() + 0.01 * torch::randn({3, 7}, at::kDouble);
+    const at::Tensor upstream = torch::randn({3, 7}, at::kDouble);
+    const auto loss = [&](const at::Tensor& logps) {
+      PolicyBatch at = batch;
+      at.logps = logps;
+      return (upstream * policy_token_losses(at, objective)).sum();
+    };
+    const at::Tensor slopes = gradient(loss(batch.logps), batch.logps);
+    const double step = 1e-6;
+    for (int64_t i = 0; i < 21; i += 4) {
+      at::Tensor up = batch.logps.detach().clone(), down = up.clone();
+      up.view({-1})[i] += step;
+      down.view({-1})[i] -= step;
+      const double slope = (loss(up) - loss(down)).item<double>() / (2 * step);
+      EXPECT_NEAR(slopes.view({-1})[i].item<double>(), slope, 1e-7);
+    }
+  }
+}
+
 void expect_equal_paths(const PolicyBatch& batch, const PolicyObjective& objective) {
   const LossOutput kernel = policy_loss(batch, objective);
   const LossOutput tensors = detail::policy_loss_any_device(batch, objective);

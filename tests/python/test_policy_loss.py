@@ -444,3 +444,55 @@ def test_entropies_get_a_gradient():
     expected = -0.75 * mask.double() / mask.sum()
     torch.testing.assert_close(batch["entropies"].grad, expected, rtol=1e-15, atol=0)
     assert metrics.to_dict()["entropy"] == pytest.approx(0.7, rel=1e-15)
+
+
+# ---- losses of tokens ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("layout", [dict, packed])
+def test_token_losses_add_up_to_the_loss(objective, layout):
+    batch = layout(padded_batch(spread=0.6))
+    batch["entropies"] = torch.where(batch["response_mask"] != 0, -batch["logps"], math.nan)
+    options = {"objective": objective, "entropy_coef": 0.1, "beta": 0.2}
+    options |= {"aggregation": "token_mean"}
+
+    def gradients(loss):
+        return torch.autograd.grad(loss, (logps, entropies))
+
+    logps, entropies = (batch[name].detach().requires_grad_() for name in ("logps", "entropies"))
+    leaves = batch | {"logps": logps, "entropies": entropies}
+    each = tether.policy_token_losses(**leaves, **options)
+    mask = batch["response_mask"].double()
+    assert (each[mask == 0] == 0).all()
+    loss = (mask * each).sum() / mask.sum()
+    expected = tether.policy_loss(**leaves, **options).loss
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
+    for a, b in zip(gradients(loss), gradients(expected), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence_mean", "sequence_token", "sequence_sum"])
+def test_token_losses_take_any_upstream_gradient(level):
+    batch = padded_batch(poison=0.0, spread=0.2)
+    upstream = torch.linspace(-1, 2, batch["logps"].numel(), dtype=torch.float64)
+    values = []
+    logps = batch["logps"].detach().requires_grad_()
+
+    def loss(at):
+        each = tether.policy_token_losses(
+            **batch | {"logps": at}, objective="reinforce", level=level, beta=0.1
+        )
+        return (upstream.view_as(each) * each).sum()
+
+    (gradient,) = torch.autograd.grad(loss(logps), logps)
+    step = 1e-6
+    if level == "sequence_token":  # its value does not follow its gradient
+        return
+    for i in range(0, logps.numel(), 5):
+        up, down = (logps.detach().clone().view(-1) for _ in range(2))
+        up[i] += step
+        down[i] -= step
+        slope = (loss(up.view_as(logps)) - loss(down.view_as(logps))) / (2 * step)
+        values.append((gradient.view(-1)[i] - slope).abs().item())
+    assert max(values) < 1e-7
