@@ -166,6 +166,51 @@ TEST(PreferenceLoss, AnySplitAndPackingGivesTheSame) {
   }
 }
 
+// Whatever masked slots hold, seven more columns of them, and any strides: the same bits.
+TEST(PreferenceLoss, PoisonPaddingAndStridesChangeNoBit) {
+  for (const PreferenceRow& row : kPreferenceCatalogue) {
+    Batch<double> batch(3, 11);
+    const PreferenceTotals want = batch.run(row.preset());
+    for (double poison : {kNaN, infinity, -infinity, 1e30, -1e4, 0.0}) {
+      constexpr int64_t kColumns = 18, kStep = 2, kRowStep = kColumns * kStep + 5;
+      const auto size = size_t(batch.rows * kRowStep);
+      std::vector<double> logps(size, poison), ref_logps(size, poison), mask(size, kNaN),
+          dlogps(size, 7);
+      for (int64_t i = 0; i < batch.rows; ++i) {
+        for (int64_t t = 0; t < kColumns; ++t) {
+          const size_t to = size_t(i * kRowStep + t * kStep);
+          const bool inside = t < batch.columns;
+          const size_t from = size_t(i * batch.columns + (inside ? t : 0));
+          mask[to] = inside ? batch.mask[from] : 0;
+          if (mask[to] == 0) continue;
+          logps[to] = batch.logps[from];
+          ref_logps[to] = batch.ref_logps[from];
+        }
+      }
+      const auto view = [&](const std::vector<double>& array) {
+        return ConstArray{array.data(), DType::float64, kRowStep, kStep};
+      };
+      const PreferenceArrays arrays{.layout = {.rows = batch.rows, .columns = kColumns},
+                                    .logps = view(logps),
+                                    .response_mask = view(mask),
+                                    .ref_logps = view(ref_logps)};
+      const PreferenceTotals got = preference_loss(
+          arrays, row.preset(), {}, {dlogps.data(), DType::float64, kRowStep, kStep});
+      EXPECT_EQ(got.loss, want.loss) << row.name << ", " << poison;
+      EXPECT_EQ(got.metrics.sums, want.metrics.sums) << row.name;
+      for (int64_t i = 0; i < batch.rows; ++i) {
+        for (int64_t t = 0; t < kColumns; ++t) {
+          const size_t at = size_t(i * kRowStep + t * kStep);
+          const bool inside = t < batch.columns;
+          const double expected = inside ? batch.dlogps[size_t(i * batch.columns + t)] : 0;
+          ASSERT_EQ(dlogps[at], expected) << row.name;
+          ASSERT_EQ(dlogps[at + 1], 7) << row.name;  // between the slots nothing is written
+        }
+      }
+    }
+  }
+}
+
 TEST(PreferenceLoss, SameBitsInAnyOrderOfItsChunks) {
   const Executor backwards{.run = [](void*, int64_t tasks, Executor::Task task, void* argument) {
     for (int64_t i = tasks - 1; i >= 0; --i) task(argument, i);
