@@ -5,6 +5,7 @@
 
 #include "core/check.h"
 #include "core/fields.h"
+#include "core/macros.h"
 
 namespace tether {
 
@@ -71,6 +72,58 @@ struct GaeBlock {
   }
 };
 
+void store(const RowLayout& layout, const MutableArray& advantages, const MutableArray& returns,
+           int64_t row, int64_t column, int count, const GaeBlock& block) {
+  store_block(layout, advantages, row, column, count, block.advantage);
+  if (returns) store_block(layout, returns, row, column, count, block.result);
+}
+
+// What one token passes to the one before it.
+struct GaeState {
+  double value = 0;
+  double advantage = 0;
+};
+
+// The recursion where nothing ends within the row and gaps are passed over, without a branch: a
+// mask is nothing that a processor could predict. Slots of weight 0 hold zeros; with m = 0 there, 1
+// else,
+//   A = m (r - V) + m gamma V_next + (m gamma lambda + 1 - m) A_next,   V = m V + (1 - m) V_next
+// and all but the two products with what follows are known beforehand.
+TETHER_CLONES GaeState carried(double gamma, int count, GaeState next, GaeBlock& block) {
+  alignas(64) double token[kBlock], base[kBlock], kept[kBlock];
+  for (int i = 0; i < count; ++i) {
+    token[i] = block.weight[i] != 0 ? 1.0 : 0.0;
+    base[i] = token[i] * (block.reward[i] - block.value[i]);
+    kept[i] = token[i] * (gamma * block.lambda[i]) + (1 - token[i]);
+  }
+  for (int i = count - 1; i >= 0; --i) {
+    next.advantage = (base[i] + token[i] * gamma * next.value) + kept[i] * next.advantage;
+    next.value = block.value[i] + (1 - token[i]) * next.value;
+    block.advantage[i] = next.advantage;
+  }
+  for (int i = 0; i < count; ++i) {
+    block.advantage[i] *= token[i];
+    block.result[i] = block.advantage[i] + block.value[i];
+  }
+  return next;
+}
+
+// Asks for the block that is wanted after the one of `row` that ends before `column`: rows are
+// walked from their ends, which no processor expects.
+void prefetch_next(const GaeArrays& batch, const MutableArray& advantages,
+                   const MutableArray& returns, int64_t row, int64_t column) {
+  const RowLayout& layout = batch.layout;
+  if (column == 0 && ++row < layout.rows) column = layout.length(row);
+  const int count = static_cast<int>(std::min<int64_t>(kBlock, column));
+  if (count == 0 || row == layout.rows) return;
+  for (const ConstArray* array : {&batch.response_mask, &batch.rewards, &batch.values}) {
+    prefetch_block(layout, *array, row, column - count, count);
+  }
+  for (const MutableArray* array : {&advantages, &returns}) {
+    prefetch_block(layout, *array, row, column - count, count);
+  }
+}
+
 void gae_of_row(const GaeArrays& batch, const Gae& options, int64_t row,
                 const MutableArray& advantages, const MutableArray& returns, GaeBlock& block) {
   const RowLayout& layout = batch.layout;
@@ -84,6 +137,14 @@ void gae_of_row(const GaeArrays& batch, const Gae& options, int64_t row,
     const int64_t column = std::max<int64_t>(0, end - kBlock);
     const int count = static_cast<int>(end - column);
     block.load(batch, row, column, count);
+    prefetch_next(batch, advantages, returns, row, column);
+    if (!batch.done && !batch.truncated && options.gap == MaskGap::carry) {
+      const GaeState next = carried(options.gamma, count, {next_value, next_advantage}, block);
+      next_value = next.value;
+      next_advantage = next.advantage;
+      store(layout, advantages, returns, row, column, count, block);
+      continue;
+    }
     for (int i = count - 1; i >= 0; --i) {
       block.advantage[i] = block.result[i] = 0;
       if (block.weight[i] == 0) {
@@ -105,8 +166,7 @@ void gae_of_row(const GaeArrays& batch, const Gae& options, int64_t row,
       block.advantage[i] = next_advantage;
       block.result[i] = next_advantage + next_value;
     }
-    store_block(layout, advantages, row, column, count, block.advantage);
-    if (returns) store_block(layout, returns, row, column, count, block.result);
+    store(layout, advantages, returns, row, column, count, block);
   }
 }
 
