@@ -20,7 +20,7 @@ def medians(results):
     out = {}
     for run in sorted(results["benchmarks"], key=lambda run: run["family_index"]):
         if run.get("aggregate_name") == "median":
-            out[run["run_name"]] = (
+            out[run["run_name"].split("/iterations:")[0]] = (
                 run["cpu_time"] * NANOSECONDS[run["time_unit"]],
                 run.get("bytes_per_second", 0),
                 run.get("items_per_second", 0),

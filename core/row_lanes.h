@@ -53,6 +53,7 @@ struct Exp2<float> {
   using Bits = uint32_t;
   static constexpr int kMantissa = 23;
   static constexpr float kRounder = 0x1.8p23f;
+  static constexpr float kBias = 127;
   static constexpr float kLowest = -127;
   static constexpr std::array<float, 6> kCoefficients = {
       1.0f, 0x1.62e428p-1f, 0x1.ebf918p-3f, 0x1.c6b6e4p-5f, 0x1.3d0c52p-7f, 0x1.5c08e6p-10f};
@@ -64,6 +65,7 @@ struct Exp2<double> {
   using Bits = uint64_t;
   static constexpr int kMantissa = 52;
   static constexpr double kRounder = 0x1.8p52;
+  static constexpr double kBias = 1023;
   static constexpr double kLowest = -1023;
   static constexpr std::array<double, 14> kCoefficients = [] {
     std::array<double, 14> coefficients = {1.0};
@@ -75,19 +77,22 @@ struct Exp2<double> {
 };
 
 // 2^t for t from kLowest, where it is exactly 0, to the largest exponent. The power of two is added
-// to the exponent as an integer: a multiplication less. A NaN stays one if its low bits are 0, as
-// those of arithmetic are; sums notice any other by t itself.
-template <class Real>
+// to the exponent as an integer, which costs less than a product, but keeps a NaN only if its low
+// bits are 0; kAnyNan: a product, which keeps any.
+template <bool kAnyNan = false, class Real>
 TETHER_INLINE Real exp2_lean(Real t) {
   using E = Exp2<Real>;
-  const Real shifted = t + E::kRounder;  // the low bits are round(t)
-  const Real fraction = t - (shifted - E::kRounder);
+  using Bits = typename E::Bits;
+  constexpr Real kRounder = kAnyNan ? E::kRounder + E::kBias : E::kRounder;
+  const Real shifted = t + kRounder;  // the low bits are round(t), + bias for a product
+  const Real fraction = t - (shifted - kRounder);
   Real mantissa = E::kCoefficients.back();
   for (std::size_t i = E::kCoefficients.size() - 1; i-- > 0;) {
     mantissa = mantissa * fraction + E::kCoefficients[i];
   }
-  using Bits = typename E::Bits;
-  return bit_cast<Real>(bit_cast<Bits>(mantissa) + (bit_cast<Bits>(shifted) << E::kMantissa));
+  const Bits power = bit_cast<Bits>(shifted) << E::kMantissa;
+  return kAnyNan ? mantissa * bit_cast<Real>(power)
+                 : bit_cast<Real>(bit_cast<Bits>(mantissa) + power);
 }
 
 // The final logit x of a stored one: itself, or softcap tanh(logit scale / softcap) where capped. A
@@ -173,7 +178,7 @@ template <class Real>
 struct Lanes {
   Real highest[kRowLanes];  // t
   Real sum[kRowLanes];
-  Real weighted_sum[kRowLanes];  // RowSums::logp: sum of t, which notices a NaN
+  Real weighted_sum[kRowLanes];
   // RowSums::all:
   Real sum_of_squares[kRowLanes];
   Real distances[kRowLanes];  // sum of x - reference
@@ -198,16 +203,18 @@ TETHER_INLINE void clear(Lanes<Real>& lanes) {
 template <RowSums kSums, bool kCapped, class Stored, class Real = RealOf<Stored>>
 TETHER_INLINE void add_lanes(const Stored* logits, const Exponent<Real, kCapped>& exponent,
                              Lanes<Real>& lanes) {
+  // The sum of power t notices every NaN; the low bits of a widened half are 0.
+  constexpr bool kWatch = kSums == RowSums::logp && std::is_same_v<Stored, Real>;
   Real buffer[kRowLanes];
   const Real* in = widened_lanes(logits, buffer);
 #pragma GCC ivdep
   for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
     const Real x = exponent.final_logit(in[i]);
     const Real t = exponent(x);
-    const Real power = exp2_lean(t);
+    const Real power = exp2_lean<kWatch>(t);
     lanes.highest[i] = t > lanes.highest[i] ? t : lanes.highest[i];
     lanes.sum[i] += power;
-    lanes.weighted_sum[i] += kSums == RowSums::logp ? t : power * t;
+    if constexpr (kSums != RowSums::logp) lanes.weighted_sum[i] += power * t;
     if constexpr (kSums == RowSums::all) {
       const bool present = x > -std::numeric_limits<Real>::infinity();
       lanes.sum_of_squares[i] += power * power;

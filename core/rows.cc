@@ -43,7 +43,7 @@ TETHER_CLONES TETHER_CONTRACT void sum_block(const Stored* logits, int64_t count
   const auto larger = [](Real a, Real b) { return a > b ? a : b; };
   out.highest = reduced<Real>(lanes.highest, larger);
   out.sum = reduced<double>(lanes.sum, add);
-  out.weighted_sum = reduced<double>(lanes.weighted_sum, add);
+  if constexpr (kSums != RowSums::logp) out.weighted_sum = reduced<double>(lanes.weighted_sum, add);
   if constexpr (kSums == RowSums::all) {
     out.max = reduced<Real>(lanes.max, larger);
     out.sum_of_squares = reduced<double>(lanes.sum_of_squares, add);
@@ -140,9 +140,11 @@ RowStatistics statistics_of_row(const Stored* logits, int64_t vocabulary, int64_
       largest_block(block.logits, block.padded, exponent.final_logit, exponent.reference);
       sum_block<kSums>(block.logits, block.padded, exponent, sums);
     }
-    RowStatistics part{.reference = exponent.reference,
-                       .sum = std::isnan(sums.weighted_sum) ? sums.weighted_sum : sums.sum};
-    if constexpr (kSums != RowSums::logp) part.weighted_sum = sums.weighted_sum;
+    RowStatistics part{.reference = exponent.reference, .sum = sums.sum};
+    if constexpr (kSums != RowSums::logp) {
+      part.weighted_sum = sums.weighted_sum;
+      if (std::isnan(sums.weighted_sum)) part.sum = sums.weighted_sum;
+    }
     if constexpr (kSums == RowSums::all) {
       part.sum_of_squares = sums.sum_of_squares;
       part.logit_sum = sums.distances + sums.columns * exponent.reference;
