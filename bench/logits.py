@@ -135,6 +135,24 @@ def linear_liger():
     return loss
 
 
+def linear_tether_loss():
+    import tether
+
+    def loss(hidden, weight, targets):
+        rows = 4
+        shape = (rows, targets.shape[0] // rows)
+        return tether.linear_policy_loss(
+            hidden.view(*shape, -1),
+            weight,
+            targets.view(shape),
+            torch.ones(rows),
+            torch.ones(shape, dtype=torch.bool),
+            objective="dapo",
+        ).loss
+
+    return loss
+
+
 LINEAR_METHODS = {
     "products": None,
     "eager": lambda: linear_eager,
@@ -143,6 +161,7 @@ LINEAR_METHODS = {
     "trl add_fused_lm_head": linear_trl,
     "liger GRPO (a loss)": linear_liger,
     "tether": linear_tether,
+    "tether DAPO (a loss)": linear_tether_loss,
 }
 
 

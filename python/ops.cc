@@ -18,6 +18,7 @@
 
 #include "python/stable.h"
 #include "rl/catalogue.h"
+#include "rl/kernels/chunked_policy_loss.h"
 #include "rl/kernels/policy_loss.h"
 #include "rl/kernels/preference_loss.h"
 
@@ -246,6 +247,56 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_forward(
   });
 }
 
+// The part of a chunk of logits [C, V] in the loss of a batch, whose logps they are at `places`:
+// see rl/kernels/chunked_policy_loss.h. logits: contiguous; with a gradient they become it. The two
+// results in the middle are [C] in float64.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_of_logits(
+    Tensor logits, const Tensor& targets, const Tensor& places, const Tensor& advantages,
+    const Tensor& response_mask, const std::optional<Tensor>& old_logps,
+    const std::optional<Tensor>& ref_logps, const std::optional<Tensor>& offsets,
+    const Name& objective_name, const Names& option_names, const Tensor& option_values,
+    const Names& choice_names, const Names& choice_values, const std::optional<Tensor>& normalizer,
+    double temperature, double scale, double softcap, int64_t ignore_index, bool with_entropies,
+    bool with_gradient) {
+  return with_public_errors([&] {
+    const auto function = "linear_policy_loss";
+    const Inputs in{response_mask, advantages, response_mask,      old_logps,
+                    ref_logps,     {},         contiguous(offsets)};
+    const PolicyObjective objective = objective_of(
+        function, {objective_name, option_names, option_values, choice_names, choice_values});
+    const PolicyArrays arrays = arrays_of(function, in);
+    const bool wide = logits.scalar_type() == ScalarType::Double;
+    ChunkedPolicyLoss loss(function, arrays, wide ? DType::float64 : DType::float32, objective,
+                           normalizer_of(normalizer), torch_executor());
+    const MutableLogits rows{.data = logits.mutable_data_ptr(),
+                             .dtype = dtype_of(function, "logits", logits),
+                             .rows = logits.size(0),
+                             .vocabulary = logits.size(1),
+                             .row_stride = logits.size(1)};
+    const auto doubles = [&](bool wanted) {
+      return torch::stable::empty({wanted ? logits.size(0) : 0}, ScalarType::Double);
+    };
+    const Tensor logps = doubles(true), entropies = doubles(with_entropies);
+    const RowOptions options{.temperature = temperature,
+                             .scale = scale,
+                             .softcap = softcap,
+                             .ignore_index = ignore_index,
+                             .sums = with_entropies ? RowSums::entropy : RowSums::logp};
+    const auto numbers = [](const Tensor& tensor) {
+      return static_cast<double*>(tensor.mutable_data_ptr());
+    };
+    const auto ids = [](const Tensor& tensor) {
+      return static_cast<const int64_t*>(tensor.const_data_ptr());
+    };
+    loss.add(rows, ids(targets), ids(places), options, with_gradient, numbers(logps),
+             with_entropies ? numbers(entropies) : nullptr);
+    const PolicyTotals& totals = loss.totals();
+    return std::tuple(new_doubles({}, &totals.loss), logps, entropies,
+                      new_doubles({PolicyMetrics::kSums, 2}, totals.metrics.sums.data()),
+                      new_doubles({PolicyMetrics::kMaxima}, totals.metrics.maxima.data()));
+  });
+}
+
 std::tuple<Tensor, Tensor, Tensor> preference_loss_forward(
     const Tensor& logps, const Tensor& response_mask, const std::optional<Tensor>& ref_logps,
     const std::optional<Tensor>& offsets, const Name& objective_name, const Names& option_names,
@@ -419,6 +470,13 @@ STABLE_TORCH_LIBRARY(tether, library) {
       "Tensor? offsets, str objective, str[] option_names, Tensor option_values, "
       "str[] choice_names, str[] choice_values, Tensor? normalizer, bool with_gradient) -> "
       "(Tensor loss, Tensor dlogps, Tensor metric_sums)");
+  library.def(
+      "policy_loss_of_logits(Tensor(a!) logits, Tensor targets, Tensor places, Tensor advantages, "
+      "Tensor response_mask, Tensor? old_logps, Tensor? ref_logps, Tensor? offsets, str objective, "
+      "str[] option_names, Tensor option_values, str[] choice_names, str[] choice_values, "
+      "Tensor? normalizer, float temperature, float scale, float softcap, int ignore_index, "
+      "bool with_entropies, bool with_gradient) -> "
+      "(Tensor loss, Tensor logps, Tensor entropies, Tensor metric_sums, Tensor metric_maxima)");
   library.def("preference_metrics(Tensor sums) -> (str[] names, float[] values)");
   library.def("policy_metrics(Tensor sums, Tensor maxima) -> (str[] names, float[] values)");
   library.def("catalogue() -> str[]");
@@ -430,6 +488,7 @@ STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
   library.impl("policy_loss_forward", TORCH_BOX(&tether::policy_loss_forward));
   library.impl("policy_local_counts", TORCH_BOX(&tether::policy_local_counts));
   library.impl("preference_loss_forward", TORCH_BOX(&tether::preference_loss_forward));
+  library.impl("policy_loss_of_logits", TORCH_BOX(&tether::policy_loss_of_logits));
   library.impl("preference_metrics", TORCH_BOX(&tether::preference_metrics));
   library.impl("policy_metrics", TORCH_BOX(&tether::policy_metrics));
 }

@@ -21,8 +21,10 @@ from tether.estimators import (
 )
 from tether.logits import (
     CategoricalKl,
+    LinearPolicyOutput,
     TokenLogps,
     categorical_kl,
+    linear_policy_loss,
     linear_token_logps,
     token_logps,
 )
@@ -42,6 +44,7 @@ __all__ = [
     "CategoricalKl",
     "Choice",
     "KlReport",
+    "LinearPolicyOutput",
     "Moments",
     "Normalizer",
     "Objective",
@@ -59,6 +62,7 @@ __all__ = [
     "estimate_kl",
     "generalized_advantage_estimation",
     "group_advantage",
+    "linear_policy_loss",
     "linear_token_logps",
     "local_counts",
     "moments",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tether._ops import ops
+from tether._ops import ops, scaled
 
 _STATISTICS, _KL_STATISTICS = 4, 7  # float64 numbers a row
 
@@ -175,6 +175,36 @@ def _logits_of_chunks(hidden, weight, bias, active, rows_a_chunk):
         yield places, logits
 
 
+class _Gradients:
+    """Sums over chunks of what the gradients of logits give hidden, weight and bias."""
+
+    def __init__(self, hidden, weight, wanted):
+        # Sums of many chunks of half weights are in float32.
+        self.wide = torch.float32 if weight.element_size() == 2 else weight.dtype
+        self.weight = weight
+        self.dhidden = torch.zeros_like(hidden) if wanted[0] else None
+        self.dweight = torch.zeros(weight.shape, dtype=self.wide) if wanted[1] else None
+        self.dbias = torch.zeros(weight.shape[0], dtype=self.wide) if wanted[2] else None
+
+    def add(self, places, dlogits, hidden):
+        if self.dhidden is not None:
+            self.dhidden[places] = dlogits @ self.weight
+        if self.dweight is not None and self.wide == self.weight.dtype:
+            self.dweight.addmm_(dlogits.t(), hidden[places])
+        elif self.dweight is not None:
+            self.dweight += dlogits.t() @ hidden[places]
+        if self.dbias is not None:
+            self.dbias += dlogits.sum(0, dtype=self.wide)
+
+    def taken(self, hidden):
+        dtype = self.weight.dtype
+        return (
+            None if self.dhidden is None else self.dhidden.view(hidden.shape),
+            None if self.dweight is None else self.dweight.to(dtype),
+            None if self.dbias is None else self.dbias.to(dtype),
+        )
+
+
 class _LinearGradient(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -190,11 +220,7 @@ class _LinearGradient(torch.autograd.Function):
                 active |= each != 0
         active &= targets != options[-1]
         flat = hidden.reshape(-1, hidden.shape[-1])
-        # Sums of many chunks of half weights are in float32.
-        wide = torch.float32 if weight.element_size() == 2 else weight.dtype
-        dhidden = torch.zeros_like(flat) if wanted[0] else None
-        dweight = torch.zeros(weight.shape, dtype=wide) if wanted[1] else None
-        dbias = torch.zeros(weight.shape[0], dtype=wide) if wanted[2] else None
+        gradients = _Gradients(flat, weight, wanted)
         for places, logits in _logits_of_chunks(flat, weight, bias, active, rows):
             ops.token_logps_backward(
                 logits,
@@ -204,23 +230,72 @@ class _LinearGradient(torch.autograd.Function):
                 *options,
                 logits,
             )
-            if dhidden is not None:
-                dhidden[places] = logits @ weight
-            if dweight is not None and wide == weight.dtype:
-                dweight.addmm_(logits.t(), flat[places])
-            elif dweight is not None:
-                dweight += logits.t() @ flat[places]
-            if dbias is not None:
-                dbias += logits.sum(0, dtype=wide)
-        return (
-            None if dhidden is None else dhidden.view(hidden.shape),
-            None if dweight is None else dweight.to(weight.dtype),
-            None if dbias is None else dbias.to(weight.dtype),
-        )
+            gradients.add(places, logits, flat)
+        return gradients.taken(hidden)
 
     @staticmethod
     def backward(ctx, *_):
         raise NotImplementedError(_again("linear_token_logps"))
+
+
+class LinearPolicyLoss(torch.autograd.Function):
+    """Loss and gradients in one walk; backward is a scaling."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, batch, objective, normalizer, options, rows):
+        *options, with_entropies = options
+        mask = batch[1]
+        wanted = [each is not None and each.requires_grad for each in (hidden, weight, bias)]
+        flat, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        active = (mask != 0).reshape(-1)
+        places = active.nonzero()[:, 0]
+        gradients = _Gradients(flat, weight, wanted)
+        result = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        logps = torch.zeros(targets.shape, dtype=result)
+        entropies = torch.zeros(targets.shape, dtype=result) if with_entropies else None
+        loss = torch.zeros((), dtype=torch.float64)
+        sums, maxima, begin = None, None, 0
+        # A batch without tokens still has a loss and metrics: those of a chunk of none.
+        none = [(places, torch.empty(0, weight.shape[0], dtype=weight.dtype))]
+        walk = _logits_of_chunks(flat, weight, bias, active, rows) if len(places) else none
+        for chosen, logits in walk:
+            end = begin + logits.shape[0]
+            part = ops.policy_loss_of_logits(
+                logits,
+                targets[chosen],
+                places[begin:end],
+                *batch,
+                *objective,
+                normalizer,
+                *options,
+                with_entropies,
+                any(wanted),
+            )
+            loss += part[0]
+            logps[chosen] = part[1].to(result)
+            if with_entropies:
+                entropies[chosen] = part[2].to(result)
+            sums = part[3] if sums is None else sums + part[3]
+            maxima = part[4] if maxima is None else torch.maximum(maxima, part[4])
+            if len(places):
+                gradients.add(chosen, logits, flat)
+            begin = end
+        ctx.save_for_backward(*gradients.taken(hidden), hidden, weight, bias)
+        shape = mask.shape
+        entropies = None if entropies is None else entropies.view(shape)
+        ctx.mark_non_differentiable(logps, sums, maxima)
+        ctx.set_materialize_grads(False)
+        return loss.to(result), logps.view(shape), entropies, sums, maxima
+
+    @staticmethod
+    def backward(ctx, upstream, *_):
+        gradients = [None] * 3
+        if upstream is not None:
+            stored, inputs = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+            for i, (each, tensor) in enumerate(zip(stored, inputs, strict=True)):
+                if each is not None:
+                    gradients[i] = scaled("linear_policy_loss", upstream, each, tensor)
+        return *gradients, *[None] * 6
 
 
 # ---- categorical_kl ------------------------------------------------------------------------------

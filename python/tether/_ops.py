@@ -105,7 +105,7 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(dlogps, dentropies, logps, entropies)
 
 
-def _scaled(function, upstream, stored, tensor):
+def scaled(function, upstream, stored, tensor):
     """stored * upstream, in the dtype of the tensor whose gradient it is."""
     if torch.is_grad_enabled():
         return _ScaledOnce.apply(stored, upstream, tensor, function)
@@ -119,9 +119,9 @@ def _backward(ctx, upstream, *_):
     gradients = [None] * 14
     if upstream is not None:
         if ctx.needs_input_grad[0]:
-            gradients[0] = _scaled("policy_loss", upstream, dlogps, logps)
+            gradients[0] = scaled("policy_loss", upstream, dlogps, logps)
         if entropies is not None and ctx.needs_input_grad[5]:
-            gradients[5] = _scaled("policy_loss", upstream, dentropies, entropies)
+            gradients[5] = scaled("policy_loss", upstream, dentropies, entropies)
     return tuple(gradients)
 
 
@@ -141,7 +141,7 @@ def register_scaled(function: str, operator: str, *, arguments: int) -> None:
 
     def backward(ctx, upstream, *_):
         stored, tensor = ctx.saved_tensors
-        gradient = None if upstream is None else _scaled(function, upstream, stored, tensor)
+        gradient = None if upstream is None else scaled(function, upstream, stored, tensor)
         return gradient, *[None] * (arguments - 1)
 
     torch.library.register_autograd(f"tether::{operator}", backward, setup_context=setup)

@@ -8,9 +8,18 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import check_floating, check_given, dtype_text, shape_text
-from tether._logits_ops import LinearTokenLogps, TokenLogpsInto
+from tether._checks import (
+    Batch,
+    check_floating,
+    check_given,
+    checked,
+    dtype_text,
+    shape_text,
+)
+from tether._logits_ops import LinearPolicyLoss, LinearTokenLogps, TokenLogpsInto
+from tether._objectives import Number, checked_objective, objectives
 from tether._ops import ops
+from tether.policy import Normalizer, PolicyMetrics, packed_normalizer, policy_loss
 
 
 class TokenLogps(NamedTuple):
@@ -105,24 +114,7 @@ def linear_token_logps(
     gradients of exactly 0 are skipped. Half weights: their gradient is added up in float32.
     """
     function = "linear_token_logps"
-    _check_logits(f"{function}: hidden", hidden, "H")
-    check_given(f"{function}: weight", weight)
-    if weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != hidden.shape[-1]:
-        raise ValueError(
-            f"{function}: weight must be [V, {hidden.shape[-1]}] with V at least 1, for hidden "
-            f"{shape_text(hidden)}, got {shape_text(weight)}"
-        )
-    for name, each in (("weight", weight), ("bias", bias)):
-        if each is not None:
-            _check_like(f"{function}: {name}", each, "hidden", hidden)
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{function}: bias must be [{weight.shape[0]}] like the rows of weight, got "
-            f"{shape_text(bias)}"
-        )
-    if chunk_bytes < 1:
-        raise ValueError(f"{function}: chunk_bytes must be at least 1, got {chunk_bytes}")
-    targets = _checked_targets(function, targets, "hidden", hidden)
+    targets = _checked_linear(function, hidden, weight, targets, bias, chunk_bytes)
     options = (float(temperature), float(scale), float(softcap), int(ignore_index))
     if hidden.device.type != "cpu":
         return token_logps(
@@ -141,6 +133,111 @@ def linear_token_logps(
         )
 
     return TokenLogps(*_with_index_error(function, run, targets, weight.shape[0], ignore_index))
+
+
+class LinearPolicyOutput(NamedTuple):
+    loss: Tensor  # scalar: float32, or float64 with hidden
+    metrics: PolicyMetrics  # constants
+    logps: Tensor  # like targets, constants; 0 where the mask is 0
+    entropies: Tensor | None  # the same, where asked for or needed
+
+
+def linear_policy_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    bias: Tensor | None = None,
+    *,
+    objective: str = "grpo",
+    old_logps: Tensor | None = None,
+    ref_logps: Tensor | None = None,
+    offsets: Tensor | None = None,
+    normalizer: Normalizer | None = None,
+    temperature: float = 1.0,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    entropies: bool = False,
+    ignore_index: int = -100,
+    chunk_bytes: int = 256 << 20,
+    **options: Number | str | bool,
+) -> LinearPolicyOutput:
+    """policy_loss(linear_token_logps(hidden, weight, targets, bias)), never holding all logits.
+
+    hidden  [B, T, H], or packed [N, H] with offsets; targets, response_mask and the rest of the
+            batch like policy_loss. Positions with mask 0 are not multiplied, whatever they hold
+
+    Differentiable once in hidden, weight and bias. Where the ratio is that of a token, loss and
+    gradients come in one walk over chunks of tokens, three matrix products, and backward is a
+    scaling. Ratios of sequences (level=...) need all log-probabilities first: four products.
+    """
+    function = "linear_policy_loss"
+    check_given(f"{function}: targets", targets)
+    active = targets
+    if response_mask is not None and response_mask.shape == targets.shape:
+        active = targets.masked_fill(response_mask == 0, ignore_index)
+    active = _checked_linear(function, hidden, weight, active, bias, chunk_bytes)
+    stand_in = torch.zeros(active.shape, dtype=_result_type(hidden), device=hidden.device)
+    batch = checked(
+        function,
+        Batch(stand_in, advantages, response_mask, old_logps, ref_logps, None, offsets),
+    )
+    wanted = checked_objective("policy", function, objective, options)
+    bonus = float(wanted.numbers.get("entropy_coef", 0)) != 0
+    rows = (temperature, scale, softcap)
+    default = objectives()[objective].choices["level"].default if objective in objectives() else ""
+    if wanted.choices.get("level", default) != "token" or hidden.device.type != "cpu":
+        made = linear_token_logps(
+            hidden,
+            weight,
+            active,
+            bias,
+            temperature=temperature,
+            scale=scale,
+            softcap=softcap,
+            entropies=entropies or bonus,
+            ignore_index=ignore_index,
+            chunk_bytes=chunk_bytes,
+        )
+        out = policy_loss(
+            made.logps,
+            advantages,
+            response_mask,
+            objective=objective,
+            old_logps=old_logps,
+            ref_logps=ref_logps,
+            entropies=made.entropies if bonus else None,
+            offsets=offsets,
+            normalizer=normalizer,
+            **options,
+        )
+        found = None if made.entropies is None else made.entropies.detach()
+        return LinearPolicyOutput(out.loss, out.metrics, made.logps.detach(), found)
+
+    def run():
+        return LinearPolicyLoss.apply(
+            hidden,
+            weight,
+            bias,
+            active,
+            (
+                batch.advantages,
+                batch.response_mask,
+                batch.old_logps,
+                batch.ref_logps,
+                batch.offsets,
+            ),
+            wanted.arguments(),
+            packed_normalizer(normalizer),
+            (*map(float, rows), int(ignore_index), entropies or bonus),
+            max(chunk_bytes // (weight.shape[0] * weight.element_size()), 1),
+        )
+
+    loss, logps, found, sums, maxima = _with_index_error(
+        function, run, active, weight.shape[0], ignore_index
+    )
+    return LinearPolicyOutput(loss, PolicyMetrics(sums, maxima), logps, found)
 
 
 def categorical_kl(
@@ -183,6 +280,10 @@ def categorical_kl(
     )
 
 
+def _result_type(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
 # ---- checks --------------------------------------------------------------------------------------
 
 
@@ -215,6 +316,35 @@ def _check_buffer(where: str, buffer: Tensor, logits: Tensor) -> None:
         raise ValueError(f"{where} must be contiguous, got strides {list(buffer.stride())}")
     if buffer is not logits and buffer.requires_grad:
         raise ValueError(f"{where} must not require a gradient, got one that does")
+
+
+def _checked_linear(
+    function: str,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    chunk_bytes: int,
+) -> Tensor:
+    """The targets as int64, contiguous."""
+    _check_logits(f"{function}: hidden", hidden, "H")
+    check_given(f"{function}: weight", weight)
+    if weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"{function}: weight must be [V, {hidden.shape[-1]}] with V at least 1, for hidden "
+            f"{shape_text(hidden)}, got {shape_text(weight)}"
+        )
+    for name, each in (("weight", weight), ("bias", bias)):
+        if each is not None:
+            _check_like(f"{function}: {name}", each, "hidden", hidden)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{function}: bias must be [{weight.shape[0]}] like the rows of weight, got "
+            f"{shape_text(bias)}"
+        )
+    if chunk_bytes < 1:
+        raise ValueError(f"{function}: chunk_bytes must be at least 1, got {chunk_bytes}")
+    return _checked_targets(function, targets, "hidden", hidden)
 
 
 def _checked_targets(function: str, targets: Tensor, name: str, like: Tensor) -> Tensor:

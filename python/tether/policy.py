@@ -101,14 +101,13 @@ def policy_loss(
         Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets),
     )
     wanted = checked_objective("policy", "policy_loss", objective, options)
-    normalizer = _checked_normalizer(normalizer)
     if logps.device.type != "cpu":
-        return _on_other_device(batch, wanted, normalizer)
+        return _on_other_device(batch, wanted, _checked_normalizer(normalizer))
     requires_grad = logps.requires_grad or (entropies is not None and entropies.requires_grad)
     loss, _, _, sums, maxima = ops.policy_loss_forward(
         *batch,
         *wanted.arguments(),
-        None if normalizer is None else packed(_counts(normalizer)),
+        packed_normalizer(normalizer),
         torch.is_grad_enabled() and requires_grad,
     )
     return PolicyLoss(loss, PolicyMetrics(sums, maxima))
@@ -197,6 +196,12 @@ def _check_count(name: str, count: Number | None) -> None:
 def _counts(normalizer: Normalizer) -> list[Number]:
     counts = (normalizer.policy, normalizer.kl, normalizer.sequences, normalizer.world_size)
     return [ABSENT if each is None else each for each in counts]
+
+
+def packed_normalizer(normalizer: Normalizer | None) -> Tensor | None:
+    """As the operators take it."""
+    given = _checked_normalizer(normalizer)
+    return None if given is None else packed(_counts(given))
 
 
 def _on_other_device(

@@ -173,6 +173,108 @@ def test_linear_frozen_weight_and_second_derivative():
         first.square().sum().backward()
 
 
+# ---- linear_policy_loss --------------------------------------------------------------------------
+
+
+def policy_inputs(dtype=torch.float64):
+    hidden, weight = random_logits(4, 5, 6, dtype=dtype), random_logits(33, 6, seed=2, dtype=dtype)
+    bias, targets = random_logits(33, seed=3, dtype=dtype), random_targets(torch.empty(4, 5, 33))
+    mask = torch.rand(4, 5, generator=torch.Generator().manual_seed(4)) > 0.3
+    mask[2] = False
+    logits = torch.nn.functional.linear(hidden.double(), weight.double(), bias.double())
+    logps = tether.reference.token_logps(logits, targets)[0]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    batch = {
+        "advantages": random_logits(4, seed=5).to(wide),
+        "response_mask": mask,
+        "old_logps": (logps + 0.2 * random_logits(4, 5, seed=6, scale=1)).to(wide),
+        "ref_logps": (logps + 0.2 * random_logits(4, 5, seed=7, scale=1)).to(wide),
+    }
+    return hidden, weight, bias, targets, batch
+
+
+def policy_results(hidden, weight, bias, targets, batch, fused, **settings):
+    leaves = [each.detach().requires_grad_() for each in (hidden, weight, bias)]
+    chunk = settings.pop("chunk_bytes", 1 << 20)
+    if fused:
+        out = tether.linear_policy_loss(
+            leaves[0], leaves[1], targets, bias=leaves[2], chunk_bytes=chunk, **batch, **settings
+        )
+        logps = out.logps
+    else:
+        logits = torch.nn.functional.linear(*leaves)
+        temperature = settings.pop("temperature", 1.0)
+        logps, entropies = tether.token_logps(
+            logits, targets, temperature=temperature, entropies=True
+        )
+        bonus = "entropy_coef" in settings
+        out = tether.policy_loss(
+            logps, entropies=entropies if bonus else None, **batch, **settings
+        )
+        logps = logps.detach().masked_fill(~batch["response_mask"], 0)
+    gradients = torch.autograd.grad(1.7 * out.loss, leaves)
+    return out.loss.detach(), logps, out.metrics.sums, out.metrics.maxima, *gradients
+
+
+@pytest.mark.parametrize("objective", tether.objectives())
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+def test_linear_policy_loss_equals_whole_logits(objective, rows):
+    settings = {"objective": objective, "beta": 0.05, "temperature": 0.9, "entropy_coef": 0.01}
+    inputs = policy_inputs()
+    for normalizer in (None, tether.Normalizer(policy=40, sequences=9, world_size=2)):
+        actual = policy_results(
+            *inputs, True, chunk_bytes=rows * 33 * 8, normalizer=normalizer, **settings
+        )
+        expected = policy_results(*inputs, False, normalizer=normalizer, **settings)
+        assert_same(actual, expected, 1e-11)
+
+
+def test_linear_policy_loss_masks_and_packs():
+    hidden, weight, bias, targets, batch = policy_inputs()
+    want = policy_results(hidden, weight, bias, targets, batch, True, chunk_bytes=3 * 33 * 8)
+    mask = batch["response_mask"]
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
+    packed = {name: each[mask] if each.dim() == 2 else each for name, each in batch.items()}
+    got = policy_results(
+        hidden[mask], weight, bias, targets[mask], packed | {"offsets": offsets}, True
+    )
+    assert_same((got[0], *got[2:4], got[5]), (want[0], *want[2:4], want[5]), 1e-12)
+    poisoned = {
+        name: torch.where(mask, each, math.nan) if each.dim() == 2 and name != "response_mask" else each
+        for name, each in batch.items()
+    }
+    hidden = torch.where(mask[..., None], hidden, math.nan)
+    targets = targets.masked_fill(~mask, 1 << 40)
+    got = policy_results(hidden, weight, bias, targets, poisoned, True, chunk_bytes=3 * 33 * 8)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    empty = poisoned | {"response_mask": torch.zeros_like(mask)}
+    out = policy_results(hidden, weight, bias, targets, empty, True)
+    assert out[0] == 0 and all((each == 0).all() for each in out[4:])
+
+
+def test_linear_policy_loss_frozen_second_derivative_and_errors():
+    hidden, weight, bias, targets, batch = policy_inputs()
+    leaf = weight.detach().requires_grad_()
+    loss = tether.linear_policy_loss(hidden, leaf, targets, bias=bias, **batch).loss
+    (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match="linear_policy_loss: backward must run once"):
+        first.sum().backward()
+    constant = tether.linear_policy_loss(hidden, weight, targets, bias=bias, **batch).loss
+    assert not constant.requires_grad and constant == loss.detach()
+    for change, message in (
+        ({"advantages": torch.zeros(3).double()}, "advantages must be [4] or [4, 5], got [3]"),
+        ({"response_mask": None}, "response_mask must be given, got none"),
+        (
+            {"ref_logps": None},
+            "ref_logps must be given when beta is greater than 0, got beta 0.04 and none. Pass "
+            "ref_logps or beta = 0",
+        ),
+    ):
+        with pytest.raises(ValueError) as raised:
+            tether.linear_policy_loss(hidden, weight, targets, **batch | change)
+        assert str(raised.value) == f"linear_policy_loss: {message}"
+
+
 # ---- categorical_kl ------------------------------------------------------------------------------
 
 
