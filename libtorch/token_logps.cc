@@ -1,5 +1,6 @@
 #include "libtorch/token_logps.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/amax.h>
 #include <ATen/ops/empty_like.h>
@@ -62,6 +63,9 @@ void check_buffer(const at::Tensor& buffer, const at::Tensor& logits) {
                          " must have memory of its own for every element in at most two steps "
                          "between rows, got strides " +
                          shape_text(buffer.strides()));
+  const auto overlap = at::get_overlap_status(buffer, logits);
+  check_value(overlap == at::MemOverlapStatus::Full || overlap == at::MemOverlapStatus::No,
+              name + " must be logits themselves or share no memory with them, got an overlap");
   check_value(buffer.is_same(logits) || !buffer.requires_grad(),
               name + " must not require a gradient, got one that does");
 }
@@ -104,7 +108,7 @@ class TokenLogpsGradient : public Function<TokenLogpsGradient> {
                             const Upstream& dentropies, const RowOptions& options,
                             const Upstream& buffer_or_none) {
     const at::Tensor buffer = buffer_or_none.value_or(at::Tensor());
-    const bool in_place = buffer.defined() && buffer.is_alias_of(logits);
+    const bool in_place = buffer.defined() && buffer.data_ptr() == logits.data_ptr();
     const at::Tensor in = in_place ? logits : detail::with_rows(logits);
     const at::Tensor dlogits =
         buffer.defined() ? buffer : at::empty_like(logits, at::MemoryFormat::Contiguous);

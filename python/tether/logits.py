@@ -314,6 +314,16 @@ def _check_buffer(where: str, buffer: Tensor, logits: Tensor) -> None:
         )
     if not buffer.is_contiguous():
         raise ValueError(f"{where} must be contiguous, got strides {list(buffer.stride())}")
+    ours, theirs = (
+        range(each.data_ptr(), each.data_ptr() + each.numel() * each.element_size())
+        for each in (buffer, logits)
+    )
+    same = ours == theirs and logits.is_contiguous()
+    shared = buffer.untyped_storage().data_ptr() == logits.untyped_storage().data_ptr()
+    if shared and not same and (max(ours.start, theirs.start) < min(ours.stop, theirs.stop)):
+        raise ValueError(
+            f"{where} must be logits themselves or share no memory with them, got an overlap"
+        )
     if buffer is not logits and buffer.requires_grad:
         raise ValueError(f"{where} must not require a gradient, got one that does")
 

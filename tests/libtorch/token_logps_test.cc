@@ -384,6 +384,14 @@ TEST(TokenLogps, BufferIsChecked) {
                 "got strides [0, 32, 1]");
   EXPECT_EQ(with(at::zeros({4, 3, 32}).requires_grad_(), (c10::ValueError*)nullptr),
             name + "not require a gradient, got one that does");
+  const at::Tensor memory = at::zeros({5, 3, 32});
+  EXPECT_EQ(refusal<c10::ValueError>(memory.slice(0, 0, 4), targets,
+                                     {.gradient_buffer = memory.slice(0, 1, 5)}),
+            name + "be logits themselves or share no memory with them, got an overlap");
+  const at::Tensor workspace = at::zeros({8, 3, 32});
+  EXPECT_EQ(refusal<c10::ValueError>(workspace.slice(0, 0, 4), targets,
+                                     {.gradient_buffer = workspace.slice(0, 4, 8)}),
+            "no error");
 }
 
 TEST(TokenLogps, IdsAreChecked) {

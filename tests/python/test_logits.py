@@ -385,6 +385,14 @@ def test_token_logps_refuses(arguments, options, error, message):
     assert str(raised.value) == f"token_logps: {message}"
 
 
+def test_buffers_that_overlap_are_refused():
+    memory = torch.zeros(3, 3, 32)
+    with pytest.raises(ValueError, match="share no memory with them, got an overlap"):
+        tether.token_logps(memory[:2], TARGETS, gradient_buffer=memory[1:])
+    workspace = torch.zeros(4, 3, 32)
+    tether.token_logps(workspace[:2], TARGETS, gradient_buffer=workspace[2:])
+
+
 @pytest.mark.parametrize(
     "weight, options, error, message",
     [
