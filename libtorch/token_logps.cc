@@ -63,8 +63,9 @@ void check_buffer(const at::Tensor& buffer, const at::Tensor& logits) {
                          " must have memory of its own for every element in at most two steps "
                          "between rows, got strides " +
                          shape_text(buffer.strides()));
-  const auto overlap = at::get_overlap_status(buffer, logits);
-  check_value(overlap == at::MemOverlapStatus::Full || overlap == at::MemOverlapStatus::No,
+  const bool same = buffer.data_ptr() == logits.data_ptr() && buffer.strides() == logits.strides();
+  check_value(same || !buffer.is_alias_of(logits) ||
+                  at::get_overlap_status(buffer, logits) == at::MemOverlapStatus::No,
               name + " must be logits themselves or share no memory with them, got an overlap");
   check_value(buffer.is_same(logits) || !buffer.requires_grad(),
               name + " must not require a gradient, got one that does");
