@@ -179,29 +179,37 @@ class _Gradients:
     """Sums over chunks of what the gradients of logits give hidden, weight and bias."""
 
     def __init__(self, hidden, weight, wanted):
+        self.weight, self.wanted = weight, wanted
         # Sums of many chunks of half weights are in float32.
         self.wide = torch.float32 if weight.element_size() == 2 else weight.dtype
-        self.weight = weight
         self.dhidden = torch.zeros_like(hidden) if wanted[0] else None
-        self.dweight = torch.zeros(weight.shape, dtype=self.wide) if wanted[1] else None
-        self.dbias = torch.zeros(weight.shape[0], dtype=self.wide) if wanted[2] else None
+        self.dweight = self.dbias = None
 
     def add(self, places, dlogits, hidden):
-        if self.dhidden is not None:
+        if self.wanted[0]:
             self.dhidden[places] = dlogits @ self.weight
-        if self.dweight is not None and self.wide == self.weight.dtype:
+        if self.wanted[1] and self.dweight is not None and self.wide == self.weight.dtype:
             self.dweight.addmm_(dlogits.t(), hidden[places])
-        elif self.dweight is not None:
-            self.dweight += dlogits.t() @ hidden[places]
-        if self.dbias is not None:
-            self.dbias += dlogits.sum(0, dtype=self.wide)
+        elif self.wanted[1]:
+            self.dweight = self._sum(self.dweight, dlogits.t() @ hidden[places])
+        if self.wanted[2]:
+            self.dbias = self._sum(self.dbias, dlogits.sum(0, dtype=self.wide))
+
+    def _sum(self, sum_so_far, part):
+        if sum_so_far is None:
+            return part
+        return sum_so_far.to(self.wide).add_(part)
 
     def taken(self, hidden):
-        dtype = self.weight.dtype
+        def like(shape, value, wanted):
+            if not wanted:
+                return None
+            return self.weight.new_zeros(shape) if value is None else value.to(self.weight.dtype)
+
         return (
             None if self.dhidden is None else self.dhidden.view(hidden.shape),
-            None if self.dweight is None else self.dweight.to(dtype),
-            None if self.dbias is None else self.dbias.to(dtype),
+            like(self.weight.shape, self.dweight, self.wanted[1]),
+            like(self.weight.shape[:1], self.dbias, self.wanted[2]),
         )
 
 
