@@ -42,7 +42,7 @@ Enum choice(std::string_view function, std::string_view what, const Name& name,
   detail::throw_unknown(function, what, known, name.text);
 }
 
-RowLayout layout_of(const Tensor& tokens, const Maybe& offsets) {
+RowLayout layout_of(std::string_view function, const Tensor& tokens, const Maybe& offsets) {
   if (!offsets) return {.rows = tokens.size(0), .columns = tokens.size(1)};
   RowLayout layout{.rows = offsets->size(0) - 1};
   if (offsets->scalar_type() == ScalarType::Int) {
@@ -52,8 +52,8 @@ RowLayout layout_of(const Tensor& tokens, const Maybe& offsets) {
   }
   const int64_t last = layout.rows >= 0 ? layout.offset(layout.rows) : 0;
   require(layout.offset(0) == 0 && last == tokens.size(0), [&] {
-    return "offsets must run from 0 to " + text(tokens.size(0)) + ", got " +
-           text(layout.offset(0)) + " to " + text(last);
+    return std::string(function) + ": offsets must run from 0 to " + text(tokens.size(0)) +
+           ", got " + text(layout.offset(0)) + " to " + text(last);
   });
   return layout;
 }
@@ -82,6 +82,16 @@ ConstArray per_row(const Maybe& tensor) {
           .per_row = true};
 }
 
+const double* three_of(std::string_view function, std::string_view name, const Tensor& tensor) {
+  require(
+      tensor.scalar_type() == ScalarType::Double && tensor.numel() == 3 && tensor.is_contiguous(),
+      [&] {
+        return std::string(function) + ": " + std::string(name) +
+               " must be 3 float64 numbers side by side";
+      });
+  return static_cast<const double*>(tensor.const_data_ptr());
+}
+
 Tensor doubles(const std::vector<double>& values) {
   const Tensor out =
       torch::stable::empty({static_cast<int64_t>(values.size())}, ScalarType::Double);
@@ -108,7 +118,7 @@ std::tuple<Tensor, Tensor, Tensor> value_loss_forward(const Tensor& values, cons
                                                       bool with_gradient) {
   return with_public_errors([&] {
     const auto function = "value_loss";
-    const ValueArrays arrays{.layout = layout_of(values, offsets),
+    const ValueArrays arrays{.layout = layout_of(function, values, offsets),
                              .values = tokens(values),
                              .returns = tokens(returns),
                              .response_mask = tokens(response_mask),
@@ -118,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> value_loss_forward(const Tensor& values, cons
     objective.aggregation = {
         choice<Aggregation::Mode>(function, "aggregation", aggregation, kAggregationNames),
         constant};
-    const double* given = static_cast<const double*>(normalizer.const_data_ptr());
+    const double* given = three_of(function, "normalizer", normalizer);
     Normalizer step{.world_size = given[2]};
     if (given[0] != -infinity) step.policy = given[0];
     if (given[1] != -infinity) step.sequences = given[1];
@@ -163,9 +173,10 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
                                const Maybe& truncation_values, const Maybe& lambdas,
                                const Maybe& offsets, double gamma, double lambda, const Name& gap) {
   return with_public_errors([&] {
+    const auto function = "generalized_advantage_estimation";
     const bool shared =
         lambdas && (lambdas->dim() != rewards.dim() || lambdas->size(0) != rewards.size(0));
-    const GaeArrays arrays{.layout = layout_of(rewards, offsets),
+    const GaeArrays arrays{.layout = layout_of(function, rewards, offsets),
                            .rewards = tokens(rewards),
                            .values = tokens(values),
                            .response_mask = tokens(response_mask),
@@ -174,9 +185,7 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
                            .truncated = tokens(truncated),
                            .truncation_values = tokens(truncation_values),
                            .lambdas = shared ? per_row(lambdas) : tokens(lambdas)};
-    const Gae options{
-        gamma, lambda,
-        choice<MaskGap>("generalized_advantage_estimation", "gap", gap, kMaskGapNames)};
+    const Gae options{gamma, lambda, choice<MaskGap>(function, "gap", gap, kMaskGapNames)};
     const Tensor advantages = new_like(rewards), returns = new_like(rewards);
     generalized_advantage_estimation(arrays, options, output(advantages), output(returns),
                                      torch_executor());
@@ -187,11 +196,11 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
 Tensor returns_of(const Tensor& rewards, const Tensor& response_mask, const Maybe& bootstrap,
                   const Maybe& offsets, double gamma, const Name& gap) {
   return with_public_errors([&] {
-    const DiscountedReturns options{
-        gamma, choice<MaskGap>("discounted_returns", "gap", gap, kMaskGapNames)};
+    const auto function = "discounted_returns";
+    const DiscountedReturns options{gamma, choice<MaskGap>(function, "gap", gap, kMaskGapNames)};
     const Tensor out = new_like(rewards);
-    discounted_returns(layout_of(rewards, offsets), tokens(rewards), tokens(response_mask),
-                       per_row(bootstrap), options, output(out));
+    discounted_returns(layout_of(function, rewards, offsets), tokens(rewards),
+                       tokens(response_mask), per_row(bootstrap), options, output(out));
     return out;
   });
 }
@@ -228,7 +237,7 @@ Tensor group_advantages(const Tensor& rewards, const Maybe& group_ids, int64_t g
 Tensor moments_of(const Tensor& values, const Tensor& response_mask) {
   return with_public_errors([&] {
     const Moments out =
-        moments(layout_of(values, std::nullopt), tokens(values), tokens(response_mask));
+        moments(layout_of("moments", values, std::nullopt), tokens(values), tokens(response_mask));
     return doubles({out.count, out.mean, out.squares});
   });
 }
@@ -236,9 +245,9 @@ Tensor moments_of(const Tensor& values, const Tensor& response_mask) {
 Tensor whitened(const Tensor& values, const Tensor& response_mask, const Tensor& step,
                 double epsilon, bool shift_mean) {
   return with_public_errors([&] {
-    const double* sums = static_cast<const double*>(step.const_data_ptr());
+    const double* sums = three_of("whiten", "moments", step);
     const Tensor out = new_like(values);
-    whiten(layout_of(values, std::nullopt), tokens(values), tokens(response_mask),
+    whiten(layout_of("whiten", values, std::nullopt), tokens(values), tokens(response_mask),
            {sums[0], sums[1], sums[2]}, {epsilon, shift_mean}, output(out));
     return out;
   });
@@ -248,9 +257,10 @@ Tensor whitened(const Tensor& values, const Tensor& response_mask, const Tensor&
 Tensor kl_report(const Tensor& log_ratios, const Tensor& response_mask, const Maybe& offsets,
                  const Name& estimator, double lambda) {
   return with_public_errors([&] {
+    const auto function = "estimate_kl";
     const KlEstimateOptions options{
-        choice<KlEstimate>("estimate_kl", "estimator", estimator, kKlEstimateNames), lambda};
-    const KlReport out = estimate_kl(layout_of(log_ratios, offsets), tokens(log_ratios),
+        choice<KlEstimate>(function, "estimator", estimator, kKlEstimateNames), lambda};
+    const KlReport out = estimate_kl(layout_of(function, log_ratios, offsets), tokens(log_ratios),
                                      tokens(response_mask), options);
     return doubles({out.mean, out.standard_error, out.lambda, out.ratio_excess, out.ess, out.tokens,
                     out.sequences});

@@ -63,7 +63,7 @@ def _check_device(where: str, tensor: Tensor, logps: Tensor) -> None:
         raise ValueError(f"{where} must be on {logps.device} like logps, got {tensor.device}")
 
 
-def _check_constant(where: str, name: str, tensor: Tensor) -> None:
+def check_constant(where: str, name: str, tensor: Tensor) -> None:
     if tensor.requires_grad:
         raise ValueError(
             f"{where} must not require grad, got a tensor that does. It is a constant of the loss: "
@@ -97,7 +97,7 @@ def check_constants(function: str, like: str, rows: Tensor, **tensors: Tensor) -
         check_given(where, tensor)
         check_floating(where, tensor)
         _check_tokens(where, tensor, rows, like)
-        _check_constant(where, name, tensor)
+        check_constant(where, name, tensor)
 
 
 def check_offsets(function: str, offsets: Tensor | None) -> None:
@@ -117,7 +117,7 @@ def _checked_advantages(function: str, advantages: Tensor, logps: Tensor, rows: 
     check_floating(where, advantages)
     _check_width(where, "advantages", advantages, logps)
     _check_device(where, advantages, logps)
-    _check_constant(where, "advantages", advantages)
+    check_constant(where, "advantages", advantages)
     if advantages.shape == logps.shape or advantages.shape == (rows, 1):
         return advantages
     if advantages.shape == (rows,):
@@ -135,7 +135,7 @@ def checked_mask(function: str, mask: Tensor, logps: Tensor, like: str = "logps"
         return mask.to(torch.float32)
     if mask.dtype != torch.bool:
         check_floating(where, mask)
-    _check_constant(where, "response_mask", mask)
+    check_constant(where, "response_mask", mask)
     return mask
 
 
@@ -152,7 +152,7 @@ def _check_optional_tokens(function: str, name: str, tensor: Tensor | None, logp
 def _check_constant_tokens(function: str, name: str, tensor: Tensor | None, logps: Tensor) -> None:
     _check_optional_tokens(function, name, tensor, logps)
     if tensor is not None:
-        _check_constant(f"{function}: {name}", name, tensor)
+        check_constant(f"{function}: {name}", name, tensor)
 
 
 def checked(function: str, batch: Batch) -> Batch:

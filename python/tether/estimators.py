@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tether._checks import (
+    check_constant,
     check_constants,
     check_floating,
     check_given,
@@ -18,6 +19,21 @@ from tether._checks import (
     shape_text,
 )
 from tether._ops import ops
+
+
+@torch.library.register_fake("tether::gae")
+def _(rewards, *_):
+    return torch.empty_like(rewards), torch.empty_like(rewards)
+
+
+@torch.library.register_fake("tether::discounted_returns")
+def _(rewards, *_):
+    return torch.empty_like(rewards)
+
+
+@torch.library.register_fake("tether::group_advantage")
+def _(rewards, *_):
+    return torch.empty_like(rewards)
 
 
 class AdvantagesAndReturns(NamedTuple):
@@ -84,8 +100,7 @@ def generalized_advantage_estimation(
     Recursions are in float64 on the CPU; tensors elsewhere come over and the results go back.
     """
     function = "generalized_advantage_estimation"
-    check_rows(function, "rewards", rewards, offsets)
-    check_offsets(function, offsets)
+    _check_rewards(function, rewards, offsets)
     check_constants(function, "rewards", rewards, values=values)
     mask = checked_mask(function, response_mask, rewards, "rewards")
     rows = rewards.shape[0] if offsets is None else offsets.shape[0] - 1
@@ -94,8 +109,11 @@ def generalized_advantage_estimation(
         _check_bool(function, name, each, rewards)
     if truncated is not None:
         check_constants(function, "rewards", rewards, truncation_values=truncation_values)
-    if lambdas is not None and lambdas.shape != rewards.shape:
+    if isinstance(lambdas, Tensor) and lambdas.shape == rewards.shape:
+        check_constants(function, "rewards", rewards, lambdas=lambdas)
+    else:
         _check_per_row(function, "lambdas", lambdas, rows)
+    _check_string(function, "gap", gap)
     on_cpu = (
         rewards,
         values,
@@ -125,11 +143,11 @@ def discounted_returns(
     rewards [B, T], or packed [N] with offsets; `gap` as in generalized_advantage_estimation.
     """
     function = "discounted_returns"
-    check_rows(function, "rewards", rewards, offsets)
-    check_offsets(function, offsets)
+    _check_rewards(function, rewards, offsets)
     mask = checked_mask(function, response_mask, rewards, "rewards")
     rows = rewards.shape[0] if offsets is None else offsets.shape[0] - 1
     _check_per_row(function, "bootstrap", bootstrap, rows)
+    _check_string(function, "gap", gap)
     on_cpu = map(_on_cpu, (rewards, mask, bootstrap, offsets))
     return ops.discounted_returns(*on_cpu, float(gamma), gap).to(rewards.device)
 
@@ -157,9 +175,19 @@ def group_advantage(
     check_floating(f"{function}: rewards", rewards)
     if rewards.dim() != 1:
         raise ValueError(f"{function}: rewards must be [B], got {shape_text(rewards)}")
+    check_constant(f"{function}: rewards", "rewards", rewards)
     wide = torch.float64 if rewards.dtype == torch.float64 else torch.float32
+    for name, each in (("baseline", baseline), ("scale", scale), ("nan_reward", nan_reward)):
+        _check_string(function, name, each)
     ids = None
-    if isinstance(groups, Tensor):
+    if not isinstance(groups, Tensor):
+        if not isinstance(groups, int) or isinstance(groups, bool):
+            raise TypeError(
+                f"{function}: groups must be a size or a tensor of ids, got {type(groups).__name__}"
+            )
+        if groups < 1:
+            raise ValueError(f"{function}: groups must be at least 1, got {groups}")
+    else:
         if groups.dtype not in (torch.int32, torch.int64):
             raise TypeError(
                 f"{function}: groups must be int32 or int64, got {dtype_text(groups.dtype)}"
@@ -202,6 +230,8 @@ def whiten(
     tensor. shift_mean=False keeps the mean. Equal values give exactly 0.
     """
     rows, mask = _as_rows("whiten", values, response_mask)
+    if step is not None and len(step) != len(Moments._fields):
+        raise ValueError(f"whiten: step must be Moments, got {len(step)} numbers")
     found = step or Moments(*ops.moments(rows, mask).tolist())
     packed = torch.tensor(list(found), dtype=torch.float64)
     out = ops.whiten(rows, mask, packed, float(epsilon), bool(shift_mean))
@@ -225,6 +255,10 @@ def estimate_kl(
     check_rows(function, "log_ratios", log_ratios, offsets)
     check_offsets(function, offsets)
     mask = checked_mask(function, response_mask, log_ratios, "log_ratios")
+    check_constant(f"{function}: log_ratios", "log_ratios", log_ratios)
+    _check_string(function, "estimator", estimator)
+    if lambda_ is not None and not lambda_ >= 0:
+        raise ValueError(f"{function}: lambda_ must be at least 0, got {lambda_:g}")
     on_cpu = map(_on_cpu, (log_ratios, mask, offsets))
     fitted = -1.0 if lambda_ is None else float(lambda_)
     return KlReport(*ops.estimate_kl(*on_cpu, estimator, fitted).tolist())
@@ -246,15 +280,29 @@ def _as_rows(function: str, values: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
     check_floating(f"{function}: values", values)
     if values.dim() not in (1, 2):
         raise ValueError(f"{function}: values must be [B, T] or [N], got {shape_text(values)}")
+    check_constant(f"{function}: values", "values", values)
     mask = checked_mask(function, mask, values, "values")
     rows = [_on_cpu(each if each.dim() == 2 else each[None]) for each in (values, mask)]
     return rows[0], rows[1]
 
 
+def _check_rewards(function: str, rewards: Tensor, offsets: Tensor | None) -> None:
+    check_rows(function, "rewards", rewards, offsets)
+    check_offsets(function, offsets)
+    check_constant(f"{function}: rewards", "rewards", rewards)
+
+
+def _check_string(function: str, name: str, value: str) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{function}: {name} must be a string, got {type(value).__name__}")
+
+
 def _check_per_row(function: str, name: str, tensor: Tensor | None, rows: int) -> None:
     if tensor is None:
         return
+    check_given(f"{function}: {name}", tensor)
     check_floating(f"{function}: {name}", tensor)
+    check_constant(f"{function}: {name}", name, tensor)
     if tensor.shape != (rows,):
         raise ValueError(f"{function}: {name} must be [{rows}], got {shape_text(tensor)}")
 
@@ -262,6 +310,7 @@ def _check_per_row(function: str, name: str, tensor: Tensor | None, rows: int) -
 def _check_bool(function: str, name: str, tensor: Tensor | None, rewards: Tensor) -> None:
     if tensor is None:
         return
+    check_given(f"{function}: {name}", tensor)
     if tensor.dtype != torch.bool:
         raise TypeError(f"{function}: {name} must be bool, got {dtype_text(tensor.dtype)}")
     if tensor.shape != rewards.shape:

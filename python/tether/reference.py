@@ -804,6 +804,23 @@ def whiten(
     return torch.where(active, out, 0.0).to(values.dtype)
 
 
+def estimate_kl(
+    log_ratios: Tensor, response_mask: Tensor, *, estimator: str = "k3"
+) -> tuple[Tensor, Tensor]:
+    """The mean of k1, k2 or k3 over tokens [B, T], and its standard error over sequences.
+
+    Of a ratio of sums over sequences: sqrt(n / (n - 1) sum_i (S_i - mean n_i)^2) / sum_i n_i.
+    """
+    weight = response_mask.double()
+    each = {"k1": k1, "k2": k2, "k3": k3}[estimator](log_ratios.double())
+    sums = torch.where(weight != 0, weight * each, 0.0).sum(1)
+    tokens = weight.sum(1)
+    mean = sums.sum() / tokens.sum()
+    n = (tokens > 0).sum().double()
+    error = (n / (n - 1) * (sums - mean * tokens).square().sum()).sqrt() / tokens.sum()
+    return mean, error
+
+
 # ---- log-probabilities ---------------------------------------------------------------------------
 
 

@@ -83,6 +83,14 @@ def value_loss(
     if old_values is not None:
         check_constants(function, "values", values, old_values=old_values)
     response_mask = checked_mask(function, response_mask, values, "values")
+    if normalizer is not None and not isinstance(normalizer, Normalizer):
+        raise TypeError(
+            f"{function}: normalizer must be a tether.Normalizer, got {type(normalizer).__name__}"
+        )
+    if not isinstance(aggregation, str):
+        raise TypeError(
+            f"{function}: aggregation must be a string, got {type(aggregation).__name__}"
+        )
     counts = normalizer or Normalizer()
     if values.device.type != "cpu":
         out = reference.value_loss(

@@ -194,16 +194,17 @@ def test_whiten_equals_reference(shift_mean):
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_estimate_kl_is_the_mean_of_the_estimator(estimator):
     mask, log_ratios = mask_of(), 0.3 * normal(*SHAPE, seed=1)
-    each = getattr(tether.reference, estimator)(log_ratios)
+    mean, error = tether.reference.estimate_kl(log_ratios, mask, estimator=estimator)
     report = tether.estimate_kl(
         torch.where(mask, log_ratios, math.nan), mask, estimator=estimator
     )
-    assert report.mean == pytest.approx(each[mask].mean().item(), rel=1e-12)
+    assert report.mean == pytest.approx(mean.item(), rel=1e-12)
+    assert report.standard_error == pytest.approx(error.item(), rel=1e-12)
     assert report.tokens == mask.sum() and report.sequences == 4
     assert report.ratio_excess == pytest.approx(log_ratios[mask].exp().mean().item() - 1)
-    total = (each.masked_fill(~mask, 0).sum(1) - report.mean * mask.sum(1))[mask.any(1)]
-    error = math.sqrt(4 / 3 * total.square().sum()) / mask.sum()
-    assert report.standard_error == pytest.approx(error.item() if error.ndim == 0 else error)
+    offsets, packed_ratios, active = packed(mask, log_ratios, mask)
+    rows = tether.estimate_kl(packed_ratios, active, estimator=estimator, offsets=offsets)
+    assert rows.mean == pytest.approx(mean.item(), rel=1e-12)
 
 
 def test_estimate_kl_with_a_fitted_lambda():
@@ -219,6 +220,52 @@ def test_estimate_kl_with_a_fitted_lambda():
 # ---- errors --------------------------------------------------------------------------------------
 
 ROWS, MASK = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
+
+
+LEAF = torch.zeros(2, 3, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: tether.generalized_advantage_estimation(LEAF, ROWS, MASK),
+        lambda: tether.generalized_advantage_estimation(ROWS, LEAF, MASK),
+        lambda: tether.generalized_advantage_estimation(ROWS, ROWS, MASK, bootstrap=LEAF[:, 0]),
+        lambda: tether.discounted_returns(LEAF, MASK),
+        lambda: tether.group_advantage(LEAF[:, 0], 2),
+        lambda: tether.whiten(LEAF, MASK),
+        lambda: tether.estimate_kl(LEAF, MASK),
+    ],
+)
+def test_gradients_are_not_dropped_in_silence(call):
+    with pytest.raises(ValueError, match="must not require grad, got a tensor that does"):
+        call()
+
+
+def test_operators_check_what_they_read():
+    three = torch.zeros(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="whiten: moments must be 3 float64 numbers"):
+        torch.ops.tether.whiten(ROWS, MASK, three, 1e-8, True)
+    with pytest.raises(ValueError, match="value_loss: normalizer must be 3 float64 numbers"):
+        torch.ops.tether.value_loss_forward(
+            ROWS, ROWS, MASK, None, None, 0.2, "token_mean", 1.0, three, False
+        )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_strided_inputs_give_the_same_bits(stride):
+    mask = mask_of((5, 34))[:, ::stride][:, :17]
+    rewards = normal(5, 34, seed=1)[:, ::stride][:, :17]
+    values = normal(34, 5, seed=2).t()[:, ::stride][:, :17]
+    for call in (
+        lambda r, v, m: tether.generalized_advantage_estimation(r, v, m, gamma=0.9)[0],
+        lambda r, v, m: tether.discounted_returns(r, m, gamma=0.9),
+        lambda r, v, m: tether.whiten(v, m),
+        lambda r, v, m: tether.value_loss(v, r, m).loss,
+    ):
+        strided = call(rewards, values, mask)
+        plain = call(rewards.contiguous(), values.contiguous(), mask.contiguous())
+        assert torch.equal(strided, plain)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +335,51 @@ ROWS, MASK = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
             lambda: tether.whiten(ROWS.long(), MASK),
             TypeError,
             "whiten: values must be float32, float64, bfloat16 or float16, got int64",
+        ),
+        (
+            lambda: tether.estimate_kl(ROWS, MASK, estimator="k_lambda", lambda_=-0.5),
+            ValueError,
+            "estimate_kl: lambda_ must be at least 0, got -0.5",
+        ),
+        (
+            lambda: tether.whiten(ROWS, MASK, step=(1, 2)),
+            ValueError,
+            "whiten: step must be Moments, got 2 numbers",
+        ),
+        (
+            lambda: tether.group_advantage(torch.zeros(6), 0),
+            ValueError,
+            "group_advantage: groups must be at least 1, got 0",
+        ),
+        (
+            lambda: tether.group_advantage(torch.zeros(6), 2.0),
+            TypeError,
+            "group_advantage: groups must be a size or a tensor of ids, got float",
+        ),
+        (
+            lambda: tether.discounted_returns(ROWS, MASK, gap=1),
+            TypeError,
+            "discounted_returns: gap must be a string, got int",
+        ),
+        (
+            lambda: tether.discounted_returns(
+                ROWS[0], MASK[0], offsets=torch.tensor([0, 2])
+            ),
+            ValueError,
+            "discounted_returns: offsets must run from 0 to 3, got 0 to 2",
+        ),
+        (
+            lambda: tether.generalized_advantage_estimation(
+                ROWS, ROWS, MASK, lambdas=torch.ones(2, 3, dtype=torch.int64)
+            ),
+            TypeError,
+            "generalized_advantage_estimation: lambdas must be float32, float64, bfloat16 or "
+            "float16, got int64",
+        ),
+        (
+            lambda: tether.value_loss(ROWS, ROWS, MASK, normalizer=3),
+            TypeError,
+            "value_loss: normalizer must be a tether.Normalizer, got int",
         ),
         (
             lambda: tether.estimate_kl(ROWS, MASK, estimator="k9"),
