@@ -40,6 +40,8 @@ def ratio(times, numerator, denominator):
 
 
 def eager_of(times, shape, row):
+    if row.count("/") < 2:  # of the machine
+        return None
     name, dtype = row.split("/")[1:3]
     for words in (name, *(name.rsplit("_", count)[0] for count in (1, 2))):
         for each in (dtype, "float32"):
@@ -63,7 +65,8 @@ def table(times):
         shape, _, row = name.partition("/")
         if shape == "machine":
             continue
-        eager = ratio(times, eager_of(times, shape, row), name)
+        other = eager_of(times, shape, row)
+        eager = other and ratio(times, other, name)
         stream = ratio(times, stream_of(shape, row), name)
         share = bytes_per_second / memory if memory and shape in LARGE else None
         yield (

@@ -269,6 +269,7 @@ TEST(Rows, AllStatistics) {
       Batch batch = random_batch(dtype, 4, 3001, 3);
       batch.options = {.temperature = 0.8, .scale = 1.5, .softcap = softcap, .sums = RowSums::all};
       batch.logits[5] = -infinity;
+      for (size_t v = 2100; v < 3001; ++v) batch.logits[3001 + v] += 10;  // the reference moves
       batch.logits[17] = 40;  // the largest of row 0, tied with its target
       batch.targets = {2900, 1, 2, 3};
       batch.logits[2900] = 40;
