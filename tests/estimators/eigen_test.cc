@@ -79,6 +79,15 @@ TEST(EigenEstimators, AdvantagesAreTheRecursions) {
   expect_equal(out.returns, (ArrayXXd(1, 3) << 2.75, 0, 6).finished());
 }
 
+TEST(EigenEstimators, OneValuePerRowMayLieInARowOrAColumn) {
+  const ArrayXXd rewards = random_array(3, 4, 6), mask = ArrayXXd::Ones(3, 4);
+  const ArrayXd column = random_array(3, 1, 7);
+  const ArrayXXd row = column.transpose();
+  const DiscountedReturns options{.gamma = 0.9};
+  expect_equal(eigen::discounted_returns(rewards, mask, options, row),
+               eigen::discounted_returns(rewards, mask, options, column));
+}
+
 TEST(EigenEstimators, GroupsWhiteningAndKlReport) {
   const ArrayXd rewards = (ArrayXd(4) << 1, 2, 6, 0).finished();
   const GroupAdvantage options{.scale = AdvantageScale::none};
