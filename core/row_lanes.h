@@ -272,6 +272,18 @@ inline constexpr int64_t kRowBlock = 2048;  // logits between two additions to t
 template <class Real>
 inline constexpr Real kLargestExponent = 8;
 
+// What one pass over a block adds up. Of what was not asked for nothing is known.
+template <class Real>
+struct BlockSums {
+  bool exceeds;  // some t is too large for the last bits of the others
+  Real max;      // stored logit
+  double sum;
+  double weighted_sum;
+  double sum_of_squares;
+  double distances;
+  double columns;
+};
+
 // combine(a, b) over all lanes, pairwise.
 template <class Number, class Real, class Combine>
 TETHER_INLINE Number reduced(const Real* lanes, Combine combine) {

@@ -10,6 +10,7 @@
 #include "core/check.h"
 #include "core/macros.h"
 #include "core/row_lanes.h"
+#include "core/row_lanes_avx512.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -19,17 +20,6 @@ namespace tether {
 namespace {
 
 using namespace rows;
-
-template <class Real>
-struct BlockSums {
-  Real highest;  // t
-  Real max;      // stored logit
-  double sum;
-  double weighted_sum;
-  double sum_of_squares;
-  double distances;
-  double columns;
-};
 
 template <RowSums kSums, bool kCapped, class Stored, class Real = RealOf<Stored>>
 TETHER_CLONES TETHER_CONTRACT void sum_block(const Stored* logits, int64_t count,
@@ -41,7 +31,7 @@ TETHER_CLONES TETHER_CONTRACT void sum_block(const Stored* logits, int64_t count
   for (int64_t i = 0; i < count; i += kRowLanes) add_lanes<kSums>(logits + i, exponent, lanes);
   const auto add = [](double a, double b) { return a + b; };
   const auto larger = [](Real a, Real b) { return a > b ? a : b; };
-  out.highest = reduced<Real>(lanes.highest, larger);
+  out.exceeds = reduced<Real>(lanes.highest, larger) > kLargestExponent<Real>;
   out.sum = reduced<double>(lanes.sum, add);
   if constexpr (kSums != RowSums::logp) out.weighted_sum = reduced<double>(lanes.weighted_sum, add);
   if constexpr (kSums == RowSums::all) {
@@ -50,6 +40,19 @@ TETHER_CLONES TETHER_CONTRACT void sum_block(const Stored* logits, int64_t count
     out.distances = reduced<double>(lanes.distances, add);
     out.columns = reduced<double>(lanes.columns, add);
   }
+}
+
+template <RowSums kSums, bool kCapped, class Stored, class Real = RealOf<Stored>>
+BlockSums<Real> sums_of_block(const Block<Stored>& block, const Exponent<Real, kCapped>& exponent) {
+  BlockSums<Real> out;
+  if constexpr (avx512::kHas<Stored, kCapped>) {
+    if (avx512::usable()) {
+      avx512::sum_block<kSums>(block.logits, block.padded, exponent, out);
+      return out;
+    }
+  }
+  sum_block<kSums>(block.logits, block.padded, exponent, out);
+  return out;
 }
 
 // The largest of `count` final logits; finite, unless one is +inf.
@@ -72,6 +75,17 @@ TETHER_CLONES TETHER_CONTRACT void gradient_block(const Stored* logits, int64_t 
   for (int64_t i = 0; i < count; i += kRowLanes) {
     gradient_lanes(logits + i, exponent, line, out + i);
   }
+}
+
+template <bool kCapped, class Stored, class Real = RealOf<Stored>>
+void gradients_of_block(const Block<Stored>& block, const Exponent<Real, kCapped>& exponent,
+                        const Slope<Real>& line, Stored* out) {
+  if constexpr (avx512::kHas<Stored, kCapped>) {
+    if (avx512::usable()) {
+      return avx512::gradient_block(block.logits, block.padded, exponent, line, out);
+    }
+  }
+  gradient_block(block.logits, block.padded, exponent, line, out);
 }
 
 // ---- stores past the caches ---------------------------------------------------------------------
@@ -134,11 +148,10 @@ RowStatistics statistics_of_row(const Stored* logits, int64_t vocabulary, int64_
     // A guess: 2^t of the others keeps its last bits as long as they do not exceed it by much.
     if (begin == 0)
       largest_block(block.logits, kRowLanes, exponent.final_logit, exponent.reference);
-    BlockSums<Real> sums;
-    sum_block<kSums>(block.logits, block.padded, exponent, sums);
-    if (sums.highest > kLargestExponent<Real>) {
+    auto sums = sums_of_block<kSums>(block, exponent);
+    if (sums.exceeds) {
       largest_block(block.logits, block.padded, exponent.final_logit, exponent.reference);
-      sum_block<kSums>(block.logits, block.padded, exponent, sums);
+      sums = sums_of_block<kSums>(block, exponent);
     }
     RowStatistics part{.reference = exponent.reference, .sum = sums.sum};
     if constexpr (kSums != RowSums::logp) {
@@ -214,7 +227,7 @@ void gradient_of_row(const Stored* logits, int64_t vocabulary, int64_t stride,
     const Block<Stored> block(logits, stride, begin, vocabulary);
     const bool direct = out.stride == 1 && block.padded == block.count && !out.past_caches;
     Stored* target = direct ? out.row + begin : buffer;
-    gradient_block(block.logits, block.padded, exponent, line, target);
+    gradients_of_block(block, exponent, line, target);
     if (direct) continue;
     if (out.past_caches) {
       store_past_caches(buffer, out.row + begin,
