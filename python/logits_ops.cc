@@ -26,8 +26,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Upstream = std::optional<Tensor>;
 
-// Of RowStatistics, what logp, entropy and the gradients need.
-constexpr int64_t kStatistics = 4;
+// Numbers of a row in a float64 tensor [N, ...].
+constexpr int64_t kStatistics = sizeof(RowStatistics) / sizeof(double);
 constexpr int64_t kKlStatistics = sizeof(KlStatistics) / sizeof(double);
 
 ConstLogits layout_of(const Tensor& logits) {
@@ -59,32 +59,6 @@ const int64_t* ids_of(const Tensor& targets) {
   return static_cast<const int64_t*>(targets.const_data_ptr());
 }
 
-Tensor packed(const std::vector<RowStatistics>& rows, bool with_entropies) {
-  const Tensor out =
-      torch::stable::empty({static_cast<int64_t>(rows.size()), kStatistics}, ScalarType::Double);
-  double* values = static_cast<double*>(out.mutable_data_ptr());
-  for (const RowStatistics& row : rows) {
-    *values++ = row.reference;
-    *values++ = row.sum;
-    *values++ = with_entropies ? row.weighted_sum : 0;
-    *values++ = row.target_logit;
-  }
-  return out;
-}
-
-std::vector<RowStatistics> unpacked(const Tensor& statistics) {
-  std::vector<RowStatistics> out(static_cast<size_t>(statistics.size(0)));
-  const double* values = static_cast<const double*>(statistics.const_data_ptr());
-  for (RowStatistics& row : out) {
-    row = {.reference = values[0],
-           .sum = values[1],
-           .weighted_sum = values[2],
-           .target_logit = values[3]};
-    values += kStatistics;
-  }
-  return out;
-}
-
 template <class Row>
 Row* rows_in(const Tensor& statistics) {
   return static_cast<Row*>(statistics.mutable_data_ptr());
@@ -112,22 +86,48 @@ RowOptions row_options(double temperature, double scale, double softcap, int64_t
       .temperature = temperature, .scale = scale, .softcap = softcap, .ignore_index = ignore_index};
 }
 
+// What was not asked for is NaN, which opcheck and detectors of NaN would find in the output.
+void clear_unasked(RowSums asked, RowStatistics* rows, int64_t count) {
+  for (RowStatistics* row = rows; row < rows + count; ++row) {
+    if (asked == RowSums::logp) row->weighted_sum = 0;
+    if (asked != RowSums::all) {
+      row->sum_of_squares = row->logit_sum = row->columns = row->max_logit = 0;
+    }
+  }
+}
+
 std::tuple<Tensor, Tensor, Tensor> token_logps_forward(const Tensor& logits, const Tensor& targets,
                                                        double temperature, double scale,
                                                        double softcap, int64_t ignore_index,
-                                                       bool with_entropies) {
+                                                       bool with_entropies, bool with_statistics) {
   return with_public_errors([&] {
     Tensor owner;
     RowOptions options = row_options(temperature, scale, softcap, ignore_index);
-    options.sums = with_entropies ? RowSums::entropy : RowSums::logp;
-    std::vector<RowStatistics> rows(static_cast<size_t>(targets.numel()));
-    row_statistics(rows_of(logits, owner), ids_of(targets), options, rows.data(), torch_executor());
+    options.sums = with_statistics  ? RowSums::all
+                   : with_entropies ? RowSums::entropy
+                                    : RowSums::logp;
+    const Tensor statistics =
+        torch::stable::empty({targets.numel(), kStatistics}, ScalarType::Double);
+    RowStatistics* rows = rows_in<RowStatistics>(statistics);
+    row_statistics(rows_of(logits, owner), ids_of(targets), options, rows, torch_executor());
+    clear_unasked(options.sums, rows, targets.numel());
     const auto logp_of = [&](const RowStatistics& row) { return logp(row, options); };
-    return std::tuple(from_rows(rows.data(), logits, logp_of),
-                      with_entropies ? from_rows(rows.data(), logits, entropy)
+    return std::tuple(from_rows(rows, logits, logp_of),
+                      with_entropies ? from_rows(rows, logits, entropy)
                                      : torch::stable::empty({0}, ScalarType::Float),
-                      packed(rows, with_entropies));
+                      statistics);
   });
+}
+
+// inputs: the logits or the hidden states, for their shape and type; target_is_largest is 0 or 1.
+std::tuple<Tensor, Tensor, Tensor> token_statistics(const Tensor& statistics, const Tensor& inputs,
+                                                    double temperature, double scale,
+                                                    double softcap) {
+  const RowOptions options = row_options(temperature, scale, softcap, 0);
+  const RowStatistics* rows = rows_in<RowStatistics>(statistics);
+  const auto mean_of = [&](const RowStatistics& row) { return mean_logit(row, options); };
+  return {from_rows(rows, inputs, sum_of_squared_p), from_rows(rows, inputs, mean_of),
+          from_rows(rows, inputs, target_is_largest)};
 }
 
 // Of one argument, contiguous float64 or none.
@@ -143,7 +143,7 @@ void token_logps_backward(const Tensor& logits, const Tensor& targets, const Ten
     Tensor owner;
     row_gradients(rows_of(logits, owner), ids_of(targets),
                   row_options(temperature, scale, softcap, ignore_index),
-                  unpacked(statistics).data(), numbers_of(dlogps), numbers_of(dentropies),
+                  rows_in<RowStatistics>(statistics), numbers_of(dlogps), numbers_of(dentropies),
                   writable(dlogits), torch_executor());
   });
 }
@@ -197,8 +197,12 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(const Tensor& q, const Tensor
 STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
   library.def(
       "token_logps_forward(Tensor logits, Tensor targets, float temperature, float scale, "
-      "float softcap, int ignore_index, bool with_entropies) -> "
+      "float softcap, int ignore_index, bool with_entropies, bool with_statistics) -> "
       "(Tensor logps, Tensor entropies, Tensor statistics)");
+  library.def(
+      "token_statistics(Tensor statistics, Tensor inputs, float temperature, float scale, "
+      "float softcap) -> "
+      "(Tensor sum_of_squared_p, Tensor mean_logits, Tensor target_is_largest)");
   library.def(
       "token_logps_backward(Tensor logits, Tensor targets, Tensor statistics, Tensor? dlogps, "
       "Tensor? dentropies, float temperature, float scale, float softcap, int ignore_index, "
@@ -213,6 +217,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
   library.impl("token_logps_forward", TORCH_BOX(&tether::token_logps_forward));
+  library.impl("token_statistics", TORCH_BOX(&tether::token_statistics));
   library.impl("token_logps_backward", TORCH_BOX(&tether::token_logps_backward));
   library.impl("categorical_kl_forward", TORCH_BOX(&tether::categorical_kl_forward));
   library.impl("categorical_kl_backward", TORCH_BOX(&tether::categorical_kl_backward));

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from tether._ops import ops, scaled
 
-_STATISTICS, _KL_STATISTICS = 4, 7  # float64 numbers a row
+_STATISTICS, _KL_STATISTICS = 8, 7  # float64 numbers a row
+_IGNORED_ROW = (0, 1, 0, 0, 1, 0, 1, 0)  # ignored_row() of core/rows.h
 
 
 def _again(function: str) -> str:
@@ -30,10 +31,21 @@ def _doubles(upstream: Tensor | None) -> Tensor | None:
 
 
 @torch.library.register_fake("tether::token_logps_forward")
-def _(logits, targets, temperature, scale, softcap, ignore_index, with_entropies):
+def _(logits, targets, temperature, scale, softcap, ignore_index, with_entropies, _):
     entropies = _like_result(logits) if with_entropies else logits.new_empty((0,)).float()
     statistics = logits.new_empty((targets.numel(), _STATISTICS), dtype=torch.float64)
     return _like_result(logits), entropies, statistics
+
+
+@torch.library.register_fake("tether::token_statistics")
+def _(statistics, inputs, temperature, scale, softcap):
+    return _like_result(inputs), _like_result(inputs), _like_result(inputs)
+
+
+def token_statistics(statistics, inputs, options):
+    """sum_of_squared_p, mean_logits, target_is_largest of rows of logits or of hidden states."""
+    *values, largest = ops.token_statistics(statistics, inputs.detach(), *options[:3])
+    return *values, largest.bool()
 
 
 @torch.library.register_fake("tether::token_logps_backward")
@@ -64,7 +76,7 @@ class TokenGradient(torch.autograd.Function):
 
 
 def _setup(ctx, inputs, output):
-    logits, targets, *options, ctx.with_entropies = inputs
+    logits, targets, *options, ctx.with_entropies, _ = inputs
     ctx.options = options
     ctx.mark_non_differentiable(output[2], *(() if ctx.with_entropies else (output[1],)))
     ctx.set_materialize_grads(False)
@@ -75,7 +87,7 @@ def _backward(ctx, dlogps, dentropies, _):
     dlogits = None
     if dlogps is not None or dentropies is not None:
         dlogits = TokenGradient.apply(*ctx.saved_tensors, dlogps, dentropies, ctx.options, None)
-    return dlogits, *[None] * 6
+    return dlogits, *[None] * 7
 
 
 torch.library.register_autograd("tether::token_logps_forward", _backward, setup_context=_setup)
@@ -85,23 +97,24 @@ class TokenLogpsInto(torch.autograd.Function):
     """token_logps whose gradient goes into the caller's memory, perhaps that of the logits."""
 
     @staticmethod
-    def forward(ctx, logits, targets, options, with_entropies, buffer):
+    def forward(ctx, logits, targets, options, with_entropies, with_statistics, buffer):
         ctx.options, ctx.buffer = options, buffer.detach()
         logps, entropies, statistics = ops.token_logps_forward(
-            logits, targets, *options, with_entropies
+            logits, targets, *options, with_entropies, with_statistics
         )
+        ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, targets, statistics)
-        return logps, (entropies if with_entropies else None)
+        return logps, (entropies if with_entropies else None), statistics
 
     @staticmethod
-    def backward(ctx, dlogps, dentropies):
+    def backward(ctx, dlogps, dentropies, _):
         dlogits = None
         if dlogps is not None or dentropies is not None:
             dlogits = TokenGradient.apply(
                 *ctx.saved_tensors, dlogps, dentropies, ctx.options, ctx.buffer
             )
-        return dlogits, None, None, None, None
+        return dlogits, *[None] * 5
 
 
 # ---- linear_token_logps --------------------------------------------------------------------------
@@ -121,28 +134,33 @@ class LinearTokenLogps(torch.autograd.Function):
     """The walks of libtorch/linear_token_logps.cc: one product a chunk, then two more."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, options, with_entropies, chunk_bytes):
+    def forward(
+        ctx, hidden, weight, bias, targets, options, with_entropies, with_statistics, chunk_bytes
+    ):
         shape, targets = targets.shape, targets.reshape(-1)
         rows = hidden.reshape(-1, hidden.shape[-1])
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         logps = torch.zeros(targets.shape, dtype=wide)
         entropies = torch.zeros(targets.shape, dtype=wide) if with_entropies else None
-        statistics = torch.zeros(targets.numel(), _STATISTICS, dtype=torch.float64)
+        statistics = torch.tensor(_IGNORED_ROW, dtype=torch.float64).repeat(targets.numel(), 1)
         ctx.rows_a_chunk = max(chunk_bytes // (weight.shape[0] * weight.element_size()), 1)
         for places, logits in _logits_of_chunks(
             rows, weight, bias, targets != options[-1], ctx.rows_a_chunk
         ):
-            part = ops.token_logps_forward(logits, targets[places], *options, with_entropies)
+            part = ops.token_logps_forward(
+                logits, targets[places], *options, with_entropies, with_statistics
+            )
             logps[places], statistics[places] = part[0], part[2]
             if with_entropies:
                 entropies[places] = part[1]
         ctx.options, ctx.shape = options, hidden.shape
+        ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, bias, targets, statistics)
-        return logps.view(shape), (entropies.view(shape) if with_entropies else None)
+        return logps.view(shape), (entropies.view(shape) if with_entropies else None), statistics
 
     @staticmethod
-    def backward(ctx, dlogps, dentropies):
+    def backward(ctx, dlogps, dentropies, _):
         gradients = [None] * 3
         if dlogps is not None or dentropies is not None:
             gradients = _LinearGradient.apply(
@@ -153,7 +171,7 @@ class LinearTokenLogps(torch.autograd.Function):
                 ctx.rows_a_chunk,
                 tuple(ctx.needs_input_grad[:3]),
             )
-        return *gradients, None, None, None, None
+        return *gradients, *[None] * 5
 
 
 def _logits_of_chunks(hidden, weight, bias, active, rows_a_chunk):

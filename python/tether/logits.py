@@ -16,7 +16,12 @@ from tether._checks import (
     dtype_text,
     shape_text,
 )
-from tether._logits_ops import LinearPolicyLoss, LinearTokenLogps, TokenLogpsInto
+from tether._logits_ops import (
+    LinearPolicyLoss,
+    LinearTokenLogps,
+    TokenLogpsInto,
+    token_statistics,
+)
 from tether._objectives import Number, checked_objective, objectives
 from tether._ops import ops
 from tether.policy import Normalizer, PolicyMetrics, packed_normalizer, policy_loss
@@ -25,6 +30,10 @@ from tether.policy import Normalizer, PolicyMetrics, packed_normalizer, policy_l
 class TokenLogps(NamedTuple):
     logps: Tensor  # like targets: float32, or float64 with logits
     entropies: Tensor | None  # like targets; None unless asked for
+    # None unless statistics=True, constants:
+    sum_of_squared_p: Tensor | None = None  # sum_v p_v^2
+    mean_logits: Tensor | None = None  # of x, over the columns above -inf
+    target_is_largest: Tensor | None = None  # bool: no other id is more probable
 
 
 class CategoricalKl(NamedTuple):
@@ -41,6 +50,7 @@ def token_logps(
     scale: float = 1.0,
     softcap: float = 0.0,
     entropies: bool = False,
+    statistics: bool = False,
     ignore_index: int = -100,
     gradient_buffer: Tensor | None = None,
 ) -> TokenLogps:
@@ -53,6 +63,7 @@ def token_logps(
     targets          [...]: int32 or int64, in [0, V) or ignore_index, which gets 0 and no gradient
     temperature      in [1e-6, 1e6], as is scale
     softcap          0: none
+    statistics       also return what has no gradient, see TokenLogps
     gradient_buffer  where backward writes the gradient of the logits instead of fresh memory: a
                      tensor like logits that is used for nothing else until then, or logits
                      themselves, which then hold their own gradient; backward runs once
@@ -69,25 +80,28 @@ def token_logps(
     if logits.device.type != "cpu":
         if gradient_buffer is not None:
             raise ValueError(f"{function}: gradient_buffer must be None for logits on a device")
-        out = reference.token_logps(
-            logits,
-            targets,
-            temperature=temperature,
-            scale=scale,
-            softcap=softcap,
-            ignore_index=ignore_index,
-        )
-        return TokenLogps(out[0], out[1] if entropies else None)
+        settings = {
+            "temperature": temperature,
+            "scale": scale,
+            "softcap": softcap,
+            "ignore_index": ignore_index,
+        }
+        out = reference.token_logps(logits, targets, **settings)
+        further = reference.token_statistics(logits, targets, **settings) if statistics else ()
+        return TokenLogps(out[0], out[1] if entropies else None, *further)
     if gradient_buffer is not None:
         _check_buffer(f"{function}: gradient_buffer", gradient_buffer, logits)
 
     def run():
         if gradient_buffer is not None:
-            return TokenLogpsInto.apply(logits, targets, options, entropies, gradient_buffer)
-        return ops.token_logps_forward(logits, targets, *options, entropies)[:2]
+            return TokenLogpsInto.apply(
+                logits, targets, options, entropies, statistics, gradient_buffer
+            )
+        return ops.token_logps_forward(logits, targets, *options, entropies, statistics)
 
-    logps, found = _with_index_error(function, run, targets, logits.shape[-1], ignore_index)
-    return TokenLogps(logps, found if entropies else None)
+    logps, found, rows = _with_index_error(function, run, targets, logits.shape[-1], ignore_index)
+    further = token_statistics(rows, logits, options) if statistics else ()
+    return TokenLogps(logps, found if entropies else None, *further)
 
 
 def linear_token_logps(
@@ -100,6 +114,7 @@ def linear_token_logps(
     scale: float = 1.0,
     softcap: float = 0.0,
     entropies: bool = False,
+    statistics: bool = False,
     ignore_index: int = -100,
     chunk_bytes: int = 256 << 20,
 ) -> TokenLogps:
@@ -124,15 +139,18 @@ def linear_token_logps(
             scale=scale,
             softcap=softcap,
             entropies=entropies,
+            statistics=statistics,
             ignore_index=ignore_index,
         )
 
     def run():
         return LinearTokenLogps.apply(
-            hidden, weight, bias, targets, options, entropies, chunk_bytes
+            hidden, weight, bias, targets, options, entropies, statistics, chunk_bytes
         )
 
-    return TokenLogps(*_with_index_error(function, run, targets, weight.shape[0], ignore_index))
+    logps, found, rows = _with_index_error(function, run, targets, weight.shape[0], ignore_index)
+    further = token_statistics(rows, hidden, options) if statistics else ()
+    return TokenLogps(logps, found, *further)
 
 
 class LinearPolicyOutput(NamedTuple):

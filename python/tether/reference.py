@@ -840,15 +840,48 @@ def token_logps(
     and no gradient.
     """
     ignored = targets == ignore_index
+    log_p = torch.log_softmax(_final_logits(logits, ignored, temperature, scale, softcap), -1)
+    logps = log_p.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0]
+    entropies = -(log_p.exp() * log_p.masked_fill(log_p == -math.inf, 0)).sum(-1)
+    return logps.masked_fill(ignored, 0), entropies.masked_fill(ignored, 0)
+
+
+def token_statistics(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1,
+    scale: float = 1,
+    softcap: float = 0,
+    ignore_index: int = -100,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """sum_v p_v^2, the mean of x / temperature and whether no p_v is above that of the target.
+
+    x and p as in token_logps; the mean is over the columns above -inf. Constants like targets, the
+    last one bool. Ignored targets get 1, 0 and True, those of a single column.
+    """
+    ignored = targets == ignore_index
+    x = _final_logits(logits.detach(), ignored, temperature, scale, softcap)
+    present = x > -math.inf
+    p = torch.softmax(x, -1)
+    mean = torch.where(present, x, 0).sum(-1) / present.sum(-1)
+    reached = x.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0]
+    return (
+        p.square().sum(-1).masked_fill(ignored, 1),
+        mean.masked_fill(ignored, 0),
+        (reached >= x.amax(-1)) | ignored,
+    )
+
+
+def _final_logits(
+    logits: Tensor, ignored: Tensor, temperature: float, scale: float, softcap: float
+) -> Tensor:
+    """What the softmax is of; rows of zeros where ignored."""
     x = logits.to(_wide(logits.dtype)) * scale
     absent = x == -math.inf
     if softcap > 0:
         x = softcap * torch.tanh(x.masked_fill(absent, 0) / softcap)
-    x = x.masked_fill(absent, -math.inf).masked_fill(ignored[..., None], 0)
-    log_p = torch.log_softmax(x / temperature, -1)
-    logps = log_p.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0]
-    entropies = -(log_p.exp() * log_p.masked_fill(log_p == -math.inf, 0)).sum(-1)
-    return logps.masked_fill(ignored, 0), entropies.masked_fill(ignored, 0)
+    return x.masked_fill(absent, -math.inf).masked_fill(ignored[..., None], 0) / temperature
 
 
 def categorical_kl(

@@ -26,7 +26,7 @@ def weights_of(like, low=-0.5):
 def token_results(function, logits, targets, **options):
     """logps, entropies, and the gradient of a mixture of both."""
     leaf = logits.detach().requires_grad_()
-    logps, entropies = function(leaf, targets, **options)
+    logps, entropies = function(leaf, targets, **options)[:2]
     a = weights_of(logps)
     (gradient,) = torch.autograd.grad((a * logps + (1.7 - a) * entropies).sum(), leaf)
     return logps.detach(), entropies.detach(), gradient
@@ -88,7 +88,7 @@ def test_gradcheck_and_second_derivative():
     logits = random_logits(3, 7).requires_grad_()
     targets = random_targets(logits)
     assert torch.autograd.gradcheck(
-        lambda x: tether.token_logps(x, targets, temperature=0.7, softcap=4.0, entropies=True),
+        lambda x: tether.token_logps(x, targets, temperature=0.7, softcap=4.0, entropies=True)[:2],
         logits,
     )
     (first,) = torch.autograd.grad(
@@ -100,8 +100,14 @@ def test_gradcheck_and_second_derivative():
 
 def test_opcheck_and_compile():
     logits, targets = random_logits(3, 40, dtype=torch.float32), torch.tensor([1, 2, 39])
-    arguments = (logits.requires_grad_(), targets, 1.0, 1.0, 0.0, -100, True)
-    torch.library.opcheck(torch.ops.tether.token_logps_forward.default, arguments)
+    arguments = (logits.requires_grad_(), targets, 1.0, 1.0, 0.0, -100)
+    forward = torch.ops.tether.token_logps_forward.default
+    for wanted in ((False, False), (True, False), (False, True), (True, True)):
+        torch.library.opcheck(forward, (*arguments, *wanted))
+    rows = forward(*arguments, False, True)[2]
+    torch.library.opcheck(
+        torch.ops.tether.token_statistics.default, (rows, logits.detach(), 1.0, 1.0, 0.0)
+    )
     p_logits = random_logits(3, 40, dtype=torch.float32, seed=2)
     torch.library.opcheck(
         torch.ops.tether.categorical_kl_forward.default, (logits, p_logits, None, 1.0)
@@ -116,6 +122,103 @@ def test_opcheck_and_compile():
     torch.testing.assert_close(got, want)
 
 
+# ---- statistics ----------------------------------------------------------------------------------
+
+
+def test_statistics_by_hand():
+    # p = 1/8, 3/8, 0, 4/8 at temperature 0.5, whose logits are half the logarithms.
+    p = torch.tensor([1.0, 3.0, 0.0, 4.0], dtype=torch.float64).expand(5, 4)
+    targets = torch.tensor([3, 1, 2, -100, 0])
+    leaf = (p.log() / 2).requires_grad_()
+    out = tether.token_logps(leaf, targets, temperature=0.5, statistics=True)
+    squares, mean = (1 + 9 + 16) / 64, math.log(12) / 3
+    assert out.sum_of_squared_p.tolist() == pytest.approx([squares] * 3 + [1, squares], rel=1e-15)
+    assert out.mean_logits.tolist() == pytest.approx([mean] * 3 + [0, mean], rel=1e-15)
+    assert out.target_is_largest.tolist() == [True, False, False, True, False]
+    assert out.entropies is None
+    assert out.logps.requires_grad and not any(each.requires_grad for each in out[2:])
+    tie = tether.token_logps(torch.zeros(1, 7), torch.tensor([6]), statistics=True)
+    assert tie.target_is_largest.item() is True
+    assert tether.token_logps(leaf, targets)[1:] == (None,) * 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("softcap", [0.0, 12.0])
+def test_statistics_equal_reference(dtype, softcap):
+    logits = random_logits(2, 3, 777, dtype=dtype)
+    logits[0, 1, 5:9] = -math.inf
+    targets = random_targets(logits)
+    targets[0, 0], targets[0, 1], targets[1, 2] = logits[0, 0].argmax(), 5, -100
+    options = {"temperature": 0.8, "scale": 1.5, "softcap": softcap}
+    out = tether.token_logps(logits, targets, statistics=True, **options)
+    expected = tether.reference.token_statistics(logits.double(), targets, **options)
+    wide = dtype == torch.float64
+    for actual in out[2:4]:
+        assert actual.dtype == (torch.float64 if wide else torch.float32)
+    assert_same(out[2:4], expected[:2], 1e-12 if wide else 1e-5)
+    assert out.target_is_largest.dtype == torch.bool
+    assert torch.equal(out.target_is_largest, expected[2])
+    assert out.target_is_largest[0, 0] and not out.target_is_largest[0, 1]
+
+
+def test_statistics_leave_the_rest_alone():
+    logits = random_logits(2, 3, 40)
+    targets = random_targets(logits)
+    want = token_results(tether.token_logps, logits, targets, entropies=True)
+    buffer = torch.empty_like(logits)
+    for options in ({}, {"gradient_buffer": buffer}):
+        got = token_results(
+            tether.token_logps, logits, targets, entropies=True, statistics=True, **options
+        )
+        assert_same(got, want, 1e-14)
+    plain = tether.token_logps(logits.requires_grad_(), targets, statistics=True)
+    into = tether.token_logps(logits, targets, statistics=True, gradient_buffer=buffer)
+    assert all(torch.equal(a, b) for a, b in zip(into[2:], plain[2:], strict=True))
+    assert into.logps.requires_grad and not any(each.requires_grad for each in into[2:])
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_linear_statistics_equal_those_of_whole_logits(rows):
+    hidden, weight = random_logits(2, 5, 6), random_logits(33, 6, seed=2, scale=1)
+    bias, targets = random_logits(33, seed=3), random_targets(torch.empty(2, 5, 33))
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    targets[0, 3], targets[1, 1], targets[1, 2] = -100, -100, logits[1, 2].argmax()
+    hidden[0, 3] = math.nan
+    options = {"temperature": 0.8, "scale": 1.5, "softcap": 9.0}
+    leaves = [each.requires_grad_() for each in (hidden, weight, bias)]
+    out = tether.linear_token_logps(
+        *leaves[:2], targets, bias, statistics=True, chunk_bytes=rows * 33 * 8, **options
+    )
+    expected = tether.reference.token_statistics(logits, targets, **options)
+    assert_same(out[2:], expected, 1e-12)
+    assert out.entropies is None
+    assert out.logps.requires_grad and not any(each.requires_grad for each in out[2:])
+
+
+def test_statistics_compile_into_one_graph():
+    logits, targets = random_logits(3, 40).requires_grad_(), torch.tensor([1, -100, 39])
+
+    def step(x):
+        return tether.token_logps(x, targets, statistics=True)
+
+    got, want = torch.compile(step, fullgraph=True, backend="aot_eager")(logits), step(logits)
+    assert_same((got.logps, *got[2:]), (want.logps, *want[2:]), 0)
+    assert got.target_is_largest.dtype == torch.bool
+    (gradient,) = torch.autograd.grad(got.logps.sum(), logits)
+    assert torch.equal(gradient, torch.autograd.grad(want.logps.sum(), logits)[0])
+
+
+def test_statistics_on_the_path_of_other_devices():
+    hidden, weight = torch.empty(2, 3, 6, device="meta"), torch.empty(9, 6, device="meta")
+    targets = torch.zeros(2, 3, dtype=torch.int64, device="meta")
+    for out in (
+        tether.token_logps(hidden, targets, statistics=True),
+        tether.linear_token_logps(hidden, weight, targets, statistics=True),
+    ):
+        assert [each.shape for each in (out.logps, *out[2:])] == [targets.shape] * 4
+        assert out.entropies is None and out.target_is_largest.dtype == torch.bool
+
+
 # ---- linear_token_logps --------------------------------------------------------------------------
 
 
@@ -125,7 +228,7 @@ def linear_results(hidden, weight, bias, targets, fused, **options):
         chunk = {"chunk_bytes": options.pop("chunk_bytes")} if "chunk_bytes" in options else {}
         logps, entropies = tether.linear_token_logps(
             leaves[0], leaves[1], targets, leaves[2], entropies=True, **options, **chunk
-        )
+        )[:2]
     else:
         options.pop("chunk_bytes", None)
         logits = torch.nn.functional.linear(*leaves)
@@ -206,7 +309,7 @@ def policy_results(hidden, weight, bias, targets, batch, fused, **settings):
         temperature = settings.pop("temperature", 1.0)
         logps, entropies = tether.token_logps(
             logits, targets, temperature=temperature, entropies=True
-        )
+        )[:2]
         bonus = "entropy_coef" in settings
         out = tether.policy_loss(
             logps, entropies=entropies if bonus else None, **batch, **settings

@@ -190,6 +190,15 @@ def test_token_logps_by_hand():
     assert x.grad[1].tolist() == [0, 0, 0, 0]
 
 
+def test_token_statistics_by_hand():
+    logits = doubles(math.log(1), math.log(3), -math.inf, math.log(4)).expand(4, 4)
+    squares, means, largest = reference.token_statistics(logits, torch.tensor([3, 1, -100, 2]))
+    assert squares.tolist() == pytest.approx([26 / 64, 26 / 64, 1, 26 / 64], rel=1e-15)
+    mean = math.log(12) / 3
+    assert means.tolist() == pytest.approx([mean, mean, 0, mean], rel=1e-15)
+    assert largest.tolist() == [True, False, True, False]
+
+
 def test_temperature_divides_the_logits():
     logits, targets = torch.randn(4, 6).double(), torch.tensor([0, 5, 2, 2])
     hot = reference.token_logps(logits, targets, temperature=2)
