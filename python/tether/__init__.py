@@ -25,6 +25,7 @@ from tether.logits import (
     TokenLogps,
     categorical_kl,
     linear_policy_loss,
+    linear_preference_loss,
     linear_token_logps,
     token_logps,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "generalized_advantage_estimation",
     "group_advantage",
     "linear_policy_loss",
+    "linear_preference_loss",
     "linear_token_logps",
     "local_counts",
     "moments",

@@ -10,9 +10,11 @@ from torch import Tensor
 from tether import reference
 from tether._checks import (
     Batch,
+    Pairs,
     check_floating,
     check_given,
     checked,
+    checked_pairs,
     dtype_text,
     shape_text,
 )
@@ -25,6 +27,7 @@ from tether._logits_ops import (
 from tether._objectives import Number, checked_objective, objectives
 from tether._ops import ops
 from tether.policy import Normalizer, PolicyMetrics, packed_normalizer, policy_loss
+from tether.preference import PreferenceLoss, preference_loss
 
 
 class TokenLogps(NamedTuple):
@@ -99,8 +102,8 @@ def token_logps(
             )
         return ops.token_logps_forward(logits, targets, *options, entropies, statistics)
 
-    logps, found, rows = _with_index_error(function, run, targets, logits.shape[-1], ignore_index)
-    further = token_statistics(rows, logits, options) if statistics else ()
+    logps, found, sums = _with_index_error(function, run, targets, logits.shape[-1], ignore_index)
+    further = token_statistics(sums, logits, options) if statistics else ()
     return TokenLogps(logps, found if entropies else None, *further)
 
 
@@ -130,7 +133,33 @@ def linear_token_logps(
     """
     function = "linear_token_logps"
     targets = _checked_linear(function, hidden, weight, targets, bias, chunk_bytes)
-    options = (float(temperature), float(scale), float(softcap), int(ignore_index))
+    return _linear_token_logps(
+        function,
+        hidden,
+        weight,
+        targets,
+        bias,
+        rows=(temperature, scale, softcap, ignore_index),
+        entropies=entropies,
+        statistics=statistics,
+        chunk_bytes=chunk_bytes,
+    )
+
+
+def _linear_token_logps(
+    function: str,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    *,
+    rows: tuple[float, float, float, int],
+    entropies: bool = False,
+    statistics: bool = False,
+    chunk_bytes: int,
+) -> TokenLogps:
+    """linear_token_logps of checked tensors, in the name of `function`."""
+    temperature, scale, softcap, ignore_index = rows
     if hidden.device.type != "cpu":
         return token_logps(
             torch.nn.functional.linear(hidden, weight, bias),
@@ -142,14 +171,15 @@ def linear_token_logps(
             statistics=statistics,
             ignore_index=ignore_index,
         )
+    options = (float(temperature), float(scale), float(softcap), int(ignore_index))
 
     def run():
         return LinearTokenLogps.apply(
             hidden, weight, bias, targets, options, entropies, statistics, chunk_bytes
         )
 
-    logps, found, rows = _with_index_error(function, run, targets, weight.shape[0], ignore_index)
-    further = token_statistics(rows, hidden, options) if statistics else ()
+    logps, found, sums = _with_index_error(function, run, targets, weight.shape[0], ignore_index)
+    further = token_statistics(sums, hidden, options) if statistics else ()
     return TokenLogps(logps, found, *further)
 
 
@@ -256,6 +286,60 @@ def linear_policy_loss(
         function, run, active, weight.shape[0], ignore_index
     )
     return LinearPolicyOutput(loss, PolicyMetrics(sums, maxima), logps, found)
+
+
+def linear_preference_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ref_logps: Tensor | None = None,
+    response_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    objective: str = "dpo",
+    offsets: Tensor | None = None,
+    pairs: Number | None = None,
+    world_size: float = 1,
+    temperature: float = 1.0,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    ignore_index: int = -100,
+    chunk_bytes: int = 256 << 20,
+    **options: Number | str | bool,
+) -> PreferenceLoss:
+    """preference_loss(linear_token_logps(hidden, weight, targets, bias)), never holding all logits.
+
+    hidden         [2 B, T, H], or packed [N, H] with offsets, chosen answers first; targets,
+                   ref_logps and the rest like preference_loss
+    response_mask  always needed; positions with mask 0 are not multiplied, whatever they hold
+
+    Differentiable once in hidden, weight and bias. A pair needs the log-probabilities of both
+    answers first: four matrix products.
+    """
+    function = "linear_preference_loss"
+    check_given(f"{function}: response_mask", response_mask)
+    targets = _checked_linear(function, hidden, weight, targets, bias, chunk_bytes)
+    stand_in = torch.zeros(targets.shape, dtype=_result_type(hidden), device=hidden.device)
+    batch = checked_pairs(function, Pairs(stand_in, response_mask, ref_logps, offsets))
+    made = _linear_token_logps(
+        function,
+        hidden,
+        weight,
+        targets.masked_fill(batch.response_mask.view(targets.shape) == 0, ignore_index),
+        bias,
+        rows=(temperature, scale, softcap, ignore_index),
+        chunk_bytes=chunk_bytes,
+    )
+    return preference_loss(
+        made.logps,
+        ref_logps,
+        response_mask,
+        objective=objective,
+        offsets=offsets,
+        pairs=pairs,
+        world_size=world_size,
+        **options,
+    )
 
 
 def categorical_kl(

@@ -378,6 +378,170 @@ def test_linear_policy_loss_frozen_second_derivative_and_errors():
         assert str(raised.value) == f"linear_policy_loss: {message}"
 
 
+# ---- linear_preference_loss ----------------------------------------------------------------------
+
+
+def preference_inputs():
+    hidden, weight = random_logits(6, 5, 4, scale=0.5), random_logits(33, 4, seed=2, scale=0.5)
+    bias, targets = random_logits(33, seed=3, scale=0.5), random_targets(torch.empty(6, 5, 33))
+    mask = torch.rand(6, 5, generator=torch.Generator().manual_seed(4)) > 0.3
+    mask[1] = mask[4] = False  # a pair without answers
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    logps = tether.reference.token_logps(logits, targets)[0]
+    ref_logps = logps + 0.2 * random_logits(6, 5, seed=5, scale=1)
+    return hidden, weight, bias, targets, {"ref_logps": ref_logps, "response_mask": mask}
+
+
+def preference_results(hidden, weight, bias, targets, batch, fused, **settings):
+    leaves = [each.detach().requires_grad_() for each in (hidden, weight, bias)]
+    if fused:
+        out = tether.linear_preference_loss(
+            leaves[0], leaves[1], targets, bias=leaves[2], **batch, **settings
+        )
+    else:
+        del settings["chunk_bytes"]
+        rows = {name: settings.pop(name) for name in ("temperature", "scale", "softcap")}
+        logits = torch.nn.functional.linear(*leaves)
+        logps = tether.token_logps(logits, targets, **rows).logps
+        out = tether.preference_loss(logps, **batch, **settings)
+    return out.loss.detach(), out.metrics.sums, *torch.autograd.grad(1.7 * out.loss, leaves)
+
+
+@pytest.mark.parametrize("objective", tether.objectives("preference"))
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_linear_preference_loss_equals_whole_logits(objective, rows):
+    inputs = preference_inputs()
+    head = {"temperature": 0.9, "scale": 1.2, "softcap": 9.0, "chunk_bytes": rows * 33 * 8}
+    for settings in (
+        {"beta": 0.3, "link": "js", "score": "mean"},
+        {"pairs": 7, "world_size": 2, "reference": False},
+    ):
+        settings = {"objective": objective, **head, **settings}
+        actual = preference_results(*inputs, True, **settings)
+        expected = preference_results(*inputs, False, **settings)
+        assert actual[2].abs().max() > 1e-3
+        assert_same(actual, expected, 1e-12)
+
+
+@pytest.mark.parametrize("active", [True, 1, 0.7])
+def test_linear_preference_loss_reads_nothing_under_the_mask(active):
+    hidden, weight, bias, targets, batch = preference_inputs()
+    mask = batch["response_mask"]
+    batch["response_mask"] = torch.where(mask, active, type(active)(0))
+    want = preference_results(hidden, weight, bias, targets, batch, True, chunk_bytes=3 * 33 * 8)
+    assert (want[2][~mask] == 0).all() and (want[2][mask] != 0).any()
+    poisoned = (
+        torch.where(mask[..., None], hidden, math.nan),
+        weight,
+        bias,
+        targets.masked_fill(~mask, 1 << 40),
+        batch | {"ref_logps": torch.where(mask, batch["ref_logps"], math.nan)},
+    )
+    got = preference_results(*poisoned, True, chunk_bytes=3 * 33 * 8)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_linear_preference_loss_packs():
+    hidden, weight, bias, targets, batch = preference_inputs()
+    want = preference_results(hidden, weight, bias, targets, batch, True)
+    mask = batch["response_mask"]
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
+    packed = {name: each[mask] for name, each in batch.items()} | {"offsets": offsets}
+    got = preference_results(hidden[mask], weight, bias, targets[mask], packed, True)
+    assert_same((*got[:2], *got[3:]), (*want[:2], *want[3:]), 1e-12)
+    assert_same(got[2:3], [want[2][mask]], 1e-12)
+
+
+def test_linear_preference_loss_of_half_and_frozen_weights():
+    hidden, weight, bias, targets, batch = preference_inputs()
+    batch["ref_logps"] = batch["ref_logps"].float()
+    leaf = hidden.bfloat16().requires_grad_()
+    out = tether.linear_preference_loss(
+        leaf, weight.bfloat16(), targets, bias=bias.bfloat16(), **batch
+    )
+    assert out.loss.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(out.loss, leaf, create_graph=True)
+    assert gradient.dtype == torch.bfloat16
+    with pytest.raises(NotImplementedError):
+        gradient.sum().backward()
+
+
+def test_linear_preference_loss_on_the_path_of_other_devices():
+    hidden, weight, _, targets, batch = preference_inputs()
+    tensors = [each.to("meta") for each in (hidden, weight, targets, *batch.values())]
+    out = tether.linear_preference_loss(*tensors)
+    assert (out.loss.shape, out.loss.dtype, out.loss.device.type) == ((), torch.float64, "meta")
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"response_mask": None}, ValueError, "response_mask must be given, got none"),
+        ({"targets": None}, ValueError, "targets must be given, got none"),
+        (
+            {"response_mask": torch.ones(6, 4)},
+            ValueError,
+            "response_mask must be [6, 5] like logps, got [6, 4]",
+        ),
+        (
+            {"ref_logps": torch.zeros(6, 4).double()},
+            ValueError,
+            "ref_logps must be [6, 5] like logps, got [6, 4]",
+        ),
+        (
+            {"weight": torch.zeros(33, 5).double()},
+            ValueError,
+            "weight must be [V, 4] with V at least 1, for hidden [6, 5, 4], got [33, 5]",
+        ),
+        (
+            {"offsets": torch.tensor([0, 30])},
+            ValueError,
+            "logps must be [N] with offsets, got [6, 5]",
+        ),
+        (
+            {"targets": torch.full((6, 5), 33), "response_mask": torch.arange(30).view(6, 5) == 7},
+            IndexError,
+            "targets must be in [0, 33) or ignore_index -100, got 33 at [1, 2]",
+        ),
+        ({"temperature": 0.0}, ValueError, "temperature must be in [1e-06, 1e+06], got 0"),
+        ({"chunk_bytes": 0}, ValueError, "chunk_bytes must be at least 1, got 0"),
+    ],
+)
+def test_linear_preference_loss_refuses(change, error, message):
+    hidden, weight, _, targets, batch = preference_inputs()
+    arguments = {"hidden": hidden, "weight": weight, "targets": targets, **batch}
+    with pytest.raises(error) as raised:
+        tether.linear_preference_loss(**arguments | change)
+    assert str(raised.value) == f"linear_preference_loss: {message}"
+
+
+def test_linear_preference_loss_of_answers_of_one_token_needs_the_mask_too():
+    hidden, weight, _, targets, batch = preference_inputs()
+    tokens = hidden[:, 0], weight, targets[:, 0], batch["ref_logps"][:, 0]
+    with pytest.raises(ValueError) as raised:
+        tether.linear_preference_loss(*tokens)
+    assert str(raised.value) == "linear_preference_loss: response_mask must be given, got none"
+    out = tether.linear_preference_loss(*tokens, torch.ones(6, dtype=torch.bool))
+    logps = tether.linear_token_logps(*tokens[:3]).logps
+    assert out.loss == tether.preference_loss(logps, tokens[3]).loss
+
+
+def test_linear_preference_loss_leaves_the_objective_to_preference_loss():
+    hidden, weight, _, targets, batch = preference_inputs()
+    for change, message in (
+        ({"tau": 1}, 'option must be one of label_smoothing, beta, got "tau"'),
+        ({"ref_logps": None}, "ref_logps must be given, got none. Pass them or reference = false"),
+        (
+            {"pairs": 1},
+            "normalizer.pairs must be at least 2, the count of this batch, got 1. Pass the count "
+            "of the whole optimizer step",
+        ),
+    ):
+        with pytest.raises(ValueError) as raised:
+            tether.linear_preference_loss(hidden, weight, targets, **batch | change)
+        assert str(raised.value) == f"preference_loss: {message}"
+
+
 # ---- categorical_kl ------------------------------------------------------------------------------
 
 
