@@ -38,6 +38,7 @@ from tether.policy import (
     policy_token_losses,
 )
 from tether.preference import PreferenceLoss, PreferenceMetrics, dpo_loss, preference_loss
+from tether.responses import ResponseTargets, response_targets
 from tether.value import ValueLoss, ValueMetrics, value_loss
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "PolicyMetrics",
     "PreferenceLoss",
     "PreferenceMetrics",
+    "ResponseTargets",
     "TokenLogps",
     "ValueLoss",
     "ValueMetrics",
@@ -73,6 +75,7 @@ __all__ = [
     "policy_token_losses",
     "preference_loss",
     "reference",
+    "response_targets",
     "token_logps",
     "value_loss",
     "whiten",
