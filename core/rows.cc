@@ -11,6 +11,7 @@
 #include "core/macros.h"
 #include "core/row_lanes.h"
 #include "core/row_lanes_avx512.h"
+#include "core/stored_rows.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -253,7 +254,7 @@ struct Row {
   Row(const ConstLogits& all, const int64_t* targets, const RowOptions& row_options, int64_t row)
       : logits(all),
         options(row_options),
-        data(static_cast<const Stored*>(all.data) + all.offset(row)),
+        data(row_of<Stored>(all, row)),
         target(targets == nullptr ? kOutside : targets[row] - row_options.first_id) {
     if (target < 0 || target >= all.vocabulary) target = kOutside;
   }
@@ -303,34 +304,9 @@ struct Row {
 // body.operator()<Stored, kCapped>() for the logits and options.
 template <class Body>
 void with_types(const char* function, DType dtype, const RowOptions& options, Body body) {
-  const auto with = [&]<class Stored>(Stored) {
+  with_stored_type(function, "logits", dtype, [&]<class Stored>(Stored) {
     return options.softcap > 0 ? body.template operator()<Stored, true>()
                                : body.template operator()<Stored, false>();
-  };
-  switch (dtype) {
-    case DType::float32:
-      return with(float{});
-    case DType::float64:
-      return with(double{});
-    case DType::bfloat16:
-      return with(BFloat16{});
-    case DType::float16:
-      return with(Float16{});
-    case DType::boolean:
-    case DType::none:
-      break;
-  }
-  throw Error(std::string(function) +
-              ": logits must be float32, float64, bfloat16 or float16, got " +
-              (dtype == DType::none ? "none" : "boolean"));
-}
-
-template <class Body>
-void for_each_row(const ConstLogits& logits, const Executor& executor, Body body) {
-  if (logits.rows == 0) return;
-  const Chunks chunks = Chunks::of(logits.rows, logits.rows * logits.vocabulary);
-  parallel_for(executor, chunks.count, [&](int64_t chunk) {
-    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) body(row);
   });
 }
 
@@ -367,7 +343,7 @@ Output<Stored> output_of_row(const ConstLogits& logits, const MutableLogits& dlo
   const bool apart = dlogits.data != logits.data;
   const bool large =
       logits.rows * logits.vocabulary * static_cast<int64_t>(sizeof(Stored)) > kCacheBytes;
-  return {static_cast<Stored*>(dlogits.data) + dlogits.offset(row), dlogits.stride,
+  return {row_of<Stored>(dlogits, row), dlogits.stride,
           apart && large && dlogits.stride == 1 && sizeof(Stored) >= sizeof(float)};
 }
 
@@ -465,6 +441,26 @@ void row_statistics(const ConstLogits& logits, const int64_t* targets, const Row
       statistics[row] = is_ignored(targets, row, options)
                             ? ignored_row()
                             : Row<Stored, kCapped>(logits, targets, options, row).statistics();
+    });
+  });
+}
+
+void row_logps(const ConstLogits& logits, const RowStatistics* statistics, const int64_t* ids,
+               int64_t size, const RowOptions& options, double* logps, const Executor& executor) {
+  check_rows("row_logps", logits, nullptr, options);
+  const int64_t bad = first_bad_target(ids, logits.rows * size, logits.vocabulary, 0);
+  require(bad == logits.rows * size, [&] {
+    return "row_logps: ids must be in [0, " + text(logits.vocabulary) + "), got " + text(ids[bad]) +
+           " at [" + text(bad / size) + ", " + text(bad % size) + "]";
+  });
+  with_stored_type("row_logps", "logits", logits.dtype, [&]<class Stored>(Stored) {
+    for_each_row(logits, executor, [&](int64_t row) {
+      const Stored* data = row_of<Stored>(logits, row);
+      RowStatistics of = statistics[row];
+      for (int64_t i = row * size; i < (row + 1) * size; ++i) {
+        of.target_logit = softcapped(widened<double>(data[ids[i] * logits.stride]), options);
+        logps[i] = logp(of, options);
+      }
     });
   });
 }

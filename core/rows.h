@@ -127,6 +127,12 @@ int64_t first_bad_target(const int64_t* targets, int64_t rows, int64_t vocabular
 void row_statistics(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
                     RowStatistics* statistics, const Executor& executor = {});
 
+// logps[r * size + i]: of the id ids[r * size + i] in row r, given the row's statistics. Ids must
+// be in [0, V).
+void row_logps(const ConstLogits& logits, const RowStatistics* statistics, const int64_t* ids,
+               int64_t size, const RowOptions& options, double* logps,
+               const Executor& executor = {});
+
 // dlogits = dlogps * dlogp/dlogit + dentropies * dentropy/dlogit, one read and one write, rounded
 // once. dlogps, dentropies: [rows], null = 0. A row whose upstream gradients are exactly 0 gets
 // exact zeros and is not read, whatever it holds. dlogits may be the logits themselves (in place)

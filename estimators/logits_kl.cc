@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "core/macros.h"
 #include "core/row_lanes.h"
+#include "core/stored_rows.h"
 
 namespace tether {
 namespace {
@@ -225,41 +226,6 @@ void check_pair(const std::string& function, const ConstLogits& q, const ConstLo
   });
 }
 
-// body(Stored{}) for the type of the logits.
-template <class Body>
-void with_stored_type(const std::string& function, DType dtype, Body body) {
-  switch (dtype) {
-    case DType::float32:
-      return body(float{});
-    case DType::float64:
-      return body(double{});
-    case DType::bfloat16:
-      return body(BFloat16{});
-    case DType::float16:
-      return body(Float16{});
-    case DType::boolean:
-    case DType::none:
-      break;
-  }
-  throw Error(function + ": q must be float32, float64, bfloat16 or float16, got " +
-              (dtype == DType::none ? "none" : "boolean"));
-}
-
-template <class Body>
-void for_each_row(const ConstLogits& q, const Executor& executor, Body body) {
-  if (q.rows == 0) return;
-  const Chunks chunks = Chunks::of(q.rows, q.rows * q.vocabulary);
-  parallel_for(executor, chunks.count, [&](int64_t chunk) {
-    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) body(row);
-  });
-}
-
-template <class Stored, class Byte>
-auto* row_of(const BasicLogits<Byte>& logits, int64_t row) {
-  using Element = std::conditional_t<std::is_const_v<Byte>, const Stored, Stored>;
-  return static_cast<Element*>(logits.data) + logits.offset(row);
-}
-
 // sum_v 2^t_v (t_v - u_v) after the references have moved by `shift_t` and `shift_u`.
 double moved(double sum_of_gaps, double sum, double shift_t, double shift_u) {
   return (sum_of_gaps + sum * (shift_t - shift_u)) * std::exp2(shift_t);
@@ -310,7 +276,7 @@ void logits_kl_statistics(const ConstLogits& q, const ConstLogits& p, double tem
   // Two equal rows of one column.
   constexpr KlStatistics kInactive{0, 1, 0, 1, 0, 0, 0};
   check_pair("logits_kl_statistics", q, p, temperature);
-  with_stored_type("logits_kl_statistics", q.dtype, [&]<class Stored>(Stored) {
+  with_stored_type("logits_kl_statistics", "q", q.dtype, [&]<class Stored>(Stored) {
     for_each_row(q, executor, [&](int64_t row) {
       const bool skipped = active != nullptr && active[row] == 0;
       statistics[row] =
@@ -327,7 +293,7 @@ void logits_kl_gradients(const ConstLogits& q, const ConstLogits& p, double temp
                          const Executor& executor) {
   check_pair("logits_kl_gradients", q, p, temperature);
   const bool with_q = dq.data != nullptr, with_p = dp.data != nullptr;
-  with_stored_type("logits_kl_gradients", q.dtype, [&]<class Stored>(Stored) {
+  with_stored_type("logits_kl_gradients", "q", q.dtype, [&]<class Stored>(Stored) {
     const auto fill_zero = [&](const MutableLogits& out, int64_t row) {
       if (out.data == nullptr) return;
       Stored* data = row_of<Stored>(out, row);

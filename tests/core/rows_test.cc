@@ -303,6 +303,29 @@ TEST(Rows, AllStatistics) {
   }
 }
 
+TEST(Rows, LogpsOfSeveralIds) {
+  for (DType dtype : kAllTypes) {
+    Batch batch = random_batch(dtype, 3, 2100, 2);
+    batch.options.temperature = 0.7;
+    batch.options.softcap = 5;
+    Memory memory(dtype, batch.logits);
+    std::vector<RowStatistics> statistics(3);
+    const int64_t ids[] = {4, 0, 2099, 7, 7, 1};
+    row_statistics(batch.view(memory), nullptr, batch.options, statistics.data());
+    Doubles got(6);
+    row_logps(batch.view(memory), statistics.data(), ids, 2, batch.options, got.data());
+    for (size_t i = 0; i < 6; ++i) {
+      batch.targets.assign(3, ids[i]);
+      EXPECT_EQ(got[i], batch.run().logps[i / 2]) << i;
+    }
+    const int64_t bad[] = {0, 1, 2, 2100, 4, 5};
+    EXPECT_EQ(message([&] {
+                row_logps(batch.view(memory), statistics.data(), bad, 2, batch.options, got.data());
+              }),
+              "row_logps: ids must be in [0, 2100), got 2100 at [1, 1]");
+  }
+}
+
 TEST(Rows, WhatIsNotAskedForIsNan) {
   const Batch batch = random_batch(DType::float32, 1, 100, 1);
   Memory memory(DType::float32, batch.logits);
