@@ -14,6 +14,9 @@ LinearInputs checked_linear(const std::string& function, const at::Tensor& hidde
                             const LinearOptions& options);
 
 RowOptions row_options(const LinearOptions& options);
+inline ChunkSize chunk_size(const LinearOptions& options) {
+  return {options.chunk_bytes, options.rows_per_chunk};
+}
 
 // What goes with targets.
 TokenLogpsOptions token_options(const LinearOptions& options);

@@ -56,7 +56,7 @@ SweepResult policy_sweep(const detail::LinearInputs& inputs, const LinearOptions
   const at::Tensor logps = at::empty({places.numel()}, at::dtype(at::kDouble));
   const at::Tensor entropies =
       options.entropies ? at::empty({places.numel()}, at::dtype(at::kDouble)) : at::Tensor();
-  LinearSweep sweep(inputs, places, options.chunk_bytes);
+  LinearSweep sweep(inputs, places, detail::chunk_size(options));
   detail::LinearGradientSum sum(inputs, wanted, sweep.chunks());
   for (int64_t i = 0; i < sweep.chunks(); ++i) {
     const LinearSweep::Chunk chunk = sweep.load(i);

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/add.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/index_copy.h>
@@ -15,19 +16,21 @@
 
 namespace tether::detail {
 
-LinearSweep::LinearSweep(const LinearInputs& inputs, const at::Tensor& rows, int64_t chunk_bytes)
-    : inputs_(inputs), count_(rows.numel()) {
+LinearSweep::LinearSweep(const LinearInputs& inputs, const at::Tensor& rows, const ChunkSize& size)
+    : inputs_(inputs), count_(rows.numel()), padded_(size.rows) {
   if (count_ < inputs.hidden.size(0)) rows_ = rows;
   const int64_t vocabulary = inputs.weight.size(0);
   const int64_t row_bytes = vocabulary * static_cast<int64_t>(inputs.weight.element_size());
-  const int64_t fitting = std::max<int64_t>(chunk_bytes / row_bytes, 1);
+  const int64_t fitting = padded_ > 0 ? padded_ : std::max<int64_t>(size.bytes / row_bytes, 1);
   chunks_ = (count_ + fitting - 1) / fitting;
   const int64_t largest = chunks_ > 0 ? (count_ + chunks_ - 1) / chunks_ : 0;
-  buffer_ = at::empty({largest, vocabulary}, inputs.weight.options());
+  buffer_ = at::empty({padded_ > 0 ? padded_ : largest, vocabulary}, inputs.weight.options());
 }
 
 LinearSweep::Chunk LinearSweep::load(int64_t chunk) {
-  const int64_t begin = count_ * chunk / chunks_, end = count_ * (chunk + 1) / chunks_;
+  const int64_t begin = padded_ > 0 ? chunk * padded_ : count_ * chunk / chunks_;
+  const int64_t end =
+      padded_ > 0 ? std::min(begin + padded_, count_) : count_ * (chunk + 1) / chunks_;
   Chunk out{.begin = begin, .hidden = {}, .logits = {}, .targets = {}, .rows = {}};
   if (rows_.defined()) {
     out.rows = rows_.slice(0, begin, end);
@@ -38,11 +41,15 @@ LinearSweep::Chunk LinearSweep::load(int64_t chunk) {
     out.targets = inputs_.targets.slice(0, begin, end);
   }
   out.logits = buffer_.slice(0, 0, end - begin);
+  at::Tensor product = padded_ > 0 ? buffer_ : out.logits;
+  const int64_t missing = product.size(0) - out.hidden.size(0);
+  const at::Tensor rows =
+      missing > 0 ? at::constant_pad_nd(out.hidden, {0, 0, 0, missing}) : out.hidden;
   const at::Tensor columns = inputs_.weight.t();
   if (inputs_.bias.defined()) {
-    at::addmm_out(out.logits, inputs_.bias, out.hidden, columns);
+    at::addmm_out(product, inputs_.bias, rows, columns);
   } else {
-    at::mm_out(out.logits, out.hidden, columns);
+    at::mm_out(product, rows, columns);
   }
   return out;
 }

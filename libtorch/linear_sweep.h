@@ -17,6 +17,12 @@ struct LinearInputs {
   at::Tensor targets;  // [N] int64, contiguous
 };
 
+// LinearOptions::chunk_bytes and rows_per_chunk.
+struct ChunkSize {
+  int64_t bytes;
+  int64_t rows;
+};
+
 struct WantedLinear {
   bool hidden, weight, bias;
 
@@ -34,8 +40,8 @@ struct LinearGradient {
 // chunk overwrites.
 class LinearSweep {
  public:
-  // rows: int64 [M], the rows of the inputs to visit, ascending; chunk_bytes: of the buffer.
-  LinearSweep(const LinearInputs& inputs, const at::Tensor& rows, int64_t chunk_bytes);
+  // rows: int64 [M], the rows of the inputs to visit, ascending.
+  LinearSweep(const LinearInputs& inputs, const at::Tensor& rows, const ChunkSize& size);
 
   struct Chunk {
     int64_t begin;       // its first row counts from 0 to M
@@ -52,6 +58,7 @@ class LinearSweep {
   const LinearInputs& inputs_;
   at::Tensor rows_;  // undefined: all
   int64_t count_, chunks_;
+  int64_t padded_;  // rows of a product, or 0: those that there are
   at::Tensor buffer_;
 };
 

@@ -34,7 +34,7 @@ at::Tensor rows_where(const at::Tensor& condition) { return at::nonzero(conditio
 // What a call shares between forward and backward, beside tensors.
 struct Call {
   RowOptions row;
-  int64_t chunk_bytes;
+  detail::ChunkSize chunk;
 };
 
 void forward_sweep(const LinearInputs& inputs, const Call& call, const at::Tensor& statistics) {
@@ -44,7 +44,7 @@ void forward_sweep(const LinearInputs& inputs, const Call& call, const at::Tenso
   for (int64_t i = 0; i < inputs.targets.numel(); ++i) {
     if (ids[i] == call.row.ignore_index) all[i] = ignored_row();
   }
-  LinearSweep sweep(inputs, rows, call.chunk_bytes);
+  LinearSweep sweep(inputs, rows, call.chunk);
   const int64_t* places = rows.const_data_ptr<int64_t>();
   std::vector<RowStatistics> part;
   for (int64_t i = 0; i < sweep.chunks(); ++i) {
@@ -70,7 +70,7 @@ detail::LinearGradient backward_sweep(const LinearInputs& inputs, const Call& ca
     if (upstream.defined()) active = active.logical_or(upstream != 0);
   }
   const at::Tensor rows = rows_where(active.logical_and(inputs.targets != call.row.ignore_index));
-  LinearSweep sweep(inputs, rows, call.chunk_bytes);
+  LinearSweep sweep(inputs, rows, call.chunk);
   detail::LinearGradientSum sum(inputs, wanted, sweep.chunks());
   for (int64_t i = 0; i < sweep.chunks(); ++i) {
     const LinearSweep::Chunk chunk = sweep.load(i);
@@ -137,7 +137,8 @@ class LinearTokenLogps : public Function<LinearTokenLogps> {
     context->saved_data["scale"] = call->row.scale;
     context->saved_data["softcap"] = call->row.softcap;
     context->saved_data["ignore_index"] = call->row.ignore_index;
-    context->saved_data["chunk_bytes"] = call->chunk_bytes;
+    context->saved_data["chunk_bytes"] = call->chunk.bytes;
+    context->saved_data["rows_per_chunk"] = call->chunk.rows;
     context->set_materialize_grads(false);
     const auto type = detail::result_type(hidden);
     const auto logp_of = [&](const RowStatistics& of) { return logp(of, call->row); };
@@ -160,7 +161,7 @@ class LinearTokenLogps : public Function<LinearTokenLogps> {
                      .scale = data.at("scale").toDouble(),
                      .softcap = data.at("softcap").toDouble(),
                      .ignore_index = data.at("ignore_index").toInt()},
-                    data.at("chunk_bytes").toInt()};
+                    {data.at("chunk_bytes").toInt(), data.at("rows_per_chunk").toInt()}};
     const variable_list saved = context->get_saved_variables();
     const bool has_bias = saved[2].defined();
     const detail::WantedLinear wanted{context->needs_input_grad(0), context->needs_input_grad(1),
@@ -186,7 +187,7 @@ TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
                                           inputs.targets.view(targets.sizes()),
                                           detail::token_options(options));
   }
-  const Call call{detail::row_options(options), options.chunk_bytes};
+  const Call call{detail::row_options(options), detail::chunk_size(options)};
   const at::Tensor statistics = detail::empty_statistics(inputs.targets.numel());
   const variable_list results = LinearTokenLogps::apply(
       *detail::input_of_graph(hidden), *detail::input_of_graph(head.weight),

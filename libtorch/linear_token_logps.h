@@ -21,8 +21,13 @@ struct LinearOptions {
   bool entropies = false;
   bool statistics = false;
   int64_t ignore_index = -100;
-  int64_t chunk_bytes = int64_t{256}
-                        << 20;  // of logits at a time; below 256 rows of them is slower
+  // Of logits at a time; below 256 rows of them is slower.
+  int64_t chunk_bytes = int64_t{256} << 20;
+  // 0: chunks of about equal size, as few as chunk_bytes allow. Else every matrix product has this
+  // many rows, padded where fewer are left: the bits of a token's results then do not depend on the
+  // tokens beside it, so that old and new log-probabilities from batches of different sizes give a
+  // ratio of exactly 1. For one torch, number of threads and width.
+  int64_t rows_per_chunk = 0;
 };
 
 // token_logps(hidden weight^T + bias, targets), without ever holding the logits of all tokens.

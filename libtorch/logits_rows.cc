@@ -70,4 +70,12 @@ void check_ids(const std::string& function, const at::Tensor& targets, int64_t v
                     shape_text(unravelled(bad, targets.sizes())));
 }
 
+void check_head_ids(const std::string& function, const at::Tensor& head_ids, int64_t vocabulary) {
+  const int64_t* ids = head_ids.const_data_ptr<int64_t>();
+  const int64_t bad = first_bad_target(ids, head_ids.numel(), vocabulary, /*ignore_index=*/0);
+  if (bad == head_ids.numel()) return;
+  TORCH_CHECK_INDEX(false, function, ": head_ids must be in [0, ", vocabulary, "), got ", ids[bad],
+                    " at ", shape_text(unravelled(bad, head_ids.sizes())));
+}
+
 }  // namespace tether::detail

@@ -53,5 +53,7 @@ void check_targets(const std::string& function, const at::Tensor& targets, const
 // [0, vocabulary) nor ignore_index.
 void check_ids(const std::string& function, const at::Tensor& targets, int64_t vocabulary,
                int64_t ignore_index);
+// The same of head_ids, where no id is ignored.
+void check_head_ids(const std::string& function, const at::Tensor& head_ids, int64_t vocabulary);
 
 }  // namespace tether::detail

@@ -13,4 +13,5 @@
 #include "libtorch/preference_loss.h"
 #include "libtorch/response_targets.h"
 #include "libtorch/token_logps.h"
+#include "libtorch/top_k_kl.h"
 #include "libtorch/value_loss.h"

@@ -71,6 +71,39 @@ void check_buffer(const at::Tensor& buffer, const at::Tensor& logits) {
               name + " must not require a gradient, got one that does");
 }
 
+void check_shard(const VocabularyShard& shard, const at::Tensor& logits) {
+  using namespace detail;
+  if (shard.ids == 0) return;
+  const std::string name = std::string(kName) + ": shard";
+  check_value(logits.is_cpu(),
+              name + " must be absent for logits on " + logits.device().str() + ", got one");
+  check_value(shard.ids >= logits.size(-1),
+              name + ".ids must be at least " + text(logits.size(-1)) + " like logits " +
+                  shape_text(logits.sizes()) + ", got " + text(shard.ids));
+  const int64_t last = shard.ids - logits.size(-1);
+  check_value(0 <= shard.first_id && shard.first_id <= last,
+              name + ".first_id must be in [0, " + text(last) + "], got " + text(shard.first_id));
+  check_value(bool(shard.gather), name + ".gather must be given, got none");
+}
+
+// `statistics` of this rank become those of all.
+void gather_shards(const VocabularyShard& shard, const at::Tensor& targets,
+                   const RowOptions& options, const at::Tensor& statistics) {
+  using namespace detail;
+  if (shard.ids == 0) return;
+  const at::Tensor all = shard.gather(statistics);
+  const std::string rows = text(statistics.size(0)) + ", " + text(kStatistics) + "]";
+  check_value(all.defined(), std::string(kName) + ": shard.gather must return a tensor, got none");
+  check_value(all.scalar_type() == at::kDouble && all.is_cpu() && all.dim() == 3 &&
+                  all.size(0) >= 1 && all.sizes().slice(1) == statistics.sizes(),
+              std::string(kName) + ": shard.gather must return float64 [shards, " + rows +
+                  " on cpu, got " + dtype_text(all.scalar_type()) + " " + shape_text(all.sizes()) +
+                  " on " + all.device().str());
+  const at::Tensor in = all.contiguous();
+  merge_shards(statistics_of(in), in.size(0), in.size(1), targets.const_data_ptr<int64_t>(),
+               options, statistics_of(statistics));
+}
+
 // ---- autograd -----------------------------------------------------------------------------------
 
 RowOptions row_options(const TokenLogpsOptions& options) {
@@ -80,7 +113,9 @@ RowOptions row_options(const TokenLogpsOptions& options) {
           .ignore_index = options.ignore_index,
           .sums = options.statistics  ? RowSums::all
                   : options.entropies ? RowSums::entropy
-                                      : RowSums::logp};
+                                      : RowSums::logp,
+          .first_id = options.shard.first_id,
+          .ids = options.shard.ids};
 }
 
 // What backward needs of the options.
@@ -89,13 +124,17 @@ void save(AutogradContext* context, const TokenLogpsOptions& options) {
   context->saved_data["scale"] = options.scale;
   context->saved_data["softcap"] = options.softcap;
   context->saved_data["ignore_index"] = options.ignore_index;
+  context->saved_data["first_id"] = options.shard.first_id;
+  context->saved_data["ids"] = options.shard.ids;
 }
 
 RowOptions saved_options(AutogradContext* context) {
   return {.temperature = context->saved_data["temperature"].toDouble(),
           .scale = context->saved_data["scale"].toDouble(),
           .softcap = context->saved_data["softcap"].toDouble(),
-          .ignore_index = context->saved_data["ignore_index"].toInt()};
+          .ignore_index = context->saved_data["ignore_index"].toInt(),
+          .first_id = context->saved_data["first_id"].toInt(),
+          .ids = context->saved_data["ids"].toInt()};
 }
 
 // The gradient of TokenLogpsFunction; a Function of its own so that a second backward raises
@@ -149,6 +188,7 @@ class TokenLogpsFunction : public Function<TokenLogpsFunction> {
     const RowOptions row = row_options(*options);
     row_statistics(rows_of(in), targets.const_data_ptr<int64_t>(), row, statistics_of(statistics),
                    torch_executor());
+    gather_shards(options->shard, targets, row, statistics);
     context->save_for_backward({logits, targets, statistics});
     save(context, *options);
     // Not as a saved variable: it is there to be changed.
@@ -231,10 +271,12 @@ TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
                        const TokenLogpsOptions& options) {
   check_tensors(logits, targets);
   check_buffer(options.gradient_buffer, logits);
+  check_shard(options.shard, logits);
   const RowOptions row = row_options(options);
   detail::with_value_errors([&] { check_fields(kName, row); });
   const at::Tensor ids = targets.to(at::kLong).contiguous();
-  detail::check_ids(kName, ids.cpu(), logits.size(-1), options.ignore_index);
+  const int64_t vocabulary = options.shard.ids > 0 ? options.shard.ids : logits.size(-1);
+  detail::check_ids(kName, ids.cpu(), vocabulary, options.ignore_index);
   if (!logits.is_cpu()) return detail::token_logps_any_device(logits, ids, options);
   const at::Tensor statistics = detail::empty_statistics(ids.numel());
   const variable_list results = TokenLogpsFunction::apply(logits, ids, statistics, &options);

@@ -3,8 +3,20 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 
 namespace tether {
+
+// Where the vocabulary is split over ranks (tensor parallel): logits [..., V] hold the columns of
+// the ids [first_id, first_id + V). Targets are ids of the whole, the same on every rank, as must
+// be the gradients that arrive. Communication is the caller's.
+struct VocabularyShard {
+  int64_t first_id = 0;
+  int64_t ids = 0;  // of all shards together; 0: not a shard
+  // An all-gather of float64: [N, 8] of this rank to [shards, N, 8] of all, in the same order on
+  // every rank. Called once, in forward.
+  std::function<at::Tensor(const at::Tensor& statistics)> gather = {};
+};
 
 struct TokenLogpsOptions {
   double temperature = 1;       // logits are divided by it; in [1e-6, 1e6]
@@ -18,6 +30,8 @@ struct TokenLogpsOptions {
   // the arithmetic: a tensor like logits that is used for nothing else until then, or logits
   // themselves. Then they hold their own gradient after backward, which runs once.
   at::Tensor gradient_buffer = {};
+
+  VocabularyShard shard = {};
 };
 
 // Each like targets; undefined unless asked for.
@@ -44,8 +58,10 @@ struct TokenLogps {
 // Memory beyond the logits: 64 bytes a row, and in backward the gradient, a contiguous tensor like
 // logits, unless there is a buffer. Positions with upstream gradients of exactly 0, and ignored
 // ones, are not read there. Differentiable in logits, once: a second backward raises. On other
-// devices than the CPU torch's own operations give the same results at torch's speed (no buffer
-// there); checking the ids waits for the device.
+// devices than the CPU torch's own operations give the same results at torch's speed (no buffer and
+// no shards there); checking the ids waits for the device.
+//
+// Of a shard, results are those of the whole vocabulary and the gradient that of its own columns.
 TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
                        const TokenLogpsOptions& options = {});
 

@@ -131,6 +131,45 @@ TEST(Linear, TypesOfTheInputs) {
   }
 }
 
+// A matrix product rounds differently for different numbers of rows.
+TEST(Linear, FixedChunksGiveATokenTheSameBitsInAnyBatch) {
+  at::manual_seed(3);
+  for (at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor hidden = at::randn({390, 1024}).to(type);
+    const LinearHead head = {at::randn({640, 1024}).to(type) * 0.05, at::randn({640}).to(type)};
+    const at::Tensor targets = at::randint(640, {390}, at::kLong);
+    const LinearOptions options = {.entropies = true, .rows_per_chunk = 64};
+    const TokenLogps whole = linear_token_logps(hidden, head, targets, options);
+    for (const auto& [begin, end] : {std::pair{0, 1}, {0, 65}, {7, 31}, {100, 390}}) {
+      const TokenLogps part = linear_token_logps(hidden.slice(0, begin, end), head,
+                                                 targets.slice(0, begin, end), options);
+      EXPECT_TRUE(at::equal(part.logps, whole.logps.slice(0, begin, end))) << begin << " " << end;
+      EXPECT_TRUE(at::equal(part.entropies, whole.entropies.slice(0, begin, end)));
+    }
+    at::Tensor some = targets.clone();  // fewer, and at other places of their chunks
+    some.slice(0, 0, 390, 3).fill_(-100);
+    const TokenLogps left = linear_token_logps(hidden, head, some, options);
+    EXPECT_TRUE(at::equal(left.logps, whole.logps.masked_fill(some == -100, 0)));
+  }
+}
+
+TEST(Linear, FixedChunksAreTheSameLoss) {
+  for (int64_t rows : {1, 7, 64}) {
+    const Inputs in = random_inputs();
+    const auto got = token_results(in, {.rows_per_chunk = rows}, true);
+    const auto want = token_results(in, {}, false);
+    for (size_t i = 0; i < got.size(); ++i) {
+      expect_close(got[i], want[i], 1e-13, "result " + std::to_string(i));
+    }
+    expect_close(
+        linear_policy_loss(in.hidden, in.head(), in.targets, in.policy(), presets::dapo(), {},
+                           {.rows_per_chunk = rows})
+            .loss,
+        linear_policy_loss(in.hidden, in.head(), in.targets, in.policy(), presets::dapo()).loss,
+        1e-13, "policy loss");
+  }
+}
+
 TEST(Linear, FiniteDifferences) {
   Inputs in = random_inputs();
   const auto analytic = token_results(in, {.temperature = 0.7}, true);
@@ -487,6 +526,17 @@ TEST(Linear, BadInputIsRefused) {
             name + "chunk_bytes must be at least 1, got 0");
   EXPECT_EQ(refusal([](Inputs&, LinearOptions& options) { options.softcap = -1; }, value),
             name + "softcap must be in [0, 1e+06], got -1");
+}
+
+TEST(Linear, RowsPerChunkIsChecked) {
+  const Inputs in = random_inputs();
+  try {
+    linear_token_logps(in.hidden, in.head(), in.targets, {.rows_per_chunk = -1});
+    ADD_FAILURE() << "no error";
+  } catch (const c10::ValueError& error) {
+    EXPECT_STREQ(error.what_without_backtrace(),
+                 "linear_token_logps: rows_per_chunk must be at least 0, got -1");
+  }
 }
 
 TEST(Linear, BadLossesAreRefused) {
