@@ -129,6 +129,7 @@ TETHER_AVX512_LOOP void sum_block(const Stored* logits, int64_t count,
   Pair sum = none, weighted_sum = none, sum_of_squares = none, distances = none, columns = none;
   Pair max = {{minus_infinity, minus_infinity}};
   for (int64_t i = 0; i < count; i += kRowLanes) {
+    prefetch_ahead(logits + i);
     const Pair in = load(logits + i);
     for (int h = 0; h < 2; ++h) {
       const __m512 x = in.halves[h];
@@ -169,6 +170,7 @@ TETHER_AVX512_LOOP void gradient_block(const Stored* logits, int64_t count,
   const __m512 constant = _mm512_set1_ps(plain(line.constant));
   const __m512 slope = _mm512_set1_ps(plain(line.slope));
   for (int64_t i = 0; i < count; i += kRowLanes) {
+    prefetch_ahead(logits + i);
     Pair x = load(logits + i);
     for (__m512& half : x.halves) {
       const __m512 t = exponent(_mm512_sub_ps(half, reference), scale);

@@ -29,7 +29,10 @@ TETHER_CLONES TETHER_CONTRACT void sum_block(const Stored* logits, int64_t count
   const auto exponent = exponent_in;
   Lanes<Real> lanes;
   clear<kSums>(lanes);
-  for (int64_t i = 0; i < count; i += kRowLanes) add_lanes<kSums>(logits + i, exponent, lanes);
+  for (int64_t i = 0; i < count; i += kRowLanes) {
+    prefetch_ahead(logits + i);
+    add_lanes<kSums>(logits + i, exponent, lanes);
+  }
   const auto add = [](double a, double b) { return a + b; };
   const auto larger = [](Real a, Real b) { return a > b ? a : b; };
   out.exceeds = reduced<Real>(lanes.highest, larger) > kLargestExponent<Real>;
@@ -74,6 +77,7 @@ TETHER_CLONES TETHER_CONTRACT void gradient_block(const Stored* logits, int64_t 
   const auto exponent = exponent_in;
   const auto line = line_in;
   for (int64_t i = 0; i < count; i += kRowLanes) {
+    prefetch_ahead(logits + i);
     gradient_lanes(logits + i, exponent, line, out + i);
   }
 }

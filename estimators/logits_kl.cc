@@ -66,7 +66,11 @@ TETHER_CLONES TETHER_CONTRACT void sum_pairs(const Stored* q, const Stored* p, i
     lanes.sum_q[i] = lanes.sum_p[i] = lanes.forward[i] = lanes.reverse[i] = Real(0);
     lanes.weighted_sum[i] = Real(0);
   }
-  for (int64_t i = 0; i < count; i += kRowLanes) add_pair(q + i, p + i, of_q, of_p, lanes);
+  for (int64_t i = 0; i < count; i += kRowLanes) {
+    prefetch_ahead(q + i);
+    prefetch_ahead(p + i);
+    add_pair(q + i, p + i, of_q, of_p, lanes);
+  }
   const auto add = [](double a, double b) { return a + b; };
   const auto larger = [](Real a, Real b) { return a > b ? a : b; };
   out.highest_q = reduced<Real>(lanes.highest_q, larger);
@@ -135,6 +139,8 @@ TETHER_CLONES TETHER_CONTRACT void gradient_pairs(const Stored* q, const Stored*
                                                   Stored* dp) {
   const auto row = row_in;
   for (int64_t i = 0; i < count; i += kRowLanes) {
+    prefetch_ahead(q + i);
+    prefetch_ahead(p + i);
     gradient_pair<kQ, kP>(q + i, p + i, row, dq + i, dp + i);
   }
 }
