@@ -179,13 +179,24 @@ class LinearTokenLogps : public Function<LinearTokenLogps> {
 
 }  // namespace
 
+namespace detail {
+
+TokenLogps linear_token_logps_any_device(const at::Tensor& hidden, const LinearHead& head,
+                                         const at::Tensor& targets, const LinearOptions& options) {
+  // 0 times NaN would reach the gradient of the weight.
+  const at::Tensor ignored = (targets == options.ignore_index).unsqueeze(-1);
+  return token_logps_any_device(at::linear(hidden.masked_fill(ignored, 0), head.weight, head.bias),
+                                targets, token_options(options));
+}
+
+}  // namespace detail
+
 TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
                               const at::Tensor& targets, const LinearOptions& options) {
   const LinearInputs inputs = detail::checked_linear(kName, hidden, head, targets, options);
   if (!hidden.is_cpu()) {
-    return detail::token_logps_any_device(at::linear(hidden, head.weight, head.bias),
-                                          inputs.targets.view(targets.sizes()),
-                                          detail::token_options(options));
+    return detail::linear_token_logps_any_device(hidden, head, inputs.targets.view(targets.sizes()),
+                                                 options);
   }
   const Call call{detail::row_options(options), detail::chunk_size(options)};
   const at::Tensor statistics = detail::empty_statistics(inputs.targets.numel());

@@ -46,4 +46,12 @@ struct LinearOptions {
 TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
                               const at::Tensor& targets, const LinearOptions& options = {});
 
+namespace detail {
+
+// The path of devices without a kernel; targets int64 and legal.
+TokenLogps linear_token_logps_any_device(const at::Tensor& hidden, const LinearHead& head,
+                                         const at::Tensor& targets, const LinearOptions& options);
+
+}  // namespace detail
+
 }  // namespace tether

@@ -14,6 +14,7 @@
 #include "core/check.h"
 #include "core/rows.h"
 #include "estimators/logits_kl.h"
+#include "estimators/top_k_kl.h"
 #include "python/stable.h"
 
 namespace tether {
@@ -96,27 +97,61 @@ void clear_unasked(RowSums asked, RowStatistics* rows, int64_t count) {
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> token_logps_forward(const Tensor& logits, const Tensor& targets,
-                                                       double temperature, double scale,
-                                                       double softcap, int64_t ignore_index,
-                                                       bool with_entropies, bool with_statistics) {
+RowSums asked_sums(bool with_entropies, bool with_statistics) {
+  return with_statistics ? RowSums::all : with_entropies ? RowSums::entropy : RowSums::logp;
+}
+
+// logps, entropies and the statistics themselves.
+std::tuple<Tensor, Tensor, Tensor> results_of(const Tensor& statistics, const Tensor& logits,
+                                              const RowOptions& options, bool with_entropies) {
+  const RowStatistics* rows = rows_in<RowStatistics>(statistics);
+  const auto logp_of = [&](const RowStatistics& row) { return logp(row, options); };
+  return {from_rows(rows, logits, logp_of),
+          with_entropies ? from_rows(rows, logits, entropy)
+                         : torch::stable::empty({0}, ScalarType::Float),
+          statistics};
+}
+
+// The columns of the ids [first_id, first_id + V) of `ids`; 0: of all.
+Tensor shard_statistics(const Tensor& logits, const Tensor& targets, double temperature,
+                        double scale, double softcap, int64_t ignore_index, bool with_entropies,
+                        bool with_statistics, int64_t first_id, int64_t ids) {
   return with_public_errors([&] {
     Tensor owner;
     RowOptions options = row_options(temperature, scale, softcap, ignore_index);
-    options.sums = with_statistics  ? RowSums::all
-                   : with_entropies ? RowSums::entropy
-                                    : RowSums::logp;
+    options.sums = asked_sums(with_entropies, with_statistics);
+    options.first_id = first_id;
+    options.ids = ids;
     const Tensor statistics =
         torch::stable::empty({targets.numel(), kStatistics}, ScalarType::Double);
     RowStatistics* rows = rows_in<RowStatistics>(statistics);
     row_statistics(rows_of(logits, owner), ids_of(targets), options, rows, torch_executor());
     clear_unasked(options.sums, rows, targets.numel());
-    const auto logp_of = [&](const RowStatistics& row) { return logp(row, options); };
-    return std::tuple(from_rows(rows, logits, logp_of),
-                      with_entropies ? from_rows(rows, logits, entropy)
-                                     : torch::stable::empty({0}, ScalarType::Float),
-                      statistics);
+    return statistics;
   });
+}
+
+// shards: [shards, N, 8], contiguous.
+std::tuple<Tensor, Tensor, Tensor> token_logps_of_shards(
+    const Tensor& shards, const Tensor& targets, const Tensor& logits, double temperature,
+    double scale, double softcap, int64_t ignore_index, bool with_entropies) {
+  return with_public_errors([&] {
+    const RowOptions options = row_options(temperature, scale, softcap, ignore_index);
+    const Tensor merged = torch::stable::empty({targets.numel(), kStatistics}, ScalarType::Double);
+    merge_shards(rows_in<RowStatistics>(shards), shards.size(0), targets.numel(), ids_of(targets),
+                 options, rows_in<RowStatistics>(merged));
+    return results_of(merged, logits, options, with_entropies);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> token_logps_forward(const Tensor& logits, const Tensor& targets,
+                                                       double temperature, double scale,
+                                                       double softcap, int64_t ignore_index,
+                                                       bool with_entropies, bool with_statistics) {
+  const Tensor statistics = shard_statistics(logits, targets, temperature, scale, softcap,
+                                             ignore_index, with_entropies, with_statistics, 0, 0);
+  return results_of(statistics, logits, row_options(temperature, scale, softcap, ignore_index),
+                    with_entropies);
 }
 
 // inputs: the logits or the hidden states, for their shape and type; target_is_largest is 0 or 1.
@@ -137,12 +172,15 @@ const double* numbers_of(const Upstream& upstream) {
 
 void token_logps_backward(const Tensor& logits, const Tensor& targets, const Tensor& statistics,
                           const Upstream& dlogps, const Upstream& dentropies, double temperature,
-                          double scale, double softcap, int64_t ignore_index, Tensor dlogits) {
+                          double scale, double softcap, int64_t ignore_index, Tensor dlogits,
+                          int64_t first_id, int64_t ids) {
   with_public_errors([&] {
     // In place where it is asked for: then the layout is one that rows express.
     Tensor owner;
-    row_gradients(rows_of(logits, owner), ids_of(targets),
-                  row_options(temperature, scale, softcap, ignore_index),
+    RowOptions options = row_options(temperature, scale, softcap, ignore_index);
+    options.first_id = first_id;
+    options.ids = ids;
+    row_gradients(rows_of(logits, owner), ids_of(targets), options,
                   rows_in<RowStatistics>(statistics), numbers_of(dlogps), numbers_of(dentropies),
                   writable(dlogits), torch_executor());
   });
@@ -191,6 +229,75 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(const Tensor& q, const Tensor
   });
 }
 
+// ids [N, k] and targets [N] int64, logps and target_logps float64, all contiguous.
+TopKHeads heads_of(const ConstLogits& q, const Tensor& ids, const Tensor& logps,
+                   const Upstream& targets, const Upstream& target_logps) {
+  return {.q = q,
+          .size = ids.size(-1),
+          .ids = ids_of(ids),
+          .p_logps = numbers_of(logps),
+          .targets = targets ? ids_of(*targets) : nullptr,
+          .p_target_logps = numbers_of(target_logps)};
+}
+
+TopKKlOptions top_k_options(double temperature, int64_t tail, int64_t ignore_index,
+                            double precision) {
+  return {.temperature = temperature,
+          .tail = static_cast<TailEstimate>(tail),
+          .ignore_index = ignore_index,
+          .precision = precision};
+}
+
+std::tuple<Tensor, Tensor> top_k_kl_forward(const Tensor& q, const Tensor& ids, const Tensor& logps,
+                                            const Upstream& targets, const Upstream& target_logps,
+                                            double temperature, int64_t tail, int64_t ignore_index,
+                                            double precision) {
+  return with_public_errors([&] {
+    Tensor owner;
+    const ConstLogits rows = rows_of(q, owner);
+    const Tensor statistics = torch::stable::empty({rows.rows, kStatistics}, ScalarType::Double);
+    std::vector<double> kl(static_cast<size_t>(rows.rows));
+    RowStatistics* sums = rows_in<RowStatistics>(statistics);
+    top_k_kl(heads_of(rows, ids, logps, targets, target_logps),
+             top_k_options(temperature, tail, ignore_index, precision), sums, kl.data(),
+             torch_executor());
+    clear_unasked(RowSums::logp, sums, rows.rows);
+    return std::tuple(from_rows(kl.data(), q, [](double value) { return value; }), statistics);
+  });
+}
+
+Tensor top_k_kl_backward(const Tensor& q, const Tensor& ids, const Tensor& logps,
+                         const Upstream& targets, const Upstream& target_logps,
+                         const Tensor& statistics, const Tensor& upstream, double temperature,
+                         int64_t tail, int64_t ignore_index, double precision) {
+  return with_public_errors([&] {
+    Tensor owner;
+    std::vector<int64_t> sizes;
+    for (int64_t d = 0; d < q.dim(); ++d) sizes.push_back(q.size(d));
+    const Tensor dq = torch::stable::empty(sizes, q.scalar_type());
+    top_k_kl_gradients(heads_of(rows_of(q, owner), ids, logps, targets, target_logps),
+                       top_k_options(temperature, tail, ignore_index, precision),
+                       rows_in<RowStatistics>(statistics), numbers_of(upstream), writable(dq),
+                       torch_executor());
+    return dq;
+  });
+}
+
+// ids: [N, k] int64, contiguous; the result is [N, k], float64.
+Tensor head_logps(const Tensor& logits, const Tensor& ids, double temperature) {
+  return with_public_errors([&] {
+    Tensor owner;
+    const ConstLogits rows = rows_of(logits, owner);
+    const RowOptions options{.temperature = temperature, .sums = RowSums::logp};
+    std::vector<RowStatistics> statistics(static_cast<size_t>(rows.rows));
+    const Tensor out = torch::stable::empty({rows.rows, ids.size(-1)}, ScalarType::Double);
+    row_statistics(rows, nullptr, options, statistics.data(), torch_executor());
+    row_logps(rows, statistics.data(), ids_of(ids), ids.size(-1), options,
+              static_cast<double*>(out.mutable_data_ptr()), torch_executor());
+    return out;
+  });
+}
+
 }  // namespace
 }  // namespace tether
 
@@ -206,7 +313,24 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
   library.def(
       "token_logps_backward(Tensor logits, Tensor targets, Tensor statistics, Tensor? dlogps, "
       "Tensor? dentropies, float temperature, float scale, float softcap, int ignore_index, "
-      "Tensor(a!) dlogits) -> ()");
+      "Tensor(a!) dlogits, int first_id=0, int ids=0) -> ()");
+  library.def(
+      "shard_statistics(Tensor logits, Tensor targets, float temperature, float scale, "
+      "float softcap, int ignore_index, bool with_entropies, bool with_statistics, int first_id, "
+      "int ids) -> Tensor");
+  library.def(
+      "token_logps_of_shards(Tensor shards, Tensor targets, Tensor logits, float temperature, "
+      "float scale, float softcap, int ignore_index, bool with_entropies) -> "
+      "(Tensor logps, Tensor entropies, Tensor statistics)");
+  library.def(
+      "top_k_kl_forward(Tensor q_logits, Tensor head_ids, Tensor head_logps, Tensor? targets, "
+      "Tensor? target_logps, float temperature, int tail, int ignore_index, float precision) -> "
+      "(Tensor kl, Tensor statistics)");
+  library.def(
+      "top_k_kl_backward(Tensor q_logits, Tensor head_ids, Tensor head_logps, Tensor? targets, "
+      "Tensor? target_logps, Tensor statistics, Tensor upstream, float temperature, int tail, "
+      "int ignore_index, float precision) -> Tensor");
+  library.def("head_logps(Tensor logits, Tensor head_ids, float temperature) -> Tensor");
   library.def(
       "categorical_kl_forward(Tensor q_logits, Tensor p_logits, Tensor? mask, float temperature) "
       "-> (Tensor kl, Tensor reverse_kl, Tensor entropies, Tensor statistics)");
@@ -218,6 +342,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
 STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
   library.impl("token_logps_forward", TORCH_BOX(&tether::token_logps_forward));
   library.impl("token_statistics", TORCH_BOX(&tether::token_statistics));
+  library.impl("shard_statistics", TORCH_BOX(&tether::shard_statistics));
+  library.impl("token_logps_of_shards", TORCH_BOX(&tether::token_logps_of_shards));
+  library.impl("top_k_kl_forward", TORCH_BOX(&tether::top_k_kl_forward));
+  library.impl("top_k_kl_backward", TORCH_BOX(&tether::top_k_kl_backward));
+  library.impl("head_logps", TORCH_BOX(&tether::head_logps));
   library.impl("token_logps_backward", TORCH_BOX(&tether::token_logps_backward));
   library.impl("categorical_kl_forward", TORCH_BOX(&tether::categorical_kl_forward));
   library.impl("categorical_kl_backward", TORCH_BOX(&tether::categorical_kl_backward));

@@ -23,6 +23,7 @@ from tether.logits import (
     CategoricalKl,
     LinearPolicyOutput,
     TokenLogps,
+    VocabularyShard,
     categorical_kl,
     linear_policy_loss,
     linear_preference_loss,
@@ -39,6 +40,7 @@ from tether.policy import (
 )
 from tether.preference import PreferenceLoss, PreferenceMetrics, dpo_loss, preference_loss
 from tether.responses import ResponseTargets, response_targets
+from tether.top_k import head_logps, top_k_kl
 from tether.value import ValueLoss, ValueMetrics, value_loss
 
 __all__ = [
@@ -59,12 +61,14 @@ __all__ = [
     "TokenLogps",
     "ValueLoss",
     "ValueMetrics",
+    "VocabularyShard",
     "categorical_kl",
     "discounted_returns",
     "dpo_loss",
     "estimate_kl",
     "generalized_advantage_estimation",
     "group_advantage",
+    "head_logps",
     "linear_policy_loss",
     "linear_preference_loss",
     "linear_token_logps",
@@ -77,6 +81,7 @@ __all__ = [
     "reference",
     "response_targets",
     "token_logps",
+    "top_k_kl",
     "value_loss",
     "whiten",
 ]

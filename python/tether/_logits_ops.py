@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from tether._checks import dtype_text, shape_text
 from tether._ops import ops, scaled
 
 _STATISTICS, _KL_STATISTICS = 8, 7  # float64 numbers a row
@@ -57,12 +60,19 @@ class TokenGradient(torch.autograd.Function):
     """The gradient of the logits; a Function of its own so that a second backward raises."""
 
     @staticmethod
-    def forward(ctx, logits, targets, statistics, dlogps, dentropies, options, buffer):
+    def forward(ctx, logits, targets, statistics, dlogps, dentropies, options, buffer, shard):
         dlogits = buffer
         if dlogits is None:
             dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
         ops.token_logps_backward(
-            logits, targets, statistics, _doubles(dlogps), _doubles(dentropies), *options, dlogits
+            logits,
+            targets,
+            statistics,
+            _doubles(dlogps),
+            _doubles(dentropies),
+            *options,
+            dlogits,
+            *shard,
         )
         if buffer is None:
             return dlogits
@@ -86,22 +96,29 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, dlogps, dentropies, _):
     dlogits = None
     if dlogps is not None or dentropies is not None:
-        dlogits = TokenGradient.apply(*ctx.saved_tensors, dlogps, dentropies, ctx.options, None)
+        dlogits = TokenGradient.apply(
+            *ctx.saved_tensors, dlogps, dentropies, ctx.options, None, ()
+        )
     return dlogits, *[None] * 7
 
 
 torch.library.register_autograd("tether::token_logps_forward", _backward, setup_context=_setup)
 
 
-class TokenLogpsInto(torch.autograd.Function):
-    """token_logps whose gradient goes into the caller's memory, perhaps that of the logits."""
+class TokenLogpsOfCaller(torch.autograd.Function):
+    """token_logps whose gradient goes into memory of the caller, or of a shard, which it gathers."""
 
     @staticmethod
-    def forward(ctx, logits, targets, options, with_entropies, with_statistics, buffer):
-        ctx.options, ctx.buffer = options, buffer.detach()
-        logps, entropies, statistics = ops.token_logps_forward(
-            logits, targets, *options, with_entropies, with_statistics
-        )
+    def forward(ctx, logits, targets, options, with_entropies, with_statistics, buffer, shard):
+        ctx.options, ctx.buffer = options, None if buffer is None else buffer.detach()
+        ctx.shard = () if shard is None else (shard.first_id, shard.ids)
+        asked = (*options, with_entropies)
+        if shard is None:
+            out = ops.token_logps_forward(logits, targets, *asked, with_statistics)
+        else:
+            ours = ops.shard_statistics(logits, targets, *asked, with_statistics, *ctx.shard)
+            out = ops.token_logps_of_shards(_gathered(shard, ours), targets, logits, *asked)
+        logps, entropies, statistics = out
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, targets, statistics)
@@ -112,9 +129,24 @@ class TokenLogpsInto(torch.autograd.Function):
         dlogits = None
         if dlogps is not None or dentropies is not None:
             dlogits = TokenGradient.apply(
-                *ctx.saved_tensors, dlogps, dentropies, ctx.options, ctx.buffer
+                *ctx.saved_tensors, dlogps, dentropies, ctx.options, ctx.buffer, ctx.shard
             )
-        return dlogits, *[None] * 5
+        return dlogits, *[None] * 6
+
+
+def _gathered(shard, ours: Tensor) -> Tensor:
+    """[shards, N, 8] of all ranks."""
+    where = "token_logps: shard.gather must return"
+    shards = shard.gather(ours)
+    if not isinstance(shards, Tensor):
+        raise TypeError(f"{where} a tensor, got {type(shards).__name__}")
+    right = shards.dim() == 3 and shards.shape[0] >= 1 and shards.shape[1:] == ours.shape
+    if not right or shards.dtype != ours.dtype or shards.device != ours.device:
+        raise ValueError(
+            f"{where} float64 [shards, {ours.shape[0]}, {_STATISTICS}] on cpu, got "
+            f"{dtype_text(shards.dtype)} {shape_text(shards)} on {shards.device}"
+        )
+    return shards.contiguous()
 
 
 # ---- linear_token_logps --------------------------------------------------------------------------
@@ -125,9 +157,23 @@ def _rows_of(condition: Tensor) -> Tensor | None:
     return None if bool(condition.all()) else condition.nonzero()[:, 0]
 
 
-def _chunks(count: int, largest: int) -> list[tuple[int, int]]:
-    parts = -(-count // max(largest, 1))
-    return [(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
+class Chunk(NamedTuple):
+    """How many rows of logits exist at a time: about so many, or exactly, the last ones padded."""
+
+    rows: int
+    padded: bool
+
+    def pieces(self, count: int) -> list[tuple[int, int]]:
+        parts = -(-count // self.rows)
+        if self.padded:
+            return [(i * self.rows, min((i + 1) * self.rows, count)) for i in range(parts)]
+        return [(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
+
+
+def chunk_of(weight: Tensor, chunk_bytes: int, rows_per_chunk: int) -> Chunk:
+    if rows_per_chunk > 0:
+        return Chunk(rows_per_chunk, True)
+    return Chunk(max(chunk_bytes // (weight.shape[0] * weight.element_size()), 1), False)
 
 
 class LinearTokenLogps(torch.autograd.Function):
@@ -135,7 +181,7 @@ class LinearTokenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, hidden, weight, bias, targets, options, with_entropies, with_statistics, chunk_bytes
+        ctx, hidden, weight, bias, targets, options, with_entropies, with_statistics, chunk
     ):
         shape, targets = targets.shape, targets.reshape(-1)
         rows = hidden.reshape(-1, hidden.shape[-1])
@@ -143,10 +189,8 @@ class LinearTokenLogps(torch.autograd.Function):
         logps = torch.zeros(targets.shape, dtype=wide)
         entropies = torch.zeros(targets.shape, dtype=wide) if with_entropies else None
         statistics = torch.tensor(_IGNORED_ROW, dtype=torch.float64).repeat(targets.numel(), 1)
-        ctx.rows_a_chunk = max(chunk_bytes // (weight.shape[0] * weight.element_size()), 1)
-        for places, logits in _logits_of_chunks(
-            rows, weight, bias, targets != options[-1], ctx.rows_a_chunk
-        ):
+        ctx.chunk = chunk
+        for places, logits in _logits_of_chunks(rows, weight, bias, targets != options[-1], chunk):
             part = ops.token_logps_forward(
                 logits, targets[places], *options, with_entropies, with_statistics
             )
@@ -168,29 +212,32 @@ class LinearTokenLogps(torch.autograd.Function):
                 dlogps,
                 dentropies,
                 ctx.options,
-                ctx.rows_a_chunk,
+                ctx.chunk,
                 tuple(ctx.needs_input_grad[:3]),
             )
         return *gradients, *[None] * 5
 
 
-def _logits_of_chunks(hidden, weight, bias, active, rows_a_chunk):
+def _logits_of_chunks(hidden, weight, bias, active, chunk):
     """(places, logits) of one chunk of active rows after another, all in one buffer."""
     rows = _rows_of(active)
     count = hidden.shape[0] if rows is None else rows.numel()
     if count == 0:
         return
-    pieces = _chunks(count, rows_a_chunk)
-    largest = max(end - begin for begin, end in pieces)
+    pieces = chunk.pieces(count)
+    largest = chunk.rows if chunk.padded else max(end - begin for begin, end in pieces)
     buffer = torch.empty(largest, weight.shape[0], dtype=weight.dtype)
     for begin, end in pieces:
         places = slice(begin, end) if rows is None else rows[begin:end]
-        logits = buffer[: end - begin]
+        inputs, product = hidden[places], buffer[: end - begin]
+        if chunk.padded:
+            inputs = torch.nn.functional.pad(inputs, (0, 0, 0, chunk.rows - (end - begin)))
+            product = buffer
         if bias is None:
-            torch.mm(hidden[places], weight.t(), out=logits)
+            torch.mm(inputs, weight.t(), out=product)
         else:
-            torch.addmm(bias, hidden[places], weight.t(), out=logits)
-        yield places, logits
+            torch.addmm(bias, inputs, weight.t(), out=product)
+        yield places, buffer[: end - begin]
 
 
 class _Gradients:
@@ -234,7 +281,7 @@ class _Gradients:
 class _LinearGradient(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, hidden, weight, bias, targets, statistics, dlogps, dentropies, options, rows, wanted
+        ctx, hidden, weight, bias, targets, statistics, dlogps, dentropies, options, chunk, wanted
     ):
         upstreams = [
             None if each is None else each.reshape(-1).to(torch.float64)
@@ -247,7 +294,7 @@ class _LinearGradient(torch.autograd.Function):
         active &= targets != options[-1]
         flat = hidden.reshape(-1, hidden.shape[-1])
         gradients = _Gradients(flat, weight, wanted)
-        for places, logits in _logits_of_chunks(flat, weight, bias, active, rows):
+        for places, logits in _logits_of_chunks(flat, weight, bias, active, chunk):
             ops.token_logps_backward(
                 logits,
                 targets[places],
@@ -268,7 +315,7 @@ class LinearPolicyLoss(torch.autograd.Function):
     """Loss and gradients in one walk; backward is a scaling."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, batch, objective, normalizer, options, rows):
+    def forward(ctx, hidden, weight, bias, targets, batch, objective, normalizer, options, chunk):
         *options, with_entropies = options
         mask = batch[1]
         wanted = [each is not None and each.requires_grad for each in (hidden, weight, bias)]
@@ -283,7 +330,7 @@ class LinearPolicyLoss(torch.autograd.Function):
         sums, maxima, begin = None, None, 0
         # A batch without tokens still has a loss and metrics: those of a chunk of none.
         none = [(places, torch.empty(0, weight.shape[0], dtype=weight.dtype))]
-        walk = _logits_of_chunks(flat, weight, bias, active, rows) if len(places) else none
+        walk = _logits_of_chunks(flat, weight, bias, active, chunk) if len(places) else none
         for chosen, logits in walk:
             end = begin + logits.shape[0]
             part = ops.policy_loss_of_logits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,9 +20,11 @@ from tether._checks import (
     shape_text,
 )
 from tether._logits_ops import (
+    Chunk,
     LinearPolicyLoss,
     LinearTokenLogps,
-    TokenLogpsInto,
+    TokenLogpsOfCaller,
+    chunk_of,
     token_statistics,
 )
 from tether._objectives import Number, checked_objective, objectives
@@ -45,6 +48,16 @@ class CategoricalKl(NamedTuple):
     entropies: Tensor  # H(q)
 
 
+class VocabularyShard(NamedTuple):
+    """Where the vocabulary is split over ranks (tensor parallel), the part that one of them holds."""
+
+    first_id: int  # logits hold the columns of the ids [first_id, first_id + V)
+    ids: int  # of all shards together
+    # An all-gather of float64: [N, 8] of this rank to [shards, N, 8] of all, in the same order on
+    # every rank. Called once, in forward.
+    gather: Callable[[Tensor], Tensor]
+
+
 def token_logps(
     logits: Tensor,
     targets: Tensor,
@@ -56,6 +69,7 @@ def token_logps(
     statistics: bool = False,
     ignore_index: int = -100,
     gradient_buffer: Tensor | None = None,
+    shard: VocabularyShard | None = None,
 ) -> TokenLogps:
     """Log-probabilities [nats] of the targets under softmax(x), and the entropies.
 
@@ -70,6 +84,9 @@ def token_logps(
     gradient_buffer  where backward writes the gradient of the logits instead of fresh memory: a
                      tensor like logits that is used for nothing else until then, or logits
                      themselves, which then hold their own gradient; backward runs once
+    shard            logits are those of a part of the vocabulary; targets, ids of the whole, and
+                     the gradients that arrive must be the same on every rank. Results are those of
+                     the whole, the gradient that of the shard's own columns
 
     Results are float32 whatever the logits are (float64 for float64). Differentiable once in
     logits; a second backward raises. On the CPU: one pass over the logits each way, the same bits
@@ -83,6 +100,8 @@ def token_logps(
     if logits.device.type != "cpu":
         if gradient_buffer is not None:
             raise ValueError(f"{function}: gradient_buffer must be None for logits on a device")
+        if shard is not None:
+            raise ValueError(f"{function}: shard must be None for logits on a device")
         settings = {
             "temperature": temperature,
             "scale": scale,
@@ -94,15 +113,18 @@ def token_logps(
         return TokenLogps(out[0], out[1] if entropies else None, *further)
     if gradient_buffer is not None:
         _check_buffer(f"{function}: gradient_buffer", gradient_buffer, logits)
+    if shard is not None:
+        _check_shard(f"{function}: shard", shard, logits)
 
     def run():
-        if gradient_buffer is not None:
-            return TokenLogpsInto.apply(
-                logits, targets, options, entropies, statistics, gradient_buffer
+        if gradient_buffer is not None or shard is not None:
+            return TokenLogpsOfCaller.apply(
+                logits, targets, options, entropies, statistics, gradient_buffer, shard
             )
         return ops.token_logps_forward(logits, targets, *options, entropies, statistics)
 
-    logps, found, sums = _with_index_error(function, run, targets, logits.shape[-1], ignore_index)
+    vocabulary = logits.shape[-1] if shard is None else shard.ids
+    logps, found, sums = _with_index_error(function, run, targets, vocabulary, ignore_index)
     further = token_statistics(sums, logits, options) if statistics else ()
     return TokenLogps(logps, found if entropies else None, *further)
 
@@ -120,19 +142,27 @@ def linear_token_logps(
     statistics: bool = False,
     ignore_index: int = -100,
     chunk_bytes: int = 256 << 20,
+    rows_per_chunk: int = 0,
 ) -> TokenLogps:
     """token_logps(hidden @ weight.T + bias, targets), never holding the logits of all tokens.
 
-    hidden       [..., H]; weight [V, H]; bias [V]: one dtype
-    targets      [...]; ignored ones are not multiplied at all, whatever they hold
-    chunk_bytes  of logits at a time; below 256 rows of them is slower
+    hidden          [..., H]; weight [V, H]; bias [V]: one dtype
+    targets         [...]; ignored ones are not multiplied at all, whatever they hold
+    chunk_bytes     of logits at a time; below 256 rows of them is slower
+    rows_per_chunk  0: chunks of about equal size, as few as chunk_bytes allow. Else every matrix
+                    product has this many rows, padded where fewer are left: the bits of a token's
+                    results then do not depend on the tokens beside it, so that old and new
+                    log-probabilities from batches of different sizes give a ratio of exactly 1.
+                    For one torch, number of threads and width
 
     The rest as in token_logps. Backward makes the logits again: one matrix product more, and one
     each for the gradients of hidden and weight where they are wanted; positions with upstream
     gradients of exactly 0 are skipped. Half weights: their gradient is added up in float32.
     """
     function = "linear_token_logps"
-    targets = _checked_linear(function, hidden, weight, targets, bias, chunk_bytes)
+    targets = _checked_linear(
+        function, hidden, weight, targets, bias, chunk_bytes, rows_per_chunk
+    )
     return _linear_token_logps(
         function,
         hidden,
@@ -142,7 +172,7 @@ def linear_token_logps(
         rows=(temperature, scale, softcap, ignore_index),
         entropies=entropies,
         statistics=statistics,
-        chunk_bytes=chunk_bytes,
+        chunk=chunk_of(weight, chunk_bytes, rows_per_chunk),
     )
 
 
@@ -156,13 +186,15 @@ def _linear_token_logps(
     rows: tuple[float, float, float, int],
     entropies: bool = False,
     statistics: bool = False,
-    chunk_bytes: int,
+    chunk: Chunk,
 ) -> TokenLogps:
     """linear_token_logps of checked tensors, in the name of `function`."""
     temperature, scale, softcap, ignore_index = rows
     if hidden.device.type != "cpu":
+        # 0 times NaN would reach the gradient of the weight.
+        known = hidden.masked_fill((targets == ignore_index)[..., None], 0)
         return token_logps(
-            torch.nn.functional.linear(hidden, weight, bias),
+            torch.nn.functional.linear(known, weight, bias),
             targets,
             temperature=temperature,
             scale=scale,
@@ -175,7 +207,7 @@ def _linear_token_logps(
 
     def run():
         return LinearTokenLogps.apply(
-            hidden, weight, bias, targets, options, entropies, statistics, chunk_bytes
+            hidden, weight, bias, targets, options, entropies, statistics, chunk
         )
 
     logps, found, sums = _with_index_error(function, run, targets, weight.shape[0], ignore_index)
@@ -209,6 +241,7 @@ def linear_policy_loss(
     entropies: bool = False,
     ignore_index: int = -100,
     chunk_bytes: int = 256 << 20,
+    rows_per_chunk: int = 0,
     **options: Number | str | bool,
 ) -> LinearPolicyOutput:
     """policy_loss(linear_token_logps(hidden, weight, targets, bias)), never holding all logits.
@@ -225,7 +258,9 @@ def linear_policy_loss(
     active = targets
     if response_mask is not None and response_mask.shape == targets.shape:
         active = targets.masked_fill(response_mask == 0, ignore_index)
-    active = _checked_linear(function, hidden, weight, active, bias, chunk_bytes)
+    active = _checked_linear(
+        function, hidden, weight, active, bias, chunk_bytes, rows_per_chunk
+    )
     stand_in = torch.zeros(active.shape, dtype=_result_type(hidden), device=hidden.device)
     batch = checked(
         function,
@@ -247,6 +282,7 @@ def linear_policy_loss(
             entropies=entropies or bonus,
             ignore_index=ignore_index,
             chunk_bytes=chunk_bytes,
+            rows_per_chunk=rows_per_chunk,
         )
         out = policy_loss(
             made.logps,
@@ -279,7 +315,7 @@ def linear_policy_loss(
             wanted.arguments(),
             packed_normalizer(normalizer),
             (*map(float, rows), int(ignore_index), entropies or bonus),
-            max(chunk_bytes // (weight.shape[0] * weight.element_size()), 1),
+            chunk_of(weight, chunk_bytes, rows_per_chunk),
         )
 
     loss, logps, found, sums, maxima = _with_index_error(
@@ -305,6 +341,7 @@ def linear_preference_loss(
     softcap: float = 0.0,
     ignore_index: int = -100,
     chunk_bytes: int = 256 << 20,
+    rows_per_chunk: int = 0,
     **options: Number | str | bool,
 ) -> PreferenceLoss:
     """preference_loss(linear_token_logps(hidden, weight, targets, bias)), never holding all logits.
@@ -318,7 +355,9 @@ def linear_preference_loss(
     """
     function = "linear_preference_loss"
     check_given(f"{function}: response_mask", response_mask)
-    targets = _checked_linear(function, hidden, weight, targets, bias, chunk_bytes)
+    targets = _checked_linear(
+        function, hidden, weight, targets, bias, chunk_bytes, rows_per_chunk
+    )
     stand_in = torch.zeros(targets.shape, dtype=_result_type(hidden), device=hidden.device)
     batch = checked_pairs(function, Pairs(stand_in, response_mask, ref_logps, offsets))
     made = _linear_token_logps(
@@ -328,7 +367,7 @@ def linear_preference_loss(
         targets.masked_fill(batch.response_mask.view(targets.shape) == 0, ignore_index),
         bias,
         rows=(temperature, scale, softcap, ignore_index),
-        chunk_bytes=chunk_bytes,
+        chunk=chunk_of(weight, chunk_bytes, rows_per_chunk),
     )
     return preference_loss(
         made.logps,
@@ -430,6 +469,19 @@ def _check_buffer(where: str, buffer: Tensor, logits: Tensor) -> None:
         raise ValueError(f"{where} must not require a gradient, got one that does")
 
 
+def _check_shard(where: str, shard: VocabularyShard, logits: Tensor) -> None:
+    columns = logits.shape[-1]
+    if shard.ids < columns:
+        raise ValueError(
+            f"{where}.ids must be at least {columns} like logits {shape_text(logits)}, got "
+            f"{shard.ids}"
+        )
+    if not 0 <= shard.first_id <= shard.ids - columns:
+        raise ValueError(
+            f"{where}.first_id must be in [0, {shard.ids - columns}], got {shard.first_id}"
+        )
+
+
 def _checked_linear(
     function: str,
     hidden: Tensor,
@@ -437,6 +489,7 @@ def _checked_linear(
     targets: Tensor,
     bias: Tensor | None,
     chunk_bytes: int,
+    rows_per_chunk: int,
 ) -> Tensor:
     """The targets as int64, contiguous."""
     _check_logits(f"{function}: hidden", hidden, "H")
@@ -456,6 +509,8 @@ def _checked_linear(
         )
     if chunk_bytes < 1:
         raise ValueError(f"{function}: chunk_bytes must be at least 1, got {chunk_bytes}")
+    if rows_per_chunk < 0:
+        raise ValueError(f"{function}: rows_per_chunk must be at least 0, got {rows_per_chunk}")
     return _checked_targets(function, targets, "hidden", hidden)
 
 

@@ -910,3 +910,50 @@ def categorical_kl(
         -expectation(log_q, log_q),
     )
     return values if mask is None else tuple(each.masked_fill(~mask, 0) for each in values)
+
+
+def top_k_kl(
+    q_logits: Tensor,
+    head_ids: Tensor,
+    head_logps: Tensor,
+    targets: Tensor | None = None,
+    target_logps: Tensor | None = None,
+    *,
+    tail: str = "k3",
+    temperature: float = 1,
+    ignore_index: int = -100,
+    precision: float = 2.0**-23,
+) -> Tensor:
+    """KL(q || p) from a head S of ids and one sample y of q for the tail; [..., V] to [...].
+
+    With u = log q - log p and the tail masses Q, P, not below `precision`:
+        B = sum_S q u + Q log(Q / P)
+        k1: B + [y not in S] rho (u_y - log(Q / P)),  k3: B + [y not in S] rho k3(log(Q / P) - u_y)
+    where rho = q_y / stop_gradient(q_y). Never negative but with k1. Ignored targets get 0.
+    """
+    shape = q_logits.shape[:-1]
+    y = head_ids.new_zeros(shape) if targets is None else targets.to(torch.int64)
+    ignored = torch.zeros_like(y, dtype=torch.bool) if targets is None else y == ignore_index
+    x = q_logits.to(_wide(q_logits.dtype))
+    x = x.masked_fill(x == -math.inf, -math.inf).masked_fill(ignored[..., None], 0)
+    log_softmax = torch.log_softmax(x / temperature, -1)
+    ids = head_ids.to(torch.int64).masked_fill(ignored[..., None], 0)
+    y = y.masked_fill(ignored, 0)
+
+    log_q = log_softmax.gather(-1, ids)
+    absent = log_q == -math.inf
+    log_p = head_logps.to(x.dtype).masked_fill(ignored[..., None] | absent, 0)
+    head = (log_q.exp() * (log_q.masked_fill(absent, 0) - log_p)).sum(-1)
+    p_mass = 1 - head_logps.to(x.dtype).masked_fill(ignored[..., None], 0).exp().sum(-1)
+    q_mass = (1 - log_q.exp().sum(-1)).clamp_min(precision)
+    gap = q_mass.log() - p_mass.clamp_min(precision).log()
+    kl = head + q_mass * gap
+    if tail != "bucket":
+        log_q_y = log_softmax.gather(-1, y[..., None])[..., 0]
+        d = target_logps.to(x.dtype).masked_fill(ignored, 0) - log_q_y + gap
+        sampled = -d if tail == "k1" else k3(d)
+        inside = (ids == y[..., None]).any(-1)
+        kl = kl + torch.where(inside, 0, (log_q_y - log_q_y.detach()).exp() * sampled)
+    if tail != "k1":
+        kl = kl - kl.detach().clamp_max(0)
+    return kl.masked_fill(ignored, 0)

@@ -240,6 +240,23 @@ TEST(Linear, IgnoredPositionsMayHoldAnything) {
   }
 }
 
+TEST(Linear, IgnoredPositionsMayHoldAnythingOnAnyDevice) {
+  Inputs in = random_inputs();
+  in.targets[1][2] = -100;
+  const auto run = [&] {
+    const at::Tensor hidden = leaf(in.hidden), weight = leaf(in.weight);
+    const TokenLogps out =
+        detail::linear_token_logps_any_device(hidden, {weight, in.bias}, in.targets, {});
+    std::vector<at::Tensor> results = gradients(out.logps.sum(), {hidden, weight});
+    results.push_back(out.logps.detach());
+    return results;
+  };
+  const auto want = run();
+  in.hidden[1][2].fill_(kNan);
+  const auto got = run();
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(at::equal(got[i], want[i])) << i;
+}
+
 TEST(Linear, GradientsAccumulate) {
   const Inputs in = random_inputs();
   at::Tensor weight = leaf(in.weight);

@@ -1,0 +1,239 @@
+"""KL divergences over a vocabulary from the top k of it and a sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tether import reference
+from tether._checks import check_constant, check_floating, check_given, dtype_text, shape_text
+from tether._ops import ops
+
+_TAILS = ("bucket", "k1", "k3")
+_STATISTICS = 8  # float64 numbers a row
+
+
+def top_k_kl(
+    q_logits: Tensor,
+    head_ids: Tensor,
+    head_logps: Tensor,
+    targets: Tensor | None = None,
+    target_logps: Tensor | None = None,
+    *,
+    tail: str = "k3",
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    precision: float = 2.0**-23,
+) -> Tensor:
+    """KL(q || p) [nats] of each position from a head of ids and, for all others, one sample of q.
+
+        u = log q - log p,   Q, P = 1 - sum_S q, 1 - sum_S p
+        "bucket"   B = sum_S q u + Q log(Q / P)                   a lower bound, >= 0
+        "k1"       B + [y not in S] (u_y - log(Q / P))            unbiased, any sign
+        "k3"       B + [y not in S] k3(log(Q / P) - u_y)          unbiased, >= 0
+
+    p costs k numbers a position instead of a vocabulary. The gradients of k1 and k3 are those of
+    KL(q || p) in expectation, that of the bucket is not.
+
+    q_logits      [..., V], q = softmax(q_logits / temperature) in full
+    head_ids      [..., k]: int32 or int64, all different at a position; as
+                  `q_logits.topk(k).indices`
+    head_logps    [..., k]: log p of them, as `head_logps(p_logits, head_ids)`
+    targets       [...]: y, sampled from q, or ignore_index, where the result is 0; None with
+                  "bucket": all positions count
+    target_logps  [...]: log p of them
+    tail          k3 varies less where the tails of q and p are alike, k1 where P is much larger
+    precision     of the log-probabilities of p: smaller masses of a tail count as this
+
+    Returns [...]: float32 (float64 for float64), differentiable once in q_logits. On the CPU one
+    pass over the logits each way; else `tether.reference`.
+    """
+    function = "top_k_kl"
+    _check_logits(f"{function}: q_logits", q_logits)
+    if tail not in _TAILS:
+        raise ValueError(f"{function}: tail must be one of {', '.join(_TAILS)}, got {tail}")
+    sampled = tail != "bucket"
+    _check_head(function, head_ids, "q_logits", q_logits)
+    _check_logps(function, "head_logps", head_logps, "head_ids", head_ids)
+    if sampled or targets is not None:
+        _check_targets(f"{function}: targets", targets, q_logits)
+    if sampled:
+        _check_logps(function, "target_logps", target_logps, "targets", targets)
+    if q_logits.device.type != "cpu":
+        return reference.top_k_kl(
+            q_logits,
+            head_ids,
+            head_logps,
+            targets,
+            target_logps,
+            tail=tail,
+            temperature=temperature,
+            ignore_index=ignore_index,
+            precision=precision,
+        )
+    try:
+        return ops.top_k_kl_forward(
+            q_logits,
+            head_ids.to(torch.int64).contiguous(),
+            head_logps.to(torch.float64).contiguous(),
+            None if targets is None else targets.to(torch.int64).contiguous(),
+            target_logps.to(torch.float64).contiguous() if sampled else None,
+            float(temperature),
+            _TAILS.index(tail),
+            int(ignore_index),
+            float(precision),
+        )[0]
+    except ValueError as error:
+        raise _with_place(error, head_ids, targets, q_logits.shape[-1], ignore_index) from None
+
+
+def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """The log-probabilities [..., k] of several ids under softmax(logits / temperature), constants.
+
+    logits [..., V], head_ids [..., k]: int32 or int64, in [0, V). float32 (float64 for float64).
+    """
+    function = "head_logps"
+    _check_logits(f"{function}: logits", logits)
+    _check_head(function, head_ids, "logits", logits)
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    if logits.device.type != "cpu":
+        log_p = torch.log_softmax(logits.detach().to(wide) / temperature, -1)
+        return log_p.gather(-1, head_ids.to(torch.int64))
+    ids = head_ids.to(torch.int64).contiguous()
+    rows = ids.view(-1, ids.shape[-1]) if ids.numel() else ids.new_empty(logits[..., 0].numel(), 0)
+    try:
+        found = ops.head_logps(logits.detach(), rows, float(temperature))
+    except ValueError as error:
+        words = ValueError(str(error).replace("row_statistics", function, 1))
+        raise _with_place(words, head_ids, None, logits.shape[-1], 0, function) from None
+    return found.to(wide).view(ids.shape)
+
+
+# ---- autograd and tracing ------------------------------------------------------------------------
+
+
+@torch.library.register_fake("tether::top_k_kl_forward")
+def _(q_logits, *_):
+    wide = torch.float64 if q_logits.dtype == torch.float64 else torch.float32
+    kl = q_logits.new_empty(q_logits.shape[:-1], dtype=wide)
+    return kl, q_logits.new_empty((kl.numel(), _STATISTICS), dtype=torch.float64)
+
+
+@torch.library.register_fake("tether::top_k_kl_backward")
+def _(q_logits, *_):
+    return q_logits.new_empty(q_logits.shape)
+
+
+@torch.library.register_fake("tether::head_logps")
+def _(logits, head_ids, temperature):
+    return logits.new_empty(head_ids.shape, dtype=torch.float64)
+
+
+class _Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q_logits, reference_of_p, statistics, upstream, options):
+        upstream = upstream.to(torch.float64).contiguous()
+        return ops.top_k_kl_backward(q_logits, *reference_of_p, statistics, upstream, *options)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotImplementedError(
+            "top_k_kl: the gradient must not be differentiated again, got a second backward. "
+            "Detach it, or use torch.log_softmax for second derivatives"
+        )
+
+
+def _setup(ctx, inputs, output):
+    q_logits, *p, ctx.temperature, ctx.tail, ctx.ignore_index, ctx.precision = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q_logits, *p, output[1])
+
+
+def _backward(ctx, upstream, _):
+    dq = None
+    if upstream is not None:
+        q_logits, *p, statistics = ctx.saved_tensors
+        options = (ctx.temperature, ctx.tail, ctx.ignore_index, ctx.precision)
+        dq = _Gradient.apply(q_logits, p, statistics, upstream, options)
+    return dq, *[None] * 8
+
+
+torch.library.register_autograd("tether::top_k_kl_forward", _backward, setup_context=_setup)
+
+
+# ---- checks --------------------------------------------------------------------------------------
+
+
+def _check_logits(where: str, logits: Tensor) -> None:
+    check_given(where, logits)
+    check_floating(where, logits)
+    if logits.dim() < 1 or logits.shape[-1] < 1:
+        raise ValueError(f"{where} must be [..., V] with V at least 1, got {shape_text(logits)}")
+
+
+def _check_ids(where: str, ids: Tensor, name: str, like: Tensor) -> None:
+    check_given(where, ids)
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{where} must be int32 or int64, got {dtype_text(ids.dtype)}")
+    if ids.device != like.device:
+        raise ValueError(f"{where} must be on {like.device} like {name}, got {ids.device}")
+
+
+def _check_head(function: str, ids: Tensor, name: str, logits: Tensor) -> None:
+    where = f"{function}: head_ids"
+    _check_ids(where, ids, name, logits)
+    if ids.dim() != logits.dim() or ids.shape[:-1] != logits.shape[:-1]:
+        raise ValueError(
+            f"{where} must be [..., k] like {name} {shape_text(logits)}, got {shape_text(ids)}"
+        )
+
+
+def _check_targets(where: str, targets: Tensor | None, logits: Tensor) -> None:
+    _check_ids(where, targets, "q_logits", logits)
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"{where} must be {list(logits.shape[:-1])} like q_logits {shape_text(logits)}, got "
+            f"{shape_text(targets)}"
+        )
+
+
+def _check_logps(
+    function: str, name: str, logps: Tensor | None, like_name: str, like: Tensor
+) -> None:
+    where = f"{function}: {name}"
+    check_given(where, logps)
+    check_floating(where, logps)
+    check_constant(where, name, logps)
+    if logps.device != like.device:
+        raise ValueError(f"{where} must be on {like.device} like {like_name}, got {logps.device}")
+    if logps.shape != like.shape:
+        raise ValueError(
+            f"{where} must be {shape_text(like)} like {like_name}, got {shape_text(logps)}"
+        )
+
+
+def _with_place(
+    error: ValueError,
+    head_ids: Tensor,
+    targets: Tensor | None,
+    vocabulary: int,
+    ignore_index: int,
+    function: str = "top_k_kl",
+) -> Exception:
+    """What the operator says of a bad id as an IndexError with its place."""
+
+    def first(bad: Tensor, ids: Tensor, rule: str) -> IndexError:
+        place = bad.nonzero()[0].tolist()
+        return IndexError(f"{function}: {rule}, got {ids[tuple(place)].item()} at {place}")
+
+    def outside(ids):
+        return (ids < 0) | (ids >= vocabulary)
+
+    if ": targets must be in" in str(error):
+        rule = f"targets must be in [0, {vocabulary}) or ignore_index {ignore_index}"
+        return first(outside(targets) & (targets != ignore_index), targets, rule)
+    if "ids must be in" in str(error):
+        active = True if targets is None else (targets != ignore_index)[..., None]
+        return first(outside(head_ids) & active, head_ids, f"head_ids must be in [0, {vocabulary})")
+    return error

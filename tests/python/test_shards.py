@@ -1,0 +1,121 @@
+"""Vocabularies split over ranks, and chunks of a fixed size."""
+
+import math
+
+import pytest
+import tether
+import torch
+
+
+def by_shards(logits, targets, bounds, **options):
+    """[logps, entropies, dlogits] of every rank: calls of one process, the first of which leave
+    their statistics for the second."""
+    statistics = [None] * (len(bounds) - 1)
+
+    def outcome(rank, gather):
+        own = logits[..., bounds[rank] : bounds[rank + 1]].detach().requires_grad_()
+        shard = tether.VocabularyShard(bounds[rank], logits.shape[-1], gather)
+        out = tether.token_logps(own, targets, entropies=True, shard=shard, **options)
+        weights = torch.linspace(0.5, 2, targets.numel(), dtype=torch.float64).view(targets.shape)
+        loss = (weights * out.logps + (1.7 - weights) * out.entropies).sum()
+        return [out.logps.detach(), out.entropies.detach(), torch.autograd.grad(loss, own)[0]]
+
+    def leave(rank):
+        def gather(ours):
+            statistics[rank] = ours.clone()
+            return ours[None]
+
+        return gather
+
+    ranks = range(len(statistics))
+    for rank in ranks:
+        outcome(rank, leave(rank))
+    return [outcome(rank, lambda _: torch.stack(statistics)) for rank in ranks]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bounds", [(0, 900), (0, 300, 900), (0, 1, 899, 900)])
+def test_shards_are_the_whole(dtype, bounds):
+    generator = torch.Generator().manual_seed(2)
+    logits = (3 * torch.randn(2, 3, 900, generator=generator, dtype=torch.float64)).to(dtype)
+    logits[..., 7] = -math.inf
+    targets = torch.randint(900, (2, 3), generator=generator)
+    targets[0, 0], targets[0, 1], targets[1, 1] = 0, 899, -100
+    options = {"temperature": 0.8, "softcap": 9.0}
+    (whole,) = by_shards(logits, targets, (0, 900), **options)
+    plain = tether.token_logps(logits, targets, entropies=True, **options)
+    torch.testing.assert_close(whole[0], plain.logps, rtol=0, atol=0)
+    ranks = by_shards(logits, targets, bounds, **options)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    for each in ranks:
+        torch.testing.assert_close(each[0], whole[0], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(each[1], whole[1], rtol=tolerance, atol=tolerance)
+        assert torch.equal(each[0], ranks[0][0])
+    rounding = tolerance + (2**-7 if dtype == torch.bfloat16 else 0)
+    got = torch.cat([each[2] for each in ranks], -1)
+    torch.testing.assert_close(got, whole[2], rtol=rounding, atol=rounding)
+    assert got[..., 7].abs().max() == 0
+
+
+def test_shard_is_checked():
+    logits, targets = torch.zeros(4, 32), torch.zeros(4, dtype=torch.int64)
+
+    def refusal(first_id=0, ids=96, gather=lambda ours: ours[None], target=0):
+        shard = tether.VocabularyShard(first_id, ids, gather)
+        with pytest.raises((ValueError, TypeError, IndexError)) as raised:
+            tether.token_logps(logits, targets + target, shard=shard)
+        return f"{raised.type.__name__}: {raised.value}"
+
+    name = "token_logps: shard"
+    assert refusal(65) == f"ValueError: {name}.first_id must be in [0, 64], got 65"
+    assert refusal(-1) == f"ValueError: {name}.first_id must be in [0, 64], got -1"
+    assert refusal(ids=31) == (
+        f"ValueError: {name}.ids must be at least 32 like logits [4, 32], got 31"
+    )
+    assert refusal(target=96) == (
+        "IndexError: token_logps: targets must be in [0, 96) or ignore_index -100, got 96 at [0]"
+    )
+    assert refusal(gather=lambda _: None) == (
+        f"TypeError: {name}.gather must return a tensor, got NoneType"
+    )
+    assert refusal(gather=lambda ours: ours) == (
+        f"ValueError: {name}.gather must return float64 [shards, 4, 8] on cpu, got float64 [4, 8] "
+        "on cpu"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fixed_chunks_give_a_token_the_same_bits_in_any_batch(dtype):
+    torch.manual_seed(3)
+    hidden = torch.randn(390, 1024).to(dtype)
+    weight, bias = (0.05 * torch.randn(640, 1024)).to(dtype), torch.randn(640).to(dtype)
+    targets = torch.randint(640, (390,))
+    options = {"bias": bias, "entropies": True, "rows_per_chunk": 64}
+    whole = tether.linear_token_logps(hidden, weight, targets, **options)
+    for begin, end in ((0, 1), (0, 65), (7, 31), (100, 390)):
+        part = tether.linear_token_logps(
+            hidden[begin:end], weight, targets[begin:end], **options
+        )
+        assert torch.equal(part.logps, whole.logps[begin:end])
+        assert torch.equal(part.entropies, whole.entropies[begin:end])
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_fixed_chunks_are_the_same_loss(rows):
+    torch.manual_seed(4)
+    leaves = [torch.randn(s, dtype=torch.float64).requires_grad_() for s in ((3, 5, 6), (40, 6))]
+    targets = torch.randint(40, (3, 5))
+    mask = torch.rand(3, 5) > 0.3
+    advantages = torch.randn(3, dtype=torch.float64)
+    outcomes = []
+    for rows_per_chunk in (0, rows):
+        arguments = (*leaves, targets, advantages, mask)
+        out = tether.linear_policy_loss(
+            *arguments, objective="dapo", rows_per_chunk=rows_per_chunk
+        )
+        logps = tether.linear_token_logps(*leaves, targets, rows_per_chunk=rows_per_chunk).logps
+        total = out.loss + logps.square().sum()
+        outcomes.append((total.detach(), *torch.autograd.grad(total, leaves)))
+    torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="rows_per_chunk must be at least 0, got -1"):
+        tether.linear_token_logps(*leaves, targets, rows_per_chunk=-1)
