@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
 """Log-probabilities from logits: tether beside its peers, their real functions in one process.
 
-usage: logits.py [--shapes 512x32000 ...] [--dtypes float32 bfloat16] [--threads 1 2]
-                 [--linear 512x1024x32000 ...] [--repetitions N] [--no-peak] [--json FILE]
+usage: logits.py [--logits 512x32000 ...] [--kl 512x32000 ...] [--linear 512x1024x32000 ...]
+                 [--dtypes float32 bfloat16] [--threads 1 2] [--methods NAME ...]
+                 [--repetitions N] [--no-peak] [--json FILE]
 
-forward   log-probabilities of the targets and entropies
-both      the same, then the gradient of the logits from random upstream gradients of both
-linear    from hidden states: forward and both, log-probabilities only; "products" are the matrix
-          products alone, one for forward and three for both
+logits    log-probabilities of the targets and entropies: forward, and both passes with random
+          upstream gradients
+kl        exact KL(q || p) and entropy of q of two rows of logits, with the gradients of q
+linear    from hidden states: log-probabilities only; "products" are the matrix products alone, one
+          for forward and three for both
 
 Interleaved repetitions, medians of wall time. The heap is kept warm (glibc is told to keep memory),
 the best case for whoever allocates. "MB" is the peak above the inputs in a fresh process. The
 machine's own figures are torch's: sum for reading, copy_ for copying, add_ for in place. A peer that
-is not installed is left out with a line; ./dev bench logits --peers installs them.
+is not installed is left out with a line; ./dev bench peers installs them.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def eager(logits, targets, _=None):
 def tether_method():
     import tether
 
-    return lambda logits, targets, _: tether.token_logps(logits, targets, entropies=True)
+    return lambda logits, targets, _: tether.token_logps(logits, targets, entropies=True)[:2]
 
 
 def tether_own_buffer():
@@ -60,7 +62,7 @@ def tether_own_buffer():
 
     return lambda logits, targets, buffer: tether.token_logps(
         logits, targets, entropies=True, gradient_buffer=buffer
-    )
+    )[:2]
 
 
 def trl_method():
@@ -88,6 +90,29 @@ LOGITS_METHODS = {
     "verl": verl_method,
     "tether": tether_method,
     "tether, own buffer": tether_own_buffer,
+}
+
+
+# ---- methods on two rows of logits: (q, p) -> (KL, entropy) ---------------------------------------
+
+
+def kl_eager(q_logits, p_logits):
+    log_q = torch.log_softmax(q_logits.float(), -1)
+    log_p = torch.log_softmax(p_logits.float(), -1)
+    q = log_q.exp()
+    return (q * (log_q - log_p)).sum(-1), -(q * log_q).sum(-1)
+
+
+def kl_tether():
+    import tether
+
+    return lambda q_logits, p_logits: tether.categorical_kl(q_logits, p_logits)[::2]
+
+
+KL_METHODS = {
+    "eager": lambda: kl_eager,
+    "torch.compile": lambda: torch.compile(kl_eager),
+    "tether": kl_tether,
 }
 
 
@@ -165,6 +190,9 @@ LINEAR_METHODS = {
 }
 
 
+VOCABULARIES = (32000, 128256, 151936)
+
+
 # ---- running -------------------------------------------------------------------------------------
 
 
@@ -178,6 +206,13 @@ def logits_inputs(shape, dtype):
         "upstream": torch.randn(2, rows),
         "buffer": torch.full_like(logits, 1, requires_grad=False),  # its pages are the caller's
     }
+
+
+def kl_inputs(shape, dtype):
+    inputs = logits_inputs(shape, dtype)
+    del inputs["buffer"]
+    reference = inputs["logits"].detach() + torch.randn(shape[0], 1).to(dtype)
+    return inputs | {"reference": reference.roll(1, 1)}
 
 
 def linear_inputs(shape, dtype):
@@ -199,6 +234,14 @@ def run_logits(method, inputs, both):
     outputs = method(inputs["logits"], inputs["targets"], buffer)
     upstream = [u.to(out.dtype) for u, out in zip(inputs["upstream"], outputs, strict=True)]
     return torch.autograd.grad(outputs, inputs["logits"], upstream)
+
+
+def run_kl(method, inputs, both):
+    q_logits, p_logits = inputs["logits"], inputs["reference"]
+    if not both:
+        with torch.no_grad():
+            return method(q_logits, p_logits)
+    return torch.autograd.grad(method(q_logits, p_logits), q_logits, tuple(inputs["upstream"]))
 
 
 def run_linear(method, inputs, both):
@@ -230,13 +273,18 @@ def made(methods, name):
         return None
 
 
+KINDS = {
+    "logits": (LOGITS_METHODS, logits_inputs, run_logits),
+    "kl": (KL_METHODS, kl_inputs, run_kl),
+    "linear": (LINEAR_METHODS, linear_inputs, run_linear),
+}
+
+
 def calls(kind, inputs, only=None):
     """{(name, pass): function without arguments}"""
-    methods, run = (
-        (LOGITS_METHODS, run_logits) if kind == "logits" else (LINEAR_METHODS, run_linear)
-    )
+    methods, _, run = KINDS[kind]
     out = {}
-    for name in methods if only is None else [only]:
+    for name in methods if only is None else [name for name in methods if name in only]:
         if methods[name] is None:
             for both in (False, True):
                 out[name, both] = lambda both=both: run_products(inputs, both)
@@ -279,14 +327,14 @@ def peak_memory():
 
 def child(kind, shape, dtype, name):
     shape = tuple(map(int, shape.split("x")))
-    make = logits_inputs if kind == "logits" else linear_inputs
+    make = KINDS[kind][1]
     inputs = make(shape, getattr(torch, dtype))
     # What the method loads and compiles is not its memory: a small run first.
     small = (8, *shape[1:-1], 256)
-    calls(kind, make(small, getattr(torch, dtype)), name)[name, True]()
+    calls(kind, make(small, getattr(torch, dtype)), [name])[name, True]()
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak_memory()
-    calls(kind, inputs, name)[name, True]()
+    calls(kind, inputs, [name])[name, True]()
     print((peak_memory() - before) / 1e6)
 
 
@@ -307,11 +355,10 @@ def machine(logits, repetitions):
 def measured(kind, shape, dtype, threads, options):
     torch.set_num_threads(threads)
     torch._dynamo.reset()  # else the eighth configuration would run uncompiled
-    make = logits_inputs if kind == "logits" else linear_inputs
-    inputs = make(shape, getattr(torch, dtype))
-    functions = calls(kind, inputs)
+    inputs = KINDS[kind][1](shape, getattr(torch, dtype))
+    functions = calls(kind, inputs, options.methods)
     times = medians(functions, options.repetitions)
-    limits = machine(inputs["logits"], options.repetitions) if kind == "logits" else {}
+    limits = {} if kind == "linear" else machine(inputs["logits"], options.repetitions)
     rows = []
     for (name, both), milliseconds in times.items():
         peak = None
@@ -350,6 +397,31 @@ def table(result):
         yield f"  {name:28} {cells[0]:>11} {cells[1]:>9} {cells[2]:>9} {cells[3]:>9} {peak:>7}"
 
 
+# (kind, pass, what is to be so many times slower than tether, how many times)
+TARGETS = (
+    ("logits", True, "eager", 9),
+    ("logits", True, "trl", 15),
+    ("logits", True, "torch.compile", 3.5),
+    ("kl", False, "torch.compile", 2.5),
+)
+
+
+def targets(results):
+    """(what, the ratio to tether, its bound): one thread, float32, the largest vocabulary."""
+    for kind, both, method, bound in TARGETS:
+        for result in results:
+            shape = {"logits": "512x151936", "kl": "512x32000"}[kind]
+            if (result["kind"], result["shape"]) != (kind, shape):
+                continue
+            if (result["dtype"], result["threads"]) != ("float32", 1):
+                continue
+            times = {row["method"]: row["ms"] for row in result["rows"] if row["both"] == both}
+            if method in times and "tether" in times:
+                passes = "both passes" if both else "forward"
+                what = f"{kind} {shape} float32, {passes}: {method} over tether"
+                yield what, times[method] / times["tether"], bound
+
+
 def versions():
     out = {}
     for package in ("torch", "tether", "trl", "verl", "liger-kernel"):
@@ -375,8 +447,10 @@ def main():
         return child(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--shapes", nargs="*", type=shape_of, default=[(512, 32000), (512, 151936)])
+    add("--logits", nargs="*", type=shape_of, default=[(512, v) for v in VOCABULARIES])
+    add("--kl", nargs="*", type=shape_of, default=[(512, 32000)])
     add("--linear", nargs="*", type=shape_of, default=[(512, 1024, 32000)])
+    add("--methods", nargs="*", default=None)
     add("--dtypes", nargs="*", default=["float32", "bfloat16"])
     add("--threads", nargs="*", type=int, default=[1, 2])
     add("--repetitions", type=int, default=5)
@@ -387,13 +461,15 @@ def main():
     header = {"cpu": cpu_model(), "cores": os.cpu_count(), "versions": versions()}
     print(f"{header['cpu']}, {header['cores']} cores; {header['versions']}")
     results = []
-    work = [("logits", shape) for shape in options.shapes]
-    work += [("linear", shape) for shape in options.linear]
-    for kind, shape in work:
-        for dtype in options.dtypes:
-            for threads in options.threads:
-                results.append(measured(kind, shape, dtype, threads, options))
-                print("\n".join(table(results[-1])), flush=True)
+    for kind in KINDS:
+        for shape in getattr(options, kind):
+            for dtype in options.dtypes:
+                for threads in options.threads:
+                    results.append(measured(kind, shape, dtype, threads, options))
+                    print("\n".join(table(results[-1])), flush=True)
+    for what, value, bound in targets(results):
+        word = "reached" if value >= bound else "missed"
+        print(f"{word:7}  {what} {value:.2f}, wanted >= {bound}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(header | {"results": results}, indent=1) + "\n")
     return None
