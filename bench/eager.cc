@@ -25,4 +25,10 @@ EagerMetrics eager_ppo(const at::Tensor& logps, const at::Tensor& old_logps,
   return {loss.item<double>(), clip_fraction.item<double>(), approx_kl.item<double>()};
 }
 
+TokenLogps by_log_softmax(const at::Tensor& logits, const at::Tensor& targets) {
+  const at::Tensor log_p = at::log_softmax(logits.to(at::kFloat), -1);
+  return {.logps = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1),
+          .entropies = -(log_p.exp() * log_p).sum(-1)};
+}
+
 }  // namespace tether::bench

@@ -2,6 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "libtorch/token_logps.h"
+
 namespace tether::bench {
 
 struct EagerMetrics {
@@ -12,5 +14,8 @@ struct EagerMetrics {
 // added to logps.grad, and the two metrics that everybody logs are taken.
 EagerMetrics eager_ppo(const at::Tensor& logps, const at::Tensor& old_logps,
                        const at::Tensor& advantages, const at::Tensor& response_mask);
+
+// Log-probabilities and entropies likewise.
+TokenLogps by_log_softmax(const at::Tensor& logits, const at::Tensor& targets);
 
 }  // namespace tether::bench

@@ -455,7 +455,7 @@ def main():
     add("--threads", nargs="*", type=int, default=[1, 2])
     add("--repetitions", type=int, default=5)
     add("--no-peak", action="store_true")
-    add("--json", type=pathlib.Path, default=pathlib.Path("runs/bench/logits.json"))
+    add("--json", type=pathlib.Path, default=pathlib.Path("runs/bench/peers.json"))
     options = parser.parse_args()
     keep_heap_warm()
     header = {"cpu": cpu_model(), "cores": os.cpu_count(), "versions": versions()}

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/eager.h"
 #include "bench/stream.h"
 #include "core/rows.h"
 #include "estimators/logits_kl.h"
@@ -129,12 +130,6 @@ void kl(benchmark::State& state, const Shape& shape) {
 }
 
 // ---- tensors ------------------------------------------------------------------------------------
-
-TokenLogps by_log_softmax(const at::Tensor& logits, const at::Tensor& targets) {
-  const at::Tensor log_p = at::log_softmax(logits.to(at::kFloat), -1);
-  return {.logps = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1),
-          .entropies = -(log_p.exp() * log_p).sum(-1)};
-}
 
 enum class Way { autograd, in_place, eager };
 

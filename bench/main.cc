@@ -14,6 +14,9 @@ namespace tether::bench {
 
 void register_estimators();
 void register_logits();
+#ifdef TETHER_BENCH_TEXT2SQL
+void register_text2sql();
+#endif
 void register_token_losses();
 
 namespace {
@@ -92,6 +95,9 @@ int main(int argc, char** argv) {
   tether::bench::register_token_losses();
   tether::bench::register_estimators();
   tether::bench::register_logits();
+#ifdef TETHER_BENCH_TEXT2SQL
+  tether::bench::register_text2sql();
+#endif
   benchmark::RunSpecifiedBenchmarks();
   return 0;
 }

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Writes the README's tables of the logits layer from what the benchmarks left.
 
-usage: readme.py PEERS.json LOGITS.json README.md
+usage: readme.py README.md LOGITS.json PEERS.json ...
 
-PEERS.json is of `./dev bench peers`, LOGITS.json of `./dev bench logits`; the tables stand between
-the two comments that name this script.
+LOGITS.json is of `./dev bench logits`, each PEERS.json of a run of `./dev bench peers`; the tables
+stand between the two comments that name this script.
 """
 
 import json
@@ -53,13 +53,57 @@ def peers_table(results, kind, shape):
         yield f"| {method} | " + " | ".join(cells) + " |"
 
 
+def every_shape(results):
+    """Both passes of every configuration: tether's time, and how many times longer others take."""
+    others = ("eager", "torch.compile", "trl", "trl add_fused_lm_head", "verl")
+    yield "| both passes | dtype | threads | tether, ms | eager | torch.compile | TRL | verl |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for result in results["results"]:
+        times = {row["method"]: row["ms"] for row in result["rows"] if row["both"]}
+        own = times["tether"]
+        eager, compiled, trl, fused, verl = (
+            number(times[name] / own, 1) if name in times else "" for name in others
+        )
+        what = f"{result['kind']} {result['shape'].replace('x', ' x ')}"
+        yield (
+            f"| {what} | {result['dtype']} | {result['threads']} | {own:.0f} | {eager} | "
+            f"{compiled} | {trl or fused} | {verl} |"
+        )
+
+
+def products_table(results):
+    """The fused loss beside its three matrix products alone, over all configurations."""
+    yield "| x its three matrix products | dtype | threads | DAPO loss | torch.compile, logps |"
+    yield "|---|---|---|---|---|"
+    for result in results["results"]:
+        times = {row["method"]: row["ms"] for row in result["rows"] if row["both"]}
+        if result["kind"] != "linear":
+            continue
+        fused, compiled = (
+            number(times.get(name) and times[name] / times["products"], 2)
+            for name in ("tether DAPO (a loss)", "torch.compile")
+        )
+        yield (
+            f"| {result['shape'].replace('x', ' x ')} | {result['dtype']} | {result['threads']} | "
+            f"{fused} | {compiled} |"
+        )
+
+
 def page(results, times):
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     yield f"*{results['cpu']}, {results['cores']} cores, one thread; {versions}.*"
     yield ""
     yield from peers_table(results, "logits", "512x151936")
     yield ""
+    yield from peers_table(results, "kl", "512x32000")
+    yield ""
     yield from peers_table(results, "linear", "512x1024x32000")
+    yield ""
+    yield "How many times longer the peers take, in other shapes and with two threads:"
+    yield ""
+    yield from every_shape(results)
+    yield ""
+    yield from products_table(results)
     yield ""
     yield "Beside the limits of the machine (`./dev bench logits`):"
     yield ""
@@ -72,8 +116,9 @@ def page(results, times):
 
 
 def main():
-    peers_path, logits_path, readme = map(pathlib.Path, sys.argv[1:])
-    results = json.loads(peers_path.read_text())
+    readme, logits_path, *peers_paths = map(pathlib.Path, sys.argv[1:])
+    runs = [json.loads(path.read_text()) for path in peers_paths]
+    results = runs[0] | {"results": [each for run in runs for each in run["results"]]}
     times = table.medians(json.loads(logits_path.read_text()))
     text = readme.read_text()
     before, _, rest = text.partition(BEGIN)
