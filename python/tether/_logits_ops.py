@@ -315,10 +315,11 @@ class LinearPolicyLoss(torch.autograd.Function):
     """Loss and gradients in one walk; backward is a scaling."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, batch, objective, normalizer, options, chunk):
+    def forward(
+        ctx, hidden, weight, bias, targets, batch, objective, normalizer, options, chunk, wanted
+    ):
         *options, with_entropies = options
         mask = batch[1]
-        wanted = [each is not None and each.requires_grad for each in (hidden, weight, bias)]
         flat, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
         active = (mask != 0).reshape(-1)
         places = active.nonzero()[:, 0]
@@ -368,7 +369,7 @@ class LinearPolicyLoss(torch.autograd.Function):
             for i, (each, tensor) in enumerate(zip(stored, inputs, strict=True)):
                 if each is not None:
                     gradients[i] = scaled("linear_policy_loss", upstream, each, tensor)
-        return *gradients, *[None] * 6
+        return *gradients, *[None] * 7
 
 
 # ---- categorical_kl ------------------------------------------------------------------------------

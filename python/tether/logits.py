@@ -316,6 +316,10 @@ def linear_policy_loss(
             packed_normalizer(normalizer),
             (*map(float, rows), int(ignore_index), entropies or bonus),
             chunk_of(weight, chunk_bytes, rows_per_chunk),
+            [
+                torch.is_grad_enabled() and each is not None and each.requires_grad
+                for each in (hidden, weight, bias)
+            ],
         )
 
     loss, logps, found, sums, maxima = _with_index_error(

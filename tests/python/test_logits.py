@@ -5,6 +5,7 @@ import math
 import pytest
 import tether
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -330,6 +331,35 @@ def test_linear_policy_loss_equals_whole_logits(objective, rows):
         )
         expected = policy_results(*inputs, False, normalizer=normalizer, **settings)
         assert_same(actual, expected, 1e-11)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        return function(*args, **(kwargs or {}))
+
+
+def test_linear_policy_loss_makes_only_the_products_that_it_needs():
+    hidden, weight = torch.randn(2, 5, 8).requires_grad_(), torch.randn(30, 8).requires_grad_()
+    rest = (torch.randint(30, (2, 5)), torch.randn(2), torch.ones(2, 5, dtype=torch.bool))
+
+    def products(*leaves, objective="dapo"):
+        with Products() as counter:
+            loss = tether.linear_policy_loss(*leaves, *rest, objective=objective).loss
+            if loss.requires_grad:
+                loss.backward()
+        return counter.count
+
+    assert products(hidden, weight) == 3
+    assert products(hidden, weight, objective="gspo") == 4
+    assert products(hidden.detach(), weight) == products(hidden, weight.detach()) == 2
+    assert products(hidden.detach(), weight.detach()) == 1
+    with torch.no_grad():
+        assert products(hidden, weight) == 1
 
 
 def test_linear_policy_loss_masks_and_packs():
