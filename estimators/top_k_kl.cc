@@ -47,17 +47,16 @@ void check_heads(const std::string& function, const TopKHeads& heads,
   });
   for (int64_t row = 0; row < heads.q.rows; ++row) {
     if (is_ignored(heads, options, row)) continue;
-    const auto place = [&](int64_t i) { return "[" + text(row) + ", " + text(i) + "]"; };
     const int64_t* ids = heads.ids + row * k;
     const int64_t bad = first_bad_target(ids, k, vocabulary, 0);
     require(bad == k, [&] {
       return function + ": head_ids must be in [0, " + text(vocabulary) + "), got " +
-             text(ids[bad]) + " at " + place(bad);
+             text(ids[bad]) + " at [" + text(row) + ", " + text(bad) + "]";
     });
     const int64_t repeated = first_repeated(ids, k);
     require(repeated == k, [&] {
       return function + ": head_ids must be all different in a row, got " + text(ids[repeated]) +
-             " again at " + place(repeated);
+             " again at [" + text(row) + ", " + text(repeated) + "]";
     });
     require(!given || (0 <= heads.targets[row] && heads.targets[row] < vocabulary), [&] {
       return function + ": targets must be in [0, " + text(vocabulary) + ") or ignore_index " +

@@ -154,9 +154,9 @@ inline Result reference(const Batch& batch, DType dtype) {
 
 inline Doubles normal(int64_t count, double scale, unsigned seed) {
   std::mt19937 generator(seed);
-  std::normal_distribution<double> distribution(0, scale);
+  std::normal_distribution<double> distribution;
   Doubles values(static_cast<size_t>(count));
-  for (double& value : values) value = distribution(generator);
+  for (double& value : values) value = scale * distribution(generator);
   return values;
 }
 
