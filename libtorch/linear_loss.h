@@ -24,7 +24,8 @@ struct LinearPolicyOutput {
 //
 // Where the ratio is that of a token, loss and gradients come in one sweep over chunks of tokens:
 // three matrix products, backward is a scaling. Ratios of sequences need the log-probabilities of
-// all tokens first: backward makes the logits again, four products. Memory as linear_token_logps.
+// all tokens first: backward makes the logits again, four products, unless they are one chunk.
+// Memory as linear_token_logps.
 LinearPolicyOutput linear_policy_loss(const at::Tensor& hidden, const LinearHead& head,
                                       const at::Tensor& targets, const PolicyBatch& batch,
                                       const PolicyObjective& objective,
@@ -32,8 +33,8 @@ LinearPolicyOutput linear_policy_loss(const at::Tensor& hidden, const LinearHead
                                       const LinearOptions& options = {});
 
 // preference_loss(linear_token_logps(hidden, head, targets)): four matrix products, as a pair needs
-// the log-probabilities of both answers first. hidden [2 B, T, H] or [N, H]; logps of the batch
-// must be absent.
+// the log-probabilities of both answers first, or three where they are one chunk. hidden [2 B, T,
+// H] or [N, H]; logps of the batch must be absent.
 PreferenceOutput linear_preference_loss(const at::Tensor& hidden, const LinearHead& head,
                                         const at::Tensor& targets, const PreferenceBatch& batch,
                                         const PreferenceObjective& objective,

@@ -16,9 +16,15 @@
 
 namespace tether::detail {
 
-LinearSweep::LinearSweep(const LinearInputs& inputs, const at::Tensor& rows, const ChunkSize& size)
-    : inputs_(inputs), count_(rows.numel()), padded_(size.rows) {
+LinearSweep::LinearSweep(const LinearInputs& inputs, const at::Tensor& rows, const ChunkSize& size,
+                         const at::Tensor& kept)
+    : inputs_(inputs), count_(rows.numel()), padded_(size.rows), kept_(kept.defined()) {
   if (count_ < inputs.hidden.size(0)) rows_ = rows;
+  if (kept_) {
+    chunks_ = 1;
+    buffer_ = kept;
+    return;
+  }
   const int64_t vocabulary = inputs.weight.size(0);
   const int64_t row_bytes = vocabulary * static_cast<int64_t>(inputs.weight.element_size());
   const int64_t fitting = padded_ > 0 ? padded_ : std::max<int64_t>(size.bytes / row_bytes, 1);
@@ -41,6 +47,7 @@ LinearSweep::Chunk LinearSweep::load(int64_t chunk) {
     out.targets = inputs_.targets.slice(0, begin, end);
   }
   out.logits = buffer_.slice(0, 0, end - begin);
+  if (kept_) return out;
   at::Tensor product = padded_ > 0 ? buffer_ : out.logits;
   const int64_t missing = product.size(0) - out.hidden.size(0);
   const at::Tensor rows =

@@ -41,7 +41,9 @@ struct LinearGradient {
 class LinearSweep {
  public:
   // rows: int64 [M], the rows of the inputs to visit, ascending.
-  LinearSweep(const LinearInputs& inputs, const at::Tensor& rows, const ChunkSize& size);
+  // kept: the logits of these rows, made before, which are then the only chunk.
+  LinearSweep(const LinearInputs& inputs, const at::Tensor& rows, const ChunkSize& size,
+              const at::Tensor& kept = {});
 
   struct Chunk {
     int64_t begin;       // its first row counts from 0 to M
@@ -52,13 +54,14 @@ class LinearSweep {
   };
 
   int64_t chunks() const { return chunks_; }
-  Chunk load(int64_t chunk);  // one matrix product
+  Chunk load(int64_t chunk);  // one matrix product, none of kept logits
 
  private:
   const LinearInputs& inputs_;
   at::Tensor rows_;  // undefined: all
   int64_t count_, chunks_;
   int64_t padded_;  // rows of a product, or 0: those that there are
+  bool kept_;
   at::Tensor buffer_;
 };
 

@@ -37,7 +37,9 @@ struct Call {
   detail::ChunkSize chunk;
 };
 
-void forward_sweep(const LinearInputs& inputs, const Call& call, const at::Tensor& statistics) {
+// Returns the logits if they are one chunk.
+at::Tensor forward_sweep(const LinearInputs& inputs, const Call& call,
+                         const at::Tensor& statistics) {
   RowStatistics* all = statistics_of(statistics);
   const int64_t* ids = inputs.targets.const_data_ptr<int64_t>();
   const at::Tensor rows = rows_where(inputs.targets != call.row.ignore_index);
@@ -47,20 +49,23 @@ void forward_sweep(const LinearInputs& inputs, const Call& call, const at::Tenso
   LinearSweep sweep(inputs, rows, call.chunk);
   const int64_t* places = rows.const_data_ptr<int64_t>();
   std::vector<RowStatistics> part;
+  at::Tensor logits;
   for (int64_t i = 0; i < sweep.chunks(); ++i) {
     const LinearSweep::Chunk chunk = sweep.load(i);
     part.resize(static_cast<size_t>(chunk.logits.size(0)));
     row_statistics(rows_of(chunk.logits), chunk.targets.const_data_ptr<int64_t>(), call.row,
                    part.data(), torch_executor());
     for (size_t k = 0; k < part.size(); ++k) all[places[chunk.begin + int64_t(k)]] = part[k];
+    logits = chunk.logits;
   }
+  return sweep.chunks() == 1 ? logits : at::Tensor();
 }
 
 detail::LinearGradient backward_sweep(const LinearInputs& inputs, const Call& call,
                                       const at::Tensor& statistics,
                                       const std::optional<at::Tensor>& dlogps,
                                       const std::optional<at::Tensor>& dentropies,
-                                      detail::WantedLinear wanted) {
+                                      const at::Tensor& kept, detail::WantedLinear wanted) {
   const auto doubles = [](const std::optional<at::Tensor>& upstream) {
     return upstream ? upstream->reshape({-1}).to(at::kDouble) : at::Tensor();
   };
@@ -70,7 +75,8 @@ detail::LinearGradient backward_sweep(const LinearInputs& inputs, const Call& ca
     if (upstream.defined()) active = active.logical_or(upstream != 0);
   }
   const at::Tensor rows = rows_where(active.logical_and(inputs.targets != call.row.ignore_index));
-  LinearSweep sweep(inputs, rows, call.chunk);
+  const bool same_rows = kept.defined() && kept.size(0) == rows.numel();
+  LinearSweep sweep(inputs, rows, call.chunk, same_rows ? kept : at::Tensor());
   detail::LinearGradientSum sum(inputs, wanted, sweep.chunks());
   for (int64_t i = 0; i < sweep.chunks(); ++i) {
     const LinearSweep::Chunk chunk = sweep.load(i);
@@ -100,11 +106,12 @@ class LinearGradientFunction : public Function<LinearGradientFunction> {
   static variable_list forward(AutogradContext*, const at::Tensor& hidden, const at::Tensor& weight,
                                const Maybe& bias, const Maybe& dlogps, const Maybe& dentropies,
                                const at::Tensor& targets, const at::Tensor& statistics,
-                               const Call* call, const detail::WantedLinear* wanted) {
+                               const at::Tensor* kept, const Call* call,
+                               const detail::WantedLinear* wanted) {
     const LinearInputs inputs{hidden.reshape({targets.numel(), hidden.size(-1)}), weight,
                               bias.value_or(at::Tensor()), targets};
     const detail::LinearGradient gradient =
-        backward_sweep(inputs, *call, statistics, dlogps, dentropies, *wanted);
+        backward_sweep(inputs, *call, statistics, dlogps, dentropies, *kept, *wanted);
     // A Function returns tensors only.
     const auto defined = [&](const at::Tensor& tensor) {
       return tensor.defined() ? tensor : at::zeros({0}, hidden.options());
@@ -129,7 +136,10 @@ class LinearTokenLogps : public Function<LinearTokenLogps> {
                                const LinearInputs* inputs, const Call* call,
                                const at::Tensor* statistics, const LinearOptions* options,
                                at::IntArrayRef sizes) {
-    forward_sweep(*inputs, *call, *statistics);
+    const at::Tensor logits = forward_sweep(*inputs, *call, *statistics);
+    const bool differentiated =
+        hidden.requires_grad() || weight.requires_grad() || (bias && bias->requires_grad());
+    context->saved_data["logits"] = differentiated ? logits : at::Tensor();
     context->save_for_backward({hidden, weight, bias.value_or(at::Tensor())});
     context->saved_data["targets"] = inputs->targets;
     context->saved_data["statistics"] = *statistics;
@@ -166,10 +176,13 @@ class LinearTokenLogps : public Function<LinearTokenLogps> {
     const bool has_bias = saved[2].defined();
     const detail::WantedLinear wanted{context->needs_input_grad(0), context->needs_input_grad(1),
                                       has_bias && context->needs_input_grad(2)};
+    // They become their gradient; another backward makes them again.
+    const at::Tensor kept = data.at("logits").toTensor();
+    context->saved_data["logits"] = at::Tensor();
     const variable_list out = LinearGradientFunction::apply(
         saved[0], saved[1], has_bias ? std::optional<at::Tensor>(saved[2]) : std::nullopt,
         upstream(0), upstream(1), data.at("targets").toTensor(), data.at("statistics").toTensor(),
-        &call, &wanted);
+        &kept, &call, &wanted);
     if (wanted.hidden) gradients[0] = out[0];
     if (wanted.weight) gradients[1] = out[1];
     if (wanted.bias) gradients[2] = out[2];

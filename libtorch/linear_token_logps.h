@@ -39,6 +39,8 @@ struct LinearOptions {
 //
 // Backward makes the logits again: one more product, and one each for the gradients of hidden and
 // weight where they are wanted. Positions with upstream gradients of exactly 0 are skipped there.
+// Where all logits are one chunk, they are kept from forward to the first backward instead, if it
+// skips none of them: leave positions out by ignore_index, not by a mask on the result.
 // The gradient of a weight in bfloat16 or float16 is added up in float32. Memory beyond inputs and
 // gradients: chunk_bytes (at least one row of logits), the hidden states of a chunk where positions
 // are skipped, 64 bytes a token, and for half weights 6 bytes an element of the weight in backward.

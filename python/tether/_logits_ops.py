@@ -189,14 +189,17 @@ class LinearTokenLogps(torch.autograd.Function):
         logps = torch.zeros(targets.shape, dtype=wide)
         entropies = torch.zeros(targets.shape, dtype=wide) if with_entropies else None
         statistics = torch.tensor(_IGNORED_ROW, dtype=torch.float64).repeat(targets.numel(), 1)
-        ctx.chunk = chunk
-        for places, logits in _logits_of_chunks(rows, weight, bias, targets != options[-1], chunk):
+        ctx.chunk, ctx.kept = chunk, None
+        active = targets != options[-1]
+        for places, logits in _logits_of_chunks(rows, weight, bias, active, chunk):
             part = ops.token_logps_forward(
                 logits, targets[places], *options, with_entropies, with_statistics
             )
             logps[places], statistics[places] = part[0], part[2]
             if with_entropies:
                 entropies[places] = part[1]
+            if logits.shape[0] == active.sum() and any(ctx.needs_input_grad[:3]):
+                ctx.kept = logits
         ctx.options, ctx.shape = options, hidden.shape
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
@@ -207,22 +210,28 @@ class LinearTokenLogps(torch.autograd.Function):
     def backward(ctx, dlogps, dentropies, _):
         gradients = [None] * 3
         if dlogps is not None or dentropies is not None:
+            # Kept logits become their gradient; another backward makes them again.
+            kept, ctx.kept = ctx.kept, None
             gradients = _LinearGradient.apply(
                 *ctx.saved_tensors,
                 dlogps,
                 dentropies,
                 ctx.options,
                 ctx.chunk,
+                kept,
                 tuple(ctx.needs_input_grad[:3]),
             )
         return *gradients, *[None] * 5
 
 
-def _logits_of_chunks(hidden, weight, bias, active, chunk):
+def _logits_of_chunks(hidden, weight, bias, active, chunk, kept=None):
     """(places, logits) of one chunk of active rows after another, all in one buffer."""
     rows = _rows_of(active)
     count = hidden.shape[0] if rows is None else rows.numel()
     if count == 0:
+        return
+    if kept is not None and kept.shape[0] == count:
+        yield (slice(0, count) if rows is None else rows), kept
         return
     pieces = chunk.pieces(count)
     largest = chunk.rows if chunk.padded else max(end - begin for begin, end in pieces)
@@ -281,7 +290,18 @@ class _Gradients:
 class _LinearGradient(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, hidden, weight, bias, targets, statistics, dlogps, dentropies, options, chunk, wanted
+        ctx,
+        hidden,
+        weight,
+        bias,
+        targets,
+        statistics,
+        dlogps,
+        dentropies,
+        options,
+        chunk,
+        kept,
+        wanted,
     ):
         upstreams = [
             None if each is None else each.reshape(-1).to(torch.float64)
@@ -294,7 +314,7 @@ class _LinearGradient(torch.autograd.Function):
         active &= targets != options[-1]
         flat = hidden.reshape(-1, hidden.shape[-1])
         gradients = _Gradients(flat, weight, wanted)
-        for places, logits in _logits_of_chunks(flat, weight, bias, active, chunk):
+        for places, logits in _logits_of_chunks(flat, weight, bias, active, chunk, kept):
             ops.token_logps_backward(
                 logits,
                 targets[places],

@@ -157,7 +157,9 @@ def linear_token_logps(
 
     The rest as in token_logps. Backward makes the logits again: one matrix product more, and one
     each for the gradients of hidden and weight where they are wanted; positions with upstream
-    gradients of exactly 0 are skipped. Half weights: their gradient is added up in float32.
+    gradients of exactly 0 are skipped. Where all logits are one chunk, they are kept for the first
+    backward instead, if it skips none of them: leave positions out by ignore_index, not by a mask
+    on the result. Half weights: their gradient is added up in float32.
     """
     function = "linear_token_logps"
     targets = _checked_linear(
@@ -251,7 +253,8 @@ def linear_policy_loss(
 
     Differentiable once in hidden, weight and bias. Where the ratio is that of a token, loss and
     gradients come in one walk over chunks of tokens, three matrix products, and backward is a
-    scaling. Ratios of sequences (level=...) need all log-probabilities first: four products.
+    scaling. Ratios of sequences (level=...) need all log-probabilities first: four products, or
+    three where they are one chunk.
     """
     function = "linear_policy_loss"
     check_given(f"{function}: targets", targets)
@@ -355,7 +358,7 @@ def linear_preference_loss(
     response_mask  always needed; positions with mask 0 are not multiplied, whatever they hold
 
     Differentiable once in hidden, weight and bias. A pair needs the log-probabilities of both
-    answers first: four matrix products.
+    answers first: four matrix products, or three where they are one chunk.
     """
     function = "linear_preference_loss"
     check_given(f"{function}: response_mask", response_mask)

@@ -266,6 +266,41 @@ TEST(Linear, GradientsAccumulate) {
   expect_close(weight.grad(), 2 * once, 1e-15, "twice");
 }
 
+// The first backward uses the logits of a single chunk up.
+TEST(Linear, BackwardTwiceIsTheSame) {
+  const Inputs in = random_inputs();
+  for (int64_t chunk_bytes : {int64_t{1} << 20, int64_t{3} * kVocabulary * 8}) {
+    const at::Tensor hidden = leaf(in.hidden), weight = leaf(in.weight);
+    const TokenLogps out =
+        linear_token_logps(hidden, {weight}, in.targets, {.chunk_bytes = chunk_bytes});
+    const auto run = [&](const at::Tensor& factors) {
+      return torch::autograd::grad({(out.logps * factors).sum()}, {hidden, weight}, {},
+                                   /*retain_graph=*/true);
+    };
+    const at::Tensor factors = at::linspace(0.5, 2, 20, at::kDouble).view_as(in.targets);
+    const auto first = run(factors), second = run(factors);
+    const at::Tensor plain = token_logps(at::linear(hidden, weight), in.targets).logps;
+    const auto want = torch::autograd::grad({(plain * factors).sum()}, {hidden, weight});
+    for (size_t i = 0; i < 2; ++i) {
+      expect_close(first[i], want[i], 1e-13, "first");
+      expect_close(second[i], want[i], 1e-13, "second");
+    }
+  }
+}
+
+TEST(Linear, BackwardOfSomeTokensIsTheSame) {
+  const Inputs in = random_inputs();
+  at::Tensor factors = at::linspace(0.5, 2, 20, at::kDouble).view_as(in.targets);
+  factors.masked_fill_(in.mask.logical_not(), 0);
+  const at::Tensor hidden = leaf(in.hidden), weight = leaf(in.weight);
+  const auto run = [&](const at::Tensor& logps) {
+    return torch::autograd::grad({(logps * factors).sum()}, {hidden, weight});
+  };
+  const auto got = run(linear_token_logps(hidden, {weight}, in.targets).logps);
+  const auto want = run(token_logps(at::linear(hidden, weight), in.targets).logps);
+  for (size_t i = 0; i < 2; ++i) expect_close(got[i], want[i], 1e-13, std::to_string(i));
+}
+
 TEST(Linear, SecondBackwardIsRefused) {
   const Inputs in = random_inputs();
   const at::Tensor hidden = leaf(in.hidden);

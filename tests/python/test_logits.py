@@ -347,19 +347,50 @@ def test_linear_policy_loss_makes_only_the_products_that_it_needs():
     hidden, weight = torch.randn(2, 5, 8).requires_grad_(), torch.randn(30, 8).requires_grad_()
     rest = (torch.randint(30, (2, 5)), torch.randn(2), torch.ones(2, 5, dtype=torch.bool))
 
-    def products(*leaves, objective="dapo"):
+    def products(*leaves, **options):
         with Products() as counter:
-            loss = tether.linear_policy_loss(*leaves, *rest, objective=objective).loss
+            loss = tether.linear_policy_loss(*leaves, *rest, **{"objective": "dapo", **options}).loss
             if loss.requires_grad:
                 loss.backward()
         return counter.count
 
     assert products(hidden, weight) == 3
-    assert products(hidden, weight, objective="gspo") == 4
+    assert products(hidden, weight, objective="gspo") == 3
+    two_chunks = {"chunk_bytes": 5 * 30 * 4}
+    assert products(hidden, weight, **two_chunks) == 6
+    assert products(hidden, weight, objective="gspo", **two_chunks) == 8
     assert products(hidden.detach(), weight) == products(hidden, weight.detach()) == 2
     assert products(hidden.detach(), weight.detach()) == 1
     with torch.no_grad():
         assert products(hidden, weight) == 1
+
+
+def test_linear_token_logps_keeps_the_logits_of_one_chunk_for_one_backward():
+    torch.manual_seed(5)
+    hidden = torch.randn(6, 8, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(30, 8, dtype=torch.float64).requires_grad_()
+    targets = torch.randint(30, (6,))
+    targets[2] = -100
+    upstream = torch.linspace(0.5, 2, 6, dtype=torch.float64)
+
+    def gradients(logps, factors=upstream):
+        with Products() as counter:
+            out = torch.autograd.grad((factors * logps).sum(), (hidden, weight), retain_graph=True)
+        return counter.count, out
+
+    plain = tether.token_logps(hidden @ weight.t(), targets).logps
+    logps = tether.linear_token_logps(hidden, weight, targets).logps
+    for count in (2, 3):  # the second backward makes the logits again
+        products, got = gradients(logps)
+        assert products == count
+        assert_same(got, gradients(plain)[1], 1e-12)
+    logps = tether.linear_token_logps(hidden, weight, targets).logps
+    some = upstream * torch.tensor([1, 0, 1, 1, 0, 1])
+    products, got = gradients(logps, some)
+    assert products == 3
+    assert_same(got, gradients(plain, some)[1], 1e-12)
+    with torch.no_grad():
+        assert not tether.linear_token_logps(hidden, weight, targets).logps.requires_grad
 
 
 def test_linear_policy_loss_masks_and_packs():
