@@ -333,13 +333,16 @@ def test_linear_policy_loss_equals_whole_logits(objective, rows):
         assert_same(actual, expected, 1e-11)
 
 
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+
+
 class Products(TorchDispatchMode):
     """Counts matrix products."""
 
     count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        self.count += function.overloadpacket in PRODUCTS
         return function(*args, **(kwargs or {}))
 
 
