@@ -23,7 +23,8 @@ namespace tether {
 // The gradient of the last two is, in expectation, that of KL(q || p): the weight q_y / q_y in
 // front of [y not in S] is part of the graph. That of the bucket alone is not. k3 has the smaller
 // variance where the tails are alike, k1 where P is much larger than Q. An empty head gives k1 and
-// k3 themselves, a head of the whole vocabulary the exact divergence.
+// k3 themselves, a head of the whole vocabulary the exact divergence. k3 divides by P, the rest of
+// rounded numbers: where P is not much larger than `precision`, it is biased by up to Q; k1 is not.
 // Sampled tails: arXiv:2602.04417; k3 within the tail is not in it.
 enum class TailEstimate { bucket, k1, k3 };
 

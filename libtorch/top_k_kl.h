@@ -21,6 +21,7 @@ struct TopKReference {
 //   auto ids = std::get<1>(at::topk(q_logits, 20));                  // or those of p
 //   at::Tensor kl = top_k_kl(q_logits, {ids, head_logps(p_logits, ids), targets, target_logps});
 //
+// options.precision is that of head_logps: float32 by default; where P is not much larger, k1.
 // q_logits [..., V]: float32, float64, bfloat16 or float16, any strides. Log-probabilities: any
 // floating type. The result is float32 (float64 for float64), differentiable in q_logits, once, and
 // not negative but with TailEstimate::k1. On other devices than the CPU torch's own operations.

@@ -477,6 +477,14 @@ def _check_buffer(where: str, buffer: Tensor, logits: Tensor) -> None:
 
 
 def _check_shard(where: str, shard: VocabularyShard, logits: Tensor) -> None:
+    if not isinstance(shard, VocabularyShard):
+        raise TypeError(f"{where} must be a VocabularyShard, got {type(shard).__name__}")
+    for name in ("first_id", "ids"):
+        value = getattr(shard, name)
+        if not isinstance(value, int):
+            raise TypeError(f"{where}.{name} must be an int, got {type(value).__name__}")
+    if not callable(shard.gather):
+        raise TypeError(f"{where}.gather must be callable, got {type(shard.gather).__name__}")
     columns = logits.shape[-1]
     if shard.ids < columns:
         raise ValueError(
@@ -542,6 +550,8 @@ def _with_index_error(function: str, run, targets: Tensor, vocabulary: int, igno
     try:
         return run()
     except ValueError as error:
+        if not str(error).startswith("row_statistics: "):  # of the caller's gather
+            raise
         if ": targets must be in" not in str(error):
             raise ValueError(str(error).replace("row_statistics", function, 1)) from None
         bad = ((targets < 0) | (targets >= vocabulary)) & (targets != ignore_index)

@@ -75,6 +75,15 @@ def test_shard_is_checked():
     assert refusal(target=96) == (
         "IndexError: token_logps: targets must be in [0, 96) or ignore_index -100, got 96 at [0]"
     )
+    assert refusal(gather=None) == f"TypeError: {name}.gather must be callable, got NoneType"
+    assert refusal(first_id=0.5) == f"TypeError: {name}.first_id must be an int, got float"
+    with pytest.raises(TypeError, match="shard must be a VocabularyShard, got tuple"):
+        tether.token_logps(logits, targets, shard=(0, 96, None))
+
+    def broken(_):
+        raise ValueError("network: targets must be in reach")
+
+    assert refusal(gather=broken) == "ValueError: network: targets must be in reach"
     assert refusal(gather=lambda _: None) == (
         f"TypeError: {name}.gather must return a tensor, got NoneType"
     )
