@@ -73,8 +73,10 @@ void check_buffer(const at::Tensor& buffer, const at::Tensor& logits) {
 
 void check_shard(const VocabularyShard& shard, const at::Tensor& logits) {
   using namespace detail;
-  if (shard.ids == 0) return;
   const std::string name = std::string(kName) + ": shard";
+  check_value(shard.ids != 0 || (shard.first_id == 0 && !shard.gather),
+              name + ".ids must be given with first_id or gather, got 0");
+  if (shard.ids == 0) return;
   check_value(logits.is_cpu(),
               name + " must be absent for logits on " + logits.device().str() + ", got one");
   check_value(shard.ids >= logits.size(-1),

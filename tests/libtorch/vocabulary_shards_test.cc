@@ -112,7 +112,6 @@ TEST(VocabularyShards, GradientOfAShardGoesIntoTheBuffer) {
   const at::Tensor want = by_shards(logits, targets, {}, {0, 100, 300})[1].dlogits;
   const at::Tensor buffer = at::zeros({4, 200});
   TokenLogpsOptions options{.gradient_buffer = buffer};
-  options.shard.gather = [](const at::Tensor& ours) { return ours; };
   // The buffer has the size of the second shard.
   std::vector<at::Tensor> statistics(2);
   for (const bool gathered : {false, true}) {
@@ -147,6 +146,10 @@ TEST(VocabularyShards, AreChecked) {
             "token_logps: shard.first_id must be in [0, 64], got -1");
   EXPECT_EQ(refusal({.ids = 31, .gather = itself}),
             "token_logps: shard.ids must be at least 32 like logits [4, 32], got 31");
+  EXPECT_EQ(refusal({.first_id = 5}),
+            "token_logps: shard.ids must be given with first_id or gather, got 0");
+  EXPECT_EQ(refusal({.gather = itself}),
+            "token_logps: shard.ids must be given with first_id or gather, got 0");
   EXPECT_EQ(refusal({.ids = 96}), "token_logps: shard.gather must be given, got none");
   EXPECT_EQ(refusal({.ids = 96, .gather = itself}, 96),
             "token_logps: targets must be in [0, 96) or ignore_index -100, got 96 at [0]");
