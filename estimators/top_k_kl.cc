@@ -42,7 +42,8 @@ void check_heads(const std::string& function, const TopKHeads& heads,
     return function + ": q must have a vocabulary of at least 1, got " + text(vocabulary);
   });
   const bool given = heads.targets != nullptr;
-  require(options.tail == TailEstimate::bucket || (given && heads.p_target_logps != nullptr), [&] {
+  const bool sampled = given && heads.p_target_logps != nullptr;
+  require(options.tail == TailEstimate::bucket || sampled || heads.q.rows == 0, [&] {
     return function + ": targets and p_target_logps must be given for tail k1 and k3, got none";
   });
   for (int64_t row = 0; row < heads.q.rows; ++row) {
@@ -73,6 +74,11 @@ struct RowKl {
   double target = 0;
 };
 
+// That of the type of the results.
+double saturation_of(DType dtype) {
+  return dtype == DType::float64 ? kSaturation<double> : double{kSaturation<float>};
+}
+
 // log_q: [k] of the head, and that of the target behind them where there is one.
 RowKl kl_of_row(const TopKHeads& heads, const TopKKlOptions& options, int64_t row,
                 const double* log_q) {
@@ -92,9 +98,10 @@ RowKl kl_of_row(const TopKHeads& heads, const TopKKlOptions& options, int64_t ro
   }
   const bool sampled = options.tail != TailEstimate::bucket;
   const bool inside = sampled && std::find(ids, ids + k, heads.targets[row]) != ids + k;
-  const Tail tail = tail_kl(options.tail, Tail{mass_q, {{1, 0}}}, Constant<double>{mass_p},
-                            options.precision, Tail{sampled ? log_q[k] : 0, {{0, 1}}},
-                            Constant<double>{sampled ? heads.p_target_logps[row] : 0}, inside);
+  const Tail tail =
+      tail_kl(options.tail, Tail{mass_q, {{1, 0}}}, Constant<double>{mass_p}, options.precision,
+              saturation_of(heads.q.dtype), Tail{sampled ? log_q[k] : 0, {{0, 1}}},
+              Constant<double>{sampled ? heads.p_target_logps[row] : 0}, inside);
   out.kl += tail.value;
   if (options.tail != TailEstimate::k1) out.kl = std::max(out.kl, 0.0);
   for (int64_t i = 0; i < k; ++i) {

@@ -38,18 +38,27 @@ TETHER_INLINE Number head_kl(const Number& log_q, const Constant& log_p) {
 
 // What the tail adds. Masses below `least`, where they are nothing but the rounding of the
 // log-probabilities that they are the rest of, count as this. inside: y is in the head.
+// saturation: of the log-ratio d in k3, beyond which the slope is that at the bound.
+//
+// With the weight in the graph, the derivative of k3 by log q_y is k3(d) - (e^d - 1) = -d: written
+// so, since the difference loses it where e^d is large.
 template <class Number, class Constant, class Condition>
 TETHER_INLINE Number tail_kl(TailEstimate estimate, const Number& mass_q, const Constant& mass_p,
-                             double least, const Number& log_q_y, const Constant& log_p_y,
-                             const Condition& inside) {
+                             double least, double saturation, const Number& log_q_y,
+                             const Constant& log_p_y, const Condition& inside) {
   const auto mass = max(mass_q, least);
   const auto gap = log(mass) - log(max(mass_p, least));
   const auto bucket = mass * gap;
   if (estimate == TailEstimate::bucket) return bucket;
-  const auto u = log_q_y - log_p_y;
-  const auto weight = exp(log_q_y - stop_gradient(log_q_y));
-  const auto sampled = estimate == TailEstimate::k1 ? u - gap : k3(gap - u);
-  return bucket + select(inside, stop_gradient(mass) * 0.0, weight * sampled);
+  const auto nothing = stop_gradient(mass) * 0.0;
+  if (estimate == TailEstimate::k1) {
+    const auto weight = exp(log_q_y - stop_gradient(log_q_y));
+    return bucket + select(inside, nothing, weight * (log_q_y - log_p_y - gap));
+  }
+  const auto d = gap - (stop_gradient(log_q_y) - log_p_y);
+  const auto sampled = k3(with_gradient_of(min(d, saturation), d));
+  return bucket +
+         select(inside, nothing, with_gradient_of(sampled, sampled - log_q_y * stop_gradient(d)));
 }
 
 // Rows of q, with what is known of p.

@@ -50,8 +50,9 @@ LinearSweep::Chunk LinearSweep::load(int64_t chunk) {
   if (kept_) return out;
   at::Tensor product = padded_ > 0 ? buffer_ : out.logits;
   const int64_t missing = product.size(0) - out.hidden.size(0);
-  const at::Tensor rows =
-      missing > 0 ? at::constant_pad_nd(out.hidden, {0, 0, 0, missing}) : out.hidden;
+  at::Tensor rows = out.hidden;
+  if (missing > 0) rows = at::constant_pad_nd(rows, {0, 0, 0, missing});
+  if (padded_ > 0) rows = rows.contiguous();  // bits depend on strides too
   const at::Tensor columns = inputs_.weight.t();
   if (inputs_.bias.defined()) {
     at::addmm_out(product, inputs_.bias, rows, columns);

@@ -146,12 +146,9 @@ class TopKKlFunction : public Function<TopKKlFunction> {
       top_k_kl(inputs->heads(rows), *options, statistics_of(statistics), kl.data_ptr<double>(),
                torch_executor());
     });
-    context->save_for_backward({q});
+    context->save_for_backward(
+        {q, inputs->ids, inputs->logps, inputs->targets, inputs->target_logps});
     context->saved_data["statistics"] = statistics;
-    context->saved_data["ids"] = inputs->ids;
-    context->saved_data["logps"] = inputs->logps;
-    context->saved_data["targets"] = inputs->targets;
-    context->saved_data["target_logps"] = inputs->target_logps;
     context->saved_data["temperature"] = options->temperature;
     context->saved_data["tail"] = static_cast<int64_t>(options->tail);
     context->saved_data["ignore_index"] = options->ignore_index;
@@ -161,14 +158,14 @@ class TopKKlFunction : public Function<TopKKlFunction> {
 
   static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
     const auto& data = context->saved_data;
-    const auto tensor = [&](const char* name) { return data.at(name).toTensor(); };
-    const Inputs inputs{tensor("ids"), tensor("logps"), tensor("targets"), tensor("target_logps")};
+    const variable_list saved = context->get_saved_variables();
+    const Inputs inputs{saved[1], saved[2], saved[3], saved[4]};
     const TopKKlOptions options{.temperature = data.at("temperature").toDouble(),
                                 .tail = static_cast<TailEstimate>(data.at("tail").toInt()),
                                 .ignore_index = data.at("ignore_index").toInt(),
                                 .precision = data.at("precision").toDouble()};
-    return {TopKKlGradient::apply(context->get_saved_variables()[0], tensor("statistics"),
-                                  upstreams[0], &inputs, &options),
+    return {TopKKlGradient::apply(saved[0], data.at("statistics").toTensor(), upstreams[0], &inputs,
+                                  &options),
             at::Tensor(), at::Tensor()};
   }
 };
@@ -205,7 +202,10 @@ at::Tensor top_k_kl_any_device(const at::Tensor& q_logits, const TopKReference& 
                                  : at::zeros_like(y_q.value)};
   const TensorCondition inside{(active_ids == y.unsqueeze(-1)).any(-1)};
   const at::Tensor tail =
-      tail_kl(options.tail, mass_q, mass_p, options.precision, y_q, y_p, inside).value;
+      tail_kl(options.tail, mass_q, mass_p, options.precision,
+              type == at::kDouble ? kSaturation<double> : double{kSaturation<float>}, y_q, y_p,
+              inside)
+          .value;
   const at::Tensor kl = head_kl(head_q, head_p).value.sum(-1) + tail;
   // Never negative, without cutting the gradient.
   const at::Tensor raised = options.tail == TailEstimate::k1 ? kl : kl - kl.detach().clamp_max(0);

@@ -40,6 +40,18 @@ def _(logits, targets, temperature, scale, softcap, ignore_index, with_entropies
     return _like_result(logits), entropies, statistics
 
 
+@torch.library.register_fake("tether::shard_statistics")
+def _(logits, targets, *_):
+    return logits.new_empty((targets.numel(), _STATISTICS), dtype=torch.float64)
+
+
+@torch.library.register_fake("tether::token_logps_of_shards")
+def _(shards, targets, logits, temperature, scale, softcap, ignore_index, with_entropies):
+    entropies = _like_result(logits) if with_entropies else logits.new_empty((0,)).float()
+    merged = shards.new_empty((targets.numel(), _STATISTICS))
+    return _like_result(logits), entropies, merged
+
+
 @torch.library.register_fake("tether::token_statistics")
 def _(statistics, inputs, temperature, scale, softcap):
     return _like_result(inputs), _like_result(inputs), _like_result(inputs)
@@ -241,6 +253,7 @@ def _logits_of_chunks(hidden, weight, bias, active, chunk, kept=None):
         inputs, product = hidden[places], buffer[: end - begin]
         if chunk.padded:
             inputs = torch.nn.functional.pad(inputs, (0, 0, 0, chunk.rows - (end - begin)))
+            inputs = inputs.contiguous()  # bits depend on strides too
             product = buffer
         if bias is None:
             torch.mm(inputs, weight.t(), out=product)

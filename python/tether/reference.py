@@ -950,10 +950,16 @@ def top_k_kl(
     kl = head + q_mass * gap
     if tail != "bucket":
         log_q_y = log_softmax.gather(-1, y[..., None])[..., 0]
-        d = target_logps.to(x.dtype).masked_fill(ignored, 0) - log_q_y + gap
-        sampled = -d if tail == "k1" else k3(d)
+        held = log_q_y.detach()
+        d = target_logps.to(x.dtype).masked_fill(ignored, 0) - held + gap
+        if tail == "k1":
+            sampled = (log_q_y - held).exp() * (log_q_y - held - d)
+        else:
+            # The derivative of rho k3 by log q_y, k3(d) - expm1(d), is -d.
+            value = k3(d)
+            sampled = with_gradient_of(value, value - log_q_y * d.detach())
         inside = (ids == y[..., None]).any(-1)
-        kl = kl + torch.where(inside, 0, (log_q_y - log_q_y.detach()).exp() * sampled)
+        kl = kl + torch.where(inside, 0, sampled)
     if tail != "k1":
         kl = kl - kl.detach().clamp_max(0)
     return kl.masked_fill(ignored, 0)

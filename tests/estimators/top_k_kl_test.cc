@@ -266,6 +266,42 @@ TEST(TopKKl, RoundedMassesAddNothing) {
   }
 }
 
+// A sample that q has left: pulled back by -d, at any distance; the value saturates.
+TEST(TopKKl, RunawaySamplesArePulledBack) {
+  for (DType dtype : kAllTypes) {
+    for (double y : {20.0, 30.0, 45.0, 80.0, 200.0}) {
+      const Case in{.dtype = dtype,
+                    .vocabulary = 3,
+                    .size = 1,
+                    .q = {0, -3, -y},
+                    .log_p = {-2, -3, -1},
+                    .ids = {0},
+                    .targets = {2},
+                    .upstream = {1}};
+      const double log_q = -y - std::log1p(std::exp(-3.0) + std::exp(-y));
+      const double mass = 1 - 1 / (1 + std::exp(-3.0) + std::exp(-y));
+      const double d = std::log(mass) - std::log1p(-std::exp(-2.0)) - (log_q + 1);
+      const double bound = dtype == DType::float64 ? 600 : 60;
+      const CaseResult got = run(in);
+      EXPECT_TRUE(std::isfinite(static_cast<float>(got.kl[0])) || dtype == DType::float64);
+      EXPECT_NEAR(got.kl[0] / (std::exp(std::min(d, bound)) - d), 1, 1e-3) << y;
+      // Through the masses: q_y e^d times q_0 / Q, which is p_y q_0 / P below the saturation.
+      const double through = std::exp(-1) * (1 - mass) / -std::expm1(-2.0);
+      const double slope = -d + (d < bound ? through : 0);
+      EXPECT_NEAR(got.dq[2], slope, 1e-3 + 2 * rounding(dtype, slope)) << y;
+      for (const double each : got.dq) EXPECT_TRUE(std::isfinite(each) || dtype == DType::float16);
+    }
+  }
+}
+
+TEST(TopKKl, NoRowsIsFine) {
+  for (TailEstimate tail : kTails) {
+    const TopKHeads none{.q = {nullptr, DType::float32, 0, 5, 5}, .size = 2};
+    top_k_kl(none, {.tail = tail}, nullptr, nullptr);
+    top_k_kl_gradients(none, {.tail = tail}, nullptr, nullptr, {nullptr, DType::float32, 0, 5, 5});
+  }
+}
+
 TEST(TopKKl, CertainRowsAreFinite) {
   // All of q in the head, to the last bit; p is not.
   Case in{.vocabulary = 4,

@@ -148,6 +148,9 @@ TEST(Linear, FixedChunksGiveATokenTheSameBitsInAnyBatch) {
     }
     at::Tensor some = targets.clone();  // fewer, and at other places of their chunks
     some.slice(0, 0, 390, 3).fill_(-100);
+    const at::Tensor transposed = hidden.t().contiguous().t();
+    EXPECT_TRUE(
+        at::equal(linear_token_logps(transposed, head, targets, options).logps, whole.logps));
     const TokenLogps left = linear_token_logps(hidden, head, some, options);
     EXPECT_TRUE(at::equal(left.logps, whole.logps.masked_fill(some == -100, 0)));
   }

@@ -140,6 +140,42 @@ TEST(TopKKlTensors, HeadLogpsAreThoseOfTheRow) {
   }
 }
 
+TEST(TopKKlTensors, RunawaySamplesAgree) {
+  for (at::ScalarType type : {at::kFloat, at::kDouble}) {
+    for (double y : {20.0, 45.0, 80.0, 200.0}) {
+      const auto options = at::dtype(type);
+      const Case in{.q = at::tensor({0.0, -3.0, -y}, options).unsqueeze(0),
+                    .p = {},
+                    .reference = {at::zeros({1, 1}, at::kLong), at::full({1, 1}, -2.0, options),
+                                  at::full({1}, 2, at::kLong), at::full({1}, -1.0, options)}};
+      const auto got = results(top_k_kl, in, {});
+      const auto want = results(detail::top_k_kl_any_device, in, {});
+      for (size_t i = 0; i < 2; ++i) {
+        EXPECT_TRUE(at::allclose(got[i], want[i], 1e-4, 1e-4)) << got[i] << want[i];
+        EXPECT_TRUE(at::isfinite(got[i]).all().item<bool>()) << got[i];
+      }
+    }
+  }
+}
+
+TEST(TopKKlTensors, IdsChangedBeforeBackwardAreNoticed) {
+  const Case in = random_case(at::kDouble, 4);
+  const at::Tensor kl = top_k_kl(in.q.detach().requires_grad_(), in.reference).sum();
+  in.reference.head_ids.add_(1);
+  EXPECT_THROW(kl.backward(), c10::Error);
+}
+
+TEST(TopKKlTensors, NoPositionsIsFine) {
+  const at::Tensor q = at::zeros({0, 7}).requires_grad_();
+  const TopKReference p = {at::zeros({0, 2}, at::kLong), at::zeros({0, 2}),
+                           at::zeros({0}, at::kLong), at::zeros({0})};
+  for (TailEstimate tail : kTails) {
+    const at::Tensor kl = top_k_kl(q, p, {.tail = tail});
+    EXPECT_EQ(kl.numel(), 0);
+    EXPECT_EQ(torch::autograd::grad({kl.sum()}, {q})[0].sizes(), q.sizes());
+  }
+}
+
 TEST(TopKKlTensors, SecondBackwardIsRefused) {
   const Case in = random_case(at::kDouble, 4);
   const at::Tensor q = in.q.detach().requires_grad_();

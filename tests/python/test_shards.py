@@ -57,6 +57,22 @@ def test_shards_are_the_whole(dtype, bounds):
     assert got[..., 7].abs().max() == 0
 
 
+def test_opcheck_and_compile():
+    logits, targets = torch.randn(4, 32), torch.tensor([0, 31, -100, 5])
+    options = (1.0, 1.0, 0.0, -100)
+    ops = torch.ops.tether
+    torch.library.opcheck(ops.shard_statistics, (logits, targets, *options, True, False, 0, 64))
+    shards = ops.shard_statistics(logits, targets, *options, True, False, 0, 64)[None]
+    torch.library.opcheck(ops.token_logps_of_shards, (shards, targets, logits, *options, True))
+
+    def step(x):
+        shard = tether.VocabularyShard(0, 32, lambda ours: ours[None])
+        return tether.token_logps(x, targets, shard=shard).logps.sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(logits), step(logits))
+
+
 def test_shard_is_checked():
     logits, targets = torch.zeros(4, 32), torch.zeros(4, dtype=torch.int64)
 

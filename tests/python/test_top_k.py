@@ -84,6 +84,26 @@ def test_head_logps():
     assert tether.head_logps(q, ids[..., :0]).shape == (2, 3, 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("y", [20.0, 45.0, 80.0, 200.0])
+def test_runaway_samples_are_pulled_back(dtype, y):
+    q = torch.tensor([[0.0, -3.0, -y]], dtype=dtype)
+    p = (torch.tensor([[0]]), torch.tensor([[-2.0]], dtype=dtype), torch.tensor([2]))
+    arguments = (q, *p, torch.tensor([-1.0], dtype=dtype))
+    got = results(tether.top_k_kl, arguments)
+    want = results(tether.reference.top_k_kl, arguments)
+    for actual, expected in zip(got, want, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+        assert torch.isfinite(actual).all()
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_no_positions(tail):
+    q, *p = random_case(torch.float32)
+    none = [each.flatten(0, 1)[:0] for each in (q, *p)]
+    assert tether.top_k_kl(*none, tail=tail).shape == (0,)
+
+
 def test_ignored_positions_may_hold_anything():
     clean = random_case(torch.float32)
     poisoned = [each.clone() for each in clean]
