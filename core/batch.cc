@@ -81,8 +81,12 @@ void check_layout(std::string_view function, const RowLayout& layout) {
     return std::string(function) + ": rows and columns must be at least 0, got " +
            text(layout.rows) + " and " + text(layout.columns);
   });
+  require(!layout.packed() || layout.offset(0) >= 0, [&] {
+    return std::string(function) + ": offsets must be at least 0, got " + text(layout.offset(0)) +
+           " at [0]";
+  });
   for (int64_t row = 0; layout.packed() && row < layout.rows; ++row) {
-    require(layout.length(row) >= 0, [&] {
+    require(layout.offset(row) <= layout.offset(row + 1), [&] {
       return std::string(function) + ": offsets must not decrease, got " +
              text(layout.offset(row + 1)) + " after " + text(layout.offset(row)) + " at [" +
              text(row + 1) + "]";
