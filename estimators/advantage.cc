@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string_view>
 
+#include "core/bit_cast.h"
 #include "core/check.h"
 #include "core/fields.h"
 #include "core/macros.h"
@@ -84,25 +85,32 @@ struct GaeState {
   double advantage = 0;
 };
 
+// x where the mask is all ones, 0 where it is 0, whatever x is there.
+TETHER_INLINE double keep(uint64_t mask, double x) {
+  return bit_cast<double>(mask & bit_cast<uint64_t>(x));
+}
+
 // The recursion where nothing ends within the row and gaps are passed over, without a branch: a
 // mask is nothing that a processor could predict. Slots of weight 0 hold zeros; with m = 0 there, 1
 // else,
 //   A = m (r - V) + m gamma V_next + (m gamma lambda + 1 - m) A_next,   V = m V + (1 - m) V_next
-// and all but the two products with what follows are known beforehand.
+// and all but the products with what follows is known beforehand. m selects: what follows may be
+// NaN.
 TETHER_CLONES GaeState carried(double gamma, int count, GaeState next, GaeBlock& block) {
-  alignas(64) double token[kBlock], base[kBlock], kept[kBlock];
+  alignas(64) uint64_t token[kBlock];
+  alignas(64) double base[kBlock], kept[kBlock];
   for (int i = 0; i < count; ++i) {
-    token[i] = block.weight[i] != 0 ? 1.0 : 0.0;
-    base[i] = token[i] * (block.reward[i] - block.value[i]);
-    kept[i] = token[i] * (gamma * block.lambda[i]) + (1 - token[i]);
+    token[i] = block.weight[i] != 0 ? ~uint64_t{0} : 0;
+    base[i] = block.reward[i] - block.value[i];
+    kept[i] = block.weight[i] != 0 ? gamma * block.lambda[i] : 1.0;
   }
   for (int i = count - 1; i >= 0; --i) {
-    next.advantage = (base[i] + token[i] * gamma * next.value) + kept[i] * next.advantage;
-    next.value = block.value[i] + (1 - token[i]) * next.value;
+    next.advantage = (base[i] + keep(token[i], gamma * next.value)) + kept[i] * next.advantage;
+    next.value = block.value[i] + keep(~token[i], next.value);
     block.advantage[i] = next.advantage;
   }
   for (int i = 0; i < count; ++i) {
-    block.advantage[i] *= token[i];
+    block.advantage[i] = keep(token[i], block.advantage[i]);
     block.result[i] = block.advantage[i] + block.value[i];
   }
   return next;

@@ -35,6 +35,21 @@ TETHER_INLINE Number k3(const Number& log_ratio) {
   return expm1_minus(log_ratio);
 }
 
+// The score of an estimator K: K + dK / d log sampled, the derivative of rho K by log sampled over
+// rho = sampled / old. In closed form, where the sum would cancel: that of k3 is exactly -d.
+template <class Number>
+TETHER_INLINE Number k1_score(const Number& log_ratio) {
+  return 1 - log_ratio;
+}
+template <class Number>
+TETHER_INLINE Number k2_score(const Number& log_ratio) {
+  return log_ratio * (log_ratio * 0.5 - 1);
+}
+template <class Number>
+TETHER_INLINE Number k3_score(const Number& log_ratio) {
+  return -log_ratio;
+}
+
 //   k_lambda = -d + lambda (e^d - 1)     unbiased for every lambda where the supports agree
 // lambda = 0 is k1, lambda = 1 is k3. The variance is least at lambda* = Cov(d, r) / Var r, r =
 // e^d, which is J(sampled, other) / chi2(other || sampled); fitted_lambda (kl_estimate.h) measures

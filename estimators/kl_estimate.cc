@@ -5,11 +5,19 @@
 #include <limits>
 
 #include "core/check.h"
+#include "core/fields.h"
 #include "core/sum.h"
 #include "estimators/kl.h"
 
 namespace tether {
 namespace {
+
+// Log-ratios and estimates beyond this count as this: the squares of their sums stay finite. NaN
+// and infinity stay what they are.
+double bounded(double x) {
+  constexpr double kLargest = 1e140;
+  return std::isfinite(x) ? std::clamp(x, -kLargest, kLargest) : x;
+}
 
 // visit(weight, log_ratio) for every token of the row.
 template <class Visit>
@@ -22,7 +30,7 @@ void for_each_token(const RowLayout& layout, const ConstArray& log_ratios, const
     load_block<double>(layout, mask, row, column, count, nullptr, weight);
     load_block<double>(layout, log_ratios, row, column, count, weight, d);
     for (int i = 0; i < count; ++i) {
-      if (weight[i] != 0) visit(weight[i], d[i]);
+      if (weight[i] != 0) visit(weight[i], bounded(d[i]));
     }
   }
 }
@@ -76,19 +84,19 @@ KlReport estimate_kl(const RowLayout& layout, const ConstArray& log_ratios,
   check_given(function, "response_mask", layout, response_mask);
   require(std::isfinite(options.lambda),
           [&] { return "estimate_kl: lambda must be finite, got " + text(options.lambda); });
-  double largest = 0;
+  double largest = -infinity;
   for (int64_t row = 0; row < layout.rows; ++row) {
     for_each_token(layout, log_ratios, response_mask, row,
                    [&](double, double d) { largest = std::max(largest, d); });
   }
-  LambdaSums fit{.unit = exp(Constant<double>{-largest}).value};
+  LambdaSums fit{.unit = exp(Constant<double>{-std::max(largest, 0.0)}).value};
   double sum_of_ratios = 0, squares = 0;
   for (int64_t row = 0; row < layout.rows; ++row) {
     for_each_token(layout, log_ratios, response_mask, row, [&](double weight, double d) {
       require(weight >= 0 && weight <= 1,
               [&] { return "estimate_kl: response_mask must be in [0, 1], got " + text(weight); });
       fit.add(weight, d);
-      const double r = exp(Constant<double>{d}).value * fit.unit;
+      const double r = exp(Constant<double>{d - largest}).value;  // in units of the largest
       sum_of_ratios += weight * r;
       squares += weight * r * r;
     });
@@ -105,7 +113,7 @@ KlReport estimate_kl(const RowLayout& layout, const ConstArray& log_ratios,
     Sequence sequence;
     for_each_token(layout, log_ratios, response_mask, row, [&](double weight, double d) {
       sequence.tokens += weight;
-      sequence.sum += weight * estimate(options, out.lambda, d);
+      sequence.sum += weight * bounded(estimate(options, out.lambda, d));
     });
     return sequence;
   };

@@ -84,8 +84,8 @@ void whiten(const RowLayout& layout, const ConstArray& values, const ConstArray&
       layout, values, response_mask,
       [&](int64_t row, int64_t column, int count, const double* weight, const double* value) {
         for (int i = 0; i < count; ++i) {
-          const double whitened = (value[i] - step.mean) * scale + centre;
-          result[i] = weight[i] != 0 ? whitened : 0;
+          const double whitened = scale > 0 ? (value[i] - step.mean) * scale : 0;
+          result[i] = weight[i] != 0 ? whitened + centre : 0;
         }
         store_block(layout, out, row, column, count, result);
       });
