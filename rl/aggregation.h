@@ -17,6 +17,7 @@ namespace tether {
 //   sequence_mean_token_mean     sum_i (sum_t w x / n_i) / sequences        GRPO
 //   sequence_mean_token_sum      sum_i (sum_t w x) / sequences              RLOO
 //   sequence_sum_over_constant   sum_i (sum_t w x) / (sequences constant)   Dr. GRPO
+//   token_sum                    sum_it w x                                 scaled by the caller
 //
 // An empty row is padding: it adds nothing and is not counted as a sequence (TRL counts it).
 struct Aggregation {
@@ -25,6 +26,7 @@ struct Aggregation {
     sequence_mean_token_mean,
     sequence_mean_token_sum,
     sequence_sum_over_constant,
+    token_sum,
   };
   Mode mode = Mode::token_mean;
   double constant = 1;  // sequence_sum_over_constant only: the longest answer, say
@@ -41,18 +43,23 @@ constexpr Aggregation sequence_sum_over_constant(double constant) {
   return {Aggregation::Mode::sequence_sum_over_constant, constant};
 }
 
-inline constexpr std::array<std::string_view, 4> kAggregationNames{
+constexpr Aggregation token_sum() { return {Aggregation::Mode::token_sum}; }
+
+inline constexpr std::array<std::string_view, 5> kAggregationNames{
     "token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum",
-    "sequence_sum_over_constant"};
+    "sequence_sum_over_constant", "token_sum"};
 
 // The denominators of a whole optimizer step, from the caller: what `local_counts` gives, summed
-// over micro-batches and ranks. With them any split gives the same loss and gradient. Absent: this
-// batch.
+// over micro-batches and ranks. With them any split gives the same loss and gradient. They are
+// taken as stated, those of another rule than a count too. Absent: of this batch.
 struct Normalizer {
   std::optional<double> policy = {};     // tokens under the surrogate
   std::optional<double> kl = {};         // tokens under the KL penalty; absent: as policy
   std::optional<double> sequences = {};  // rows with at least one token
   double world_size = 1;  // multiplies the loss (not the metrics): DDP and FSDP average gradients
+  double scale = 1;       // likewise: 1 / micro-batches where each has its own denominators, say
+
+  double factor() const { return world_size * scale; }
 };
 
 // Tokens and sequences of one term, in this batch or in the step.
@@ -66,11 +73,8 @@ namespace detail {
 inline double step_count(std::string_view function, std::string_view name,
                          const std::optional<double>& given, double local) {
   if (!given) return local;
-  require(*given >= local * (1 - 1e-6) && *given < infinity, [&] {
-    return std::string(function) + ": normalizer." + std::string(name) + " must be at least " +
-           text(local) + ", the count of this batch, got " + text(*given) +
-           ". Pass the count of the whole optimizer step";
-  });
+  const Range legal{0, largest_finite, /*above=*/local > 0};
+  check_range(function, "normalizer." + std::string(name), *given, legal);
   return *given;
 }
 
@@ -84,10 +88,9 @@ struct StepCounts {
 
 inline StepCounts step_counts(std::string_view function, const Normalizer& normalizer,
                               const TermCounts& local) {
-  require(normalizer.world_size > 0 && normalizer.world_size < infinity, [&] {
-    return std::string(function) + ": normalizer.world_size must be greater than 0, got " +
-           text(normalizer.world_size);
-  });
+  const Range positive{0, largest_finite, true};
+  check_range(function, "normalizer.world_size", normalizer.world_size, positive);
+  check_range(function, "normalizer.scale", normalizer.scale, positive);
   const auto& kl = normalizer.kl ? normalizer.kl : normalizer.policy;
   const double sequences =
       detail::step_count(function, "sequences", normalizer.sequences, local.sequences);
@@ -108,6 +111,8 @@ inline double row_factor(const Aggregation& aggregation, const TermCounts& step,
       return over(step.sequences);
     case Aggregation::Mode::sequence_sum_over_constant:
       return over(step.sequences * aggregation.constant);
+    case Aggregation::Mode::token_sum:
+      return 1;
   }
   return 0;
 }

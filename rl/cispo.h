@@ -5,6 +5,7 @@
 #include "core/fields.h"
 #include "core/number.h"
 #include "rl/policy_objective.h"
+#include "rl/surrogate.h"
 #include "rl/token.h"
 
 namespace tether {
@@ -24,6 +25,8 @@ struct IsReinforce {
     return std::tuple{field("ratio_low", &IsReinforce::ratio_low, {0, infinity}),
                       field("ratio_high", &IsReinforce::ratio_high, {0, infinity, true})};
   }
+
+  RatioInterval truncation() const { return {ratio_low, ratio_high}; }
 
   template <class Number, class Constant>
   TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {

@@ -9,8 +9,9 @@ namespace tether::presets {
 //   loss = 1/N sum_i 1/|o_i| sum_t [ PpoClip_t + beta k3_t ],   k3 of KL(policy || reference)
 //
 // Shao et al. 2024, DeepSeekMath, arXiv:2402.03300, eq. 3 and 4. The advantage that belongs to it:
-// group_advantage. beta = 0 drops the penalty and needs no reference (TRL's default).
-inline PolicyObjective grpo(double beta = 0.04, const PpoClip& clip = {}) {
+// group_advantage. The paper has beta = 0.04; the default is the field's, no penalty and no
+// reference.
+inline PolicyObjective grpo(double beta = 0, const PpoClip& clip = {}) {
   return {.surrogate = clip, .kl = {.beta = beta}, .aggregation = sequence_mean_token_mean()};
 }
 

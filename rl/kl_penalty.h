@@ -13,17 +13,30 @@ namespace tether {
 enum class KlEstimator { k1, k2, k3 };
 inline constexpr std::array<std::string_view, 3> kKlEstimatorNames{"k1", "k2", "k3"};
 
-enum class KlCorrection { none, ratio, detached_ratio };
-inline constexpr std::array<std::string_view, 3> kKlCorrectionNames{"none", "ratio",
-                                                                    "detached_ratio"};
+enum class KlCorrection { none, ratio, detached_ratio, level_ratio, detached_level_ratio };
+inline constexpr std::array<std::string_view, 5> kKlCorrectionNames{
+    "none", "ratio", "detached_ratio", "level_ratio", "detached_level_ratio"};
+
+// Whether the ratio that weighs the penalty is that of the objective's level (rl/ratio.h).
+constexpr bool of_level(KlCorrection correction) {
+  return correction == KlCorrection::level_ratio ||
+         correction == KlCorrection::detached_level_ratio;
+}
+
+// Whether the gradient flows through the ratio too.
+constexpr bool through_ratio(KlCorrection correction) {
+  return correction == KlCorrection::ratio || correction == KlCorrection::level_ratio;
+}
 
 // The penalty that ties the policy to its reference: beta times, for each token,
 //
-//   rho K(d),   d = ref_logp - logp,   rho = 1, or the token's ratio policy / old policy
+//   rho K(d),   d = ref_logp - logp,   rho = 1, or a ratio policy / old policy
 //
+// where the ratio is the token's own, or that of the objective's level: at levels of sequences one
+// number for the row, as TRL has it for GSPO (use_bias_correction_kl).
 // K is the estimator (estimators/kl.h) of KL(policy || reference); the gradient may be another
 // one's, straight through. What the gradient of rho G(d) is, in expectation over the old policy's
-// samples (with rho = 1: over the policy's own):
+// samples (with rho = 1: over the policy's own), where rho is the token's own:
 //
 //   gradient \ correction   none                  ratio                 detached_ratio
 //   k1                      0, pure noise         KL(policy || ref)     0, pure noise
@@ -47,6 +60,12 @@ inline constexpr double kWeightSaturation = 100;
 template <>
 inline constexpr double kWeightSaturation<float> = 20;
 
+// The ratio of a log-ratio, as the weight of a penalty: a constant.
+template <class Number>
+TETHER_INLINE auto kl_weight(const Number& log_ratio, double weight_bound) {
+  return stop_gradient(exp(clamp(log_ratio, -weight_bound, weight_bound)));
+}
+
 template <class Number>
 TETHER_INLINE Number kl_estimate(KlEstimator estimator, const Number& log_ratio) {
   switch (estimator) {
@@ -60,27 +79,43 @@ TETHER_INLINE Number kl_estimate(KlEstimator estimator, const Number& log_ratio)
   return k3(log_ratio);
 }
 
-// rho K(d) of one token, with the gradient of rho G(d). `weight_bound`: kWeightSaturation.
+// K + dK / d logp of an estimator, what a ratio in the graph multiplies.
+template <class Number>
+TETHER_INLINE Number kl_score(KlEstimator estimator, const Number& log_ratio) {
+  switch (estimator) {
+    case KlEstimator::k1:
+      return k1_score(log_ratio);
+    case KlEstimator::k2:
+      return k2_score(log_ratio);
+    case KlEstimator::k3:
+      break;
+  }
+  return k3_score(log_ratio);
+}
+
+// rho K(d) of one token whose log-ratio is its own, with the gradient of rho G(d). `weight_bound`:
+// kWeightSaturation.
 template <class Number, class Constant>
 TETHER_INLINE Number kl_term(const KlPenalty& penalty, const Number& logp, const Number& log_ratio,
                              const Constant& ref_logp, double weight_bound) {
   const Number d = ref_logp - logp;
   const Number value = kl_estimate(penalty.estimator, d);
-  const Number source = kl_estimate(penalty.gradient, d);
-  if (penalty.correction == KlCorrection::none) return with_gradient_of(value, source);
-  const Number bounded = clamp(log_ratio, -weight_bound, weight_bound);
-  const Number rho = exp(with_gradient_of(bounded, log_ratio));
-  if (penalty.correction == KlCorrection::ratio) {
-    return with_gradient_of(rho * value, rho * source);
+  if (penalty.correction == KlCorrection::none) {
+    return with_gradient_of(value, kl_estimate(penalty.gradient, d));
   }
-  return with_gradient_of(rho * value, stop_gradient(rho) * source);
+  const auto rho = kl_weight(log_ratio, weight_bound);
+  if (through_ratio(penalty.correction)) {
+    const auto slope = rho * kl_score(penalty.gradient, stop_gradient(d));
+    return with_gradient_of(rho * value, slope * logp);
+  }
+  return with_gradient_of(rho * value, rho * kl_estimate(penalty.gradient, d));
 }
 
 inline void check_kl_penalty(std::string_view function, const KlPenalty& penalty) {
   const auto name = [](const auto& names, auto value) {
     return std::string(names[static_cast<size_t>(value)]);
   };
-  const bool corrected = penalty.correction == KlCorrection::ratio;
+  const bool corrected = through_ratio(penalty.correction);
   const bool biased = penalty.gradient == (corrected ? KlEstimator::k2 : KlEstimator::k1);
   require(!biased || penalty.beta == 0 || penalty.allow_biased_gradient, [&] {
     return std::string(function) + ": kl_gradient must be " +

@@ -12,15 +12,17 @@ namespace tether {
 // What a training loop logs about a policy loss. Every entry is a sum over active tokens, beside
 // its count, so that adding the blocks of micro-batches and ranks (one all-reduce) gives the exact
 // figures of the step; the maxima combine by max (another one). Ratios are those of the objective's
-// level (rl/ratio.h).
+// level (rl/ratio.h): at levels of sequences what is said of them is counted by sequences, each the
+// mean of its tokens.
 struct PolicyMetrics {
   enum Sum {
-    kPolicyLoss,        // S
-    kKl,                // K, the estimate of KL(policy || reference), where there is a penalty
-    kEntropy,           // H, where the batch has entropies
-    kClipFractionLow,   // no gradient although A < 0 and ratio < 1
-    kClipFractionHigh,  // no gradient although A > 0 and ratio > 1
-    kClipFractionDual,  // no gradient although A < 0 and ratio > 1
+    kPolicyLoss,  // S
+    kKl,          // K, the estimate of KL(policy || reference), where there is a penalty
+    kEntropy,     // H, where the batch has entropies
+    // Tokens without a gradient, or whose weight is truncated (CISPO):
+    kClipFractionLow,   // A < 0 and ratio < 1
+    kClipFractionHigh,  // A > 0 and ratio > 1
+    kClipFractionDual,  // A < 0 and ratio > 1
     kApproxKlK1,        // -log_ratio: k1 of KL(old policy || policy)
     kApproxKlK3,        // e^log_ratio - 1 - log_ratio: k3 of the same
     kRatio,             // exp(log_ratio), saturated
@@ -29,6 +31,10 @@ struct PolicyMetrics {
     kSums
   };
   enum Maximum { kLogRatioMax, kNegLogRatioMax, kMaxima };
+
+  static constexpr bool is_of_ratio(int sum) {
+    return sum >= kClipFractionLow && sum <= kRatioSquared;
+  }
 
   // [value, count] pairs, as one flat block for an all-reduce.
   static constexpr int kPairs = kSums;
@@ -53,8 +59,8 @@ struct PolicyMetrics {
     for (size_t i = 0; i < maxima.size(); ++i) maxima[i] = std::fmax(maxima[i], other.maxima[i]);
   }
 
-  // Means over tokens, by name; `nonfinite` is the count itself, `ess` the effective share of the
-  // tokens (sum w)^2 / (n sum w^2) of the importance weights w = ratio. 0 without tokens.
+  // Means by name; `nonfinite` is the count itself, `ess` the effective share of the tokens or
+  // sequences, (sum w)^2 / (n sum w^2) of the importance weights w = ratio. 0 without tokens.
   std::map<std::string, double> to_map() const {
     std::map<std::string, double> out;
     const auto mean = [&](int i) {

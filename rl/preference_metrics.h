@@ -9,8 +9,8 @@ namespace tether {
 
 // What a training loop logs about a preference loss: sums over pairs beside their count, so that
 // adding the blocks of micro-batches and ranks gives the exact figures of the step. Rewards are
-// beta times the score before the link (arXiv:2305.18290, eq. 5), log-probabilities the score's
-// share of the policy.
+// beta times the score before the link (arXiv:2305.18290, eq. 5), log-probabilities those of whole
+// answers, whatever the score is.
 struct PreferenceMetrics {
   enum Sum {
     kLoss,

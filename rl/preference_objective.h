@@ -116,10 +116,14 @@ inline void check_objective(std::string_view function, const PreferenceObjective
 }
 
 // The denominator of an optimizer step, from the caller: the pairs of all its micro-batches and
-// ranks. Absent: this batch. world_size multiplies the loss, not the metrics.
+// ranks, taken as stated. Absent: this batch. world_size and scale multiply the loss, not the
+// metrics.
 struct PairNormalizer {
   std::optional<double> pairs = {};
   double world_size = 1;
+  double scale = 1;
+
+  double factor() const { return world_size * scale; }
 };
 
 }  // namespace tether

@@ -47,15 +47,34 @@ concept TokenFormula =
       { formula(token) } -> std::convertible_to<Dual<double>>;
     };
 
+// The ratios whose weight a formula takes as it is. Beyond, a token counts as clipped although it
+// keeps a gradient; a formula that truncates weights states it as
+//   RatioInterval truncation() const
+// For the others, whose clipped tokens have no gradient, it is every ratio.
+struct RatioInterval {
+  double low = 0;
+  double high = infinity;
+};
+
 namespace detail {
+
+template <class Formula>
+RatioInterval truncation_of(const void* formula) {
+  if constexpr (requires(const Formula& each) { each.truncation(); }) {
+    return static_cast<const Formula*>(formula)->truncation();
+  }
+  return {};
+}
 
 struct TokenCalls {
   void (*in_float)(const void*, const TokenColumns<float>&, float*, float*);
   void (*in_double)(const void*, const TokenColumns<double>&, double*, double*);
+  RatioInterval (*truncation)(const void*);
 
   template <class Formula>
   static constexpr TokenCalls of() {
-    return {&evaluate_erased<Formula, float>, &evaluate_erased<Formula, double>};
+    return {&evaluate_erased<Formula, float>, &evaluate_erased<Formula, double>,
+            &truncation_of<Formula>};
   }
   template <class Formula, class T>
   static void evaluate_erased(const void* formula, const TokenColumns<T>& in, T* value, T* dlogp) {
@@ -73,6 +92,8 @@ class Surrogate : public AnyFormula<detail::TokenCalls> {
  public:
   template <TokenFormula Formula>
   Surrogate(const Formula& formula) : AnyFormula(formula) {}
+
+  RatioInterval truncation() const { return calls().truncation(formula()); }
 
   template <class T>
   void operator()(const TokenColumns<T>& in, T* value, T* dlogp) const {

@@ -63,7 +63,8 @@ ChunkedPolicyLoss::ChunkedPolicyLoss(std::string_view function, const PolicyArra
   normalizer_ = {.policy = counts.policy.tokens,
                  .kl = counts.kl.tokens,
                  .sequences = counts.policy.sequences,
-                 .world_size = normalizer.world_size};
+                 .world_size = normalizer.world_size,
+                 .scale = normalizer.scale};
   // A mean over the tokens of a row is one over all tokens with the count of that row.
   if (by_row_) objective_.aggregation.mode = Aggregation::Mode::token_mean;
 }

@@ -22,8 +22,13 @@ TETHER_CLONES void sum_level(const TokenBlock<T>& block, LaneSum& logps, LaneSum
     do {
       const int i = start + lane;
       const double w = double(block.weight[i]);
-      logp_sum += w * double(block.logp[i]);
-      log_ratio_sum += w * double(block.logp[i] - block.old_logp[i]);
+      double logp = double(block.logp[i]), old_logp = double(block.old_logp[i]);
+      if constexpr (sizeof(T) == sizeof(double)) {  // floats do not overflow here
+        logp = saturated(logp, Largest<double>::kLogp);
+        old_logp = saturated(old_logp, Largest<double>::kLogp);
+      }
+      logp_sum += w * logp;
+      log_ratio_sum += w * (logp - old_logp);
       start += kLanes;
     } while (start < block.size);
     logp_sums[lane] = logp_sum;
@@ -38,9 +43,10 @@ template <class T>
 struct RowRatio {
   T logp, log_ratio, ratio, ratio_k3;
 
-  static RowRatio of(T logp, T log_ratio) {
-    const auto both = math::exp_and_expm1_minus(log_ratio, -kSaturation<T>, kSaturation<T>);
-    return {logp, log_ratio, both.exp, both.expm1_minus};
+  static RowRatio of(double logp, double log_ratio) {
+    const T bound = kSaturation<T>, narrowed = narrow(log_ratio, Largest<T>::kLogp);
+    const auto both = math::exp_and_expm1_minus(narrowed, -bound, bound);
+    return {narrow<T>(logp), narrowed, both.exp, both.expm1_minus};
   }
 };
 
@@ -80,14 +86,34 @@ TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
   slopes.add(sums);
 }
 
-// The gradient where all tokens of the row share `slope`, d loss / dL dL / d logp over w.
-template <class T>
+// The gradient where all tokens of the row share `slope`, d loss / dL dL / d logp over w, beside a
+// penalty of their own.
+template <bool kPenalty, class T>
 TETHER_CLONES void fill_shared_gradient(T slope, T kl_factor, TokenBlock<T>& block) {
   const int size = block.size / kLanes * kLanes;
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
     const T w = block.weight[i];
-    block.dlogp[i] = keep(mask<T>(w != T(0)), w * (slope + kl_factor * block.dkl[i]));
+    const Mask<T> active = mask<T>(w != T(0));
+    T gradient = slope;
+    Mask<T> broken = 0;
+    if constexpr (kPenalty) {
+      const T dkl = bounded(block.dkl[i]);
+      gradient = bounded(slope + bounded(kl_factor * dkl));
+      broken = active & mask<T>(zero_or_nan(block.ref_logp[i], dkl, T(0), T(0)) != T(0));
+    }
+    block.dlogp[i] = spoil(broken, keep(active, w * gradient));
+  }
+}
+
+// Adds to dkl what the row's other tokens give a penalty whose ratio they share: `mean` is the sum
+// of their rho G over the scale of the level. For a token alone the difference is exactly 0.
+template <class T>
+TETHER_CLONES void add_shared_penalty(T mean, TokenBlock<T>& block) {
+  const int size = block.size / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    block.dkl[i] = bounded(block.dkl[i]) + (mean - bounded(block.kl_of_gradient[i]));
   }
 }
 

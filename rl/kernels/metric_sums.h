@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/sum.h"
 #include "rl/policy_metrics.h"
@@ -12,6 +13,17 @@ struct PartTotals {
   double loss;
   double sums[PolicyMetrics::kSums];
   double maxima[PolicyMetrics::kMaxima];
+
+  // Whether no token is broken and no sum has overflowed, nor will in many such parts; but the
+  // square of a runaway ratio may.
+  bool is_sound() const {
+    const auto moderate = [](double sum) { return std::abs(sum) < 1e300; };
+    bool sound = sums[PolicyMetrics::kNonfinite] == 0 && moderate(loss);
+    for (int i = 0; i < PolicyMetrics::kSums; ++i) {
+      sound &= i == PolicyMetrics::kRatioSquared || moderate(sums[i]);
+    }
+    return sound;
+  }
 };
 
 // The running sums behind PolicyMetrics, over blocks and rows. Those of the terms of

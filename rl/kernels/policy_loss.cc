@@ -9,6 +9,7 @@
 #include "core/sum.h"
 #include "rl/kernels/level_block.h"
 #include "rl/kernels/metric_sums.h"
+#include "rl/kernels/penalty_block.h"
 #include "rl/kernels/policy_checks.h"
 #include "rl/kernels/token_block.h"
 
@@ -23,8 +24,8 @@ struct Call {
   const PolicyObjective& objective;
   const PolicyGradients& gradients;
   StepCounts counts;
-  double world_size;
-  double tokens;  // of this batch
+  double factor;     // of the whole loss
+  TermCounts local;  // of this batch
 };
 
 const ConstArray& old_logps_of(const PolicyArrays& batch) {
@@ -122,40 +123,23 @@ TETHER_INLINE void prefetch(const RowLayout& layout, const Array& array, const P
   prefetch_block(layout, array, place.row, place.column, place.count);
 }
 
-// fill_penalty for every kind of penalty. Through functions of this file: the address of a function
-// with clones does not resolve in a program that has the kernels twice, as tether::core and in
-// libtether.so.
-template <class T, size_t kKind>
-void fill_penalty_of_kind(TokenBlock<T>& block) {
-  fill_penalty<T, KlEstimator(kKind % 3), KlEstimator(kKind / 3 % 3), KlCorrection(kKind / 9)>(
-      block);
-}
-
-template <class T>
-constexpr auto kFillPenalty = []<size_t... I>(std::index_sequence<I...>) {
-  return std::array{&fill_penalty_of_kind<T, I>...};
-}(std::make_index_sequence<27>());
-
-template <class T>
-void fill_penalty(const KlPenalty& penalty, TokenBlock<T>& block) {
-  const auto kind = static_cast<size_t>(penalty.estimator) +
-                    3 * static_cast<size_t>(penalty.gradient) +
-                    9 * static_cast<size_t>(penalty.correction);
-  kFillPenalty<T>[kind](block);
-}
-
 // What the terms of one row share.
 template <class T>
 struct RowFactors {
-  T loss, kl;
-  RowRatio<T> ratio;  // above the level of tokens
+  TokenFactors<T> token;
+  RowRatio<T> ratio = {};  // above the level of tokens
+
+  // Of a penalty that the level's ratio weighs.
+  T kl_weight() const {
+    return tether::kl_weight(Constant<T>{ratio.log_ratio}, kWeightSaturation<T>).value;
+  }
 };
 
-// Everything about the tokens in the block. Between the loops it asks for the next block, an array
-// at a time: more at once would wait for one another.
+// The ratios of the tokens in the block, their surrogate and their penalty. Between the loops it
+// asks for the next block, an array at a time: more at once would wait for one another.
 template <class T>
-void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& row,
-                    TokenBlock<T>& block, MetricSums& metrics) {
+void fill_terms(const Call& call, const Place& place, const RowFactors<T>& row,
+                TokenBlock<T>& block) {
   const PolicyArrays& batch = call.batch;
   const PolicyObjective& objective = call.objective;
   const Place next = place.next(batch.layout);
@@ -175,11 +159,20 @@ void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& r
                       block.loss, block.dloss);
   prefetch(batch.layout, batch.advantages, next);
   prefetch(batch.layout, batch.ref_logps, next);
-  if (objective.kl.beta > 0) {
-    fill_penalty(objective.kl, block);
-    sum_block<true>(row.loss, row.kl, block, metrics);
-  } else {
-    sum_block<false>(row.loss, row.kl, block, metrics);
+  if (objective.kl.beta > 0) fill_penalty(objective.kl, objective.level, row.kl_weight(), block);
+}
+
+// Adds the tokens in the block to the sums and makes their gradient.
+template <bool kBounded, class T>
+void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& row,
+                    TokenBlock<T>& block, MetricSums& metrics) {
+  if constexpr (kBounded) saturate(bool(call.batch.ref_logps), block);
+  fill_terms(call, place, row, block);
+  call.objective.kl.beta > 0 ? sum_block<true, kBounded>(row.token, block, metrics)
+                             : sum_block<false, kBounded>(row.token, block, metrics);
+  const RatioInterval inside = call.objective.surrogate.truncation();
+  if (inside.low > 0 || inside.high < infinity) {
+    sum_truncated(inside, row.token.share, block, metrics);
   }
 }
 
@@ -206,7 +199,7 @@ RowRatio<T> row_ratio(const Call& call, int64_t row, double n, TokenBlock<T>& bl
   for_each_block(call.batch, row, block,
                  [&](const Place&) { sum_level(block, logps, log_ratios); });
   const double scale = level_scale(call.objective.level, n);
-  return RowRatio<T>::of(T(scale * logps.total()), T(scale * log_ratios.total()));
+  return RowRatio<T>::of(scale * logps.total(), scale * log_ratios.total());
 }
 
 template <class T>
@@ -215,15 +208,29 @@ void store_gradient(const Call& call, const Place& place, const TokenBlock<T>& b
               block.dlogp);
 }
 
+// What the tokens of a row with a shared ratio add up to: d S / d L, and rho G of a penalty that
+// the same ratio weighs.
+struct SharedSlopes {
+  LaneSum surrogate, kl;
+};
+
 // Where a ratio is shared, the gradient of a token has to wait for the slopes of all of them.
+// `scale`: level_scale.
 template <class T>
-void store_shared_gradient(const Call& call, int64_t row, T slope, T kl_factor,
+void store_shared_gradient(const Call& call, int64_t row, double scale,
+                           const RowFactors<T>& factors, const SharedSlopes& slopes,
                            TokenBlock<T>& block) {
-  const bool penalty = call.objective.kl.beta > 0;
-  if (!penalty) std::fill_n(block.dkl, kBlock, T(0));
+  const PolicyObjective& objective = call.objective;
+  const T slope = narrow<T>(double(factors.token.loss) * scale * slopes.surrogate.total());
+  const T mean_kl = narrow<T>(scale * slopes.kl.total());
   for_each_block(call.batch, row, block, [&](const Place& place) {
-    if (penalty) fill_penalty(call.objective.kl, block);
-    fill_shared_gradient(slope, kl_factor, block);
+    if (objective.kl.beta > 0) {
+      fill_penalty(objective.kl, objective.level, factors.kl_weight(), block);
+      if (shares_penalty(objective.kl, objective.level)) add_shared_penalty(mean_kl, block);
+      fill_shared_gradient<true>(slope, factors.token.kl, block);
+    } else {
+      fill_shared_gradient<false>(slope, T(0), block);
+    }
     store_gradient(call, place, block);
   });
 }
@@ -248,29 +255,34 @@ void row_entropy(const Call& call, int64_t row, T factor, TokenBlock<T>& block,
 }
 
 // The loss of one row, its gradient written and its metrics added.
-template <class T>
+template <bool kBounded, class T>
 double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums& metrics) {
   const PolicyObjective& objective = call.objective;
   const Aggregation& aggregation = objective.aggregation;
   const double beta = objective.kl.beta;
-  const bool needs_tokens = aggregation.mode == Aggregation::Mode::sequence_mean_token_mean ||
-                            objective.level != RatioLevel::token;
+  const bool by_row = objective.level != RatioLevel::token;
+  const bool needs_tokens =
+      by_row || aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
   const double n = needs_tokens ? row_tokens<T>(call.batch, row) : 0;
-  const double loss_factor = call.world_size * row_factor(aggregation, call.counts.policy, n);
-  const double kl_factor = call.world_size * beta * row_factor(aggregation, call.counts.kl, n);
+  const double loss_factor = call.factor * row_factor(aggregation, call.counts.policy, n);
+  const double kl_factor = call.factor * beta * row_factor(aggregation, call.counts.kl, n);
 
-  RowFactors<T> factors{T(loss_factor), T(kl_factor), {}};
-  if (objective.level != RatioLevel::token) factors.ratio = row_ratio(call, row, n, block);
+  RowFactors<T> factors{{.loss = narrow<T>(loss_factor),
+                         .kl = narrow<T>(kl_factor),
+                         .share = T(by_row && n > 0 ? 1 / n : 1)}};
+  if (by_row) factors.ratio = row_ratio(call, row, n, block);
   const bool shared = shares_ratio(objective.level);
-  LaneSum slopes;
+  SharedSlopes slopes;
   for_each_block(call.batch, row, block, [&](const Place& place) {
-    evaluate_block(call, place, factors, block, metrics);
+    evaluate_block<kBounded>(call, place, factors, block, metrics);
     if (!call.gradients.logps) return;
-    shared ? sum_slopes(block, slopes) : store_gradient(call, place, block);
+    if (!shared) return store_gradient(call, place, block);
+    sum_slopes(block, slopes.surrogate);
+    if (shares_penalty(objective.kl, objective.level)) sum_kl_of_gradient(block, slopes.kl);
   });
   if (shared && call.gradients.logps) {
-    const double slope = loss_factor * level_scale(objective.level, n) * slopes.total();
-    store_shared_gradient(call, row, T(slope), T(kl_factor), block);
+    const double scale = level_scale(objective.level, n);
+    store_shared_gradient(call, row, scale, factors, slopes, block);
   }
   const double entropy_factor = objective.entropy.coefficient * loss_factor;
   if (call.batch.entropies) row_entropy(call, row, T(entropy_factor), block, metrics);
@@ -281,25 +293,39 @@ double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums&
   return loss;
 }
 
+template <bool kBounded, class T>
+PartTotals chunk_loss(const Call& call, const Chunks& chunks, int64_t chunk) {
+  TokenBlock<T> block;
+  MetricSums metrics;
+  double loss = 0;
+  for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
+    loss += row_loss<kBounded>(call, row, block, metrics);
+  }
+  return metrics.totals(loss);
+}
+
 template <class T>
 PolicyTotals total_loss(const Call& call, const Executor& executor) {
   const RowLayout& layout = call.batch.layout;
   const Chunks chunks = Chunks::of(layout.rows, layout.elements());
   std::array<PartTotals, kMaxChunks> parts;
   parallel_for(executor, chunks.count, [&](int64_t chunk) {
-    TokenBlock<T> block;
-    MetricSums metrics;
-    double loss = 0;
-    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-      loss += row_loss(call, row, block, metrics);
-    }
-    parts[static_cast<size_t>(chunk)] = metrics.totals(loss);
+    PartTotals& part = parts[static_cast<size_t>(chunk)];
+    part = chunk_loss<false, T>(call, chunks, chunk);
+    // Inputs that are not finite, or finite ones of which something overflowed: once more, with
+    // bounds that a fast loop does without.
+    if (!part.is_sound()) part = chunk_loss<true, T>(call, chunks, chunk);
   });
   PolicyTotals out;
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
     add(parts[static_cast<size_t>(chunk)], out.loss, out.metrics);
   }
-  for (size_t i = 0; i < PolicyMetrics::kSums; ++i) out.metrics.sums[2 * i + 1] = call.tokens;
+  const bool by_row = call.objective.level != RatioLevel::token;
+  for (int i = 0; i < PolicyMetrics::kSums; ++i) {
+    const bool sequences = by_row && PolicyMetrics::is_of_ratio(i);
+    out.metrics.sums[2 * static_cast<size_t>(i) + 1] =
+        sequences ? call.local.sequences : call.local.tokens;
+  }
   return out;
 }
 
@@ -347,8 +373,8 @@ PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objec
                   objective,
                   gradients,
                   step_counts("policy_loss", normalizer, local),
-                  normalizer.world_size,
-                  local.tokens};
+                  normalizer.factor(),
+                  local};
   return batch.logps.dtype == DType::float64 ? total_loss<double>(call, executor)
                                              : total_loss<float>(call, executor);
 }

@@ -100,26 +100,24 @@ Dual<double, 2> pair_loss(const PreferenceObjective& objective, const Sides& pai
   const Dual<double, 2> chosen = score(pair.chosen, 0), rejected = score(pair.rejected, 1);
   Dual<double, 2> loss = objective.loss(
       {linked(objective.link, chosen), linked(objective.link, rejected), objective.beta});
+  loss = {bounded(loss.value), {{bounded(loss.grad[0]), bounded(loss.grad[1])}}};
   const double trace = chosen.value * 0 + rejected.value * 0 + loss.value * 0;  // 0, or NaN
   const double nan = std::numeric_limits<double>::quiet_NaN();
   if (trace != 0) loss = {nan, {{nan, nan}}};
   const double margin = objective.beta * (chosen.value - rejected.value);
-  const auto logp = [&](const Answer& answer) {
-    return answer.logp * score_weight(objective.score, answer);
-  };
   const auto add = [&](M::Sum sum, double value) { metrics.sums[2 * size_t(sum)] += value; };
   add(M::kLoss, loss.value);
   add(M::kRewardChosen, objective.beta * chosen.value);
   add(M::kRewardRejected, objective.beta * rejected.value);
   add(M::kMargin, margin);
   add(M::kAccuracy, margin > 0);
-  add(M::kLogpChosen, logp(pair.chosen));
-  add(M::kLogpRejected, logp(pair.rejected));
+  add(M::kLogpChosen, pair.chosen.logp);
+  add(M::kLogpRejected, pair.rejected.logp);
   add(M::kNonfinite, trace != 0);
   return loss;
 }
 
-// The loss times `share`, 1 / pairs times world_size, and its derivative by the sum of each row.
+// The loss times `share`, the factor of a pair, and its derivative by the sum of each row.
 PreferenceTotals loss_of_pairs(const PreferenceObjective& objective,
                                const std::vector<Answer>& answers, double share,
                                std::vector<double>& slopes) {
@@ -144,10 +142,10 @@ void store_gradients(const PreferenceArrays& batch, const std::vector<double>& s
   const Chunks chunks = Chunks::of(batch.layout.rows, batch.layout.elements());
   parallel_for(executor, chunks.count, [&](int64_t chunk) {
     TokenBlock<T> block;
-    std::fill_n(block.dkl, kBlock, T(0));
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
       for_each_block(batch, row, block, [&](int64_t column, int count) {
-        fill_shared_gradient(T(slopes[static_cast<size_t>(row)]), T(0), block);
+        const T slope = narrow<T>(slopes[static_cast<size_t>(row)]);
+        fill_shared_gradient<false>(slope, T(0), block);
         store_block(batch.layout, dlogps, row, column, count, block.dlogp);
       });
     }
@@ -185,14 +183,13 @@ PreferenceTotals total_loss(const PreferenceArrays& batch, const PreferenceObjec
                             const Executor& executor) {
   const std::vector<Answer> answers = checked_answers<T>("preference_loss", batch, executor);
   const double local = count_pairs(answers);
+  if (normalizer.pairs) {
+    const Range legal{0, largest_finite, /*above=*/local > 0};
+    check_range("preference_loss", "normalizer.pairs", *normalizer.pairs, legal);
+  }
   const double count = normalizer.pairs.value_or(local);
-  require(count >= local * (1 - 1e-6) && count < infinity, [&] {
-    return "preference_loss: normalizer.pairs must be at least " + text(local) +
-           ", the count of this batch, got " + text(count) +
-           ". Pass the count of the whole optimizer step";
-  });
   std::vector<double> slopes(answers.size());
-  const double share = count > 0 ? normalizer.world_size / count : 0;
+  const double share = count > 0 ? normalizer.factor() / count : 0;
   const PreferenceTotals out = loss_of_pairs(objective, answers, share, slopes);
   if (dlogps) store_gradients<T>(batch, slopes, dlogps, executor);
   return out;
@@ -213,10 +210,9 @@ PreferenceTotals preference_loss(const PreferenceArrays& batch,
         "preference_loss: ref_logps must be given, got none. Pass them or "
         "reference = false");
   });
-  require(normalizer.world_size > 0 && normalizer.world_size < infinity, [&] {
-    return "preference_loss: normalizer.world_size must be greater than 0, got " +
-           text(normalizer.world_size);
-  });
+  const Range positive{0, largest_finite, true};
+  check_range(function, "normalizer.world_size", normalizer.world_size, positive);
+  check_range(function, "normalizer.scale", normalizer.scale, positive);
   const auto total = batch.logps.dtype == DType::float64 ? total_loss<double> : total_loss<float>;
   return total(batch, objective, normalizer, dlogps, executor);
 }

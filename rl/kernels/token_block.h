@@ -9,7 +9,6 @@
 #include "core/number.h"
 #include "core/sum.h"
 #include "rl/kernels/metric_sums.h"
-#include "rl/kl_penalty.h"
 #include "rl/surrogate.h"
 
 // The loops over a block of tokens.
@@ -36,6 +35,7 @@ struct TokenBlock {
   alignas(64) T dloss[kBlock];
   alignas(64) T kl[kBlock];
   alignas(64) T dkl[kBlock];
+  alignas(64) T kl_of_gradient[kBlock];  // where a shared ratio weighs the penalty
   alignas(64) T dlogp[kBlock];
   alignas(64) T entropy[kBlock];
   alignas(64) T dentropy[kBlock];
@@ -65,6 +65,53 @@ TETHER_CLONES void load_plain(const PlainTokens<T>& in, int count, TokenBlock<T>
   }
 }
 
+// Finite inputs give finite results: beyond these bounds a number counts as the bound, so that
+// neither a difference of infinities nor 0 times one makes NaN of it. An advantage times the
+// largest ratio, and a value's square, are still of the type.
+template <class T>
+struct Largest {
+  static constexpr T kResult = T(1e300), kLogp = T(1e290), kAdvantage = T(1e40), kValue = T(1e140);
+};
+template <>
+struct Largest<float> {
+  static constexpr float kResult = std::numeric_limits<float>::max(), kLogp = 1e30f,
+                         kAdvantage = 1e12f, kValue = 1e18f;
+};
+
+// Of a result: infinity as the largest number, NaN as it is.
+template <class T>
+TETHER_INLINE T bounded(T x, T largest = Largest<T>::kResult) {
+  const T below = largest < x ? largest : x;
+  return -largest > below ? -largest : below;
+}
+// Of an input: infinity as it is.
+template <class T>
+TETHER_INLINE T saturated(T x, T largest) {
+  return x - x == T(0) ? bounded(x, largest) : x;
+}
+// A sum in double as a number of a block.
+template <class T>
+T narrow(double x, T largest = Largest<T>::kResult) {
+  return T(saturated(x, double(largest)));
+}
+
+// Inputs as the few batches need them in which something overflowed.
+template <class T>
+TETHER_CLONES void saturate(bool with_ref_logp, TokenBlock<T>& block) {
+  const int size = block.size / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    block.logp[i] = saturated(block.logp[i], Largest<T>::kLogp);
+    block.old_logp[i] = saturated(block.old_logp[i], Largest<T>::kLogp);
+    block.advantage[i] = saturated(block.advantage[i], Largest<T>::kAdvantage);
+  }
+  if (!with_ref_logp) return;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    block.ref_logp[i] = saturated(block.ref_logp[i], Largest<T>::kLogp);
+  }
+}
+
 // `saturation` is an argument because GCC makes cases of a constant.
 template <class T>
 TETHER_CLONES void fill_ratios(T saturation, TokenBlock<T>& block) {
@@ -76,23 +123,6 @@ TETHER_CLONES void fill_ratios(T saturation, TokenBlock<T>& block) {
     block.log_ratio[i] = log_ratio;
     block.ratio[i] = ratio.exp;
     block.ratio_k3[i] = ratio.expm1_minus;
-  }
-}
-
-// The penalty of a token, with its kind known to the compiler.
-template <class T, KlEstimator kEstimator, KlEstimator kGradient, KlCorrection kCorrection>
-TETHER_CLONES void fill_penalty(TokenBlock<T>& block) {
-  constexpr KlPenalty kPenalty{
-      .estimator = kEstimator, .gradient = kGradient, .correction = kCorrection};
-  const int size = block.size / kLanes * kLanes;
-#pragma GCC ivdep
-  for (int i = 0; i < size; ++i) {  // VECTOR
-    const Dual<T> logp{block.logp[i], T(1)};
-    const Dual<T> log_ratio{block.logp[i] - block.old_logp[i], T(1)};
-    const Constant<T> ref_logp{block.ref_logp[i]};
-    const Dual<T> term = kl_term(kPenalty, logp, log_ratio, ref_logp, kWeightSaturation<T>);
-    block.kl[i] = term.value;
-    block.dkl[i] = term.grad;
   }
 }
 
@@ -140,12 +170,22 @@ TETHER_INLINE T spoil(Mask<T> where, T value) {
   return bit_cast<T>(where | bit_cast<Mask<T>>(value));
 }
 
-// Adds a block to the sums and makes its gradient, given the factors of the row. Loss and penalty
-// are added in double throughout, the others in T within the block. A broken token, which has a NaN
-// or infinity somewhere, spoils the loss and its own gradient: saturation would hide it.
-template <bool kPenalty, class T>
-TETHER_CLONES void sum_block(T loss_factor, T kl_factor, TokenBlock<T>& block,
+// What the tokens of a row share in the sums.
+template <class T>
+struct TokenFactors {
+  T loss, kl;  // of S and K in the loss
+  T share;     // of a token in the metrics of the ratio: 1, or 1 / n for a sequence's
+};
+
+// Adds a block to the sums and makes its gradient. Loss and penalty are added in double throughout,
+// the others in T within the block. A broken token, which has a NaN or infinity somewhere, spoils
+// the loss and its own gradient: saturation would hide it.
+//
+// kBounded: what overflows counts as the largest number, in `loss`, `dloss`, `kl` and `dkl` too.
+template <bool kPenalty, bool kBounded, class T>
+TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& block,
                              MetricSums& metrics) {
+  const T loss_factor = factors.loss, kl_factor = factors.kl, share = factors.share;
   using M = PolicyMetrics;
   using Order = Order<T>;
   constexpr Order kLast = order_of(std::numeric_limits<T>::infinity()), kFirst = ~kLast;
@@ -161,31 +201,44 @@ TETHER_CLONES void sum_block(T loss_factor, T kl_factor, TokenBlock<T>& block,
     do {
       const int i = start + lane;
       const T w = block.weight[i], A = block.advantage[i], d = block.log_ratio[i];
+      if constexpr (kBounded) {
+        block.loss[i] = bounded(block.loss[i]);
+        block.dloss[i] = bounded(block.dloss[i]);
+      }
       const T loss = block.loss[i], dloss = block.dloss[i];
       const Mask<T> active = mask<T>(w != T(0));
       T gradient = loss_factor * dloss;
-      T trace = zero_or_nan(d, A, loss, dloss);
+      if constexpr (kBounded) gradient = bounded(gradient);
+      T trace = T(0);
       if constexpr (kPenalty) {
-        gradient += kl_factor * block.dkl[i];
-        trace += block.kl[i] * T(0) + block.ref_logp[i] * T(0);
-        kl_sum += double(keep(active, w * block.kl[i]));
+        if constexpr (kBounded) {
+          block.kl[i] = bounded(block.kl[i]);
+          block.dkl[i] = bounded(block.dkl[i]);
+        }
+        const T kl = block.kl[i], of_penalty = kl_factor * block.dkl[i];
+        gradient += kBounded ? bounded(of_penalty) : of_penalty;
+        trace = kl * T(0) + block.ref_logp[i] * T(0);
+        kl_sum += double(keep(active, w * kl));
       }
+      if constexpr (kBounded) gradient = bounded(gradient);
+      trace += zero_or_nan(d, A, loss, gradient);
       const Mask<T> broken = active & mask<T>(trace != T(0));
       loss_sum += double(spoil(broken, keep(active, w * loss)));
       block.dlogp[i] = spoil(broken, keep(active, w * gradient));
       nonfinite += keep(broken, T(1));
 
-      const T stuck = keep(mask<T>(dloss == T(0)), w);
+      const T of_ratio = w * share;
+      const T stuck = keep(mask<T>(dloss == T(0)), of_ratio);
       const T bad = keep(mask<T>(A < T(0)), stuck), good = keep(mask<T>(A > T(0)), stuck);
       low += keep(mask<T>(d < T(0)), bad);
       high += keep(mask<T>(d > T(0)), good);
       dual += keep(mask<T>(d > T(0)), bad);
 
-      const T weighted_ratio = w * block.ratio[i];
+      const T weighted_ratio = of_ratio * block.ratio[i];
       ratios += weighted_ratio;
       squares += weighted_ratio * block.ratio[i];
-      k1_sum -= w * d;
-      k3_sum += w * block.ratio_k3[i];
+      k1_sum -= of_ratio * d;
+      k3_sum += of_ratio * block.ratio_k3[i];
       const Order seen = Order(active & ~broken), order = order_of(d) & seen;
       const Order above = order | (kFirst & ~seen), below = order | (kLast & ~seen);
       most = above > most ? above : most;
@@ -210,6 +263,38 @@ TETHER_CLONES void sum_block(T loss_factor, T kl_factor, TokenBlock<T>& block,
   for (int i = M::kClipFractionLow; i < M::kSums; ++i) metrics.sums[i].add(sums[i]);
   metrics.maxima[M::kLogRatioMax].add(highest);
   metrics.maxima[M::kNegLogRatioMax].add(lowest);
+}
+
+// Adds the tokens whose weight is truncated outside of an interval of ratios, although they keep a
+// gradient, to those that are clipped.
+template <class T>
+TETHER_CLONES void sum_truncated(const RatioInterval& inside, T share, const TokenBlock<T>& block,
+                                 MetricSums& metrics) {
+  using M = PolicyMetrics;
+  const T lowest = T(inside.low), highest = T(inside.high);
+  T lows[kLanes], highs[kLanes], duals[kLanes];
+#pragma GCC ivdep
+#pragma GCC unroll 1
+  for (int lane = 0; lane < kLanes; ++lane) {  // VECTOR
+    T low = 0, high = 0, dual = 0;
+    int start = 0;
+    do {
+      const int i = start + lane;
+      const T A = block.advantage[i], ratio = block.ratio[i];
+      const T w = keep(mask<T>(block.dloss[i] != T(0)), block.weight[i] * share);
+      const T below = keep(mask<T>(ratio < lowest), w), above = keep(mask<T>(ratio > highest), w);
+      low += keep(mask<T>(A < T(0)), below);
+      high += keep(mask<T>(A > T(0)), above);
+      dual += keep(mask<T>(A < T(0)), above);
+      start += kLanes;
+    } while (start < block.size);
+    lows[lane] = low;
+    highs[lane] = high;
+    duals[lane] = dual;
+  }
+  metrics.sums[M::kClipFractionLow].add(lows);
+  metrics.sums[M::kClipFractionHigh].add(highs);
+  metrics.sums[M::kClipFractionDual].add(duals);
 }
 
 // Adds the entropies of a block and makes their gradient.

@@ -32,8 +32,12 @@ TETHER_CLONES void evaluate(const ClippedSquaredError& formula_in, ValueBlock<T>
   const int size = block.size / kLanes * kLanes;
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
-    const Dual<T> loss = formula(Dual<T>{block.value[i], T(1)}, Constant<T>{block.old_value[i]},
-                                 Constant<T>{block.target[i]});
+    const T value = saturated(block.value[i], Largest<T>::kValue);
+    const T old_value = saturated(block.old_value[i], Largest<T>::kValue);
+    const T target = saturated(block.target[i], Largest<T>::kValue);
+    const Dual<T> loss = formula(Dual<T>{value, T(1)}, Constant<T>{old_value}, Constant<T>{target});
+    block.value[i] = value;
+    block.target[i] = target;
     block.loss[i] = loss.value;
     block.dloss[i] = loss.grad;
   }
@@ -52,16 +56,17 @@ TETHER_CLONES void sum_values(T factor, ValueBlock<T>& block, ValueSums& totals)
     int start = 0;
     do {
       const int i = start + lane;
-      const T w = block.weight[i], dloss = block.dloss[i], gap = block.target[i] - block.value[i];
+      const T w = block.weight[i], dloss = bounded(block.dloss[i]);
+      const T gap = block.target[i] - block.value[i];
       const double weight = double(w), target = double(block.target[i]), error = double(gap);
       tokens += weight;
-      loss += weight * double(block.loss[i]);
+      loss += weight * double(bounded(block.loss[i]));
       returns += weight * target;
       squares += weight * target * target;
       errors += weight * error;
       error_squares += weight * error * error;
       clipped += keep(mask<T>(dloss == T(0)) & mask<T>(gap != T(0)), w);
-      block.dvalue[i] = keep(mask<T>(w != T(0)), w * (factor * dloss));
+      block.dvalue[i] = keep(mask<T>(w != T(0)), w * bounded(factor * dloss));
       start += kLanes;
     } while (start < block.size);
     sums[M::kTokens][lane] = tokens;
@@ -126,7 +131,7 @@ void add_row(const ValueArrays& batch, const ValueObjective& objective, int64_t 
     load(old_values, block.old_value);
     load(batch.returns, block.target);
     evaluate(objective.loss, block);
-    sum_values(T(factor), block, sums);
+    sum_values(narrow<T>(factor), block, sums);
     if (dvalues) store_block(batch.layout, dvalues, row, column, count, block.dvalue);
   });
   part.loss += factor * sums[ValueMetrics::kLoss].total();
@@ -150,8 +155,8 @@ ValueTotals total_loss(const ValueArrays& batch, const ValueObjective& objective
     ValueBlock<T> block;
     Part& part = parts[static_cast<size_t>(chunk)];
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-      const double factor = normalizer.world_size * row_factor(objective.aggregation, step,
-                                                               tokens[static_cast<size_t>(row)]);
+      const double factor = normalizer.factor() * row_factor(objective.aggregation, step,
+                                                             tokens[static_cast<size_t>(row)]);
       add_row(batch, objective, row, factor, dvalues, block, part);
     }
   });

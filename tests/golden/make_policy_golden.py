@@ -90,7 +90,7 @@ TIGHT = {"epsilon_low": 3e-4, "epsilon_high": 4e-4}
 SURROGATES = {
     "ppo": (ppo_clip, CLIP, 0),
     "ppo_dual_clip": (ppo_clip, CLIP | {"dual_clip": 3}, 0),
-    "grpo": (ppo_clip, CLIP, 0.04),
+    "grpo": (ppo_clip, CLIP, 0),
     "dapo": (ppo_clip, {"epsilon_low": 0.2, "epsilon_high": 0.28}, 0),
     "bnpo": (ppo_clip, CLIP, 0),
     "dr_grpo": (ppo_clip, CLIP, 0),
@@ -130,6 +130,7 @@ def row_factor(mode, constant, tokens, sequences, row_tokens):
         "sequence_mean_token_mean": lambda: 1 / (mpf(sequences) * row_tokens),
         "sequence_mean_token_sum": lambda: 1 / mpf(sequences),
         "sequence_sum_over_constant": lambda: 1 / (mpf(sequences) * mpf(constant)),
+        "token_sum": lambda: mpf(1),
     }[mode]()
 
 
@@ -146,6 +147,24 @@ def levelled(row, level):
     return [{**token, **shared} for token in row]
 
 
+def row_penalties(row, level, estimator="k3", gradient="k3", correction="none"):
+    """rho K of each token, and the derivative of the row's sum of rho G by its logp."""
+    if "level" not in correction:
+        return [kl_term(token, estimator, gradient, correction) for token in row]
+    own = [token["own_logp"] - token["old_logp"] for token in row]
+    d = [token["ref_logp"] - token["own_logp"] for token in row]
+    over = len(row) if level in ("sequence_mean", "sequence_token") else 1
+    rho = [mp.exp(each if level == "token" else mp.fsum(own) / over) for each in own]
+    source = [KL[gradient](each) for each in d]
+    slopes = [r * slope for r, (_, slope) in zip(rho, source)]
+    if correction == "level_ratio":
+        shared = level in ("sequence_mean", "sequence_sum")
+        total = mp.fsum(r * value for r, (value, _) in zip(rho, source)) / over
+        slopes = [slope + (total if shared else r * value)
+                  for slope, r, (value, _) in zip(slopes, rho, source)]
+    return [(r * KL[estimator](each)[0], slope) for r, each, slope in zip(rho, d, slopes)]
+
+
 def row_loss(row, formula, options, level, factor, beta, kl, slopes=None):
     """The loss of a row, and its derivatives by every logp into `slopes`."""
     loss, each_slope = mpf(0), []
@@ -156,8 +175,8 @@ def row_loss(row, formula, options, level, factor, beta, kl, slopes=None):
     if level in ("sequence_mean", "sequence_sum"):
         over = 1 if level == "sequence_sum" else len(row)
         each_slope = [mp.fsum(each_slope) / over] * len(row)
-    for i, token in enumerate(row):
-        penalty, slope = kl_term(token, **kl)
+    penalties = row_penalties(row, level, **kl)
+    for i, (penalty, slope) in enumerate(penalties):
         loss += factor * mpf(beta) * penalty
         each_slope[i] += factor * mpf(beta) * slope
     if slopes is not None:
@@ -202,7 +221,7 @@ def batch(name, rng, lengths, columns, objective, options, beta, mode, constant=
 
 def check_row(row, arguments, slopes):
     """The derivatives against central differences of the whole row."""
-    if arguments[-1].get("correction") == "detached_ratio":
+    if "detached" in arguments[-1].get("correction", "none"):
         return
     for t, slope in enumerate(slopes):
         around = []
@@ -249,6 +268,14 @@ def main():
                 kl = {"estimator": estimator, "gradient": gradient, "correction": correction}
                 batches.append(batch(f"ppo, {estimator}, gradient of {gradient}, {correction}", rng,
                                      [4, 2], 4, "ppo", clip, 0.5, "token_mean", kl=kl))
+    for correction in ("level_ratio", "detached_level_ratio"):
+        for level in ("token", "sequence_mean", "sequence_token", "sequence_sum"):
+            for estimator, gradient in (("k3", "k3"), ("k1", "k2"), ("k2", "k1")):
+                kl = {"estimator": estimator, "gradient": gradient, "correction": correction}
+                batches.append(batch(f"ppo, {estimator}, gradient of {gradient}, {correction}, "
+                                     f"{level}", rng, [4, 0, 1, 3], 4, "ppo", clip, 0.5,
+                                     "token_mean", level=level, kl=kl))
+    batches.append(batch("ppo, token_sum", rng, lengths, 7, "ppo", clip, 0.5, "token_sum"))
     path = pathlib.Path(__file__).with_name("policy_golden.json")
     path.write_text(json.dumps({"columns": ["logp", "old_logp", "ref_logp", "advantage", "loss",
                                             "dlogp"],

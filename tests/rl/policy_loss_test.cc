@@ -15,6 +15,7 @@
 #include "core/sum.h"
 #include "rl/catalogue.h"
 #include "tests/error_message.h"
+#include "tests/rl/policy_batch.h"
 
 namespace tether {
 namespace {
@@ -25,55 +26,6 @@ const nlohmann::json& golden() {
   static const auto json =
       nlohmann::json::parse(std::ifstream(TETHER_TESTS_DIR "/golden/policy_golden.json"));
   return json;
-}
-
-template <class T>
-constexpr DType dtype() {
-  return sizeof(T) == 8 ? DType::float64 : DType::float32;
-}
-
-// A batch that owns its memory, padded [rows, columns].
-template <class T>
-struct Batch {
-  int64_t rows, columns;
-  std::vector<T> logps, old_logps, ref_logps, advantages, mask, dlogps;
-
-  Batch(int64_t b, int64_t t) : rows(b), columns(t) {
-    for (auto* array : {&logps, &old_logps, &ref_logps, &advantages, &mask, &dlogps}) {
-      array->assign(size_t(b * t), T(0));
-    }
-  }
-  ConstArray view(const std::vector<T>& array) const {
-    return {array.data(), dtype<T>(), columns, 1};
-  }
-  PolicyArrays arrays() const {
-    return {.layout = {.rows = rows, .columns = columns},
-            .logps = view(logps),
-            .advantages = view(advantages),
-            .response_mask = view(mask),
-            .old_logps = view(old_logps),
-            .ref_logps = view(ref_logps)};
-  }
-  PolicyTotals run(const PolicyObjective& objective, const Normalizer& normalizer = {},
-                   const Executor& executor = {}) {
-    return policy_loss(arrays(), objective, normalizer,
-                       {.logps = {dlogps.data(), dtype<T>(), columns, 1}}, executor);
-  }
-};
-
-template <class T>
-Batch<T> random_batch(int64_t rows, int64_t columns, unsigned seed = 1) {
-  std::mt19937 random(seed);
-  std::normal_distribution<double> normal;
-  Batch<T> batch(rows, columns);
-  for (size_t i = 0; i < batch.logps.size(); ++i) {
-    batch.logps[i] = T(-1 + 0.5 * normal(random));
-    batch.old_logps[i] = batch.logps[i] - T(0.3 * normal(random));
-    batch.ref_logps[i] = batch.logps[i] + T(0.3 * normal(random));
-    batch.advantages[i] = T(normal(random));
-    batch.mask[i] = random() % 4 != 0 ? T(1) : T(0);
-  }
-  return batch;
 }
 
 template <class T>
@@ -128,7 +80,8 @@ void expect_batch_goldens(double tolerance) {
       }
     }
     const PolicyTotals out = batch.run(objective);
-    EXPECT_NEAR(out.loss, each["loss"], tolerance) << each["name"];
+    const double expected = each["loss"];
+    EXPECT_NEAR(out.loss, expected, tolerance * std::max(1.0, std::abs(expected))) << each["name"];
     for (size_t i = 0; i < batch.dlogps.size(); ++i) {
       EXPECT_NEAR(batch.dlogps[i], each["dlogps"][i], tolerance) << each["name"] << " " << i;
     }
@@ -216,9 +169,9 @@ TEST(PolicyLoss, MergedMetricsOfPartsAreThoseOfTheWhole) {
          {&part.logps, &part.old_logps, &part.ref_logps, &part.advantages, &part.response_mask}) {
       array->data = static_cast<const double*>(array->data) + row * 50;
     }
-    merged.merge(policy_loss(part, presets::grpo(), {}, {}).metrics);
+    merged.merge(policy_loss(part, presets::grpo(0.04), {}, {}).metrics);
   }
-  const auto expected = whole.run(presets::grpo()).metrics.to_map();
+  const auto expected = whole.run(presets::grpo(0.04)).metrics.to_map();
   for (const auto& [name, value] : merged.to_map()) {
     EXPECT_NEAR(value, expected.at(name), 1e-13) << name;
   }
@@ -246,8 +199,15 @@ TEST(PolicyLoss, AnInfinityAtAnActiveSlotIsNaNThoughRatiosSaturate) {
        : array == 1 ? batch.old_logps
        : array == 2 ? batch.ref_logps
                     : batch.advantages)[50] = infinite;
-      EXPECT_TRUE(std::isnan(batch.run(presets::grpo()).loss)) << array << " " << infinite;
-      EXPECT_TRUE(std::isnan(batch.dlogps[50])) << array << " " << infinite;
+      for (const RatioLevel level : {RatioLevel::token, RatioLevel::sequence_mean,
+                                     RatioLevel::sequence_token, RatioLevel::sequence_sum}) {
+        PolicyObjective objective = presets::grpo(0.04);
+        objective.level = level;
+        const std::string where = text(array) + " " + text(infinite) + " " +
+                                  std::string(kRatioLevelNames[static_cast<size_t>(level)]);
+        EXPECT_TRUE(std::isnan(batch.run(objective).loss)) << where;
+        EXPECT_TRUE(std::isnan(batch.dlogps[50])) << where;
+      }
     }
   }
 }
@@ -410,14 +370,16 @@ TEST(PolicyLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
   EXPECT_EQ(error(presets::ppo({.epsilon_low = 1.2})),
             "policy_loss: epsilon_low must be in [0, 1], got 1.2");
   EXPECT_EQ(error(presets::grpo(-1)), "policy_loss: beta must be at least 0 and finite, got -1");
-  EXPECT_EQ(error(presets::ppo(), {.policy = 10}),
-            "policy_loss: normalizer.policy must be at least 18, the count of this batch, got 10. "
-            "Pass the count of the whole optimizer step");
-  EXPECT_EQ(error(presets::ppo(), {.policy = kNaN}),
-            "policy_loss: normalizer.policy must be at least 18, the count of this batch, got nan. "
-            "Pass the count of the whole optimizer step");
-  EXPECT_EQ(error(presets::ppo(), {.world_size = 0}),
-            "policy_loss: normalizer.world_size must be greater than 0, got 0");
+  for (const double count : {0.0, -1.0, double(kNaN), double(INFINITY)}) {
+    const std::string rule = " must be greater than 0 and finite, got " + text(count);
+    EXPECT_EQ(error(presets::ppo(), {.policy = count}), "policy_loss: normalizer.policy" + rule);
+    EXPECT_EQ(error(presets::ppo(), {.kl = count}), "policy_loss: normalizer.kl" + rule);
+    EXPECT_EQ(error(presets::ppo(), {.sequences = count}),
+              "policy_loss: normalizer.sequences" + rule);
+    EXPECT_EQ(error(presets::ppo(), {.world_size = count}),
+              "policy_loss: normalizer.world_size" + rule);
+    EXPECT_EQ(error(presets::ppo(), {.scale = count}), "policy_loss: normalizer.scale" + rule);
+  }
   batch.mask[11] = -1;
   EXPECT_EQ(error(presets::ppo()),
             "policy_loss: response_mask must be in [0, 1], got -1 at [1, 5]");
@@ -431,7 +393,7 @@ TEST(PolicyLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
   batch.mask[11] = 1;
   PolicyArrays arrays = batch.arrays();
   arrays.ref_logps = {};
-  EXPECT_EQ(message([&] { policy_loss(arrays, presets::grpo(), {}, {}); }),
+  EXPECT_EQ(message([&] { policy_loss(arrays, presets::grpo(0.04), {}, {}); }),
             "policy_loss: ref_logps must be given when beta is greater than 0, got beta 0.04 and "
             "none. Pass ref_logps or beta = 0");
   const auto array_error = [&](auto change) {

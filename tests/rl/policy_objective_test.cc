@@ -120,20 +120,21 @@ TEST(PolicyObjective, ChoicesAreSetByName) {
 
 // kl_penalty.h: the three that are the gradient of no KL divergence.
 TEST(PolicyObjective, BiasedGradientsOfThePenaltyAreRefusedUnlessAllowed) {
-  for (const auto correction :
-       {KlCorrection::none, KlCorrection::ratio, KlCorrection::detached_ratio}) {
+  for (size_t i = 0; i < kKlCorrectionNames.size(); ++i) {
+    const auto correction = static_cast<KlCorrection>(i);
     for (const auto gradient : {KlEstimator::k1, KlEstimator::k2, KlEstimator::k3}) {
-      PolicyObjective objective = presets::grpo();
+      PolicyObjective objective = presets::grpo(0.04);
       objective.kl.gradient = gradient;
       objective.kl.correction = correction;
-      const bool biased =
-          gradient == (correction == KlCorrection::ratio ? KlEstimator::k2 : KlEstimator::k1);
+      const bool through =
+          correction == KlCorrection::ratio || correction == KlCorrection::level_ratio;
+      const bool biased = gradient == (through ? KlEstimator::k2 : KlEstimator::k1);
       EXPECT_EQ(message([&] { check_objective("f", objective); }) != "no error", biased);
       objective.kl.allow_biased_gradient = true;
       EXPECT_EQ(message([&] { check_objective("f", objective); }), "no error");
     }
   }
-  PolicyObjective objective = presets::grpo();
+  PolicyObjective objective = presets::grpo(0.04);
   objective.kl.gradient = KlEstimator::k1;
   EXPECT_EQ(message([&] { check_objective("policy_loss", objective); }),
             "policy_loss: kl_gradient must be k2 or k3 with kl_correction none, got k1, whose "

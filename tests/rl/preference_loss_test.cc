@@ -311,12 +311,11 @@ TEST(PreferenceLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
             name + "label_smoothing must be in [0, 0.5], got 0.7");
   EXPECT_EQ(error([](B& b, A&, O&, N&) { b.mask[4] = 2; }),
             name + "response_mask must be in [0, 1], got another weight in row 1");
-  EXPECT_EQ(error([](B&, A&, O&, N& n) { n.pairs = 1; }),
-            name +
-                "normalizer.pairs must be at least 2, the count of this batch, got 1. Pass the "
-                "count of the whole optimizer step");
+  const std::string positive = " must be greater than 0 and finite, got 0";
+  EXPECT_EQ(error([](B&, A&, O&, N& n) { n.pairs = 0; }), name + "normalizer.pairs" + positive);
   EXPECT_EQ(error([](B&, A&, O&, N& n) { n.world_size = 0; }),
-            name + "normalizer.world_size must be greater than 0, got 0");
+            name + "normalizer.world_size" + positive);
+  EXPECT_EQ(error([](B&, A&, O&, N& n) { n.scale = 0; }), name + "normalizer.scale" + positive);
   EXPECT_EQ(message([] { preference_preset("preference_loss", "dop"); }),
             name + "objective must be one of dpo, cdpo, ipo, hinge, got \"dop\"");
 }

@@ -1,0 +1,126 @@
+// Promise 2: finite input gives no NaN, in value, gradient and metrics, over the whole range of the
+// type.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+
+#include "rl/catalogue.h"
+#include "rl/kernels/preference_loss.h"
+#include "rl/kernels/value_loss.h"
+#include "tests/rl/policy_batch.h"
+
+namespace tether {
+namespace {
+
+// Of any size, down to subnormal and up to the largest.
+template <class T>
+T any_finite(std::mt19937& random) {
+  std::uniform_real_distribution<double> exponent(-40, std::log10(double(largest_finite)));
+  switch (random() % 5) {
+    case 0:
+      return T(0);
+    case 1:
+      return random() % 2 ? std::numeric_limits<T>::max() : -std::numeric_limits<T>::max();
+    case 2:
+      return T(std::normal_distribution<double>()(random));
+    default:
+      break;
+  }
+  const double size = std::min(std::pow(10, exponent(random) * (sizeof(T) == 8 ? 1 : 0.125)),
+                               double(std::numeric_limits<T>::max()));
+  return T(random() % 2 ? size : -size);
+}
+
+template <class T>
+Batch<T> wild_batch(std::mt19937& random) {
+  Batch<T> batch(4, 9);
+  for (auto* array : {&batch.logps, &batch.old_logps, &batch.ref_logps, &batch.advantages}) {
+    for (T& each : *array) each = any_finite<T>(random);
+  }
+  for (T& weight : batch.mask) weight = T(random() % 4 != 0);
+  return batch;
+}
+
+template <class T>
+void expect_no_nan(Batch<T>& batch, const PolicyObjective& objective, const std::string& where) {
+  const PolicyTotals out = batch.run(objective);
+  EXPECT_FALSE(std::isnan(out.loss)) << where;
+  EXPECT_EQ(out.metrics.sums[2 * PolicyMetrics::kNonfinite], 0) << where;
+  for (const T each : batch.dlogps) EXPECT_FALSE(std::isnan(each)) << where;
+  for (const auto& [name, value] : out.metrics.to_map()) {
+    EXPECT_FALSE(std::isnan(value)) << name << " " << where;
+  }
+}
+
+template <class T>
+void expect_finite_policy_losses() {
+  std::mt19937 random(7);
+  for (int trial = 0; trial < 200; ++trial) {
+    Batch<T> batch = wild_batch<T>(random);
+    for (const CatalogueRow& row : kCatalogue) {
+      PolicyObjective objective = row.preset();
+      objective.level = RatioLevel(random() % kRatioLevelNames.size());
+      objective.aggregation.mode = Aggregation::Mode(random() % kAggregationNames.size());
+      objective.kl = {.beta = random() % 2 ? 0 : 0.5,
+                      .estimator = KlEstimator(random() % 3),
+                      .gradient = KlEstimator(random() % 3),
+                      .correction = KlCorrection(random() % kKlCorrectionNames.size()),
+                      .allow_biased_gradient = true};
+      expect_no_nan(batch, objective, std::string(row.name) + " " + text(trial));
+    }
+  }
+  Batch<T> batch = wild_batch<T>(random);
+  expect_no_nan(batch, presets::cispo({.ratio_high = infinity}), "cispo without a bound");
+}
+TEST(FiniteInputs, GiveNoNaNInPolicyLossesInFloat) { expect_finite_policy_losses<float>(); }
+TEST(FiniteInputs, GiveNoNaNInPolicyLossesInDouble) { expect_finite_policy_losses<double>(); }
+
+template <class T>
+void expect_finite_preference_losses() {
+  std::mt19937 random(8);
+  for (int trial = 0; trial < 200; ++trial) {
+    Batch<T> batch = wild_batch<T>(random);
+    const PreferenceArrays arrays{.layout = {.rows = 4, .columns = 9},
+                                  .logps = batch.view(batch.logps),
+                                  .response_mask = batch.view(batch.mask),
+                                  .ref_logps = batch.view(batch.ref_logps)};
+    for (const PreferenceRow& row : kPreferenceCatalogue) {
+      PreferenceObjective objective = row.preset();
+      objective.link = Link(random() % kLinkNames.size());
+      objective.score = PairScore(random() % kPairScoreNames.size());
+      const PreferenceTotals out =
+          preference_loss(arrays, objective, {}, {batch.dlogps.data(), dtype<T>(), 9, 1});
+      EXPECT_FALSE(std::isnan(out.loss)) << row.name << " " << trial;
+      for (const T each : batch.dlogps) EXPECT_FALSE(std::isnan(each)) << row.name << " " << trial;
+    }
+  }
+}
+TEST(FiniteInputs, GiveNoNaNInPreferenceLossesInFloat) { expect_finite_preference_losses<float>(); }
+TEST(FiniteInputs, GiveNoNaNInPreferenceLossesInDouble) {
+  expect_finite_preference_losses<double>();
+}
+
+template <class T>
+void expect_finite_value_losses() {
+  std::mt19937 random(9);
+  for (int trial = 0; trial < 500; ++trial) {
+    Batch<T> batch = wild_batch<T>(random);
+    const ValueArrays arrays{.layout = {.rows = 4, .columns = 9},
+                             .values = batch.view(batch.logps),
+                             .returns = batch.view(batch.advantages),
+                             .response_mask = batch.view(batch.mask),
+                             .old_values = batch.view(batch.old_logps)};
+    const ValueTotals out = value_loss(arrays, {}, {}, {batch.dlogps.data(), dtype<T>(), 9, 1});
+    EXPECT_FALSE(std::isnan(out.loss)) << trial;
+    for (const T each : batch.dlogps) EXPECT_FALSE(std::isnan(each)) << trial;
+  }
+}
+TEST(FiniteInputs, GiveNoNaNInValueLossesInFloat) { expect_finite_value_losses<float>(); }
+TEST(FiniteInputs, GiveNoNaNInValueLossesInDouble) { expect_finite_value_losses<double>(); }
+
+}  // namespace
+}  // namespace tether

@@ -1,0 +1,89 @@
+#include "rl/kl_penalty.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "rl/ppo.h"
+#include "tests/rl/policy_batch.h"
+
+namespace tether {
+namespace {
+
+PolicyObjective penalty_alone(KlEstimator estimator, KlCorrection correction) {
+  PolicyObjective objective = presets::ppo();
+  objective.kl = {.beta = 1,
+                  .estimator = estimator,
+                  .gradient = estimator,
+                  .correction = correction,
+                  .allow_biased_gradient = true};
+  return objective;
+}
+
+// One token with old = policy, no advantage and a reference d above the policy: all of the gradient
+// is that of rho K(d) with rho = 1.
+template <class T>
+T gradient_at(double d, PolicyObjective objective, RatioLevel level) {
+  Batch<T> batch(1, 1);
+  batch.logps = batch.old_logps = {T(-0.125 - d)};
+  batch.ref_logps = {T(-0.125)};
+  batch.mask = {T(1)};
+  objective.level = level;
+  batch.run(objective);
+  return batch.dlogps[0];
+}
+
+// d/dlogp [rho k3(d)] = rho (e^d - 1 - d) + rho (1 - e^d) = -rho d, where the sum has no digit left
+// from d = 17 in float and from d = 37 in double.
+template <class T>
+void expect_minus_d() {
+  const PolicyObjective token = penalty_alone(KlEstimator::k3, KlCorrection::ratio);
+  const PolicyObjective level = penalty_alone(KlEstimator::k3, KlCorrection::level_ratio);
+  for (const double d : {0.25, 20.0, 25.0, 45.0, 100.0}) {
+    EXPECT_EQ(gradient_at<T>(d, token, RatioLevel::token), T(-d)) << d;
+    for (const RatioLevel each : {RatioLevel::token, RatioLevel::sequence_mean,
+                                  RatioLevel::sequence_token, RatioLevel::sequence_sum}) {
+      EXPECT_EQ(gradient_at<T>(d, level, each), T(-d))
+          << d << " " << kRatioLevelNames[static_cast<size_t>(each)];
+    }
+  }
+}
+TEST(KlPenalty, TheGradientOfK3UnderARatioIsMinusDInFloat) { expect_minus_d<float>(); }
+TEST(KlPenalty, TheGradientOfK3UnderARatioIsMinusDInDouble) { expect_minus_d<double>(); }
+
+TEST(KlPenalty, ScoresAreValuePlusSlope) {
+  for (const KlEstimator each : {KlEstimator::k1, KlEstimator::k2, KlEstimator::k3}) {
+    for (const double d : {-3.0, -0.5, 0.0, 0.5, 3.0}) {
+      const Dual<double> by_logp = kl_estimate(each, Constant<double>{d} - Dual<double>{0, 1});
+      EXPECT_NEAR(kl_score(each, Constant<double>{d}).value, by_logp.value + by_logp.grad, 1e-15);
+    }
+  }
+}
+
+// TRL weighs the penalty of GSPO by the sequence's ratio: rho_i = exp(mean log-ratio), in the
+// graph.
+//   logp - old = (0.2, 0.4): rho = e^0.3.   d = (0.5, -0.5), k2 = (1/8, 1/8)
+//   d/dlogp_t [rho (k2_1 + k2_2) / 2] = rho (-d_t + (k2_1 + k2_2) / 2) / 2
+TEST(KlPenalty, TheRatioOfASequenceHasItsGradientAtEveryToken) {
+  Batch<double> batch(1, 2);
+  batch.logps = {-1, -2};
+  batch.old_logps = {-1.2, -2.4};
+  batch.ref_logps = {-0.5, -2.5};
+  batch.mask = {1, 1};
+  PolicyObjective objective = penalty_alone(KlEstimator::k2, KlCorrection::level_ratio);
+  objective.level = RatioLevel::sequence_mean;
+  const double rho = std::exp(0.3);
+  EXPECT_NEAR(batch.run(objective).loss, rho / 8, 1e-15);
+  EXPECT_NEAR(batch.dlogps[0], rho * (-0.5 + 0.125) / 2, 1e-15);
+  EXPECT_NEAR(batch.dlogps[1], rho * (0.5 + 0.125) / 2, 1e-15);
+
+  objective.kl.correction = KlCorrection::detached_level_ratio;
+  EXPECT_NEAR(batch.run(objective).loss, rho / 8, 1e-15);
+  EXPECT_NEAR(batch.dlogps[0], rho * -0.5 / 2, 1e-15);
+
+  objective.kl.correction = KlCorrection::detached_ratio;  // each token's own
+  EXPECT_NEAR(batch.run(objective).loss, (std::exp(0.2) + std::exp(0.4)) / 16, 1e-15);
+}
+
+}  // namespace
+}  // namespace tether

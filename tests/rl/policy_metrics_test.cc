@@ -1,0 +1,61 @@
+#include "rl/policy_metrics.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "rl/cispo.h"
+#include "rl/gspo.h"
+#include "tests/rl/policy_batch.h"
+
+namespace tether {
+namespace {
+
+// The ratios of two rows of tokens.
+Batch<double> batch_of_ratios(int64_t columns, const std::vector<double>& ratios,
+                              const std::vector<double>& advantages,
+                              const std::vector<double>& mask) {
+  Batch<double> batch(static_cast<int64_t>(ratios.size()) / columns, columns);
+  for (size_t i = 0; i < ratios.size(); ++i) batch.logps[i] = std::log(ratios[i]);
+  batch.advantages = advantages;
+  batch.mask = mask;
+  return batch;
+}
+
+// CISPO keeps the gradient of every token; those whose weight is truncated are its clipped ones.
+TEST(PolicyMetrics, TruncatedTokensOfCispoAreClipped) {
+  Batch<double> batch = batch_of_ratios(4, {1.5, 1.5, 0.5, 1.1, 0.5, 1.5, 1, 9},
+                                        {1, -1, -1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1, 1, 0});
+  const auto metrics =
+      batch.run(presets::cispo({.ratio_low = 0.8, .ratio_high = 1.2})).metrics.to_map();
+  EXPECT_DOUBLE_EQ(metrics.at("clip_fraction_high"), 2 / 7.0);
+  EXPECT_DOUBLE_EQ(metrics.at("clip_fraction_dual"), 1 / 7.0);
+  EXPECT_DOUBLE_EQ(metrics.at("clip_fraction_low"), 1 / 7.0);
+  const auto wide = batch.run(presets::cispo({.ratio_high = infinity})).metrics.to_map();
+  EXPECT_EQ(wide.at("clip_fraction_high"), 0);
+}
+
+// Sequences of 3, 1 and 0 tokens with ratios 2 and 1/2: every figure of a ratio counts the
+// sequence, not its tokens.
+TEST(PolicyMetrics, RatiosOfSequencesAreCountedBySequences) {
+  for (const bool token_gradient : {false, true}) {
+    Batch<double> batch = batch_of_ratios(3, {2, 2, 2, 0.5, 7, 7, 7, 7, 7},
+                                          {1, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 0, 0, 0, 0, 0});
+    const PolicyTotals out = batch.run(token_gradient ? presets::gspo_token() : presets::gspo());
+    const auto metrics = out.metrics.to_map();
+    const double log2 = std::log(2.0);
+    EXPECT_DOUBLE_EQ(metrics.at("clip_fraction_high"), 0.5);
+    EXPECT_DOUBLE_EQ(metrics.at("clip_fraction_low"), 0);
+    EXPECT_DOUBLE_EQ(metrics.at("ratio_mean"), 1.25);
+    EXPECT_DOUBLE_EQ(metrics.at("ratio_squared_mean"), (4 + 0.25) / 2);
+    EXPECT_DOUBLE_EQ(metrics.at("ess"), 1.25 * 1.25 / 2.125);
+    EXPECT_NEAR(metrics.at("approx_kl_k1"), 0, 1e-15);
+    EXPECT_NEAR(metrics.at("approx_kl_k3"), ((1 - log2) + (-0.5 + log2)) / 2, 1e-15);
+    EXPECT_EQ(metrics.at("tokens"), 4);
+    EXPECT_EQ(out.metrics.sums[2 * PolicyMetrics::kRatio + 1], 2);
+    EXPECT_EQ(out.metrics.sums[2 * PolicyMetrics::kPolicyLoss + 1], 4);
+  }
+}
+
+}  // namespace
+}  // namespace tether
