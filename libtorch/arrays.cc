@@ -32,8 +32,10 @@ DType dtype_of(const at::Tensor& tensor) {
       return DType::float16;
     case at::kBool:
       return DType::boolean;
-    default:
+    case at::kFloat:
       return DType::float32;
+    default:
+      throw Error("tensor must be floating or bool, got " + dtype_text(tensor.scalar_type()));
   }
 }
 

@@ -17,6 +17,7 @@
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/logits_rows.h"
+#include "libtorch/stored_gradient.h"
 
 namespace tether {
 namespace {
@@ -114,7 +115,8 @@ class CategoricalKlFunction : public Function<CategoricalKlFunction> {
         mask.defined() ? static_cast<const uint8_t*>(mask.const_data_ptr()) : nullptr;
     logits_kl_statistics(detail::rows_of(q_rows), detail::rows_of(p_rows), options->temperature,
                          active, rows_in(statistics), torch_executor());
-    context->save_for_backward({q, p, statistics, mask});
+    context->save_for_backward(
+        {detail::savable(q), detail::savable(p), statistics, detail::savable(mask)});
     context->saved_data["temperature"] = options->temperature;
     context->set_materialize_grads(false);
     const at::IntArrayRef sizes = q.sizes().slice(0, static_cast<size_t>(q.dim() - 1));

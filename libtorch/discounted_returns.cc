@@ -13,13 +13,14 @@ at::Tensor discounted_returns(const ReturnsBatch& batch, const DiscountedReturns
   detail::check_rows(function, "rewards", rewards, batch.offsets);
   detail::check_constant(function, "rewards", rewards);
   detail::check_rows_mask(function, batch.response_mask, "rewards", rewards);
-  const at::Tensor offsets = detail::checked_offsets(function, batch.offsets, rewards);
+  const at::Tensor offsets = detail::checked_offsets(function, batch.offsets, rewards, "rewards");
   const at::Tensor in = rewards.detach().cpu();
   const at::Tensor mask = detail::as_weights(batch.response_mask).cpu();
   const RowLayout layout = detail::layout_of(in, offsets);
   at::Tensor bootstrap;
   if (batch.bootstrap.defined()) {
     detail::check_floating(function, "bootstrap", batch.bootstrap);
+    detail::check_device(function, "bootstrap", batch.bootstrap, "rewards", rewards);
     detail::check_constant(function, "bootstrap", batch.bootstrap);
     const bool fits = batch.bootstrap.dim() == 1 && batch.bootstrap.size(0) == layout.rows;
     detail::check_value(fits, detail::named(function, "bootstrap") + " must be [" +

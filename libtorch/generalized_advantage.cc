@@ -13,7 +13,7 @@ constexpr std::string_view kFunction = "generalized_advantage_estimation";
 
 void check_like_rewards(std::string_view name, const at::Tensor& tensor,
                         const at::Tensor& rewards) {
-  if (!tensor.defined() || tensor.sizes() == rewards.sizes()) return;
+  if (tensor.sizes() == rewards.sizes()) return;
   detail::check_value(false, detail::named(kFunction, name) + " must be " +
                                  detail::shape_text(rewards.sizes()) + " like rewards, got " +
                                  detail::shape_text(tensor.sizes()));
@@ -37,7 +37,7 @@ class Views {
  public:
   explicit Views(const GaeBatch& batch) {
     const at::Tensor& rewards = batch.rewards;
-    offsets_ = detail::checked_offsets(kFunction, batch.offsets, rewards);
+    offsets_ = detail::checked_offsets(kFunction, batch.offsets, rewards, "rewards");
     arrays_.layout = detail::layout_of(rewards, offsets_);
     arrays_.rewards = tokens("rewards", batch.rewards, rewards);
     arrays_.values = tokens("values", batch.values, rewards);
@@ -45,10 +45,10 @@ class Views {
     arrays_.done = tokens("done", batch.done, rewards);
     arrays_.truncated = tokens("truncated", batch.truncated, rewards);
     arrays_.truncation_values = tokens("truncation_values", batch.truncation_values, rewards);
-    arrays_.bootstrap = per_row("bootstrap", batch.bootstrap);
+    arrays_.bootstrap = per_row("bootstrap", batch.bootstrap, rewards);
     const bool shared = batch.lambdas.defined() && batch.lambdas.sizes() != rewards.sizes();
-    arrays_.lambdas =
-        shared ? per_row("lambdas", batch.lambdas) : tokens("lambdas", batch.lambdas, rewards);
+    arrays_.lambdas = shared ? per_row("lambdas", batch.lambdas, rewards)
+                             : tokens("lambdas", batch.lambdas, rewards);
   }
   const GaeArrays& arrays() const { return arrays_; }
 
@@ -60,11 +60,13 @@ class Views {
   }
   ConstArray tokens(std::string_view name, const at::Tensor& tensor, const at::Tensor& rewards) {
     if (!tensor.defined()) return {};
+    detail::check_device(kFunction, name, tensor, "rewards", rewards);
     check_like_rewards(name, tensor, rewards);
     return detail::token_array(kept(tensor));
   }
-  ConstArray per_row(std::string_view name, const at::Tensor& tensor) {
+  ConstArray per_row(std::string_view name, const at::Tensor& tensor, const at::Tensor& rewards) {
     if (!tensor.defined()) return {};
+    detail::check_device(kFunction, name, tensor, "rewards", rewards);
     const int64_t rows = arrays_.layout.rows;
     if (tensor.dim() != 1 || tensor.size(0) != rows) {
       detail::check_value(false, detail::named(kFunction, name) + " must be [" + text(rows) +

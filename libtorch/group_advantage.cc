@@ -54,6 +54,7 @@ at::Tensor group_advantage(const at::Tensor& rewards, const at::Tensor& group_id
                                      detail::shape_text(rewards.sizes()) + " like rewards, got " +
                                      detail::shape_text(group_ids.sizes()));
     }
+    detail::check_device("group_advantage", "group_ids", group_ids, "rewards", rewards);
     const at::Tensor ids = group_ids.cpu().to(at::kLong).contiguous();
     group_advantage(in, ids.const_data_ptr<int64_t>(), rewards.size(0), options, out);
   });

@@ -1,5 +1,8 @@
 #include "libtorch/linear_checks.h"
 
+#include <ATen/autocast_mode.h>
+#include <c10/core/ScalarType.h>
+
 #include "libtorch/arrays.h"
 #include "libtorch/logits_rows.h"
 
@@ -31,6 +34,21 @@ void check_head(const std::string& function, const at::Tensor& hidden, const Lin
 }
 
 }  // namespace
+
+LinearOperands in_one_type(const at::Tensor& hidden, const LinearHead& head) {
+  const auto floating = [](const at::Tensor& tensor) {
+    return tensor.defined() && at::isFloatingType(tensor.scalar_type());
+  };
+  if (!floating(hidden) || !floating(head.weight)) return {hidden, head};
+  at::ScalarType type = c10::promoteTypes(hidden.scalar_type(), head.weight.scalar_type());
+  if (floating(head.bias)) type = c10::promoteTypes(type, head.bias.scalar_type());
+  const at::DeviceType device = hidden.device().type();
+  if (at::autocast::is_autocast_enabled(device) && type != at::kDouble) {
+    type = at::autocast::get_autocast_dtype(device);
+  }
+  return {hidden.to(type),
+          {head.weight.to(type), floating(head.bias) ? head.bias.to(type) : head.bias}};
+}
 
 LinearInputs checked_linear(const std::string& function, const at::Tensor& hidden,
                             const LinearHead& head, const at::Tensor& targets,

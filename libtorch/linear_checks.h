@@ -7,6 +7,14 @@
 
 namespace tether::detail {
 
+// Hidden states and head in one floating-point type, differentiably: that of autocast where it is
+// on, as torch's own linear takes them; else the widest of theirs, so that nothing is rounded.
+struct LinearOperands {
+  at::Tensor hidden;
+  LinearHead head;
+};
+LinearOperands in_one_type(const at::Tensor& hidden, const LinearHead& head);
+
 // The inputs as [N, H], detached, with every rule of linear_token_logps checked; ids only on the
 // CPU's side. Throws before anything is computed.
 LinearInputs checked_linear(const std::string& function, const at::Tensor& hidden,

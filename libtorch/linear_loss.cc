@@ -82,8 +82,12 @@ class LinearPolicyLoss : public torch::autograd::Function<LinearPolicyLoss> {
     const LinearGradient& gradient = result->gradient;
     const at::Tensor dhidden =
         gradient.hidden.defined() ? gradient.hidden.view(hidden.sizes()) : gradient.hidden;
-    context->save_for_backward(
-        {dhidden, gradient.weight, gradient.bias, hidden, weight, bias.value_or(at::Tensor())});
+    // Of inputs only those with a gradient: the others may be of inference mode.
+    const auto input = [](const at::Tensor& tensor) {
+      return tensor.requires_grad() ? tensor : at::Tensor();
+    };
+    context->save_for_backward({dhidden, gradient.weight, gradient.bias, input(hidden),
+                                input(weight), bias ? input(*bias) : at::Tensor()});
     return at::scalar_tensor(result->totals.loss, at::dtype(detail::result_type(hidden)));
   }
 
@@ -114,7 +118,7 @@ at::Tensor active_targets(const at::Tensor& targets, const at::Tensor& mask,
 
 }  // namespace
 
-LinearPolicyOutput linear_policy_loss(const at::Tensor& hidden, const LinearHead& head,
+LinearPolicyOutput linear_policy_loss(const at::Tensor& given_hidden, const LinearHead& given_head,
                                       const at::Tensor& targets, const PolicyBatch& given,
                                       const PolicyObjective& objective,
                                       const Normalizer& normalizer, const LinearOptions& options) {
@@ -124,6 +128,7 @@ LinearPolicyOutput linear_policy_loss(const at::Tensor& hidden, const LinearHead
   LinearOptions asked = options;
   asked.statistics = false;
   asked.entropies = options.entropies || objective.entropy.coefficient != 0;
+  const auto [hidden, head] = detail::in_one_type(given_hidden, given_head);
   const bool tokens = targets.defined() && given.response_mask.defined();
   const at::Tensor active =
       tokens ? active_targets(targets, given.response_mask, options) : targets;
@@ -157,8 +162,9 @@ LinearPolicyOutput linear_policy_loss(const at::Tensor& hidden, const LinearHead
   });
 }
 
-PreferenceOutput linear_preference_loss(const at::Tensor& hidden, const LinearHead& head,
-                                        const at::Tensor& targets, const PreferenceBatch& given,
+PreferenceOutput linear_preference_loss(const at::Tensor& given_hidden,
+                                        const LinearHead& given_head, const at::Tensor& targets,
+                                        const PreferenceBatch& given,
                                         const PreferenceObjective& objective,
                                         const PairNormalizer& normalizer,
                                         const LinearOptions& options) {
@@ -168,6 +174,7 @@ PreferenceOutput linear_preference_loss(const at::Tensor& hidden, const LinearHe
                       name + ": response_mask must be given, got none");
   LinearOptions asked = options;
   asked.statistics = asked.entropies = false;
+  const auto [hidden, head] = detail::in_one_type(given_hidden, given_head);
   const at::Tensor active =
       targets.defined() ? active_targets(targets, given.response_mask, options) : targets;
   detail::checked_linear(name, hidden, head, active, asked);

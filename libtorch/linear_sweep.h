@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <cstdint>
 
@@ -63,6 +64,8 @@ class LinearSweep {
   int64_t padded_;  // rows of a product, or 0: those that there are
   bool kept_;
   at::Tensor buffer_;
+  // Products into memory of ours are in its type.
+  c10::impl::ExcludeDispatchKeyGuard no_autocast_{c10::autocast_dispatch_keyset};
 };
 
 // Sums the gradients over the chunks of a sweep: a matrix product each for hidden and weight. That

@@ -140,7 +140,8 @@ class LinearTokenLogps : public Function<LinearTokenLogps> {
     const bool differentiated =
         hidden.requires_grad() || weight.requires_grad() || (bias && bias->requires_grad());
     context->saved_data["logits"] = differentiated ? logits : at::Tensor();
-    context->save_for_backward({hidden, weight, bias.value_or(at::Tensor())});
+    context->save_for_backward({detail::savable(hidden), detail::savable(weight),
+                                detail::savable(bias.value_or(at::Tensor()))});
     context->saved_data["targets"] = inputs->targets;
     context->saved_data["statistics"] = *statistics;
     context->saved_data["temperature"] = call->row.temperature;
@@ -204,8 +205,9 @@ TokenLogps linear_token_logps_any_device(const at::Tensor& hidden, const LinearH
 
 }  // namespace detail
 
-TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
+TokenLogps linear_token_logps(const at::Tensor& given_hidden, const LinearHead& given_head,
                               const at::Tensor& targets, const LinearOptions& options) {
+  const auto [hidden, head] = detail::in_one_type(given_hidden, given_head);
   const LinearInputs inputs = detail::checked_linear(kName, hidden, head, targets, options);
   if (!hidden.is_cpu()) {
     return detail::linear_token_logps_any_device(hidden, head, inputs.targets.view(targets.sizes()),

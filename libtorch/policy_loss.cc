@@ -37,7 +37,10 @@ class PolicyLoss : public torch::autograd::Function<PolicyLoss> {
     const WantedGradients wanted{logps.requires_grad(), entropies && entropies->requires_grad()};
     ComputedLoss computed = compute(*batch, *objective, *normalizer, wanted);
     *metrics = std::move(computed.metrics);
-    context->save_for_backward({computed.dlogps, computed.dentropies, logps, batch->entropies});
+    // Of inputs only those with a gradient: the others may be of inference mode.
+    context->save_for_backward({computed.dlogps, computed.dentropies,
+                                wanted.logps ? logps : at::Tensor(),
+                                wanted.entropies ? *entropies : at::Tensor()});
     return computed.loss;
   }
 

@@ -69,7 +69,7 @@ inline LossOutput ppo_loss(const PolicyBatch& batch, const PpoClip& clip = {},
   return policy_loss(batch, presets::ppo(clip), normalizer);
 }
 
-inline LossOutput grpo_loss(const PolicyBatch& batch, double beta = 0.04, const PpoClip& clip = {},
+inline LossOutput grpo_loss(const PolicyBatch& batch, double beta = 0, const PpoClip& clip = {},
                             const Normalizer& normalizer = {}) {
   return policy_loss(batch, presets::grpo(beta, clip), normalizer);
 }

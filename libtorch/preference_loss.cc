@@ -152,8 +152,8 @@ Computed compute_on_tensors(const PreferenceBatch& batch, const PreferenceObject
   const at::Tensor n = sum_rows(weight).to(at::kDouble);
   const at::Tensor over =
       objective.score == PairScore::mean ? at::where(n > 0, n, at::ones_like(n)) : at::ones_like(n);
-  const at::Tensor policy = sum_rows((weight * logp).to(at::kDouble)) / over;
-  at::Tensor score = policy;
+  const at::Tensor logps = sum_rows((weight * logp).to(at::kDouble));
+  at::Tensor score = logps / over;
   if (objective.reference) {
     const at::Tensor gap = logp - selected(batch.ref_logps);
     score = sum_rows((weight * gap).to(at::kDouble)) / over;
@@ -170,8 +170,7 @@ Computed compute_on_tensors(const PreferenceBatch& batch, const PreferenceObject
   const at::Tensor count = present.sum().to(at::kDouble);
   const at::Tensor pairs =
       normalizer.pairs ? at::scalar_tensor(*normalizer.pairs, count.options()) : count;
-  const at::Tensor share =
-      at::where(pairs > 0, normalizer.world_size / pairs, at::zeros_like(pairs));
+  const at::Tensor share = at::where(pairs > 0, normalizer.factor() / pairs, at::zeros_like(pairs));
   const at::Tensor terms = at::where(present, each * spoil, at::zeros_like(each));
   const at::Tensor total = terms.sum() * share;
 
@@ -190,8 +189,8 @@ Computed compute_on_tensors(const PreferenceBatch& batch, const PreferenceObject
   sums[M::kRewardRejected] = sum(objective.beta * rejected);
   sums[M::kMargin] = sum(margin);
   sums[M::kAccuracy] = sum(margin > 0);
-  sums[M::kLogpChosen] = sum(policy.narrow(0, 0, half));
-  sums[M::kLogpRejected] = sum(policy.narrow(0, half, half));
+  sums[M::kLogpChosen] = sum(logps.narrow(0, 0, half));
+  sums[M::kLogpRejected] = sum(logps.narrow(0, half, half));
   sums[M::kNonfinite] = sum(finite.logical_not());
   const at::Tensor values = at::stack(sums);
   out.sums = at::stack({values, count.expand_as(values)}, 1).detach();
@@ -210,7 +209,7 @@ class PreferenceLoss : public torch::autograd::Function<PreferenceLoss> {
                             const PairNormalizer* normalizer, at::Tensor* sums) {
     Computed computed = compute(*batch, *objective, *normalizer, logps.requires_grad());
     *sums = computed.sums;
-    context->save_for_backward({computed.dlogps, logps});
+    context->save_for_backward({computed.dlogps, logps.requires_grad() ? logps : at::Tensor()});
     return computed.loss;
   }
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {

@@ -1,7 +1,11 @@
 #include "libtorch/stored_gradient.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/where.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
 
 namespace tether::detail {
 namespace {
@@ -9,13 +13,18 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+at::Tensor product(const at::Tensor& stored, const at::Tensor& upstream) {
+  if (upstream.is_cpu() && std::isfinite(upstream.item<double>())) return stored * upstream;
+  return at::where(stored == 0, stored, stored * upstream);
+}
+
 class StoredGradient : public torch::autograd::Function<StoredGradient> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& upstream,
                             const at::Tensor& stored, const at::Tensor& input,
                             const std::string& function) {
     context->saved_data["function"] = function;
-    return (stored * upstream).to(input.scalar_type());
+    return product(stored, upstream).to(input.scalar_type());
   }
   static variable_list backward(AutogradContext* context, const variable_list&) {
     TORCH_CHECK_NOT_IMPLEMENTED(
@@ -37,7 +46,13 @@ at::Tensor scaled(const char* function, const at::Tensor& upstream, const at::Te
     return StoredGradient::apply(upstream, stored, input, std::string(function));
   }
   const bool once = upstream.is_cpu() && upstream.item<double>() == 1;
-  return (once ? stored : stored * upstream).to(input.scalar_type());
+  return (once ? stored : product(stored, upstream)).to(input.scalar_type());
+}
+
+at::Tensor savable(const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.is_inference()) return tensor;
+  const c10::InferenceMode normal(false);
+  return tensor.clone();
 }
 
 std::optional<at::Tensor> input_of_graph(const at::Tensor& tensor) {

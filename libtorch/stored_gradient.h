@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string>
 
 // Gradients that are found with the loss and wait for the upstream gradient.
 
@@ -12,11 +13,14 @@ namespace tether::detail {
 // flushed to 0.
 at::ScalarType stored_type(const at::Tensor& input);
 
-// stored * upstream, in the type of the input; undefined if nothing is stored. A second derivative
-// through it raises in the name of `function`: without that torch would take the stored gradient
-// for a constant and return zero.
+// stored * upstream, in the type of the input; undefined if nothing is stored. What is exactly 0
+// stays so whatever arrives. A second derivative through it raises in the name of `function`:
+// without that torch would take the stored gradient for a constant and return zero.
 at::Tensor scaled(const char* function, const at::Tensor& upstream, const at::Tensor& stored,
                   const at::Tensor& input);
+
+// A tensor to be saved for backward: of inference mode none can be.
+at::Tensor savable(const at::Tensor& tensor);
 
 // A tensor as an input of the graph: nothing if absent, a constant where no graph is made.
 std::optional<at::Tensor> input_of_graph(const at::Tensor& tensor);

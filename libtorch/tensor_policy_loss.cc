@@ -20,6 +20,7 @@
 
 #include "libtorch/arrays.h"
 #include "libtorch/policy_batch.h"
+#include "rl/kernels/token_block.h"
 
 // policy_loss by torch's operations: the formulas on TensorNumber, every token of the batch side by
 // side in one dimension, with the index of its row.
@@ -41,8 +42,6 @@ at::Tensor row_of_tokens(const PolicyBatch& batch, int64_t rows) {
     return rows_index.unsqueeze(1).expand(batch.logps.sizes()).reshape({-1});
   }
   const at::Tensor lengths = batch.offsets.diff().to(at::kLong);
-  check_value(lengths.numel() == 0 || lengths.min().item<int64_t>() >= 0,
-              "policy_loss: offsets must not decrease");
   return at::repeat_interleave(rows_index, lengths.to(batch.logps.device()));
 }
 
@@ -65,6 +64,9 @@ FlatBatch flattened(const PolicyBatch& batch) {
   out.entropy = batch.entropies.defined() ? selected(batch.entropies) : at::zeros_like(out.logp);
   out.advantage =
       selected(per_row ? batch.advantages.select(1, 0).index_select(0, out.row) : batch.advantages);
+  const double largest = wide ? Largest<double>::kAdvantage : double(Largest<float>::kAdvantage);
+  out.advantage =
+      at::where(at::isfinite(out.advantage), out.advantage.clamp(-largest, largest), out.advantage);
   return out;
 }
 
@@ -106,8 +108,28 @@ at::Tensor row_factors(const Aggregation& aggregation, const std::optional<doubl
     case Aggregation::Mode::sequence_sum_over_constant:
       denominator = (s * aggregation.constant).expand_as(row_tokens);
       break;
+    case Aggregation::Mode::token_sum:
+      denominator = at::ones_like(row_tokens);
+      break;
   }
   return at::where(denominator > 0, 1 / denominator, at::zeros_like(denominator));
+}
+
+// What overflowed as the largest number, with the gradient as it is (rl/kernels/token_block.h).
+at::Tensor bounded(const at::Tensor& x) {
+  const bool wide = x.scalar_type() == at::kDouble;
+  const double largest = wide ? Largest<double>::kResult : double(Largest<float>::kResult);
+  return with_gradient_of({x.detach().clamp(-largest, largest)}, TensorNumber{x}).value;
+}
+// Of a difference; infinite where an input is.
+at::Tensor bounded_difference(const at::Tensor& a, const at::Tensor& b) {
+  const bool wide = a.scalar_type() == at::kDouble;
+  const double largest = wide ? Largest<double>::kLogp : double(Largest<float>::kLogp);
+  const at::Tensor gap = a - b, value = gap.detach();
+  const at::Tensor finite = at::isfinite(a).logical_and(at::isfinite(b));
+  return with_gradient_of({at::where(finite, value.clamp(-largest, largest), value)},
+                          TensorNumber{gap})
+      .value;
 }
 
 // What the surrogate sees in place of the token's own logp and log-ratio (rl/ratio.h).
@@ -117,7 +139,7 @@ struct Levelled {
 
 Levelled levelled(RatioLevel level, const FlatBatch& batch, const at::Tensor& logp,
                   const at::Tensor& row_tokens) {
-  const at::Tensor log_ratio = logp - batch.old_logp;
+  const at::Tensor log_ratio = bounded_difference(logp, batch.old_logp);
   if (level == RatioLevel::token) return {logp, log_ratio};
   const auto spread = [&](const at::Tensor& values) {
     at::Tensor sums = at::zeros({batch.rows}, batch.weight.options())
@@ -133,25 +155,41 @@ Levelled levelled(RatioLevel level, const FlatBatch& batch, const at::Tensor& lo
   return {spread(logp), spread(log_ratio)};
 }
 
-// The value and the gradient at each token of its penalty.
-at::Tensor kl_of(const KlPenalty& penalty, const FlatBatch& batch, const at::Tensor& logp) {
+// The value and the gradient at each token of its penalty. Through a ratio that its row shares, the
+// gradient is the product rule of rho G; of a token that is alone in its row, the score, where the
+// product rule would cancel.
+at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch, const at::Tensor& logp,
+                 const at::Tensor& level_log_ratio, const at::Tensor& row_tokens) {
   const bool wide = logp.scalar_type() == at::kDouble;
-  return kl_term(penalty, TensorNumber{logp}, TensorNumber{logp - batch.old_logp},
-                 TensorNumber{batch.ref_logp},
-                 wide ? kWeightSaturation<double> : kWeightSaturation<float>)
-      .value;
+  const double bound = wide ? kWeightSaturation<double> : kWeightSaturation<float>;
+  const KlPenalty& penalty = objective.kl;
+  const at::Tensor own = bounded_difference(logp, batch.old_logp);
+  const TensorNumber number{logp}, ref_logp{batch.ref_logp};
+  const TensorNumber log_ratio{of_level(penalty.correction) ? level_log_ratio : own};
+  const at::Tensor by_token = kl_term(penalty, number, log_ratio, ref_logp, bound).value;
+  if (penalty.correction != KlCorrection::level_ratio || !shares_ratio(objective.level)) {
+    return by_token;
+  }
+  const TensorNumber source = kl_estimate(penalty.gradient, ref_logp - number);
+  const TensorNumber rho =
+      exp(with_gradient_of(clamp(log_ratio, -bound, bound), log_ratio)) * source;
+  const TensorNumber by_row = with_gradient_of({by_token.detach()}, rho);
+  return at::where(row_tokens.index_select(0, batch.row) == batch.weight, by_token, by_row.value);
 }
 
-// Whether nothing about a token is NaN or infinite. A reference counts under a penalty.
-at::Tensor finite_tokens(const FlatBatch& batch, const at::Tensor& log_ratio,
-                         const at::Tensor& loss, const at::Tensor& dloss, const at::Tensor& kl,
-                         bool penalty) {
-  at::Tensor finite = at::isfinite(log_ratio);
+// Whether the inputs of a token are finite and nothing that comes of them is NaN. A reference
+// counts under a penalty.
+at::Tensor sound_tokens(const FlatBatch& batch, const at::Tensor& log_ratio, const at::Tensor& loss,
+                        const at::Tensor& dloss, const at::Tensor& kl, bool penalty) {
+  at::Tensor sound = at::isfinite(log_ratio);
   for (const at::Tensor& each :
-       {batch.advantage, loss, dloss, kl, penalty ? batch.ref_logp : batch.advantage}) {
-    finite = finite.logical_and(at::isfinite(each));
+       {batch.logp, batch.old_logp, batch.advantage, penalty ? batch.ref_logp : batch.advantage}) {
+    sound = sound.logical_and(at::isfinite(each));
   }
-  return finite;
+  for (const at::Tensor& each : {loss, dloss, kl}) {
+    sound = sound.logical_and(at::isnan(each).logical_not());
+  }
+  return sound;
 }
 
 // d value / d x; 0 where value does not depend on x, which torch takes for a mistake.
@@ -162,42 +200,54 @@ at::Tensor derivative(const at::Tensor& value, const at::Tensor& x) {
   return slope.defined() ? slope : at::zeros_like(x);
 }
 
-PolicyMetricTensors metrics_of(const FlatBatch& batch, const at::Tensor& d, const at::Tensor& loss,
-                               const at::Tensor& dloss, const at::Tensor& kl,
-                               const at::Tensor& finite) {
+PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch& batch,
+                               const at::Tensor& row_tokens, const at::Tensor& d,
+                               const at::Tensor& loss, const at::Tensor& dloss,
+                               const at::Tensor& kl, const at::Tensor& sound) {
   using M = PolicyMetrics;
+  const bool by_row = objective.level != RatioLevel::token;
   const TensorNumber log_ratio{d};
   const at::Tensor ratio = exp(log_ratio).value;
-  const at::Tensor stuck = dloss == 0;
+  const RatioInterval inside = objective.surrogate.truncation();
+  const at::Tensor stuck =
+      (dloss == 0).logical_or(ratio < inside.low).logical_or(ratio > inside.high);
   const at::Tensor bad = stuck.logical_and(batch.advantage < 0);
   const at::Tensor good = stuck.logical_and(batch.advantage > 0);
   const at::Tensor zero = at::zeros_like(d);
   const auto sum = [&](const at::Tensor& values) {
     return at::where(batch.active, batch.weight * values, zero).to(at::kDouble).sum();
   };
+  // Of the ratio: each sequence counts once where the ratio is a sequence's.
+  const auto ratio_sum = [&](const at::Tensor& values) {
+    return by_row ? sum(values / row_tokens.index_select(0, batch.row)) : sum(values);
+  };
   std::vector<at::Tensor> sums(M::kSums);
   sums[M::kPolicyLoss] = sum(loss);
   sums[M::kKl] = sum(kl);
   sums[M::kEntropy] = sum(batch.entropy);
-  sums[M::kClipFractionLow] = sum(bad.logical_and(d < 0));
-  sums[M::kClipFractionHigh] = sum(good.logical_and(d > 0));
-  sums[M::kClipFractionDual] = sum(bad.logical_and(d > 0));
-  sums[M::kApproxKlK1] = sum(-d);
-  sums[M::kApproxKlK3] = sum(k3(log_ratio).value);
-  sums[M::kRatio] = sum(ratio);
-  sums[M::kRatioSquared] = sum(ratio * ratio);
+  sums[M::kClipFractionLow] = ratio_sum(bad.logical_and(d < 0));
+  sums[M::kClipFractionHigh] = ratio_sum(good.logical_and(d > 0));
+  sums[M::kClipFractionDual] = ratio_sum(bad.logical_and(d > 0));
+  sums[M::kApproxKlK1] = ratio_sum(-d);
+  sums[M::kApproxKlK3] = ratio_sum(k3(log_ratio).value);
+  sums[M::kRatio] = ratio_sum(ratio);
+  sums[M::kRatioSquared] = ratio_sum(ratio * ratio);
   sums[M::kNonfinite] = at::zeros({}, d.options().dtype(at::kDouble));
-  for (const at::Tensor& sound : {finite, at::isfinite(batch.entropy)}) {
-    sums[M::kNonfinite] += batch.active.logical_and(sound.logical_not()).to(at::kDouble).sum();
+  for (const at::Tensor& each : {sound, at::isfinite(batch.entropy)}) {
+    sums[M::kNonfinite] += batch.active.logical_and(each.logical_not()).to(at::kDouble).sum();
   }
   const at::Tensor count = batch.weight.to(at::kDouble).sum();
   const at::Tensor lowest = at::zeros({1}, d.options()) - M::kUnseen;
   const auto largest = [&](const at::Tensor& values) {
-    const at::Tensor seen = at::where(batch.active.logical_and(finite), values, lowest);
+    const at::Tensor seen = at::where(batch.active.logical_and(sound), values, lowest);
     return at::cat({seen, lowest}).max().to(at::kDouble);
   };
-  const at::Tensor values = at::stack(sums);
-  return {.sums = at::stack({values, count.expand_as(values)}, 1),
+  const at::Tensor sequences = (row_tokens > 0).to(at::kDouble).sum();
+  std::vector<at::Tensor> counts(M::kSums);
+  for (int i = 0; i < M::kSums; ++i) {
+    counts[static_cast<size_t>(i)] = by_row && M::is_of_ratio(i) ? sequences : count;
+  }
+  return {.sums = at::stack({at::stack(sums), at::stack(counts)}, 1),
           .maxima = at::stack({largest(d), largest(-d)})};
 }
 
@@ -227,20 +277,22 @@ at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& 
     return at::where(flat.active, values, at::zeros_like(values));
   };
   const at::Tensor logp = selected(batch.logps);
-  const Levelled level = levelled(objective.level, flat, logp, row_sums_of_weights(flat));
+  const at::Tensor n = row_sums_of_weights(flat);
+  const Levelled level = levelled(objective.level, flat, logp, n);
   const TensorNumber log_ratio{level.log_ratio};
   const TensorToken token{{level.logp},     log_ratio,       exp(log_ratio),
                           {flat.advantage}, {flat.old_logp}, {flat.ref_logp}};
   const bool penalty = objective.kl.beta > 0;
-  const at::Tensor loss = surrogate_of(objective.surrogate, token);
-  const at::Tensor kl = penalty ? kl_of(objective.kl, flat, logp) : at::zeros_like(loss);
-  const at::Tensor finite = finite_tokens(flat, level.log_ratio.detach(), loss.detach(),
-                                          at::zeros_like(loss), kl.detach(), penalty);
+  const at::Tensor loss = bounded(surrogate_of(objective.surrogate, token));
+  const at::Tensor kl =
+      penalty ? bounded(kl_of(objective, flat, logp, level.log_ratio, n)) : at::zeros_like(loss);
+  const at::Tensor sound = sound_tokens(flat, level.log_ratio.detach(), loss.detach(),
+                                        at::zeros_like(loss), kl.detach(), penalty);
   at::Tensor each = loss + kl * objective.kl.beta;
   if (objective.entropy.coefficient != 0) {
     each = each - selected(batch.entropies) * objective.entropy.coefficient;
   }
-  each = each * at::where(finite, at::ones_like(loss), NAN);  // saturation hides it
+  each = each * at::where(sound, at::ones_like(loss), NAN);  // saturation hides it
   return at::where(flat.active, each, at::zeros_like(each)).view(batch.logps.sizes());
 }
 
@@ -249,7 +301,8 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective&
   const bool penalty = objective.kl.beta > 0;
   const double entropy_coef = objective.entropy.coefficient;
   check_needs("policy_loss", batch, objective);
-  step_counts("policy_loss", normalizer, {});  // the counts of the batch are not waited for
+  // The counts of the batch are not waited for.
+  step_counts("policy_loss", normalizer, TermCounts{});
   // Under the caller's inference mode there would be no gradient to take here.
   const c10::InferenceMode normal(false);
   FlatBatch flat = flattened(batch);
@@ -265,18 +318,19 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective&
   const TensorNumber log_ratio{level.log_ratio + step};
   const TensorToken token{{level.logp + step}, log_ratio,       exp(log_ratio),
                           {flat.advantage},    {flat.old_logp}, {flat.ref_logp}};
-  const at::Tensor loss = surrogate_of(objective.surrogate, token);
-  const at::Tensor kl = penalty ? kl_of(objective.kl, flat, logp) : at::zeros_like(loss);
+  const at::Tensor loss = bounded(surrogate_of(objective.surrogate, token));
+  const at::Tensor kl =
+      penalty ? bounded(kl_of(objective, flat, logp, level.log_ratio, n)) : at::zeros_like(loss);
   const at::Tensor dloss = derivative(loss.sum(), step);
-  const at::Tensor finite =
-      finite_tokens(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach(), penalty);
-  const at::Tensor spoil = at::where(finite, at::ones_like(dloss), NAN);  // saturation hides it
+  const at::Tensor sound =
+      sound_tokens(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach(), penalty);
+  const at::Tensor spoil = at::where(sound, at::ones_like(dloss), NAN);  // saturation hides it
 
   const auto& kl_tokens = normalizer.kl ? normalizer.kl : normalizer.policy;
   const auto total = [&](const at::Tensor& terms, const std::optional<double>& tokens) {
     const at::Tensor factor = row_factors(objective.aggregation, tokens, normalizer.sequences, n)
                                   .index_select(0, flat.row) *
-                              normalizer.world_size;
+                              normalizer.factor();
     return at::where(flat.active, terms * spoil * flat.weight * factor, at::zeros_like(terms))
         .sum();
   };
@@ -285,12 +339,12 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective&
   if (entropy_coef != 0) sum = sum - total(entropy, normalizer.policy) * entropy_coef;
 
   ComputedLoss out;
-  if (wanted.logps) out.dlogps = derivative(sum, logp).view(batch.logps.sizes());
+  if (wanted.logps) out.dlogps = bounded(derivative(sum, logp)).view(batch.logps.sizes());
   if (wanted.entropies) out.dentropies = derivative(sum, entropy).view(batch.logps.sizes());
   at::AutoGradMode disabled(false);
   out.loss = sum.detach();
-  out.metrics =
-      metrics_of(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach(), finite);
+  out.metrics = metrics_of(objective, flat, n, level.log_ratio.detach(), loss.detach(), dloss,
+                           kl.detach(), sound);
   return out;
 }
 

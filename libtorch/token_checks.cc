@@ -67,11 +67,23 @@ void check_rows(std::string_view function, std::string_view name, const at::Tens
                          ", got " + shape_text(rows.sizes()));
 }
 
+namespace {
+
+void check_weights(std::string_view function, const at::Tensor& mask) {
+  const at::ScalarType type = mask.scalar_type();
+  if (!at::isIntegralType(type, /*includeBool=*/true)) {
+    check_floating(function, "response_mask", mask);
+  }
+  check_constant(function, "response_mask", mask);
+}
+
+}  // namespace
+
 void check_rows_mask(std::string_view function, const at::Tensor& mask, std::string_view like_name,
                      const at::Tensor& like) {
   check_given(function, "response_mask", mask);
   check_device(function, "response_mask", mask, like_name, like);
-  check_constant(function, "response_mask", mask);
+  check_weights(function, mask);
   if (mask.sizes() == like.sizes()) return;
   check_value(false, named(function, "response_mask") + " must be " + shape_text(like.sizes()) +
                          " like " + std::string(like_name) + ", got " + shape_text(mask.sizes()));
@@ -86,15 +98,12 @@ at::Tensor checked_mask(std::string_view function, const at::Tensor& mask,
                         const at::Tensor& logps) {
   check_given(function, "response_mask", mask);
   check_tokens(function, "response_mask", mask, logps);
-  const at::ScalarType type = mask.scalar_type();
-  if (at::isIntegralType(type, /*includeBool=*/false)) return mask.to(at::kFloat);
-  if (type != at::kBool) check_floating(function, "response_mask", mask);
-  check_constant(function, "response_mask", mask);
-  return mask;
+  check_weights(function, mask);
+  return as_weights(mask);
 }
 
 at::Tensor checked_offsets(std::string_view function, const at::Tensor& given,
-                           const at::Tensor& logps) {
+                           const at::Tensor& like, std::string_view like_name) {
   if (!given.defined()) return {};
   const at::ScalarType type = given.scalar_type();
   if (type != at::kInt && type != at::kLong) {
@@ -105,12 +114,15 @@ at::Tensor checked_offsets(std::string_view function, const at::Tensor& given,
     check_value(false,
                 named(function, "offsets") + " must be [B + 1], got " + shape_text(given.sizes()));
   }
+  check_device(function, "offsets", given, like_name, like);
   const at::Tensor offsets = given.cpu().contiguous();
   const int64_t first = offsets[0].item<int64_t>(), last = offsets[-1].item<int64_t>();
-  if (first != 0 || last != logps.size(0)) {
-    check_value(false, named(function, "offsets") + " must run from 0 to " + text(logps.size(0)) +
-                           ", the size of logps, got " + text(first) + " to " + text(last));
+  if (first != 0 || last != like.size(0)) {
+    check_value(false, named(function, "offsets") + " must run from 0 to " + text(like.size(0)) +
+                           ", the size of " + std::string(like_name) + ", got " + text(first) +
+                           " to " + text(last));
   }
+  with_value_errors([&] { check_layout(function, layout_of(like, offsets)); });
   return offsets;
 }
 

@@ -37,9 +37,9 @@ void check_rows_mask(std::string_view function, const at::Tensor& mask, std::str
 at::Tensor as_weights(const at::Tensor& mask);
 
 at::Tensor checked_mask(std::string_view function, const at::Tensor& mask, const at::Tensor& logps);
-// On the CPU, contiguous, from 0 to N.
+// On the CPU, contiguous, from 0 to N in order. `like` is called `like_name`.
 at::Tensor checked_offsets(std::string_view function, const at::Tensor& given,
-                           const at::Tensor& logps);
+                           const at::Tensor& like, std::string_view like_name = "logps");
 
 // Refers to the offsets.
 RowLayout layout_of(const at::Tensor& logps, const at::Tensor& offsets);

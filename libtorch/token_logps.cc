@@ -17,6 +17,7 @@
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/logits_rows.h"
+#include "libtorch/stored_gradient.h"
 
 namespace tether {
 namespace {
@@ -180,6 +181,10 @@ class TokenLogpsGradient : public Function<TokenLogpsGradient> {
   }
 };
 
+int64_t version_of(const at::Tensor& tensor) {
+  return tensor.is_inference() ? 0 : static_cast<int64_t>(tensor._version());
+}
+
 // targets: int64, contiguous.
 class TokenLogpsFunction : public Function<TokenLogpsFunction> {
  public:
@@ -191,12 +196,12 @@ class TokenLogpsFunction : public Function<TokenLogpsFunction> {
     row_statistics(rows_of(in), targets.const_data_ptr<int64_t>(), row, statistics_of(statistics),
                    torch_executor());
     gather_shards(options->shard, targets, row, statistics);
-    context->save_for_backward({logits, targets, statistics});
+    context->save_for_backward({detail::savable(logits), detail::savable(targets), statistics});
     save(context, *options);
     // Not as a saved variable: it is there to be changed.
-    context->saved_data["buffer"] = options->gradient_buffer.defined()
-                                        ? c10::IValue(options->gradient_buffer.detach())
-                                        : c10::IValue();
+    const at::Tensor& buffer = options->gradient_buffer;
+    context->saved_data["buffer"] = buffer.defined() ? c10::IValue(buffer.detach()) : c10::IValue();
+    context->saved_data["version"] = buffer.defined() ? version_of(buffer) : int64_t{0};
     context->set_materialize_grads(false);
     const auto type = detail::result_type(logits);
     const auto logp_of = [&](const RowStatistics& of) { return logp(of, row); };
@@ -215,10 +220,14 @@ class TokenLogpsFunction : public Function<TokenLogpsFunction> {
     variable_list gradients(4);
     if (!upstream(0) && !upstream(1)) return gradients;
     const variable_list saved = context->get_saved_variables();
-    const c10::IValue buffer = context->saved_data["buffer"];
-    gradients[0] =
-        TokenLogpsGradient::apply(saved[0], saved[1], saved[2], upstream(0), upstream(1),
-                                  saved_options(context), buffer.toOptional<at::Tensor>());
+    const auto buffer = context->saved_data["buffer"].toOptional<at::Tensor>();
+    detail::check_value(
+        !buffer || version_of(*buffer) == context->saved_data["version"].toInt(),
+        std::string(kName) +
+            ": gradient_buffer must be used for nothing else until backward, got one that has "
+            "changed. Give each call a buffer of its own");
+    gradients[0] = TokenLogpsGradient::apply(saved[0], saved[1], saved[2], upstream(0), upstream(1),
+                                             saved_options(context), buffer);
     return gradients;
   }
 };
@@ -240,14 +249,14 @@ TokenLogps token_logps_any_device(const at::Tensor& logits, const at::Tensor& ta
                                   const TokenLogpsOptions& options) {
   const double minus_infinity = -std::numeric_limits<double>::infinity();
   const at::Tensor ignored = targets == options.ignore_index;
-  at::Tensor x = logits.to(result_type(logits)) * options.scale;
+  // Filling ignored rows with 0 and -inf with -inf cuts the gradient there.
+  at::Tensor x =
+      logits.masked_fill(ignored.unsqueeze(-1), 0).to(result_type(logits)) * options.scale;
   const at::Tensor absent = x == minus_infinity;
   if (options.softcap > 0) {
     x = options.softcap * at::tanh(x.masked_fill(absent, 0) / options.softcap);
   }
-  // Filling -inf with -inf and ignored rows with 0 cuts the gradient there.
-  x = x.masked_fill(absent, minus_infinity).masked_fill(ignored.unsqueeze(-1), 0) /
-      options.temperature;
+  x = x.masked_fill(absent, minus_infinity) / options.temperature;
   const at::Tensor log_p = at::log_softmax(x, -1);
   const at::Tensor index = targets.masked_fill(ignored, 0).unsqueeze(-1);
   TokenLogps out = {.logps = log_p.gather(-1, index).squeeze(-1).masked_fill(ignored, 0)};

@@ -15,6 +15,7 @@
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/logits_rows.h"
+#include "libtorch/stored_gradient.h"
 #include "libtorch/tensor_number.h"
 
 namespace tether {
@@ -146,8 +147,9 @@ class TopKKlFunction : public Function<TopKKlFunction> {
       top_k_kl(inputs->heads(rows), *options, statistics_of(statistics), kl.data_ptr<double>(),
                torch_executor());
     });
-    context->save_for_backward(
-        {q, inputs->ids, inputs->logps, inputs->targets, inputs->target_logps});
+    context->save_for_backward({detail::savable(q), detail::savable(inputs->ids),
+                                detail::savable(inputs->logps), detail::savable(inputs->targets),
+                                detail::savable(inputs->target_logps)});
     context->saved_data["statistics"] = statistics;
     context->saved_data["temperature"] = options->temperature;
     context->saved_data["tail"] = static_cast<int64_t>(options->tail);

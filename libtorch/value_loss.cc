@@ -26,6 +26,7 @@ void check_on_cpu(std::string_view function, std::string_view name, const at::Te
 void check_like_values(std::string_view name, const at::Tensor& tensor, const at::Tensor& values) {
   if (!tensor.defined()) return;
   detail::check_floating("value_loss", name, tensor);
+  detail::check_device("value_loss", name, tensor, "values", values);
   detail::check_constant("value_loss", name, tensor);
   if (tensor.sizes() == values.sizes()) return;
   detail::check_value(false, detail::named("value_loss", name) + " must be " +
@@ -46,8 +47,9 @@ ValueBatch checked(const ValueBatch& batch) {
   check_like_values("returns", batch.returns, batch.values);
   check_like_values("old_values", batch.old_values, batch.values);
   ValueBatch out = batch;
-  out.response_mask = detail::checked_mask(function, batch.response_mask, batch.values);
-  out.offsets = detail::checked_offsets(function, batch.offsets, batch.values);
+  detail::check_rows_mask(function, batch.response_mask, "values", batch.values);
+  out.response_mask = detail::as_weights(batch.response_mask);
+  out.offsets = detail::checked_offsets(function, batch.offsets, batch.values, "values");
   return out;
 }
 
@@ -70,7 +72,7 @@ class ValueLoss : public torch::autograd::Function<ValueLoss> {
     const ValueTotals totals =
         value_loss(arrays, *objective, *normalizer, gradient, torch_executor());
     *metrics = totals.metrics;
-    context->save_for_backward({dvalues, values});
+    context->save_for_backward({dvalues, values.requires_grad() ? values : at::Tensor()});
     const bool wide = values.scalar_type() == at::kDouble;
     return at::scalar_tensor(totals.loss, at::dtype(wide ? at::kDouble : at::kFloat));
   }
@@ -100,19 +102,20 @@ at::Tensor whiten(const at::Tensor& values, const at::Tensor& response_mask,
   detail::check_floating(function, "values", values);
   detail::check_constant(function, "values", values);
   check_on_cpu(function, "values", values);
-  detail::check_given(function, "response_mask", response_mask);
-  if (response_mask.sizes() != values.sizes() || values.dim() < 1 || values.dim() > 2) {
-    detail::check_value(false, "whiten: response_mask must be like values, [B, T] or [N], got " +
-                                   detail::shape_text(response_mask.sizes()));
+  if (values.dim() < 1 || values.dim() > 2) {
+    detail::check_value(
+        false, "whiten: values must be [B, T] or [N], got " + detail::shape_text(values.sizes()));
   }
+  detail::check_rows_mask(function, response_mask, "values", values);
+  const at::Tensor weights = detail::as_weights(response_mask);
   const bool padded = values.dim() == 2;
   const at::Tensor rows = padded ? values : values.unsqueeze(0);
-  const at::Tensor mask = padded ? response_mask : response_mask.unsqueeze(0);
+  const at::Tensor mask = padded ? weights : weights.unsqueeze(0);
   const RowLayout layout{.rows = rows.size(0), .columns = rows.size(1)};
   const at::Tensor out = at::empty(rows.sizes(), at::dtype(values.scalar_type()));
   return detail::with_value_errors([&] {
-    const ConstArray weights = detail::token_array(mask), array = detail::token_array(rows);
-    whiten(layout, array, weights, moments(layout, array, weights), options,
+    const ConstArray active = detail::token_array(mask), array = detail::token_array(rows);
+    whiten(layout, array, active, moments(layout, array, active), options,
            detail::mutable_token_array(out));
     return padded ? out : out.squeeze(0);
   });

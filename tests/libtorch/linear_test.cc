@@ -569,8 +569,8 @@ TEST(Linear, BadInputIsRefused) {
             name + "weight must be a tensor, got none");
   EXPECT_EQ(refusal([](Inputs& in, auto&) { in.weight = in.weight.t(); }, value),
             name + "weight must be [V, 6] with V at least 1, for hidden [4, 5, 6], got [6, 37]");
-  EXPECT_EQ(refusal([](Inputs& in, auto&) { in.weight = in.weight.to(at::kFloat); }, type),
-            name + "weight must be float64 like hidden, got float32");
+  EXPECT_EQ(refusal([](Inputs& in, auto&) { in.weight = in.weight.to(at::kLong); }, type),
+            name + "weight must be float64 like hidden, got int64");
   EXPECT_EQ(refusal([](Inputs& in, auto&) { in.bias = in.bias.slice(0, 1); }, value),
             name + "bias must be [37] like the rows of weight, got [36]");
   EXPECT_EQ(refusal([](Inputs& in, auto&) { in.targets = in.targets.slice(1, 1); }, value),

@@ -190,8 +190,8 @@ TEST(PolicyLossFace, EveryDevicePathSpoilsTokensLikeTheKernel) {
       PolicyBatch batch = random_batch(3, 20, at::kDouble);
       batch.response_mask = torch::ones({3, 20});
       (batch.*array)[1] = infinite;
-      const at::Tensor kernel = policy_loss(batch, presets::grpo()).loss;
-      const at::Tensor tensors = detail::policy_loss_any_device(batch, presets::grpo()).loss;
+      const at::Tensor kernel = policy_loss(batch, presets::grpo(0.04)).loss;
+      const at::Tensor tensors = detail::policy_loss_any_device(batch, presets::grpo(0.04)).loss;
       EXPECT_TRUE(std::isnan(kernel.item<double>()) && std::isnan(tensors.item<double>()));
       const at::Tensor dlogps = gradient(tensors, batch.logps);
       EXPECT_TRUE(at::equal(dlogps.isnan(), gradient(kernel, batch.logps).isnan()));
@@ -215,11 +215,10 @@ TEST(PolicyLossFace, EveryDevicePathChecksTheNormalizer) {
   const PolicyBatch batch = random_batch(3, 20);
   EXPECT_EQ(message<c10::ValueError>(
                 [&] { detail::policy_loss_any_device(batch, presets::ppo(), {.world_size = 0}); }),
-            "policy_loss: normalizer.world_size must be greater than 0, got 0");
+            "policy_loss: normalizer.world_size must be greater than 0 and finite, got 0");
   EXPECT_EQ(message<c10::ValueError>(
                 [&] { detail::policy_loss_any_device(batch, presets::ppo(), {.policy = NAN}); }),
-            "policy_loss: normalizer.policy must be at least 0, the count of this batch, got nan. "
-            "Pass the count of the whole optimizer step");
+            "policy_loss: normalizer.policy must be at least 0 and finite, got nan");
 }
 
 TEST(PolicyLossFace, UpstreamGradientsAreNotRoundedToTheTypeOfLogps) {
@@ -269,7 +268,7 @@ TEST(PolicyLossFace, ASurrogateWithoutGradientHasAGradientOf0) {
 
 TEST(PolicyLossFace, AUsersSurrogateRunsOnEveryDeviceOnceItIsWrapped) {
   const PolicyBatch batch = random_batch(3, 20, at::kDouble);
-  PolicyObjective objective = presets::grpo();
+  PolicyObjective objective = presets::grpo(0.04);
   objective.surrogate = Cubic{};
   const LossOutput kernel = policy_loss(batch, objective);
   EXPECT_EQ(message<c10::ValueError>([&] { detail::policy_loss_any_device(batch, objective); }),
@@ -381,7 +380,8 @@ TEST(PolicyLossFace, TakesAnyStrides) {
 
 TEST(PolicyLossFace, BadInputGetsOneClearError) {
   const PolicyBatch good = random_batch(4, 8);
-  const auto value_error = [&](auto change, const PolicyObjective& objective = presets::grpo()) {
+  const auto value_error = [&](auto change,
+                               const PolicyObjective& objective = presets::grpo(0.04)) {
     PolicyBatch batch = good;
     change(batch);
     return message<c10::ValueError>([&] { policy_loss(batch, objective); });
@@ -389,7 +389,7 @@ TEST(PolicyLossFace, BadInputGetsOneClearError) {
   const auto type_error = [&](auto change) {
     PolicyBatch batch = good;
     change(batch);
-    return message<c10::TypeError>([&] { policy_loss(batch, presets::grpo()); });
+    return message<c10::TypeError>([&] { policy_loss(batch, presets::grpo(0.04)); });
   };
   using B = PolicyBatch;
   EXPECT_EQ(value_error([](B& b) { b.logps = at::Tensor(); }),
