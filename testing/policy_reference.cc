@@ -53,13 +53,40 @@ Dual<double> estimate(KlEstimator estimator, double d) {
   return {std::expm1(d) - d, -std::expm1(d)};
 }
 
-// rl/kl_penalty.h, the derivative by logp.
-Dual<double> penalty_of(const KlPenalty& kl, double logp, double old_logp, double ref_logp) {
-  const bool corrected = kl.correction != KlCorrection::none;
-  const double rho = corrected ? std::exp(std::clamp(logp - old_logp, -100.0, 100.0)) : 1;
+// d/d log sampled [rho K] / rho, by hand.
+double score(KlEstimator estimator, double d) {
+  switch (estimator) {
+    case KlEstimator::k1:
+      return 1 - d;
+    case KlEstimator::k2:
+      return d * d / 2 - d;
+    case KlEstimator::k3:
+      break;
+  }
+  return -d;
+}
+
+// rl/kl_penalty.h: value, its derivative by the token's own logp, and by the log-ratio that a row
+// shares.
+struct Penalty {
+  double value = 0, own_slope = 0, shared_slope = 0;
+};
+
+Penalty penalty_of(const PolicyObjective& objective, double logp, double old_logp, double ref_logp,
+                   double level_log_ratio) {
+  const KlPenalty& kl = objective.kl;
+  const double log_ratio = of_level(kl.correction) ? level_log_ratio : logp - old_logp;
+  const double rho =
+      kl.correction == KlCorrection::none ? 1 : std::exp(std::clamp(log_ratio, -100.0, 100.0));
   const Dual<double> source = estimate(kl.gradient, ref_logp - logp);
-  const double through_rho = kl.correction == KlCorrection::ratio ? source.value : 0;
-  return {rho * estimate(kl.estimator, ref_logp - logp).value, rho * (source.grad + through_rho)};
+  Penalty out{rho * estimate(kl.estimator, ref_logp - logp).value, rho * source.grad, 0};
+  if (!through_ratio(kl.correction)) return out;
+  if (of_level(kl.correction) && shares_ratio(objective.level)) {
+    out.shared_slope = rho * source.value;
+  } else {
+    out.own_slope = rho * score(kl.gradient, ref_logp - logp);
+  }
+  return out;
 }
 
 double denominator(const Aggregation& aggregation, double tokens, double sequences,
@@ -73,6 +100,8 @@ double denominator(const Aggregation& aggregation, double tokens, double sequenc
       return sequences;
     case Aggregation::Mode::sequence_sum_over_constant:
       return sequences * aggregation.constant;
+    case Aggregation::Mode::token_sum:
+      return 1;
   }
   return 0;
 }
@@ -89,11 +118,11 @@ struct Totals {
   std::map<std::string, double> metrics;
 };
 
-void add_metrics(std::map<std::string, double>& metrics, double share, double log_ratio,
-                 double advantage, const Dual<double>& loss) {
+// What is said of ratios, of a token's share in them.
+void add_ratio_metrics(std::map<std::string, double>& metrics, double share, double log_ratio,
+                       double advantage, const Dual<double>& loss, const RatioInterval& inside) {
   const double ratio = std::exp(log_ratio);
-  const bool stuck = loss.grad == 0;
-  metrics["policy_loss"] += share * loss.value;
+  const bool stuck = loss.grad == 0 || ratio < inside.low || ratio > inside.high;
   metrics["approx_kl_k1"] -= share * log_ratio;
   metrics["approx_kl_k3"] += share * (std::expm1(log_ratio) - log_ratio);
   metrics["ratio_mean"] += share * ratio;
@@ -153,22 +182,26 @@ Totals totals(const PolicyBatch& batch, const PolicyObjective& objective, const 
       const double A = advantages[shared ? r : i];
       const View view = view_of(objective.level, row, logps[i], logps[i] - olds[i]);
       const Dual<double> loss = surrogate_of(objective, view, olds[i], refs[i], A);
-      const Dual<double> kl = penalty_of(objective.kl, logps[i], olds[i], refs[i]);
+      const Penalty kl = penalty_of(objective, logps[i], olds[i], refs[i], view.log_ratio);
       const double policy_share = share_of(i, policy_tokens), kl_share = share_of(i, kl_tokens);
       out.loss += policy_share * loss.value + beta * kl_share * kl.value;
-      row_slope += policy_share * loss.grad;
+      row_slope += policy_share * loss.grad + beta * kl_share * kl.shared_slope;
       const double own_slope = shares_ratio(objective.level) ? 0 : policy_share * loss.grad;
-      out.gradient[i] = own_slope + beta * kl_share * kl.grad;
-      add_metrics(out.metrics, weights[i] / tokens, view.log_ratio, A, loss);
+      out.gradient[i] = own_slope + beta * kl_share * kl.own_slope;
+      const bool by_row = objective.level != RatioLevel::token;
+      const double ratio_share = weights[i] / (by_row ? row.n * sequences : tokens);
+      add_ratio_metrics(out.metrics, ratio_share, view.log_ratio, A, loss,
+                        objective.surrogate.truncation());
+      out.metrics["policy_loss"] += weights[i] / tokens * loss.value;
       if (beta > 0) out.metrics["kl"] += weights[i] / tokens * kl.value;
     }
     const double over = objective.level == RatioLevel::sequence_mean ? row.n : 1;
     for (size_t i : row.slots) {
       if (shares_ratio(objective.level)) out.gradient[i] += row_slope * weights[i] / over;
-      out.gradient[i] *= step.world_size;
+      out.gradient[i] *= step.factor();
     }
   }
-  out.loss *= step.world_size;
+  out.loss *= step.factor();
   return out;
 }
 

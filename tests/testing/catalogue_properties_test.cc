@@ -65,12 +65,27 @@ INSTANTIATE_TEST_SUITE_P(Rows, Catalogue, ::testing::ValuesIn(kCatalogue),
 TEST(Aggregations, KeepEveryPromiseWithPenaltyAndUnequalClip) {
   for (const Aggregation& aggregation :
        {token_mean(), sequence_mean_token_mean(), sequence_mean_token_sum(),
-        sequence_sum_over_constant(9)}) {
+        sequence_sum_over_constant(9), token_sum()}) {
     SCOPED_TRACE(kAggregationNames[static_cast<size_t>(aggregation.mode)]);
     const PolicyObjective objective{.surrogate = PpoClip{.epsilon_low = 0.2, .epsilon_high = 0.28},
                                     .kl = {.beta = 0.3},
                                     .aggregation = aggregation};
     expect_good(objective, policy_loss, traits_of(objective));
+  }
+}
+
+TEST(Penalties, WeighedByTheRatioOfTheLevelKeepEveryPromise) {
+  for (const RatioLevel level : {RatioLevel::token, RatioLevel::sequence_mean,
+                                 RatioLevel::sequence_token, RatioLevel::sequence_sum}) {
+    SCOPED_TRACE(kRatioLevelNames[static_cast<size_t>(level)]);
+    const PolicyObjective objective{.level = level,
+                                    .surrogate = PpoClip{.epsilon_low = 0.2, .epsilon_high = 0.28},
+                                    .kl = {.beta = 0.3, .correction = KlCorrection::level_ratio},
+                                    .aggregation = sequence_mean_token_mean()};
+    expect_good(objective, policy_loss, traits_of(objective));
+    PolicyTraits traits = traits_of(objective);
+    traits.bitwise = false;
+    expect_good(objective, detail::policy_loss_any_device, traits, {.batches = 2});
   }
 }
 
