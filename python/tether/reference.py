@@ -84,7 +84,7 @@ def k3(log_ratio: Tensor) -> Tensor:
     return torch.where(near, small**2 / 2 * series, torch.expm1(d) - d)
 
 
-# ---- surrogates: the loss of a token, and whether clipping took its gradient ---------------------
+# ---- surrogates: the loss of a token, and whether it was clipped: its gradient, or its weight ----
 
 
 def ppo_clip(
@@ -123,8 +123,10 @@ def is_reinforce(
     ratio_high: float = 5,
 ) -> tuple[Tensor, Tensor]:
     """-sg(clip(ratio, ratio_low, ratio_high)) A logp. CISPO, arXiv:2506.13585, eq. 4."""
-    weight = clamp(exp(log_ratio), ratio_low, ratio_high).detach()
-    return -weight * advantage * logp, weight == 0
+    ratio = exp(log_ratio)
+    weight = clamp(ratio, ratio_low, ratio_high).detach()
+    truncated = (ratio < ratio_low) | (ratio > ratio_high)
+    return -weight * advantage * logp, truncated | (weight == 0)
 
 
 # ---- the penalty -----------------------------------------------------------------------------------
@@ -133,9 +135,13 @@ _KL = {"k1": k1, "k2": k2, "k3": k3}
 _KL_CHOICES = {"kl_estimator", "kl_gradient", "kl_correction"}
 
 
+_KL_SCORES = {"k1": lambda d: 1 - d, "k2": lambda d: d * (d / 2 - 1), "k3": lambda d: -d}
+
+
 def with_gradient_of(value: Tensor, source: Tensor) -> Tensor:
-    """Straight through: the value of one with the gradient of the other."""
-    return value.detach() + (source - source.detach())
+    """Straight through: the value of one with the gradient of the other, 0 where that overflowed."""
+    zero = source - source.detach()
+    return value.detach() + torch.where(zero == 0, zero, 0.0)
 
 
 def kl_term(
@@ -143,6 +149,8 @@ def kl_term(
     old_logp: Tensor,
     ref_logp: Tensor,
     *,
+    level_log_ratio: Tensor | None = None,
+    alone: Tensor | None = None,
     kl_estimator: str = "k3",
     kl_gradient: str = "k3",
     kl_correction: str = "none",
@@ -150,17 +158,29 @@ def kl_term(
     """rho K(ref_logp - logp) with the gradient of rho G(ref_logp - logp).
 
     rho = policy / old policy with kl_correction "ratio" (DeepSeek-V3.2, arXiv:2512.02556, eq. 7),
-    its value alone with "detached_ratio", 1 with "none" (GRPO, arXiv:2402.03300, eq. 4). A ratio
-    beyond e^20 (float64: e^100) weighs as this one.
+    1 with "none" (GRPO, arXiv:2402.03300, eq. 4); of the log-ratio that the surrogate sees with
+    "level_ratio" (TRL's use_bias_correction_kl); its value alone with "detached_...". A ratio
+    beyond e^20 (float64: e^100) weighs as this one. `alone`: where a row shares its log-ratio,
+    whether the token is the only one of it.
+
+    The derivative of rho G by logp is rho (G + dG / dlogp), of k3 exactly -rho d: by that closed
+    form, as the sum would cancel.
     """
-    value, source = (_KL[each](ref_logp - logp) for each in (kl_estimator, kl_gradient))
+    d = ref_logp - logp
+    value, source = (_KL[each](d) for each in (kl_estimator, kl_gradient))
     if kl_correction == "none":
         return with_gradient_of(value, source)
-    log_ratio = logp - old_logp
+    log_ratio = level_log_ratio if "level" in kl_correction else logp - old_logp
     bound = 100.0 if logp.dtype == torch.float64 else 20.0
-    rho = torch.exp(with_gradient_of(log_ratio.clamp(-bound, bound), log_ratio))
-    through = rho if kl_correction == "ratio" else rho.detach()
-    return with_gradient_of(rho * value, through * source)
+    bounded_log_ratio = log_ratio.detach().clamp(-bound, bound)
+    rho = torch.exp(bounded_log_ratio)
+    if kl_correction.startswith("detached"):
+        return with_gradient_of(rho * value, rho * source)
+    through = rho * _KL_SCORES[kl_gradient](d.detach()) * logp
+    if kl_correction == "level_ratio" and alone is not None:
+        shared = torch.exp(with_gradient_of(bounded_log_ratio, log_ratio)) * source
+        through = torch.where(alone, through, shared)
+    return with_gradient_of(rho * value, through)
 
 
 # ---- rows and their averages ---------------------------------------------------------------------
@@ -207,6 +227,7 @@ def row_factors(
       sequence_mean_token_mean     1 / (sequences n_i)              GRPO, arXiv:2402.03300, eq. 3
       sequence_mean_token_sum      1 / sequences                    RLOO, arXiv:2402.14740
       sequence_sum_over_constant   1 / (sequences constant)         Dr. GRPO, arXiv:2503.20783
+      token_sum                    1                                scaled by the caller
     """
     tokens = row_tokens.sum() if tokens is None else tokens
     sequences = (row_tokens > 0).sum() if sequences is None else sequences
@@ -216,6 +237,7 @@ def row_factors(
         "sequence_mean_token_mean": row_tokens * sequences,
         "sequence_mean_token_sum": one * sequences,
         "sequence_sum_over_constant": one * sequences * constant,
+        "token_sum": one,
     }[aggregation]
     return torch.where(denominator > 0, 1 / denominator, 0.0)
 
@@ -240,7 +262,7 @@ OBJECTIVES = {
     # arXiv:1912.09729, eq. 5
     "ppo_dual_clip": Row(ppo_clip, _PPO | {"dual_clip": 3}, 0, "token_mean"),
     # arXiv:2402.03300, eq. 3: the clipped surrogate + beta k3 of KL(policy || reference)
-    "grpo": Row(ppo_clip, _PPO, 0.04, "sequence_mean_token_mean"),
+    "grpo": Row(ppo_clip, _PPO, 0, "sequence_mean_token_mean"),
     # arXiv:2503.14476, eq. 10 and 12
     "dapo": Row(ppo_clip, _PPO | {"epsilon_high": 0.28}, 0, "token_mean"),
     # TRL's loss_type
@@ -315,8 +337,8 @@ def policy_loss(
         **options,
     )
     rows, tokens, n, row = terms.rows, terms.tokens, terms.n, OBJECTIVES[objective]
-    loss, kl, finite = terms.loss, terms.kl, terms.finite
-    spoil = torch.where(finite, 1.0, math.nan)  # no saturation hides a NaN or infinity
+    loss, kl = terms.loss, terms.kl
+    spoil = torch.where(terms.sound, 1.0, math.nan)  # no saturation hides a NaN or infinity
     policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
 
     def mean(terms: Tensor, count: float | Tensor | None) -> Tensor:
@@ -330,7 +352,7 @@ def policy_loss(
     if terms.entropic:
         total = total - entropy_coef * mean(tokens.entropy, policy)
     with torch.no_grad():
-        sums, maxima = _metrics(tokens, terms.log_ratio, loss, kl, terms.clipped, finite)
+        sums, maxima = _metrics(terms)
     return PolicyTotals((world_size * total).to(_wide(logps.dtype)), sums, maxima)
 
 
@@ -340,11 +362,12 @@ class Terms(NamedTuple):
     rows: Rows
     tokens: Tokens
     n: Tensor  # weights of each row
+    level: str
     log_ratio: Tensor
     loss: Tensor  # S
     clipped: Tensor
     kl: Tensor  # K
-    finite: Tensor
+    sound: Tensor  # finite inputs, and nothing that is NaN
     beta: float | Tensor
     entropic: bool
 
@@ -370,15 +393,21 @@ def _terms(
     rows = Rows.of(logps, offsets)
     tokens = _selected(rows, logps, advantages, response_mask, old_logps, ref_logps, entropies)
     n = rows.sum(tokens.weight.double())
-    logp, log_ratio = levelled(rows, tokens, n, level or row.level)
+    level = level or row.level
+    logp, log_ratio = levelled(rows, tokens, n, level)
     surrogate_options = row.surrogate_options | options
     loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **surrogate_options)
+    loss = bounded(loss)
     kl = torch.zeros_like(loss)
-    if _needs("ref_logps", "beta", "greater than 0", beta, ref_logps):
-        kl = kl_term(tokens.logp, tokens.old_logp, tokens.ref_logp, **kl_choices)
+    penalised = _needs("ref_logps", "beta", "greater than 0", beta, ref_logps)
+    if penalised:
+        shared = level in ("sequence_mean", "sequence_sum")
+        alone = rows.spread(n.to(tokens.weight.dtype)) == tokens.weight if shared else None
+        each = (tokens.logp, tokens.old_logp, tokens.ref_logp)
+        kl = bounded(kl_term(*each, level_log_ratio=log_ratio, alone=alone, **kl_choices))
     entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, entropies)
-    finite = _finite(tokens, log_ratio, loss.detach(), kl.detach())
-    return Terms(rows, tokens, n, log_ratio, loss, clipped, kl, finite, beta, entropic)
+    sound = _sound(tokens, log_ratio, loss, kl, penalised)
+    return Terms(rows, tokens, n, level, log_ratio, loss, clipped, kl, sound, beta, entropic)
 
 
 def policy_token_losses(
@@ -417,7 +446,7 @@ def policy_token_losses(
     each = terms.loss + terms.beta * terms.kl
     if terms.entropic:
         each = each - entropy_coef * terms.tokens.entropy
-    each = each * torch.where(terms.finite, 1.0, math.nan)
+    each = each * torch.where(terms.sound, 1.0, math.nan)
     return torch.where(terms.tokens.active, each, 0.0)
 
 
@@ -460,7 +489,17 @@ def _selected(
     old_logp = logp.detach() if old_logps is None else select(old_logps)
     ref_logp = torch.zeros_like(old_logp) if ref_logps is None else select(ref_logps)
     entropy = torch.zeros_like(old_logp) if entropies is None else select(entropies)
-    return Tokens(weight, logp, old_logp, ref_logp, select(advantages), entropy)
+    advantage = select(advantages)
+    largest = 1e40 if wide == torch.float64 else 1e12
+    saturated = advantage.clamp(-largest, largest)
+    advantage = torch.where(advantage.isfinite(), saturated, advantage)
+    return Tokens(weight, logp, old_logp, ref_logp, advantage, entropy)
+
+
+def bounded(x: Tensor) -> Tensor:
+    """What overflowed counts as the largest number; NaN stays NaN."""
+    largest = 1e300 if x.dtype == torch.float64 else torch.finfo(x.dtype).max
+    return with_gradient_of(x.clamp(-largest, largest), x)
 
 
 def levelled(rows: Rows, tokens: Tokens, n: Tensor, level: str) -> tuple[Tensor, Tensor]:
@@ -471,7 +510,7 @@ def levelled(rows: Rows, tokens: Tokens, n: Tensor, level: str) -> tuple[Tensor,
       sequence_token   the mean, with the token's own gradient     GSPO-token, the same, eq. 14
       sequence_sum     their sum over the row; logp likewise       RLOO, arXiv:2402.14740
     """
-    log_ratio = tokens.logp - tokens.old_logp
+    log_ratio = _log_ratio(tokens)
     if level == "token":
         return tokens.logp, log_ratio
 
@@ -486,42 +525,58 @@ def levelled(rows: Rows, tokens: Tokens, n: Tensor, level: str) -> tuple[Tensor,
     return spread(tokens.logp), spread(log_ratio)
 
 
-def _finite(tokens: Tokens, log_ratio: Tensor, loss: Tensor, kl: Tensor) -> Tensor:
-    """Whether nothing about a token is NaN or infinite; a reference counts under a penalty."""
-    seen = (log_ratio, tokens.advantage, loss, kl)
-    return torch.stack([torch.isfinite(each) for each in seen]).all(0)
+def _log_ratio(tokens: Tokens) -> Tensor:
+    """logp - old_logp; the difference of finite ones is finite."""
+    log_ratio = tokens.logp - tokens.old_logp
+    largest = 1e290 if log_ratio.dtype == torch.float64 else 1e30
+    finite = tokens.logp.isfinite() & tokens.old_logp.isfinite()
+    value = torch.where(finite, log_ratio.detach().clamp(-largest, largest), log_ratio.detach())
+    return with_gradient_of(value, log_ratio)
 
 
-def _metrics(
-    tokens: Tokens, log_ratio: Tensor, loss: Tensor, kl: Tensor, clipped: Tensor, finite: Tensor
-) -> tuple[Tensor, Tensor]:
+def _sound(
+    tokens: Tokens, log_ratio: Tensor, loss: Tensor, kl: Tensor, penalised: bool
+) -> Tensor:
+    """Whether the inputs of a token are finite and nothing that comes of them is NaN."""
+    seen = [log_ratio, tokens.logp, tokens.old_logp, tokens.advantage]
+    if penalised:
+        seen.append(tokens.ref_logp)
+    right = [torch.isfinite(each) for each in seen] + [~torch.isnan(each) for each in (loss, kl)]
+    return torch.stack(right).all(0)
+
+
+def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
+    tokens, log_ratio, clipped = terms.tokens, terms.log_ratio, terms.clipped
     ratio = exp(log_ratio)
     good, bad = clipped & (tokens.advantage > 0), clipped & (tokens.advantage < 0)
     count = tokens.weight.sum(dtype=torch.float64)
+    # What is said of the ratio of a sequence counts the sequence: each token for 1 / n of it.
+    by_row = terms.level != "token"
+    ratio_weight = tokens.weight / terms.rows.spread(terms.n) if by_row else tokens.weight
+    ratio_count = (terms.n > 0).sum().double() if by_row else count
 
-    def total(values: Tensor) -> Tensor:
-        return torch.where(tokens.active, tokens.weight * values, 0.0).sum(dtype=torch.float64)
+    def total(values: Tensor, weight: Tensor = tokens.weight) -> Tensor:
+        return torch.where(tokens.active, weight * values, 0.0).sum(dtype=torch.float64)
 
     def largest(values: Tensor) -> Tensor:
-        seen = torch.where(tokens.active & finite, values, -math.inf).reshape(-1)
-        return torch.cat([seen, seen.new_tensor([-math.inf])]).max().double()
+        seen = torch.where(tokens.active & terms.sound, values, -math.inf).reshape(-1)
+        return torch.cat([seen, seen.new_full((1,), -math.inf)]).max().double()
 
-    broken = (finite, torch.isfinite(tokens.entropy))
-    sums = [
-        total(loss),
-        total(kl),
-        total(tokens.entropy),
-        total(bad & (log_ratio < 0)),
-        total(good & (log_ratio > 0)),
-        total(bad & (log_ratio > 0)),
-        total(k1(log_ratio)),
-        total(k3(log_ratio)),
-        total(ratio),
-        total(ratio**2),
-        sum((tokens.active & ~each).sum(dtype=torch.float64) for each in broken),
+    of_ratio = [
+        bad & (log_ratio < 0),
+        good & (log_ratio > 0),
+        bad & (log_ratio > 0),
+        k1(log_ratio),
+        k3(log_ratio),
+        ratio,
+        ratio**2,
     ]
-    values = torch.stack(sums)
-    return torch.stack([values, count.expand_as(values)], 1), torch.stack(
+    broken = (terms.sound, torch.isfinite(tokens.entropy))
+    sums = [total(each) for each in (terms.loss, terms.kl, tokens.entropy)]
+    sums += [total(each, ratio_weight) for each in of_ratio]
+    sums += [sum((tokens.active & ~each).sum(dtype=torch.float64) for each in broken)]
+    counts = [count] * 3 + [ratio_count] * len(of_ratio) + [count]
+    return torch.stack([torch.stack(sums), torch.stack(counts)], 1), torch.stack(
         [largest(log_ratio), largest(-log_ratio)]
     )
 
@@ -605,7 +660,8 @@ def preference_loss(
 
     n = rows.sum(weight.double())
     over = torch.where(n > 0, n, 1.0) if (score or row.score) == "mean" else torch.ones_like(n)
-    policy = row_sums(logps) / over
+    logp_sums = row_sums(logps)
+    policy = logp_sums / over
     scores = policy if reference == "false" else policy - row_sums(ref_logps) / over
     chosen, rejected = scores[:half], scores[half:]
     each = row.loss(linked(link, chosen), linked(link, rejected), beta, **row.options | options)
@@ -623,8 +679,8 @@ def preference_loss(
             beta * rejected,
             margin,
             (margin > 0).double(),
-            policy[:half],
-            policy[half:],
+            logp_sums[:half],
+            logp_sums[half:],
             (~finite).double(),
         ]
         values = torch.stack([torch.where(present, part, 0.0).sum() for part in parts])
