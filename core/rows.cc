@@ -409,17 +409,6 @@ RowStatistics merge(const RowStatistics& a, const RowStatistics& b, const RowOpt
           .max_logit = std::max(a.max_logit, b.max_logit)};
 }
 
-void merge_shards(const RowStatistics* statistics, int64_t shards, int64_t rows,
-                  const int64_t* targets, const RowOptions& options, RowStatistics* merged) {
-  for (int64_t row = 0; row < rows; ++row) {
-    RowStatistics sum = statistics[row];
-    for (int64_t shard = 1; shard < shards && !is_ignored(targets, row, options); ++shard) {
-      sum = merge(sum, statistics[shard * rows + row], options);
-    }
-    merged[row] = sum;
-  }
-}
-
 // Without a softcap no clamp to logp <= 0 <= entropy is needed: the reference is one of the logits,
 // with t = 0, and the others exceed it by kLargestExponent at most. Without any logit both are
 // inf - inf.

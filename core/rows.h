@@ -109,11 +109,6 @@ constexpr RowStatistics ignored_row() {
 // The statistics of the columns of both: shards of a vocabulary, in any order.
 RowStatistics merge(const RowStatistics& a, const RowStatistics& b, const RowOptions& options);
 
-// merged[r] of statistics [shards, rows], in the order of the shards, which is thus part of the
-// bits. Ignored rows stay what they are. merged may be the first of the shards.
-void merge_shards(const RowStatistics* statistics, int64_t shards, int64_t rows,
-                  const int64_t* targets, const RowOptions& options, RowStatistics* merged);
-
 double logp(const RowStatistics& row, const RowOptions& options);
 double entropy(const RowStatistics& row);
 

@@ -9,11 +9,13 @@
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <bit>
 #include <limits>
 #include <optional>
 #include <string>
 
 #include "core/rows.h"
+#include "core/vocabulary_shards.h"
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/logits_rows.h"
@@ -89,22 +91,27 @@ void check_shard(const VocabularyShard& shard, const at::Tensor& logits) {
   check_value(bool(shard.gather), name + ".gather must be given, got none");
 }
 
-// `statistics` of this rank become those of all.
-void gather_shards(const VocabularyShard& shard, const at::Tensor& targets,
+// `statistics` of this rank, whose logits have so many columns, become those of all.
+void gather_shards(const VocabularyShard& shard, int64_t columns, const at::Tensor& targets,
                    const RowOptions& options, const at::Tensor& statistics) {
   using namespace detail;
   if (shard.ids == 0) return;
-  const at::Tensor all = shard.gather(statistics);
-  const std::string rows = text(statistics.size(0)) + ", " + text(kStatistics) + "]";
+  const at::Tensor block = empty_statistics(1 + statistics.size(0));
+  *statistics_of(block) = std::bit_cast<RowStatistics>(shard_header(options, columns));
+  block.slice(0, 1).copy_(statistics);
+  const at::Tensor all = shard.gather(block);
+  const std::string rows = text(block.size(0)) + ", " + text(kStatistics) + "]";
   check_value(all.defined(), std::string(kName) + ": shard.gather must return a tensor, got none");
   check_value(all.scalar_type() == at::kDouble && all.is_cpu() && all.dim() == 3 &&
-                  all.size(0) >= 1 && all.sizes().slice(1) == statistics.sizes(),
+                  all.size(0) >= 1 && all.sizes().slice(1) == block.sizes(),
               std::string(kName) + ": shard.gather must return float64 [shards, " + rows +
                   " on cpu, got " + dtype_text(all.scalar_type()) + " " + shape_text(all.sizes()) +
                   " on " + all.device().str());
   const at::Tensor in = all.contiguous();
-  merge_shards(statistics_of(in), in.size(0), in.size(1), targets.const_data_ptr<int64_t>(),
-               options, statistics_of(statistics));
+  with_value_errors([&] {
+    merge_shards(kName, statistics_of(in), in.size(0), statistics.size(0),
+                 targets.const_data_ptr<int64_t>(), options, statistics_of(statistics));
+  });
 }
 
 // ---- autograd -----------------------------------------------------------------------------------
@@ -195,7 +202,7 @@ class TokenLogpsFunction : public Function<TokenLogpsFunction> {
     const RowOptions row = row_options(*options);
     row_statistics(rows_of(in), targets.const_data_ptr<int64_t>(), row, statistics_of(statistics),
                    torch_executor());
-    gather_shards(options->shard, targets, row, statistics);
+    gather_shards(options->shard, logits.size(-1), targets, row, statistics);
     context->save_for_backward({detail::savable(logits), detail::savable(targets), statistics});
     save(context, *options);
     // Not as a saved variable: it is there to be changed.

@@ -1,10 +1,12 @@
-// The operators of python/tether/logits.py (see ops.cc about the ABI). Python has checked shapes
-// and dtypes; targets are int64, contiguous, as are statistics and upstream gradients in float64.
+// The operators of python/tether/logits.py and top_k.py (see ops.cc about the ABI). Python has
+// checked shapes and dtypes; ids are int64 and contiguous, as are statistics, upstream gradients
+// and log-probabilities of a head in float64.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -13,6 +15,7 @@
 
 #include "core/check.h"
 #include "core/rows.h"
+#include "core/vocabulary_shards.h"
 #include "estimators/logits_kl.h"
 #include "estimators/top_k_kl.h"
 #include "python/stable.h"
@@ -21,6 +24,8 @@ namespace tether {
 namespace {
 
 using python::contiguous;
+using python::numbers_of;
+using python::same_shape;
 using python::torch_executor;
 using python::with_public_errors;
 using torch::headeronly::ScalarType;
@@ -31,37 +36,62 @@ using Upstream = std::optional<Tensor>;
 constexpr int64_t kStatistics = sizeof(RowStatistics) / sizeof(double);
 constexpr int64_t kKlStatistics = sizeof(KlStatistics) / sizeof(double);
 
-ConstLogits layout_of(const Tensor& logits) {
+ConstLogits layout_of(std::string_view function, std::string_view name, const Tensor& logits) {
+  require(logits.dim() >= 1 && logits.size(-1) >= 1, [&] {
+    return std::string(function) + ": " + std::string(name) + " must be [..., V] with V at least 1";
+  });
   std::vector<int64_t> sizes, strides;
   for (int64_t d = 0; d < logits.dim(); ++d) {
     sizes.push_back(logits.size(d));
     strides.push_back(logits.stride(d));
   }
   ConstLogits rows = strided_rows(sizes.data(), strides.data(), logits.dim());
-  rows.dtype = python::dtype_of("token_logps", "logits", logits);
+  rows.dtype = python::dtype_of(function, name, logits);
   return rows;
 }
 
 // The rows of the logits or, for the rare layouts that need it, of a copy, which `owner` holds.
-ConstLogits rows_of(const Tensor& logits, Tensor& owner) {
-  owner = layout_of(logits).vocabulary == 0 ? torch::stable::contiguous(logits) : logits;
-  ConstLogits rows = layout_of(owner);
+ConstLogits rows_of(std::string_view function, std::string_view name, const Tensor& logits,
+                    Tensor& owner) {
+  const bool express = layout_of(function, name, logits).vocabulary != 0;
+  owner = express ? logits : torch::stable::contiguous(logits);
+  ConstLogits rows = layout_of(function, name, owner);
   rows.data = owner.const_data_ptr();
   return rows;
 }
 
-MutableLogits writable(const Tensor& logits) {
-  const ConstLogits rows = layout_of(logits);
-  return {logits.mutable_data_ptr(), rows.dtype,  rows.rows,    rows.vocabulary,
-          rows.row_stride,           rows.stride, rows.columns, rows.batch_stride};
+// Rows for the gradient of `logits`.
+MutableLogits writable(std::string_view function, const Tensor& dlogits, const Tensor& logits) {
+  const ConstLogits rows = layout_of(function, "dlogits", dlogits);
+  require(same_shape(dlogits, logits) && dlogits.scalar_type() == logits.scalar_type() &&
+              rows.vocabulary != 0,
+          [&] { return std::string(function) + ": dlogits must be like logits, in rows"; });
+  return {dlogits.mutable_data_ptr(),
+          rows.dtype,
+          rows.rows,
+          rows.vocabulary,
+          rows.row_stride,
+          rows.stride,
+          rows.columns,
+          rows.batch_stride};
 }
 
-const int64_t* ids_of(const Tensor& targets) {
-  return static_cast<const int64_t*>(targets.const_data_ptr());
+int64_t count_of_rows(const Tensor& logits) {
+  int64_t rows = 1;
+  for (int64_t d = 0; d + 1 < logits.dim(); ++d) rows *= logits.size(d);
+  return rows;
 }
 
+const int64_t* ids_of(std::string_view function, std::string_view name, const Tensor& ids,
+                      int64_t count) {
+  return numbers_of<const int64_t>(function, name, ids, count);
+}
+
+// The statistics of `rows` rows.
 template <class Row>
-Row* rows_in(const Tensor& statistics) {
+Row* rows_in(std::string_view function, const Tensor& statistics, int64_t rows) {
+  constexpr int64_t kNumbers = sizeof(Row) / sizeof(double);
+  numbers_of<const double>(function, "statistics", statistics, rows * kNumbers);
   return static_cast<Row*>(statistics.mutable_data_ptr());
 }
 
@@ -104,7 +134,8 @@ RowSums asked_sums(bool with_entropies, bool with_statistics) {
 // logps, entropies and the statistics themselves.
 std::tuple<Tensor, Tensor, Tensor> results_of(const Tensor& statistics, const Tensor& logits,
                                               const RowOptions& options, bool with_entropies) {
-  const RowStatistics* rows = rows_in<RowStatistics>(statistics);
+  const RowStatistics* rows =
+      rows_in<RowStatistics>("token_logps", statistics, count_of_rows(logits));
   const auto logp_of = [&](const RowStatistics& row) { return logp(row, options); };
   return {from_rows(rows, logits, logp_of),
           with_entropies ? from_rows(rows, logits, entropy)
@@ -112,34 +143,45 @@ std::tuple<Tensor, Tensor, Tensor> results_of(const Tensor& statistics, const Te
           statistics};
 }
 
-// The columns of the ids [first_id, first_id + V) of `ids`; 0: of all.
+// Of the columns of the ids [first_id, first_id + V) of `ids`, behind their header; ids 0: of all,
+// and no header.
 Tensor shard_statistics(const Tensor& logits, const Tensor& targets, double temperature,
                         double scale, double softcap, int64_t ignore_index, bool with_entropies,
                         bool with_statistics, int64_t first_id, int64_t ids) {
   return with_public_errors([&] {
     Tensor owner;
+    const ConstLogits in = rows_of("token_logps", "logits", logits, owner);
+    const int64_t* wanted = ids_of("token_logps", "targets", targets, in.rows);
     RowOptions options = row_options(temperature, scale, softcap, ignore_index);
     options.sums = asked_sums(with_entropies, with_statistics);
     options.first_id = first_id;
     options.ids = ids;
-    const Tensor statistics =
-        torch::stable::empty({targets.numel(), kStatistics}, ScalarType::Double);
-    RowStatistics* rows = rows_in<RowStatistics>(statistics);
-    row_statistics(rows_of(logits, owner), ids_of(targets), options, rows, torch_executor());
-    clear_unasked(options.sums, rows, targets.numel());
-    return statistics;
+    const int64_t headers = ids > 0 ? 1 : 0;
+    const Tensor block = torch::stable::empty({headers + in.rows, kStatistics}, ScalarType::Double);
+    RowStatistics* rows = rows_in<RowStatistics>("token_logps", block, headers + in.rows) + headers;
+    row_statistics(in, wanted, options, rows, torch_executor());
+    clear_unasked(options.sums, rows, in.rows);
+    if (headers > 0) {
+      const ShardHeader header = shard_header(options, in.vocabulary);
+      std::memcpy(block.mutable_data_ptr(), &header, sizeof(header));
+    }
+    return block;
   });
 }
 
-// shards: [shards, N, 8], contiguous.
+// blocks: [shards, 1 + N, 8], what shard_statistics gave each rank.
 std::tuple<Tensor, Tensor, Tensor> token_logps_of_shards(
-    const Tensor& shards, const Tensor& targets, const Tensor& logits, double temperature,
+    const Tensor& blocks, const Tensor& targets, const Tensor& logits, double temperature,
     double scale, double softcap, int64_t ignore_index, bool with_entropies) {
   return with_public_errors([&] {
+    const auto function = "token_logps";
     const RowOptions options = row_options(temperature, scale, softcap, ignore_index);
-    const Tensor merged = torch::stable::empty({targets.numel(), kStatistics}, ScalarType::Double);
-    merge_shards(rows_in<RowStatistics>(shards), shards.size(0), targets.numel(), ids_of(targets),
-                 options, rows_in<RowStatistics>(merged));
+    const int64_t rows = count_of_rows(logits), shards = blocks.dim() > 0 ? blocks.size(0) : 0;
+    require(shards >= 1, [] { return "token_logps: blocks must be those of a shard at least"; });
+    const Tensor merged = torch::stable::empty({rows, kStatistics}, ScalarType::Double);
+    merge_shards(function, rows_in<RowStatistics>(function, blocks, shards * (1 + rows)), shards,
+                 rows, ids_of(function, "targets", targets, rows), options,
+                 rows_in<RowStatistics>(function, merged, rows));
     return results_of(merged, logits, options, with_entropies);
   });
 }
@@ -158,16 +200,19 @@ std::tuple<Tensor, Tensor, Tensor> token_logps_forward(const Tensor& logits, con
 std::tuple<Tensor, Tensor, Tensor> token_statistics(const Tensor& statistics, const Tensor& inputs,
                                                     double temperature, double scale,
                                                     double softcap) {
-  const RowOptions options = row_options(temperature, scale, softcap, 0);
-  const RowStatistics* rows = rows_in<RowStatistics>(statistics);
-  const auto mean_of = [&](const RowStatistics& row) { return mean_logit(row, options); };
-  return {from_rows(rows, inputs, sum_of_squared_p), from_rows(rows, inputs, mean_of),
-          from_rows(rows, inputs, target_is_largest)};
+  return with_public_errors([&] {
+    const RowOptions options = row_options(temperature, scale, softcap, 0);
+    const RowStatistics* rows =
+        rows_in<RowStatistics>("token_logps", statistics, count_of_rows(inputs));
+    const auto mean_of = [&](const RowStatistics& row) { return mean_logit(row, options); };
+    return std::tuple(from_rows(rows, inputs, sum_of_squared_p), from_rows(rows, inputs, mean_of),
+                      from_rows(rows, inputs, target_is_largest));
+  });
 }
 
-// Of one argument, contiguous float64 or none.
-const double* numbers_of(const Upstream& upstream) {
-  return upstream ? static_cast<const double*>(upstream->const_data_ptr()) : nullptr;
+const double* numbers_or_none(std::string_view function, std::string_view name,
+                              const Upstream& upstream, int64_t count) {
+  return upstream ? numbers_of<const double>(function, name, *upstream, count) : nullptr;
 }
 
 void token_logps_backward(const Tensor& logits, const Tensor& targets, const Tensor& statistics,
@@ -180,9 +225,13 @@ void token_logps_backward(const Tensor& logits, const Tensor& targets, const Ten
     RowOptions options = row_options(temperature, scale, softcap, ignore_index);
     options.first_id = first_id;
     options.ids = ids;
-    row_gradients(rows_of(logits, owner), ids_of(targets), options,
-                  rows_in<RowStatistics>(statistics), numbers_of(dlogps), numbers_of(dentropies),
-                  writable(dlogits), torch_executor());
+    const auto function = "token_logps";
+    const ConstLogits in = rows_of(function, "logits", logits, owner);
+    row_gradients(in, ids_of(function, "targets", targets, in.rows), options,
+                  rows_in<RowStatistics>(function, statistics, in.rows),
+                  numbers_or_none(function, "dlogps", dlogps, in.rows),
+                  numbers_or_none(function, "dentropies", dentropies, in.rows),
+                  writable(function, dlogits, logits), torch_executor());
   });
 }
 
@@ -190,17 +239,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> categorical_kl_forward(const Tensor& 
                                                                   const std::optional<Tensor>& mask,
                                                                   double temperature) {
   return with_public_errors([&] {
+    const auto function = "categorical_kl";
     Tensor q_owner, p_owner;
-    const ConstLogits q_rows = rows_of(q, q_owner), p_rows = rows_of(p, p_owner);
+    const ConstLogits q_rows = rows_of(function, "q_logits", q, q_owner);
+    const ConstLogits p_rows = rows_of(function, "p_logits", p, p_owner);
     const std::optional<Tensor> active = contiguous(mask);
+    require(same_shape(q, p), [] { return "categorical_kl: p_logits must be like q_logits"; });
+    require(
+        !active || (active->scalar_type() == ScalarType::Bool && active->numel() == q_rows.rows),
+        [] { return "categorical_kl: mask must be bool, one for each row"; });
     const Tensor statistics =
         torch::stable::empty({q_rows.rows, kKlStatistics}, ScalarType::Double);
+    auto* sums = rows_in<KlStatistics>(function, statistics, q_rows.rows);
     logits_kl_statistics(q_rows, p_rows, temperature,
                          active ? static_cast<const uint8_t*>(active->const_data_ptr()) : nullptr,
-                         rows_in<KlStatistics>(statistics), torch_executor());
+                         sums, torch_executor());
     const auto values = [&](double LogitsKl::* member) {
-      return from_rows(rows_in<KlStatistics>(statistics), q,
-                       [&](const KlStatistics& row) { return logits_kl(row).*member; });
+      return from_rows(sums, q, [&](const KlStatistics& row) { return logits_kl(row).*member; });
     };
     return std::tuple(values(&LogitsKl::kl), values(&LogitsKl::reverse_kl),
                       values(&LogitsKl::entropy), statistics);
@@ -212,8 +267,11 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(const Tensor& q, const Tensor
                                                    const Tensor& statistics, const Tensor& upstream,
                                                    double temperature, bool with_q, bool with_p) {
   return with_public_errors([&] {
+    const auto function = "categorical_kl";
     Tensor q_owner, p_owner;
-    const ConstLogits q_rows = rows_of(q, q_owner), p_rows = rows_of(p, p_owner);
+    const ConstLogits q_rows = rows_of(function, "q_logits", q, q_owner);
+    const ConstLogits p_rows = rows_of(function, "p_logits", p, p_owner);
+    require(same_shape(q, p), [] { return "categorical_kl: p_logits must be like q_logits"; });
     std::vector<int64_t> sizes;
     for (int64_t d = 0; d < q.dim(); ++d) sizes.push_back(q.size(d));
     const auto memory = [&](bool wanted) {
@@ -221,10 +279,12 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(const Tensor& q, const Tensor
     };
     const Tensor dq = memory(with_q), dp = memory(with_p);
     static_assert(sizeof(LogitsKl) == 3 * sizeof(double));
-    logits_kl_gradients(q_rows, p_rows, temperature, rows_in<KlStatistics>(statistics),
+    numbers_of<const double>(function, "upstream", upstream, 3 * q_rows.rows);
+    logits_kl_gradients(q_rows, p_rows, temperature,
+                        rows_in<KlStatistics>(function, statistics, q_rows.rows),
                         static_cast<const LogitsKl*>(upstream.const_data_ptr()),
-                        with_q ? writable(dq) : MutableLogits{},
-                        with_p ? writable(dp) : MutableLogits{}, torch_executor());
+                        with_q ? writable(function, dq, q) : MutableLogits{},
+                        with_p ? writable(function, dp, q) : MutableLogits{}, torch_executor());
     return std::tuple(dq, dp);
   });
 }
@@ -232,12 +292,15 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(const Tensor& q, const Tensor
 // ids [N, k] and targets [N] int64, logps and target_logps float64, all contiguous.
 TopKHeads heads_of(const ConstLogits& q, const Tensor& ids, const Tensor& logps,
                    const Upstream& targets, const Upstream& target_logps) {
+  const auto function = "top_k_kl";
+  require(ids.dim() >= 1, [] { return "top_k_kl: head_ids must be [..., k]"; });
+  const int64_t size = ids.size(-1);
   return {.q = q,
-          .size = ids.size(-1),
-          .ids = ids_of(ids),
-          .p_logps = numbers_of(logps),
-          .targets = targets ? ids_of(*targets) : nullptr,
-          .p_target_logps = numbers_of(target_logps)};
+          .size = size,
+          .ids = ids_of(function, "head_ids", ids, q.rows * size),
+          .p_logps = numbers_of<const double>(function, "head_logps", logps, q.rows * size),
+          .targets = targets ? ids_of(function, "targets", *targets, q.rows) : nullptr,
+          .p_target_logps = numbers_or_none(function, "target_logps", target_logps, q.rows)};
 }
 
 TopKKlOptions top_k_options(double temperature, int64_t tail, int64_t ignore_index,
@@ -254,10 +317,10 @@ std::tuple<Tensor, Tensor> top_k_kl_forward(const Tensor& q, const Tensor& ids, 
                                             double precision) {
   return with_public_errors([&] {
     Tensor owner;
-    const ConstLogits rows = rows_of(q, owner);
+    const ConstLogits rows = rows_of("top_k_kl", "q_logits", q, owner);
     const Tensor statistics = torch::stable::empty({rows.rows, kStatistics}, ScalarType::Double);
     std::vector<double> kl(static_cast<size_t>(rows.rows));
-    RowStatistics* sums = rows_in<RowStatistics>(statistics);
+    RowStatistics* sums = rows_in<RowStatistics>("top_k_kl", statistics, rows.rows);
     top_k_kl(heads_of(rows, ids, logps, targets, target_logps),
              top_k_options(temperature, tail, ignore_index, precision), sums, kl.data(),
              torch_executor());
@@ -275,10 +338,13 @@ Tensor top_k_kl_backward(const Tensor& q, const Tensor& ids, const Tensor& logps
     std::vector<int64_t> sizes;
     for (int64_t d = 0; d < q.dim(); ++d) sizes.push_back(q.size(d));
     const Tensor dq = torch::stable::empty(sizes, q.scalar_type());
-    top_k_kl_gradients(heads_of(rows_of(q, owner), ids, logps, targets, target_logps),
+    const auto function = "top_k_kl";
+    const ConstLogits rows = rows_of(function, "q_logits", q, owner);
+    top_k_kl_gradients(heads_of(rows, ids, logps, targets, target_logps),
                        top_k_options(temperature, tail, ignore_index, precision),
-                       rows_in<RowStatistics>(statistics), numbers_of(upstream), writable(dq),
-                       torch_executor());
+                       rows_in<RowStatistics>(function, statistics, rows.rows),
+                       numbers_of<const double>(function, "upstream", upstream, rows.rows),
+                       writable(function, dq, q), torch_executor());
     return dq;
   });
 }
@@ -287,12 +353,14 @@ Tensor top_k_kl_backward(const Tensor& q, const Tensor& ids, const Tensor& logps
 Tensor head_logps(const Tensor& logits, const Tensor& ids, double temperature) {
   return with_public_errors([&] {
     Tensor owner;
-    const ConstLogits rows = rows_of(logits, owner);
+    const ConstLogits rows = rows_of("head_logps", "logits", logits, owner);
     const RowOptions options{.temperature = temperature, .sums = RowSums::logp};
+    require(ids.dim() >= 1, [] { return "head_logps: head_ids must be [N, k]"; });
+    const auto* wanted = ids_of("head_logps", "head_ids", ids, rows.rows * ids.size(-1));
     std::vector<RowStatistics> statistics(static_cast<size_t>(rows.rows));
     const Tensor out = torch::stable::empty({rows.rows, ids.size(-1)}, ScalarType::Double);
     row_statistics(rows, nullptr, options, statistics.data(), torch_executor());
-    row_logps(rows, statistics.data(), ids_of(ids), ids.size(-1), options,
+    row_logps(rows, statistics.data(), wanted, ids.size(-1), options,
               static_cast<double*>(out.mutable_data_ptr()), torch_executor());
     return out;
   });
@@ -319,7 +387,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
       "float softcap, int ignore_index, bool with_entropies, bool with_statistics, int first_id, "
       "int ids) -> Tensor");
   library.def(
-      "token_logps_of_shards(Tensor shards, Tensor targets, Tensor logits, float temperature, "
+      "token_logps_of_shards(Tensor blocks, Tensor targets, Tensor logits, float temperature, "
       "float scale, float softcap, int ignore_index, bool with_entropies) -> "
       "(Tensor logps, Tensor entropies, Tensor statistics)");
   library.def(

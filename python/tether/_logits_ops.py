@@ -42,13 +42,13 @@ def _(logits, targets, temperature, scale, softcap, ignore_index, with_entropies
 
 @torch.library.register_fake("tether::shard_statistics")
 def _(logits, targets, *_):
-    return logits.new_empty((targets.numel(), _STATISTICS), dtype=torch.float64)
+    return logits.new_empty((1 + targets.numel(), _STATISTICS), dtype=torch.float64)
 
 
 @torch.library.register_fake("tether::token_logps_of_shards")
-def _(shards, targets, logits, temperature, scale, softcap, ignore_index, with_entropies):
+def _(blocks, targets, logits, temperature, scale, softcap, ignore_index, with_entropies):
     entropies = _like_result(logits) if with_entropies else logits.new_empty((0,)).float()
-    merged = shards.new_empty((targets.numel(), _STATISTICS))
+    merged = blocks.new_empty((targets.numel(), _STATISTICS))
     return _like_result(logits), entropies, merged
 
 
@@ -147,7 +147,7 @@ class TokenLogpsOfCaller(torch.autograd.Function):
 
 
 def _gathered(shard, ours: Tensor) -> Tensor:
-    """[shards, N, 8] of all ranks."""
+    """[shards, 1 + N, 8] of all ranks, each with the header of its shard."""
     where = "token_logps: shard.gather must return"
     shards = shard.gather(ours)
     if not isinstance(shards, Tensor):

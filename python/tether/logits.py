@@ -53,8 +53,8 @@ class VocabularyShard(NamedTuple):
 
     first_id: int  # logits hold the columns of the ids [first_id, first_id + V)
     ids: int  # of all shards together
-    # An all-gather of float64: [N, 8] of this rank to [shards, N, 8] of all, in the same order on
-    # every rank. Called once, in forward.
+    # An all-gather of float64: [1 + N, 8] of this rank to [shards, 1 + N, 8] of all, in the same
+    # order on every rank. Called once, in forward.
     gather: Callable[[Tensor], Tensor]
 
 
@@ -85,8 +85,9 @@ def token_logps(
                      tensor like logits that is used for nothing else until then, or logits
                      themselves, which then hold their own gradient; backward runs once
     shard            logits are those of a part of the vocabulary; targets, ids of the whole, and
-                     the gradients that arrive must be the same on every rank. Results are those of
-                     the whole, the gradient that of the shard's own columns
+                     the gradients that arrive must be the same on every rank, as must the options,
+                     which is checked. Results are those of the whole, the gradient that of the
+                     shard's own columns
 
     Results are float32 whatever the logits are (float64 for float64). Differentiable once in
     logits; a second backward raises. On the CPU: one pass over the logits each way, the same bits

@@ -32,6 +32,9 @@ Outcome outcome(const at::Tensor& logits, const at::Tensor& targets, TokenLogpsO
           out.mean_logits,    out.target_is_largest,  torch::autograd::grad({loss}, {x})[0]};
 }
 
+// What a rank has to say has been taken; the others have not spoken yet.
+struct Left {};
+
 std::vector<Outcome> by_shards(const at::Tensor& logits, const at::Tensor& targets,
                                const TokenLogpsOptions& options,
                                const std::vector<int64_t>& bounds) {
@@ -43,11 +46,14 @@ std::vector<Outcome> by_shards(const at::Tensor& logits, const at::Tensor& targe
       TokenLogpsOptions own = options;
       own.shard = {
           .first_id = bounds[rank], .ids = logits.size(-1), .gather = [&](const at::Tensor& ours) {
-            if (!gathered) statistics[rank] = ours.clone();
-            return gathered ? at::stack(statistics) : ours.unsqueeze(0);
+            if (gathered) return at::stack(statistics);
+            statistics[rank] = ours.clone();
+            throw Left();
           }};
-      const Outcome each = outcome(logits.slice(-1, bounds[rank], bounds[rank + 1]), targets, own);
-      if (gathered) outcomes.push_back(each);
+      try {
+        outcomes.push_back(outcome(logits.slice(-1, bounds[rank], bounds[rank + 1]), targets, own));
+      } catch (const Left&) {
+      }
     }
   }
   return outcomes;
@@ -119,10 +125,14 @@ TEST(VocabularyShards, GradientOfAShardGoesIntoTheBuffer) {
       const int64_t begin = rank == 0 ? 0 : 100, end = rank == 0 ? 100 : 300;
       options.gradient_buffer = rank == 1 ? buffer : at::Tensor();
       options.shard = {.first_id = begin, .ids = 300, .gather = [&](const at::Tensor& ours) {
-                         if (!gathered) statistics[rank] = ours.clone();
-                         return gathered ? at::stack(statistics) : ours.unsqueeze(0);
+                         if (gathered) return at::stack(statistics);
+                         statistics[rank] = ours.clone();
+                         throw Left();
                        }};
-      outcome(logits.slice(-1, begin, end), targets, options);
+      try {
+        outcome(logits.slice(-1, begin, end), targets, options);
+      } catch (const Left&) {
+      }
     }
   }
   EXPECT_TRUE(at::equal(buffer, want));
@@ -139,7 +149,21 @@ TEST(VocabularyShards, AreChecked) {
     return "no error";
   };
   const auto itself = [](const at::Tensor& ours) { return ours.unsqueeze(0); };
-  EXPECT_EQ(refusal({.first_id = 64, .ids = 96, .gather = itself}, 95), "no error");
+  EXPECT_EQ(refusal({.first_id = 0, .ids = 32, .gather = itself}, 31), "no error");
+  EXPECT_EQ(
+      refusal({.first_id = 64, .ids = 96, .gather = itself}, 95),
+      "token_logps: shards must hold every id of [0, 96), got none before [64, 96) of rank 0");
+  const auto twice = [](const at::Tensor& ours) { return at::stack({ours, ours}); };
+  EXPECT_EQ(refusal({.first_id = 0, .ids = 64, .gather = twice}),
+            "token_logps: shards must not overlap, got [0, 32) of rank 0 and [0, 32) of rank 1");
+  const auto other = [](const at::Tensor& ours) {
+    const at::Tensor theirs = ours.clone();
+    theirs[0][4] = 0.5;  // their temperature
+    return at::stack({ours, theirs});
+  };
+  EXPECT_EQ(refusal({.first_id = 0, .ids = 64, .gather = other}),
+            "token_logps: shards must all have the same temperature, got 1 of rank 0 and 0.5 of "
+            "rank 1");
   EXPECT_EQ(refusal({.first_id = 65, .ids = 96, .gather = itself}),
             "token_logps: shard.first_id must be in [0, 64], got 65");
   EXPECT_EQ(refusal({.first_id = -1, .ids = 96, .gather = itself}),
@@ -154,8 +178,8 @@ TEST(VocabularyShards, AreChecked) {
   EXPECT_EQ(refusal({.ids = 96, .gather = itself}, 96),
             "token_logps: targets must be in [0, 96) or ignore_index -100, got 96 at [0]");
   EXPECT_EQ(refusal({.ids = 96, .gather = [](const at::Tensor& ours) { return ours; }}),
-            "token_logps: shard.gather must return float64 [shards, 4, 8] on cpu, got float64 "
-            "[4, 8] on cpu");
+            "token_logps: shard.gather must return float64 [shards, 5, 8] on cpu, got float64 "
+            "[5, 8] on cpu");
   EXPECT_EQ(refusal({.ids = 96, .gather = [](const at::Tensor&) { return at::Tensor(); }}),
             "token_logps: shard.gather must return a tensor, got none");
 }

@@ -7,6 +7,10 @@ import tether
 import torch
 
 
+class Left(Exception):
+    """What a rank has to say has been taken; the others have not spoken yet."""
+
+
 def by_shards(logits, targets, bounds, **options):
     """[logps, entropies, dlogits] of every rank: calls of one process, the first of which leave
     their statistics for the second."""
@@ -23,13 +27,14 @@ def by_shards(logits, targets, bounds, **options):
     def leave(rank):
         def gather(ours):
             statistics[rank] = ours.clone()
-            return ours[None]
+            raise Left
 
         return gather
 
     ranks = range(len(statistics))
     for rank in ranks:
-        outcome(rank, leave(rank))
+        with pytest.raises(Left):
+            outcome(rank, leave(rank))
     return [outcome(rank, lambda _: torch.stack(statistics)) for rank in ranks]
 
 
@@ -62,7 +67,7 @@ def test_opcheck_and_compile():
     options = (1.0, 1.0, 0.0, -100)
     ops = torch.ops.tether
     torch.library.opcheck(ops.shard_statistics, (logits, targets, *options, True, False, 0, 64))
-    shards = ops.shard_statistics(logits, targets, *options, True, False, 0, 64)[None]
+    shards = ops.shard_statistics(logits, targets, *options, True, False, 0, 32)[None]
     torch.library.opcheck(ops.token_logps_of_shards, (shards, targets, logits, *options, True))
 
     def step(x):
@@ -104,9 +109,94 @@ def test_shard_is_checked():
         f"TypeError: {name}.gather must return a tensor, got NoneType"
     )
     assert refusal(gather=lambda ours: ours) == (
-        f"ValueError: {name}.gather must return float64 [shards, 4, 8] on cpu, got float64 [4, 8] "
+        f"ValueError: {name}.gather must return float64 [shards, 5, 8] on cpu, got float64 [5, 8] "
         "on cpu"
     )
+
+
+def gathered(ranks, ids=96):
+    """token_logps of the last rank; a rank is its first id, its columns and other options."""
+    targets = torch.zeros(4, dtype=torch.int64)
+    blocks = []
+
+    def leave(ours):
+        blocks.append(ours.clone())
+        raise Left
+
+    def call(gather, first_id, columns, ids=ids, **options):
+        shard = tether.VocabularyShard(first_id, ids, gather)
+        return tether.token_logps(torch.zeros(4, columns), targets, shard=shard, **options)
+
+    for first_id, columns, options in ranks:
+        with pytest.raises(Left):
+            call(leave, first_id, columns, **options)
+    first_id, columns, options = ranks[-1]
+    return call(lambda _: torch.stack(blocks), first_id, columns, **options)
+
+
+@pytest.mark.parametrize(
+    "ranks, message",
+    [
+        (
+            [(0, 48, {}), (0, 48, {})],
+            "must not overlap, got [0, 48) of rank 0 and [0, 48) of rank 1",
+        ),
+        (
+            [(64, 32, {}), (0, 48, {}), (47, 17, {})],
+            "must not overlap, got [0, 48) of rank 1 and [47, 64) of rank 2",
+        ),
+        (
+            [(0, 32, {}), (64, 32, {})],
+            "must hold every id of [0, 96), got none between [0, 32) of rank 0 and [64, 96) of "
+            "rank 1",
+        ),
+        (
+            [(32, 32, {}), (64, 32, {})],
+            "must hold every id of [0, 96), got none before [32, 64) of rank 0",
+        ),
+        (
+            [(32, 32, {}), (0, 32, {})],
+            "must hold every id of [0, 96), got none after [32, 64) of rank 0",
+        ),
+        (
+            [(0, 48, {}), (48, 48, {"ids": 100})],
+            "must all have the same ids, got 96 of rank 0 and 100 of rank 1",
+        ),
+        (
+            [(0, 48, {"entropies": True}), (48, 48, {})],
+            "must all have the same results, got entropies of rank 0 and logps of rank 1",
+        ),
+        (
+            [(0, 48, {"entropies": True}), (48, 48, {"statistics": True})],
+            "must all have the same results, got entropies of rank 0 and statistics of rank 1",
+        ),
+        (
+            [(0, 48, {"temperature": 0.5}), (48, 48, {})],
+            "must all have the same temperature, got 0.5 of rank 0 and 1 of rank 1",
+        ),
+        (
+            [(0, 48, {}), (48, 48, {"scale": 2.0})],
+            "must all have the same scale, got 1 of rank 0 and 2 of rank 1",
+        ),
+        (
+            [(0, 48, {"softcap": 30.0}), (48, 48, {})],
+            "must all have the same softcap, got 30 of rank 0 and 0 of rank 1",
+        ),
+        (
+            [(0, 48, {}), (48, 48, {"ignore_index": -1})],
+            "must all have the same ignore_index, got -100 of rank 0 and -1 of rank 1",
+        ),
+    ],
+)
+def test_shards_that_do_not_fit_are_refused(ranks, message):
+    with pytest.raises(ValueError) as caught:
+        gathered(ranks)
+    assert str(caught.value) == f"token_logps: shards {message}"
+
+
+def test_shards_may_come_in_any_order():
+    out = gathered([(64, 32, {}), (0, 16, {}), (16, 48, {})])
+    torch.testing.assert_close(out.logps, torch.full((4,), -math.log(96)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
