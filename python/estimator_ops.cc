@@ -1,5 +1,5 @@
 // The operators of python/tether/estimators.py and value.py (see ops.cc about the ABI). Python has
-// checked shapes and dtypes; offsets are contiguous.
+// checked shapes and dtypes.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -7,7 +7,6 @@
 
 #include <array>
 #include <cstring>
-#include <map>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -23,7 +22,12 @@
 namespace tether {
 namespace {
 
+using python::contiguous;
+using python::layout_of;
 using python::Name;
+using python::numbers_of;
+using python::token_array;
+using python::token_view;
 using python::torch_executor;
 using python::with_public_errors;
 using torch::headeronly::ScalarType;
@@ -42,55 +46,32 @@ Enum choice(std::string_view function, std::string_view what, const Name& name,
   detail::throw_unknown(function, what, known, name.text);
 }
 
-RowLayout layout_of(std::string_view function, const Tensor& tokens, const Maybe& offsets) {
-  if (!offsets) return {.rows = tokens.size(0), .columns = tokens.size(1)};
-  RowLayout layout{.rows = offsets->size(0) - 1};
-  if (offsets->scalar_type() == ScalarType::Int) {
-    layout.offsets32 = static_cast<const int32_t*>(offsets->const_data_ptr());
-  } else {
-    layout.offsets64 = static_cast<const int64_t*>(offsets->const_data_ptr());
+// The arrays of one call. `like` is the tensor of tokens that the others are like.
+struct Call {
+  std::string_view function, like_name;
+  const Tensor& like;
+
+  RowLayout layout(const Maybe& offsets) const {
+    return layout_of(function, like_name, like, offsets);
   }
-  const int64_t last = layout.rows >= 0 ? layout.offset(layout.rows) : 0;
-  require(layout.offset(0) == 0 && last == tokens.size(0), [&] {
-    return std::string(function) + ": offsets must run from 0 to " + text(tokens.size(0)) +
-           ", got " + text(layout.offset(0)) + " to " + text(last);
-  });
-  return layout;
-}
-
-template <class Array, class Pointer>
-Array view(const Tensor& tensor, Pointer* data) {
-  const bool padded = tensor.dim() == 2;
-  return {.data = data,
-          .dtype = python::dtype_of("tether", "a tensor", tensor),
-          .row_stride = padded ? tensor.stride(0) : 0,
-          .column_stride = tensor.stride(padded ? 1 : 0)};
-}
-ConstArray tokens(const Tensor& tensor) {
-  return view<ConstArray>(tensor, tensor.const_data_ptr());
-}
-ConstArray tokens(const Maybe& tensor) { return tensor ? tokens(*tensor) : ConstArray{}; }
-MutableArray output(const Tensor& tensor) {
-  return view<MutableArray>(tensor, tensor.mutable_data_ptr());
-}
-ConstArray per_row(const Maybe& tensor) {
-  if (!tensor) return {};
-  return {.data = tensor->const_data_ptr(),
-          .dtype = python::dtype_of("tether", "a tensor", *tensor),
-          .row_stride = tensor->stride(0),
-          .column_stride = 0,
-          .per_row = true};
-}
-
-const double* three_of(std::string_view function, std::string_view name, const Tensor& tensor) {
-  require(
-      tensor.scalar_type() == ScalarType::Double && tensor.numel() == 3 && tensor.is_contiguous(),
-      [&] {
-        return std::string(function) + ": " + std::string(name) +
-               " must be 3 float64 numbers side by side";
-      });
-  return static_cast<const double*>(tensor.const_data_ptr());
-}
+  ConstArray tokens(std::string_view name, const Maybe& tensor) const {
+    return tensor ? token_array(function, name, *tensor, like_name, like) : ConstArray{};
+  }
+  ConstArray per_row(std::string_view name, const Maybe& tensor, int64_t rows) const {
+    if (!tensor) return {};
+    require(tensor->dim() == 1 && tensor->size(0) == rows, [&] {
+      return std::string(function) + ": " + std::string(name) + " must be [" + text(rows) + "]";
+    });
+    return {.data = tensor->const_data_ptr(),
+            .dtype = python::dtype_of(function, name, *tensor),
+            .row_stride = tensor->stride(0),
+            .column_stride = 0,
+            .per_row = true};
+  }
+  MutableArray output(const Tensor& tensor) const {
+    return token_view<MutableArray>(function, like_name, tensor, tensor.mutable_data_ptr());
+  }
+};
 
 Tensor doubles(const std::vector<double>& values) {
   const Tensor out =
@@ -109,7 +90,21 @@ Tensor new_like(const Tensor& tensor, bool stored = false) {
 
 // ---- value loss ---------------------------------------------------------------------------------
 
-// normalizer: [policy, sequences, world_size], -inf: absent.
+ValueObjective value_objective(double clip_range, const Name& aggregation, double constant) {
+  const auto mode =
+      choice<Aggregation::Mode>("value_loss", "aggregation", aggregation, kAggregationNames);
+  return {.loss = {.clip_range = clip_range}, .aggregation = {mode, constant}};
+}
+
+// Throws unless the options are legal: for devices without a kernel.
+bool value_check(double clip_range, const Name& aggregation, double constant) {
+  return with_public_errors([&] {
+    check_objective("value_loss", value_objective(clip_range, aggregation, constant));
+    return true;
+  });
+}
+
+// normalizer: [policy, sequences, factor], -inf: absent.
 std::tuple<Tensor, Tensor, Tensor> value_loss_forward(const Tensor& values, const Tensor& returns,
                                                       const Tensor& response_mask,
                                                       const Maybe& old_values, const Maybe& offsets,
@@ -118,24 +113,22 @@ std::tuple<Tensor, Tensor, Tensor> value_loss_forward(const Tensor& values, cons
                                                       bool with_gradient) {
   return with_public_errors([&] {
     const auto function = "value_loss";
-    const ValueArrays arrays{.layout = layout_of(function, values, offsets),
-                             .values = tokens(values),
-                             .returns = tokens(returns),
-                             .response_mask = tokens(response_mask),
-                             .old_values = tokens(old_values)};
-    ValueObjective objective;
-    objective.loss.clip_range = clip_range;
-    objective.aggregation = {
-        choice<Aggregation::Mode>(function, "aggregation", aggregation, kAggregationNames),
-        constant};
-    const double* given = three_of(function, "normalizer", normalizer);
+    const Call call{function, "values", values};
+    const Maybe ends = contiguous(offsets);
+    const ValueArrays arrays{.layout = call.layout(ends),
+                             .values = call.tokens("values", values),
+                             .returns = call.tokens("returns", returns),
+                             .response_mask = call.tokens("response_mask", response_mask),
+                             .old_values = call.tokens("old_values", old_values)};
+    const ValueObjective objective = value_objective(clip_range, aggregation, constant);
+    const auto* given = numbers_of<const double>(function, "normalizer", normalizer, 3);
     Normalizer step{.world_size = given[2]};
     if (given[0] != -infinity) step.policy = given[0];
     if (given[1] != -infinity) step.sequences = given[1];
     const Tensor dvalues =
         with_gradient ? new_like(values, true) : torch::stable::new_empty(values, {0});
     const ValueTotals totals =
-        value_loss(arrays, objective, step, with_gradient ? output(dvalues) : MutableArray{},
+        value_loss(arrays, objective, step, with_gradient ? call.output(dvalues) : MutableArray{},
                    torch_executor());
     const bool wide = values.scalar_type() == ScalarType::Double;
     const Tensor loss = torch::stable::empty({}, wide ? ScalarType::Double : ScalarType::Float);
@@ -149,21 +142,16 @@ std::tuple<Tensor, Tensor, Tensor> value_loss_forward(const Tensor& values, cons
   });
 }
 
-std::tuple<std::vector<std::string>, std::vector<double>> value_metrics(const Tensor& sums) {
+// ValueMetrics::to_map: the values, in the order of value_metric_names.
+Tensor value_metrics(const Tensor& sums) {
   return with_public_errors([&] {
     ValueMetrics metrics;
-    require(sums.scalar_type() == ScalarType::Double && sums.numel() == ValueMetrics::kSums,
-            [] { return std::string("value_metrics: sums must be the float64 block of a loss"); });
-    std::memcpy(metrics.sums.data(), torch::stable::contiguous(sums).const_data_ptr(),
-                sizeof(metrics.sums));
-    std::tuple<std::vector<std::string>, std::vector<double>> out;
-    for (const auto& [name, value] : metrics.to_map()) {
-      std::get<0>(out).push_back(name);
-      std::get<1>(out).push_back(value);
-    }
-    return out;
+    python::fill("value_metrics", "sums", sums, metrics.sums);
+    return python::values_of(metrics.to_map());
   });
 }
+
+std::vector<std::string> value_metric_names() { return python::names_of(ValueMetrics{}.to_map()); }
 
 // ---- advantages ---------------------------------------------------------------------------------
 
@@ -176,18 +164,22 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
     const auto function = "generalized_advantage_estimation";
     const bool shared =
         lambdas && (lambdas->dim() != rewards.dim() || lambdas->size(0) != rewards.size(0));
-    const GaeArrays arrays{.layout = layout_of(function, rewards, offsets),
-                           .rewards = tokens(rewards),
-                           .values = tokens(values),
-                           .response_mask = tokens(response_mask),
-                           .bootstrap = per_row(bootstrap),
-                           .done = tokens(done),
-                           .truncated = tokens(truncated),
-                           .truncation_values = tokens(truncation_values),
-                           .lambdas = shared ? per_row(lambdas) : tokens(lambdas)};
+    const Call call{function, "rewards", rewards};
+    const Maybe ends = contiguous(offsets);
+    const RowLayout layout = call.layout(ends);
+    const GaeArrays arrays{.layout = layout,
+                           .rewards = call.tokens("rewards", rewards),
+                           .values = call.tokens("values", values),
+                           .response_mask = call.tokens("response_mask", response_mask),
+                           .bootstrap = call.per_row("bootstrap", bootstrap, layout.rows),
+                           .done = call.tokens("done", done),
+                           .truncated = call.tokens("truncated", truncated),
+                           .truncation_values = call.tokens("truncation_values", truncation_values),
+                           .lambdas = shared ? call.per_row("lambdas", lambdas, layout.rows)
+                                             : call.tokens("lambdas", lambdas)};
     const Gae options{gamma, lambda, choice<MaskGap>(function, "gap", gap, kMaskGapNames)};
     const Tensor advantages = new_like(rewards), returns = new_like(rewards);
-    generalized_advantage_estimation(arrays, options, output(advantages), output(returns),
+    generalized_advantage_estimation(arrays, options, call.output(advantages), call.output(returns),
                                      torch_executor());
     return std::tuple(advantages, returns);
   });
@@ -199,8 +191,12 @@ Tensor returns_of(const Tensor& rewards, const Tensor& response_mask, const Mayb
     const auto function = "discounted_returns";
     const DiscountedReturns options{gamma, choice<MaskGap>(function, "gap", gap, kMaskGapNames)};
     const Tensor out = new_like(rewards);
-    discounted_returns(layout_of(function, rewards, offsets), tokens(rewards),
-                       tokens(response_mask), per_row(bootstrap), options, output(out));
+    const Call call{function, "rewards", rewards};
+    const Maybe ends = contiguous(offsets);
+    const RowLayout layout = call.layout(ends);
+    discounted_returns(
+        layout, call.tokens("rewards", rewards), call.tokens("response_mask", response_mask),
+        call.per_row("bootstrap", bootstrap, layout.rows), options, call.output(out));
     return out;
   });
 }
@@ -215,18 +211,23 @@ Tensor group_advantages(const Tensor& rewards, const Maybe& group_ids, int64_t g
         choice<AdvantageBaseline>(function, "baseline", baseline, kAdvantageBaselineNames),
         choice<AdvantageScale>(function, "scale", scale, kAdvantageScaleNames), epsilon,
         choice<NanReward>(function, "nan_reward", nan_reward, kNanRewardNames)};
+    const bool wide = rewards.scalar_type() == ScalarType::Double;
+    require((wide || rewards.scalar_type() == ScalarType::Float) && rewards.is_contiguous(), [&] {
+      return std::string(function) + ": rewards must be contiguous float32 or float64";
+    });
     const Tensor out = new_like(rewards);
     const auto run = [&]<class T>(T) {
       const T* in = static_cast<const T*>(rewards.const_data_ptr());
       T* values = static_cast<T*>(out.mutable_data_ptr());
       if (group_ids) {
-        const auto* ids = static_cast<const int64_t*>(group_ids->const_data_ptr());
+        const auto* ids =
+            numbers_of<const int64_t>(function, "groups", *group_ids, rewards.numel());
         group_advantage(in, ids, rewards.numel(), options, values);
       } else {
         group_advantage(in, rewards.numel(), group_size, options, values);
       }
     };
-    rewards.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+    wide ? run(double{}) : run(float{});
     return out;
   });
 }
@@ -236,8 +237,9 @@ Tensor group_advantages(const Tensor& rewards, const Maybe& group_ids, int64_t g
 // [count, mean, squares]
 Tensor moments_of(const Tensor& values, const Tensor& response_mask) {
   return with_public_errors([&] {
-    const Moments out =
-        moments(layout_of("moments", values, std::nullopt), tokens(values), tokens(response_mask));
+    const Call call{"moments", "values", values};
+    const Moments out = moments(call.layout(std::nullopt), call.tokens("values", values),
+                                call.tokens("response_mask", response_mask));
     return doubles({out.count, out.mean, out.squares});
   });
 }
@@ -245,10 +247,12 @@ Tensor moments_of(const Tensor& values, const Tensor& response_mask) {
 Tensor whitened(const Tensor& values, const Tensor& response_mask, const Tensor& step,
                 double epsilon, bool shift_mean) {
   return with_public_errors([&] {
-    const double* sums = three_of("whiten", "moments", step);
+    const Call call{"whiten", "values", values};
+    const auto* sums = numbers_of<const double>("whiten", "step", step, 3);
     const Tensor out = new_like(values);
-    whiten(layout_of("whiten", values, std::nullopt), tokens(values), tokens(response_mask),
-           {sums[0], sums[1], sums[2]}, {epsilon, shift_mean}, output(out));
+    whiten(call.layout(std::nullopt), call.tokens("values", values),
+           call.tokens("response_mask", response_mask), {sums[0], sums[1], sums[2]},
+           {epsilon, shift_mean}, call.output(out));
     return out;
   });
 }
@@ -260,8 +264,10 @@ Tensor kl_report(const Tensor& log_ratios, const Tensor& response_mask, const Ma
     const auto function = "estimate_kl";
     const KlEstimateOptions options{
         choice<KlEstimate>(function, "estimator", estimator, kKlEstimateNames), lambda};
-    const KlReport out = estimate_kl(layout_of(function, log_ratios, offsets), tokens(log_ratios),
-                                     tokens(response_mask), options);
+    const Call call{function, "log_ratios", log_ratios};
+    const Maybe ends = contiguous(offsets);
+    const KlReport out = estimate_kl(call.layout(ends), call.tokens("log_ratios", log_ratios),
+                                     call.tokens("response_mask", response_mask), options);
     return doubles({out.mean, out.standard_error, out.lambda, out.ratio_excess, out.ess, out.tokens,
                     out.sequences});
   });
@@ -275,7 +281,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
       "value_loss_forward(Tensor values, Tensor returns, Tensor response_mask, "
       "Tensor? old_values, Tensor? offsets, float clip_range, str aggregation, float constant, "
       "Tensor normalizer, bool with_gradient) -> (Tensor loss, Tensor dvalues, Tensor sums)");
-  library.def("value_metrics(Tensor sums) -> (str[] names, float[] values)");
+  library.def("value_check(float clip_range, str aggregation, float constant) -> bool");
+  library.def("value_metrics(Tensor sums) -> Tensor");
+  library.def("value_metric_names() -> str[]");
   library.def(
       "gae(Tensor rewards, Tensor values, Tensor response_mask, Tensor? bootstrap, Tensor? done, "
       "Tensor? truncated, Tensor? truncation_values, Tensor? lambdas, Tensor? offsets, "
@@ -304,4 +312,9 @@ STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
   library.impl("moments", TORCH_BOX(&tether::moments_of));
   library.impl("whiten", TORCH_BOX(&tether::whitened));
   library.impl("estimate_kl", TORCH_BOX(&tether::kl_report));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tether, CompositeExplicitAutograd, library) {
+  library.impl("value_check", TORCH_BOX(&tether::value_check));
+  library.impl("value_metric_names", TORCH_BOX(&tether::value_metric_names));
 }

@@ -9,7 +9,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstring>
-#include <map>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -27,7 +26,13 @@ namespace {
 
 using python::contiguous;
 using python::dtype_of;
+using python::fill;
+using python::layout_of;
 using python::Name;
+using python::numbers_of;
+using python::same_shape;
+using python::token_array;
+using python::token_view;
 using python::torch_executor;
 using python::with_public_errors;
 using torch::headeronly::ScalarType;
@@ -38,69 +43,23 @@ using Numbers = std::vector<double>;
 // ---- tensors as arrays
 // ---------------------------------------------------------------------------
 
-bool same_shape(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim()) return false;
-  for (int64_t i = 0; i < a.dim(); ++i) {
-    if (a.size(i) != b.size(i)) return false;
-  }
-  return true;
+ConstArray like_logps(std::string_view function, std::string_view name, const Tensor& tensor,
+                      const Tensor& logps) {
+  return token_array(function, name, tensor, "logps", logps);
 }
 
-template <class Array, class Pointer>
-Array token_view(std::string_view name, const Tensor& tensor, Pointer* data) {
-  const bool padded = tensor.dim() == 2;
-  return {.data = data,
-          .dtype = dtype_of("policy_loss", name, tensor),
-          .row_stride = padded ? tensor.stride(0) : 0,
-          .column_stride = tensor.stride(padded ? 1 : 0)};
-}
-
-ConstArray token_array(std::string_view name, const Tensor& tensor, const Tensor& logps) {
-  require(same_shape(tensor, logps),
-          [&] { return "policy_loss: " + std::string(name) + " must be of the shape of logps"; });
-  return token_view<ConstArray>(name, tensor, tensor.const_data_ptr());
-}
-
-ConstArray advantage_array(const Tensor& advantages, const Tensor& logps, int64_t rows) {
-  if (same_shape(advantages, logps)) return token_array("advantages", advantages, logps);
+ConstArray advantage_array(std::string_view function, const Tensor& advantages, const Tensor& logps,
+                           int64_t rows) {
+  if (same_shape(advantages, logps)) return like_logps(function, "advantages", advantages, logps);
   const bool column = advantages.dim() == 2 && advantages.size(1) == 1;
-  require((column || advantages.dim() == 1) && advantages.size(0) == rows,
-          [] { return "policy_loss: advantages must be [B, 1], [B] or of the shape of logps"; });
+  require((column || advantages.dim() == 1) && advantages.size(0) == rows, [&] {
+    return std::string(function) + ": advantages must be [B, 1], [B] or of the shape of logps";
+  });
   return {.data = advantages.const_data_ptr(),
-          .dtype = dtype_of("policy_loss", "advantages", advantages),
+          .dtype = dtype_of(function, "advantages", advantages),
           .row_stride = advantages.stride(0),
           .column_stride = 0,
           .per_row = true};
-}
-
-// `offsets` must be contiguous and outlive the layout.
-template <class Index>
-void check_ends(const Index* offsets, int64_t rows, int64_t tokens, std::string_view function) {
-  require(offsets[0] == 0 && offsets[rows] == tokens, [&] {
-    return std::string(function) + ": offsets must run from 0 to " + text(tokens) +
-           ", the size of logps, got " + text(offsets[0]) + " to " + text(offsets[rows]);
-  });
-}
-
-RowLayout layout_of(std::string_view function, const Tensor& logps,
-                    const std::optional<Tensor>& offsets) {
-  if (!offsets) {
-    require(logps.dim() == 2, [] { return "policy_loss: logps must be [B, T]"; });
-    return {.rows = logps.size(0), .columns = logps.size(1)};
-  }
-  require(logps.dim() == 1 && offsets->dim() == 1 && offsets->size(0) >= 1,
-          [] { return "policy_loss: logps must be [N] and offsets [B + 1]"; });
-  RowLayout layout{.rows = offsets->size(0) - 1};
-  if (offsets->scalar_type() == ScalarType::Int) {
-    layout.offsets32 = static_cast<const int32_t*>(offsets->const_data_ptr());
-    check_ends(layout.offsets32, layout.rows, logps.size(0), function);
-  } else {
-    require(offsets->scalar_type() == ScalarType::Long,
-            [] { return "policy_loss: offsets must be int32 or int64"; });
-    layout.offsets64 = static_cast<const int64_t*>(offsets->const_data_ptr());
-    check_ends(layout.offsets64, layout.rows, logps.size(0), function);
-  }
-  return layout;
 }
 
 struct Inputs {
@@ -114,14 +73,17 @@ struct Inputs {
 };
 
 PolicyArrays arrays_of(std::string_view function, const Inputs& in) {
+  const auto tokens = [&](std::string_view name, const std::optional<Tensor>& tensor) {
+    return tensor ? like_logps(function, name, *tensor, in.logps) : ConstArray{};
+  };
   PolicyArrays out;
-  out.layout = layout_of(function, in.logps, in.offsets);
-  out.logps = token_array("logps", in.logps, in.logps);
-  out.advantages = advantage_array(in.advantages, in.logps, out.layout.rows);
-  out.response_mask = token_array("response_mask", in.response_mask, in.logps);
-  if (in.old_logps) out.old_logps = token_array("old_logps", *in.old_logps, in.logps);
-  if (in.ref_logps) out.ref_logps = token_array("ref_logps", *in.ref_logps, in.logps);
-  if (in.entropies) out.entropies = token_array("entropies", *in.entropies, in.logps);
+  out.layout = layout_of(function, "logps", in.logps, in.offsets);
+  out.logps = like_logps(function, "logps", in.logps, in.logps);
+  out.advantages = advantage_array(function, in.advantages, in.logps, out.layout.rows);
+  out.response_mask = like_logps(function, "response_mask", in.response_mask, in.logps);
+  out.old_logps = tokens("old_logps", in.old_logps);
+  out.ref_logps = tokens("ref_logps", in.ref_logps);
+  out.entropies = tokens("entropies", in.entropies);
   return out;
 }
 
@@ -154,21 +116,12 @@ struct Wanted {
   const Names& choice_values;
 };
 
-const double* numbers_of(std::string_view name, const Tensor& tensor, size_t size) {
-  require(tensor.scalar_type() == ScalarType::Double && tensor.is_contiguous() &&
-              tensor.numel() == static_cast<int64_t>(size),
-          [&] {
-            return "policy_loss: " + std::string(name) + " must be " + text(size) +
-                   " float64 numbers side by side";
-          });
-  return static_cast<const double*>(tensor.const_data_ptr());
-}
-
 // The preset with its options and choices set.
 template <class Objective>
 Objective adjusted(std::string_view function, Objective out, const Wanted& wanted) {
   const size_t options = wanted.option_names.size();
-  const double* values = numbers_of("option_values", wanted.option_values, options);
+  const double* values = numbers_of<const double>(function, "option_values", wanted.option_values,
+                                                  static_cast<int64_t>(options));
   for (size_t i = 0; i < options; ++i) {
     set_option(function, out, wanted.option_names[i].text, values[i]);
   }
@@ -186,10 +139,14 @@ PolicyObjective objective_of(std::string_view function, const Wanted& wanted) {
   return adjusted(function, preset(function, wanted.objective.text), wanted);
 }
 
-// [policy, kl, sequences, world_size] in float64, where -inf is absent.
-Normalizer normalizer_of(const std::optional<Tensor>& tensor) {
+PreferenceObjective preference_objective_of(std::string_view function, const Wanted& wanted) {
+  return adjusted(function, preference_preset(function, wanted.objective.text), wanted);
+}
+
+// [policy, kl, sequences, factor] in float64, where -inf is absent.
+Normalizer normalizer_of(std::string_view function, const std::optional<Tensor>& tensor) {
   if (!tensor) return {};
-  const double* values = numbers_of("normalizer", *tensor, 4);
+  const double* values = numbers_of<const double>(function, "normalizer", *tensor, 4);
   const auto given = [&](size_t i) {
     return values[i] == -infinity ? std::nullopt : std::optional(values[i]);
   };
@@ -199,16 +156,6 @@ Normalizer normalizer_of(const std::optional<Tensor>& tensor) {
 // ---- operators
 // -----------------------------------------------------------------------------------
 
-std::tuple<std::vector<std::string>, Numbers> named_values(
-    const std::map<std::string, double>& values) {
-  std::tuple<std::vector<std::string>, Numbers> out;
-  for (const auto& [name, value] : values) {
-    std::get<0>(out).push_back(name);
-    std::get<1>(out).push_back(value);
-  }
-  return out;
-}
-
 // Memory for the gradient of `input`; none of it unless wanted.
 Tensor gradient_buffer(bool wanted, const Tensor& input, MutableArray& view) {
   if (!wanted) return torch::stable::new_empty(input, {0});
@@ -216,7 +163,7 @@ Tensor gradient_buffer(bool wanted, const Tensor& input, MutableArray& view) {
   const bool half = input.scalar_type() == ScalarType::Half;
   Tensor out = torch::stable::new_empty(input, input.sizes(),
                                         half ? std::optional(ScalarType::Float) : std::nullopt);
-  view = token_view<MutableArray>("logps", out, out.mutable_data_ptr());
+  view = token_view<MutableArray>("policy_loss", "logps", out, out.mutable_data_ptr());
   return out;
 }
 
@@ -237,14 +184,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_forward(
     const Tensor dlogps = gradient_buffer(with_gradient, logps, gradients.logps);
     const Tensor dentropies = gradient_buffer(with_gradient && entropies.has_value(),
                                               entropies.value_or(logps), gradients.entropies);
-    const PolicyTotals totals =
-        policy_loss(arrays, objective, normalizer_of(normalizer), gradients, torch_executor());
+    const PolicyTotals totals = policy_loss(
+        arrays, objective, normalizer_of("policy_loss", normalizer), gradients, torch_executor());
     const bool wide = logps.scalar_type() == ScalarType::Double;
     return std::tuple(new_scalar(totals.loss, wide ? ScalarType::Double : ScalarType::Float),
                       dlogps, dentropies,
                       new_doubles({PolicyMetrics::kSums, 2}, totals.metrics.sums.data()),
                       new_doubles({PolicyMetrics::kMaxima}, totals.metrics.maxima.data()));
   });
+}
+
+// Throws unless the places of tokens ascend within [0, size).
+void check_places(std::string_view function, const int64_t* places, int64_t count, int64_t size) {
+  for (int64_t i = 0; i < count; ++i) {
+    require((i == 0 ? 0 : places[i - 1] + 1) <= places[i] && places[i] < size, [&] {
+      return std::string(function) + ": places must ascend within [0, " + text(size) + "), got " +
+             text(places[i]) + " at [" + text(i) + "]";
+    });
+  }
 }
 
 // The part of a chunk of logits [C, V] in the loss of a batch, whose logps they are at `places`:
@@ -267,7 +224,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_of_logits(
     const PolicyArrays arrays = arrays_of(function, in);
     const bool wide = logits.scalar_type() == ScalarType::Double;
     ChunkedPolicyLoss loss(function, arrays, wide ? DType::float64 : DType::float32, objective,
-                           normalizer_of(normalizer), torch_executor());
+                           normalizer_of(function, normalizer), torch_executor());
+    require(logits.dim() == 2 && logits.is_contiguous(),
+            [&] { return std::string(function) + ": logits must be [C, V] and contiguous"; });
     const MutableLogits rows{.data = logits.mutable_data_ptr(),
                              .dtype = dtype_of(function, "logits", logits),
                              .rows = logits.size(0),
@@ -285,10 +244,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_of_logits(
     const auto numbers = [](const Tensor& tensor) {
       return static_cast<double*>(tensor.mutable_data_ptr());
     };
-    const auto ids = [](const Tensor& tensor) {
-      return static_cast<const int64_t*>(tensor.const_data_ptr());
-    };
-    loss.add(rows, ids(targets), ids(places), options, with_gradient, numbers(logps),
+    const auto* ids = numbers_of<const int64_t>(function, "targets", targets, rows.rows);
+    const auto* at = numbers_of<const int64_t>(function, "places", places, rows.rows);
+    check_places(function, at, rows.rows, response_mask.numel());
+    loss.add(rows, ids, at, options, with_gradient, numbers(logps),
              with_entropies ? numbers(entropies) : nullptr);
     const PolicyTotals& totals = loss.totals();
     return std::tuple(new_doubles({}, &totals.loss), logps, entropies,
@@ -306,16 +265,15 @@ std::tuple<Tensor, Tensor, Tensor> preference_loss_forward(
     const auto function = "preference_loss";
     const std::optional<Tensor> ends = contiguous(offsets);
     PreferenceArrays arrays;
-    arrays.layout = layout_of(function, logps, ends);
-    arrays.logps = token_array("logps", logps, logps);
-    arrays.response_mask = token_array("response_mask", response_mask, logps);
-    if (ref_logps) arrays.ref_logps = token_array("ref_logps", *ref_logps, logps);
-    const PreferenceObjective objective =
-        adjusted(function, preference_preset(function, objective_name.text),
-                 {objective_name, option_names, option_values, choice_names, choice_values});
+    arrays.layout = layout_of(function, "logps", logps, ends);
+    arrays.logps = like_logps(function, "logps", logps, logps);
+    arrays.response_mask = like_logps(function, "response_mask", response_mask, logps);
+    if (ref_logps) arrays.ref_logps = like_logps(function, "ref_logps", *ref_logps, logps);
+    const PreferenceObjective objective = preference_objective_of(
+        function, {objective_name, option_names, option_values, choice_names, choice_values});
     PairNormalizer step;
     if (normalizer) {
-      const double* numbers = numbers_of("normalizer", *normalizer, 2);
+      const double* numbers = numbers_of<const double>(function, "normalizer", *normalizer, 2);
       if (numbers[0] != -infinity) step.pairs = numbers[0];
       step.world_size = numbers[1];
     }
@@ -330,17 +288,20 @@ std::tuple<Tensor, Tensor, Tensor> preference_loss_forward(
   });
 }
 
-// PreferenceMetrics::to_map: names and values.
-std::tuple<std::vector<std::string>, Numbers> preference_metrics(const Tensor& sums) {
+// PreferenceMetrics::to_map: the values, in the order of preference_metric_names.
+Tensor preference_metrics(const Tensor& sums) {
   return with_public_errors([&] {
     PreferenceMetrics metrics;
-    require(
-        sums.scalar_type() == ScalarType::Double && sums.numel() == 2 * PreferenceMetrics::kSums,
-        [] { return std::string("preference_metrics: sums must be the float64 block of a loss"); });
-    std::memcpy(metrics.sums.data(), torch::stable::contiguous(sums).const_data_ptr(),
-                sizeof(metrics.sums));
-    return named_values(metrics.to_map());
+    fill("preference_metrics", "sums", sums, metrics.sums);
+    return python::values_of(metrics.to_map());
   });
+}
+
+std::vector<std::string> policy_metric_names() {
+  return python::names_of(PolicyMetrics{}.to_map());
+}
+std::vector<std::string> preference_metric_names() {
+  return python::names_of(PreferenceMetrics{}.to_map());
 }
 
 // [policy, kl, sequences] of this batch.
@@ -360,33 +321,30 @@ Tensor policy_local_counts(const Tensor& logps, const Tensor& advantages,
   });
 }
 
-// Throws unless the objective exists and its options are legal: for devices without a kernel.
-bool policy_check(const Name& objective_name, const Names& option_names,
-                  const Numbers& option_values, const Names& choice_names,
-                  const Names& choice_values) {
+// Throws unless the objective of the family exists and its options are legal: for devices without
+// a kernel.
+bool objective_check(const Name& family, const Name& function, const Name& objective_name,
+                     const Names& option_names, const Numbers& option_values,
+                     const Names& choice_names, const Names& choice_values) {
   return with_public_errors([&] {
     Tensor values = new_doubles({static_cast<int64_t>(option_values.size())}, option_values.data());
-    const PolicyObjective objective = objective_of(
-        "policy_loss", {objective_name, option_names, values, choice_names, choice_values});
-    check_objective("policy_loss", objective);
+    const Wanted wanted{objective_name, option_names, values, choice_names, choice_values};
+    if (family.text == "policy") {
+      check_objective(function.text, objective_of(function.text, wanted));
+    } else {
+      check_objective(function.text, preference_objective_of(function.text, wanted));
+    }
     return true;
   });
 }
 
-// PolicyMetrics::to_map: names and values.
-std::tuple<std::vector<std::string>, Numbers> policy_metrics(const Tensor& sums,
-                                                             const Tensor& maxima) {
+// PolicyMetrics::to_map: the values, in the order of policy_metric_names.
+Tensor policy_metrics(const Tensor& sums, const Tensor& maxima) {
   return with_public_errors([&] {
     PolicyMetrics metrics;
-    require(
-        sums.scalar_type() == ScalarType::Double && maxima.scalar_type() == ScalarType::Double &&
-            sums.numel() == 2 * PolicyMetrics::kSums && maxima.numel() == PolicyMetrics::kMaxima,
-        [] { return "policy_metrics: sums and maxima must be the float64 blocks of a loss"; });
-    std::memcpy(metrics.sums.data(), torch::stable::contiguous(sums).const_data_ptr(),
-                sizeof(metrics.sums));
-    std::memcpy(metrics.maxima.data(), torch::stable::contiguous(maxima).const_data_ptr(),
-                sizeof(metrics.maxima));
-    return named_values(metrics.to_map());
+    fill("policy_metrics", "sums", sums, metrics.sums);
+    fill("policy_metrics", "maxima", maxima, metrics.maxima);
+    return python::values_of(metrics.to_map());
   });
 }
 
@@ -463,8 +421,8 @@ STABLE_TORCH_LIBRARY(tether, library) {
       "Tensor? offsets, str objective, str[] option_names, Tensor option_values, "
       "str[] choice_names, str[] choice_values) -> Tensor");
   library.def(
-      "policy_check(str objective, str[] option_names, float[] option_values, "
-      "str[] choice_names, str[] choice_values) -> bool");
+      "objective_check(str family, str function, str objective, str[] option_names, "
+      "float[] option_values, str[] choice_names, str[] choice_values) -> bool");
   library.def(
       "preference_loss_forward(Tensor logps, Tensor response_mask, Tensor? ref_logps, "
       "Tensor? offsets, str objective, str[] option_names, Tensor option_values, "
@@ -477,8 +435,10 @@ STABLE_TORCH_LIBRARY(tether, library) {
       "Tensor? normalizer, float temperature, float scale, float softcap, int ignore_index, "
       "bool with_entropies, bool with_gradient) -> "
       "(Tensor loss, Tensor logps, Tensor entropies, Tensor metric_sums, Tensor metric_maxima)");
-  library.def("preference_metrics(Tensor sums) -> (str[] names, float[] values)");
-  library.def("policy_metrics(Tensor sums, Tensor maxima) -> (str[] names, float[] values)");
+  library.def("preference_metrics(Tensor sums) -> Tensor");
+  library.def("preference_metric_names() -> str[]");
+  library.def("policy_metrics(Tensor sums, Tensor maxima) -> Tensor");
+  library.def("policy_metric_names() -> str[]");
   library.def("catalogue() -> str[]");
   library.def("catalogue_choices(str objective) -> str[]");
   library.def("catalogue_options(str objective) -> (str[] names, float[] defaults, str[] ranges)");
@@ -494,7 +454,9 @@ STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tether, CompositeExplicitAutograd, library) {
-  library.impl("policy_check", TORCH_BOX(&tether::policy_check));
+  library.impl("objective_check", TORCH_BOX(&tether::objective_check));
+  library.impl("preference_metric_names", TORCH_BOX(&tether::preference_metric_names));
+  library.impl("policy_metric_names", TORCH_BOX(&tether::policy_metric_names));
   library.impl("catalogue", TORCH_BOX(&tether::catalogue));
   library.impl("catalogue_choices", TORCH_BOX(&tether::catalogue_choices));
   library.impl("catalogue_options", TORCH_BOX(&tether::catalogue_options));

@@ -96,6 +96,18 @@ def checked_objective(
     return Wanted(objective, numbers, choices)
 
 
+def check_options(family: str, function: str, wanted: Wanted) -> None:
+    """Where no operator does, except where a graph is traced: numbers are not known there."""
+    if torch.compiler.is_compiling():
+        return
+    objective, numbers, choices = wanted
+    values = [float(each) for each in numbers.values()]
+    ops.objective_check(
+        *(family, function, objective),
+        *(list(numbers), values, list(choices), list(choices.values())),
+    )
+
+
 def check_number(function: str, name: str, value: Number) -> None:
     if isinstance(value, Tensor):
         if value.numel() != 1:

@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import Batch, checked
-from tether._objectives import ABSENT, Number, Wanted, check_number, checked_objective, packed
+from tether._checks import Batch, check_no_tangents, check_offset_values, checked, in_name_of
+from tether._objectives import (
+    ABSENT,
+    Number,
+    Wanted,
+    check_number,
+    check_options,
+    check_positive,
+    checked_objective,
+    packed,
+)
 from tether._ops import ops
 
 
@@ -52,10 +61,17 @@ class PolicyMetrics(NamedTuple):
     sums: Tensor  # [11, 2] float64: value and count
     maxima: Tensor  # [2] float64
 
+    def merge(self, other: PolicyMetrics) -> PolicyMetrics:
+        """Of the micro-batches of both."""
+        return PolicyMetrics(self.sums + other.sums, torch.fmax(self.maxima, other.maxima))
+
     def to_dict(self) -> dict[str, float]:
         """Means over tokens by name, ready for a logger. The one synchronisation with a device."""
-        names, values = ops.policy_metrics(self.sums.cpu(), self.maxima.cpu())
-        return dict(zip(names, values, strict=True))
+        values = ops.policy_metrics(self.sums.cpu(), self.maxima.cpu())
+        return dict(zip(_METRIC_NAMES, values.tolist(), strict=True))
+
+
+_METRIC_NAMES = tuple(ops.policy_metric_names())
 
 
 class PolicyLoss(NamedTuple):
@@ -136,10 +152,16 @@ def policy_token_losses(
         function, Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets)
     )
     wanted = checked_objective("policy", function, objective, options)
-    _check_options(wanted)
-    return reference.policy_token_losses(
-        *batch, objective=objective, **wanted.numbers, **wanted.choices
-    )
+    if offsets is not None:
+        check_offset_values(function, offsets, "logps", logps.shape[0])
+    check_options("policy", function, wanted)
+
+    def run():
+        return reference.policy_token_losses(
+            *batch, objective=objective, **wanted.numbers, **wanted.choices
+        )
+
+    return in_name_of(function, "policy_loss", run)
 
 
 def local_counts(
@@ -165,6 +187,7 @@ def local_counts(
     )
     wanted = checked_objective("policy", "local_counts", objective, options)
     if logps.device.type != "cpu":
+        check_options("policy", function, wanted)
         counts = reference.local_counts(batch.response_mask, offsets)
     else:
         counts = ops.policy_local_counts(
@@ -208,17 +231,9 @@ def _on_other_device(
     batch: Batch, wanted: Wanted, normalizer: Normalizer | None
 ) -> PolicyLoss:
     objective, numbers, choices = wanted
-    _check_options(wanted)
+    check_options("policy", function, wanted)
+    check_counts(function, normalizer)
     out = reference.policy_loss(
         *batch, objective=objective, normalizer=normalizer, **numbers, **choices
     )
     return PolicyLoss(out.loss, PolicyMetrics(out.sums, out.maxima))
-
-
-def _check_options(wanted: Wanted) -> None:
-    """By the operator, except where a graph is traced: numbers are not known there."""
-    if torch.compiler.is_compiling():
-        return
-    objective, numbers, choices = wanted
-    values = [float(each) for each in numbers.values()]
-    ops.policy_check(objective, list(numbers), values, list(choices), list(choices.values()))

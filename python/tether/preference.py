@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import Pairs, checked_pairs
-from tether._objectives import ABSENT, Number, check_number, checked_objective, packed
+from tether._checks import Pairs, check_no_tangents, checked_pairs
+from tether._objectives import (
+    ABSENT,
+    Number,
+    check_number,
+    check_options,
+    check_positive,
+    checked_objective,
+    packed,
+)
 from tether._ops import ops
 
 
@@ -18,10 +26,17 @@ class PreferenceMetrics(NamedTuple):
 
     sums: Tensor  # [8, 2] float64: value and count
 
+    def merge(self, other: PreferenceMetrics) -> PreferenceMetrics:
+        """Of the micro-batches of both."""
+        return PreferenceMetrics(self.sums + other.sums)
+
     def to_dict(self) -> dict[str, float]:
         """Means over pairs by name, ready for a logger. The one synchronisation with a device."""
-        names, values = ops.preference_metrics(self.sums.cpu())
-        return dict(zip(names, values, strict=True))
+        values = ops.preference_metrics(self.sums.cpu())
+        return dict(zip(_METRIC_NAMES, values.tolist(), strict=True))
+
+
+_METRIC_NAMES = tuple(ops.preference_metric_names())
 
 
 class PreferenceLoss(NamedTuple):
@@ -66,6 +81,9 @@ def preference_loss(
         check_number(function, "pairs", pairs)
     check_number(function, "world_size", world_size)
     if logps.device.type != "cpu":
+        check_options("preference", function, wanted)
+        if pairs is not None:
+            check_positive(function, "pairs", pairs, zero=True)
         out = reference.preference_loss(
             *batch,
             objective=objective,

@@ -21,10 +21,17 @@ class ValueMetrics(NamedTuple):
 
     sums: Tensor  # [7] float64
 
+    def merge(self, other: ValueMetrics) -> ValueMetrics:
+        """Of the micro-batches of both."""
+        return ValueMetrics(self.sums + other.sums)
+
     def to_dict(self) -> dict[str, float]:
         """value_loss, value_clip_fraction, explained_variance: means over tokens."""
-        names, values = ops.value_metrics(self.sums.cpu())
-        return dict(zip(names, values, strict=True))
+        values = ops.value_metrics(self.sums.cpu())
+        return dict(zip(_METRIC_NAMES, values.tolist(), strict=True))
+
+
+_METRIC_NAMES = tuple(ops.value_metric_names())
 
 
 class ValueLoss(NamedTuple):
@@ -93,6 +100,9 @@ def value_loss(
         )
     counts = normalizer or Normalizer()
     if values.device.type != "cpu":
+        if not torch.compiler.is_compiling():
+            ops.value_check(float(clip_range), aggregation, float(constant))
+        check_counts(function, counts)
         out = reference.value_loss(
             values,
             returns,

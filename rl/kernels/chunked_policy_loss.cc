@@ -83,7 +83,7 @@ void ChunkedPolicyLoss::add_piece(const Piece& piece, const int64_t* places, con
   const bool bonus = bool(batch_.entropies);
   PolicyArrays part = part_of(batch_, piece.row, piece.first, piece.size);
   part.logps = {.data = found.data(), .dtype = arithmetic_};
-  if (bonus) part.entropies = {.data = found_entropies.data(), .dtype = arithmetic_};
+  if (entropies != nullptr) part.entropies = {.data = found_entropies.data(), .dtype = arithmetic_};
 
   Normalizer normalizer = normalizer_;
   if (by_row_) {

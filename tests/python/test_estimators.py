@@ -244,7 +244,7 @@ def test_gradients_are_not_dropped_in_silence(call):
 
 def test_operators_check_what_they_read():
     three = torch.zeros(2, dtype=torch.float64)
-    with pytest.raises(ValueError, match="whiten: moments must be 3 float64 numbers"):
+    with pytest.raises(ValueError, match="whiten: step must be 3 float64 numbers"):
         torch.ops.tether.whiten(ROWS, MASK, three, 1e-8, True)
     with pytest.raises(ValueError, match="value_loss: normalizer must be 3 float64 numbers"):
         torch.ops.tether.value_loss_forward(
@@ -366,7 +366,7 @@ def test_strided_inputs_give_the_same_bits(stride):
                 ROWS[0], MASK[0], offsets=torch.tensor([0, 2])
             ),
             ValueError,
-            "discounted_returns: offsets must run from 0 to 3, got 0 to 2",
+            "discounted_returns: offsets must run from 0 to 3, the size of rewards, got 0 to 2",
         ),
         (
             lambda: tether.generalized_advantage_estimation(
