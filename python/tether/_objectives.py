@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -114,6 +115,15 @@ def check_number(function: str, name: str, value: Number) -> None:
             raise ValueError(f"{function}: {name} must be one number, got {list(value.shape)}")
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
+
+
+def check_positive(function: str, name: str, value: Number, *, zero: bool = False) -> None:
+    """A finite number above 0, or with `zero` at least 0. What a tensor holds is not looked at."""
+    check_number(function, name, value)
+    legal = isinstance(value, Tensor) or (value > 0 or (zero and value == 0)) and value < math.inf
+    if not legal:
+        rule = "at least 0" if zero else "greater than 0"
+        raise ValueError(f"{function}: {name} must be {rule} and finite, got {value:g}")
 
 
 def packed(numbers: Sequence[Number]) -> Tensor:

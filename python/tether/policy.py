@@ -35,24 +35,59 @@ class Normalizer:
     policy: Number | None = None  # tokens under the surrogate
     kl: Number | None = None  # tokens under the KL penalty; None: as policy
     sequences: Number | None = None  # rows with at least one token
-    world_size: float = 1  # multiplies the loss, not the metrics: DDP and FSDP average gradients
+    world_size: Number = 1  # multiplies the loss, not the metrics: DDP and FSDP average gradients
+    scale: Number = 1  # likewise: 1 / micro-batches where each has denominators of its own, say
+
+    @property
+    def factor(self) -> Number:
+        return self.world_size * self.scale
 
     def __add__(self, other: Normalizer) -> Normalizer:
-        """Sums the counts. A count that one of the two lacks is unknown; world_size stays."""
+        """Sums the counts; one without any adds nothing.
+
+        ValueError where only one of two with counts has a certain one: as None, the sum would mean
+        another count. Likewise where world_size or scale differ and neither is 1.
+        """
         if not isinstance(other, Normalizer):
             return NotImplemented
-        pairs = (
-            (self.policy, other.policy),
-            (self.kl, other.kl),
-            (self.sequences, other.sequences),
-        )
-        return Normalizer(
-            *[None if a is None or b is None else a + b for a, b in pairs], self.world_size
-        )
+        factors = [_agreed(name, self, other) for name in ("world_size", "scale")]
+        if _is_empty(self) or _is_empty(other):
+            counts = [getattr(self if _is_empty(other) else other, name) for name in _COUNTS]
+        else:
+            counts = [_sum(name, getattr(self, name), getattr(other, name)) for name in _COUNTS]
+        return Normalizer(*counts, *factors)
 
     def __radd__(self, other: int) -> Normalizer:
         """So that sum() works, which starts at 0."""
         return self if other == 0 else NotImplemented
+
+
+_COUNTS = ("policy", "kl", "sequences")
+
+
+def _is_empty(normalizer: Normalizer) -> bool:
+    return all(getattr(normalizer, name) is None for name in _COUNTS)
+
+
+def _sum(name: str, a: Number | None, b: Number | None) -> Number | None:
+    if a is None and b is None:
+        return None
+    if a is None or b is None:
+        have, lack = ("second", "first") if a is None else ("first", "second")
+        raise ValueError(
+            f"Normalizer: {name} must be given in both or in none of two that are added, got it in "
+            f"the {have} and none in the {lack}"
+        )
+    return a + b
+
+
+def _agreed(name: str, first: Normalizer, second: Normalizer) -> Number:
+    a, b = getattr(first, name), getattr(second, name)
+    if b == 1 or a == b:
+        return a
+    if a == 1:
+        return b
+    raise ValueError(f"Normalizer: {name} must be the same in two that are added, got {a} and {b}")
 
 
 class PolicyMetrics(NamedTuple):
@@ -112,13 +147,15 @@ def policy_loss(
     `tether.reference`, at torch's speed, where weights and counts are taken as they are. Raises
     ValueError or TypeError before any work is done.
     """
+    function = "policy_loss"
     batch = checked(
-        "policy_loss",
-        Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets),
+        function, Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets)
     )
-    wanted = checked_objective("policy", "policy_loss", objective, options)
+    wanted = checked_objective("policy", function, objective, options)
+    normalizer = checked_normalizer(function, normalizer)
     if logps.device.type != "cpu":
-        return _on_other_device(batch, wanted, _checked_normalizer(normalizer))
+        return _on_other_device(function, batch, wanted, normalizer)
+    check_no_tangents(function, logps=logps, entropies=entropies)
     requires_grad = logps.requires_grad or (entropies is not None and entropies.requires_grad)
     loss, _, _, sums, maxima = ops.policy_loss_forward(
         *batch,
@@ -181,11 +218,11 @@ def local_counts(
     Takes the arguments of `policy_loss`. The sum over the micro-batches and ranks of a step is the
     normalizer of each of its losses: normalizer = sum(local_counts(**batch) for batch in step).
     """
+    function = "local_counts"
     batch = checked(
-        "local_counts",
-        Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets),
+        function, Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets)
     )
-    wanted = checked_objective("policy", "local_counts", objective, options)
+    wanted = checked_objective("policy", function, objective, options)
     if logps.device.type != "cpu":
         check_options("policy", function, wanted)
         counts = reference.local_counts(batch.response_mask, offsets)
@@ -197,38 +234,38 @@ def local_counts(
     return Normalizer(policy, kl, sequences)
 
 
-def _checked_normalizer(normalizer: Normalizer | None) -> Normalizer | None:
+def checked_normalizer(function: str, normalizer: Normalizer | None) -> Normalizer | None:
     if normalizer is None:
         return None
     if not isinstance(normalizer, Normalizer):
         raise TypeError(
-            f"policy_loss: normalizer must be a tether.Normalizer, got {type(normalizer).__name__}"
+            f"{function}: normalizer must be a tether.Normalizer, got {type(normalizer).__name__}"
         )
-    _check_count("policy", normalizer.policy)
-    _check_count("kl", normalizer.kl)
-    _check_count("sequences", normalizer.sequences)
-    check_number("policy_loss", "normalizer.world_size", normalizer.world_size)
+    for name in _COUNTS:
+        if getattr(normalizer, name) is not None:
+            check_number(function, f"normalizer.{name}", getattr(normalizer, name))
+    for name in ("world_size", "scale"):
+        check_positive(function, f"normalizer.{name}", getattr(normalizer, name))
     return normalizer
-
-
-def _check_count(name: str, count: Number | None) -> None:
-    if count is not None:
-        check_number("policy_loss", f"normalizer.{name}", count)
-
-
-def _counts(normalizer: Normalizer) -> list[Number]:
-    counts = (normalizer.policy, normalizer.kl, normalizer.sequences, normalizer.world_size)
-    return [ABSENT if each is None else each for each in counts]
 
 
 def packed_normalizer(normalizer: Normalizer | None) -> Tensor | None:
     """As the operators take it."""
-    given = _checked_normalizer(normalizer)
-    return None if given is None else packed(_counts(given))
+    if normalizer is None:
+        return None
+    counts = [getattr(normalizer, name) for name in _COUNTS]
+    return packed([*(ABSENT if each is None else each for each in counts), normalizer.factor])
+
+
+def check_counts(function: str, normalizer: Normalizer | None) -> None:
+    """For devices without a kernel, where a count of 0 is one of no tokens, or spoils the loss."""
+    for name in _COUNTS if normalizer is not None else ():
+        if getattr(normalizer, name) is not None:
+            check_positive(function, f"normalizer.{name}", getattr(normalizer, name), zero=True)
 
 
 def _on_other_device(
-    batch: Batch, wanted: Wanted, normalizer: Normalizer | None
+    function: str, batch: Batch, wanted: Wanted, normalizer: Normalizer | None
 ) -> PolicyLoss:
     objective, numbers, choices = wanted
     check_options("policy", function, wanted)

@@ -52,7 +52,8 @@ def preference_loss(
     objective: str = "dpo",
     offsets: Tensor | None = None,
     pairs: Number | None = None,
-    world_size: float = 1,
+    world_size: Number = 1,
+    loss_scale: Number = 1,
     **options: Number | str | bool,
 ) -> PreferenceLoss:
     """The loss of a preference objective and its metrics, differentiable once in logps.
@@ -69,6 +70,7 @@ def preference_loss(
     pairs            the pairs of the optimizer step, over micro-batches and ranks; None: of this
                      batch
     world_size       multiplies the loss, not the metrics: DDP and FSDP average gradients
+    loss_scale       likewise: 1 / micro-batches where each has its own pairs, say
     options          as beta=0.1, and choices: score="mean", link="js", reference=False
 
     On the CPU: a fused kernel, the same bits for any number of threads. On other devices:
@@ -79,7 +81,8 @@ def preference_loss(
     wanted = checked_objective("preference", function, objective, options)
     if pairs is not None:
         check_number(function, "pairs", pairs)
-    check_number(function, "world_size", world_size)
+    check_positive(function, "world_size", world_size)
+    check_positive(function, "loss_scale", loss_scale)
     if logps.device.type != "cpu":
         check_options("preference", function, wanted)
         if pairs is not None:
@@ -89,6 +92,7 @@ def preference_loss(
             objective=objective,
             pairs=pairs,
             world_size=world_size,
+            loss_scale=loss_scale,
             **wanted.numbers,
             **wanted.choices,
         )
@@ -96,7 +100,7 @@ def preference_loss(
     loss, _, sums = ops.preference_loss_forward(
         *batch,
         *wanted.arguments(),
-        packed([ABSENT if pairs is None else pairs, world_size]),
+        packed([ABSENT if pairs is None else pairs, world_size * loss_scale]),
         torch.is_grad_enabled() and logps.requires_grad,
     )
     return PreferenceLoss(loss, PreferenceMetrics(sums))

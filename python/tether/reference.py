@@ -132,7 +132,7 @@ def is_reinforce(
 # ---- the penalty -----------------------------------------------------------------------------------
 
 _KL = {"k1": k1, "k2": k2, "k3": k3}
-_KL_CHOICES = {"kl_estimator", "kl_gradient", "kl_correction"}
+_KL_CHOICES = ("kl_estimator", "kl_gradient", "kl_correction")
 
 
 _KL_SCORES = {"k1": lambda d: 1 - d, "k2": lambda d: d * (d / 2 - 1), "k3": lambda d: -d}
@@ -195,11 +195,19 @@ class Rows(NamedTuple):
     @staticmethod
     def of(tokens: Tensor, offsets: Tensor | None) -> Rows:
         if offsets is None:
-            return Rows(tokens.shape[0], None)
-        count = offsets.shape[0] - 1
-        rows = torch.arange(count, device=tokens.device)
-        lengths = offsets.diff().to(tokens.device)
-        return Rows(count, torch.repeat_interleave(rows, lengths, output_size=tokens.shape[0]))
+            return Rows(tokens.shape[0])
+        size, count = tokens.shape[0], offsets.shape[0] - 1
+        check_offset_values(function, offsets, name, size)
+        offsets = offsets.to(torch.int64)
+        places = torch.arange(size, device=tokens.device)
+        index = torch.searchsorted(offsets[1:], places, right=True).clamp_max(count - 1)
+        broken = (offsets[0] != 0) | (offsets[-1] != size) | (offsets[1:] < offsets[:-1]).any()
+        return Rows(count, index, broken)
+
+    def weights(self, response_mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of tokens; NaN where offsets are broken, so that results and gradients are, too."""
+        weight = savable(response_mask).to(dtype)
+        return weight if self.broken is None else torch.where(self.broken, math.nan, weight)
 
     def sum(self, tokens: Tensor) -> Tensor:
         if self.index is None:
@@ -239,7 +247,9 @@ def row_factors(
         "sequence_sum_over_constant": one * sequences * constant,
         "token_sum": one,
     }[aggregation]
-    return torch.where(denominator > 0, 1 / denominator, 0.0)
+    # A row with tokens whose denominator from the caller is no positive number spoils the loss.
+    otherwise = torch.where(row_tokens > 0, math.nan, 0.0)
+    return torch.where((denominator > 0) & denominator.isfinite(), 1 / denominator, otherwise)
 
 
 # ---- policy losses -------------------------------------------------------------------------------
@@ -389,8 +399,8 @@ def _terms(
 ) -> Terms:
     row = OBJECTIVES[objective]
     beta = row.beta if beta is None else beta
-    kl_choices = {name: options.pop(name) for name in _KL_CHOICES & options.keys()}
-    rows = Rows.of(logps, offsets)
+    kl_choices = {name: options.pop(name) for name in _KL_CHOICES if name in options}
+    rows = Rows.of("policy_loss", "logps", logps, offsets)
     tokens = _selected(rows, logps, advantages, response_mask, old_logps, ref_logps, entropies)
     n = rows.sum(tokens.weight.double())
     level = level or row.level
@@ -471,7 +481,7 @@ def _step_counts(normalizer: Any) -> tuple:
     if normalizer is None:
         return None, None, None, 1
     kl = normalizer.policy if normalizer.kl is None else normalizer.kl
-    return normalizer.policy, kl, normalizer.sequences, normalizer.world_size
+    return normalizer.policy, kl, normalizer.sequences, normalizer.factor
 
 
 def _selected(
@@ -640,7 +650,8 @@ def preference_loss(
     *,
     objective: str = "dpo",
     pairs: Number | None = None,
-    world_size: float = 1,
+    world_size: Number = 1,
+    loss_scale: Number = 1,
     beta: Number = 0.1,
     score: str | None = None,
     reference: str = "true",
@@ -669,8 +680,10 @@ def preference_loss(
     finite = torch.isfinite(chosen) & torch.isfinite(rejected) & torch.isfinite(each)
     terms = torch.where(present, torch.where(finite, 1.0, math.nan) * each, 0.0)
     count = present.sum().double()
-    share = world_size / (count if pairs is None else pairs) if rows.count else 1.0
-    loss = torch.where(count > 0, terms.sum() * share, 0.0)
+    denominator = count if pairs is None else torch.as_tensor(pairs, device=count.device).double()
+    legal = (denominator > 0) & denominator.isfinite()
+    share = torch.where(legal, 1 / denominator, torch.where(count > 0, math.nan, 0.0))
+    loss = world_size * loss_scale * share * terms.sum()
     with torch.no_grad():
         margin = beta * (chosen - rejected)
         parts = [
@@ -725,7 +738,7 @@ def value_loss(
     tokens, sequences, world_size = None, None, 1
     if normalizer is not None:
         tokens, sequences = normalizer.policy, normalizer.sequences
-        world_size = normalizer.world_size
+        world_size = normalizer.factor
     factors = row_factors(aggregation, n, constant=constant, tokens=tokens, sequences=sequences)
     loss = world_size * (rows.spread(factors.to(wide)) * weight * each).sum()
     with torch.no_grad():
@@ -937,7 +950,7 @@ def _final_logits(
     absent = x == -math.inf
     if softcap > 0:
         x = softcap * torch.tanh(x.masked_fill(absent, 0) / softcap)
-    return x.masked_fill(absent, -math.inf).masked_fill(ignored[..., None], 0) / temperature
+    return x.masked_fill(absent, -math.inf) / temperature
 
 
 def categorical_kl(

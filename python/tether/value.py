@@ -11,7 +11,7 @@ from tether import reference
 from tether._checks import check_constants, check_offsets, check_rows, checked_mask
 from tether._objectives import ABSENT
 from tether._ops import ops, register_scaled
-from tether.policy import Normalizer
+from tether.policy import Normalizer, check_counts, checked_normalizer
 
 _SUMS = 7  # ValueMetrics::kSums
 
@@ -90,15 +90,11 @@ def value_loss(
     if old_values is not None:
         check_constants(function, "values", values, old_values=old_values)
     response_mask = checked_mask(function, response_mask, values, "values")
-    if normalizer is not None and not isinstance(normalizer, Normalizer):
-        raise TypeError(
-            f"{function}: normalizer must be a tether.Normalizer, got {type(normalizer).__name__}"
-        )
+    counts = checked_normalizer(function, normalizer) or Normalizer()
     if not isinstance(aggregation, str):
         raise TypeError(
             f"{function}: aggregation must be a string, got {type(aggregation).__name__}"
         )
-    counts = normalizer or Normalizer()
     if values.device.type != "cpu":
         if not torch.compiler.is_compiling():
             ops.value_check(float(clip_range), aggregation, float(constant))
@@ -125,7 +121,7 @@ def value_loss(
         float(clip_range),
         aggregation,
         float(constant),
-        torch.tensor([*given, counts.world_size], dtype=torch.float64),
+        packed([*given, counts.factor]),
         torch.is_grad_enabled() and values.requires_grad,
     )
     return ValueLoss(loss, ValueMetrics(sums))

@@ -78,7 +78,7 @@ NUMBERS = {
         "level": "turn"
     },
     "kl_gradient must be k2 or k3 with kl_correction none, got k1, whose gradient is not that of "
-    "a KL divergence. Choose another one or set allow_biased_gradient": {"kl_gradient": "k1"},
+    "a KL divergence. Choose another one or set allow_biased_gradient": {"kl_gradient": "k1", "beta": 0.04},
     "aggregation must be one of token_mean, sequence_mean_token_mean, sequence_mean_token_sum, "
     'sequence_sum_over_constant, got "mean"': {"aggregation": "mean"},
 }
@@ -86,14 +86,14 @@ LOSS_ONLY = {
     "entropies must be given when entropy_coef is not 0, got entropy_coef 0.5 and none. "
     "Pass entropies or entropy_coef = 0": {"entropy_coef": 0.5},
     "ref_logps must be given when beta is greater than 0, got beta 0.04 and none. "
-    "Pass ref_logps or beta = 0": {"ref_logps": None},
+    "Pass ref_logps or beta = 0": {"ref_logps": None, "beta": 0.04},
     "normalizer.policy must be at least 18, the count of this batch, got 10. "
     "Pass the count of the whole optimizer step": {"normalizer": tether.Normalizer(policy=10)},
     "normalizer.kl must be at least 18, the count of this batch, got nan. "
     "Pass the count of the whole optimizer step": {"normalizer": tether.Normalizer(kl=math.nan)},
     "normalizer.sequences must be at least 4, the count of this batch, got 0. "
     "Pass the count of the whole optimizer step": {"normalizer": tether.Normalizer(sequences=0)},
-    "normalizer.world_size must be greater than 0, got 0": {
+    "normalizer.world_size must be greater than 0 and finite, got 0": {
         "normalizer": tether.Normalizer(world_size=0)
     },
     "normalizer.policy must be one number, got [2]": {
@@ -162,7 +162,7 @@ def test_value_errors_of_local_counts(message, changes):
         (
             "ref_logps must be given when beta is greater than 0, got beta 0.04 and none. "
             "Pass ref_logps or beta = 0",
-            {"ref_logps": None},
+            {"ref_logps": None, "beta": 0.04},
         ),
     ],
 )
@@ -171,6 +171,45 @@ def test_options_are_checked_for_other_devices_too(message, changes):
     with pytest.raises(ValueError) as caught:
         tether.policy_loss(**meta | changes)
     assert str(caught.value) == f"policy_loss: {message}"
+
+
+@pytest.mark.parametrize(
+    "function, arguments, message",
+    [
+        ("policy_token_losses", {"epsilon_low": 1.2}, "epsilon_low must be in [0, 1], got 1.2"),
+        ("local_counts", {"epsilon_low": 1.2}, "epsilon_low must be in [0, 1], got 1.2"),
+        (
+            "policy_token_losses",
+            {"ref_logps": None, "beta": 0.04},
+            "ref_logps must be given when beta is greater than 0, got beta 0.04 and none. "
+            "Pass ref_logps or beta = 0",
+        ),
+        (
+            "preference_loss",
+            {"objective": "dop"},
+            'objective must be one of dpo, cdpo, ipo, hinge, got "dop"',
+        ),
+        ("preference_loss", {"beta": 0}, "beta must be greater than 0 and finite, got 0"),
+        ("preference_loss", {"pairs": -1}, "pairs must be at least 0 and finite, got -1"),
+        ("value_loss", {"clip_range": -1}, "clip_range must be at least 0, got -1"),
+        (
+            "value_loss",
+            {"normalizer": tether.Normalizer(policy=-1)},
+            "normalizer.policy must be at least 0 and finite, got -1",
+        ),
+    ],
+)
+def test_every_function_checks_for_other_devices_in_its_own_name(function, arguments, message):
+    batch = {name: each.to("meta") for name, each in padded_batch().items()}
+    if function == "preference_loss":
+        batch = {name: batch[name][:4] for name in ("logps", "ref_logps", "response_mask")}
+    elif function == "value_loss":
+        batch = {"values": batch["logps"], "returns": batch["logps"]} | {
+            "response_mask": batch["response_mask"]
+        }
+    with pytest.raises(ValueError) as caught:
+        getattr(tether, function)(**batch | arguments)
+    assert str(caught.value) == f"{function}: {message}"
 
 
 def test_direct_calls_of_the_operator_stay_inside_their_memory():

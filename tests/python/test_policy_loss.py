@@ -158,9 +158,9 @@ def test_nan_at_an_active_slot_comes_out_and_is_counted():
 def test_infinity_at_an_active_slot_is_nan_and_counted_like_in_the_reference(name, infinite):
     batch = padded_batch(poison=0.0)
     batch[name][0] = infinite
-    for settings in ({}, {"beta": 0.0}):
-        out, expected = evaluated(batch, **settings), referenced(batch, **settings)
-        seen = name != "ref_logps" or not settings
+    for beta in (0.04, 0.0):
+        out, expected = evaluated(batch, beta=beta), referenced(batch, beta=beta)
+        seen = name != "ref_logps" or beta > 0
         assert math.isnan(out.loss) == math.isnan(expected.loss) == seen
         assert torch.equal(out.dlogps.isnan(), expected.dlogps.isnan())
         assert out.sums[-1, 0] == expected.sums[-1, 0] == 5 * seen
@@ -288,11 +288,88 @@ def test_normalizer_in_full():
 
 
 def test_normalizers_add_up():
-    a, b = tether.Normalizer(3, 4, 1, world_size=2), tether.Normalizer(5, 5, None, world_size=2)
-    assert a + b == tether.Normalizer(8, 9, None, world_size=2)
+    a, b = tether.Normalizer(3, 4, 1, world_size=2), tether.Normalizer(5, 5, 2, world_size=2)
+    assert a + b == tether.Normalizer(8, 9, 3, world_size=2)
     assert sum([a, a]) == tether.Normalizer(6, 8, 2, world_size=2)
     with pytest.raises(TypeError):
         a + 1
+
+
+def test_a_normalizer_without_counts_adds_nothing():
+    a = tether.Normalizer(3, 4, 1, world_size=2, scale=0.5)
+    empty = tether.Normalizer()
+    assert empty + a == a == a + empty == sum([a], empty)
+    assert empty + empty == empty
+    assert tether.Normalizer(world_size=8) + tether.Normalizer(3) == tether.Normalizer(
+        3, world_size=8
+    )
+    batch = padded_batch()
+    step = sum([tether.local_counts(**batch)] * 2, tether.Normalizer())
+    whole = evaluated(batch).loss
+    torch.testing.assert_close(2 * evaluated(batch, normalizer=step).loss, whole)
+
+
+@pytest.mark.parametrize(
+    "a, b, message",
+    [
+        (
+            tether.Normalizer(3, 4),
+            tether.Normalizer(5),
+            "kl must be given in both or in none of two that are added, got it in the first and "
+            "none in the second",
+        ),
+        (
+            tether.Normalizer(3),
+            tether.Normalizer(sequences=5),
+            "policy must be given in both or in none of two that are added, got it in the first "
+            "and none in the second",
+        ),
+        (
+            tether.Normalizer(3, scale=0.5),
+            tether.Normalizer(3, scale=0.25),
+            "scale must be the same in two that are added, got 0.5 and 0.25",
+        ),
+    ],
+)
+def test_counts_that_do_not_add_up_are_refused(a, b, message):
+    with pytest.raises(ValueError) as caught:
+        a + b
+    assert str(caught.value) == f"Normalizer: {message}"
+
+
+@pytest.mark.parametrize("evaluate", [evaluated, referenced])
+def test_scale_multiplies_the_loss_and_not_the_metrics(evaluate):
+    batch = padded_batch()
+    plain = evaluate(batch, normalizer=tether.Normalizer(policy=40, sequences=9))
+    scaled = evaluate(batch, normalizer=tether.Normalizer(40, None, 9, world_size=2, scale=0.25))
+    torch.testing.assert_close(scaled.loss, plain.loss / 2)
+    torch.testing.assert_close(scaled.dlogps, plain.dlogps / 2)
+    assert torch.equal(scaled.sums, plain.sums)
+
+
+@pytest.mark.parametrize("count", [0.0, -3.0, math.nan, math.inf])
+def test_a_count_that_is_no_count_spoils_the_loss_of_other_devices(count):
+    batch = padded_batch(spread=0.05)  # nothing is clipped
+    for aggregation in AGGREGATIONS:
+        counts = tether.Normalizer(count, count, torch.tensor(count))
+        out = referenced(batch, aggregation=aggregation, normalizer=counts)
+        assert out.loss.isnan() and out.dlogps[batch["response_mask"]].isnan().all()
+
+
+def test_counts_on_other_devices_are_checked_where_they_are_numbers():
+    meta = {name: each.to("meta") for name, each in padded_batch().items()}
+    for name, value, rule in (
+        ("policy", -1, "at least 0"),
+        ("kl", math.nan, "at least 0"),
+        ("sequences", math.inf, "at least 0"),
+        ("scale", 0, "greater than 0"),
+        ("world_size", -2.5, "greater than 0"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            tether.policy_loss(**meta, normalizer=tether.Normalizer(**{name: value}))
+        assert str(caught.value) == (
+            f"policy_loss: normalizer.{name} must be {rule} and finite, got {value:g}"
+        )
 
 
 def test_local_counts():
