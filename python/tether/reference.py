@@ -946,7 +946,7 @@ def _final_logits(
     logits: Tensor, ignored: Tensor, temperature: float, scale: float, softcap: float
 ) -> Tensor:
     """What the softmax is of; rows of zeros where ignored."""
-    x = logits.to(_wide(logits.dtype)) * scale
+    x = logits.to(_wide(logits.dtype)).masked_fill(ignored[..., None], 0) * scale
     absent = x == -math.inf
     if softcap > 0:
         x = softcap * torch.tanh(x.masked_fill(absent, 0) / softcap)

@@ -208,3 +208,25 @@ def test_temperature_divides_the_logits():
 
 def test_the_reference_is_part_of_the_package():
     assert tether.reference is reference
+
+
+@pytest.mark.parametrize("softcap", [0, 5.0])
+def test_nothing_of_an_ignored_row_reaches_the_gradient(softcap):
+    logits = torch.zeros(2, 4, dtype=torch.float64)
+    logits[1] = math.nan
+    logits.requires_grad_()
+    logps, entropies = tether.reference.token_logps(
+        logits, torch.tensor([1, -100]), softcap=softcap
+    )
+    (logps.sum() + entropies.sum()).backward()
+    assert logits.grad.isfinite().all() and not logits.grad[1].any() and logits.grad[0].any()
+
+
+@pytest.mark.parametrize("pairs", [0, 0.0, -1.0, math.nan, math.inf, torch.tensor(0.0)])
+def test_pairs_that_are_no_count_spoil_the_loss(pairs):
+    logps = -torch.arange(1.0, 5.0).view(4, 1).requires_grad_()
+    mask = torch.ones(4, 1)
+    out = tether.reference.preference_loss(logps, mask, 1.1 * logps.detach(), pairs=pairs)
+    assert out.loss.isnan()
+    empty = tether.reference.preference_loss(logps, 0 * mask, logps.detach(), pairs=pairs)
+    assert empty.loss == 0 and not torch.autograd.grad(empty.loss, logps)[0].any()
