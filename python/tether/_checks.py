@@ -6,6 +6,7 @@ a traced graph. What needs the numbers is checked by the operators.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -58,9 +59,39 @@ def _check_width(where: str, name: str, tensor: Tensor, logps: Tensor) -> None:
         )
 
 
-def _check_device(where: str, tensor: Tensor, logps: Tensor) -> None:
-    if tensor.device != logps.device:
-        raise ValueError(f"{where} must be on {logps.device} like logps, got {tensor.device}")
+def check_device(where: str, tensor: Tensor, name: str, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise ValueError(f"{where} must be on {like.device} like {name}, got {tensor.device}")
+
+
+def savable(tensor: Tensor | None) -> Tensor | None:
+    """Autograd saves no tensor that was made under inference_mode: a copy of such a one."""
+    if tensor is None or torch.compiler.is_compiling():
+        return tensor
+    inference = tensor.is_inference() and not torch.is_inference_mode_enabled()
+    return tensor.clone() if inference else tensor
+
+
+def in_name_of(function: str, callee: str, run: Callable):
+    """run(); its errors, which begin with the name of the callee, begin with `function`."""
+    try:
+        return run()
+    except (ValueError, TypeError) as error:
+        if not str(error).startswith(f"{callee}: "):
+            raise
+        raise type(error)(function + str(error).removeprefix(callee)) from None
+
+
+def check_no_tangents(function: str, **tensors: Tensor | None) -> None:
+    """Kernels know no forward-mode derivative, and torch would take it for 0."""
+    if torch.compiler.is_compiling():
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{function}: {name} must have no tangent, got one. Forward-mode derivatives are "
+                "not supported: use backward"
+            )
 
 
 def check_constant(where: str, name: str, tensor: Tensor) -> None:
@@ -72,8 +103,7 @@ def check_constant(where: str, name: str, tensor: Tensor) -> None:
 
 
 def _check_tokens(where: str, tensor: Tensor, logps: Tensor, like: str = "logps") -> None:
-    if tensor.device != logps.device:
-        raise ValueError(f"{where} must be on {logps.device} like {like}, got {tensor.device}")
+    check_device(where, tensor, like, logps)
     if tensor.shape != logps.shape:
         raise ValueError(
             f"{where} must be {shape_text(logps)} like {like}, got {shape_text(tensor)}"
@@ -100,15 +130,38 @@ def check_constants(function: str, like: str, rows: Tensor, **tensors: Tensor) -
         check_constant(where, name, tensor)
 
 
-def check_offsets(function: str, offsets: Tensor | None) -> None:
+def check_offsets(function: str, offsets: Tensor | None, name: str, rows: Tensor) -> None:
     where = f"{function}: offsets"
     if offsets is None:
         return
     check_given(where, offsets)
     if offsets.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{where} must be int32 or int64, got {dtype_text(offsets.dtype)}")
+    check_device(where, offsets, name, rows)
     if offsets.dim() != 1 or offsets.shape[0] < 1:
         raise ValueError(f"{where} must be [B + 1], got {shape_text(offsets)}")
+
+
+def check_offset_values(function: str, offsets: Tensor, name: str, size: int) -> None:
+    """The ends and the order, where they are on the host; the operators do it for their calls."""
+    if offsets.shape[0] == 1 and offsets.device.type != "cpu" and size > 0:
+        raise ValueError(
+            f"{function}: offsets must run from 0 to {size}, the size of {name}, got one number"
+        )
+    if offsets.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    numbers = offsets.tolist()
+    if numbers[0] != 0 or numbers[-1] != size:
+        raise ValueError(
+            f"{function}: offsets must run from 0 to {size}, the size of {name}, got {numbers[0]} "
+            f"to {numbers[-1]}"
+        )
+    for i in range(1, len(numbers)):
+        if numbers[i] < numbers[i - 1]:
+            raise ValueError(
+                f"{function}: offsets must not decrease, got {numbers[i]} after {numbers[i - 1]} "
+                f"at [{i}]"
+            )
 
 
 def _checked_advantages(function: str, advantages: Tensor, logps: Tensor, rows: int) -> Tensor:
@@ -116,7 +169,7 @@ def _checked_advantages(function: str, advantages: Tensor, logps: Tensor, rows: 
     check_given(where, advantages)
     check_floating(where, advantages)
     _check_width(where, "advantages", advantages, logps)
-    _check_device(where, advantages, logps)
+    check_device(where, advantages, "logps", logps)
     check_constant(where, "advantages", advantages)
     if advantages.shape == logps.shape or advantages.shape == (rows, 1):
         return advantages
@@ -159,7 +212,7 @@ def checked(function: str, batch: Batch) -> Batch:
     """The batch as the operators take it, or ValueError / TypeError beginning with `function`."""
     logps = batch.logps
     check_rows(function, "logps", logps, batch.offsets)
-    check_offsets(function, batch.offsets)
+    check_offsets(function, batch.offsets, "logps", logps)
     rows = logps.shape[0] if batch.offsets is None else batch.offsets.shape[0] - 1
     advantages = _checked_advantages(function, batch.advantages, logps, rows)
     response_mask = checked_mask(function, batch.response_mask, logps)
@@ -190,7 +243,7 @@ def checked_pairs(function: str, pairs: Pairs) -> Pairs:
         if response_mask is None:
             response_mask = torch.ones_like(logps, dtype=torch.bool, requires_grad=False)
     check_rows(function, "logps", logps, offsets)
-    check_offsets(function, offsets)
+    check_offsets(function, offsets, "logps", logps)
     response_mask = checked_mask(function, response_mask, logps)
     _check_constant_tokens(function, "ref_logps", ref_logps, logps)
     return Pairs(logps, response_mask, ref_logps, offsets)

@@ -113,6 +113,8 @@ def check_number(function: str, name: str, value: Number) -> None:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{function}: {name} must be one number, got {list(value.shape)}")
+        if value.device.type == "meta":
+            raise ValueError(f"{function}: {name} must be a number, got a tensor on meta")
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
 
@@ -129,7 +131,7 @@ def check_positive(function: str, name: str, value: Number, *, zero: bool = Fals
 def packed(numbers: Sequence[Number]) -> Tensor:
     """Numbers and tensors of one number, side by side for an operator."""
     if not any(isinstance(each, Tensor) for each in numbers):
-        return torch.tensor(numbers, dtype=torch.float64)
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
     tensors = [
         torch.as_tensor(each, dtype=torch.float64, device="cpu").detach().reshape(())
         for each in numbers

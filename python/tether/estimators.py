@@ -10,6 +10,7 @@ from torch import Tensor
 from tether._checks import (
     check_constant,
     check_constants,
+    check_device,
     check_floating,
     check_given,
     check_offsets,
@@ -18,6 +19,7 @@ from tether._checks import (
     dtype_text,
     shape_text,
 )
+from tether._objectives import packed
 from tether._ops import ops
 
 
@@ -104,7 +106,7 @@ def generalized_advantage_estimation(
     check_constants(function, "rewards", rewards, values=values)
     mask = checked_mask(function, response_mask, rewards, "rewards")
     rows = rewards.shape[0] if offsets is None else offsets.shape[0] - 1
-    _check_per_row(function, "bootstrap", bootstrap, rows)
+    _check_per_row(function, "bootstrap", bootstrap, rewards, rows)
     for name, each in (("done", done), ("truncated", truncated)):
         _check_bool(function, name, each, rewards)
     if truncated is not None:
@@ -112,7 +114,7 @@ def generalized_advantage_estimation(
     if isinstance(lambdas, Tensor) and lambdas.shape == rewards.shape:
         check_constants(function, "rewards", rewards, lambdas=lambdas)
     else:
-        _check_per_row(function, "lambdas", lambdas, rows)
+        _check_per_row(function, "lambdas", lambdas, rewards, rows)
     _check_string(function, "gap", gap)
     on_cpu = (
         rewards,
@@ -146,7 +148,7 @@ def discounted_returns(
     _check_rewards(function, rewards, offsets)
     mask = checked_mask(function, response_mask, rewards, "rewards")
     rows = rewards.shape[0] if offsets is None else offsets.shape[0] - 1
-    _check_per_row(function, "bootstrap", bootstrap, rows)
+    _check_per_row(function, "bootstrap", bootstrap, rewards, rows)
     _check_string(function, "gap", gap)
     on_cpu = map(_on_cpu, (rewards, mask, bootstrap, offsets))
     return ops.discounted_returns(*on_cpu, float(gamma), gap).to(rewards.device)
@@ -192,6 +194,7 @@ def group_advantage(
             raise TypeError(
                 f"{function}: groups must be int32 or int64, got {dtype_text(groups.dtype)}"
             )
+        check_device(f"{function}: groups", groups, "rewards", rewards)
         if groups.shape != rewards.shape:
             raise ValueError(
                 f"{function}: groups must be {shape_text(rewards)} like rewards, got "
@@ -233,8 +236,7 @@ def whiten(
     if step is not None and len(step) != len(Moments._fields):
         raise ValueError(f"whiten: step must be Moments, got {len(step)} numbers")
     found = step or Moments(*ops.moments(rows, mask).tolist())
-    packed = torch.tensor(list(found), dtype=torch.float64)
-    out = ops.whiten(rows, mask, packed, float(epsilon), bool(shift_mean))
+    out = ops.whiten(rows, mask, packed(list(found)), float(epsilon), bool(shift_mean))
     return out.view(values.shape).to(values.device)
 
 
@@ -253,7 +255,7 @@ def estimate_kl(
     """
     function = "estimate_kl"
     check_rows(function, "log_ratios", log_ratios, offsets)
-    check_offsets(function, offsets)
+    check_offsets(function, offsets, "log_ratios", log_ratios)
     mask = checked_mask(function, response_mask, log_ratios, "log_ratios")
     check_constant(f"{function}: log_ratios", "log_ratios", log_ratios)
     _check_string(function, "estimator", estimator)
@@ -270,8 +272,7 @@ def estimate_kl(
 def _on_cpu(tensor: Tensor | None) -> Tensor | None:
     if tensor is None:
         return None
-    moved = tensor.detach().cpu()
-    return moved.contiguous() if moved.dtype in (torch.int32, torch.int64) else moved
+    return tensor.detach().cpu()
 
 
 def _as_rows(function: str, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,7 +289,7 @@ def _as_rows(function: str, values: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
 
 def _check_rewards(function: str, rewards: Tensor, offsets: Tensor | None) -> None:
     check_rows(function, "rewards", rewards, offsets)
-    check_offsets(function, offsets)
+    check_offsets(function, offsets, "rewards", rewards)
     check_constant(f"{function}: rewards", "rewards", rewards)
 
 
@@ -297,10 +298,13 @@ def _check_string(function: str, name: str, value: str) -> None:
         raise TypeError(f"{function}: {name} must be a string, got {type(value).__name__}")
 
 
-def _check_per_row(function: str, name: str, tensor: Tensor | None, rows: int) -> None:
+def _check_per_row(
+    function: str, name: str, tensor: Tensor | None, rewards: Tensor, rows: int
+) -> None:
     if tensor is None:
         return
     check_given(f"{function}: {name}", tensor)
+    check_device(f"{function}: {name}", tensor, "rewards", rewards)
     check_floating(f"{function}: {name}", tensor)
     check_constant(f"{function}: {name}", name, tensor)
     if tensor.shape != (rows,):
@@ -313,6 +317,7 @@ def _check_bool(function: str, name: str, tensor: Tensor | None, rewards: Tensor
     check_given(f"{function}: {name}", tensor)
     if tensor.dtype != torch.bool:
         raise TypeError(f"{function}: {name} must be bool, got {dtype_text(tensor.dtype)}")
+    check_device(f"{function}: {name}", tensor, "rewards", rewards)
     if tensor.shape != rewards.shape:
         raise ValueError(
             f"{function}: {name} must be {shape_text(rewards)} like rewards, got "

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tether._checks import check_offset_values, savable
+
 Number = float | Tensor
 
 
@@ -190,10 +192,11 @@ class Rows(NamedTuple):
     """Which row each token belongs to: padded [B, T], or packed [N] with its row indices."""
 
     count: int
-    index: Tensor | None  # packed only
+    index: Tensor | None = None  # packed only, as is the next
+    broken: Tensor | None = None  # whether the offsets are not those of rows of these tokens
 
     @staticmethod
-    def of(tokens: Tensor, offsets: Tensor | None) -> Rows:
+    def of(function: str, name: str, tokens: Tensor, offsets: Tensor | None) -> Rows:
         if offsets is None:
             return Rows(tokens.shape[0])
         size, count = tokens.shape[0], offsets.shape[0] - 1
@@ -462,8 +465,10 @@ def policy_token_losses(
 
 def local_counts(response_mask: Tensor, offsets: Tensor | None = None) -> Tensor:
     """[tokens under the surrogate, tokens under the penalty, rows with a token], float64."""
-    n = Rows.of(response_mask, offsets).sum(response_mask.double())
-    return torch.stack([n.sum(), n.sum(), (n > 0).sum().double()])
+    rows = Rows.of("local_counts", "logps", response_mask, offsets)
+    n = rows.sum(rows.weights(response_mask, torch.float64))
+    sequences = torch.where(torch.isnan(n), n, (n > 0).double()).sum()
+    return torch.stack([n.sum(), n.sum(), sequences])
 
 
 def _needs(array: str, option: str, rule: str, value: float | Tensor, given: Tensor | None) -> bool:
@@ -488,7 +493,7 @@ def _selected(
     rows: Rows, logps, advantages, response_mask, old_logps, ref_logps, entropies
 ) -> Tokens:
     wide = _wide(logps.dtype)
-    weight = response_mask.to(wide)
+    weight = rows.weights(response_mask, wide)
     if advantages.shape != logps.shape:
         advantages = rows.spread(advantages.reshape(-1))
 
@@ -548,7 +553,7 @@ def _sound(
     tokens: Tokens, log_ratio: Tensor, loss: Tensor, kl: Tensor, penalised: bool
 ) -> Tensor:
     """Whether the inputs of a token are finite and nothing that comes of them is NaN."""
-    seen = [log_ratio, tokens.logp, tokens.old_logp, tokens.advantage]
+    seen = [tokens.weight, log_ratio, tokens.logp, tokens.old_logp, tokens.advantage]
     if penalised:
         seen.append(tokens.ref_logp)
     right = [torch.isfinite(each) for each in seen] + [~torch.isnan(each) for each in (loss, kl)]
@@ -660,10 +665,10 @@ def preference_loss(
 ) -> PreferenceTotals:
     """The mean over pairs of the loss of their scores, as tether.preference_loss."""
     row = PREFERENCES[objective]
-    rows = Rows.of(logps, offsets)
+    rows = Rows.of("preference_loss", "logps", logps, offsets)
     half = rows.count // 2
     wide = _wide(logps.dtype)
-    weight = response_mask.to(wide)
+    weight = rows.weights(response_mask, wide)
     active = weight != 0
 
     def row_sums(tensor: Tensor) -> Tensor:
@@ -676,7 +681,7 @@ def preference_loss(
     scores = policy if reference == "false" else policy - row_sums(ref_logps) / over
     chosen, rejected = scores[:half], scores[half:]
     each = row.loss(linked(link, chosen), linked(link, rejected), beta, **row.options | options)
-    present = (n[:half] > 0) | (n[half:] > 0)
+    present = (n[:half] != 0) | (n[half:] != 0)
     finite = torch.isfinite(chosen) & torch.isfinite(rejected) & torch.isfinite(each)
     terms = torch.where(present, torch.where(finite, 1.0, math.nan) * each, 0.0)
     count = present.sum().double()
@@ -722,8 +727,8 @@ def value_loss(
     normalizer: Any = None,
 ) -> ValueTotals:
     """Agg[ 1/2 max((V - R)^2, (clip(V, V_old - clip_range, V_old + clip_range) - R)^2) ]."""
-    rows, wide = Rows.of(values, offsets), _wide(values.dtype)
-    weight = response_mask.to(wide)
+    rows, wide = Rows.of("value_loss", "values", values, offsets), _wide(values.dtype)
+    weight = rows.weights(response_mask, wide)
     active = weight != 0
 
     def selected(tensor):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import check_given, dtype_text, shape_text
+from tether._checks import check_device, check_given, dtype_text, shape_text
 
 _FUNCTION = "response_targets"
 
@@ -100,10 +100,7 @@ def _check_integers(name: str, tensor: Tensor) -> None:
 
 def _check_like(name: str, tensor: Tensor, input_ids: Tensor, shape: list[int]) -> None:
     where = f"{_FUNCTION}: {name}"
-    if tensor.device != input_ids.device:
-        raise ValueError(
-            f"{where} must be on {input_ids.device} like input_ids, got {tensor.device}"
-        )
+    check_device(where, tensor, "input_ids", input_ids)
     if list(tensor.shape) != shape:
         raise ValueError(
             f"{where} must be {shape} like input_ids {shape_text(input_ids)}, got "

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import check_constant, check_floating, check_given, dtype_text, shape_text
+from tether._checks import (
+    check_constant,
+    check_device,
+    check_floating,
+    check_given,
+    check_no_tangents,
+    dtype_text,
+    savable,
+    shape_text,
+)
 from tether._ops import ops
 
 _TAILS = ("bucket", "k1", "k3")
@@ -177,8 +186,7 @@ def _check_ids(where: str, ids: Tensor, name: str, like: Tensor) -> None:
     check_given(where, ids)
     if ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{where} must be int32 or int64, got {dtype_text(ids.dtype)}")
-    if ids.device != like.device:
-        raise ValueError(f"{where} must be on {like.device} like {name}, got {ids.device}")
+    check_device(where, ids, name, like)
 
 
 def _check_head(function: str, ids: Tensor, name: str, logits: Tensor) -> None:
@@ -206,8 +214,7 @@ def _check_logps(
     check_given(where, logps)
     check_floating(where, logps)
     check_constant(where, name, logps)
-    if logps.device != like.device:
-        raise ValueError(f"{where} must be on {like.device} like {like_name}, got {logps.device}")
+    check_device(where, logps, like_name, like)
     if logps.shape != like.shape:
         raise ValueError(
             f"{where} must be {shape_text(like)} like {like_name}, got {shape_text(logps)}"

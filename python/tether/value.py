@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import check_constants, check_offsets, check_rows, checked_mask
-from tether._objectives import ABSENT
+from tether._checks import (
+    check_constants,
+    check_no_tangents,
+    check_offsets,
+    check_rows,
+    checked_mask,
+)
+from tether._objectives import ABSENT, packed
 from tether._ops import ops, register_scaled
 from tether.policy import Normalizer, check_counts, checked_normalizer
 
@@ -85,7 +91,7 @@ def value_loss(
     """
     function = "value_loss"
     check_rows(function, "values", values, offsets)
-    check_offsets(function, offsets)
+    check_offsets(function, offsets, "values", values)
     check_constants(function, "values", values, returns=returns)
     if old_values is not None:
         check_constants(function, "values", values, old_values=old_values)
@@ -117,7 +123,7 @@ def value_loss(
         returns,
         response_mask,
         old_values,
-        None if offsets is None else offsets.cpu().contiguous(),
+        offsets,
         float(clip_range),
         aggregation,
         float(constant),

@@ -127,8 +127,9 @@ def test_errors_of_compiled_code_are_the_same():
     assert str(caught.value) == "policy_loss: response_mask must be in [0, 1], got 2 at [0, 0]"
 
 
-def test_the_path_of_other_devices_compiles_into_one_graph():
-    batch = padded_batch()
+@pytest.mark.parametrize("layout", [dict, packed])
+def test_the_path_of_other_devices_compiles_into_one_graph(layout):
+    batch = layout(padded_batch())
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def loss(logps):

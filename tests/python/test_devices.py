@@ -1,0 +1,176 @@
+"""Default devices of the caller, and arguments that are on another device than the rest."""
+
+import re
+
+import pytest
+import tether
+import torch
+
+
+def batch_of(**more):
+    generator = torch.Generator().manual_seed(5)
+
+    def normal(*size):
+        return torch.randn(size, generator=generator)
+
+    return {
+        "logps": -normal(6).abs(),
+        "advantages": normal(2),
+        "response_mask": torch.tensor([True, True, False, True, True, True]),
+        "old_logps": -normal(6).abs(),
+        "ref_logps": -normal(6).abs(),
+        "entropies": normal(6).abs(),
+        "offsets": torch.tensor([0, 3, 6]),
+        **more,
+    }
+
+
+def calls():
+    """Every public function with tensors, with all its arguments that are tensors."""
+    generator = torch.Generator().manual_seed(6)
+
+    def normal(*size):
+        return torch.randn(size, generator=generator)
+
+    batch = batch_of(beta=0.1, entropy_coef=0.1, objective="grpo")
+    rows, mask = normal(2, 3), torch.tensor([[True, True, False], [True, True, True]])
+    logits, targets = normal(2, 3, 8), torch.tensor([[1, 7, -100], [0, 3, 5]])
+    log_p = torch.log_softmax(normal(2, 3, 8), -1)
+    head = {"head_ids": logits.topk(2).indices}
+    linear = {"hidden": normal(6, 4), "weight": normal(8, 4), "bias": normal(8)}
+    linear["targets"] = targets.clamp_min(0).view(-1)
+    of_logits = {name: batch[name] for name in batch if name not in ("logps", "entropies")}
+    pairs = {name: batch[name] for name in ("response_mask", "ref_logps", "offsets")}
+    tokens = {"rewards": rows, "response_mask": mask, "bootstrap": normal(2)}
+    return {
+        "policy_loss": batch,
+        "policy_token_losses": batch,
+        "local_counts": batch,
+        "preference_loss": {"logps": batch["logps"], **pairs},
+        "dpo_loss": {"logps": batch["logps"], **pairs},
+        "value_loss": {
+            "values": normal(6),
+            "returns": normal(6),
+            "old_values": normal(6),
+            "response_mask": batch["response_mask"],
+            "offsets": batch["offsets"],
+        },
+        "token_logps": {
+            "logits": logits,
+            "targets": targets,
+            "gradient_buffer": torch.zeros(2, 3, 8),
+            "entropies": True,
+            "statistics": True,
+        },
+        "linear_token_logps": {**linear, "entropies": True, "statistics": True},
+        "linear_policy_loss": {**linear, **of_logits, "entropies": True},
+        "linear_preference_loss": {**linear, **pairs},
+        "categorical_kl": {"q_logits": logits, "p_logits": log_p, "mask": mask},
+        "top_k_kl": {
+            "q_logits": logits,
+            **head,
+            "head_logps": log_p.gather(-1, head["head_ids"]),
+            "targets": targets,
+            "target_logps": log_p.gather(-1, targets.clamp_min(0)[..., None])[..., 0],
+        },
+        "head_logps": {"logits": logits, **head},
+        "generalized_advantage_estimation": {
+            **tokens,
+            "values": rows,
+            "done": ~mask,
+            "truncated": ~mask,
+            "truncation_values": rows,
+            "lambdas": normal(2).sigmoid(),
+        },
+        "discounted_returns": tokens,
+        "group_advantage": {"rewards": normal(4), "groups": torch.tensor([1, 1, 0, 0])},
+        "moments": {"values": rows, "response_mask": mask},
+        "whiten": {"values": rows, "response_mask": mask},
+        "estimate_kl": {
+            "log_ratios": batch["logps"],
+            "response_mask": batch["response_mask"],
+            "offsets": batch["offsets"],
+        },
+        "response_targets": {
+            "input_ids": torch.arange(12).view(2, 6),
+            "prompt_lengths": torch.tensor([2, 3]),
+            "attention_mask": torch.ones(2, 6, dtype=torch.bool),
+        },
+    }
+
+
+CALLS = calls()
+
+
+def numbers(out):
+    """All tensors and numbers of a result, whatever it is made of."""
+    if isinstance(out, torch.Tensor) or out is None:
+        return [out]
+    if isinstance(out, tuple):
+        return [each for part in out for each in numbers(part)]
+    return numbers(tuple(vars(out).values())) if hasattr(out, "__dict__") else [torch.tensor(out)]
+
+
+LEAVES = ("logps", "entropies", "values", "logits", "hidden", "weight", "bias", "q_logits")
+CONSTANT = ("whiten", "moments", "generalized_advantage_estimation")
+
+
+def evaluated(function, arguments):
+    """The results and, where there are any, the gradients."""
+    leaves = {
+        name: each.detach().clone().requires_grad_()
+        for name, each in arguments.items()
+        if name in LEAVES and isinstance(each, torch.Tensor) and function not in CONSTANT
+    }
+    out = numbers(getattr(tether, function)(**arguments | leaves))
+    roots = [each for each in out if isinstance(each, torch.Tensor) and each.requires_grad]
+    if not roots:
+        return out
+    sum(each.sum().double() for each in roots).backward()
+    return out + [each.grad for each in leaves.values()]
+
+
+def test_every_public_function_is_here():
+    public = {name for name in tether.__all__ if name[0].islower()}
+    assert public - {"objectives", "reference"} == set(CALLS)
+
+
+@pytest.mark.parametrize("function", CALLS)
+def test_the_default_device_changes_nothing(function):
+    expected = evaluated(function, CALLS[function])
+    with torch.device("meta"):
+        actual = evaluated(function, CALLS[function])
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and a.device.type == "cpu":
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "function, name",
+    [
+        (function, name)
+        for function, arguments in CALLS.items()
+        for name in [n for n, each in arguments.items() if isinstance(each, torch.Tensor)][1:]
+    ],
+)
+def test_an_argument_on_another_device_is_refused(function, name):
+    arguments = CALLS[function]
+    with pytest.raises(ValueError) as caught:
+        getattr(tether, function)(**arguments | {name: arguments[name].to("meta")})
+    called = {"dpo_loss": "preference_loss"}.get(function, function)
+    sentence = f"{called}: {name} must be on cpu like \\w+, got meta"
+    assert re.fullmatch(sentence, str(caught.value))
+
+
+def test_options_and_counts_on_meta_are_refused():
+    batch = batch_of()
+    nothing = torch.tensor(0.1, device="meta")
+    for settings, name in (
+        ({"beta": nothing}, "beta"),
+        ({"normalizer": tether.Normalizer(policy=nothing)}, "normalizer.policy"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            tether.policy_loss(**batch, **settings)
+        assert str(caught.value) == f"policy_loss: {name} must be a number, got a tensor on meta"
