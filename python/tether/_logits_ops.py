@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tether._checks import dtype_text, shape_text
+from tether._checks import dtype_text, savable, shape_text
 from tether._ops import ops, scaled
 
 _STATISTICS, _KL_STATISTICS = 8, 7  # float64 numbers a row
-_IGNORED_ROW = (0, 1, 0, 0, 1, 0, 1, 0)  # ignored_row() of core/rows.h
+_IGNORED_ROW = (0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0)  # ignored_row() of core/rows.h
 
 
 def _again(function: str) -> str:
@@ -27,7 +28,19 @@ def _like_result(logits: Tensor) -> Tensor:
 
 
 def _doubles(upstream: Tensor | None) -> Tensor | None:
-    return None if upstream is None else upstream.to(torch.float64).contiguous()
+    """[N], as the operators read it: side by side, whatever the strides of the upstream are."""
+    return None if upstream is None else upstream.to(torch.float64).contiguous().view(-1)
+
+
+def _without_autocast(function):
+    """Matrix products inside are in the dtype of their tensors, which the caller has chosen."""
+
+    @functools.wraps(function)
+    def run(*arguments):
+        with torch.autocast("cpu", enabled=False):
+            return function(*arguments)
+
+    return run
 
 
 # ---- token_logps ---------------------------------------------------------------------------------
@@ -102,7 +115,7 @@ def _setup(ctx, inputs, output):
     ctx.options = options
     ctx.mark_non_differentiable(output[2], *(() if ctx.with_entropies else (output[1],)))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, targets, output[2])
+    ctx.save_for_backward(logits, savable(targets), output[2])
 
 
 def _backward(ctx, dlogps, dentropies, _):
@@ -118,11 +131,15 @@ torch.library.register_autograd("tether::token_logps_forward", _backward, setup_
 
 
 class TokenLogpsOfCaller(torch.autograd.Function):
-    """token_logps whose gradient goes into memory of the caller, or of a shard, which it gathers."""
+    """token_logps of a shard, which it gathers, or whose gradient goes into memory of the caller."""
 
     @staticmethod
     def forward(ctx, logits, targets, options, with_entropies, with_statistics, buffer, shard):
-        ctx.options, ctx.buffer = options, None if buffer is None else buffer.detach()
+        ctx.options = options
+        ctx.buffer, ctx.version = None, None
+        if buffer is not None:
+            ctx.buffer = buffer.detach()
+            ctx.version = None if buffer.is_inference() else buffer._version
         ctx.shard = () if shard is None else (shard.first_id, shard.ids)
         asked = (*options, with_entropies)
         if shard is None:
@@ -133,15 +150,21 @@ class TokenLogpsOfCaller(torch.autograd.Function):
         logps, entropies, statistics = out
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, targets, statistics)
+        ctx.save_for_backward(logits, savable(targets), statistics)
         return logps, (entropies if with_entropies else None), statistics
 
     @staticmethod
     def backward(ctx, dlogps, dentropies, _):
         dlogits = None
         if dlogps is not None or dentropies is not None:
+            saved = ctx.saved_tensors  # torch's own error first, where the buffer is the logits
+            if ctx.buffer is not None and ctx.buffer._version != ctx.version:
+                raise ValueError(
+                    "token_logps: gradient_buffer must be used for nothing else until backward, "
+                    "got one that has changed. Give each call a buffer of its own"
+                )
             dlogits = TokenGradient.apply(
-                *ctx.saved_tensors, dlogps, dentropies, ctx.options, ctx.buffer, ctx.shard
+                *saved, dlogps, dentropies, ctx.options, ctx.buffer, ctx.shard
             )
         return dlogits, *[None] * 6
 
@@ -192,15 +215,17 @@ class LinearTokenLogps(torch.autograd.Function):
     """The walks of libtorch/linear_token_logps.cc: one product a chunk, then two more."""
 
     @staticmethod
+    @_without_autocast
     def forward(
         ctx, hidden, weight, bias, targets, options, with_entropies, with_statistics, chunk
     ):
         shape, targets = targets.shape, targets.reshape(-1)
         rows = hidden.reshape(-1, hidden.shape[-1])
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        logps = torch.zeros(targets.shape, dtype=wide)
-        entropies = torch.zeros(targets.shape, dtype=wide) if with_entropies else None
-        statistics = torch.tensor(_IGNORED_ROW, dtype=torch.float64).repeat(targets.numel(), 1)
+        logps = hidden.new_zeros(targets.shape, dtype=wide)
+        entropies = torch.zeros_like(logps) if with_entropies else None
+        statistics = hidden.new_tensor(_IGNORED_ROW, dtype=torch.float64)
+        statistics = statistics.repeat(targets.numel(), 1)
         ctx.chunk, ctx.kept = chunk, None
         active = targets != options[-1]
         for places, logits in _logits_of_chunks(rows, weight, bias, active, chunk):
@@ -215,7 +240,7 @@ class LinearTokenLogps(torch.autograd.Function):
         ctx.options, ctx.shape = options, hidden.shape
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(hidden, weight, bias, targets, statistics)
+        ctx.save_for_backward(*map(savable, (hidden, weight, bias, targets)), statistics)
         return logps.view(shape), (entropies.view(shape) if with_entropies else None), statistics
 
     @staticmethod
@@ -247,7 +272,7 @@ def _logits_of_chunks(hidden, weight, bias, active, chunk, kept=None):
         return
     pieces = chunk.pieces(count)
     largest = chunk.rows if chunk.padded else max(end - begin for begin, end in pieces)
-    buffer = torch.empty(largest, weight.shape[0], dtype=weight.dtype)
+    buffer = weight.new_empty(largest, weight.shape[0])
     for begin, end in pieces:
         places = slice(begin, end) if rows is None else rows[begin:end]
         inputs, product = hidden[places], buffer[: end - begin]
@@ -302,6 +327,7 @@ class _Gradients:
 
 class _LinearGradient(torch.autograd.Function):
     @staticmethod
+    @_without_autocast
     def forward(
         ctx,
         hidden,
@@ -316,11 +342,8 @@ class _LinearGradient(torch.autograd.Function):
         kept,
         wanted,
     ):
-        upstreams = [
-            None if each is None else each.reshape(-1).to(torch.float64)
-            for each in (dlogps, dentropies)
-        ]
-        active = torch.zeros(targets.shape, dtype=torch.bool)
+        upstreams = [_doubles(dlogps), _doubles(dentropies)]
+        active = torch.zeros_like(targets, dtype=torch.bool)
         for each in upstreams:
             if each is not None:
                 active |= each != 0
@@ -348,6 +371,7 @@ class LinearPolicyLoss(torch.autograd.Function):
     """Loss and gradients in one walk; backward is a scaling."""
 
     @staticmethod
+    @_without_autocast
     def forward(
         ctx, hidden, weight, bias, targets, batch, objective, normalizer, options, chunk, wanted
     ):
@@ -358,12 +382,12 @@ class LinearPolicyLoss(torch.autograd.Function):
         places = active.nonzero()[:, 0]
         gradients = _Gradients(flat, weight, wanted)
         result = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        logps = torch.zeros(targets.shape, dtype=result)
-        entropies = torch.zeros(targets.shape, dtype=result) if with_entropies else None
-        loss = torch.zeros((), dtype=torch.float64)
+        logps = hidden.new_zeros(targets.shape, dtype=result)
+        entropies = torch.zeros_like(logps) if with_entropies else None
+        loss = hidden.new_zeros((), dtype=torch.float64)
         sums, maxima, begin = None, None, 0
         # A batch without tokens still has a loss and metrics: those of a chunk of none.
-        none = [(places, torch.empty(0, weight.shape[0], dtype=weight.dtype))]
+        none = [(places, weight.new_empty(0, weight.shape[0]))]
         walk = _logits_of_chunks(flat, weight, bias, active, chunk) if len(places) else none
         for chosen, logits in walk:
             end = begin + logits.shape[0]
@@ -387,7 +411,9 @@ class LinearPolicyLoss(torch.autograd.Function):
             if len(places):
                 gradients.add(chosen, logits, flat)
             begin = end
-        ctx.save_for_backward(*gradients.taken(hidden), hidden, weight, bias)
+        inputs = zip((hidden, weight, bias), wanted, strict=True)
+        inputs = [each if needed else None for each, needed in inputs]
+        ctx.save_for_backward(*gradients.taken(hidden), *inputs)
         shape = mask.shape
         entropies = None if entropies is None else entropies.view(shape)
         ctx.mark_non_differentiable(logps, sums, maxima)
@@ -398,8 +424,8 @@ class LinearPolicyLoss(torch.autograd.Function):
     def backward(ctx, upstream, *_):
         gradients = [None] * 3
         if upstream is not None:
-            stored, inputs = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-            for i, (each, tensor) in enumerate(zip(stored, inputs, strict=True)):
+            saved = ctx.saved_tensors
+            for i, (each, tensor) in enumerate(zip(saved[:3], saved[3:], strict=True)):
                 if each is not None:
                     gradients[i] = scaled("linear_policy_loss", upstream, each, tensor)
         return *gradients, *[None] * 7
@@ -439,7 +465,7 @@ def _setup_kl(ctx, inputs, output):
     q_logits, p_logits, mask, ctx.temperature = inputs
     ctx.mark_non_differentiable(output[3])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q_logits, p_logits, output[3], mask)
+    ctx.save_for_backward(*map(savable, (q_logits, p_logits, output[3], mask)))
 
 
 def _kl_backward(ctx, *upstreams):

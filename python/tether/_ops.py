@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import re
 
@@ -80,21 +81,29 @@ class _ScaledOnce(torch.autograd.Function):
     @staticmethod
     def forward(ctx, stored, upstream, tensor, function):
         ctx.function = function
-        return (stored * upstream).to(tensor.dtype)
+        return _product(stored, upstream).to(tensor.dtype)
 
     @staticmethod
     def backward(ctx, *_):
         raise NotImplementedError(f"{ctx.function}: {_SECOND_DERIVATIVE}")
 
 
-def _is_one(upstream: torch.Tensor) -> bool:
-    """Whether this is the number 1. Tensors that stand for others (tracing, vmap) are not."""
+def _number(upstream: torch.Tensor) -> float:
+    """Of a scalar; NaN for tensors that stand for others (tracing, vmap)."""
     if type(upstream) is not torch.Tensor:
-        return False
+        return math.nan
     try:
-        return upstream.item() == 1
+        return upstream.item()
     except RuntimeError:
-        return False
+        return math.nan
+
+
+def _product(stored: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
+    """stored * upstream. What is exactly 0, masked or clipped, stays 0 whatever the upstream is."""
+    product = stored * upstream
+    if math.isfinite(_number(upstream)):
+        return product
+    return torch.where(stored == 0, stored, product)
 
 
 def _setup_context(ctx, inputs, output):
@@ -102,16 +111,20 @@ def _setup_context(ctx, inputs, output):
     _, dlogps, dentropies, metric_sums, metric_maxima = output
     ctx.mark_non_differentiable(dlogps, dentropies, metric_sums, metric_maxima)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(dlogps, dentropies, logps, entropies)
+    # Constants may be tensors of inference_mode, which cannot be saved.
+    needed = ctx.needs_input_grad
+    ctx.save_for_backward(
+        dlogps, dentropies, logps if needed[0] else None, entropies if needed[5] else None
+    )
 
 
 def scaled(function, upstream, stored, tensor):
     """stored * upstream, in the dtype of the tensor whose gradient it is."""
     if torch.is_grad_enabled():
         return _ScaledOnce.apply(stored, upstream, tensor, function)
-    if _is_one(upstream):
+    if _number(upstream) == 1:
         return stored.to(tensor.dtype)
-    return (stored * upstream).to(tensor.dtype)
+    return _product(stored, upstream).to(tensor.dtype)
 
 
 def _backward(ctx, upstream, *_):
@@ -120,7 +133,7 @@ def _backward(ctx, upstream, *_):
     if upstream is not None:
         if ctx.needs_input_grad[0]:
             gradients[0] = scaled("policy_loss", upstream, dlogps, logps)
-        if entropies is not None and ctx.needs_input_grad[5]:
+        if ctx.needs_input_grad[5]:
             gradients[5] = scaled("policy_loss", upstream, dentropies, entropies)
     return tuple(gradients)
 

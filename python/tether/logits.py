@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,11 +13,15 @@ from tether import reference
 from tether._checks import (
     Batch,
     Pairs,
+    check_device,
     check_floating,
     check_given,
+    check_no_tangents,
     checked,
     checked_pairs,
     dtype_text,
+    in_name_of,
+    savable,
     shape_text,
 )
 from tether._logits_ops import (
@@ -29,7 +34,13 @@ from tether._logits_ops import (
 )
 from tether._objectives import Number, checked_objective, objectives
 from tether._ops import ops
-from tether.policy import Normalizer, PolicyMetrics, packed_normalizer, policy_loss
+from tether.policy import (
+    Normalizer,
+    PolicyMetrics,
+    checked_normalizer,
+    packed_normalizer,
+    policy_loss,
+)
 from tether.preference import PreferenceLoss, preference_loss
 
 
@@ -82,8 +93,9 @@ def token_logps(
     softcap          0: none
     statistics       also return what has no gradient, see TokenLogps
     gradient_buffer  where backward writes the gradient of the logits instead of fresh memory: a
-                     tensor like logits that is used for nothing else until then, or logits
-                     themselves, which then hold their own gradient; backward runs once
+                     tensor like logits that is used for nothing else until then, nor is a view of
+                     it, or logits themselves, which then hold their own gradient; backward runs
+                     once
     shard            logits are those of a part of the vocabulary; targets, ids of the whole, and
                      the gradients that arrive must be the same on every rank, as must the options,
                      which is checked. Results are those of the whole, the gradient that of the
@@ -112,6 +124,7 @@ def token_logps(
         out = reference.token_logps(logits, targets, **settings)
         further = reference.token_statistics(logits, targets, **settings) if statistics else ()
         return TokenLogps(out[0], out[1] if entropies else None, *further)
+    check_no_tangents(function, logits=logits)
     if gradient_buffer is not None:
         _check_buffer(f"{function}: gradient_buffer", gradient_buffer, logits)
     if shard is not None:
@@ -147,7 +160,8 @@ def linear_token_logps(
 ) -> TokenLogps:
     """token_logps(hidden @ weight.T + bias, targets), never holding the logits of all tokens.
 
-    hidden          [..., H]; weight [V, H]; bias [V]: one dtype
+    hidden          [..., H]; weight [V, H]; bias [V]. Products are in the widest of their dtypes
+                    or, under autocast, in its dtype; gradients in the dtype of each
     targets         [...]; ignored ones are not multiplied at all, whatever they hold
     chunk_bytes     of logits at a time; below 256 rows of them is slower
     rows_per_chunk  0: chunks of about equal size, as few as chunk_bytes allow. Else every matrix
@@ -163,28 +177,42 @@ def linear_token_logps(
     on the result. Half weights: their gradient is added up in float32.
     """
     function = "linear_token_logps"
-    targets = _checked_linear(
-        function, hidden, weight, targets, bias, chunk_bytes, rows_per_chunk
+    linear, targets = _checked_linear(
+        function, Linear(hidden, weight, bias), targets, chunk_bytes, rows_per_chunk
     )
     return _linear_token_logps(
         function,
-        hidden,
-        weight,
+        linear,
         targets,
-        bias,
         rows=(temperature, scale, softcap, ignore_index),
         entropies=entropies,
         statistics=statistics,
-        chunk=chunk_of(weight, chunk_bytes, rows_per_chunk),
+        chunk=chunk_of(linear.weight, chunk_bytes, rows_per_chunk),
     )
+
+
+class Linear(NamedTuple):
+    """logits = hidden @ weight.T + bias"""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def in_one_dtype(self) -> Linear:
+        """As torch's own linear: under autocast in its dtype, else nothing is rounded."""
+        given = [each for each in self if each is not None]
+        dtype = functools.reduce(torch.promote_types, (each.dtype for each in given))
+        device = self.hidden.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if autocast and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+        return Linear(*(None if each is None else each.to(dtype) for each in self))
 
 
 def _linear_token_logps(
     function: str,
-    hidden: Tensor,
-    weight: Tensor,
+    linear: Linear,
     targets: Tensor,
-    bias: Tensor | None,
     *,
     rows: tuple[float, float, float, int],
     entropies: bool = False,
@@ -192,20 +220,27 @@ def _linear_token_logps(
     chunk: Chunk,
 ) -> TokenLogps:
     """linear_token_logps of checked tensors, in the name of `function`."""
+    hidden, weight, bias = linear
     temperature, scale, softcap, ignore_index = rows
     if hidden.device.type != "cpu":
         # 0 times NaN would reach the gradient of the weight.
         known = hidden.masked_fill((targets == ignore_index)[..., None], 0)
-        return token_logps(
-            torch.nn.functional.linear(known, weight, bias),
-            targets,
-            temperature=temperature,
-            scale=scale,
-            softcap=softcap,
-            entropies=entropies,
-            statistics=statistics,
-            ignore_index=ignore_index,
-        )
+        logits = torch.nn.functional.linear(known, savable(weight), savable(bias))
+
+        def run_by_torch():
+            return token_logps(
+                logits,
+                targets,
+                temperature=temperature,
+                scale=scale,
+                softcap=softcap,
+                entropies=entropies,
+                statistics=statistics,
+                ignore_index=ignore_index,
+            )
+
+        return in_name_of(function, "token_logps", run_by_torch)
+    check_no_tangents(function, hidden=hidden, weight=weight, bias=bias)
     options = (float(temperature), float(scale), float(softcap), int(ignore_index))
 
     def run():
@@ -219,7 +254,7 @@ def _linear_token_logps(
 
 
 class LinearPolicyOutput(NamedTuple):
-    loss: Tensor  # scalar: float32, or float64 with hidden
+    loss: Tensor  # scalar: float32, or float64 with the logits
     metrics: PolicyMetrics  # constants
     logps: Tensor  # like targets, constants; 0 where the mask is 0
     entropies: Tensor | None  # the same, where asked for or needed
@@ -258,56 +293,47 @@ def linear_policy_loss(
     three where they are one chunk.
     """
     function = "linear_policy_loss"
-    check_given(f"{function}: targets", targets)
-    active = targets
-    if response_mask is not None and response_mask.shape == targets.shape:
-        active = targets.masked_fill(response_mask == 0, ignore_index)
-    active = _checked_linear(
-        function, hidden, weight, active, bias, chunk_bytes, rows_per_chunk
+    linear, targets = _checked_linear(
+        function, Linear(hidden, weight, bias), targets, chunk_bytes, rows_per_chunk
     )
-    stand_in = torch.zeros(active.shape, dtype=_result_type(hidden), device=hidden.device)
+    made = _stand_in(linear, targets)
     batch = checked(
-        function,
-        Batch(stand_in, advantages, response_mask, old_logps, ref_logps, None, offsets),
+        function, Batch(made, advantages, response_mask, old_logps, ref_logps, None, offsets)
     )
+    active = targets.masked_fill(batch.response_mask == 0, ignore_index)
     wanted = checked_objective("policy", function, objective, options)
+    normalizer = checked_normalizer(function, normalizer)
     bonus = float(wanted.numbers.get("entropy_coef", 0)) != 0
-    rows = (temperature, scale, softcap)
+    rows = (float(temperature), float(scale), float(softcap), int(ignore_index))
+    chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
     default = objectives()[objective].choices["level"].default if objective in objectives() else ""
     if wanted.choices.get("level", default) != "token" or hidden.device.type != "cpu":
-        made = linear_token_logps(
-            hidden,
-            weight,
-            active,
-            bias,
-            temperature=temperature,
-            scale=scale,
-            softcap=softcap,
-            entropies=entropies or bonus,
-            ignore_index=ignore_index,
-            chunk_bytes=chunk_bytes,
-            rows_per_chunk=rows_per_chunk,
-        )
-        out = policy_loss(
-            made.logps,
-            advantages,
-            response_mask,
-            objective=objective,
-            old_logps=old_logps,
-            ref_logps=ref_logps,
-            entropies=made.entropies if bonus else None,
-            offsets=offsets,
-            normalizer=normalizer,
-            **options,
+        made = _linear_token_logps(
+            function, linear, active, rows=rows, entropies=entropies or bonus, chunk=chunk
         )
         found = None if made.entropies is None else made.entropies.detach()
+
+        def run_by_logps():
+            return policy_loss(
+                made.logps,
+                advantages,
+                response_mask,
+                objective=objective,
+                old_logps=old_logps,
+                ref_logps=ref_logps,
+                entropies=made.entropies if bonus else found,
+                offsets=offsets,
+                normalizer=normalizer,
+                **options,
+            )
+
+        out = in_name_of(function, "policy_loss", run_by_logps)
         return LinearPolicyOutput(out.loss, out.metrics, made.logps.detach(), found)
+    check_no_tangents(function, hidden=hidden, weight=weight, bias=bias)
 
     def run():
         return LinearPolicyLoss.apply(
-            hidden,
-            weight,
-            bias,
+            *linear,
             active,
             (
                 batch.advantages,
@@ -318,11 +344,11 @@ def linear_policy_loss(
             ),
             wanted.arguments(),
             packed_normalizer(normalizer),
-            (*map(float, rows), int(ignore_index), entropies or bonus),
-            chunk_of(weight, chunk_bytes, rows_per_chunk),
+            (*rows, entropies or bonus),
+            chunk,
             [
                 torch.is_grad_enabled() and each is not None and each.requires_grad
-                for each in (hidden, weight, bias)
+                for each in linear
             ],
         )
 
@@ -343,7 +369,8 @@ def linear_preference_loss(
     objective: str = "dpo",
     offsets: Tensor | None = None,
     pairs: Number | None = None,
-    world_size: float = 1,
+    world_size: Number = 1,
+    loss_scale: Number = 1,
     temperature: float = 1.0,
     scale: float = 1.0,
     softcap: float = 0.0,
@@ -363,30 +390,34 @@ def linear_preference_loss(
     """
     function = "linear_preference_loss"
     check_given(f"{function}: response_mask", response_mask)
-    targets = _checked_linear(
-        function, hidden, weight, targets, bias, chunk_bytes, rows_per_chunk
+    linear, targets = _checked_linear(
+        function, Linear(hidden, weight, bias), targets, chunk_bytes, rows_per_chunk
     )
-    stand_in = torch.zeros(targets.shape, dtype=_result_type(hidden), device=hidden.device)
-    batch = checked_pairs(function, Pairs(stand_in, response_mask, ref_logps, offsets))
+    batch = checked_pairs(
+        function, Pairs(_stand_in(linear, targets), response_mask, ref_logps, offsets)
+    )
     made = _linear_token_logps(
         function,
-        hidden,
-        weight,
+        linear,
         targets.masked_fill(batch.response_mask.view(targets.shape) == 0, ignore_index),
-        bias,
         rows=(temperature, scale, softcap, ignore_index),
-        chunk=chunk_of(weight, chunk_bytes, rows_per_chunk),
+        chunk=chunk_of(linear.weight, chunk_bytes, rows_per_chunk),
     )
-    return preference_loss(
-        made.logps,
-        ref_logps,
-        response_mask,
-        objective=objective,
-        offsets=offsets,
-        pairs=pairs,
-        world_size=world_size,
-        **options,
-    )
+
+    def run():
+        return preference_loss(
+            made.logps,
+            ref_logps,
+            response_mask,
+            objective=objective,
+            offsets=offsets,
+            pairs=pairs,
+            world_size=world_size,
+            loss_scale=loss_scale,
+            **options,
+        )
+
+    return in_name_of(function, "preference_loss", run)
 
 
 def categorical_kl(
@@ -416,6 +447,7 @@ def categorical_kl(
     if mask is not None:
         if mask.dtype != torch.bool:
             raise TypeError(f"{function}: mask must be bool, got {dtype_text(mask.dtype)}")
+        check_device(f"{function}: mask", mask, "q_logits", q_logits)
         if mask.shape != q_logits.shape[:-1]:
             raise ValueError(
                 f"{function}: mask must be {list(q_logits.shape[:-1])}, got {shape_text(mask)}"
@@ -424,6 +456,7 @@ def categorical_kl(
         return CategoricalKl(
             *reference.categorical_kl(q_logits, p_logits, mask=mask, temperature=temperature)
         )
+    check_no_tangents(function, q_logits=q_logits, p_logits=p_logits)
     return CategoricalKl(
         *ops.categorical_kl_forward(q_logits, p_logits, mask, float(temperature))[:3]
     )
@@ -450,8 +483,7 @@ def _check_like(where: str, tensor: Tensor, name: str, like: Tensor) -> None:
         raise TypeError(
             f"{where} must be {dtype_text(like.dtype)} like {name}, got {dtype_text(tensor.dtype)}"
         )
-    if tensor.device != like.device:
-        raise ValueError(f"{where} must be on {like.device} like {name}, got {tensor.device}")
+    check_device(where, tensor, name, like)
 
 
 def _check_buffer(where: str, buffer: Tensor, logits: Tensor) -> None:
@@ -473,6 +505,8 @@ def _check_buffer(where: str, buffer: Tensor, logits: Tensor) -> None:
         raise ValueError(
             f"{where} must be logits themselves or share no memory with them, got an overlap"
         )
+    if buffer.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(f"{where} must not be made under inference_mode, got one that was")
     if buffer is not logits and buffer.requires_grad:
         raise ValueError(f"{where} must not require a gradient, got one that does")
 
@@ -498,26 +532,28 @@ def _check_shard(where: str, shard: VocabularyShard, logits: Tensor) -> None:
         )
 
 
+def _stand_in(linear: Linear, targets: Tensor) -> Tensor:
+    """For the checks, log-probabilities that are still to be made."""
+    return linear.hidden.new_zeros(targets.shape, dtype=_result_type(linear.hidden))
+
+
 def _checked_linear(
-    function: str,
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    chunk_bytes: int,
-    rows_per_chunk: int,
-) -> Tensor:
-    """The targets as int64, contiguous."""
+    function: str, linear: Linear, targets: Tensor, chunk_bytes: int, rows_per_chunk: int
+) -> tuple[Linear, Tensor]:
+    """The tensors in one dtype; the targets as int64, contiguous."""
+    hidden, weight, bias = linear
     _check_logits(f"{function}: hidden", hidden, "H")
-    check_given(f"{function}: weight", weight)
+    for name, each in (("weight", weight), ("bias", bias)):
+        if each is None and name == "bias":
+            continue
+        check_given(f"{function}: {name}", each)
+        check_floating(f"{function}: {name}", each)
+        check_device(f"{function}: {name}", each, "hidden", hidden)
     if weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != hidden.shape[-1]:
         raise ValueError(
             f"{function}: weight must be [V, {hidden.shape[-1]}] with V at least 1, for hidden "
             f"{shape_text(hidden)}, got {shape_text(weight)}"
         )
-    for name, each in (("weight", weight), ("bias", bias)):
-        if each is not None:
-            _check_like(f"{function}: {name}", each, "hidden", hidden)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
             f"{function}: bias must be [{weight.shape[0]}] like the rows of weight, got "
@@ -527,7 +563,7 @@ def _checked_linear(
         raise ValueError(f"{function}: chunk_bytes must be at least 1, got {chunk_bytes}")
     if rows_per_chunk < 0:
         raise ValueError(f"{function}: rows_per_chunk must be at least 0, got {rows_per_chunk}")
-    return _checked_targets(function, targets, "hidden", hidden)
+    return linear.in_one_dtype(), _checked_targets(function, targets, "hidden", hidden)
 
 
 def _checked_targets(function: str, targets: Tensor, name: str, like: Tensor) -> Tensor:
@@ -536,8 +572,7 @@ def _checked_targets(function: str, targets: Tensor, name: str, like: Tensor) ->
     check_given(where, targets)
     if targets.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{where} must be int32 or int64, got {dtype_text(targets.dtype)}")
-    if targets.device != like.device:
-        raise ValueError(f"{where} must be on {like.device} like {name}, got {targets.device}")
+    check_device(where, targets, name, like)
     if targets.shape != like.shape[:-1]:
         raise ValueError(
             f"{where} must be {list(like.shape[:-1])} like {name} {shape_text(like)}, got "

@@ -97,6 +97,7 @@ def preference_loss(
             **wanted.choices,
         )
         return PreferenceLoss(out.loss, PreferenceMetrics(out.sums))
+    check_no_tangents(function, logps=logps)
     loss, _, sums = ops.preference_loss_forward(
         *batch,
         *wanted.arguments(),

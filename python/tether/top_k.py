@@ -81,6 +81,7 @@ def top_k_kl(
             ignore_index=ignore_index,
             precision=precision,
         )
+    check_no_tangents(function, q_logits=q_logits)
     try:
         return ops.top_k_kl_forward(
             q_logits,
@@ -157,7 +158,7 @@ def _setup(ctx, inputs, output):
     q_logits, *p, ctx.temperature, ctx.tail, ctx.ignore_index, ctx.precision = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q_logits, *p, output[1])
+    ctx.save_for_backward(q_logits, *map(savable, p), output[1])
 
 
 def _backward(ctx, upstream, _):

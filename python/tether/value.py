@@ -117,6 +117,7 @@ def value_loss(
             normalizer=counts,
         )
         return ValueLoss(out.loss, ValueMetrics(out.sums))
+    check_no_tangents(function, values=values)
     given = [ABSENT if each is None else each for each in (counts.policy, counts.sequences)]
     loss, _, sums = ops.value_loss_forward(
         values,

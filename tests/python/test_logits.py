@@ -432,7 +432,7 @@ def test_linear_policy_loss_frozen_second_derivative_and_errors():
         ({"advantages": torch.zeros(3).double()}, "advantages must be [4] or [4, 5], got [3]"),
         ({"response_mask": None}, "response_mask must be given, got none"),
         (
-            {"ref_logps": None},
+            {"ref_logps": None, "beta": 0.04},
             "ref_logps must be given when beta is greater than 0, got beta 0.04 and none. Pass "
             "ref_logps or beta = 0",
         ),
@@ -603,7 +603,7 @@ def test_linear_preference_loss_leaves_the_objective_to_preference_loss():
     ):
         with pytest.raises(ValueError) as raised:
             tether.linear_preference_loss(hidden, weight, targets, **batch | change)
-        assert str(raised.value) == f"preference_loss: {message}"
+        assert str(raised.value) == f"linear_preference_loss: {message}"
 
 
 # ---- categorical_kl ------------------------------------------------------------------------------
@@ -734,10 +734,10 @@ def test_buffers_that_overlap_are_refused():
             "weight must be [V, 32] with V at least 1, for hidden [2, 3, 32], got [9, 7]",
         ),
         (
-            torch.zeros(9, 32, dtype=torch.float64),
+            torch.zeros(9, 32, dtype=torch.int64),
             {},
             TypeError,
-            "weight must be float32 like hidden, got float64",
+            "weight must be float32, float64, bfloat16 or float16, got int64",
         ),
         (
             torch.zeros(9, 32),

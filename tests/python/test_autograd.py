@@ -1,0 +1,311 @@
+"""Every differentiable function under torch's modes: checkpoint, autocast, inference_mode, forward
+mode, compile; and gradients of any layout and size that arrive."""
+
+import math
+
+import pytest
+import tether
+import torch
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+
+def normal(*size, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+
+
+MASK = torch.tensor([[True, True, False, True], [True, True, True, False]])
+TARGETS = torch.tensor([[1, 7, -100, 3], [0, 3, 5, 2]])
+HEAD = torch.tensor([[0, 4]]).expand(2, 4, 2).contiguous()
+
+
+def functions(dtype=torch.float64):
+    """name -> (function of the leaves to a scalar, leaves, constants)."""
+    logps, logits = -normal(2, 4, seed=1).abs(), normal(2, 4, 8, seed=2)
+    hidden, weight, bias = normal(2, 4, 5, seed=3), normal(8, 5, seed=4), normal(8, seed=5)
+    log_p = torch.log_softmax(normal(2, 4, 8, seed=6), -1)
+    batch = {
+        "advantages": normal(2, seed=7),
+        "response_mask": MASK.double(),
+        "old_logps": logps + 0.1 * normal(2, 4, seed=8),
+        "ref_logps": logps + 0.1 * normal(2, 4, seed=9),
+    }
+    pairs = {"response_mask": MASK.double(), "ref_logps": batch["ref_logps"]}
+
+    def both(out):
+        return (out.logps * 1.5 + out.entropies).sum()
+
+    def linear(function):
+        return lambda h, w, b, **c: function(h, w, bias=b, chunk_bytes=3 * 8 * 8, **c)
+
+    linear_logps = linear(tether.linear_token_logps)
+    linear_policy = linear(tether.linear_policy_loss)
+    linear_pairs = linear(tether.linear_preference_loss)
+    leaves = (hidden, weight, bias)
+    targets = {"targets": TARGETS}
+    known = {"targets": TARGETS.clamp_min(0)}
+    rows = {
+        "policy_loss": (
+            lambda x, h, **c: tether.policy_loss(
+                x, entropies=h, beta=0.1, entropy_coef=0.1, **c
+            ).loss,
+            (logps, logps.exp()),
+            batch,
+        ),
+        "policy_token_losses": (
+            lambda x, **c: tether.policy_token_losses(x, beta=0.1, **c).sum(),
+            (logps,),
+            batch,
+        ),
+        "preference_loss": (lambda x, **c: tether.preference_loss(x, **c).loss, (logps,), pairs),
+        "value_loss": (
+            lambda x, **c: tether.value_loss(x, **c).loss,
+            (normal(2, 4, seed=10),),
+            {"returns": normal(2, 4, seed=11), "old_values": logps, "response_mask": MASK.double()},
+        ),
+        "token_logps": (
+            lambda x, **c: both(tether.token_logps(x, entropies=True, **c)),
+            (logits,),
+            targets,
+        ),
+        "token_logps of a buffer": (
+            lambda x, **c: both(
+                tether.token_logps(
+                    x, entropies=True, gradient_buffer=torch.empty_like(x).detach(), **c
+                )
+            ),
+            (logits,),
+            targets,
+        ),
+        "linear_token_logps": (
+            lambda *x, **c: both(linear_logps(*x, entropies=True, **c)),
+            leaves,
+            targets,
+        ),
+        "linear_policy_loss": (
+            lambda *x, **c: linear_policy(*x, beta=0.1, **c).loss,
+            leaves,
+            batch | known,
+        ),
+        "linear_policy_loss of sequences": (
+            lambda *x, **c: linear_policy(*x, objective="gspo", **c).loss,
+            leaves,
+            batch | known,
+        ),
+        "linear_preference_loss": (
+            lambda *x, **c: linear_pairs(*x, **c).loss,
+            leaves,
+            pairs | known,
+        ),
+        "categorical_kl": (
+            lambda q, p, **c: sum(each.sum() for each in tether.categorical_kl(q, p, **c)),
+            (logits, log_p),
+            {"mask": MASK},
+        ),
+        "categorical_kl of a constant": (
+            lambda q, **c: tether.categorical_kl(q, **c).kl.sum(),
+            (logits,),
+            {"p_logits": log_p, "mask": MASK},
+        ),
+        "top_k_kl": (
+            lambda q, **c: tether.top_k_kl(q, **c).sum(),
+            (logits,),
+            {
+                "head_ids": HEAD,
+                "head_logps": log_p.gather(-1, HEAD),
+                "targets": TARGETS,
+                "target_logps": log_p.gather(-1, TARGETS.clamp_min(0)[..., None])[..., 0],
+            },
+        ),
+    }
+
+    def narrow(each):
+        return each.to(dtype) if each.is_floating_point() else each
+
+    return {
+        name: (
+            function,
+            tuple(map(narrow, leaves)),
+            {key: narrow(each) for key, each in constants.items()},
+        )
+        for name, (function, leaves, constants) in rows.items()
+    }
+
+
+NAMES = tuple(functions())
+
+
+def results(function, leaves, constants, wrap=lambda function: function):
+    leaves = [each.detach().clone().requires_grad_() for each in leaves]
+    loss = wrap(lambda *x: function(*x, **constants))(*leaves)
+    return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+
+def assert_equal(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoint_changes_nothing(name):
+    row = functions()[name]
+
+    def again(function):
+        return lambda *leaves: checkpoint(function, *leaves, use_reentrant=False)
+
+    assert_equal(results(*row, wrap=again), results(*row))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_constants_may_come_from_inference_mode(name):
+    function, leaves, constants = functions()[name]
+    with torch.inference_mode():
+        made = {key: each.clone() for key, each in constants.items()}
+    assert_equal(results(function, leaves, made), results(function, leaves, constants))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("linear")])
+def test_weights_may_come_from_inference_mode(name):
+    function, (hidden, weight, bias), constants = functions()[name]
+    with torch.inference_mode():
+        frozen = weight.clone(), bias.clone()
+
+    def of_hidden(*rest):
+        return lambda h, **c: function(h, *rest, **c)
+
+    actual = results(of_hidden(*frozen), (hidden,), constants)
+    assert_equal(actual, results(of_hidden(weight, bias), (hidden,), constants))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inference_mode_itself(name):
+    function, leaves, constants = functions()[name]
+    expected, *_ = results(function, leaves, constants)
+    with torch.inference_mode():
+        assert torch.equal(function(*leaves, **constants), expected)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("linear")])
+def test_autocast_leaves_what_multiplies_nothing(name):
+    row = functions(torch.float32)[name]
+
+    def under_autocast(function):
+        def run(*leaves):
+            with torch.autocast("cpu", torch.bfloat16):
+                return function(*leaves)
+
+        return run
+
+    assert_equal(results(*row, wrap=under_autocast), results(*row))
+
+
+@pytest.mark.parametrize("backward_inside", [False, True])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("linear")])
+def test_autocast_multiplies_in_its_dtype(name, backward_inside):
+    function, leaves, constants = functions(torch.float32)[name]
+    leaves = [each.clone().requires_grad_() for each in leaves]
+    rounded = [each.bfloat16() for each in leaves]
+    expected = function(*rounded, **constants)
+    expected = expected.detach(), *torch.autograd.grad(expected, leaves)
+    for mixed in (leaves, [rounded[0], *leaves[1:]]):  # what the layer before hands over
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = function(*mixed, **constants)
+            if backward_inside:
+                actual = loss.detach(), *torch.autograd.grad(loss, leaves)
+        if not backward_inside:
+            actual = loss.detach(), *torch.autograd.grad(loss, leaves)
+        assert_equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("linear")])
+def test_mixed_dtypes_are_promoted(name):
+    function, (hidden, weight, bias), constants = functions(torch.float32)[name]
+    narrow = hidden.bfloat16()
+    expected = results(function, (narrow.float(), weight, bias), constants)
+    actual = results(function, (narrow, weight, bias), constants)
+    assert actual[1].dtype == torch.bfloat16
+    assert_equal((actual[0], *actual[2:]), (expected[0], *expected[2:]))
+    assert torch.equal(actual[1], expected[1].bfloat16())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "policy_token_losses"])
+def test_forward_mode_is_refused(name):
+    function, leaves, constants = functions()[name]
+    tangents = tuple(torch.ones_like(each) for each in leaves)
+    with pytest.raises(NotImplementedError, match="must have no tangent, got one") as caught:
+        torch.func.jvp(lambda *x: function(*x, **constants), leaves, tangents)
+    called = name.split(" ")[0]
+    assert str(caught.value).startswith(f"{called}: ")
+    assert str(caught.value).endswith(
+        "must have no tangent, got one. Forward-mode derivatives are not supported: use backward"
+    )
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=called):
+        duals = [forward_ad.make_dual(*each) for each in zip(leaves, tangents, strict=True)]
+        function(*duals, **constants)
+
+
+def test_policy_token_losses_have_forward_mode():
+    function, leaves, constants = functions()["policy_token_losses"]
+    tangents = tuple(torch.ones_like(each) for each in leaves)
+    _, tangent = torch.func.jvp(lambda *x: function(*x, **constants), leaves, tangents)
+    _, gradient = results(function, leaves, constants)
+    torch.testing.assert_close(tangent, gradient.sum())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("upstream", [math.inf, -math.inf, math.nan])
+def test_a_gradient_of_0_stays_0_whatever_arrives(name, upstream):
+    function, leaves, constants = functions()[name]
+    _, *finite = results(function, leaves, constants)
+    _, *spoilt = results(lambda *x, **c: upstream * function(*x, **c), leaves, constants)
+    for a, b in zip(spoilt, finite, strict=True):
+        assert not a.isfinite().all()
+        assert (a[b == 0] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("chunk_bytes", [1, 256 << 20])
+def test_upstream_gradients_may_be_expanded(dtype, chunk_bytes):
+    hidden, weight = normal(40, 6, seed=1, dtype=dtype), normal(9, 6, seed=2, dtype=dtype)
+    targets = torch.arange(40) % 9
+
+    def run(weigh):
+        leaves = [each.clone().requires_grad_() for each in (hidden, weight)]
+        out = tether.linear_token_logps(
+            *leaves, targets, entropies=True, chunk_bytes=chunk_bytes
+        )
+        return torch.autograd.grad(weigh(out.logps) + weigh(out.entropies), leaves)
+
+    ones = torch.ones(40, dtype=dtype)
+    assert_equal(run(torch.Tensor.sum), run(lambda x: (x * ones).sum()))
+
+
+def test_one_buffer_for_two_calls_is_noticed():
+    first, second = (normal(3, 8, seed=i).requires_grad_() for i in range(2))
+    buffer, targets = torch.empty(3, 8, dtype=torch.float64), torch.tensor([1, 2, 3])
+    outs = [
+        tether.token_logps(each, targets, gradient_buffer=buffer).logps.sum()
+        for each in (first, second)
+    ]
+    with pytest.raises(ValueError) as caught:
+        sum(outs).backward()
+    assert str(caught.value) == (
+        "token_logps: gradient_buffer must be used for nothing else until backward, got one that "
+        "has changed. Give each call a buffer of its own"
+    )
+    for each in (first, second):  # one after the other
+        loss = tether.token_logps(each, targets, gradient_buffer=buffer).logps.sum()
+        (gradient,) = torch.autograd.grad(loss, each)
+        assert torch.equal(
+            gradient, torch.autograd.grad(tether.token_logps(each, targets).logps.sum(), each)[0]
+        )
+
+
+def test_a_buffer_of_inference_mode_is_refused():
+    with torch.inference_mode():
+        buffer = torch.empty(3, 8)
+    logits = torch.zeros(3, 8, requires_grad=True)
+    with pytest.raises(ValueError, match="gradient_buffer must not be made under inference_mode"):
+        tether.token_logps(logits, torch.tensor([1, 2, 3]), gradient_buffer=buffer)
