@@ -24,6 +24,7 @@ namespace tether {
 namespace {
 
 using python::contiguous;
+using python::Name;
 using python::numbers_of;
 using python::same_shape;
 using python::torch_executor;
@@ -115,6 +116,14 @@ Tensor from_rows(const Row* rows, const Tensor& logits, Value value) {
 RowOptions row_options(double temperature, double scale, double softcap, int64_t ignore_index) {
   return {
       .temperature = temperature, .scale = scale, .softcap = softcap, .ignore_index = ignore_index};
+}
+
+// Throws unless the options are legal: for devices without a kernel.
+bool row_options_check(const Name& function, double temperature, double scale, double softcap) {
+  return with_public_errors([&] {
+    check_fields(function.text, row_options(temperature, scale, softcap, 0));
+    return true;
+  });
 }
 
 // What was not asked for is NaN, which opcheck and detectors of NaN would find in the output.
@@ -349,6 +358,14 @@ Tensor top_k_kl_backward(const Tensor& q, const Tensor& ids, const Tensor& logps
   });
 }
 
+// Throws unless the options are legal: for devices without a kernel.
+bool top_k_options_check(double temperature, double precision) {
+  return with_public_errors([&] {
+    check_fields("top_k_kl", top_k_options(temperature, 0, 0, precision));
+    return true;
+  });
+}
+
 // ids: [N, k] int64, contiguous; the result is [N, k], float64.
 Tensor head_logps(const Tensor& logits, const Tensor& ids, double temperature) {
   return with_public_errors([&] {
@@ -398,6 +415,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
       "top_k_kl_backward(Tensor q_logits, Tensor head_ids, Tensor head_logps, Tensor? targets, "
       "Tensor? target_logps, Tensor statistics, Tensor upstream, float temperature, int tail, "
       "int ignore_index, float precision) -> Tensor");
+  library.def(
+      "row_options_check(str function, float temperature, float scale, float softcap) -> bool");
+  library.def("top_k_options_check(float temperature, float precision) -> bool");
   library.def("head_logps(Tensor logits, Tensor head_ids, float temperature) -> Tensor");
   library.def(
       "categorical_kl_forward(Tensor q_logits, Tensor p_logits, Tensor? mask, float temperature) "
@@ -418,4 +438,9 @@ STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
   library.impl("token_logps_backward", TORCH_BOX(&tether::token_logps_backward));
   library.impl("categorical_kl_forward", TORCH_BOX(&tether::categorical_kl_forward));
   library.impl("categorical_kl_backward", TORCH_BOX(&tether::categorical_kl_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tether, CompositeExplicitAutograd, library) {
+  library.impl("row_options_check", TORCH_BOX(&tether::row_options_check));
+  library.impl("top_k_options_check", TORCH_BOX(&tether::top_k_options_check));
 }

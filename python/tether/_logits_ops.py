@@ -32,6 +32,14 @@ def _doubles(upstream: Tensor | None) -> Tensor | None:
     return None if upstream is None else upstream.to(torch.float64).contiguous().view(-1)
 
 
+def check_row_options(
+    function: str, temperature: float, scale: float = 1.0, softcap: float = 0.0
+) -> None:
+    """Where no operator does."""
+    if not torch.compiler.is_compiling():
+        ops.row_options_check(function, temperature, scale, softcap)
+
+
 def _without_autocast(function):
     """Matrix products inside are in the dtype of their tensors, which the caller has chosen."""
 

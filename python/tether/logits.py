@@ -29,6 +29,7 @@ from tether._logits_ops import (
     LinearPolicyLoss,
     LinearTokenLogps,
     TokenLogpsOfCaller,
+    check_row_options,
     chunk_of,
     token_statistics,
 )
@@ -115,6 +116,7 @@ def token_logps(
             raise ValueError(f"{function}: gradient_buffer must be None for logits on a device")
         if shard is not None:
             raise ValueError(f"{function}: shard must be None for logits on a device")
+        check_row_options(function, *options[:3])
         settings = {
             "temperature": temperature,
             "scale": scale,
@@ -453,13 +455,16 @@ def categorical_kl(
                 f"{function}: mask must be {list(q_logits.shape[:-1])}, got {shape_text(mask)}"
             )
     if q_logits.device.type != "cpu":
+        check_row_options(function, float(temperature))
         return CategoricalKl(
             *reference.categorical_kl(q_logits, p_logits, mask=mask, temperature=temperature)
         )
     check_no_tangents(function, q_logits=q_logits, p_logits=p_logits)
-    return CategoricalKl(
-        *ops.categorical_kl_forward(q_logits, p_logits, mask, float(temperature))[:3]
-    )
+
+    def run():
+        return ops.categorical_kl_forward(q_logits, p_logits, mask, float(temperature))
+
+    return CategoricalKl(*in_name_of(function, "logits_kl_statistics", run)[:3])
 
 
 def _result_type(tensor: Tensor) -> torch.dtype:

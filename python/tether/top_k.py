@@ -16,6 +16,7 @@ from tether._checks import (
     savable,
     shape_text,
 )
+from tether._logits_ops import check_row_options
 from tether._ops import ops
 
 _TAILS = ("bucket", "k1", "k3")
@@ -70,6 +71,8 @@ def top_k_kl(
     if sampled:
         _check_logps(function, "target_logps", target_logps, "targets", targets)
     if q_logits.device.type != "cpu":
+        if not torch.compiler.is_compiling():
+            ops.top_k_options_check(float(temperature), float(precision))
         return reference.top_k_kl(
             q_logits,
             head_ids,
@@ -108,6 +111,7 @@ def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) ->
     _check_head(function, head_ids, "logits", logits)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if logits.device.type != "cpu":
+        check_row_options(function, float(temperature))
         log_p = torch.log_softmax(logits.detach().to(wide) / temperature, -1)
         return log_p.gather(-1, head_ids.to(torch.int64))
     ids = head_ids.to(torch.int64).contiguous()

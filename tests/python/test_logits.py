@@ -759,6 +759,41 @@ def test_linear_token_logps_refuses(weight, options, error, message):
     assert str(raised.value) == f"linear_token_logps: {message}"
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_options_are_refused_on_every_device(device):
+    logits, targets = torch.zeros(2, 9, device=device), TARGETS[0, :2].to(device)
+    head = torch.arange(2, device=device).expand(2, 2).contiguous(), logits[:, :2] - 2
+    positive = "must be in [1e-06, 1e+06], got 0"
+    for function, arguments, options, message in (
+        ("token_logps", (logits, targets), {"temperature": 0}, f"temperature {positive}"),
+        ("token_logps", (logits, targets), {"scale": 0}, f"scale {positive}"),
+        ("linear_token_logps", (logits, logits, targets), {"scale": 0}, f"scale {positive}"),
+        (
+            "linear_preference_loss",
+            (logits[:, None], logits, targets[:, None], None, logits[:, :1] + 1),
+            {"softcap": -1, "reference": False},
+            "softcap must be in [0, 1e+06], got -1",
+        ),
+        ("categorical_kl", (logits, logits), {"temperature": 0}, f"temperature {positive}"),
+        ("head_logps", (logits, head[0]), {"temperature": 0}, f"temperature {positive}"),
+        (
+            "top_k_kl",
+            (logits, *head),
+            {"temperature": 0, "tail": "bucket"},
+            f"temperature {positive}",
+        ),
+        (
+            "top_k_kl",
+            (logits, *head),
+            {"precision": 1, "tail": "bucket"},
+            "precision must be in [2.22045e-16, 0.00390625], got 1",
+        ),
+    ):
+        with pytest.raises(ValueError) as raised:
+            getattr(tether, function)(*arguments, **options)
+        assert str(raised.value) == f"{function}: {message}"
+
+
 def test_categorical_kl_refuses():
     for p_logits, options, error, message in (
         (LOGITS.double(), {}, TypeError, "p_logits must be float32 like q_logits, got float64"),
