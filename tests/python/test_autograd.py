@@ -309,3 +309,63 @@ def test_a_buffer_of_inference_mode_is_refused():
     logits = torch.zeros(3, 8, requires_grad=True)
     with pytest.raises(ValueError, match="gradient_buffer must not be made under inference_mode"):
         tether.token_logps(logits, torch.tensor([1, 2, 3]), gradient_buffer=buffer)
+
+
+def references():
+    """The path of other devices: name -> (function of leaves, leaves, constants)."""
+    rows = functions()
+    of_logps = {"aggregation": "sequence_mean_token_mean", "beta": 0.1, "kl_correction": "ratio"}
+
+    def policy(level):
+        def run(x, h, **c):
+            settings = {"objective": "grpo", "level": level, "entropy_coef": 0.1, **of_logps}
+            return tether.reference.policy_loss(x, entropies=h, **c, **settings).loss
+
+        return run
+
+    def row(name, function):
+        return function, *rows[name][1:]
+
+    return {
+        **{
+            f"policy_loss, {level}": row("policy_loss", policy(level))
+            for level in ("token", "sequence_mean", "sequence_token", "sequence_sum")
+        },
+        "preference_loss": row(
+            "preference_loss", lambda x, **c: tether.reference.preference_loss(x, **c).loss
+        ),
+        "value_loss": row("value_loss", lambda x, **c: tether.reference.value_loss(x, **c).loss),
+        "token_logps": row(
+            "token_logps", lambda x, **c: sum(tether.reference.token_logps(x, **c)).sum()
+        ),
+        "categorical_kl": row(
+            "categorical_kl of a constant",
+            lambda q, **c: sum(tether.reference.categorical_kl(q, **c)).sum(),
+        ),
+        "top_k_kl": row("top_k_kl", lambda q, **c: tether.reference.top_k_kl(q, **c).sum()),
+    }
+
+
+@pytest.mark.parametrize("name", references())
+def test_other_devices_take_constants_from_inference_mode(name):
+    function, leaves, constants = references()[name]
+    with torch.inference_mode():
+        made = {key: each.clone() for key, each in constants.items()}
+    assert_equal(results(function, leaves, made), results(function, leaves, constants))
+
+
+@pytest.mark.parametrize("name", references())
+def test_autocast_changes_nothing_on_other_devices(name):
+    function, leaves, constants = references()[name]
+    leaves = [each.float() for each in leaves]
+    constants = {k: c.float() if c.is_floating_point() else c for k, c in constants.items()}
+
+    def under_autocast(function):
+        def run(*leaves):
+            with torch.autocast("cpu", torch.bfloat16):
+                return function(*leaves)
+
+        return run
+
+    row = function, leaves, constants
+    assert_equal(results(*row, wrap=under_autocast), results(*row))
