@@ -1,6 +1,5 @@
-// The operators of python/tether/logits.py and top_k.py (see ops.cc about the ABI). Python has
-// checked shapes and dtypes; ids are int64 and contiguous, as are statistics, upstream gradients
-// and log-probabilities of a head in float64.
+// The operators of python/tether/logits.py (see ops.cc about the ABI). Python has checked shapes
+// and dtypes; ids are int64 and contiguous, as are statistics and upstream gradients in float64.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -17,101 +16,16 @@
 #include "core/rows.h"
 #include "core/vocabulary_shards.h"
 #include "estimators/logits_kl.h"
-#include "estimators/top_k_kl.h"
+#include "python/logits_rows.h"
 #include "python/stable.h"
 
 namespace tether {
 namespace {
 
-using python::contiguous;
-using python::Name;
-using python::numbers_of;
-using python::same_shape;
-using python::torch_executor;
-using python::with_public_errors;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using namespace python;
 using Upstream = std::optional<Tensor>;
 
-// Numbers of a row in a float64 tensor [N, ...].
-constexpr int64_t kStatistics = sizeof(RowStatistics) / sizeof(double);
 constexpr int64_t kKlStatistics = sizeof(KlStatistics) / sizeof(double);
-
-ConstLogits layout_of(std::string_view function, std::string_view name, const Tensor& logits) {
-  require(logits.dim() >= 1 && logits.size(-1) >= 1, [&] {
-    return std::string(function) + ": " + std::string(name) + " must be [..., V] with V at least 1";
-  });
-  std::vector<int64_t> sizes, strides;
-  for (int64_t d = 0; d < logits.dim(); ++d) {
-    sizes.push_back(logits.size(d));
-    strides.push_back(logits.stride(d));
-  }
-  ConstLogits rows = strided_rows(sizes.data(), strides.data(), logits.dim());
-  rows.dtype = python::dtype_of(function, name, logits);
-  return rows;
-}
-
-// The rows of the logits or, for the rare layouts that need it, of a copy, which `owner` holds.
-ConstLogits rows_of(std::string_view function, std::string_view name, const Tensor& logits,
-                    Tensor& owner) {
-  const bool express = layout_of(function, name, logits).vocabulary != 0;
-  owner = express ? logits : torch::stable::contiguous(logits);
-  ConstLogits rows = layout_of(function, name, owner);
-  rows.data = owner.const_data_ptr();
-  return rows;
-}
-
-// Rows for the gradient of `logits`.
-MutableLogits writable(std::string_view function, const Tensor& dlogits, const Tensor& logits) {
-  const ConstLogits rows = layout_of(function, "dlogits", dlogits);
-  require(same_shape(dlogits, logits) && dlogits.scalar_type() == logits.scalar_type() &&
-              rows.vocabulary != 0,
-          [&] { return std::string(function) + ": dlogits must be like logits, in rows"; });
-  return {dlogits.mutable_data_ptr(),
-          rows.dtype,
-          rows.rows,
-          rows.vocabulary,
-          rows.row_stride,
-          rows.stride,
-          rows.columns,
-          rows.batch_stride};
-}
-
-int64_t count_of_rows(const Tensor& logits) {
-  int64_t rows = 1;
-  for (int64_t d = 0; d + 1 < logits.dim(); ++d) rows *= logits.size(d);
-  return rows;
-}
-
-const int64_t* ids_of(std::string_view function, std::string_view name, const Tensor& ids,
-                      int64_t count) {
-  return numbers_of<const int64_t>(function, name, ids, count);
-}
-
-// The statistics of `rows` rows.
-template <class Row>
-Row* rows_in(std::string_view function, const Tensor& statistics, int64_t rows) {
-  constexpr int64_t kNumbers = sizeof(Row) / sizeof(double);
-  numbers_of<const double>(function, "statistics", statistics, rows * kNumbers);
-  return static_cast<Row*>(statistics.mutable_data_ptr());
-}
-
-// value(row) for each row, in the shape of `like`, float64 for float64 logits, else float32.
-template <class Row, class Value>
-Tensor from_rows(const Row* rows, const Tensor& logits, Value value) {
-  const bool wide = logits.scalar_type() == ScalarType::Double;
-  std::vector<int64_t> sizes;
-  for (int64_t d = 0; d + 1 < logits.dim(); ++d) sizes.push_back(logits.size(d));
-  const Tensor out = torch::stable::empty(sizes, wide ? ScalarType::Double : ScalarType::Float);
-  for (int64_t i = 0; i < out.numel(); ++i) {
-    if (wide) {
-      static_cast<double*>(out.mutable_data_ptr())[i] = value(rows[i]);
-    } else {
-      static_cast<float*>(out.mutable_data_ptr())[i] = static_cast<float>(value(rows[i]));
-    }
-  }
-  return out;
-}
 
 RowOptions row_options(double temperature, double scale, double softcap, int64_t ignore_index) {
   return {
@@ -124,16 +38,6 @@ bool row_options_check(const Name& function, double temperature, double scale, d
     check_fields(function.text, row_options(temperature, scale, softcap, 0));
     return true;
   });
-}
-
-// What was not asked for is NaN, which opcheck and detectors of NaN would find in the output.
-void clear_unasked(RowSums asked, RowStatistics* rows, int64_t count) {
-  for (RowStatistics* row = rows; row < rows + count; ++row) {
-    if (asked == RowSums::logp) row->weighted_sum = 0;
-    if (asked != RowSums::all) {
-      row->sum_of_squares = row->logit_sum = row->columns = row->max_logit = 0;
-    }
-  }
 }
 
 RowSums asked_sums(bool with_entropies, bool with_statistics) {
@@ -219,11 +123,6 @@ std::tuple<Tensor, Tensor, Tensor> token_statistics(const Tensor& statistics, co
   });
 }
 
-const double* numbers_or_none(std::string_view function, std::string_view name,
-                              const Upstream& upstream, int64_t count) {
-  return upstream ? numbers_of<const double>(function, name, *upstream, count) : nullptr;
-}
-
 void token_logps_backward(const Tensor& logits, const Tensor& targets, const Tensor& statistics,
                           const Upstream& dlogps, const Upstream& dentropies, double temperature,
                           double scale, double softcap, int64_t ignore_index, Tensor dlogits,
@@ -298,91 +197,6 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(const Tensor& q, const Tensor
   });
 }
 
-// ids [N, k] and targets [N] int64, logps and target_logps float64, all contiguous.
-TopKHeads heads_of(const ConstLogits& q, const Tensor& ids, const Tensor& logps,
-                   const Upstream& targets, const Upstream& target_logps) {
-  const auto function = "top_k_kl";
-  require(ids.dim() >= 1, [] { return "top_k_kl: head_ids must be [..., k]"; });
-  const int64_t size = ids.size(-1);
-  return {.q = q,
-          .size = size,
-          .ids = ids_of(function, "head_ids", ids, q.rows * size),
-          .p_logps = numbers_of<const double>(function, "head_logps", logps, q.rows * size),
-          .targets = targets ? ids_of(function, "targets", *targets, q.rows) : nullptr,
-          .p_target_logps = numbers_or_none(function, "target_logps", target_logps, q.rows)};
-}
-
-TopKKlOptions top_k_options(double temperature, int64_t tail, int64_t ignore_index,
-                            double precision) {
-  return {.temperature = temperature,
-          .tail = static_cast<TailEstimate>(tail),
-          .ignore_index = ignore_index,
-          .precision = precision};
-}
-
-std::tuple<Tensor, Tensor> top_k_kl_forward(const Tensor& q, const Tensor& ids, const Tensor& logps,
-                                            const Upstream& targets, const Upstream& target_logps,
-                                            double temperature, int64_t tail, int64_t ignore_index,
-                                            double precision) {
-  return with_public_errors([&] {
-    Tensor owner;
-    const ConstLogits rows = rows_of("top_k_kl", "q_logits", q, owner);
-    const Tensor statistics = torch::stable::empty({rows.rows, kStatistics}, ScalarType::Double);
-    std::vector<double> kl(static_cast<size_t>(rows.rows));
-    RowStatistics* sums = rows_in<RowStatistics>("top_k_kl", statistics, rows.rows);
-    top_k_kl(heads_of(rows, ids, logps, targets, target_logps),
-             top_k_options(temperature, tail, ignore_index, precision), sums, kl.data(),
-             torch_executor());
-    clear_unasked(RowSums::logp, sums, rows.rows);
-    return std::tuple(from_rows(kl.data(), q, [](double value) { return value; }), statistics);
-  });
-}
-
-Tensor top_k_kl_backward(const Tensor& q, const Tensor& ids, const Tensor& logps,
-                         const Upstream& targets, const Upstream& target_logps,
-                         const Tensor& statistics, const Tensor& upstream, double temperature,
-                         int64_t tail, int64_t ignore_index, double precision) {
-  return with_public_errors([&] {
-    Tensor owner;
-    std::vector<int64_t> sizes;
-    for (int64_t d = 0; d < q.dim(); ++d) sizes.push_back(q.size(d));
-    const Tensor dq = torch::stable::empty(sizes, q.scalar_type());
-    const auto function = "top_k_kl";
-    const ConstLogits rows = rows_of(function, "q_logits", q, owner);
-    top_k_kl_gradients(heads_of(rows, ids, logps, targets, target_logps),
-                       top_k_options(temperature, tail, ignore_index, precision),
-                       rows_in<RowStatistics>(function, statistics, rows.rows),
-                       numbers_of<const double>(function, "upstream", upstream, rows.rows),
-                       writable(function, dq, q), torch_executor());
-    return dq;
-  });
-}
-
-// Throws unless the options are legal: for devices without a kernel.
-bool top_k_options_check(double temperature, double precision) {
-  return with_public_errors([&] {
-    check_fields("top_k_kl", top_k_options(temperature, 0, 0, precision));
-    return true;
-  });
-}
-
-// ids: [N, k] int64, contiguous; the result is [N, k], float64.
-Tensor head_logps(const Tensor& logits, const Tensor& ids, double temperature) {
-  return with_public_errors([&] {
-    Tensor owner;
-    const ConstLogits rows = rows_of("head_logps", "logits", logits, owner);
-    const RowOptions options{.temperature = temperature, .sums = RowSums::logp};
-    require(ids.dim() >= 1, [] { return "head_logps: head_ids must be [N, k]"; });
-    const auto* wanted = ids_of("head_logps", "head_ids", ids, rows.rows * ids.size(-1));
-    std::vector<RowStatistics> statistics(static_cast<size_t>(rows.rows));
-    const Tensor out = torch::stable::empty({rows.rows, ids.size(-1)}, ScalarType::Double);
-    row_statistics(rows, nullptr, options, statistics.data(), torch_executor());
-    row_logps(rows, statistics.data(), wanted, ids.size(-1), options,
-              static_cast<double*>(out.mutable_data_ptr()), torch_executor());
-    return out;
-  });
-}
-
 }  // namespace
 }  // namespace tether
 
@@ -408,17 +222,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
       "float scale, float softcap, int ignore_index, bool with_entropies) -> "
       "(Tensor logps, Tensor entropies, Tensor statistics)");
   library.def(
-      "top_k_kl_forward(Tensor q_logits, Tensor head_ids, Tensor head_logps, Tensor? targets, "
-      "Tensor? target_logps, float temperature, int tail, int ignore_index, float precision) -> "
-      "(Tensor kl, Tensor statistics)");
-  library.def(
-      "top_k_kl_backward(Tensor q_logits, Tensor head_ids, Tensor head_logps, Tensor? targets, "
-      "Tensor? target_logps, Tensor statistics, Tensor upstream, float temperature, int tail, "
-      "int ignore_index, float precision) -> Tensor");
-  library.def(
       "row_options_check(str function, float temperature, float scale, float softcap) -> bool");
-  library.def("top_k_options_check(float temperature, float precision) -> bool");
-  library.def("head_logps(Tensor logits, Tensor head_ids, float temperature) -> Tensor");
   library.def(
       "categorical_kl_forward(Tensor q_logits, Tensor p_logits, Tensor? mask, float temperature) "
       "-> (Tensor kl, Tensor reverse_kl, Tensor entropies, Tensor statistics)");
@@ -432,9 +236,6 @@ STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
   library.impl("token_statistics", TORCH_BOX(&tether::token_statistics));
   library.impl("shard_statistics", TORCH_BOX(&tether::shard_statistics));
   library.impl("token_logps_of_shards", TORCH_BOX(&tether::token_logps_of_shards));
-  library.impl("top_k_kl_forward", TORCH_BOX(&tether::top_k_kl_forward));
-  library.impl("top_k_kl_backward", TORCH_BOX(&tether::top_k_kl_backward));
-  library.impl("head_logps", TORCH_BOX(&tether::head_logps));
   library.impl("token_logps_backward", TORCH_BOX(&tether::token_logps_backward));
   library.impl("categorical_kl_forward", TORCH_BOX(&tether::categorical_kl_forward));
   library.impl("categorical_kl_backward", TORCH_BOX(&tether::categorical_kl_backward));
@@ -442,5 +243,4 @@ STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(tether, CompositeExplicitAutograd, library) {
   library.impl("row_options_check", TORCH_BOX(&tether::row_options_check));
-  library.impl("top_k_options_check", TORCH_BOX(&tether::top_k_options_check));
 }

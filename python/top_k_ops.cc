@@ -1,0 +1,132 @@
+// The operators of python/tether/top_k.py (see logits_ops.cc).
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "core/check.h"
+#include "core/rows.h"
+#include "estimators/top_k_kl.h"
+#include "python/logits_rows.h"
+#include "python/stable.h"
+
+namespace tether {
+namespace {
+
+using namespace python;
+using Upstream = std::optional<Tensor>;
+
+// ids [N, k] and targets [N] int64, logps and target_logps float64, all contiguous.
+TopKHeads heads_of(const ConstLogits& q, const Tensor& ids, const Tensor& logps,
+                   const Upstream& targets, const Upstream& target_logps) {
+  const auto function = "top_k_kl";
+  require(ids.dim() >= 1, [] { return "top_k_kl: head_ids must be [..., k]"; });
+  const int64_t size = ids.size(-1);
+  return {.q = q,
+          .size = size,
+          .ids = ids_of(function, "head_ids", ids, q.rows * size),
+          .p_logps = numbers_of<const double>(function, "head_logps", logps, q.rows * size),
+          .targets = targets ? ids_of(function, "targets", *targets, q.rows) : nullptr,
+          .p_target_logps = numbers_or_none(function, "target_logps", target_logps, q.rows)};
+}
+
+TopKKlOptions top_k_options(double temperature, int64_t tail, int64_t ignore_index,
+                            double precision) {
+  return {.temperature = temperature,
+          .tail = static_cast<TailEstimate>(tail),
+          .ignore_index = ignore_index,
+          .precision = precision};
+}
+
+std::tuple<Tensor, Tensor> top_k_kl_forward(const Tensor& q, const Tensor& ids, const Tensor& logps,
+                                            const Upstream& targets, const Upstream& target_logps,
+                                            double temperature, int64_t tail, int64_t ignore_index,
+                                            double precision) {
+  return with_public_errors([&] {
+    Tensor owner;
+    const ConstLogits rows = rows_of("top_k_kl", "q_logits", q, owner);
+    const Tensor statistics = torch::stable::empty({rows.rows, kStatistics}, ScalarType::Double);
+    std::vector<double> kl(static_cast<size_t>(rows.rows));
+    RowStatistics* sums = rows_in<RowStatistics>("top_k_kl", statistics, rows.rows);
+    top_k_kl(heads_of(rows, ids, logps, targets, target_logps),
+             top_k_options(temperature, tail, ignore_index, precision), sums, kl.data(),
+             torch_executor());
+    clear_unasked(RowSums::logp, sums, rows.rows);
+    return std::tuple(from_rows(kl.data(), q, [](double value) { return value; }), statistics);
+  });
+}
+
+Tensor top_k_kl_backward(const Tensor& q, const Tensor& ids, const Tensor& logps,
+                         const Upstream& targets, const Upstream& target_logps,
+                         const Tensor& statistics, const Tensor& upstream, double temperature,
+                         int64_t tail, int64_t ignore_index, double precision) {
+  return with_public_errors([&] {
+    Tensor owner;
+    std::vector<int64_t> sizes;
+    for (int64_t d = 0; d < q.dim(); ++d) sizes.push_back(q.size(d));
+    const Tensor dq = torch::stable::empty(sizes, q.scalar_type());
+    const auto function = "top_k_kl";
+    const ConstLogits rows = rows_of(function, "q_logits", q, owner);
+    top_k_kl_gradients(heads_of(rows, ids, logps, targets, target_logps),
+                       top_k_options(temperature, tail, ignore_index, precision),
+                       rows_in<RowStatistics>(function, statistics, rows.rows),
+                       numbers_of<const double>(function, "upstream", upstream, rows.rows),
+                       writable(function, dq, q), torch_executor());
+    return dq;
+  });
+}
+
+// Throws unless the options are legal: for devices without a kernel.
+bool top_k_options_check(double temperature, double precision) {
+  return with_public_errors([&] {
+    check_fields("top_k_kl", top_k_options(temperature, 0, 0, precision));
+    return true;
+  });
+}
+
+// ids: [N, k] int64, contiguous; the result is [N, k], float64.
+Tensor head_logps(const Tensor& logits, const Tensor& ids, double temperature) {
+  return with_public_errors([&] {
+    Tensor owner;
+    const ConstLogits rows = rows_of("head_logps", "logits", logits, owner);
+    const RowOptions options{.temperature = temperature, .sums = RowSums::logp};
+    require(ids.dim() >= 1, [] { return "head_logps: head_ids must be [N, k]"; });
+    const auto* wanted = ids_of("head_logps", "head_ids", ids, rows.rows * ids.size(-1));
+    std::vector<RowStatistics> statistics(static_cast<size_t>(rows.rows));
+    const Tensor out = torch::stable::empty({rows.rows, ids.size(-1)}, ScalarType::Double);
+    row_statistics(rows, nullptr, options, statistics.data(), torch_executor());
+    row_logps(rows, statistics.data(), wanted, ids.size(-1), options,
+              static_cast<double*>(out.mutable_data_ptr()), torch_executor());
+    return out;
+  });
+}
+
+}  // namespace
+}  // namespace tether
+
+STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
+  library.def(
+      "top_k_kl_forward(Tensor q_logits, Tensor head_ids, Tensor head_logps, Tensor? targets, "
+      "Tensor? target_logps, float temperature, int tail, int ignore_index, float precision) -> "
+      "(Tensor kl, Tensor statistics)");
+  library.def(
+      "top_k_kl_backward(Tensor q_logits, Tensor head_ids, Tensor head_logps, Tensor? targets, "
+      "Tensor? target_logps, Tensor statistics, Tensor upstream, float temperature, int tail, "
+      "int ignore_index, float precision) -> Tensor");
+  library.def("top_k_options_check(float temperature, float precision) -> bool");
+  library.def("head_logps(Tensor logits, Tensor head_ids, float temperature) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
+  library.impl("top_k_kl_forward", TORCH_BOX(&tether::top_k_kl_forward));
+  library.impl("top_k_kl_backward", TORCH_BOX(&tether::top_k_kl_backward));
+  library.impl("head_logps", TORCH_BOX(&tether::head_logps));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tether, CompositeExplicitAutograd, library) {
+  library.impl("top_k_options_check", TORCH_BOX(&tether::top_k_options_check));
+}
