@@ -142,8 +142,7 @@ _KL_SCORES = {"k1": lambda d: 1 - d, "k2": lambda d: d * (d / 2 - 1), "k3": lamb
 
 def with_gradient_of(value: Tensor, source: Tensor) -> Tensor:
     """Straight through: the value of one with the gradient of the other, 0 where that overflowed."""
-    zero = source - source.detach()
-    return value.detach() + torch.where(zero == 0, zero, 0.0)
+    return value.detach() + torch.nan_to_num(source - source.detach(), nan=0.0)
 
 
 def kl_term(

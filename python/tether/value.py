@@ -83,7 +83,7 @@ def value_loss(
     offsets        [B + 1] int32 or int64, from 0 to N
     clip_range     at least 0; inf: off
     aggregation    token_mean, sequence_mean_token_mean, sequence_mean_token_sum or
-                   sequence_sum_over_constant, with `constant`
+                   sequence_sum_over_constant, with `constant`, or token_sum
     normalizer     counts of the optimizer step; None: of this batch
 
     On the CPU a fused kernel, else `tether.reference`. Raises ValueError or TypeError before any

@@ -80,19 +80,22 @@ NUMBERS = {
     "kl_gradient must be k2 or k3 with kl_correction none, got k1, whose gradient is not that of "
     "a KL divergence. Choose another one or set allow_biased_gradient": {"kl_gradient": "k1", "beta": 0.04},
     "aggregation must be one of token_mean, sequence_mean_token_mean, sequence_mean_token_sum, "
-    'sequence_sum_over_constant, got "mean"': {"aggregation": "mean"},
+    'sequence_sum_over_constant, token_sum, got "mean"': {"aggregation": "mean"},
 }
 LOSS_ONLY = {
     "entropies must be given when entropy_coef is not 0, got entropy_coef 0.5 and none. "
     "Pass entropies or entropy_coef = 0": {"entropy_coef": 0.5},
     "ref_logps must be given when beta is greater than 0, got beta 0.04 and none. "
     "Pass ref_logps or beta = 0": {"ref_logps": None, "beta": 0.04},
-    "normalizer.policy must be at least 18, the count of this batch, got 10. "
-    "Pass the count of the whole optimizer step": {"normalizer": tether.Normalizer(policy=10)},
-    "normalizer.kl must be at least 18, the count of this batch, got nan. "
-    "Pass the count of the whole optimizer step": {"normalizer": tether.Normalizer(kl=math.nan)},
-    "normalizer.sequences must be at least 4, the count of this batch, got 0. "
-    "Pass the count of the whole optimizer step": {"normalizer": tether.Normalizer(sequences=0)},
+    "normalizer.policy must be greater than 0 and finite, got -1": {
+        "normalizer": tether.Normalizer(policy=-1)
+    },
+    "normalizer.kl must be greater than 0 and finite, got nan": {
+        "normalizer": tether.Normalizer(kl=math.nan)
+    },
+    "normalizer.sequences must be greater than 0 and finite, got 0": {
+        "normalizer": tether.Normalizer(sequences=0)
+    },
     "normalizer.world_size must be greater than 0 and finite, got 0": {
         "normalizer": tether.Normalizer(world_size=0)
     },

@@ -47,6 +47,7 @@ def value_results(function, values, *arguments, **options):
         "sequence_mean_token_mean",
         "sequence_mean_token_sum",
         "sequence_sum_over_constant",
+        "token_sum",
     ],
 )
 def test_value_loss_equals_reference(dtype, aggregation):
@@ -285,7 +286,7 @@ def test_strided_inputs_give_the_same_bits(stride):
             lambda: tether.value_loss(ROWS, ROWS, MASK, aggregation="mean"),
             ValueError,
             "value_loss: aggregation must be one of token_mean, sequence_mean_token_mean, "
-            'sequence_mean_token_sum, sequence_sum_over_constant, got "mean"',
+            'sequence_mean_token_sum, sequence_sum_over_constant, token_sum, got "mean"',
         ),
         (
             lambda: tether.value_loss(ROWS, ROWS.clone().requires_grad_(), MASK),

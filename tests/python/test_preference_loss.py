@@ -181,8 +181,7 @@ ERRORS = {
     "beta must be greater than 0 and finite, got 0": (ValueError, {"beta": 0}),
     "beta must be a number, got str": (TypeError, {"beta": "0.1"}),
     "link must be a string, got int": (TypeError, {"link": 3}),
-    "normalizer.pairs must be at least 4, the count of this batch, got 3. Pass the count of the "
-    "whole optimizer step": (ValueError, {"pairs": 3}),
+    "normalizer.pairs must be greater than 0 and finite, got 0": (ValueError, {"pairs": 0}),
 }
 
 

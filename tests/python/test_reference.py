@@ -121,6 +121,7 @@ def test_reinforce():
         ("sequence_mean_token_mean", [1 / 4, 0, 1 / 8]),
         ("sequence_mean_token_sum", [1 / 2, 1 / 2, 1 / 2]),
         ("sequence_sum_over_constant", [1 / 20, 1 / 20, 1 / 20]),
+        ("token_sum", [1, 1, 1]),
     ],
 )
 def test_row_factors(aggregation, expected):
