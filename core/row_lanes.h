@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <numbers>
@@ -66,6 +67,7 @@ struct Exp2<float> {
   static constexpr float kRounder = 0x1.8p23f;
   static constexpr float kBias = 127;
   static constexpr float kLowest = -127;
+  static constexpr float kLeast = -126;
   static constexpr std::array<float, 6> kCoefficients = {
       1.0f, 0x1.62e428p-1f, 0x1.ebf918p-3f, 0x1.c6b6e4p-5f, 0x1.3d0c52p-7f, 0x1.5c08e6p-10f};
 };
@@ -78,6 +80,7 @@ struct Exp2<double> {
   static constexpr double kRounder = 0x1.8p52;
   static constexpr double kBias = 1023;
   static constexpr double kLowest = -1023;
+  static constexpr double kLeast = -1022;
   static constexpr std::array<double, 14> kCoefficients = [] {
     std::array<double, 14> coefficients = {1.0};
     for (std::size_t i = 1; i < coefficients.size(); ++i) {
@@ -87,9 +90,9 @@ struct Exp2<double> {
   }();
 };
 
-// 2^t for t from kLowest, where it is exactly 0, to the largest exponent. The power of two is added
-// to the exponent as an integer, which costs less than a product, but keeps a NaN only if its low
-// bits are 0; kAnyNan: a product, which keeps any.
+// 2^t for t from kLowest, where it is exactly 0, to the largest exponent; subnormal below kLeast.
+// The power of two is added to the exponent as an integer, which costs less than a product, but
+// keeps a NaN only if its low bits are 0; kAnyNan: a product, which keeps any.
 template <bool kAnyNan = false, class Real>
 TETHER_INLINE Real exp2_lean(Real t) {
   using E = Exp2<Real>;
@@ -104,6 +107,17 @@ TETHER_INLINE Real exp2_lean(Real t) {
   const Bits power = bit_cast<Bits>(shifted) << E::kMantissa;
   return kAnyNan ? mantissa * bit_cast<Real>(power)
                  : bit_cast<Real>(bit_cast<Bits>(mantissa) + power);
+}
+
+// Its square is the smallest normal number.
+template <class Real>
+inline constexpr Real kLeastRoot = std::is_same_v<Real, double> ? Real(0x1p-511) : Real(0x1p-63);
+
+// GCC would do what follows to both sides of a conditional expression, subnormal or not.
+template <class Real>
+TETHER_INLINE Real or_zero(Real value, bool condition) {
+  using Bits = typename Exp2<Real>::Bits;
+  return bit_cast<Real>(bit_cast<Bits>(value) & (condition ? ~Bits{0} : Bits{0}));
 }
 
 // The final logit x of a stored one: itself, or softcap tanh(logit scale / softcap) where capped. A
@@ -131,19 +145,36 @@ struct FinalLogit {
   }
 };
 
-// t = (x - reference) * scale, not below `lowest`, where 2^t is exactly 0. The difference comes
-// first, so that a shift of the whole row cancels. `lowest` is a variable because GCC splits the
-// loop into two cases where it sees the constant.
+template <class Real>
+struct Power {
+  Real t;
+  Real value;  // 2^t
+};
+
+// t = (x - reference) * scale. The difference comes first, so that a shift of the whole row
+// cancels.
+//   (x)       not below `lowest`, where 2^t is exactly 0: for sums, to which it matters little that
+//             a few 2^t just above are subnormal. A variable because GCC splits the loop into two
+//             cases where it sees the constant
+//   power(x)  both 0 where t is below `least`: for products, of which many would be subnormal
+// Arithmetic on subnormal numbers takes a hundred times as long.
 template <class Real, bool kCapped>
 struct Exponent {
   Real reference;
   Real scale;
   FinalLogit<Real, kCapped> final_logit = {};
   Real lowest = Exp2<Real>::kLowest;
+  Real least = Exp2<Real>::kLeast;
 
   TETHER_INLINE Real operator()(Real x) const {
     const Real t = (x - reference) * scale;
     return t < lowest ? lowest : t;
+  }
+  TETHER_INLINE Power<Real> power(Real x) const {
+    const Real t = (x - reference) * scale;
+    const bool counts = !(t < least);
+    const Real kept = or_zero(t, counts);
+    return {kept, or_zero(exp2_lean(kept), counts)};
   }
 };
 
@@ -228,7 +259,8 @@ TETHER_INLINE void add_lanes(const Stored* logits, const Exponent<Real, kCapped>
     if constexpr (kSums != RowSums::logp) lanes.weighted_sum[i] += power * t;
     if constexpr (kSums == RowSums::all) {
       const bool present = x > -std::numeric_limits<Real>::infinity();
-      lanes.sum_of_squares[i] += power * power;
+      const Real root = or_zero(power, !(power < kLeastRoot<Real>));
+      lanes.sum_of_squares[i] += root * root;
       lanes.distances[i] += present ? x - exponent.reference : Real(0);
       lanes.columns[i] += present ? Real(1) : Real(0);
       lanes.max[i] = in[i] > lanes.max[i] ? in[i] : lanes.max[i];
@@ -255,6 +287,27 @@ struct Slope {
   Real slope;
 };
 
+// As Real, however large: 0 times it is 0, and added to a product with a t it stays finite.
+template <class Real>
+Real bounded(double factor) {
+  constexpr double kBound = std::numeric_limits<Real>::max() / (Real(-2) * Exp2<Real>::kLowest);
+  return static_cast<Real>(std::isfinite(factor) ? std::clamp(factor, -kBound, kBound) : factor);
+}
+
+// A gradient below the smallest normal number is 0.
+template <class Real>
+TETHER_INLINE Real flushed(Real gradient) {
+  return or_zero(gradient, !(std::abs(gradient) < std::numeric_limits<Real>::min()));
+}
+
+// No gradient of a smaller t is above the smallest normal number.
+template <class Real>
+Real least_exponent(const Slope<Real>& line) {
+  constexpr double kLeast = Exp2<Real>::kLeast;
+  const double size = std::abs(double{line.constant}) - kLeast * std::abs(double{line.slope});
+  return static_cast<Real>(std::max(kLeast, kLeast - std::log2(size)));
+}
+
 template <bool kCapped, class Stored, class Real = RealOf<Stored>>
 TETHER_INLINE void gradient_lanes(const Stored* logits, const Exponent<Real, kCapped>& exponent,
                                   const Slope<Real>& line, Stored* out) {
@@ -267,10 +320,10 @@ TETHER_INLINE void gradient_lanes(const Stored* logits, const Exponent<Real, kCa
 #pragma GCC ivdep
   for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
     const Real logit = in[i];
-    const Real t = exponent(exponent.final_logit(logit));
-    Real gradient = exp2_lean(t) * (line.constant + line.slope * t);
+    const auto [t, power] = exponent.power(exponent.final_logit(logit));
+    Real gradient = power * (line.constant + line.slope * t);
     if constexpr (kCapped) gradient *= exponent.final_logit.slope(logit);
-    dx[i] = gradient;
+    dx[i] = flushed(gradient);
   }
   if constexpr (!kDirect) narrow_lanes(dx, out);
 }
@@ -288,6 +341,7 @@ template <class Real>
 struct BlockSums {
   bool exceeds;  // some t is too large for the last bits of the others
   Real max;      // stored logit
+  Real largest;  // of the partial sums: no smaller than the largest 2^t
   double sum;
   double weighted_sum;
   double sum_of_squares;
@@ -322,6 +376,12 @@ struct Block {
     if (stride == 1 && padded == count) return;
     for (int64_t i = 0; i < count; ++i) buffer[i] = logits[i * stride];
     std::fill(buffer + count, buffer + padded, minus_infinity<Stored>());
+    logits = buffer;
+  }
+
+  void take_out(int64_t column) {
+    if (logits != buffer) std::copy_n(logits, padded, buffer);
+    buffer[column] = minus_infinity<Stored>();
     logits = buffer;
   }
 };

@@ -104,13 +104,21 @@ TETHER_AVX512_INLINE __m512 exp2(__m512 t) {
   return _mm512_scalef_ps(mantissa, t);
 }
 
-// 2^t is 0 here; t itself stays finite.
-inline constexpr float kLowest = -160;
+// t and 2^t of x - reference; both 0 where the distance is below `least`.
+struct Power {
+  __m512 t, value;
+};
 
-// t of x - reference.
-TETHER_AVX512_INLINE __m512 exponent(__m512 distance, __m512 scale) {
-  const __m512 t = _mm512_mul_ps(distance, scale);
-  return _mm512_max_ps(_mm512_set1_ps(kLowest), t);  // in this order a NaN stays
+TETHER_AVX512_INLINE Power power_of(__m512 distance, __m512 scale, __m512 least) {
+  const __mmask16 counts = _mm512_cmp_ps_mask(distance, least, _CMP_NLT_UQ);  // a NaN does
+  const __m512 t = _mm512_maskz_mul_ps(counts, distance, scale);
+  return {t, _mm512_maskz_mov_ps(counts, exp2(t))};
+}
+
+TETHER_AVX512_INLINE __m512 flushed(__m512 gradient) {
+  constexpr int kSubnormal = 0x20;
+  const __mmask16 subnormal = _mm512_fpclass_ps_mask(gradient, kSubnormal);
+  return _mm512_mask_mov_ps(gradient, subnormal, _mm512_setzero_ps());
 }
 
 TETHER_AVX512_INLINE double total(const Pair& lanes) {
@@ -123,8 +131,10 @@ template <RowSums kSums, class Stored>
 TETHER_AVX512_LOOP void sum_block(const Stored* logits, int64_t count,
                                   const Exponent<float, false>& row, BlockSums<float>& out) {
   const __m512 reference = _mm512_set1_ps(row.reference), scale = _mm512_set1_ps(row.scale);
+  const __m512 least = _mm512_set1_ps(row.least / row.scale);
   const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1);
   const __m512 minus_infinity = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  const __m512 least_root = _mm512_set1_ps(kLeastRoot<float>);
   const Pair none = {{zero, zero}};
   Pair sum = none, weighted_sum = none, sum_of_squares = none, distances = none, columns = none;
   Pair max = {{minus_infinity, minus_infinity}};
@@ -134,13 +144,13 @@ TETHER_AVX512_LOOP void sum_block(const Stored* logits, int64_t count,
     for (int h = 0; h < 2; ++h) {
       const __m512 x = in.halves[h];
       const __m512 distance = _mm512_sub_ps(x, reference);
-      const __m512 t = exponent(distance, scale);
-      const __m512 power = exp2(t);
+      const auto [t, power] = power_of(distance, scale, least);
       sum.halves[h] += power;
       if constexpr (kSums != RowSums::logp) weighted_sum.halves[h] += power * t;
       if constexpr (kSums == RowSums::all) {
         const __mmask16 present = _mm512_cmp_ps_mask(x, minus_infinity, _CMP_GT_OQ);
-        sum_of_squares.halves[h] += power * power;
+        const __mmask16 normal = _mm512_cmp_ps_mask(power, least_root, _CMP_NLT_UQ);
+        sum_of_squares.halves[h] += _mm512_maskz_mul_ps(normal, power, power);
         distances.halves[h] += _mm512_maskz_mov_ps(present, distance);
         columns.halves[h] += _mm512_maskz_mov_ps(present, one);
         max.halves[h] = _mm512_max_ps(x, max.halves[h]);  // in this order a NaN is skipped
@@ -148,6 +158,7 @@ TETHER_AVX512_LOOP void sum_block(const Stored* logits, int64_t count,
     }
   }
   out.sum = total(sum);
+  out.largest = _mm512_reduce_max_ps(_mm512_max_ps(sum.halves[0], sum.halves[1]));
   out.exceeds = out.sum > kLargestSum;
   if constexpr (kSums != RowSums::logp) out.weighted_sum = total(weighted_sum);
   if constexpr (kSums == RowSums::all) {
@@ -167,14 +178,15 @@ TETHER_AVX512_LOOP void gradient_block(const Stored* logits, int64_t count,
     return std::isnan(x) ? std::numeric_limits<float>::quiet_NaN() : x;
   };
   const __m512 reference = _mm512_set1_ps(row.reference), scale = _mm512_set1_ps(row.scale);
+  const __m512 least = _mm512_set1_ps(row.least / row.scale);
   const __m512 constant = _mm512_set1_ps(plain(line.constant));
   const __m512 slope = _mm512_set1_ps(plain(line.slope));
   for (int64_t i = 0; i < count; i += kRowLanes) {
     prefetch_ahead(logits + i);
     Pair x = load(logits + i);
     for (__m512& half : x.halves) {
-      const __m512 t = exponent(_mm512_sub_ps(half, reference), scale);
-      half = _mm512_mul_ps(exp2(t), _mm512_fmadd_ps(slope, t, constant));
+      const auto [t, power] = power_of(_mm512_sub_ps(half, reference), scale, least);
+      half = flushed(_mm512_mul_ps(power, _mm512_fmadd_ps(slope, t, constant)));
     }
     store(x, out + i);
   }

@@ -36,6 +36,7 @@ TETHER_CLONES TETHER_CONTRACT void sum_block(const Stored* logits, int64_t count
   const auto add = [](double a, double b) { return a + b; };
   const auto larger = [](Real a, Real b) { return a > b ? a : b; };
   out.exceeds = reduced<Real>(lanes.highest, larger) > kLargestExponent<Real>;
+  out.largest = reduced<Real>(lanes.sum, larger);
   out.sum = reduced<double>(lanes.sum, add);
   if constexpr (kSums != RowSums::logp) out.weighted_sum = reduced<double>(lanes.weighted_sum, add);
   if constexpr (kSums == RowSums::all) {
@@ -59,13 +60,13 @@ BlockSums<Real> sums_of_block(const Block<Stored>& block, const Exponent<Real, k
   return out;
 }
 
-// The largest of `count` final logits; finite, unless one is +inf.
+// The largest of `count` final logits.
 template <bool kCapped, class Stored, class Real = RealOf<Stored>>
 TETHER_CLONES void largest_block(const Stored* logits, int64_t count,
                                  const FinalLogit<Real, kCapped>& final_logit_in, Real& out) {
   const auto final_logit = final_logit_in;
   Real largest[kRowLanes];
-  for (Real& lane : largest) lane = std::numeric_limits<Real>::lowest();
+  for (Real& lane : largest) lane = -std::numeric_limits<Real>::infinity();
   for (int64_t i = 0; i < count; i += kRowLanes) max_lanes(logits + i, final_logit, largest);
   out = reduced<Real>(largest, [](Real a, Real b) { return a > b ? a : b; });
 }
@@ -143,33 +144,98 @@ double softcapped(double logit, const RowOptions& options) {
   return options.softcap * std::tanh(logit * options.scale / options.softcap);
 }
 
+// The sum of the final logits above -inf of a block, which may be too far apart for Real.
+template <class Stored>
+double sum_of_logits(const Block<Stored>& block) {
+  double sum = 0;
+  for (int64_t i = 0; i < block.count; ++i) {
+    const double logit = widened<double>(block.logits[i]);
+    if (logit > -infinity) sum += logit;
+  }
+  return sum;
+}
+
+// Adds a block that has the reference of the row.
+template <RowSums kSums, class Stored, class Real>
+void add(const BlockSums<Real>& sums, const Block<Stored>& block, Real reference,
+         const RowOptions& options, RowStatistics& row) {
+  row.rest += sums.sum;
+  if constexpr (kSums != RowSums::logp) {
+    row.weighted_sum += sums.weighted_sum;
+    if (std::isnan(sums.weighted_sum)) row.rest = sums.weighted_sum;
+  }
+  if constexpr (kSums == RowSums::all) {
+    row.sum_of_squares += sums.sum_of_squares;
+    row.logit_sum += std::isfinite(sums.distances) ? sums.distances + sums.columns * reference
+                                                   : sum_of_logits(block);
+    row.columns += sums.columns;
+    row.max_logit = std::max(row.max_logit, softcapped(sums.max, options));
+  }
+}
+
+// The first column of a block with this logit, which is there.
+template <class Stored, class Real>
+int64_t column_of(const Block<Stored>& block, Real logit) {
+  const auto is_it = [=](Stored stored) { return widened<Real>(stored) == logit; };
+  const Stored* lanes = block.logits;
+  const auto hits = [&] {
+    int count = 0;
+    for (int i = 0; i < kRowLanes; ++i) count += is_it(lanes[i]) ? 1 : 0;
+    return count;
+  };
+  while (hits() == 0) lanes += kRowLanes;
+  return std::find_if(lanes, lanes + kRowLanes, is_it) - block.logits;
+}
+
+RowStatistics lone_column(double logit) {
+  return {.reference = logit,
+          .rest = 0,
+          .sum_of_squares = 1,
+          .logit_sum = logit,
+          .columns = 1,
+          .max_logit = logit};
+}
+
+// The statistics of a block with its largest logit for a reference: a column that is taken out
+// before the others are added up.
+template <RowSums kSums, bool kCapped, class Stored, class Real = RealOf<Stored>>
+RowStatistics statistics_beside_largest(Block<Stored>& block, Exponent<Real, kCapped> exponent,
+                                        const RowOptions& options) {
+  Real largest;
+  largest_block(block.logits, block.padded, FinalLogit<Real, false>{}, largest);
+  RowStatistics part;
+  if (std::isfinite(largest)) {
+    block.take_out(column_of(block, largest));
+    part = lone_column(softcapped(largest, options));
+  } else if (largest > 0) {
+    part.reference = infinity;  // whose distance from itself is NaN
+  }
+  exponent.reference = part.reference > -infinity ? static_cast<Real>(part.reference) : Real(0);
+  add<kSums>(sums_of_block<kSums>(block, exponent), block, exponent.reference, options, part);
+  return part;
+}
+
 template <RowSums kSums, bool kCapped, class Stored, class Real = RealOf<Stored>>
 RowStatistics statistics_of_row(const Stored* logits, int64_t vocabulary, int64_t stride,
                                 Exponent<Real, kCapped> exponent, const RowOptions& options) {
   constexpr double kNotAsked = std::numeric_limits<double>::quiet_NaN();
   RowStatistics row;
   for (int64_t begin = 0; begin < vocabulary; begin += kRowBlock) {
-    const Block<Stored> block(logits, stride, begin, vocabulary);
-    // A guess: 2^t of the others keeps its last bits as long as they do not exceed it by much.
-    if (begin == 0)
+    Block<Stored> block(logits, stride, begin, vocabulary);
+    if (begin == 0) {
+      // A guess: 2^t of the others keeps its last bits as long as they do not exceed it by much.
       largest_block(block.logits, kRowLanes, exponent.final_logit, exponent.reference);
-    auto sums = sums_of_block<kSums>(block, exponent);
-    if (sums.exceeds) {
-      largest_block(block.logits, block.padded, exponent.final_logit, exponent.reference);
-      sums = sums_of_block<kSums>(block, exponent);
+      row.reference = exponent.reference;
     }
-    RowStatistics part{.reference = exponent.reference, .sum = sums.sum};
-    if constexpr (kSums != RowSums::logp) {
-      part.weighted_sum = sums.weighted_sum;
-      if (std::isnan(sums.weighted_sum)) part.sum = sums.weighted_sum;
+    exponent.reference = static_cast<Real>(row.reference);
+    const auto sums = sums_of_block<kSums>(block, exponent);
+    const bool outweighs = 2.0 * sums.largest > 1 + row.rest + sums.sum;
+    if (sums.exceeds || outweighs || row.reference == -infinity) {
+      const auto part = statistics_beside_largest<kSums>(block, exponent, options);
+      row = begin == 0 ? part : merge(row, part, options);
+    } else {
+      add<kSums>(sums, block, exponent.reference, options, row);
     }
-    if constexpr (kSums == RowSums::all) {
-      part.sum_of_squares = sums.sum_of_squares;
-      part.logit_sum = sums.distances + sums.columns * exponent.reference;
-      part.columns = sums.columns;
-      part.max_logit = softcapped(sums.max, options);
-    }
-    row = merge(row, part, options);
   }
   if constexpr (kSums == RowSums::logp) row.weighted_sum = kNotAsked;
   if constexpr (kSums != RowSums::all) {
@@ -190,18 +256,19 @@ double multiplier(const RowOptions& options) {
   return (options.softcap > 0 ? 1 : options.scale) / options.temperature;
 }
 
-// With S = sum and m = weighted_sum / sum, the mean of t under p:
+double sum(const RowStatistics& row) { return 1 + row.rest; }
+
+// With S = sum and m = weighted_sum / S, the mean of t under p:
 //   p_v = 2^t_v / S,  log p_v + entropy = ln 2 (t_v - m)
 //   dlogits_v = -p_v (dlogp + dentropy ln 2 (t_v - m)) k, plus dlogp k at the target, k: multiplier
 template <class Real>
 Slope<Real> slope_of_row(const RowStatistics& row, const RowUpstream& upstream,
                          const RowOptions& options) {
   const double scale = options.softcap > 0 ? options.scale : 1;
-  const double weight = -multiplier(options) * scale / row.sum;
+  const double weight = -multiplier(options) * scale / sum(row);
   const double slope = upstream.dentropy * std::numbers::ln2;
-  const double mean = upstream.dentropy == 0 ? 0 : row.weighted_sum / row.sum;
-  return {static_cast<Real>(weight * (upstream.dlogp - slope * mean)),
-          static_cast<Real>(weight * slope)};
+  const double mean = upstream.dentropy == 0 ? 0 : row.weighted_sum / sum(row);
+  return {bounded<Real>(weight * (upstream.dlogp - slope * mean)), bounded<Real>(weight * slope)};
 }
 
 // At the target, whose stored logit is given.
@@ -209,9 +276,8 @@ double gradient_of_target(const RowStatistics& row, const RowUpstream& upstream,
                           const RowOptions& options, double logit) {
   const double log_p = logp(row, options);
   double gradient = -upstream.dlogp * std::expm1(log_p);
-  if (upstream.dentropy != 0) {
-    gradient -= upstream.dentropy * std::exp(log_p) * (log_p + entropy(row));
-  }
+  const double p = std::exp(log_p);
+  if (upstream.dentropy != 0 && p != 0) gradient -= upstream.dentropy * p * (log_p + entropy(row));
   return gradient * multiplier(options) * softcap_slope(logit, options);
 }
 
@@ -269,7 +335,7 @@ struct Row {
     Exponent<Real, kCapped> out{static_cast<Real>(reference),
                                 static_cast<Real>(multiplier(options) * std::numbers::log2e)};
     if constexpr (kCapped) {
-      out.final_logit = {static_cast<Real>(options.scale / options.softcap),
+      out.final_logit = {bounded<Real>(options.scale / options.softcap),
                          static_cast<Real>(options.softcap)};
     }
     return out;
@@ -295,11 +361,13 @@ struct Row {
                       const Output<Stored>& out) const {
     const bool present = target != kOutside && sums.target_logit != -infinity;
     const double logit = present ? target_logit() : 0;  // before it is overwritten
-    gradient_of_row(data, logits.vocabulary, logits.stride, exponent(sums.reference),
-                    slope_of_row<Real>(sums, upstream, options), out);
+    const auto line = slope_of_row<Real>(sums, upstream, options);
+    auto exponent_of = exponent(sums.reference);
+    exponent_of.least = least_exponent<Real>(line);
+    gradient_of_row(data, logits.vocabulary, logits.stride, exponent_of, line, out);
     if (!present) return;
-    out.row[target * out.stride] =
-        narrowed<Stored>(static_cast<Real>(gradient_of_target(sums, upstream, options, logit)));
+    const auto gradient = static_cast<Real>(gradient_of_target(sums, upstream, options, logit));
+    out.row[target * out.stride] = narrowed<Stored>(flushed(gradient));
   }
 };
 
@@ -356,18 +424,6 @@ void fill_zero(const Output<Stored>& out, int64_t vocabulary) {
   for (int64_t i = 0; i < vocabulary; ++i) out.row[i * out.stride] = Stored{};
 }
 
-RowStatistics rescaled(const RowStatistics& row, double reference, double multiplier) {
-  const double shift = (row.reference - reference) * std::numbers::log2e * multiplier;
-  if (shift == 0) return row;
-  const double power = std::exp2(shift);
-  RowStatistics out = row;
-  out.reference = reference;
-  out.sum = row.sum * power;
-  out.weighted_sum = (row.weighted_sum + row.sum * shift) * power;
-  out.sum_of_squares = row.sum_of_squares * power * power;
-  return out;
-}
-
 }  // namespace
 
 ConstLogits strided_rows(const int64_t* sizes, const int64_t* strides, int64_t dimensions) {
@@ -395,15 +451,16 @@ ConstLogits strided_rows(const int64_t* sizes, const int64_t* strides, int64_t d
 }
 
 RowStatistics merge(const RowStatistics& a, const RowStatistics& b, const RowOptions& options) {
-  const double reference = std::max(a.reference, b.reference);
-  const double k = multiplier(options);
-  const RowStatistics x = a.sum == 0 ? RowStatistics{} : rescaled(a, reference, k);
-  const RowStatistics y = b.sum == 0 ? RowStatistics{} : rescaled(b, reference, k);
-  return {.reference = reference,
-          .sum = x.sum + y.sum,
-          .weighted_sum = x.weighted_sum + y.weighted_sum,
+  if (a.reference < b.reference) return merge(b, a, options);
+  constexpr double kNothing = -1100;  // 2^this is 0, times anything finite
+  const double distance = a.reference == b.reference ? 0 : b.reference - a.reference;
+  const double shift = std::max(distance * std::numbers::log2e * multiplier(options), kNothing);
+  const double power = std::exp2(shift);
+  return {.reference = a.reference,
+          .rest = a.rest + sum(b) * power,
+          .weighted_sum = a.weighted_sum + (b.weighted_sum + sum(b) * shift) * power,
           .target_logit = std::max(a.target_logit, b.target_logit),
-          .sum_of_squares = x.sum_of_squares + y.sum_of_squares,
+          .sum_of_squares = a.sum_of_squares + b.sum_of_squares * power * power,
           .logit_sum = a.logit_sum + b.logit_sum,
           .columns = a.columns + b.columns,
           .max_logit = std::max(a.max_logit, b.max_logit)};
@@ -413,16 +470,16 @@ RowStatistics merge(const RowStatistics& a, const RowStatistics& b, const RowOpt
 // with t = 0, and the others exceed it by kLargestExponent at most. Without any logit both are
 // inf - inf.
 double logp(const RowStatistics& row, const RowOptions& options) {
-  return std::min((row.target_logit - row.reference) * multiplier(options) - std::log(row.sum),
-                  0.0);
+  const double distance = (row.target_logit - row.reference) * multiplier(options);
+  return std::min(distance - std::log1p(row.rest), 0.0);
 }
 
 double entropy(const RowStatistics& row) {
-  return std::max(std::log(row.sum) - std::numbers::ln2 * row.weighted_sum / row.sum, 0.0);
+  return std::max(std::log1p(row.rest) - std::numbers::ln2 * row.weighted_sum / sum(row), 0.0);
 }
 
 double sum_of_squared_p(const RowStatistics& row) {
-  return row.sum_of_squares / (row.sum * row.sum);
+  return row.sum_of_squares / (sum(row) * sum(row));
 }
 
 double mean_logit(const RowStatistics& row, const RowOptions& options) {

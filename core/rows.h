@@ -24,8 +24,10 @@
 // there is no softcap). Arithmetic is in float, in double for float64; sums and the row's state are
 // in double. Errors are below 4 units of the last place of the largest |x| / T in logp and 16 in
 // entropy; measured for float32 and bfloat16 logits N(0, s^2), s = 1, 3, 10, V = 151936: 2e-7 and
-// 5e-7. Gradients are rounded once. A row has one owner and a fixed order of sums: the same bits
-// for any executor.
+// 5e-7. Of a confident token 1 - e^logp keeps its digits: it has the relative error of the other
+// terms, about 1e-6. Gradients below the smallest normal number of the arithmetic are exactly 0,
+// and terms below it, next to a largest of 1, are lost. Gradients are rounded once. A row has one
+// owner and a fixed order of sums: the same bits for any executor.
 
 namespace tether {
 
@@ -80,11 +82,13 @@ struct RowOptions {
 
 // What one pass over a row, or over any part of its columns, leaves behind, all that logp, entropy
 // and the gradients need of it. "Logits" below are x / scale where there is no softcap, else x.
-//   t_v = (logit_v - reference) log2(e) multiplier,  sum = sum_v 2^t_v
+//   t_v = (logit_v - reference) log2(e) multiplier,  rest = sum_v 2^t_v - 1
+// The reference is a logit of the row, the largest one where a term outweighs all others together;
+// its 1 is never added, so that the rest keeps its digits.
 // The default is the statistics of no columns. What `sums` did not ask for is NaN.
 struct RowStatistics {
   double reference = -infinity;
-  double sum = 0;
+  double rest = -1;
   double weighted_sum = 0;          // sum_v 2^t_v t_v
   double target_logit = -infinity;  // -inf where the target is not among the columns
   double sum_of_squares = 0;        // sum_v 4^t_v
@@ -97,7 +101,7 @@ struct RowStatistics {
 // temperature.
 constexpr RowStatistics ignored_row() {
   return {.reference = 0,
-          .sum = 1,
+          .rest = 0,
           .weighted_sum = 0,
           .target_logit = 0,
           .sum_of_squares = 1,
