@@ -14,10 +14,12 @@
 //   dKL(q || p) / dx_v = q_v (log q_v - log p_v - KL(q || p)) / T,   dKL(q || p) / dy_v = (p_v -
 //   q_v) / T
 //
-// A column at -inf in both rows is not there. q_v > 0 = p_v makes KL(q || p) infinite, and its
-// gradients NaN; NaN or +inf, or nothing but -inf, make everything NaN. Results are never negative.
-// Arithmetic and sums as in core/rows.h. Errors are those of logp, absolute: about 1e-6 of the
-// largest |x|; for the divergence of nearly equal rows beyond that, estimators/exact_kl.h.
+// A column at -inf in both rows is not there. A column at -inf in p alone makes KL(q || p)
+// infinite, and its gradients by x NaN, if q_v is above 2^-100, and else adds nothing; likewise
+// KL(p || q). Probabilities below 2^-100 may count as 0. NaN or +inf, or nothing but -inf, make
+// everything NaN. Results are never negative. Gradients below the smallest normal number are
+// exactly 0. Arithmetic and sums as in core/rows.h. Errors are those of logp, absolute: about 1e-6
+// of the largest |x|; for the divergence of nearly equal rows beyond that, estimators/exact_kl.h.
 
 namespace tether {
 
@@ -25,9 +27,12 @@ namespace tether {
 struct KlStatistics {
   double reference_q = -infinity, sum_q = 0;
   double reference_p = -infinity, sum_p = 0;
-  double forward = 0;       // sum_v 2^t_v (t_v - u_v), t of q, u of p, as in RowStatistics
+  // Over the columns above -inf in both; t of q, u of p, as in RowStatistics:
+  double forward = 0;       // sum_v 2^t_v (t_v - u_v)
   double reverse = 0;       // sum_v 2^u_v (u_v - t_v)
   double weighted_sum = 0;  // sum_v 2^t_v t_v
+  double alone_q = 0;       // the largest 2^t_v where p is -inf
+  double alone_p = 0;       // the largest 2^u_v where q is -inf
 };
 
 // Values of a row, or the gradients of a loss with respect to them.

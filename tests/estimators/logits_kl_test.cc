@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
 #include <vector>
 
 #include "estimators/exact_kl.h"
@@ -98,9 +101,10 @@ PairResult definition(const Pairs& in) {
     const LogitsKl& up = in.upstream[row];
     for (size_t v = 0; v < size; ++v) {
       const long double q = std::exp(log_q[v]), p = std::exp(log_p[v]), gap = log_q[v] - log_p[v];
-      const long double dq = up.kl * product(q, gap - kl) + up.reverse_kl * (q - p) -
+      const auto times = [](double u, long double what) { return u == 0 ? 0 : u * what; };
+      const long double dq = times(up.kl, product(q, gap - kl)) + up.reverse_kl * (q - p) -
                              up.entropy * product(q, log_q[v] + entropy);
-      const long double dp = up.kl * (p - q) + up.reverse_kl * product(p, -gap - reverse_kl);
+      const long double dp = up.kl * (p - q) + times(up.reverse_kl, product(p, -gap - reverse_kl));
       out.dq.push_back(static_cast<double>(dq / in.temperature));
       out.dp.push_back(static_cast<double>(dp / in.temperature));
     }
@@ -262,6 +266,160 @@ TEST(LogitsKl, MassWhereTheOtherHasNoneIsInfinite) {
     EXPECT_EQ(got.kl[0], infinity);
     EXPECT_NEAR(got.reverse_kl[0], want.reverse_kl[0], 1e-5);
     EXPECT_NEAR(got.kl[1], want.kl[1], 1e-5);
+  }
+}
+
+// A probability that is 0 in p is nothing beside -inf in q, wherever it stands in the row.
+TEST(LogitsKl, ShuffledColumnsAreTheSameRows) {
+  std::mt19937 generator(6);
+  for (DType dtype : kAllTypes) {
+    const double much = dtype == DType::float16 ? 6e4 : 1e30;
+    for (const Doubles& values : {Doubles{-infinity, -1e4},
+                                  {-1e4, -infinity},
+                                  {-much, -infinity},
+                                  {-1e4, -much},
+                                  {-much, much},
+                                  {-infinity, -infinity}}) {
+      // Columns of `values` in both rows, and five others.
+      Pairs in{.dtype = dtype,
+               .vocabulary = 5000,
+               .q = Doubles(5000, values[0]),
+               .p = Doubles(5000, values[1]),
+               .upstream = {{1, 1, 1}}};
+      for (size_t v = 0; v < 5; ++v) {
+        in.q[100 + 900 * v] = static_cast<double>(v) / 4;
+        in.p[100 + 900 * v] = 1 - static_cast<double>(v) / 2;
+      }
+      std::vector<size_t> order(5000);
+      std::iota(order.begin(), order.end(), size_t{0});
+      const PairResult want = run(in);
+      for (int shuffle = 0; shuffle < 5; ++shuffle) {
+        std::shuffle(order.begin(), order.end(), generator);
+        Pairs shuffled = in;
+        for (size_t v = 0; v < 5000; ++v) {
+          shuffled.q[v] = in.q[order[v]];
+          shuffled.p[v] = in.p[order[v]];
+        }
+        const PairResult got = run(shuffled);
+        EXPECT_FALSE(std::isnan(got.kl[0]) || std::isnan(got.reverse_kl[0]));
+        for (auto value : {&PairResult::kl, &PairResult::reverse_kl, &PairResult::entropy}) {
+          const double one = (got.*value)[0], other = (want.*value)[0];
+          EXPECT_TRUE(one == other || std::abs(one - other) <= 1e-5 * std::abs(other))
+              << one << " and " << other << " of " << values[0] << ", " << values[1];
+        }
+        // Where the divergence is 1e30, the gradient is its rounding.
+        const double bound = 1e-5 * largest(want.dq) + 1e-6 * want.kl[0];
+        for (size_t v = 0; v < 5000; ++v) {
+          const double one = got.dq[v], other = want.dq[order[v]];
+          ASSERT_TRUE(one == other || std::abs(one - other) <= bound) << one;
+        }
+      }
+    }
+  }
+}
+
+TEST(LogitsKl, MaskedColumnsAgainstVeryUnlikelyOnes) {
+  for (DType dtype : kAllTypes) {
+    const Pairs without = random_pairs(dtype, 1, 3000, 2, 1);
+    Pairs with = without;
+    with.vocabulary = 6000;
+    with.q.resize(6000, -infinity);
+    with.p.resize(6000, -1e4);
+    std::rotate(with.q.begin(), with.q.begin() + 3000, with.q.end());
+    std::rotate(with.p.begin(), with.p.begin() + 3000, with.p.end());
+    const PairResult want = run(without), got = run(with);
+    EXPECT_NEAR(got.kl[0], want.kl[0], 4e-6);
+    EXPECT_NEAR(got.reverse_kl[0], want.reverse_kl[0], 4e-6);
+    for (size_t v = 0; v < 6000; ++v) {
+      const double dq = v < 3000 ? 0 : want.dq[v - 3000];
+      ASSERT_NEAR(got.dq[v], dq, 2e-6 + 2 * rounding(dtype, dq)) << v;
+    }
+  }
+}
+
+// The direction that is infinite does not spoil the gradient of the other.
+TEST(LogitsKl, GradientOfTheFiniteDirection) {
+  for (DType dtype : kAllTypes) {
+    Pairs in = random_pairs(dtype, 1, 300, 1, 1);
+    in.p[7] = -infinity;
+    in.upstream[0] = {0, 1, 1};
+    const PairResult got = run(in), want = definition(in);
+    for (size_t v = 0; v < 300; ++v) {
+      ASSERT_NEAR(got.dq[v], want.dq[v], 1e-5 + rounding(dtype, want.dq[v])) << v;
+      ASSERT_NEAR(got.dp[v], want.dp[v], 1e-5 + rounding(dtype, want.dp[v])) << v;
+    }
+    in.upstream[0] = {1, 0, 0};
+    EXPECT_TRUE(std::isnan(run(in).dq[7]));
+  }
+}
+
+TEST(LogitsKl, MergedShardsOfMaskedColumns) {
+  for (double floor : {-1e4, -50.0}) {  // of p where q is -inf, alone in the first shard
+    const Doubles q = {-infinity, -infinity, 0, 1}, p = {floor, floor, 1, 0};
+    KlStatistics merged;
+    for (size_t begin : {size_t{0}, size_t{2}}) {
+      KlStatistics part;
+      logits_kl_statistics({q.data() + begin, DType::float64, 1, 2},
+                           {p.data() + begin, DType::float64, 1, 2}, 1, nullptr, &part);
+      merged = merge(part, merged, 1);
+    }
+    const double p_2 = 1 / (1 + std::exp(-1.0));
+    EXPECT_NEAR(logits_kl(merged).kl, (1 - p_2) * -1 + p_2, 1e-12);
+    if (floor == -50) {
+      EXPECT_EQ(logits_kl(merged).reverse_kl, infinity);
+    } else {
+      EXPECT_NEAR(logits_kl(merged).reverse_kl, p_2 - (1 - p_2), 1e-12);
+    }
+  }
+}
+
+TEST(LogitsKl, FiniteLogitsGiveNoNan) {
+  std::mt19937 generator(7);
+  for (DType dtype : kAllTypes) {
+    const double most = dtype == DType::float16   ? 65504
+                        : dtype == DType::float64 ? std::numeric_limits<double>::max()
+                                                  : 0x1.FEp127;
+    const double values[] = {most, -most, most / 1e4, -most / 1e8, 0, 1, -100};
+    for (double temperature : {1e-6, 1.0, 1e6}) {
+      for (int64_t kinds : {2, 3, 7}) {
+        Pairs in{.dtype = dtype,
+                 .rows = 8,
+                 .vocabulary = 2500,
+                 .q = Doubles(20000),
+                 .p = Doubles(20000),
+                 .temperature = temperature};
+        in.upstream.assign(8, {1, -1, 1});
+        for (double& x : in.q) x = values[generator() % static_cast<uint64_t>(kinds)];
+        for (double& y : in.p) y = values[generator() % static_cast<uint64_t>(kinds)];
+        std::fill(in.p.begin(), in.p.begin() + 2500, most);
+        std::fill(in.p.begin() + 2500, in.p.begin() + 5000, -most);
+        const PairResult got = run(in);
+        for (size_t row = 0; row < 8; ++row) {
+          ASSERT_GE(got.kl[row], 0) << name(dtype, 2500) << ", T " << temperature;
+          ASSERT_GE(got.reverse_kl[row], 0);
+          ASSERT_GE(got.entropy[row], 0);
+        }
+        for (double each : got.dq) ASSERT_FALSE(std::isnan(each)) << name(dtype, 2500);
+        for (double each : got.dp) ASSERT_FALSE(std::isnan(each)) << name(dtype, 2500);
+      }
+    }
+  }
+}
+
+TEST(LogitsKl, NoGradientIsSubnormal) {
+  for (DType dtype : {DType::float32, DType::bfloat16, DType::float64}) {
+    const double least = dtype == DType::float64 ? 0x1p-1022 : 0x1p-126;
+    for (double upstream : {1e-6, 1.0, 1e6}) {
+      Pairs in = random_pairs(dtype, 4, 3000, dtype == DType::float64 ? 150 : 18, 0.3);
+      for (LogitsKl& each : in.upstream) {
+        each = {each.kl * upstream, each.reverse_kl * upstream, each.entropy * upstream};
+      }
+      const PairResult got = run(in);
+      for (const Doubles& gradient : {got.dq, got.dp}) {
+        for (double each : gradient) ASSERT_TRUE(each == 0 || std::abs(each) >= least) << each;
+        EXPECT_GT(std::count(gradient.begin(), gradient.end(), 0.0), 10);
+      }
+    }
   }
 }
 
