@@ -470,9 +470,11 @@ RowStatistics merge(const RowStatistics& a, const RowStatistics& b, const RowOpt
 // with t = 0, and the others exceed it by kLargestExponent at most. Without any logit both are
 // inf - inf.
 double logp(const RowStatistics& row, const RowOptions& options) {
-  const double distance = (row.target_logit - row.reference) * multiplier(options);
-  return std::min(distance - std::log1p(row.rest), 0.0);
+  return LogpOf(row, options)(row.target_logit);
 }
+
+LogpOf::LogpOf(const RowStatistics& row, const RowOptions& options)
+    : reference_(row.reference), multiplier_(multiplier(options)), log_sum_(std::log1p(row.rest)) {}
 
 double entropy(const RowStatistics& row) {
   return std::max(std::log1p(row.rest) - std::numbers::ln2 * row.weighted_sum / sum(row), 0.0);
@@ -517,10 +519,9 @@ void row_logps(const ConstLogits& logits, const RowStatistics* statistics, const
   with_stored_type("row_logps", "logits", logits.dtype, [&]<class Stored>(Stored) {
     for_each_row(logits, executor, [&](int64_t row) {
       const Stored* data = row_of<Stored>(logits, row);
-      RowStatistics of = statistics[row];
+      const LogpOf logp_of(statistics[row], options);
       for (int64_t i = row * size; i < (row + 1) * size; ++i) {
-        of.target_logit = softcapped(widened<double>(data[ids[i] * logits.stride]), options);
-        logps[i] = logp(of, options);
+        logps[i] = logp_of(softcapped(widened<double>(data[ids[i] * logits.stride]), options));
       }
     });
   });

@@ -114,6 +114,20 @@ constexpr RowStatistics ignored_row() {
 RowStatistics merge(const RowStatistics& a, const RowStatistics& b, const RowOptions& options);
 
 double logp(const RowStatistics& row, const RowOptions& options);
+
+// That of any logit of the row, in the words of RowStatistics: one logarithm for all of them.
+class LogpOf {
+ public:
+  LogpOf(const RowStatistics& row, const RowOptions& options);
+  double operator()(double logit) const {
+    const double logp = (logit - reference_) * multiplier_ - log_sum_;
+    return logp > 0 ? 0 : logp;
+  }
+
+ private:
+  double reference_, multiplier_, log_sum_;
+};
+
 double entropy(const RowStatistics& row);
 
 // RowSums::all:

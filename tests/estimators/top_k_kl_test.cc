@@ -351,6 +351,83 @@ TEST(TopKKl, GradientInPlaceIsTheSame) {
   }
 }
 
+TEST(TopKKl, AnyStridesGiveTheSameBits) {
+  for (DType dtype : kAllTypes) {
+    for (TailEstimate tail : kTails) {
+      Case in = random_case(dtype, 6, 70, 5, 0.5);
+      in.options.tail = tail;
+      const CaseResult want = run(in);
+      // Rows of [2, 3, V], both ways of different strides.
+      ConstLogits q{nullptr, dtype, 6, 70, 3 * 70 + 5, 3, 3, 16 * 70};
+      MutableLogits dq{nullptr, dtype, 6, 70, 2 * 70 + 3, 2, 3, 9 * 70};
+      Memory logits(dtype, 40 * 70), gradient(dtype, Doubles(40 * 70, 7.0));
+      for (int64_t i = 0; i < 6 * 70; ++i) {
+        logits.set(size_t(q.offset(i / 70) + i % 70 * q.stride), in.q[size_t(i)]);
+      }
+      q.data = logits.words.data();
+      dq.data = gradient.words.data();
+      const Views views(in);
+      std::vector<RowStatistics> statistics(6);
+      Doubles kl(6);
+      top_k_kl(views.of(in, q), in.options, statistics.data(), kl.data());
+      top_k_kl_gradients(views.of(in, q), in.options, statistics.data(), in.upstream.data(), dq);
+      EXPECT_EQ(kl, want.kl);
+      int touched = 0;
+      for (int64_t i = 0; i < 6 * 70; ++i) {
+        const auto place = size_t(dq.offset(i / 70) + i % 70 * dq.stride);
+        ASSERT_EQ(gradient.get(place), want.dq[size_t(i)]) << i;
+      }
+      for (double each : gradient.values(40 * 70)) touched += each != 7.0 ? 1 : 0;
+      EXPECT_EQ(touched, 6 * 70);
+    }
+  }
+}
+
+// Of unequal p that sum to more than 1, of a sample that q has almost left, of logits at their
+// ends.
+TEST(TopKKl, FiniteInputGivesNoNan) {
+  for (DType dtype : kAllTypes) {
+    const double most = dtype == DType::float16   ? 65504
+                        : dtype == DType::float64 ? 1e300
+                                                  : 0x1.FEp127;
+    for (TailEstimate tail : kTails) {
+      for (double log_p : {0.0, -0.1, -1e4, -most}) {
+        for (double y : {0.0, -700.0, -1e4, -most}) {
+          for (double x : {0.0, 1.0, most}) {
+            Case in{.dtype = dtype,
+                    .vocabulary = 5,
+                    .size = 2,
+                    .q = {x, x, -1, y, -most},
+                    .log_p = {log_p, log_p, -1, -1, log_p},
+                    .ids = {0, 1},
+                    .targets = {3}};
+            in.options.tail = tail;
+            in.upstream = {1};
+            for (const auto& ids : {std::vector<int64_t>{0, 1}, {3, 4}, {0, 3}, {2, 4}}) {
+              in.ids = ids;
+              const CaseResult got = run(in);
+              const std::string what = name(dtype, 5) + ", log p " + std::to_string(log_p) +
+                                       ", y " + std::to_string(y) + ", x " + std::to_string(x);
+              EXPECT_FALSE(std::isnan(got.kl[0])) << what;
+              for (double each : got.dq) EXPECT_FALSE(std::isnan(each)) << what;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(TopKKl, FirstBadRowIsNamed) {
+  // The place where an id stands a second time, in the first bad row, whatever the threads.
+  Case in = random_case(DType::float32, 300, 900, 800, 0.5);
+  in.ids[299 * 800 + 5] = -1;
+  in.ids[123 * 800 + 700] = in.ids[123 * 800 + 3];
+  in.ids[124 * 800 + 1] = 900;
+  EXPECT_EQ(message([&] { run(in); }), "top_k_kl: head_ids must be all different in a row, got " +
+                                           text(in.ids[123 * 800 + 3]) + " again at [123, 700]");
+}
+
 TEST(TopKKl, ThreadsChangeNoBit) {
   const Case in = random_case(DType::float32, 40, 900, 7, 0.5);
   const Executor threads{.run =
