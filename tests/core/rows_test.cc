@@ -318,6 +318,16 @@ TEST(Rows, LogpsOfSeveralIds) {
       batch.targets.assign(3, ids[i]);
       EXPECT_EQ(got[i], batch.run().logps[i / 2]) << i;
     }
+    // Every third column of every second row of something larger.
+    Memory wide(dtype, Doubles(3 * 2 * 3 * 2100, 9.0));
+    const ConstLogits strided{wide.words.data(), dtype, 3, 2100, 2 * 3 * 2100, 3};
+    for (int64_t i = 0; i < 3 * 2100; ++i) {
+      wide.set(static_cast<size_t>(strided.offset(i / 2100) + i % 2100 * 3),
+               batch.logits[static_cast<size_t>(i)]);
+    }
+    Doubles same(6);
+    row_logps(strided, statistics.data(), ids, 2, batch.options, same.data());
+    EXPECT_EQ(same, got);
     const int64_t bad[] = {0, 1, 2, 2100, 4, 5};
     EXPECT_EQ(message([&] {
                 row_logps(batch.view(memory), statistics.data(), bad, 2, batch.options, got.data());
@@ -506,6 +516,28 @@ TEST(Rows, EveryNanIsNoticed) {
       row_gradients(view, &target, {}, &row, &dlogp, nullptr,
                     {gradient.data(), DType::float32, 1, 3000, 3000});
       EXPECT_TRUE(std::isnan(gradient[0]) && std::isnan(gradient[2777]));
+    }
+  }
+}
+
+// The gradient of a row with a NaN of any bits is NaN at every column, of any type, in any half of
+// a pair.
+TEST(Rows, GradientsOfABadRowAreNan) {
+  for (DType dtype : kAllTypes) {
+    for (size_t place : {size_t{0}, size_t{1}, size_t{17}, size_t{2999}}) {
+      for (bool negative : {false, true}) {
+        Batch batch = random_batch(dtype, 1, 3000, 1);
+        batch.logits[place] = negative ? -kNan : kNan;
+        for (bool of_entropy : {false, true}) {
+          batch.dlogps = {of_entropy ? 0.0 : 1.0};
+          batch.dentropies = {of_entropy ? 1.0 : 0.0};
+          const Result got = batch.run();
+          EXPECT_TRUE(std::isnan(got.logps[0]) && std::isnan(got.entropies[0]));
+          for (double each : got.dlogits) ASSERT_TRUE(std::isnan(each)) << name(dtype, 3000);
+        }
+        batch.options.sums = RowSums::logp;
+        EXPECT_TRUE(std::isnan(batch.run().logps[0]));
+      }
     }
   }
 }
