@@ -26,6 +26,7 @@ namespace {
 struct Shape {
   int64_t rows, vocabulary;
   at::ScalarType type;
+  double deviation = 3;  // of the logits
 
   auto operator<=>(const Shape&) const = default;
 };
@@ -39,7 +40,7 @@ const Tensors& tensors(const Shape& shape) {
   if (made.count(shape) == 0) {
     at::manual_seed(4);
     Tensors out;
-    out.logits = (at::randn({shape.rows, shape.vocabulary}) * 3).to(shape.type);
+    out.logits = (at::randn({shape.rows, shape.vocabulary}) * shape.deviation).to(shape.type);
     out.other = out.logits + at::randn({shape.rows, 1}).to(shape.type);
     out.gradient = at::zeros_like(out.logits);
     out.targets = at::randint(shape.vocabulary, {shape.rows}, at::kLong);
@@ -272,6 +273,12 @@ void register_logits() {
     add("autograd/logits_both", both_passes, Way::autograd);
     add("autograd/logits_both_own_buffer", both_passes, Way::in_place);
   }
+  // A tenth of the probabilities is below the smallest normal number.
+  const Shape wide{512, 32000, at::kFloat, 16};
+  benchmark::RegisterBenchmark("512x32000/raw/logits_forward_wide/float32", forward, wide,
+                               RowSums::entropy);
+  benchmark::RegisterBenchmark("512x32000/raw/logits_backward_wide/float32", backward, wide, false);
+  benchmark::RegisterBenchmark("512x32000/raw/logits_kl_wide/float32", kl, wide);
   for (const LinearShape& shape : {LinearShape{1024, 1024, 32000, at::kFloat},
                                    LinearShape{1024, 1024, 32000, at::kBFloat16}}) {
     const std::string size = std::to_string(shape.rows) + "x" + std::to_string(shape.hidden) + "x" +
