@@ -2,140 +2,21 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numbers>
 #include <string>
 #include <type_traits>
 
 #include "core/check.h"
 #include "core/macros.h"
+#include "core/row_blocks.h"
 #include "core/row_lanes.h"
-#include "core/row_lanes_avx512.h"
+#include "core/store_past_caches.h"
 #include "core/stored_rows.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace tether {
 namespace {
 
 using namespace rows;
-
-template <RowSums kSums, bool kCapped, class Stored, class Real = RealOf<Stored>>
-TETHER_CLONES TETHER_CONTRACT void sum_block(const Stored* logits, int64_t count,
-                                             const Exponent<Real, kCapped>& exponent_in,
-                                             BlockSums<Real>& out) {
-  const auto exponent = exponent_in;
-  Lanes<Real> lanes;
-  clear<kSums>(lanes);
-  for (int64_t i = 0; i < count; i += kRowLanes) {
-    prefetch_ahead(logits + i);
-    add_lanes<kSums>(logits + i, exponent, lanes);
-  }
-  const auto add = [](double a, double b) { return a + b; };
-  const auto larger = [](Real a, Real b) { return a > b ? a : b; };
-  out.exceeds = reduced<Real>(lanes.highest, larger) > kLargestExponent<Real>;
-  out.largest = reduced<Real>(lanes.sum, larger);
-  out.sum = reduced<double>(lanes.sum, add);
-  if constexpr (kSums != RowSums::logp) out.weighted_sum = reduced<double>(lanes.weighted_sum, add);
-  if constexpr (kSums == RowSums::all) {
-    out.max = reduced<Real>(lanes.max, larger);
-    out.sum_of_squares = reduced<double>(lanes.sum_of_squares, add);
-    out.distances = reduced<double>(lanes.distances, add);
-    out.columns = reduced<double>(lanes.columns, add);
-  }
-}
-
-template <RowSums kSums, bool kCapped, class Stored, class Real = RealOf<Stored>>
-BlockSums<Real> sums_of_block(const Block<Stored>& block, const Exponent<Real, kCapped>& exponent) {
-  BlockSums<Real> out;
-  if constexpr (avx512::kHas<Stored, kCapped>) {
-    if (avx512::usable()) {
-      avx512::sum_block<kSums>(block.logits, block.padded, exponent, out);
-      return out;
-    }
-  }
-  sum_block<kSums>(block.logits, block.padded, exponent, out);
-  return out;
-}
-
-// The largest of `count` final logits.
-template <bool kCapped, class Stored, class Real = RealOf<Stored>>
-TETHER_CLONES void largest_block(const Stored* logits, int64_t count,
-                                 const FinalLogit<Real, kCapped>& final_logit_in, Real& out) {
-  const auto final_logit = final_logit_in;
-  Real largest[kRowLanes];
-  for (Real& lane : largest) lane = -std::numeric_limits<Real>::infinity();
-  for (int64_t i = 0; i < count; i += kRowLanes) max_lanes(logits + i, final_logit, largest);
-  out = reduced<Real>(largest, [](Real a, Real b) { return a > b ? a : b; });
-}
-
-template <bool kCapped, class Stored, class Real = RealOf<Stored>>
-TETHER_CLONES TETHER_CONTRACT void gradient_block(const Stored* logits, int64_t count,
-                                                  const Exponent<Real, kCapped>& exponent_in,
-                                                  const Slope<Real>& line_in, Stored* out) {
-  const auto exponent = exponent_in;
-  const auto line = line_in;
-  for (int64_t i = 0; i < count; i += kRowLanes) {
-    prefetch_ahead(logits + i);
-    gradient_lanes(logits + i, exponent, line, out + i);
-  }
-}
-
-template <bool kCapped, class Stored, class Real = RealOf<Stored>>
-void gradients_of_block(const Block<Stored>& block, const Exponent<Real, kCapped>& exponent,
-                        const Slope<Real>& line, Stored* out) {
-  if constexpr (avx512::kHas<Stored, kCapped>) {
-    if (avx512::usable()) {
-      return avx512::gradient_block(block.logits, block.padded, exponent, line, out);
-    }
-  }
-  gradient_block(block.logits, block.padded, exponent, line, out);
-}
-
-// ---- stores past the caches ---------------------------------------------------------------------
-
-#if defined(__x86_64__)
-
-[[gnu::target("avx512f")]] void store_lines_wide(const char* from, char* to, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) {
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
-  }
-}
-
-void store_lines(const char* from, char* to, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 16) {
-    const auto* word = reinterpret_cast<const __m128i*>(from + i);
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(word));
-  }
-}
-
-// Copies without reading what it overwrites into the caches; whole lines of 64 bytes.
-void store_past_caches(const void* from, void* to, int64_t bytes) {
-  static const bool wide = __builtin_cpu_supports("avx512f");
-  const char* source = static_cast<const char*>(from);
-  char* target = static_cast<char*>(to);
-  const auto misaligned = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) & 63);
-  const int64_t head = std::min(misaligned, bytes);
-  const int64_t lines = (bytes - head) & ~int64_t{63};
-  std::memcpy(target, source, static_cast<size_t>(head));
-  (wide ? store_lines_wide : store_lines)(source + head, target + head, lines);
-  std::memcpy(target + head + lines, source + head + lines,
-              static_cast<size_t>(bytes - head - lines));
-}
-
-// Before anybody else reads what was stored.
-void finish_stores() { _mm_sfence(); }
-
-#else
-
-void store_past_caches(const void* from, void* to, int64_t bytes) {
-  std::memcpy(to, from, static_cast<size_t>(bytes));
-}
-void finish_stores() {}
-
-#endif
 
 // ---- rows ---------------------------------------------------------------------------------------
 
@@ -250,13 +131,6 @@ double softcap_slope(double logit, const RowOptions& options) {
   const double tanh = std::tanh(logit * options.scale / options.softcap);
   return (1 - tanh * tanh) * options.scale;
 }
-
-// Of x / T with respect to "logits".
-double multiplier(const RowOptions& options) {
-  return (options.softcap > 0 ? 1 : options.scale) / options.temperature;
-}
-
-double sum(const RowStatistics& row) { return 1 + row.rest; }
 
 // With S = sum and m = weighted_sum / S, the mean of t under p:
 //   p_v = 2^t_v / S,  log p_v + entropy = ln 2 (t_v - m)
@@ -402,10 +276,6 @@ void check_rows(const char* function, const ConstLogits& logits, const int64_t* 
   });
 }
 
-bool is_ignored(const int64_t* targets, int64_t row, const RowOptions& options) {
-  return targets != nullptr && targets[row] == options.ignore_index;
-}
-
 // Stores past the caches pay when the gradient is somewhere else than the logits, larger than what
 // a core's cache would keep for the next reader, and not of halves, whose rounding takes longer.
 constexpr int64_t kCacheBytes = int64_t{4} << 20;
@@ -425,76 +295,6 @@ void fill_zero(const Output<Stored>& out, int64_t vocabulary) {
 }
 
 }  // namespace
-
-ConstLogits strided_rows(const int64_t* sizes, const int64_t* strides, int64_t dimensions) {
-  ConstLogits out{
-      .rows = 1, .vocabulary = sizes[dimensions - 1], .stride = strides[dimensions - 1]};
-  for (int64_t d = 0; d < dimensions - 1; ++d) out.rows *= sizes[d];
-  if (out.rows == 0) return out;
-  int levels = 0;
-  int64_t inner = 1;  // rows in the dimensions seen so far, the last one first
-  for (int64_t d = dimensions - 2; d >= 0; --d) {
-    if (sizes[d] == 1) continue;
-    if (levels == 0) {
-      out.row_stride = strides[d];
-      levels = 1;
-    } else if (levels == 1 && strides[d] != inner * out.row_stride) {
-      out.columns = inner;
-      out.batch_stride = strides[d];
-      levels = 2;
-    } else if (levels == 2 && strides[d] != inner / out.columns * out.batch_stride) {
-      return {};
-    }
-    inner *= sizes[d];
-  }
-  return out;
-}
-
-RowStatistics merge(const RowStatistics& a, const RowStatistics& b, const RowOptions& options) {
-  if (a.reference < b.reference) return merge(b, a, options);
-  constexpr double kNothing = -1100;  // 2^this is 0, times anything finite
-  const double distance = a.reference == b.reference ? 0 : b.reference - a.reference;
-  const double shift = std::max(distance * std::numbers::log2e * multiplier(options), kNothing);
-  const double power = std::exp2(shift);
-  return {.reference = a.reference,
-          .rest = a.rest + sum(b) * power,
-          .weighted_sum = a.weighted_sum + (b.weighted_sum + sum(b) * shift) * power,
-          .target_logit = std::max(a.target_logit, b.target_logit),
-          .sum_of_squares = a.sum_of_squares + b.sum_of_squares * power * power,
-          .logit_sum = a.logit_sum + b.logit_sum,
-          .columns = a.columns + b.columns,
-          .max_logit = std::max(a.max_logit, b.max_logit)};
-}
-
-// Without a softcap no clamp to logp <= 0 <= entropy is needed: the reference is one of the logits,
-// with t = 0, and the others exceed it by kLargestExponent at most. Without any logit both are
-// inf - inf.
-double logp(const RowStatistics& row, const RowOptions& options) {
-  return LogpOf(row, options)(row.target_logit);
-}
-
-LogpOf::LogpOf(const RowStatistics& row, const RowOptions& options)
-    : reference_(row.reference), multiplier_(multiplier(options)), log_sum_(std::log1p(row.rest)) {}
-
-double entropy(const RowStatistics& row) {
-  return std::max(std::log1p(row.rest) - std::numbers::ln2 * row.weighted_sum / sum(row), 0.0);
-}
-
-double sum_of_squared_p(const RowStatistics& row) {
-  return row.sum_of_squares / (sum(row) * sum(row));
-}
-
-double mean_logit(const RowStatistics& row, const RowOptions& options) {
-  return row.logit_sum / row.columns * multiplier(options);
-}
-
-bool target_is_largest(const RowStatistics& row) { return row.target_logit >= row.max_logit; }
-
-int64_t first_bad_target(const int64_t* targets, int64_t rows, int64_t vocabulary,
-                         int64_t ignore_index) {
-  const auto legal = [=](int64_t id) { return (0 <= id && id < vocabulary) || id == ignore_index; };
-  return std::find_if_not(targets, targets + rows, legal) - targets;
-}
 
 void row_statistics(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
                     RowStatistics* statistics, const Executor& executor) {

@@ -10,9 +10,21 @@
 #include "core/parallel.h"
 #include "core/rows.h"
 
-// Rows of logits in the type in which they are stored.
+// What every pass over rows of logits needs, in the type in which they are stored.
 
 namespace tether::rows {
+
+// Of x / T with respect to "logits".
+inline double multiplier(const RowOptions& options) {
+  return (options.softcap > 0 ? 1 : options.scale) / options.temperature;
+}
+
+// Over the columns of 2^t.
+inline double sum(const RowStatistics& row) { return 1 + row.rest; }
+
+inline bool is_ignored(const int64_t* targets, int64_t row, const RowOptions& options) {
+  return targets != nullptr && targets[row] == options.ignore_index;
+}
 
 // body(Stored{}) for the type of the logits, or an Error about `argument`.
 template <class Body>
