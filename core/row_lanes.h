@@ -258,7 +258,7 @@ TETHER_INLINE void add_lanes(const Stored* logits, const Exponent<Real, kCapped>
     lanes.sum[i] += power;
     if constexpr (kSums != RowSums::logp) lanes.weighted_sum[i] += power * t;
     if constexpr (kSums == RowSums::all) {
-      const bool present = x > -std::numeric_limits<Real>::infinity();
+      const bool present = x != -std::numeric_limits<Real>::infinity();
       const Real root = or_zero(power, !(power < kLeastRoot<Real>));
       lanes.sum_of_squares[i] += root * root;
       lanes.distances[i] += present ? x - exponent.reference : Real(0);

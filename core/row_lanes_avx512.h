@@ -148,7 +148,7 @@ TETHER_AVX512_LOOP void sum_block(const Stored* logits, int64_t count,
       sum.halves[h] += power;
       if constexpr (kSums != RowSums::logp) weighted_sum.halves[h] += power * t;
       if constexpr (kSums == RowSums::all) {
-        const __mmask16 present = _mm512_cmp_ps_mask(x, minus_infinity, _CMP_GT_OQ);
+        const __mmask16 present = _mm512_cmp_ps_mask(x, minus_infinity, _CMP_NEQ_UQ);
         const __mmask16 normal = _mm512_cmp_ps_mask(power, least_root, _CMP_NLT_UQ);
         sum_of_squares.halves[h] += _mm512_maskz_mul_ps(normal, power, power);
         distances.halves[h] += _mm512_maskz_mov_ps(present, distance);

@@ -31,7 +31,7 @@ double sum_of_logits(const Block<Stored>& block) {
   double sum = 0;
   for (int64_t i = 0; i < block.count; ++i) {
     const double logit = widened<double>(block.logits[i]);
-    if (logit > -infinity) sum += logit;
+    if (logit != -infinity) sum += logit;
   }
   return sum;
 }

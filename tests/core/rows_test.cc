@@ -505,12 +505,15 @@ TEST(Rows, EveryNanIsNoticed) {
   for (uint32_t bits : {0x7FC00000u, 0xFFC00000u, 0x7FC00001u, 0xFFC001FFu, 0x7F800001u}) {
     for (RowSums sums : {RowSums::logp, RowSums::entropy, RowSums::all}) {
       std::vector<float> logits(3000, 1.0f);
+      logits[2777 - 64] = 5;  // in the lane of the NaN, before it
       logits[2777] = bit_cast<float>(bits);
       const ConstLogits view{logits.data(), DType::float32, 1, 3000, 3000};
       const int64_t target = 5;
       RowStatistics row;
       row_statistics(view, &target, {.sums = sums}, &row);
       EXPECT_TRUE(std::isnan(logp(row, {}))) << bits;
+      EXPECT_TRUE(std::isnan(mean_logit(row, {}))) << bits;
+      EXPECT_TRUE(sums != RowSums::all || row.max_logit == 5) << bits;
       std::vector<float> gradient(3000);
       const double dlogp = 1;
       row_gradients(view, &target, {}, &row, &dlogp, nullptr,
@@ -538,6 +541,17 @@ TEST(Rows, GradientsOfABadRowAreNan) {
         batch.options.sums = RowSums::logp;
         EXPECT_TRUE(std::isnan(batch.run().logps[0]));
       }
+    }
+  }
+}
+
+// Halves round a NaN of any bits to a NaN.
+TEST(Rows, NanUpstreamMakesTheGradientNan) {
+  for (DType dtype : kAllTypes) {
+    for (uint64_t bits : {0x7FF8000000000000u, 0x7FFFFFFFFFFFFFFFu, 0xFFFFFFFFFFFFFFFFu}) {
+      Batch batch = random_batch(dtype, 1, 300, 1);
+      batch.dlogps = {bit_cast<double>(bits)};
+      for (double each : batch.run().dlogits) ASSERT_TRUE(std::isnan(each)) << name(dtype, 300);
     }
   }
 }
