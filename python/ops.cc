@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <stdexcept>
@@ -89,7 +90,7 @@ PolicyArrays arrays_of(std::string_view function, const Inputs& in) {
 
 Tensor new_doubles(std::initializer_list<int64_t> sizes, const double* values) {
   Tensor out = torch::stable::empty(sizes, ScalarType::Double);
-  std::memcpy(out.mutable_data_ptr(), values, static_cast<size_t>(out.numel()) * sizeof(double));
+  std::copy_n(values, out.numel(), static_cast<double*>(out.mutable_data_ptr()));
   return out;
 }
 
