@@ -89,8 +89,8 @@ include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(TetherTorch
   REQUIRED_VARS TetherTorch_ROOT
   VERSION_VAR TetherTorch_VERSION
-  REASON_FAILURE_MESSAGE "LibTorch was not found. `pip install torch` in the active Python, or set \
-CMAKE_PREFIX_PATH to a LibTorch folder, or configure with -DTETHER_TORCH=OFF.")
+  REASON_FAILURE_MESSAGE "LibTorch was not found. Activate a Python that has it (`pip install torch`), or \
+set -DTETHER_TORCH_ROOT= or CMAKE_PREFIX_PATH to a LibTorch folder, or configure with -DTETHER_TORCH=OFF.")
 
 if(TetherTorch_FOUND AND NOT TARGET tether_torch::torch)
   if(TETHER_TORCH_CONFIG)
