@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes the README's tables of the logits layer from what the benchmarks left.
+"""Writes the tables of the logits layer from what the benchmarks left.
 
-usage: readme.py README.md LOGITS.json PEERS.json ...
+usage: readme.py README.md SPEED.md LOGITS.json PEERS.json ...
 
-LOGITS.json is of `./dev bench logits`, each PEERS.json of a run of `./dev bench peers`; the tables
-stand between the two comments that name this script.
+LOGITS.json is of `./dev bench logits`, each PEERS.json of a run of `./dev bench peers`. SPEED.md
+gets all tables, README.md the first one, between the two comments that name this script.
 """
 
 import json
@@ -91,11 +91,15 @@ def products_table(results):
         )
 
 
-def page(results, times):
+def first_table(results):
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     yield f"*{results['cpu']}, {results['cores']} cores, one thread; {versions}.*"
     yield ""
     yield from peers_table(results, "logits", "512x151936")
+
+
+def all_tables(results, times):
+    yield from first_table(results)
     yield ""
     yield from peers_table(results, "kl", "512x32000")
     yield ""
@@ -117,16 +121,21 @@ def page(results, times):
             yield f"| {what.replace(': ', ', ')} | {value:.2f} | {sign} {bound} |"
 
 
+def write(path, lines):
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        sys.exit(f"readme.py: {path} must have the lines {BEGIN} and {END}, got none")
+    path.write_text("\n".join([before + BEGIN, *lines, END + after]))
+
+
 def main():
-    readme, logits_path, *peers_paths = map(pathlib.Path, sys.argv[1:])
+    readme, speed, logits_path, *peers_paths = map(pathlib.Path, sys.argv[1:])
     runs = [json.loads(path.read_text()) for path in peers_paths]
     results = runs[0] | {"results": [each for run in runs for each in run["results"]]}
     times = table.medians(json.loads(logits_path.read_text()))
-    text = readme.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    lines = "\n".join(page(results, times))
-    readme.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
+    write(readme, first_table(results))
+    write(speed, all_tables(results, times))
 
 
 if __name__ == "__main__":

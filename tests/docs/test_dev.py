@@ -18,26 +18,27 @@ def dev(*arguments):
     [
         (
             ["build"],
-            "COMMAND must be demo, test, check, bench, catalogue or wheel, got build",
+            "COMMAND must be demo, test, check, docs, bench, catalogue or wheel, got build",
         ),
         (["demo", "fast"], "demo: option must begin with -, got fast"),
         (["test", "--short"], "test: option must be --long, got --short"),
         (["test", "--long", "x"], "test: option must be --long, got --long x"),
         (["check", "--write"], "check: takes no option, got --write"),
+        (["docs", "x"], "docs: takes no option, got x"),
         (["wheel", "x"], "wheel: takes no option, got x"),
         (["catalogue", "write"], "catalogue: option must be --write, got write"),
         (["bench", "ppo", "64x1024"], "bench ppo: option must begin with -, got 64x1024"),
         (["bench", "peers", "x"], "bench peers: option must begin with -, got x"),
         (["bench", "readme", "x"], "bench readme: takes no option, got x"),
     ],
-    ids=" ".join,
+    ids=lambda each: " ".join(each) if isinstance(each, list) else "",
 )
 def test_a_wrong_argument_gets_one_line(arguments, message):
     out = dev(*arguments)
     assert (out.returncode, out.stdout, out.stderr) == (1, "", f"./dev: {message}\n")
 
 
-@pytest.mark.parametrize("command", ["test", "check", "bench", "catalogue", "wheel"])
+@pytest.mark.parametrize("command", ["test", "check", "docs", "bench", "catalogue", "wheel"])
 def test_help_is_the_usage(command):
     out = dev(command, "--help")
     assert out.returncode == 0
