@@ -10,7 +10,18 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FOLDERS = ["bench", "core", "estimators", "examples", "libtorch", "python", "rl", "testing", "tests", "tools"]
+FOLDERS = [
+    "bench",
+    "core",
+    "estimators",
+    "examples",
+    "libtorch",
+    "python",
+    "rl",
+    "testing",
+    "tests",
+    "tools",
+]
 
 
 def main():

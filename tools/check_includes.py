@@ -46,13 +46,22 @@ def errors_of(path, text):
         where = f"{path}:{line}: {folder} must not include {header}"
         if folder in NO_TORCH and TORCH.match(header):
             yield f"{where}: no torch here"
-        if folder in NO_TORCH and EIGEN.match(header) and pathlib.PurePosixPath(path).name != "eigen.h":
+        if (
+            folder in NO_TORCH
+            and EIGEN.match(header)
+            and pathlib.PurePosixPath(path).name != "eigen.h"
+        ):
             yield f"{where}: Eigen is for the eigen.h headers"
         beside = pathlib.PurePosixPath(path).parent / header
         target = folder_of(beside if (ROOT / beside).exists() else header)
         if target and folder in ALLOWED and target not in ALLOWED[folder]:
             yield f"{where}: it sees only {', '.join(sorted(ALLOWED[folder]))}"
-        if folder in NO_TORCH and target and header.endswith("/eigen.h") and not path.endswith("/eigen.h"):
+        if (
+            folder in NO_TORCH
+            and target
+            and header.endswith("/eigen.h")
+            and not path.endswith("/eigen.h")
+        ):
             yield f"{where}: Eigen is for the eigen.h headers"
 
 

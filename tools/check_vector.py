@@ -22,7 +22,10 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ["core", "estimators", "rl"]
 FUNCTION = re.compile(r"^;; Function (.*?) \((\S+), funcdef_no")
-NOTE = re.compile(r"^(\S+?):(\d+):\d+: (optimized: loop vectorized using (\d+) byte|missed: couldn't vectorize loop)")
+NOTE = re.compile(
+    r"^(\S+?):(\d+):\d+: "
+    r"(optimized: loop vectorized using (\d+) byte|missed: couldn't vectorize loop)"
+)
 
 
 def marked_loops():
@@ -83,18 +86,26 @@ def main():
         if "arch_x86_64_v4" in function and (file, line) in loops:
             key = (function, file, line)
             widest[key] = max(width, widest.get(key, 0))
+
+    def place(file, line):
+        return f"{pathlib.Path(file).relative_to(ROOT)}:{line}"
+
     errors = [
-        f"{pathlib.Path(file).relative_to(ROOT)}:{line}: got {width or 'no'} byte vectors in {demangled(function)}"
+        f"{place(file, line)}: got {width or 'no'} byte vectors in {demangled(function)}"
         for (function, file, line), width in widest.items()
         if width < 64
     ]
     seen = {(file, line) for _, file, line in widest}
     errors += [
-        f"{pathlib.Path(file).relative_to(ROOT)}:{line}: no loop here in any AVX-512 clone (not instantiated, or unrolled: mark the loop around it)"
+        f"{place(file, line)}: no loop here in any AVX-512 clone "
+        "(not instantiated, or unrolled: mark the loop around it)"
         for file, line in loops - seen
     ]
-    print("\n".join(sorted(errors)) if errors else
-          f"vector loops: {len(loops)} marked, {len(widest)} instances, all with 64 byte vectors")
+    print(
+        "\n".join(sorted(errors))
+        if errors
+        else f"vector loops: {len(loops)} marked, {len(widest)} instances, all with 64 byte vectors"
+    )
     return 1 if errors else 0
 
 

@@ -11,8 +11,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 COLOURS = {"sft": "tab:grey", "rl": "tab:blue", "control": "tab:orange"}
-NAMES = {"sft": "supervised fine-tuning", "rl": "reinforcement learning",
-         "control": "the same time, more SFT"}
+NAMES = {
+    "sft": "supervised fine-tuning",
+    "rl": "reinforcement learning",
+    "control": "the same time, more SFT",
+}
 
 
 def read(path):
@@ -27,8 +30,9 @@ def read(path):
 
 
 def smooth(values, width=5):
-    return [sum(values[max(0, i - width + 1):i + 1]) / min(i + 1, width)
-            for i in range(len(values))]
+    return [
+        sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))
+    ]
 
 
 def draw_accuracy(axes, phases):
@@ -43,10 +47,14 @@ def draw_accuracy(axes, phases):
         if phase == "sft":
             end, last = x[-1], y[-1]
         elif last is not None:
-            x, y = [end] + x, [last] + y
+            x, y = [end, *x], [last, *y]
         axes.plot(x, y, "o-", color=COLOURS[phase], label=NAMES[phase])
-    axes.set(title="Held-out questions answered right", xlabel="processor seconds of training",
-             ylabel="%", ylim=(0, 100))
+    axes.set(
+        title="Held-out questions answered right",
+        xlabel="processor seconds of training",
+        ylabel="%",
+        ylim=(0, 100),
+    )
     axes.legend(loc="lower right")
 
 
@@ -55,8 +63,12 @@ def draw_reward(axes, rows):
     reward = [row["reward"] for row in rows]
     axes.plot(steps, reward, color=COLOURS["rl"], alpha=0.3)
     axes.plot(steps, smooth(reward), color=COLOURS["rl"], label="reward, mean of 5 steps")
-    axes.plot(steps, smooth([row["entropy"] for row in rows]), color="tab:green",
-              label="entropy, nats per token")
+    axes.plot(
+        steps,
+        smooth([row["entropy"] for row in rows]),
+        color="tab:green",
+        label="entropy, nats per token",
+    )
     axes.set(title="Reinforcement learning", xlabel="step", ylim=(0, 1))
     axes.legend(loc="center right")
 

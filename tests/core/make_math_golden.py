@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes math_golden.json: core/math.h's functions in double, by mpmath at 60 digits.
 
-{"function": [[x, high, low], ...], ...}: the exact value at the double x is high + low to 32 digits.
+{"function": [[x, high, low], ...], ...}: the exact value at the double x is high + low, to 32
+digits.
 """
 
 import json
@@ -69,7 +70,11 @@ def positive(rng):
     for k in (-1022, -3, -1, 0, 1, 2, 52, 53, 1023):
         points += neighbours(math.sqrt(0.5) * 2.0**k)
     points += neighbours(1.0) + [1 + s * 2.0**-k for k in range(2, 50, 3) for s in (1, -0.5)]
-    return points + [rng.uniform(0.3, 3) for _ in range(80)] + [10 ** rng.uniform(-300, 300) for _ in range(30)]
+    return (
+        points
+        + [rng.uniform(0.3, 3) for _ in range(80)]
+        + [10 ** rng.uniform(-300, 300) for _ in range(30)]
+    )
 
 
 def points_of(name, rng):

@@ -47,7 +47,9 @@ POLYNOMIALS = [
 def interpolate(function, interval, degree):
     low, high = map(mpf, interval)
     n = degree + 1
-    nodes = [(low + high) / 2 + (high - low) / 2 * cos(pi * (2 * i + 1) / (2 * n)) for i in range(n)]
+    nodes = [
+        (low + high) / 2 + (high - low) / 2 * cos(pi * (2 * i + 1) / (2 * n)) for i in range(n)
+    ]
     powers = matrix([[x**j for j in range(n)] for x in nodes])
     return list(lu_solve(powers, matrix([function(x) for x in nodes])))
 
@@ -68,7 +70,10 @@ def largest_error(coefficients, function, interval, weight):
     low, high = map(mpf, interval)
     points = [low + (high - low) * i / 1000 for i in range(1001)]
     points = [x for x in points if abs(x) > mpf(10) ** -30]
-    value = lambda x: sum(mpf(c) * x**j for j, c in enumerate(coefficients))
+
+    def value(x):
+        return sum(mpf(c) * x**j for j, c in enumerate(coefficients))
+
     return max(abs((value(x) - function(x)) * weight(x)) for x in points)
 
 

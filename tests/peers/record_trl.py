@@ -154,9 +154,7 @@ def main():
         for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo")
         for variant in VARIANTS
     ]
-    cases = [
-        recorded(seed, variant, over) for seed, (over, variant) in enumerate(plans + FURTHER)
-    ]
+    cases = [recorded(seed, variant, over) for seed, (over, variant) in enumerate(plans + FURTHER)]
     recording.write("trl_grpo.json", "trl", [GRPOTrainer._compute_loss], cases)
 
 
