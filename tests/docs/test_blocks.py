@@ -45,6 +45,13 @@ def test_every_block_has_a_language_that_is_tested():
         assert {name for name, _ in FENCE.findall(page.read_text())} <= known, name_of(page)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files(page):
+    """The site checks its pages; README.md is none, and a link there must work without the site."""
+    for target in re.findall(r"\]\(([^)#]+)", FENCE.sub("", page.read_text())):
+        assert target.startswith("https:") or (page.parent / target).exists(), target
+
+
 @pages_with("python")
 def test_python_blocks_run(page):
     namespace = {}
