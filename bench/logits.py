@@ -13,8 +13,8 @@ linear    from hidden states: log-probabilities only; "products" are the matrix 
 
 Interleaved repetitions, medians of wall time. The heap is kept warm (glibc is told to keep memory),
 the best case for whoever allocates. "MB" is the peak above the inputs in a fresh process. The
-machine's own figures are torch's: sum for reading, copy_ for copying, add_ for in place. A peer that
-is not installed is left out with a line; ./dev bench peers installs them.
+machine's own figures are torch's: sum for reading, copy_ for copying, add_ for in place. A peer
+that is not installed is left out with a line; ./dev bench peers installs them.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ LOGITS_METHODS = {
 }
 
 
-# ---- methods on two rows of logits: (q, p) -> (KL, entropy) ---------------------------------------
+# ---- methods on two rows of logits: (q, p) -> (KL, entropy) --------------------------------------
 
 
 def kl_eager(q_logits, p_logits):
@@ -139,8 +139,8 @@ def linear_trl():
 
 
 def linear_torch():
-    return lambda hidden, weight, targets: -F.linear_cross_entropy(
-        hidden, weight, targets, reduction="none"
+    return lambda hidden, weight, targets: (
+        -F.linear_cross_entropy(hidden, weight, targets, reduction="none")
     )
 
 

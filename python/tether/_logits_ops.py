@@ -129,9 +129,7 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, dlogps, dentropies, _):
     dlogits = None
     if dlogps is not None or dentropies is not None:
-        dlogits = TokenGradient.apply(
-            *ctx.saved_tensors, dlogps, dentropies, ctx.options, None, ()
-        )
+        dlogits = TokenGradient.apply(*ctx.saved_tensors, dlogps, dentropies, ctx.options, None, ())
     return dlogits, *[None] * 7
 
 
@@ -139,7 +137,7 @@ torch.library.register_autograd("tether::token_logps_forward", _backward, setup_
 
 
 class TokenLogpsOfCaller(torch.autograd.Function):
-    """token_logps of a shard, which it gathers, or whose gradient goes into memory of the caller."""
+    """token_logps of a shard, which it gathers, or whose gradient goes to memory of the caller."""
 
     @staticmethod
     def forward(ctx, logits, targets, options, with_entropies, with_statistics, buffer, shard):

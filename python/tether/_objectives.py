@@ -56,8 +56,10 @@ def objectives(family: str = "policy") -> dict[str, Objective]:
     return rows
 
 
-_CHOICES = {family: tuple(next(iter(objectives(family).values())).choices)
-            for family in ("policy", "preference")}
+_CHOICES = {
+    family: tuple(next(iter(objectives(family).values())).choices)
+    for family in ("policy", "preference")
+}
 
 
 class Wanted(NamedTuple):
@@ -122,7 +124,7 @@ def check_number(function: str, name: str, value: Number) -> None:
 def check_positive(function: str, name: str, value: Number, *, zero: bool = False) -> None:
     """A finite number above 0, or with `zero` at least 0. What a tensor holds is not looked at."""
     check_number(function, name, value)
-    legal = isinstance(value, Tensor) or (value > 0 or (zero and value == 0)) and value < math.inf
+    legal = isinstance(value, Tensor) or ((value > 0 or (zero and value == 0)) and value < math.inf)
     if not legal:
         rule = "at least 0" if zero else "greater than 0"
         raise ValueError(f"{function}: {name} must be {rule} and finite, got {value:g}")

@@ -61,7 +61,7 @@ class CategoricalKl(NamedTuple):
 
 
 class VocabularyShard(NamedTuple):
-    """Where the vocabulary is split over ranks (tensor parallel), the part that one of them holds."""
+    """Where the vocabulary is split over ranks (tensor parallel), the part that one holds."""
 
     first_id: int  # logits hold the columns of the ids [first_id, first_id + V)
     ids: int  # of all shards together

@@ -131,7 +131,7 @@ def is_reinforce(
     return -weight * advantage * logp, truncated | (weight == 0)
 
 
-# ---- the penalty -----------------------------------------------------------------------------------
+# ---- the penalty ---------------------------------------------------------------------------------
 
 _KL = {"k1": k1, "k2": k2, "k3": k3}
 _KL_CHOICES = ("kl_estimator", "kl_gradient", "kl_correction")
@@ -141,7 +141,7 @@ _KL_SCORES = {"k1": lambda d: 1 - d, "k2": lambda d: d * (d / 2 - 1), "k3": lamb
 
 
 def with_gradient_of(value: Tensor, source: Tensor) -> Tensor:
-    """Straight through: the value of one with the gradient of the other, 0 where that overflowed."""
+    """Straight through: the value of one, the gradient of the other, 0 where that overflowed."""
     return value.detach() + torch.nan_to_num(source - source.detach(), nan=0.0)
 
 
@@ -519,10 +519,10 @@ def bounded(x: Tensor) -> Tensor:
 def levelled(rows: Rows, tokens: Tokens, n: Tensor, level: str) -> tuple[Tensor, Tensor]:
     """logp and log_ratio as a surrogate sees them.
 
-      token            logp - old_logp
-      sequence_mean    their mean over the row; logp likewise      GSPO, arXiv:2507.18071, eq. 7
-      sequence_token   the mean, with the token's own gradient     GSPO-token, the same, eq. 14
-      sequence_sum     their sum over the row; logp likewise       RLOO, arXiv:2402.14740
+    token            logp - old_logp
+    sequence_mean    their mean over the row; logp likewise      GSPO, arXiv:2507.18071, eq. 7
+    sequence_token   the mean, with the token's own gradient     GSPO-token, the same, eq. 14
+    sequence_sum     their sum over the row; logp likewise       RLOO, arXiv:2402.14740
     """
     log_ratio = _log_ratio(tokens)
     if level == "token":
@@ -548,9 +548,7 @@ def _log_ratio(tokens: Tokens) -> Tensor:
     return with_gradient_of(value, log_ratio)
 
 
-def _sound(
-    tokens: Tokens, log_ratio: Tensor, loss: Tensor, kl: Tensor, penalised: bool
-) -> Tensor:
+def _sound(tokens: Tokens, log_ratio: Tensor, loss: Tensor, kl: Tensor, penalised: bool) -> Tensor:
     """Whether the inputs of a token are finite and nothing that comes of them is NaN."""
     seen = [tokens.weight, log_ratio, tokens.logp, tokens.old_logp, tokens.advantage]
     if penalised:
@@ -825,7 +823,7 @@ def generalized_advantage_estimation(
     truncation_values: Tensor | None = None,
     lambdas: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t; A and A + V, [B, T].
+    """A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t; A, A + V, [B, T].
 
     Schulman et al. 2015, arXiv:1506.02438, eq. 16. V after the last token is `bootstrap`, 0 after a
     token that is done, truncation_values at one that is truncated; A is 0 after all three. Over

@@ -111,7 +111,9 @@ LEVELS = {"gspo": "sequence_mean", "gspo_token": "sequence_token", "rloo": "sequ
 
 
 def random_token(rng, spread):
-    grid = lambda x: mpf(round(x * 1024)) / 1024
+    def grid(x):
+        return mpf(round(x * 1024)) / 1024
+
     logp = grid(-rng.expovariate(0.7) - 0.01)
     log_ratio = grid(rng.gauss(0, spread))
     return {
@@ -156,13 +158,17 @@ def row_penalties(row, level, estimator="k3", gradient="k3", correction="none"):
     over = len(row) if level in ("sequence_mean", "sequence_token") else 1
     rho = [mp.exp(each if level == "token" else mp.fsum(own) / over) for each in own]
     source = [KL[gradient](each) for each in d]
-    slopes = [r * slope for r, (_, slope) in zip(rho, source)]
+    slopes = [r * slope for r, (_, slope) in zip(rho, source, strict=True)]
     if correction == "level_ratio":
         shared = level in ("sequence_mean", "sequence_sum")
-        total = mp.fsum(r * value for r, (value, _) in zip(rho, source)) / over
-        slopes = [slope + (total if shared else r * value)
-                  for slope, r, (value, _) in zip(slopes, rho, source)]
-    return [(r * KL[estimator](each)[0], slope) for r, each, slope in zip(rho, d, slopes)]
+        total = mp.fsum(r * value for r, (value, _) in zip(rho, source, strict=True)) / over
+        slopes = [
+            slope + (total if shared else r * value)
+            for slope, r, (value, _) in zip(slopes, rho, source, strict=True)
+        ]
+    return [
+        (r * KL[estimator](each)[0], slope) for r, each, slope in zip(rho, d, slopes, strict=True)
+    ]
 
 
 def row_loss(row, formula, options, level, factor, beta, kl, slopes=None):
@@ -184,8 +190,9 @@ def row_loss(row, formula, options, level, factor, beta, kl, slopes=None):
     return loss
 
 
-def batch(name, rng, lengths, columns, objective, options, beta, mode, constant=1, level="token",
-          kl=None):
+def batch(
+    name, rng, lengths, columns, objective, options, beta, mode, constant=1, level="token", kl=None
+):
     """A ragged batch: row i has lengths[i] tokens, the rest of its columns is masked."""
     formula, kl = SURROGATES[objective][0], kl or {}
     tokens, sequences = sum(lengths), sum(n > 0 for n in lengths)
@@ -193,18 +200,34 @@ def batch(name, rng, lengths, columns, objective, options, beta, mode, constant=
     choices |= {f"kl_{key}": value for key, value in kl.items()}
     if kl:
         choices["allow_biased_gradient"] = "true"
-    out = {"name": name, "preset": name.endswith("preset"), "objective": objective,
-           "options": options, "beta": beta, "choices": choices, "constant": constant,
-           "rows": len(lengths), "columns": columns,
-           "response_mask": [], "logps": [], "old_logps": [], "ref_logps": [], "advantages": [],
-           "dlogps": []}
+    out = {
+        "name": name,
+        "preset": name.endswith("preset"),
+        "objective": objective,
+        "options": options,
+        "beta": beta,
+        "choices": choices,
+        "constant": constant,
+        "rows": len(lengths),
+        "columns": columns,
+        "response_mask": [],
+        "logps": [],
+        "old_logps": [],
+        "ref_logps": [],
+        "advantages": [],
+        "dlogps": [],
+    }
     loss = mpf(0)
     for n in lengths:
         row = [random_token(rng, 0.4) for _ in range(columns)]
         for t, token in enumerate(row):
             out["response_mask"].append(int(t < n))
-            for key, column in (("logp", "logps"), ("old_logp", "old_logps"),
-                                ("ref_logp", "ref_logps"), ("advantage", "advantages")):
+            for key, column in (
+                ("logp", "logps"),
+                ("old_logp", "old_logps"),
+                ("ref_logp", "ref_logps"),
+                ("advantage", "advantages"),
+            ):
                 out[column].append(float(token[key]))
         slopes = []
         if n > 0:
@@ -244,42 +267,123 @@ def main():
         for spread in (0.01, 0.3, 1, 4):
             for _ in range(12):
                 token = random_token(rng, spread)
-                rows.append([float(token[k]) for k in ("logp", "old_logp", "ref_logp", "advantage")]
-                            + [number(x) for x in checked(formula, token, **options)])
+                rows.append(
+                    [float(token[k]) for k in ("logp", "old_logp", "ref_logp", "advantage")]
+                    + [number(x) for x in checked(formula, token, **options)]
+                )
         surrogates[name] = rows
     lengths = [5, 0, 1, 7, 3]
-    batches = [batch(f"{name} preset", rng, lengths, 7, name, options, beta,
-                     AGGREGATIONS.get(name, "token_mean"), level=LEVELS.get(name, "token"))
-               for name, (_, options, beta) in SURROGATES.items()]
+    batches = [
+        batch(
+            f"{name} preset",
+            rng,
+            lengths,
+            7,
+            name,
+            options,
+            beta,
+            AGGREGATIONS.get(name, "token_mean"),
+            level=LEVELS.get(name, "token"),
+        )
+        for name, (_, options, beta) in SURROGATES.items()
+    ]
     clip = {"epsilon_low": 0.125, "epsilon_high": 0.25, "dual_clip": 1.5}
-    for mode, constant in (("token_mean", 1), ("sequence_mean_token_mean", 1),
-                           ("sequence_mean_token_sum", 1), ("sequence_sum_over_constant", 6)):
+    for mode, constant in (
+        ("token_mean", 1),
+        ("sequence_mean_token_mean", 1),
+        ("sequence_mean_token_sum", 1),
+        ("sequence_sum_over_constant", 6),
+    ):
         for level in ("token", "sequence_mean", "sequence_token", "sequence_sum"):
-            batches.append(batch(f"ppo dual clip, k3, {level}, {mode}", rng, lengths, 9, "ppo",
-                                 clip, 0.5, mode, constant, level))
+            batches.append(
+                batch(
+                    f"ppo dual clip, k3, {level}, {mode}",
+                    rng,
+                    lengths,
+                    9,
+                    "ppo",
+                    clip,
+                    0.5,
+                    mode,
+                    constant,
+                    level,
+                )
+            )
     for level in ("sequence_mean", "sequence_sum"):
-        batches.append(batch(f"reinforce, {level}", rng, lengths, 7, "reinforce", {}, 0,
-                             "token_mean", level=level))
-        batches.append(batch(f"cispo, {level}", rng, lengths, 7, "cispo",
-                             {"ratio_low": 0.75, "ratio_high": 1.25}, 0, "token_mean", level=level))
+        batches.append(
+            batch(
+                f"reinforce, {level}",
+                rng,
+                lengths,
+                7,
+                "reinforce",
+                {},
+                0,
+                "token_mean",
+                level=level,
+            )
+        )
+        batches.append(
+            batch(
+                f"cispo, {level}",
+                rng,
+                lengths,
+                7,
+                "cispo",
+                {"ratio_low": 0.75, "ratio_high": 1.25},
+                0,
+                "token_mean",
+                level=level,
+            )
+        )
     for correction in ("none", "ratio", "detached_ratio"):
         for estimator in KL:
             for gradient in KL:
                 kl = {"estimator": estimator, "gradient": gradient, "correction": correction}
-                batches.append(batch(f"ppo, {estimator}, gradient of {gradient}, {correction}", rng,
-                                     [4, 2], 4, "ppo", clip, 0.5, "token_mean", kl=kl))
+                batches.append(
+                    batch(
+                        f"ppo, {estimator}, gradient of {gradient}, {correction}",
+                        rng,
+                        [4, 2],
+                        4,
+                        "ppo",
+                        clip,
+                        0.5,
+                        "token_mean",
+                        kl=kl,
+                    )
+                )
     for correction in ("level_ratio", "detached_level_ratio"):
         for level in ("token", "sequence_mean", "sequence_token", "sequence_sum"):
             for estimator, gradient in (("k3", "k3"), ("k1", "k2"), ("k2", "k1")):
                 kl = {"estimator": estimator, "gradient": gradient, "correction": correction}
-                batches.append(batch(f"ppo, {estimator}, gradient of {gradient}, {correction}, "
-                                     f"{level}", rng, [4, 0, 1, 3], 4, "ppo", clip, 0.5,
-                                     "token_mean", level=level, kl=kl))
+                batches.append(
+                    batch(
+                        f"ppo, {estimator}, gradient of {gradient}, {correction}, {level}",
+                        rng,
+                        [4, 0, 1, 3],
+                        4,
+                        "ppo",
+                        clip,
+                        0.5,
+                        "token_mean",
+                        level=level,
+                        kl=kl,
+                    )
+                )
     batches.append(batch("ppo, token_sum", rng, lengths, 7, "ppo", clip, 0.5, "token_sum"))
     path = pathlib.Path(__file__).with_name("policy_golden.json")
-    path.write_text(json.dumps({"columns": ["logp", "old_logp", "ref_logp", "advantage", "loss",
-                                            "dlogp"],
-                                "surrogates": surrogates, "batches": batches}, indent=1) + "\n")
+    path.write_text(
+        json.dumps(
+            {
+                "columns": ["logp", "old_logp", "ref_logp", "advantage", "loss", "dlogp"],
+                "surrogates": surrogates,
+                "batches": batches,
+            },
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

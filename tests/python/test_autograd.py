@@ -47,9 +47,9 @@ def functions(dtype=torch.float64):
     known = {"targets": TARGETS.clamp_min(0)}
     rows = {
         "policy_loss": (
-            lambda x, h, **c: tether.policy_loss(
-                x, entropies=h, beta=0.1, entropy_coef=0.1, **c
-            ).loss,
+            lambda x, h, **c: (
+                tether.policy_loss(x, entropies=h, beta=0.1, entropy_coef=0.1, **c).loss
+            ),
             (logps, logps.exp()),
             batch,
         ),
@@ -273,9 +273,7 @@ def test_upstream_gradients_may_be_expanded(dtype, chunk_bytes):
 
     def run(weigh):
         leaves = [each.clone().requires_grad_() for each in (hidden, weight)]
-        out = tether.linear_token_logps(
-            *leaves, targets, entropies=True, chunk_bytes=chunk_bytes
-        )
+        out = tether.linear_token_logps(*leaves, targets, entropies=True, chunk_bytes=chunk_bytes)
         return torch.autograd.grad(weigh(out.logps) + weigh(out.entropies), leaves)
 
     ones = torch.ones(40, dtype=dtype)

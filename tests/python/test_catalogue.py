@@ -4,10 +4,10 @@ import json
 import pathlib
 
 import pytest
-import tether
 import test_trl_dpo_parity
 import test_trl_parity
 import test_verl_parity
+import tether
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden/policy_golden.json"
 ROWS = tether.objectives("policy") | tether.objectives("preference")

@@ -78,7 +78,10 @@ NUMBERS = {
         "level": "turn"
     },
     "kl_gradient must be k2 or k3 with kl_correction none, got k1, whose gradient is not that of "
-    "a KL divergence. Choose another one or set allow_biased_gradient": {"kl_gradient": "k1", "beta": 0.04},
+    "a KL divergence. Choose another one or set allow_biased_gradient": {
+        "kl_gradient": "k1",
+        "beta": 0.04,
+    },
     "aggregation must be one of token_mean, sequence_mean_token_mean, sequence_mean_token_sum, "
     'sequence_sum_over_constant, token_sum, got "mean"': {"aggregation": "mean"},
 }
@@ -233,7 +236,7 @@ def test_direct_calls_of_the_operator_stay_inside_their_memory():
         (ones(45), ones(5), ones(45), None, None, None, ones(6)),
         (ones(2, 3, 4), ones(2), ones(2, 3, 4), None, None, None, None),
     ):
-        with pytest.raises(ValueError, match="^policy_loss: "):
+        with pytest.raises(ValueError, match=r"^policy_loss: "):
             call(*tensors)
     batch = (logps, ones(5), mask, None, None, None, None)
     with pytest.raises(ValueError, match="option_values must be 1 float64"):

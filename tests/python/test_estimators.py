@@ -196,9 +196,7 @@ def test_whiten_equals_reference(shift_mean):
 def test_estimate_kl_is_the_mean_of_the_estimator(estimator):
     mask, log_ratios = mask_of(), 0.3 * normal(*SHAPE, seed=1)
     mean, error = tether.reference.estimate_kl(log_ratios, mask, estimator=estimator)
-    report = tether.estimate_kl(
-        torch.where(mask, log_ratios, math.nan), mask, estimator=estimator
-    )
+    report = tether.estimate_kl(torch.where(mask, log_ratios, math.nan), mask, estimator=estimator)
     assert report.mean == pytest.approx(mean.item(), rel=1e-12)
     assert report.standard_error == pytest.approx(error.item(), rel=1e-12)
     assert report.tokens == mask.sum() and report.sequences == 4
@@ -324,8 +322,8 @@ def test_strided_inputs_give_the_same_bits(stride):
         (
             lambda: tether.group_advantage(torch.zeros(6), 4),
             ValueError,
-            "group_advantage: rewards must divide into groups of 4, got 6. Pass group ids for ragged "
-            "groups",
+            "group_advantage: rewards must divide into groups of 4, got 6. Pass group ids for "
+            "ragged groups",
         ),
         (
             lambda: tether.group_advantage(torch.zeros(6), torch.zeros(5, dtype=torch.int64)),
@@ -363,9 +361,7 @@ def test_strided_inputs_give_the_same_bits(stride):
             "discounted_returns: gap must be a string, got int",
         ),
         (
-            lambda: tether.discounted_returns(
-                ROWS[0], MASK[0], offsets=torch.tensor([0, 2])
-            ),
+            lambda: tether.discounted_returns(ROWS[0], MASK[0], offsets=torch.tensor([0, 2])),
             ValueError,
             "discounted_returns: offsets must run from 0 to 3, the size of rewards, got 0 to 2",
         ),

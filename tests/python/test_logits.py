@@ -312,9 +312,7 @@ def policy_results(hidden, weight, bias, targets, batch, fused, **settings):
             logits, targets, temperature=temperature, entropies=True
         )[:2]
         bonus = "entropy_coef" in settings
-        out = tether.policy_loss(
-            logps, entropies=entropies if bonus else None, **batch, **settings
-        )
+        out = tether.policy_loss(logps, entropies=entropies if bonus else None, **batch, **settings)
         logps = logps.detach().masked_fill(~batch["response_mask"], 0)
     gradients = torch.autograd.grad(1.7 * out.loss, leaves)
     return out.loss.detach(), logps, out.metrics.sums, out.metrics.maxima, *gradients
@@ -352,7 +350,9 @@ def test_linear_policy_loss_makes_only_the_products_that_it_needs():
 
     def products(*leaves, **options):
         with Products() as counter:
-            loss = tether.linear_policy_loss(*leaves, *rest, **{"objective": "dapo", **options}).loss
+            loss = tether.linear_policy_loss(
+                *leaves, *rest, **{"objective": "dapo", **options}
+            ).loss
             if loss.requires_grad:
                 loss.backward()
         return counter.count
@@ -407,7 +407,9 @@ def test_linear_policy_loss_masks_and_packs():
     )
     assert_same((got[0], *got[2:4], got[5]), (want[0], *want[2:4], want[5]), 1e-12)
     poisoned = {
-        name: torch.where(mask, each, math.nan) if each.dim() == 2 and name != "response_mask" else each
+        name: torch.where(mask, each, math.nan)
+        if each.dim() == 2 and name != "response_mask"
+        else each
         for name, each in batch.items()
     }
     hidden = torch.where(mask[..., None], hidden, math.nan)

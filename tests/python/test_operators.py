@@ -37,7 +37,7 @@ CALLS = {
         (ROWS, zeros(2), MASK, ROWS, ROWS, ROWS, None, *OBJECTIVE, None, True),
         {
             1: (zeros(3), zeros(3, 1), zeros(1, 2)),
-            **{place: WRONG_ROWS for place in range(2, 6)},
+            **dict.fromkeys(range(2, 6), WRONG_ROWS),
             9: (spread(1), zeros(1)),
             12: (zeros(3, dtype=DOUBLE), zeros(4), spread(4)),
         },
@@ -80,7 +80,7 @@ CALLS = {
     "gae": (
         (ROWS, ROWS, MASK, zeros(2), MASK > 0, MASK > 0, ROWS, zeros(2), None, 1.0, 1.0, "carry"),
         {
-            **{place: WRONG_ROWS for place in (1, 2, 4, 5, 6)},
+            **dict.fromkeys((1, 2, 4, 5, 6), WRONG_ROWS),
             3: (zeros(3), zeros(2, 1)),
             7: (zeros(3), zeros(2, 2)),
         },
@@ -116,8 +116,13 @@ CALLS = {
     ),
     "shard_statistics": ((LOGITS, TARGETS, *OF_ROW, True, True, 0, 8), {1: WRONG_IDS}),
     "token_logps_of_shards": (
-        (OPS.shard_statistics(LOGITS, TARGETS, *OF_ROW, True, True, 0, 8)[None], TARGETS)
-        + (LOGITS, *OF_ROW, True),
+        (
+            OPS.shard_statistics(LOGITS, TARGETS, *OF_ROW, True, True, 0, 8)[None],
+            TARGETS,
+            LOGITS,
+            *OF_ROW,
+            True,
+        ),
         {
             0: (zeros(0, 5, 8, dtype=DOUBLE), zeros(1, 4, 8, dtype=DOUBLE), zeros(1, 5, 8)),
             1: WRONG_IDS,

@@ -516,7 +516,9 @@ def test_every_choice_equals_reference(estimator, correction, level):
 def test_entropies_get_a_gradient():
     batch = padded_batch()
     mask = batch["response_mask"]
-    batch["entropies"] = torch.where(mask.double() > 0, 0.7 * mask.double(), math.nan).requires_grad_()
+    batch["entropies"] = torch.where(
+        mask.double() > 0, 0.7 * mask.double(), math.nan
+    ).requires_grad_()
     loss, metrics = tether.policy_loss(**batch, objective="dapo", entropy_coef=0.25)
     (3 * loss).backward()
     expected = -0.75 * mask.double() / mask.sum()

@@ -208,9 +208,7 @@ def test_fixed_chunks_give_a_token_the_same_bits_in_any_batch(dtype):
     options = {"bias": bias, "entropies": True, "rows_per_chunk": 64}
     whole = tether.linear_token_logps(hidden, weight, targets, **options)
     for begin, end in ((0, 1), (0, 65), (7, 31), (100, 390)):
-        part = tether.linear_token_logps(
-            hidden[begin:end], weight, targets[begin:end], **options
-        )
+        part = tether.linear_token_logps(hidden[begin:end], weight, targets[begin:end], **options)
         assert torch.equal(part.logps, whole.logps[begin:end])
         assert torch.equal(part.entropies, whole.entropies[begin:end])
 
@@ -225,9 +223,7 @@ def test_fixed_chunks_are_the_same_loss(rows):
     outcomes = []
     for rows_per_chunk in (0, rows):
         arguments = (*leaves, targets, advantages, mask)
-        out = tether.linear_policy_loss(
-            *arguments, objective="dapo", rows_per_chunk=rows_per_chunk
-        )
+        out = tether.linear_policy_loss(*arguments, objective="dapo", rows_per_chunk=rows_per_chunk)
         logps = tether.linear_token_logps(*leaves, targets, rows_per_chunk=rows_per_chunk).logps
         total = out.loss + logps.square().sum()
         outcomes.append((total.detach(), *torch.autograd.grad(total, leaves)))
