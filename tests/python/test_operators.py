@@ -133,7 +133,7 @@ CALLS = {
         {1: (zeros(3, 8), zeros(4, 7)), 2: (zeros(4), torch.ones(3, dtype=torch.bool))},
     ),
     "categorical_kl_backward": (
-        (LOGITS, LOGITS, zeros(4, 7, dtype=DOUBLE), zeros(4, 3, dtype=DOUBLE), 1.0, True, True),
+        (LOGITS, LOGITS, zeros(4, 9, dtype=DOUBLE), zeros(4, 3, dtype=DOUBLE), 1.0, True, True),
         {
             1: (zeros(3, 8), zeros(4, 7)),
             2: (zeros(3, 7, dtype=DOUBLE), zeros(4, 7), spread(4, 7)),
