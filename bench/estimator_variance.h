@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "core/number.h"
-#include "estimators/exact_kl.h"
-#include "estimators/kl.h"
+#include "estimators/kl/exact.h"
+#include "estimators/kl/forms.h"
 
 // Bias and standard deviation of the one-sample estimators of KL(q || p), q = N(0, 1) and
 // p = N(shift, 1), by sampling, beside what they are exactly. Schulman 2020,

@@ -8,7 +8,7 @@
 
 #include <vector>
 
-#include "estimators/advantage.h"
+#include "estimators/advantage/gae.h"
 
 namespace tether::bench {
 namespace {

@@ -16,9 +16,9 @@
 
 #include "bench/eager.h"
 #include "bench/stream.h"
-#include "core/rows.h"
-#include "estimators/logits_kl.h"
 #include "libtorch/tether.h"
+#include "logits/pair_kl.h"
+#include "logits/rows.h"
 
 namespace tether::bench {
 namespace {

@@ -1,6 +1,6 @@
 #include "bench/user_surrogate.h"
 
-#include "rl/ppo.h"
+#include "rl/policy/ppo.h"
 
 namespace tether::bench {
 namespace {

@@ -15,7 +15,7 @@ function(tether_install component)
   set(tether_COMPONENTS ${tether_COMPONENTS} ${component} PARENT_SCOPE)
 endfunction()
 
-set(folders core estimators rl)
+set(folders core estimators logits rl face)
 tether_install(core tether_core)
 tether_install(eigen tether_eigen)
 if(TARGET tether)

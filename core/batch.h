@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <string_view>
 
-#include "core/macros.h"
+#include "macros.h"
 
 namespace tether {
 

@@ -6,7 +6,7 @@
 #include <tuple>
 #include <type_traits>
 
-#include "core/check.h"
+#include "check.h"
 
 namespace tether {
 

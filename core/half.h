@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "core/bit_cast.h"
-#include "core/macros.h"
+#include "bit_cast.h"
+#include "macros.h"
 
 // bfloat16 and float16 as bits, to and from float: exact on the way in, rounded to nearest even on
 // the way out, NaN stays NaN. Branch-free, for use inside vector loops.

@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <limits>
 
-#include "core/bit_cast.h"
-#include "core/macros.h"
+#include "bit_cast.h"
+#include "macros.h"
 
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || \
     (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0)

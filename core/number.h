@@ -21,8 +21,8 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "core/macros.h"
-#include "core/math.h"
+#include "macros.h"
+#include "math.h"
 
 namespace tether {
 

@@ -4,8 +4,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "core/bit_cast.h"
-#include "core/macros.h"
+#include "bit_cast.h"
+#include "macros.h"
 
 namespace tether {
 

@@ -5,8 +5,8 @@
 #include <string>
 #include <string_view>
 
-#include "core/batch.h"
-#include "core/check.h"
+#include "../core/batch.h"
+#include "../core/check.h"
 
 // What every door of the LibTorch face needs: errors, checks, and views of tensors.
 

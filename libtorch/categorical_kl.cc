@@ -13,11 +13,11 @@
 #include <string>
 #include <vector>
 
-#include "estimators/logits_kl.h"
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
+#include "logits/pair_kl.h"
 
 namespace tether {
 namespace {

@@ -17,7 +17,7 @@ struct CategoricalKl {
 };
 
 // Exact KL divergences over the whole vocabulary between q = softmax(q_logits / T) and
-// p = softmax(p_logits / T), one pass over both (estimators/logits_kl.h says what -inf does).
+// p = softmax(p_logits / T), one pass over both (logits/pair_kl.h says what -inf does).
 //
 // q_logits, p_logits [..., V]: the same type (float32, float64, bfloat16, float16) and shape, any
 // strides. Results are float32 (float64 for float64). Differentiable in both, once; memory: 56

@@ -2,7 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "estimators/advantage.h"
+#include "../estimators/advantage/gae.h"
 
 namespace tether {
 
@@ -14,8 +14,8 @@ struct ReturnsBatch {
   at::Tensor offsets = {};    // [B + 1] int32 or int64
 };
 
-// The returns G of estimators/advantage.h, like rewards, in their dtype; 0 in masked slots. On the
-// CPU; tensors elsewhere come over and the result goes back.
+// The returns G of estimators/advantage/gae.h, like rewards, in their dtype; 0 in masked slots. On
+// the CPU; tensors elsewhere come over and the result goes back.
 at::Tensor discounted_returns(const ReturnsBatch& batch, const DiscountedReturns& options = {});
 
 }  // namespace tether

@@ -2,11 +2,11 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "estimators/kl_estimate.h"
+#include "../estimators/kl/report.h"
 
 namespace tether {
 
-// KL(sampled || other) per token and how far to trust it (estimators/kl_estimate.h), from
+// KL(sampled || other) per token and how far to trust it (estimators/kl/report.h), from
 // log_ratios = log other - log sampled: [B, T], or packed [N] with offsets [B + 1]; response_mask
 // like it. A constant; tensors elsewhere come over to the CPU.
 KlReport estimate_kl(const at::Tensor& log_ratios, const at::Tensor& response_mask,

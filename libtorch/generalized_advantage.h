@@ -2,12 +2,12 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "estimators/advantage.h"
+#include "../estimators/advantage/gae.h"
 
 namespace tether {
 
-// Rows of tokens for generalized advantage estimation (estimators/advantage.h says what it does).
-// An undefined tensor is absent. Constants all: no gradient flows into advantages.
+// Rows of tokens for generalized advantage estimation (estimators/advantage/gae.h says what it
+// does). An undefined tensor is absent. Constants all: no gradient flows into advantages.
 struct GaeBatch {
   at::Tensor rewards;                 // [B, T], or packed [N] with offsets
   at::Tensor values;                  // like rewards

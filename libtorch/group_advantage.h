@@ -2,11 +2,11 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "estimators/advantage.h"
+#include "../estimators/advantage/gae.h"
 
 namespace tether {
 
-// Group-relative advantages of rewards [B], in the dtype of the rewards (estimators/advantage.h
+// Group-relative advantages of rewards [B], in the dtype of the rewards (estimators/advantage/gae.h
 // says what they are). On the CPU; rewards elsewhere come over and their advantages go back.
 //
 // Groups of `group_size` consecutive rewards, or by ids [B] (int32 or int64, any order and sizes).

@@ -2,8 +2,8 @@
 
 #include <string>
 
-#include "libtorch/linear_sweep.h"
-#include "libtorch/linear_token_logps.h"
+#include "linear_sweep.h"
+#include "linear_token_logps.h"
 
 namespace tether::detail {
 

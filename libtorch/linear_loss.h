@@ -2,9 +2,9 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "libtorch/linear_token_logps.h"
-#include "libtorch/policy_loss.h"
-#include "libtorch/preference_loss.h"
+#include "linear_token_logps.h"
+#include "policy_loss.h"
+#include "preference_loss.h"
 
 namespace tether {
 

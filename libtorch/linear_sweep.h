@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "core/rows.h"
+#include "../logits/rows.h"
 
 // The head of a language model, logits = hidden weight^T + bias, a chunk of rows at a time.
 

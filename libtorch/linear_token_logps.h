@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "libtorch/token_logps.h"
+#include "token_logps.h"
 
 namespace tether {
 

@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <string>
 
-#include "core/rows.h"
-#include "libtorch/token_logps.h"
+#include "../logits/rows.h"
+#include "token_logps.h"
 
-// Tensors of logits [..., V] and of ids as core/rows.h sees them.
+// Tensors of logits [..., V] and of ids as logits/rows.h sees them.
 
 namespace tether::detail {
 

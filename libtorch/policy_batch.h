@@ -2,8 +2,8 @@
 
 #include <string_view>
 
-#include "libtorch/policy_loss.h"
-#include "rl/kernels/policy_loss.h"
+#include "../rl/kernels/policy_loss.h"
+#include "policy_loss.h"
 
 namespace tether::detail {
 

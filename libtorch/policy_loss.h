@@ -5,9 +5,9 @@
 #include <map>
 #include <string>
 
-#include "libtorch/tensor_formula.h"
-#include "rl/catalogue.h"
-#include "rl/policy_metrics.h"
+#include "../rl/catalogue.h"
+#include "../rl/policy_metrics.h"
+#include "tensor_formula.h"
 
 namespace tether {
 

@@ -5,9 +5,9 @@
 #include <map>
 #include <string>
 
-#include "libtorch/tensor_number.h"
-#include "rl/catalogue.h"
-#include "rl/preference_metrics.h"
+#include "../rl/catalogue.h"
+#include "../rl/preference_metrics.h"
+#include "tensor_number.h"
 
 namespace tether {
 

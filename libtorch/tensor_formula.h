@@ -1,7 +1,7 @@
 #pragma once
 
-#include "libtorch/tensor_number.h"
-#include "rl/surrogate.h"
+#include "../rl/surrogate.h"
+#include "tensor_number.h"
 
 namespace tether {
 

@@ -132,7 +132,7 @@ at::Tensor bounded_difference(const at::Tensor& a, const at::Tensor& b) {
       .value;
 }
 
-// What the surrogate sees in place of the token's own logp and log-ratio (rl/ratio.h).
+// What the surrogate sees in place of the token's own logp and log-ratio (rl/level.h).
 struct Levelled {
   at::Tensor logp, log_ratio;
 };

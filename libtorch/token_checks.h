@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-#include "core/batch.h"
+#include "../core/batch.h"
 
 // What every loss over token rows asks of its tensors. Each throws before anything is computed.
 

@@ -14,12 +14,12 @@
 #include <optional>
 #include <string>
 
-#include "core/rows.h"
-#include "core/vocabulary_shards.h"
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
+#include "logits/rows.h"
+#include "logits/vocabulary_shards.h"
 
 namespace tether {
 namespace {

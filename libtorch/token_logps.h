@@ -50,7 +50,7 @@ struct TokenLogps {
 //   logp = x_y - log sum_v exp(x_v),  entropy = -sum_v p_v log p_v
 //
 // logits [..., V]: float32, float64, bfloat16 or float16, any strides, never changed unless they
-// are the gradient_buffer, -inf allowed (core/rows.h says what it does). targets [...]: int32 or
+// are the gradient_buffer, -inf allowed (logits/rows.h says what it does). targets [...]: int32 or
 // int64, in [0, V) or ignore_index. Results are float32 (float64 for float64 logits), whatever the
 // logits are: bfloat16 logits lose nothing here, while log_softmax in bfloat16 is off by up to 0.15
 // nats.

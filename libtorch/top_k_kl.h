@@ -2,7 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "estimators/top_k_kl.h"
+#include "../logits/top_k_kl.h"
 
 namespace tether {
 
@@ -15,7 +15,7 @@ struct TopKReference {
 };
 
 // KL(q || p) [nats] of each position, q = softmax(q_logits / T) in full and p from a head of ids
-// and a sample (estimators/top_k_kl.h has the formulas): unbiased in value and gradient with
+// and a sample (logits/top_k_kl.h has the formulas): unbiased in value and gradient with
 // TailEstimate::k1 and k3, while p costs k numbers a position instead of V.
 //
 //   auto ids = std::get<1>(at::topk(q_logits, 20));                  // or those of p

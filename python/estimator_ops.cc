@@ -12,12 +12,12 @@
 #include <tuple>
 #include <vector>
 
-#include "estimators/advantage.h"
-#include "estimators/kl_estimate.h"
-#include "estimators/whitening.h"
+#include "core/options.h"
+#include "estimators/advantage/gae.h"
+#include "estimators/advantage/whitening.h"
+#include "estimators/kl/report.h"
 #include "python/stable.h"
 #include "rl/kernels/value_loss.h"
-#include "rl/options.h"
 
 namespace tether {
 namespace {

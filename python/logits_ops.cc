@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "core/check.h"
-#include "core/rows.h"
-#include "core/vocabulary_shards.h"
-#include "estimators/logits_kl.h"
+#include "logits/pair_kl.h"
+#include "logits/rows.h"
+#include "logits/vocabulary_shards.h"
 #include "python/logits_rows.h"
 #include "python/stable.h"
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "core/check.h"
-#include "core/rows.h"
+#include "logits/rows.h"
 #include "python/stable.h"
 
 // Tensors as rows of logits and what belongs to rows, for the operators on them. A direct call of

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "core/check.h"
-#include "core/rows.h"
-#include "estimators/top_k_kl.h"
+#include "logits/rows.h"
+#include "logits/top_k_kl.h"
 #include "python/logits_rows.h"
 #include "python/stable.h"
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-#include "core/fields.h"
+#include "../core/fields.h"
 
 namespace tether {
 

@@ -4,20 +4,20 @@
 #include <string>
 #include <string_view>
 
-#include "rl/bnpo.h"
-#include "rl/cispo.h"
-#include "rl/dapo.h"
-#include "rl/dpo.h"
-#include "rl/dr_grpo.h"
-#include "rl/grpo.h"
-#include "rl/gspo.h"
-#include "rl/hinge.h"
-#include "rl/ipo.h"
-#include "rl/policy_objective.h"
-#include "rl/ppo.h"
-#include "rl/preference_objective.h"
-#include "rl/reinforce.h"
-#include "rl/rloo.h"
+#include "policy/bnpo.h"
+#include "policy/cispo.h"
+#include "policy/dapo.h"
+#include "policy/dr_grpo.h"
+#include "policy/grpo.h"
+#include "policy/gspo.h"
+#include "policy/ppo.h"
+#include "policy/reinforce.h"
+#include "policy/rloo.h"
+#include "policy_objective.h"
+#include "preference/dpo.h"
+#include "preference/hinge.h"
+#include "preference/ipo.h"
+#include "preference_objective.h"
 
 namespace tether {
 
@@ -40,49 +40,53 @@ using PreferenceRow = ObjectiveRow<PreferenceObjective>;
 
 // The only lists of objectives in the project: one line each.
 inline const std::array kCatalogue{
-    CatalogueRow{
-        "ppo", "token mean of -min(ratio A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A)",
-        "arXiv:1707.06347, eq. 7", "rl/ppo.h", "mpmath; TRL bnpo", [] { return presets::ppo(); }},
+    CatalogueRow{"ppo",
+                 "token mean of -min(ratio A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A)",
+                 "arXiv:1707.06347, eq. 7", "rl/policy/ppo.h", "mpmath; TRL bnpo",
+                 [] { return presets::ppo(); }},
     CatalogueRow{"ppo_dual_clip", "ppo; where A < 0 at most -dual_clip A, dual_clip 3",
-                 "arXiv:1912.09729, eq. 5", "rl/ppo.h", "mpmath; TRL bnpo; verl vanilla",
+                 "arXiv:1912.09729, eq. 5", "rl/policy/ppo.h", "mpmath; TRL bnpo; verl vanilla",
                  [] { return presets::ppo_dual_clip(); }},
     CatalogueRow{"grpo", "sequence mean, then batch mean of the clipped surrogate + beta k3",
-                 "arXiv:2402.03300, eq. 3", "rl/grpo.h", "mpmath; TRL grpo",
+                 "arXiv:2402.03300, eq. 3", "rl/policy/grpo.h", "mpmath; TRL grpo",
                  [] { return presets::grpo(); }},
     CatalogueRow{"dapo", "token mean of the clipped surrogate, epsilon_high 0.28",
-                 "arXiv:2503.14476, eq. 10", "rl/dapo.h", "mpmath; TRL dapo",
+                 "arXiv:2503.14476, eq. 10", "rl/policy/dapo.h", "mpmath; TRL dapo",
                  [] { return presets::dapo(); }},
     CatalogueRow{"bnpo", "mean of the clipped surrogate over the tokens of the batch",
-                 "TRL, loss_type bnpo", "rl/bnpo.h", "mpmath; TRL bnpo",
+                 "TRL, loss_type bnpo", "rl/policy/bnpo.h", "mpmath; TRL bnpo",
                  [] { return presets::bnpo(); }},
     CatalogueRow{"dr_grpo", "mean over answers of the clipped surrogate's sum over a constant",
-                 "arXiv:2503.20783, section 3.2", "rl/dr_grpo.h", "mpmath; TRL dr_grpo",
+                 "arXiv:2503.20783, section 3.2", "rl/policy/dr_grpo.h", "mpmath; TRL dr_grpo",
                  [] { return presets::dr_grpo(); }},
     CatalogueRow{"gspo", "mean over answers of the clipped surrogate of exp(mean log-ratio)",
-                 "arXiv:2507.18071, eq. 5", "rl/gspo.h", "mpmath; TRL grpo, sequence",
+                 "arXiv:2507.18071, eq. 5", "rl/policy/gspo.h", "mpmath; TRL grpo, sequence",
                  [] { return presets::gspo(); }},
     CatalogueRow{"gspo_token", "gspo, with the gradient through each token's own log-ratio",
-                 "arXiv:2507.18071, eq. 13", "rl/gspo.h", "mpmath; verl gspo",
+                 "arXiv:2507.18071, eq. 13", "rl/policy/gspo.h", "mpmath; verl gspo",
                  [] { return presets::gspo_token(); }},
     CatalogueRow{"cispo", "token mean of -sg(clip(ratio, ratio_low, ratio_high)) A logp",
-                 "arXiv:2506.13585, eq. 4", "rl/cispo.h", "mpmath; TRL cispo; verl cispo",
+                 "arXiv:2506.13585, eq. 4", "rl/policy/cispo.h", "mpmath; TRL cispo; verl cispo",
                  [] { return presets::cispo(); }},
     CatalogueRow{"rloo", "mean over answers of the clipped surrogate of exp(sum of log-ratios)",
-                 "arXiv:2402.14740, eq. 6", "rl/rloo.h", "mpmath", [] { return presets::rloo(); }},
-    CatalogueRow{"reinforce", "token mean of -A logp", "Williams 1992, eq. 4", "rl/reinforce.h",
-                 "mpmath; verl reinforce", [] { return presets::reinforce(); }},
+                 "arXiv:2402.14740, eq. 6", "rl/policy/rloo.h", "mpmath",
+                 [] { return presets::rloo(); }},
+    CatalogueRow{"reinforce", "token mean of -A logp", "Williams 1992, eq. 4",
+                 "rl/policy/reinforce.h", "mpmath; verl reinforce",
+                 [] { return presets::reinforce(); }},
 };
 
 inline const std::array kPreferenceCatalogue{
     PreferenceRow{"dpo", "-log sigmoid(x), x = beta (log-ratio of chosen - of rejected)",
-                  "arXiv:2305.18290, eq. 7", "rl/dpo.h", "TRL sigmoid",
+                  "arXiv:2305.18290, eq. 7", "rl/preference/dpo.h", "TRL sigmoid",
                   [] { return presets::dpo(); }},
     PreferenceRow{"cdpo", "-log sigmoid(x) + label_smoothing x", "ericmitchell.ai/cdpo.pdf",
-                  "rl/dpo.h", "TRL aot", [] { return presets::cdpo(); }},
+                  "rl/preference/dpo.h", "TRL aot", [] { return presets::cdpo(); }},
     PreferenceRow{"ipo", "(h - 1 / (2 beta))^2, h the gap of the mean log-ratios",
-                  "arXiv:2310.12036, eq. 17", "rl/ipo.h", "TRL ipo", [] { return presets::ipo(); }},
-    PreferenceRow{"hinge", "max(0, 1 - x)", "arXiv:2309.06657, eq. 9", "rl/hinge.h", "TRL hinge",
-                  [] { return presets::hinge(); }},
+                  "arXiv:2310.12036, eq. 17", "rl/preference/ipo.h", "TRL ipo",
+                  [] { return presets::ipo(); }},
+    PreferenceRow{"hinge", "max(0, 1 - x)", "arXiv:2309.06657, eq. 9", "rl/preference/hinge.h",
+                  "TRL hinge", [] { return presets::hinge(); }},
 };
 
 // visit(Formula{}) for the formula of every row, once: for faces that instantiate formulas

@@ -4,9 +4,9 @@
 #include <string>
 #include <string_view>
 
-#include "core/fields.h"
-#include "core/number.h"
-#include "estimators/kl.h"
+#include "../core/fields.h"
+#include "../core/number.h"
+#include "../estimators/kl/forms.h"
 
 namespace tether {
 
@@ -17,7 +17,7 @@ enum class KlCorrection { none, ratio, detached_ratio, level_ratio, detached_lev
 inline constexpr std::array<std::string_view, 5> kKlCorrectionNames{
     "none", "ratio", "detached_ratio", "level_ratio", "detached_level_ratio"};
 
-// Whether the ratio that weighs the penalty is that of the objective's level (rl/ratio.h).
+// Whether the ratio that weighs the penalty is that of the objective's level (rl/level.h).
 constexpr bool of_level(KlCorrection correction) {
   return correction == KlCorrection::level_ratio ||
          correction == KlCorrection::detached_level_ratio;
@@ -34,9 +34,9 @@ constexpr bool through_ratio(KlCorrection correction) {
 //
 // where the ratio is the token's own, or that of the objective's level: at levels of sequences one
 // number for the row, as TRL has it for GSPO (use_bias_correction_kl).
-// K is the estimator (estimators/kl.h) of KL(policy || reference); the gradient may be another
-// one's, straight through. What the gradient of rho G(d) is, in expectation over the old policy's
-// samples (with rho = 1: over the policy's own), where rho is the token's own:
+// K is the estimator (estimators/kl/forms.h) of KL(policy || reference); the gradient may be
+// another one's, straight through. What the gradient of rho G(d) is, in expectation over the old
+// policy's samples (with rho = 1: over the policy's own), where rho is the token's own:
 //
 //   gradient \ correction   none                  ratio                 detached_ratio
 //   k1                      0, pure noise         KL(policy || ref)     0, pure noise

@@ -12,7 +12,7 @@ namespace tether {
 // What a training loop logs about a policy loss. Every entry is a sum over active tokens, beside
 // its count, so that adding the blocks of micro-batches and ranks (one all-reduce) gives the exact
 // figures of the step; the maxima combine by max (another one). Ratios are those of the objective's
-// level (rl/ratio.h): at levels of sequences what is said of them is counted by sequences, each the
+// level (rl/level.h): at levels of sequences what is said of them is counted by sequences, each the
 // mean of its tokens.
 struct PolicyMetrics {
   enum Sum {

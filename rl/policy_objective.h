@@ -3,11 +3,11 @@
 #include <string>
 #include <string_view>
 
-#include "rl/aggregation.h"
-#include "rl/kl_penalty.h"
-#include "rl/options.h"
-#include "rl/ratio.h"
-#include "rl/surrogate.h"
+#include "../core/options.h"
+#include "aggregation.h"
+#include "kl_penalty.h"
+#include "level.h"
+#include "surrogate.h"
 
 namespace tether {
 
@@ -21,7 +21,7 @@ struct EntropyBonus {
 //   loss = Agg[ S(token) ] + beta Agg[ K(token) ] - entropy_coef Agg[ H(token) ]
 //
 // S sees the log-ratio of the level; K and H are the token's own. A plain value; presets
-// (rl/grpo.h, ...) are functions that return one, to be changed at will:
+// (rl/policy/grpo.h, ...) are functions that return one, to be changed at will:
 //   auto objective = presets::grpo();  objective.surrogate = MySurrogate{};
 struct PolicyObjective {
   RatioLevel level = RatioLevel::token;

@@ -5,9 +5,9 @@
 #include <optional>
 #include <string_view>
 
-#include "core/number.h"
-#include "rl/any_formula.h"
-#include "rl/options.h"
+#include "../core/formula.h"
+#include "../core/number.h"
+#include "../core/options.h"
 
 namespace tether {
 
@@ -85,7 +85,8 @@ class PairLoss : public AnyFormula<detail::PairCalls> {
 //
 //   loss = mean over pairs of phi(g(S_chosen), g(S_rejected); beta)
 //
-// A plain value; presets (rl/dpo.h, ...) are functions that return one, to be changed at will.
+// A plain value; presets (rl/preference/dpo.h, ...) are functions that return one, to be changed at
+// will.
 struct PreferenceObjective {
   PairScore score = PairScore::sum;
   bool reference = true;  // S is relative to the reference, which is then needed

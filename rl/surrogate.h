@@ -3,9 +3,9 @@
 #include <concepts>
 #include <type_traits>
 
-#include "core/number.h"
-#include "rl/any_formula.h"
-#include "rl/token.h"
+#include "../core/formula.h"
+#include "../core/number.h"
+#include "token.h"
 
 namespace tether {
 

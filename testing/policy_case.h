@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "testing/policy_checks.h"
+#include "policy_checks.h"
 
 // A batch as plain numbers, which can be cut, permuted, printed and shrunk.
 

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "libtorch/policy_loss.h"
+#include "../libtorch/policy_loss.h"
 
 // Is this policy loss right? One call tries a loss, the library's or your own, on random ragged
 // batches against the properties below, and prints the smallest batch that breaks one:
@@ -60,7 +60,7 @@ struct PolicyTraits {
   bool needs_ref_logps = false;       // has a KL penalty, whose gradient pulls to the reference
   bool is_function_of_log_ratio = true;  // of logps - old_logps, and ref_logps - logps
   bool scales_with_advantages = true;    // where the penalty is 0
-  bool is_per_token = true;              // false: the tokens of a row share a ratio (rl/ratio.h)
+  bool is_per_token = true;              // false: the tokens of a row share a ratio (rl/level.h)
   bool gradient_is_derivative = true;    // false where a gradient is stopped or straight through
   bool survives_runaways = true;         // finite for any log-ratio
   bool pulls_back = true;  // a bad token that became too likely has a gradient that lowers it

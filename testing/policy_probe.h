@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "testing/policy_case.h"
+#include "policy_case.h"
 
 // One loss under test, and how its results are looked at and compared.
 

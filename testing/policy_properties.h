@@ -2,7 +2,7 @@
 
 #include <span>
 
-#include "testing/policy_probe.h"
+#include "policy_probe.h"
 
 namespace tether::testing {
 

@@ -17,7 +17,7 @@ std::vector<double> doubles(const at::Tensor& tensor) {
   return {data, data + wide.numel()};
 }
 
-// What a surrogate sees of a token: the log-ratio of its level (rl/ratio.h).
+// What a surrogate sees of a token: the log-ratio of its level (rl/level.h).
 struct View {
   double logp, log_ratio;
 };

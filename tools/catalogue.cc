@@ -25,9 +25,10 @@ template <class Rows>
 std::string table(const Rows& rows) {
   std::string text = "| name | loss | paper | header | agreement |\n|---|---|---|---|---|\n";
   for (const auto& row : rows) {
-    const std::string file(row.header.substr(row.header.rfind('/') + 1));
+    const std::string link(row.header.substr(row.header.find('/') + 1));
+    const std::string file(link.substr(link.rfind('/') + 1));
     text += "| `" + std::string(row.name) + "` | " + cell(row.formula) + " | " + cell(row.paper) +
-            " | [" + file + "](" + file + ") | " + cell(row.agreement) + " |\n";
+            " | [" + file + "](" + link + ") | " + cell(row.agreement) + " |\n";
   }
   return text;
 }
@@ -38,7 +39,7 @@ std::string page() {
          "then\n"
          "be changed. This page is written by `./dev catalogue --write` from catalogue.h.\n"
          "Agreement: who computes the same value and gradient in the tests, to 1e-12 in float64:\n"
-         "mpmath, 60 digits, and peers' own functions (tests/peers/DEVELOPERS.md).\n\n"
+         "mpmath, 60 digits, and peers' own functions (docs/peers.md).\n\n"
          "## Policy objectives: ratio level, surrogate, KL penalty, entropy, aggregation\n\n" +
          table(tether::kCatalogue) +
          "\n## Preference objectives: score, link, loss of the pair\n\n" +

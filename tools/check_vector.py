@@ -20,7 +20,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FOLDERS = ["core", "estimators", "rl"]
+FOLDERS = ["core", "estimators", "logits", "rl"]
 FUNCTION = re.compile(r"^;; Function (.*?) \((\S+), funcdef_no")
 NOTE = re.compile(
     r"^(\S+?):(\d+):\d+: "

@@ -12,7 +12,7 @@ from tether._checks import dtype_text, savable, shape_text
 from tether._ops import ops, scaled
 
 _STATISTICS, _KL_STATISTICS = 8, 9  # float64 numbers a row
-_IGNORED_ROW = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0)  # ignored_row() of core/rows.h
+_IGNORED_ROW = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0)  # ignored_row() of logits/rows.h
 
 
 def _again(function: str) -> str:

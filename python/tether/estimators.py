@@ -60,7 +60,7 @@ class Moments(NamedTuple):
 
 
 class KlReport(NamedTuple):
-    """Of estimate_kl; see estimators/kl_estimate.h."""
+    """Of estimate_kl; see estimators/kl/report.h."""
 
     mean: float  # per token [nats]
     standard_error: float  # over sequences; NaN for fewer than two

@@ -4,9 +4,9 @@
 #include <string>
 #include <string_view>
 
-#include "core/parallel.h"
-#include "core/rows.h"
-#include "rl/kernels/policy_loss.h"
+#include "../../core/parallel.h"
+#include "../../logits/rows.h"
+#include "policy_loss.h"
 
 namespace tether {
 

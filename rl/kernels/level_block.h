@@ -1,12 +1,12 @@
 #pragma once
 
-#include "core/macros.h"
-#include "core/math.h"
-#include "core/sum.h"
-#include "rl/kernels/token_block.h"
-#include "rl/ratio.h"
+#include "../../core/macros.h"
+#include "../../core/math.h"
+#include "../../core/sum.h"
+#include "../level.h"
+#include "token_block.h"
 
-// The loops over a block of tokens whose ratio belongs to their row (rl/ratio.h).
+// The loops over a block of tokens whose ratio belongs to their row (rl/level.h).
 
 namespace tether {
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/sum.h"
-#include "rl/policy_metrics.h"
+#include "../../core/sum.h"
+#include "../policy_metrics.h"
 
 namespace tether {
 

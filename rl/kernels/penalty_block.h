@@ -1,10 +1,10 @@
 #pragma once
 
-#include "core/number.h"
-#include "core/sum.h"
-#include "rl/kernels/token_block.h"
-#include "rl/kl_penalty.h"
-#include "rl/ratio.h"
+#include "../../core/number.h"
+#include "../../core/sum.h"
+#include "../kl_penalty.h"
+#include "../level.h"
+#include "token_block.h"
 
 // The loops that fill the penalty of a block of tokens (rl/kl_penalty.h): K in `kl`, its derivative
 // by logp in `dkl`. An estimator has three: its value, value and slope, and its score.

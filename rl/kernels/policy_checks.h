@@ -2,7 +2,7 @@
 
 #include <string_view>
 
-#include "rl/kernels/policy_loss.h"
+#include "policy_loss.h"
 
 // What policy losses ask beyond core/batch.h, in words that begin with `function`. Each throws
 // Error.

@@ -187,7 +187,7 @@ void for_each_block(const PolicyArrays& batch, int64_t row, TokenBlock<T>& block
   }
 }
 
-// d L / d logp over w, for the levels of whole sequences (rl/ratio.h).
+// d L / d logp over w, for the levels of whole sequences (rl/level.h).
 double level_scale(RatioLevel level, double n) {
   if (level == RatioLevel::sequence_sum) return 1;
   return n > 0 ? 1 / n : 0;

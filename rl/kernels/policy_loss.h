@@ -1,9 +1,9 @@
 #pragma once
 
-#include "core/batch.h"
-#include "core/parallel.h"
-#include "rl/policy_metrics.h"
-#include "rl/policy_objective.h"
+#include "../../core/batch.h"
+#include "../../core/parallel.h"
+#include "../policy_metrics.h"
+#include "../policy_objective.h"
 
 namespace tether {
 

@@ -1,9 +1,9 @@
 #pragma once
 
-#include "core/batch.h"
-#include "core/parallel.h"
-#include "rl/preference_metrics.h"
-#include "rl/preference_objective.h"
+#include "../../core/batch.h"
+#include "../../core/parallel.h"
+#include "../preference_metrics.h"
+#include "../preference_objective.h"
 
 namespace tether {
 

@@ -4,12 +4,12 @@
 #include <limits>
 #include <type_traits>
 
-#include "core/batch.h"
-#include "core/bit_cast.h"
-#include "core/number.h"
-#include "core/sum.h"
-#include "rl/kernels/metric_sums.h"
-#include "rl/surrogate.h"
+#include "../../core/batch.h"
+#include "../../core/bit_cast.h"
+#include "../../core/number.h"
+#include "../../core/sum.h"
+#include "../surrogate.h"
+#include "metric_sums.h"
 
 // The loops over a block of tokens.
 //

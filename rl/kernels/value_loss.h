@@ -4,9 +4,9 @@
 #include <map>
 #include <string>
 
-#include "core/batch.h"
-#include "core/parallel.h"
-#include "rl/value_loss.h"
+#include "../../core/batch.h"
+#include "../../core/parallel.h"
+#include "../value_objective.h"
 
 namespace tether {
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "estimators/advantage.h"
-#include "estimators/whitening.h"
+#include "estimators/advantage/gae.h"
+#include "estimators/advantage/whitening.h"
 
 // Advantages against verl's own functions, as recorded by tests/peers/record_verl.py. Where the two
 // differ on purpose:

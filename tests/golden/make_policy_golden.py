@@ -137,7 +137,7 @@ def row_factor(mode, constant, tokens, sequences, row_tokens):
 
 
 def levelled(row, level):
-    """The tokens of a row as the surrogate sees them (rl/ratio.h)."""
+    """The tokens of a row as the surrogate sees them (rl/level.h)."""
     if level == "token":
         return row
     over = 1 if level == "sequence_sum" else len(row)

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "rl/ppo.h"
+#include "rl/policy/ppo.h"
 #include "tests/rl/policy_batch.h"
 
 namespace tether {

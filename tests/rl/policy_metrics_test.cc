@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "rl/cispo.h"
-#include "rl/gspo.h"
+#include "rl/policy/cispo.h"
+#include "rl/policy/gspo.h"
 #include "tests/rl/policy_batch.h"
 
 namespace tether {

@@ -53,7 +53,7 @@ struct Token {
   double loss, slope;
 };
 
-// By cases, as the text of rl/value_loss.h has it.
+// By cases, as the text of rl/value_objective.h has it.
 Token by_cases(double value, double old_value, double target, double range) {
   const double clipped = std::min(std::max(value, old_value - range), old_value + range);
   const double error = value - target, other = clipped - target;

@@ -1,6 +1,6 @@
 // DPO of one pair of answers, and the advantages of a trajectory, on Eigen arrays.
-#include <estimators/eigen.h>
-#include <rl/eigen.h>
+#include <face/eigen.h>
+#include <face/eigen_estimators.h>
 
 #include <iostream>
 

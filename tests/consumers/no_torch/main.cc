@@ -1,6 +1,6 @@
 // The GRPO loss of two answers of three tokens, over raw memory.
-#include <rl/grpo.h>
 #include <rl/kernels/policy_loss.h>
+#include <rl/policy/grpo.h>
 
 #include <iostream>
 

@@ -1,0 +1,83 @@
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <string_view>
+#include <type_traits>
+#include <typeinfo>
+
+#include "fields.h"
+
+namespace tether {
+
+template <class Formula>
+concept SmallFormula = std::is_trivially_copyable_v<Formula> && sizeof(Formula) <= 64;
+
+// An option struct with a formula, as a value of one type: the library's own or a user's. `Calls`
+// is a struct of function pointers, made for each formula by Calls::of<Formula>().
+template <class Calls>
+class AnyFormula {
+ public:
+  template <SmallFormula Formula>
+  explicit AnyFormula(const Formula& formula) : methods_(&kMethods<Formula>) {
+    std::memcpy(storage_, &formula, sizeof(Formula));
+  }
+
+  // The formula inside, or null if it is another one.
+  template <class Formula>
+  const Formula* target() const {
+    return *methods_->type == typeid(Formula) ? reinterpret_cast<const Formula*>(storage_)
+                                              : nullptr;
+  }
+  const std::type_info& type() const { return *methods_->type; }
+
+  // visit(name, value, range) for every option of the formula.
+  template <class Visit>
+  void for_each_field(Visit visit) {
+    methods_->visit(storage_, &visit,
+                    [](void* context, std::string_view name, double& value, const Range& range) {
+                      (*static_cast<Visit*>(context))(name, value, range);
+                    });
+  }
+  template <class Visit>
+  void for_each_field(Visit visit) const {
+    AnyFormula copy = *this;
+    copy.for_each_field([&](std::string_view name, const double& value, const Range& range) {
+      visit(name, value, range);
+    });
+  }
+
+  // How another face of the library evaluates the formula, where that face cannot know it by type.
+  using FacePath = void (*)();
+  void set_face_path(FacePath path) { face_path_ = path; }
+  FacePath face_path() const { return face_path_; }
+
+ protected:
+  const Calls& calls() const { return methods_->calls; }
+  const void* formula() const { return storage_; }
+
+ private:
+  using VisitField = void (*)(void*, std::string_view, double&, const Range&);
+  struct Methods {
+    const std::type_info* type;
+    Calls calls;
+    void (*visit)(void*, void*, VisitField);
+  };
+
+  template <class Formula>
+  static void visit_erased(void* formula, void* context, VisitField visit) {
+    tether::for_each_field(*static_cast<Formula*>(formula),
+                           [&](std::string_view name, double& value, const Range& range) {
+                             visit(context, name, value, range);
+                           });
+  }
+  template <class Formula>
+  static constexpr Methods kMethods{&typeid(Formula), Calls::template of<Formula>(),
+                                    &visit_erased<Formula>};
+
+  alignas(double) std::byte storage_[64] = {};
+  const Methods* methods_;
+  FacePath face_path_ = nullptr;
+};
+
+}  // namespace tether

@@ -1,0 +1,139 @@
+#include "estimators/kl/report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/check.h"
+#include "core/fields.h"
+#include "core/sum.h"
+#include "estimators/kl/forms.h"
+
+namespace tether {
+namespace {
+
+// Log-ratios and estimates beyond this count as this: the squares of their sums stay finite. NaN
+// and infinity stay what they are.
+double bounded(double x) {
+  constexpr double kLargest = 1e140;
+  return std::isfinite(x) ? std::clamp(x, -kLargest, kLargest) : x;
+}
+
+// visit(weight, log_ratio) for every token of the row.
+template <class Visit>
+void for_each_token(const RowLayout& layout, const ConstArray& log_ratios, const ConstArray& mask,
+                    int64_t row, Visit visit) {
+  double weight[kBlock], d[kBlock];
+  const int64_t length = layout.length(row);
+  for (int64_t column = 0; column < length; column += kBlock) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
+    load_block<double>(layout, mask, row, column, count, nullptr, weight);
+    load_block<double>(layout, log_ratios, row, column, count, weight, d);
+    for (int i = 0; i < count; ++i) {
+      if (weight[i] != 0) visit(weight[i], bounded(d[i]));
+    }
+  }
+}
+
+// Weighted sums for Cov(d, r) / Var r, about the values that they have when both are equal. Ratios
+// are in units of the largest one, so that no square overflows.
+struct LambdaSums {
+  double unit = 1;                             // 1 / the largest ratio, at most 1
+  double w = 0, d = 0, h = 0, dh = 0, hh = 0;  // h = (r - 1) unit
+
+  void add(double weight, double log_ratio) {
+    const double excess = expm1(Constant<double>{log_ratio}).value * unit;
+    w += weight;
+    d += weight * log_ratio;
+    h += weight * excess;
+    dh += weight * log_ratio * excess;
+    hh += weight * excess * excess;
+  }
+  double lambda() const {
+    const double variance = hh - h * h / w;
+    return variance > 0 ? (dh - d * h / w) / variance * unit : 1;
+  }
+};
+
+double estimate(const KlEstimateOptions& options, double lambda, double log_ratio) {
+  const Constant<double> d{log_ratio};
+  switch (options.estimator) {
+    case KlEstimate::k1:
+      return k1(d).value;
+    case KlEstimate::k2:
+      return k2(d).value;
+    case KlEstimate::k3:
+      return k3(d).value;
+    case KlEstimate::k_lambda:
+      break;
+  }
+  return k_lambda(d, lambda).value;
+}
+
+struct Sequence {
+  double tokens = 0, sum = 0;
+};
+
+}  // namespace
+
+KlReport estimate_kl(const RowLayout& layout, const ConstArray& log_ratios,
+                     const ConstArray& response_mask, const KlEstimateOptions& options) {
+  const auto function = "estimate_kl";
+  check_layout(function, layout);
+  check_given(function, "log_ratios", layout, log_ratios);
+  check_given(function, "response_mask", layout, response_mask);
+  require(std::isfinite(options.lambda),
+          [&] { return "estimate_kl: lambda must be finite, got " + text(options.lambda); });
+  double largest = -infinity;
+  for (int64_t row = 0; row < layout.rows; ++row) {
+    for_each_token(layout, log_ratios, response_mask, row,
+                   [&](double, double d) { largest = std::max(largest, d); });
+  }
+  LambdaSums fit{.unit = exp(Constant<double>{-std::max(largest, 0.0)}).value};
+  double sum_of_ratios = 0, squares = 0;
+  for (int64_t row = 0; row < layout.rows; ++row) {
+    for_each_token(layout, log_ratios, response_mask, row, [&](double weight, double d) {
+      require(weight >= 0 && weight <= 1,
+              [&] { return "estimate_kl: response_mask must be in [0, 1], got " + text(weight); });
+      fit.add(weight, d);
+      const double r = exp(Constant<double>{d - largest}).value;  // in units of the largest
+      sum_of_ratios += weight * r;
+      squares += weight * r * r;
+    });
+  }
+  KlReport out;
+  out.tokens = fit.w;
+  if (fit.w == 0) return out;
+  const bool fitted = options.estimator == KlEstimate::k_lambda && options.lambda < 0;
+  out.lambda = fitted ? fit.lambda() : std::max(options.lambda, 0.0);
+  out.ratio_excess = fit.h / fit.w / fit.unit;
+  out.ess = sum_of_ratios * sum_of_ratios / squares;
+
+  const auto sequence_of = [&](int64_t row) {
+    Sequence sequence;
+    for_each_token(layout, log_ratios, response_mask, row, [&](double weight, double d) {
+      sequence.tokens += weight;
+      sequence.sum += weight * bounded(estimate(options, out.lambda, d));
+    });
+    return sequence;
+  };
+  double sum = 0;
+  for (int64_t row = 0; row < layout.rows; ++row) {
+    const Sequence sequence = sequence_of(row);
+    sum += sequence.sum;
+    out.sequences += sequence.tokens > 0 ? 1 : 0;
+  }
+  out.mean = sum / out.tokens;
+  double residuals = 0;
+  for (int64_t row = 0; row < layout.rows; ++row) {
+    const Sequence sequence = sequence_of(row);
+    const double residual = sequence.sum - out.mean * sequence.tokens;
+    residuals += residual * residual;
+  }
+  const double n = out.sequences;
+  out.standard_error = n > 1 ? std::sqrt(n / (n - 1) * residuals) / out.tokens
+                             : std::numeric_limits<double>::quiet_NaN();
+  return out;
+}
+
+}  // namespace tether

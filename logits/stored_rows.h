@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "../core/check.h"
+#include "../core/half.h"
+#include "../core/parallel.h"
+#include "rows.h"
+
+// What every pass over rows of logits needs, in the type in which they are stored.
+
+namespace tether::rows {
+
+// Of x / T with respect to "logits".
+inline double multiplier(const RowOptions& options) {
+  return (options.softcap > 0 ? 1 : options.scale) / options.temperature;
+}
+
+// Over the columns of 2^t.
+inline double sum(const RowStatistics& row) { return 1 + row.rest; }
+
+inline bool is_ignored(const int64_t* targets, int64_t row, const RowOptions& options) {
+  return targets != nullptr && targets[row] == options.ignore_index;
+}
+
+// body(Stored{}) for the type of the logits, or an Error about `argument`.
+template <class Body>
+void with_stored_type(std::string_view function, std::string_view argument, DType dtype,
+                      Body body) {
+  switch (dtype) {
+    case DType::float32:
+      return body(float{});
+    case DType::float64:
+      return body(double{});
+    case DType::bfloat16:
+      return body(BFloat16{});
+    case DType::float16:
+      return body(Float16{});
+    case DType::boolean:
+    case DType::none:
+      break;
+  }
+  throw Error(std::string(function) + ": " + std::string(argument) +
+              " must be float32, float64, bfloat16 or float16, got " +
+              (dtype == DType::none ? "none" : "boolean"));
+}
+
+template <class Stored, class Byte>
+auto* row_of(const BasicLogits<Byte>& logits, int64_t row) {
+  using Element = std::conditional_t<std::is_const_v<Byte>, const Stored, Stored>;
+  return static_cast<Element*>(logits.data) + logits.offset(row);
+}
+
+// body(row) for every row; a row has one owner.
+template <class Body>
+void for_each_row(const ConstLogits& logits, const Executor& executor, Body body) {
+  if (logits.rows == 0) return;
+  const Chunks chunks = Chunks::of(logits.rows, logits.rows * logits.vocabulary);
+  parallel_for(executor, chunks.count, [&](int64_t chunk) {
+    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) body(row);
+  });
+}
+
+}  // namespace tether::rows

@@ -1,0 +1,100 @@
+#include "logits/vocabulary_shards.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <string>
+#include <vector>
+
+#include "core/check.h"
+
+namespace tether {
+namespace {
+
+struct Rank {
+  int64_t index;
+  ShardHeader header;
+
+  double end() const { return header.first_id + header.columns; }
+  std::string name() const { return " of rank " + text(index); }
+  std::string range() const {
+    return "[" + text(int64_t(header.first_id)) + ", " + text(int64_t(end())) + ")" + name();
+  }
+};
+
+std::string sums_text(double sums) {
+  constexpr std::array<std::string_view, 3> kNames{"logps", "entropies", "statistics"};
+  const bool known = sums >= 0 && sums < kNames.size();
+  return known ? std::string(kNames[static_cast<size_t>(sums)]) : text(sums);
+}
+
+void check_same(const std::string& where, const Rank& a, const Rank& b) {
+  const auto check = [&](const char* what, double ShardHeader::* member, auto words) {
+    const double ours = a.header.*member, theirs = b.header.*member;
+    require(ours == theirs, [&] {
+      return where + " must all have the same " + what + ", got " + words(ours) + a.name() +
+             " and " + words(theirs) + b.name();
+    });
+  };
+  const auto number = [](double value) { return text(value); };
+  check("ids", &ShardHeader::ids, [](double value) { return text(int64_t(value)); });
+  check("results", &ShardHeader::sums, sums_text);
+  check("temperature", &ShardHeader::temperature, number);
+  check("scale", &ShardHeader::scale, number);
+  check("softcap", &ShardHeader::softcap, number);
+  check("ignore_index", &ShardHeader::ignore_index, number);
+}
+
+void check_tiling(const std::string& where, std::vector<Rank> ranks) {
+  std::stable_sort(ranks.begin(), ranks.end(), [](const Rank& a, const Rank& b) {
+    return a.header.first_id < b.header.first_id;
+  });
+  const double ids = ranks.front().header.ids;
+  const auto missing = [&](const std::string& place) {
+    return where + " must hold every id of [0, " + text(int64_t(ids)) + "), got none " + place;
+  };
+  require(ranks.front().header.first_id == 0,
+          [&] { return missing("before " + ranks.front().range()); });
+  for (size_t i = 1; i < ranks.size(); ++i) {
+    const Rank &a = ranks[i - 1], &b = ranks[i];
+    require(a.end() <= b.header.first_id,
+            [&] { return where + " must not overlap, got " + a.range() + " and " + b.range(); });
+    require(a.end() == b.header.first_id,
+            [&] { return missing("between " + a.range() + " and " + b.range()); });
+  }
+  require(ranks.back().end() == ids, [&] { return missing("after " + ranks.back().range()); });
+}
+
+}  // namespace
+
+ShardHeader shard_header(const RowOptions& options, int64_t columns) {
+  const auto number = [](int64_t value) { return static_cast<double>(value); };
+  return {.first_id = number(options.first_id),
+          .columns = number(columns),
+          .ids = number(options.ids),
+          .sums = number(static_cast<int64_t>(options.sums)),
+          .temperature = options.temperature,
+          .scale = options.scale,
+          .softcap = options.softcap,
+          .ignore_index = number(options.ignore_index)};
+}
+
+void merge_shards(std::string_view function, const RowStatistics* blocks, int64_t shards,
+                  int64_t rows, const int64_t* targets, const RowOptions& options,
+                  RowStatistics* merged) {
+  const auto block = [&](int64_t shard) { return blocks + shard * (1 + rows); };
+  std::vector<Rank> ranks;
+  for (int64_t i = 0; i < shards; ++i) ranks.push_back({i, std::bit_cast<ShardHeader>(*block(i))});
+  const std::string where = std::string(function) + ": shards";
+  for (const Rank& rank : ranks) check_same(where, ranks.front(), rank);
+  check_tiling(where, ranks);
+  for (int64_t row = 0; row < rows; ++row) {
+    RowStatistics sum = block(0)[1 + row];
+    for (int64_t i = 1; i < shards && targets[row] != options.ignore_index; ++i) {
+      sum = merge(sum, block(i)[1 + row], options);
+    }
+    merged[row] = sum;
+  }
+}
+
+}  // namespace tether

@@ -1,0 +1,495 @@
+#include "logits/pair_kl.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "estimators/kl/exact.h"
+#include "tests/error_message.h"
+#include "tests/logits/rows_reference.h"
+
+namespace tether {
+namespace {
+
+using namespace rows_test;
+
+struct Pairs {
+  DType dtype = DType::float64;
+  int64_t rows = 1, vocabulary = 0;
+  Doubles q, p;
+  double temperature = 1;
+  std::vector<LogitsKl> upstream = {};
+};
+
+struct PairResult {
+  Doubles kl, reverse_kl, entropy, dq, dp;
+};
+
+Pairs random_pairs(DType dtype, int64_t rows, int64_t vocabulary, double scale, double gap) {
+  Pairs out{.dtype = dtype,
+            .rows = rows,
+            .vocabulary = vocabulary,
+            .q = normal(rows * vocabulary, scale, 1),
+            .p = normal(rows * vocabulary, gap, 2)};
+  for (size_t i = 0; i < out.q.size(); ++i) out.p[i] += out.q[i];
+  const Doubles upstream = normal(3 * rows, 1, 3);
+  for (size_t i = 0; i < upstream.size(); i += 3) {
+    out.upstream.push_back({upstream[i], upstream[i + 1], upstream[i + 2]});
+  }
+  return out;
+}
+
+ConstLogits view(const Pairs& in, Memory& memory) {
+  return {memory.words.data(), memory.dtype, in.rows, in.vocabulary, in.vocabulary};
+}
+MutableLogits out_view(const Pairs& in, Memory& memory) {
+  return {memory.words.data(), memory.dtype, in.rows, in.vocabulary, in.vocabulary};
+}
+
+PairResult run(const Pairs& in, bool in_place = false) {
+  Memory q(in.dtype, in.q), p(in.dtype, in.p);
+  Memory dq(in.dtype, in.rows * in.vocabulary), dp = dq;
+  std::vector<KlStatistics> statistics(static_cast<size_t>(in.rows));
+  logits_kl_statistics(view(in, q), view(in, p), in.temperature, nullptr, statistics.data());
+  PairResult out;
+  for (const KlStatistics& row : statistics) {
+    const LogitsKl value = logits_kl(row);
+    out.kl.push_back(value.kl);
+    out.reverse_kl.push_back(value.reverse_kl);
+    out.entropy.push_back(value.entropy);
+  }
+  Memory& q_out = in_place ? q : dq;
+  Memory& p_out = in_place ? p : dp;
+  logits_kl_gradients(view(in, q), view(in, p), in.temperature, statistics.data(),
+                      in.upstream.data(), out_view(in, q_out), out_view(in, p_out));
+  out.dq = q_out.values(in.rows * in.vocabulary);
+  out.dp = p_out.values(in.rows * in.vocabulary);
+  return out;
+}
+
+// Column by column in long double, of the logits as they are stored.
+PairResult definition(const Pairs& in) {
+  Memory q_memory(in.dtype, in.q), p_memory(in.dtype, in.p);
+  const auto size = static_cast<size_t>(in.vocabulary);
+  const auto log_softmax = [&](Memory& memory, size_t row) {
+    std::vector<long double> x;
+    for (size_t v = 0; v < size; ++v) x.push_back(memory.get(row * size + v) / in.temperature);
+    const long double max = *std::max_element(x.begin(), x.end());
+    long double sum = 0;
+    for (long double each : x) sum += std::exp(each - max);
+    for (long double& each : x) each -= max + std::log(sum);
+    return x;
+  };
+  const auto product = [](long double p, long double what) { return p > 0 ? p * what : 0; };
+  PairResult out;
+  for (size_t row = 0; row < static_cast<size_t>(in.rows); ++row) {
+    const auto log_q = log_softmax(q_memory, row), log_p = log_softmax(p_memory, row);
+    long double kl = 0, reverse_kl = 0, entropy = 0;
+    for (size_t v = 0; v < size; ++v) {
+      kl += product(std::exp(log_q[v]), log_q[v] - log_p[v]);
+      reverse_kl += product(std::exp(log_p[v]), log_p[v] - log_q[v]);
+      entropy -= product(std::exp(log_q[v]), log_q[v]);
+    }
+    out.kl.push_back(static_cast<double>(kl));
+    out.reverse_kl.push_back(static_cast<double>(reverse_kl));
+    out.entropy.push_back(static_cast<double>(entropy));
+    const LogitsKl& up = in.upstream[row];
+    for (size_t v = 0; v < size; ++v) {
+      const long double q = std::exp(log_q[v]), p = std::exp(log_p[v]), gap = log_q[v] - log_p[v];
+      const auto times = [](double u, long double what) { return u == 0 ? 0 : u * what; };
+      const long double dq = times(up.kl, product(q, gap - kl)) + up.reverse_kl * (q - p) -
+                             up.entropy * product(q, log_q[v] + entropy);
+      const long double dp = up.kl * (p - q) + times(up.reverse_kl, product(p, -gap - reverse_kl));
+      out.dq.push_back(static_cast<double>(dq / in.temperature));
+      out.dp.push_back(static_cast<double>(dp / in.temperature));
+    }
+  }
+  return out;
+}
+
+void expect_close(const PairResult& got, const PairResult& want, const Pairs& in) {
+  const double ulp = in.dtype == DType::float64 ? 0x1p-52 : 0x1p-23;
+  const double size =
+      std::max({1.0, largest(in.q) / in.temperature, largest(in.p) / in.temperature});
+  expect_near(got.kl, want.kl, 16 * ulp * size, name(in.dtype, in.vocabulary) + " kl");
+  expect_near(got.reverse_kl, want.reverse_kl, 16 * ulp * size, "reverse");
+  expect_near(got.entropy, want.entropy, 16 * ulp * size, "entropy");
+  const double bound = 32 * ulp * size * 3 * std::max(1.0, 1 / in.temperature);
+  for (size_t i = 0; i < want.dq.size(); ++i) {
+    ASSERT_NEAR(got.dq[i], want.dq[i], bound + rounding(in.dtype, want.dq[i])) << i;
+    ASSERT_NEAR(got.dp[i], want.dp[i], bound + rounding(in.dtype, want.dp[i])) << i;
+  }
+}
+
+TEST(LogitsKl, MatchesTheDefinition) {
+  for (DType dtype : kAllTypes) {
+    for (int64_t vocabulary : {1, 2, 31, 33, 2048, 5000}) {
+      for (double gap : {0.05, 1.0, 6.0}) {
+        Pairs in = random_pairs(dtype, 3, vocabulary, 4, gap);
+        in.temperature = 0.8;
+        expect_close(run(in), definition(in), in);
+      }
+    }
+  }
+}
+
+// Either reference moves up while the rows are read.
+TEST(LogitsKl, MatchesTheDefinitionWhereTheReferencesMove) {
+  for (DType dtype : kAllTypes) {
+    Pairs in = random_pairs(dtype, 3, 7000, 1, 0.5);
+    for (size_t i = 0; i < 7000; ++i) {
+      const double ramp = 60.0 * static_cast<double>(i) / 7000;
+      in.q[i] += ramp;
+      in.p[7000 + i] += ramp;
+      in.q[14000 + i] += ramp;
+      in.p[14000 + i] -= ramp;
+    }
+    expect_close(run(in), definition(in), in);
+  }
+}
+
+TEST(LogitsKl, MatchesTheExactKlOfLogProbabilities) {
+  const Pairs in = random_pairs(DType::float64, 1, 50, 2, 1);
+  const auto log_softmax = [](Doubles x) {
+    double sum = 0;
+    for (double each : x) sum += std::exp(each);
+    for (double& each : x) each -= std::log(sum);
+    return x;
+  };
+  const Doubles log_q = log_softmax(in.q), log_p = log_softmax(in.p);
+  const PairResult got = run(in);
+  EXPECT_NEAR(got.kl[0], categorical_kl(log_q.data(), log_p.data(), 50), 1e-14);
+  EXPECT_NEAR(got.reverse_kl[0], categorical_kl(log_p.data(), log_q.data(), 50), 1e-14);
+}
+
+TEST(LogitsKl, GradientIsTheDerivativeOfValue) {
+  const Pairs in = random_pairs(DType::float64, 2, 23, 2, 1);
+  const PairResult gradient = run(in);
+  const auto objective = [&](const Pairs& at) {
+    const PairResult value = run(at);
+    double sum = 0;
+    for (size_t row = 0; row < 2; ++row) {
+      const LogitsKl& up = in.upstream[row];
+      sum += up.kl * value.kl[row] + up.reverse_kl * value.reverse_kl[row] +
+             up.entropy * value.entropy[row];
+    }
+    return sum;
+  };
+  const double step = 1e-5;
+  for (size_t i = 0; i < in.q.size(); ++i) {
+    for (bool of_q : {true, false}) {
+      Pairs up = in, down = in;
+      (of_q ? up.q : up.p)[i] += step;
+      (of_q ? down.q : down.p)[i] -= step;
+      const double want = (objective(up) - objective(down)) / (2 * step);
+      EXPECT_NEAR((of_q ? gradient.dq : gradient.dp)[i], want, 1e-9) << i;
+    }
+  }
+}
+
+TEST(LogitsKl, GradientInPlaceAndOfOneRowAlone) {
+  for (DType dtype : kAllTypes) {
+    const Pairs in = random_pairs(dtype, 3, 2500, 3, 1);
+    const PairResult want = run(in), got = run(in, true);
+    EXPECT_EQ(got.dq, want.dq);
+    EXPECT_EQ(got.dp, want.dp);
+    Memory q(dtype, in.q), p(dtype, in.p), out(dtype, 3 * 2500);
+    std::vector<KlStatistics> statistics(3);
+    logits_kl_statistics(view(in, q), view(in, p), 1, nullptr, statistics.data());
+    logits_kl_gradients(view(in, q), view(in, p), 1, statistics.data(), in.upstream.data(),
+                        out_view(in, out), {});
+    const auto expect_like = [&](const Doubles& whole) {  // products are contracted otherwise
+      const Doubles values = out.values(3 * 2500);
+      for (size_t i = 0; i < values.size(); ++i) {
+        ASSERT_NEAR(values[i], whole[i],
+                    1e-6 * std::abs(whole[i]) + 2 * rounding(dtype, whole[i]) +
+                        (dtype == DType::float64 ? 1e-16 : 1e-9));
+      }
+    };
+    expect_like(want.dq);
+    logits_kl_gradients(view(in, q), view(in, p), 1, statistics.data(), in.upstream.data(), {},
+                        out_view(in, out));
+    expect_like(want.dp);
+  }
+}
+
+TEST(LogitsKl, EqualRowsHaveNone) {
+  for (DType dtype : kAllTypes) {
+    Pairs in = random_pairs(dtype, 2, 3000, 5, 0);
+    in.p = in.q;
+    const PairResult got = run(in);
+    for (size_t row = 0; row < 2; ++row) {
+      EXPECT_EQ(got.kl[row], 0);
+      EXPECT_EQ(got.reverse_kl[row], 0);
+    }
+  }
+}
+
+TEST(LogitsKl, MinusInfinityInBothIsADeletedColumn) {
+  for (DType dtype : kAllTypes) {
+    const Pairs without = random_pairs(dtype, 1, 3000, 2, 1);
+    Pairs with = without;
+    with.vocabulary = 2 * 3000 + 40;
+    with.q = with.p = Doubles(static_cast<size_t>(with.vocabulary), -infinity);
+    for (size_t v = 0; v < 3000; ++v) {
+      with.q[40 + 2 * v] = without.q[v];
+      with.p[40 + 2 * v] = without.p[v];
+    }
+    const PairResult want = run(without), got = run(with);
+    const double bound = dtype == DType::float64 ? 1e-14 : 4e-6;
+    EXPECT_NEAR(got.kl[0], want.kl[0], bound);
+    EXPECT_NEAR(got.reverse_kl[0], want.reverse_kl[0], bound);
+    EXPECT_NEAR(got.entropy[0], want.entropy[0], bound);
+    for (size_t v = 0; v < static_cast<size_t>(with.vocabulary); ++v) {
+      const bool absent = v < 40 || v % 2 == 1;
+      if (absent) {
+        ASSERT_EQ(got.dq[v], 0);
+        ASSERT_EQ(got.dp[v], 0);
+      } else {
+        const double dq = want.dq[(v - 40) / 2];
+        ASSERT_NEAR(got.dq[v], dq, 4 * bound + 2 * rounding(dtype, dq));
+      }
+    }
+  }
+}
+
+TEST(LogitsKl, MassWhereTheOtherHasNoneIsInfinite) {
+  for (DType dtype : kAllTypes) {
+    Pairs in = random_pairs(dtype, 2, 300, 1, 1);
+    in.p[7] = -infinity;  // q has mass there: KL(q || p) is infinite, KL(p || q) is not
+    const PairResult got = run(in), want = definition(in);
+    EXPECT_EQ(got.kl[0], infinity);
+    EXPECT_NEAR(got.reverse_kl[0], want.reverse_kl[0], 1e-5);
+    EXPECT_NEAR(got.kl[1], want.kl[1], 1e-5);
+  }
+}
+
+// A probability that is 0 in p is nothing beside -inf in q, wherever it stands in the row.
+TEST(LogitsKl, ShuffledColumnsAreTheSameRows) {
+  std::mt19937 generator(6);
+  for (DType dtype : kAllTypes) {
+    const double much = dtype == DType::float16 ? 6e4 : 1e30;
+    for (const Doubles& values : {Doubles{-infinity, -1e4},
+                                  {-1e4, -infinity},
+                                  {-much, -infinity},
+                                  {-1e4, -much},
+                                  {-much, much},
+                                  {-infinity, -infinity}}) {
+      // Columns of `values` in both rows, and five others.
+      Pairs in{.dtype = dtype,
+               .vocabulary = 5000,
+               .q = Doubles(5000, values[0]),
+               .p = Doubles(5000, values[1]),
+               .upstream = {{1, 1, 1}}};
+      for (size_t v = 0; v < 5; ++v) {
+        in.q[100 + 900 * v] = static_cast<double>(v) / 4;
+        in.p[100 + 900 * v] = 1 - static_cast<double>(v) / 2;
+      }
+      std::vector<size_t> order(5000);
+      std::iota(order.begin(), order.end(), size_t{0});
+      const PairResult want = run(in);
+      for (int shuffle = 0; shuffle < 5; ++shuffle) {
+        std::shuffle(order.begin(), order.end(), generator);
+        Pairs shuffled = in;
+        for (size_t v = 0; v < 5000; ++v) {
+          shuffled.q[v] = in.q[order[v]];
+          shuffled.p[v] = in.p[order[v]];
+        }
+        const PairResult got = run(shuffled);
+        EXPECT_FALSE(std::isnan(got.kl[0]) || std::isnan(got.reverse_kl[0]));
+        for (auto value : {&PairResult::kl, &PairResult::reverse_kl, &PairResult::entropy}) {
+          const double one = (got.*value)[0], other = (want.*value)[0];
+          EXPECT_TRUE(one == other || std::abs(one - other) <= 1e-5 * std::abs(other))
+              << one << " and " << other << " of " << values[0] << ", " << values[1];
+        }
+        // Where the divergence is 1e30, the gradient is its rounding.
+        const double bound = 1e-5 * largest(want.dq) + 1e-6 * want.kl[0];
+        for (size_t v = 0; v < 5000; ++v) {
+          const double one = got.dq[v], other = want.dq[order[v]];
+          ASSERT_TRUE(one == other || std::abs(one - other) <= bound) << one;
+        }
+      }
+    }
+  }
+}
+
+TEST(LogitsKl, MaskedColumnsAgainstVeryUnlikelyOnes) {
+  for (DType dtype : kAllTypes) {
+    const Pairs without = random_pairs(dtype, 1, 3000, 2, 1);
+    Pairs with = without;
+    with.vocabulary = 6000;
+    with.q.resize(6000, -infinity);
+    with.p.resize(6000, -1e4);
+    std::rotate(with.q.begin(), with.q.begin() + 3000, with.q.end());
+    std::rotate(with.p.begin(), with.p.begin() + 3000, with.p.end());
+    const PairResult want = run(without), got = run(with);
+    EXPECT_NEAR(got.kl[0], want.kl[0], 4e-6);
+    EXPECT_NEAR(got.reverse_kl[0], want.reverse_kl[0], 4e-6);
+    for (size_t v = 0; v < 6000; ++v) {
+      const double dq = v < 3000 ? 0 : want.dq[v - 3000];
+      ASSERT_NEAR(got.dq[v], dq, 2e-6 + 2 * rounding(dtype, dq)) << v;
+    }
+  }
+}
+
+// The direction that is infinite does not spoil the gradient of the other.
+TEST(LogitsKl, GradientOfTheFiniteDirection) {
+  for (DType dtype : kAllTypes) {
+    Pairs in = random_pairs(dtype, 1, 300, 1, 1);
+    in.p[7] = -infinity;
+    in.upstream[0] = {0, 1, 1};
+    const PairResult got = run(in), want = definition(in);
+    for (size_t v = 0; v < 300; ++v) {
+      ASSERT_NEAR(got.dq[v], want.dq[v], 1e-5 + rounding(dtype, want.dq[v])) << v;
+      ASSERT_NEAR(got.dp[v], want.dp[v], 1e-5 + rounding(dtype, want.dp[v])) << v;
+    }
+    in.upstream[0] = {1, 0, 0};
+    EXPECT_TRUE(std::isnan(run(in).dq[7]));
+  }
+}
+
+TEST(LogitsKl, MergedShardsOfMaskedColumns) {
+  for (double floor : {-1e4, -50.0}) {  // of p where q is -inf, alone in the first shard
+    const Doubles q = {-infinity, -infinity, 0, 1}, p = {floor, floor, 1, 0};
+    KlStatistics merged;
+    for (size_t begin : {size_t{0}, size_t{2}}) {
+      KlStatistics part;
+      logits_kl_statistics({q.data() + begin, DType::float64, 1, 2},
+                           {p.data() + begin, DType::float64, 1, 2}, 1, nullptr, &part);
+      merged = merge(part, merged, 1);
+    }
+    const double p_2 = 1 / (1 + std::exp(-1.0));
+    EXPECT_NEAR(logits_kl(merged).kl, (1 - p_2) * -1 + p_2, 1e-12);
+    if (floor == -50) {
+      EXPECT_EQ(logits_kl(merged).reverse_kl, infinity);
+    } else {
+      EXPECT_NEAR(logits_kl(merged).reverse_kl, p_2 - (1 - p_2), 1e-12);
+    }
+  }
+}
+
+TEST(LogitsKl, FiniteLogitsGiveNoNan) {
+  std::mt19937 generator(7);
+  for (DType dtype : kAllTypes) {
+    const double most = dtype == DType::float16   ? 65504
+                        : dtype == DType::float64 ? std::numeric_limits<double>::max()
+                                                  : 0x1.FEp127;
+    const double values[] = {most, -most, most / 1e4, -most / 1e8, 0, 1, -100};
+    for (double temperature : {1e-6, 1.0, 1e6}) {
+      for (int64_t kinds : {2, 3, 7}) {
+        Pairs in{.dtype = dtype,
+                 .rows = 8,
+                 .vocabulary = 2500,
+                 .q = Doubles(20000),
+                 .p = Doubles(20000),
+                 .temperature = temperature};
+        in.upstream.assign(8, {1, -1, 1});
+        for (double& x : in.q) x = values[generator() % static_cast<uint64_t>(kinds)];
+        for (double& y : in.p) y = values[generator() % static_cast<uint64_t>(kinds)];
+        std::fill(in.p.begin(), in.p.begin() + 2500, most);
+        std::fill(in.p.begin() + 2500, in.p.begin() + 5000, -most);
+        const PairResult got = run(in);
+        for (size_t row = 0; row < 8; ++row) {
+          ASSERT_GE(got.kl[row], 0) << name(dtype, 2500) << ", T " << temperature;
+          ASSERT_GE(got.reverse_kl[row], 0);
+          ASSERT_GE(got.entropy[row], 0);
+        }
+        for (double each : got.dq) ASSERT_FALSE(std::isnan(each)) << name(dtype, 2500);
+        for (double each : got.dp) ASSERT_FALSE(std::isnan(each)) << name(dtype, 2500);
+      }
+    }
+  }
+}
+
+TEST(LogitsKl, NoGradientIsSubnormal) {
+  for (DType dtype : {DType::float32, DType::bfloat16, DType::float64}) {
+    const double least = dtype == DType::float64 ? 0x1p-1022 : 0x1p-126;
+    for (double upstream : {1e-6, 1.0, 1e6}) {
+      Pairs in = random_pairs(dtype, 4, 3000, dtype == DType::float64 ? 150 : 18, 0.3);
+      for (LogitsKl& each : in.upstream) {
+        each = {each.kl * upstream, each.reverse_kl * upstream, each.entropy * upstream};
+      }
+      const PairResult got = run(in);
+      for (const Doubles& gradient : {got.dq, got.dp}) {
+        for (double each : gradient) ASSERT_TRUE(each == 0 || std::abs(each) >= least) << each;
+        EXPECT_GT(std::count(gradient.begin(), gradient.end(), 0.0), 10);
+      }
+    }
+  }
+}
+
+TEST(LogitsKl, BadRowsAreNanAndTheirNeighboursAreNot) {
+  for (double poison : {kNan, infinity}) {
+    Pairs in = random_pairs(DType::float32, 2, 300, 1, 1);
+    in.p[7] = poison;
+    const PairResult got = run(in), want = definition(in);
+    EXPECT_TRUE(std::isnan(got.kl[0]) && std::isnan(got.reverse_kl[0]));
+    EXPECT_NEAR(got.kl[1], want.kl[1], 1e-5);
+  }
+}
+
+TEST(LogitsKl, InactiveRowsMayHoldAnything) {
+  Pairs in = random_pairs(DType::float32, 2, 300, 1, 1);
+  std::fill(in.q.begin(), in.q.begin() + 300, kNan);
+  Memory q(in.dtype, in.q), p(in.dtype, in.p), dq(in.dtype, 600);
+  const uint8_t active[] = {0, 1};
+  std::vector<KlStatistics> statistics(2);
+  logits_kl_statistics(view(in, q), view(in, p), 1, active, statistics.data());
+  EXPECT_EQ(logits_kl(statistics[0]).kl, 0);
+  EXPECT_EQ(logits_kl(statistics[0]).entropy, 0);
+  EXPECT_GT(logits_kl(statistics[1]).kl, 0);
+  in.upstream[0] = {};
+  logits_kl_gradients(view(in, q), view(in, p), 1, statistics.data(), in.upstream.data(),
+                      out_view(in, dq), {});
+  const Doubles gradient = dq.values(300);
+  EXPECT_EQ(gradient, Doubles(300, 0.0));
+}
+
+TEST(LogitsKl, MergedShardsAreTheWhole) {
+  const Pairs in = random_pairs(DType::float64, 1, 900, 10, 2);
+  Memory q(in.dtype, in.q), p(in.dtype, in.p);
+  const PairResult want = run(in);
+  for (int64_t shards : {2, 3, 4}) {
+    KlStatistics merged;
+    for (int64_t shard = 0; shard < shards; ++shard) {
+      const int64_t begin = 900 * shard / shards, end = 900 * (shard + 1) / shards;
+      KlStatistics part;
+      logits_kl_statistics({q.words.data() + begin, in.dtype, 1, end - begin},
+                           {p.words.data() + begin, in.dtype, 1, end - begin}, 1, nullptr, &part);
+      merged = shard % 2 == 0 ? merge(merged, part, 1) : merge(part, merged, 1);
+    }
+    EXPECT_NEAR(logits_kl(merged).kl, want.kl[0], 1e-13);
+    EXPECT_NEAR(logits_kl(merged).reverse_kl, want.reverse_kl[0], 1e-13);
+    EXPECT_NEAR(logits_kl(merged).entropy, want.entropy[0], 1e-13);
+  }
+}
+
+TEST(LogitsKl, BadInputIsRefused) {
+  Pairs in = random_pairs(DType::float32, 2, 30, 1, 1);
+  Memory q(in.dtype, in.q), p(in.dtype, in.p);
+  std::vector<KlStatistics> statistics(2);
+  const auto refusal = [&](ConstLogits left, ConstLogits right, double temperature = 1) {
+    return message(
+        [&] { logits_kl_statistics(left, right, temperature, nullptr, statistics.data()); });
+  };
+  const ConstLogits x = view(in, q), y = view(in, p);
+  EXPECT_EQ(refusal(x, y), "no error");
+  ConstLogits bad = y;
+  bad.rows = 3;
+  EXPECT_EQ(refusal(x, bad),
+            "logits_kl_statistics: p must be [2, 30] of the type of q, got [3, 30]");
+  bad = y;
+  bad.dtype = DType::float64;
+  EXPECT_EQ(
+      refusal(x, bad),
+      "logits_kl_statistics: p must be [2, 30] of the type of q, got [2, 30] of another type");
+  EXPECT_EQ(refusal(x, y, 0), "logits_kl_statistics: temperature must be in [1e-06, 1e+06], got 0");
+}
+
+}  // namespace
+}  // namespace tether
