@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "estimators/advantage/gae.h"
+#include "estimators/advantage/group.h"
 
 namespace tether::bench {
 namespace {

@@ -11,6 +11,8 @@
 #include "../core/batch.h"
 #include "../core/check.h"
 #include "../estimators/advantage/gae.h"
+#include "../estimators/advantage/group.h"
+#include "../estimators/advantage/returns.h"
 #include "../estimators/kl/exact.h"
 #include "../estimators/kl/forms.h"
 #include "../estimators/kl/report.h"

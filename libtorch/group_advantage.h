@@ -2,7 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "../estimators/advantage/gae.h"
+#include "../estimators/advantage/group.h"
 
 namespace tether {
 

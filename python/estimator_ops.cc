@@ -14,6 +14,8 @@
 
 #include "core/options.h"
 #include "estimators/advantage/gae.h"
+#include "estimators/advantage/group.h"
+#include "estimators/advantage/returns.h"
 #include "estimators/advantage/whitening.h"
 #include "estimators/kl/report.h"
 #include "python/stable.h"

@@ -1,3 +1,5 @@
+#include "estimators/advantage/group.h"
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -6,7 +8,6 @@
 
 #include "core/check.h"
 #include "core/fields.h"
-#include "estimators/advantage/gae.h"
 
 namespace tether {
 namespace {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "estimators/advantage/gae.h"
+#include "estimators/advantage/group.h"
 #include "estimators/advantage/whitening.h"
 
 // Advantages against verl's own functions, as recorded by tests/peers/record_verl.py. Where the two

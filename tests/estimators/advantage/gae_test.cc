@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "estimators/advantage/group.h"
+#include "estimators/advantage/returns.h"
 #include "tests/error_message.h"
 
 namespace tether {
