@@ -3,7 +3,8 @@
 #include <string>
 
 #include "linear_sweep.h"
-#include "linear_token_logps.h"
+#include "linear_types.h"
+#include "token_logps_types.h"
 
 namespace tether::detail {
 

@@ -15,7 +15,7 @@
 #include "libtorch/executor.h"
 #include "libtorch/linear_checks.h"
 #include "libtorch/logits_rows.h"
-#include "libtorch/policy_batch.h"
+#include "libtorch/policy_inputs.h"
 #include "libtorch/stored_gradient.h"
 #include "rl/kernels/chunked_policy_loss.h"
 

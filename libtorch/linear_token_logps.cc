@@ -15,6 +15,7 @@
 #include "libtorch/linear_checks.h"
 #include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
+#include "libtorch/token_logps.h"
 
 namespace tether {
 namespace {

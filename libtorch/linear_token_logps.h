@@ -2,40 +2,18 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <cstdint>
-
-#include "token_logps.h"
+#include "linear_types.h"
+#include "token_logps_types.h"
 
 namespace tether {
 
-// The last layer of a language model: logits = hidden weight^T + bias.
-struct LinearHead {
-  at::Tensor weight;     // [V, H]
-  at::Tensor bias = {};  // [V]; undefined: none
-};
-
-struct LinearOptions {
-  double temperature = 1;  // these six as in TokenLogpsOptions
-  double scale = 1;
-  double softcap = 0;
-  bool entropies = false;
-  bool statistics = false;
-  int64_t ignore_index = -100;
-  // Of logits at a time; below 256 rows of them is slower.
-  int64_t chunk_bytes = int64_t{256} << 20;
-  // 0: chunks of about equal size, as few as chunk_bytes allow. Else every matrix product has this
-  // many rows, padded where fewer are left: the bits of a token's results then do not depend on the
-  // tokens beside it, so that old and new log-probabilities from batches of different sizes give a
-  // ratio of exactly 1. For one torch, number of threads and width.
-  int64_t rows_per_chunk = 0;
-};
-
 // token_logps(hidden weight^T + bias, targets), without ever holding the logits of all tokens.
 //
-// hidden [..., H], weight and bias: float32, float64, bfloat16 or float16, all the same, any
-// strides. targets [...]: int32 or int64, in [0, V) or ignore_index; ignored positions are not
-// multiplied at all, whatever they hold. Chunks of logits are made by torch's matrix product in the
-// type of the inputs; results are float32 (float64 for float64).
+// hidden [..., H], weight and bias: float32, float64, bfloat16 or float16, any strides; of several
+// types the widest, under autocast that of autocast. targets [...]: int32 or int64, in [0, V) or
+// ignore_index; ignored positions are not multiplied at all, whatever they hold. Chunks of logits
+// are made by torch's matrix product in the type of the inputs; results are float32 (float64 for
+// float64).
 //
 // Backward makes the logits again: one more product, and one each for the gradients of hidden and
 // weight where they are wanted. Positions with upstream gradients of exactly 0 are skipped there.

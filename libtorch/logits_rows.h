@@ -7,7 +7,7 @@
 #include <string>
 
 #include "../logits/rows.h"
-#include "token_logps.h"
+#include "token_logps_types.h"
 
 // Tensors of logits [..., V] and of ids as logits/rows.h sees them.
 

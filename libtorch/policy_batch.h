@@ -1,43 +1,45 @@
 #pragma once
 
-#include <string_view>
+#include <ATen/core/Tensor.h>
 
-#include "../rl/kernels/policy_loss.h"
-#include "policy_loss.h"
+#include <map>
+#include <string>
 
-namespace tether::detail {
+#include "../rl/policy_metrics.h"
 
-// The batch with every rule of PolicyBatch checked and every array in a type and shape that the
-// loops take: masks of integers as float32, advantages [B] as [B, 1]. Throws before anything is
-// computed.
-PolicyBatch checked(std::string_view function, const PolicyBatch& batch);
+namespace tether {
 
-// A checked batch on the CPU, as the kernels see it. Refers to the tensors of `batch`.
-class PolicyViews {
- public:
-  explicit PolicyViews(const PolicyBatch& batch);
-  const PolicyArrays& arrays() const { return arrays_; }
-
- private:
-  PolicyArrays arrays_;
+// One batch of token rows. An undefined tensor is absent. Log-probabilities are in nats.
+//
+// logps may be float32, float64, bfloat16 or float16, of any strides; arithmetic is in float32, in
+// float64 for float64. The other arrays may be narrower, not wider. Only logps and entropies get a
+// gradient.
+struct PolicyBatch {
+  at::Tensor logps;       // [B, T], or packed [N] with offsets
+  at::Tensor advantages;  // [B] or [B, 1], or like logps, as which [B] is read if B = N
+  at::Tensor
+      response_mask;  // like logps; bool, or weights in [0, 1]: slots of weight 0 may hold anything
+  at::Tensor old_logps = {};  // like logps; absent: logps, as constants
+  at::Tensor ref_logps = {};  // like logps; needed when beta > 0
+  at::Tensor entropies = {};  // like logps, of the policy; needed when entropy_coef is not 0
+  at::Tensor offsets =
+      {};  // [B + 1] int32 or int64, from 0 to N: row i is offsets[i] .. offsets[i + 1]
 };
 
-PolicyMetricTensors metric_tensors(const PolicyMetrics& metrics);
+// PolicyMetrics on the device of the loss: [value, count] pairs [kSums, 2] and maxima [kMaxima], in
+// float64. For the figures of a step over ranks: all-reduce `sums` by sum and `maxima` by max.
+struct PolicyMetricTensors {
+  at::Tensor sums;
+  at::Tensor maxima;
 
-// Loss, gradients (undefined unless wanted) and metrics.
-struct ComputedLoss {
-  at::Tensor loss;
-  at::Tensor dlogps;
-  at::Tensor dentropies;
+  // Copies to the host: the one synchronisation, and the caller asks for it.
+  PolicyMetrics to_host() const;
+  std::map<std::string, double> to_map() const;
+};
+
+struct LossOutput {
+  at::Tensor loss;  // scalar, of the dtype of the arithmetic
   PolicyMetricTensors metrics;
 };
-struct WantedGradients {
-  bool logps;
-  bool entropies;
-};
-// By torch's operations, on any device.
-ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,
-                                const Normalizer& normalizer, WantedGradients wanted);
-at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& objective);
 
-}  // namespace tether::detail
+}  // namespace tether

@@ -12,7 +12,7 @@
 
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
-#include "libtorch/policy_batch.h"
+#include "libtorch/policy_inputs.h"
 #include "libtorch/stored_gradient.h"
 #include "rl/kernels/policy_loss.h"
 

@@ -19,7 +19,9 @@
 #include <string_view>
 
 #include "libtorch/arrays.h"
-#include "libtorch/policy_batch.h"
+#include "libtorch/policy_inputs.h"
+#include "libtorch/tensor_formula.h"
+#include "rl/catalogue.h"
 #include "rl/kernels/token_block.h"
 
 // policy_loss by torch's operations: the formulas on TensorNumber, every token of the batch side by

@@ -12,7 +12,7 @@
 #include "../core/half.h"
 #include "../core/macros.h"
 #include "../core/math.h"
-#include "rows.h"
+#include "statistics.h"
 
 // The innermost loops over rows of logits: kRowLanes at a time, of any type.
 

@@ -2,8 +2,9 @@
 
 #include <cstdint>
 
+#include "../core/fields.h"
 #include "../core/parallel.h"
-#include "rows.h"
+#include "logits.h"
 
 // Exact KL divergences between the categorical distributions of two rows of logits: one pass over
 // both rows gives both directions and the entropy, one more their gradients.

@@ -6,7 +6,7 @@
 #include "../core/macros.h"
 #include "lanes.h"
 #include "lanes_avx512.h"
-#include "rows.h"
+#include "statistics.h"
 
 // The passes over a block of a row, by the instructions of the processor.
 

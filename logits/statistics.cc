@@ -1,10 +1,12 @@
+#include "logits/statistics.h"
+
 // The statistics of rows of logits, once they are there.
 
 #include <algorithm>
 #include <cmath>
 #include <numbers>
 
-#include "logits/rows.h"
+#include "logits/logits.h"
 #include "logits/stored_rows.h"
 
 namespace tether {

@@ -8,7 +8,8 @@
 #include "../core/check.h"
 #include "../core/half.h"
 #include "../core/parallel.h"
-#include "rows.h"
+#include "logits.h"
+#include "statistics.h"
 
 // What every pass over rows of logits needs, in the type in which they are stored.
 

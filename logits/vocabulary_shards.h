@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <string_view>
 
-#include "rows.h"
+#include "statistics.h"
 
 // Vocabularies split over ranks. Each rank sends a block of rows of 8 numbers: a header, which says
 // what the others are of, then the statistics [N] of its own columns. All ranks read the same

@@ -2,7 +2,8 @@
 
 #include <string_view>
 
-#include "policy_loss.h"
+#include "../policy_objective.h"
+#include "arrays.h"
 
 // What policy losses ask beyond core/batch.h, in words that begin with `function`. Each throws
 // Error.

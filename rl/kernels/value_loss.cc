@@ -170,17 +170,6 @@ ValueTotals total_loss(const ValueArrays& batch, const ValueObjective& objective
 
 }  // namespace
 
-std::map<std::string, double> ValueMetrics::to_map() const {
-  const double n = sums[kTokens];
-  const auto mean = [&](Sum sum) { return n > 0 ? sums[sum] / n : 0; };
-  const double variance = mean(kReturnSquared) - mean(kReturn) * mean(kReturn);
-  const double unexplained = mean(kErrorSquared) - mean(kError) * mean(kError);
-  return {{"value_loss", mean(kLoss)},
-          {"value_clip_fraction", mean(kClipped)},
-          {"explained_variance", variance > 0 ? 1 - unexplained / variance : 0},
-          {"tokens", n}};
-}
-
 ValueTotals value_loss(const ValueArrays& batch, const ValueObjective& objective,
                        const Normalizer& normalizer, const MutableArray& dvalues,
                        const Executor& executor) {

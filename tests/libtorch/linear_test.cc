@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "libtorch/linear_loss.h"
+#include "libtorch/token_logps.h"
 #include "rl/catalogue.h"
 
 namespace tether {

@@ -1,8 +1,14 @@
-// The GRPO loss of two answers of three tokens, over raw memory.
+// The GRPO loss of two answers of three tokens, over raw memory, beside headers of the same names.
 #include <rl/kernels/policy_loss.h>
 #include <rl/policy/grpo.h>
 
 #include <iostream>
+
+#include "core/check.h"
+#include "core/number.h"
+#include "rl/token.h"
+
+static_assert(kOwnCheck && kOwnNumber && kOwnToken);
 
 int main() {
   constexpr int kRows = 2, kTokens = 3;

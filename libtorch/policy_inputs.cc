@@ -1,8 +1,10 @@
-#include "libtorch/policy_batch.h"
+#include "libtorch/policy_inputs.h"
 
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
+#include "libtorch/policy_loss.h"
 #include "libtorch/token_checks.h"
+#include "rl/kernels/policy_loss.h"
 
 namespace tether {
 namespace detail {

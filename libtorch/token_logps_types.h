@@ -1,0 +1,47 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+
+namespace tether {
+
+// Where the vocabulary is split over ranks (tensor parallel): logits [..., V] hold the columns of
+// the ids [first_id, first_id + V). Targets are ids of the whole, the same on every rank, as must
+// be the gradients that arrive and the options, which is checked. Communication is the caller's.
+struct VocabularyShard {
+  int64_t first_id = 0;
+  int64_t ids = 0;  // of all shards together; 0: not a shard
+  // An all-gather of float64: [1 + N, 8] of this rank to [shards, 1 + N, 8] of all, in the same
+  // order on every rank. Called once, in forward.
+  std::function<at::Tensor(const at::Tensor& statistics)> gather = {};
+};
+
+struct TokenLogpsOptions {
+  double temperature = 1;       // logits are divided by it; in [1e-6, 1e6]
+  double scale = 1;             // and multiplied by this before the softcap; in [1e-6, 1e6]
+  double softcap = 0;           // > 0: logits become softcap tanh(scale logits / softcap)
+  bool entropies = false;       // also return entropies
+  bool statistics = false;      // also return what has no gradient, see TokenLogps
+  int64_t ignore_index = -100;  // targets that are not looked up: logp 0, entropy 0, gradient 0
+
+  // Where backward writes the gradient of logits, instead of fresh memory, which costs more than
+  // the arithmetic: a tensor like logits that is used for nothing else until then, or logits
+  // themselves. Then they hold their own gradient after backward, which runs once.
+  at::Tensor gradient_buffer = {};
+
+  VocabularyShard shard = {};
+};
+
+// Each like targets; undefined unless asked for.
+struct TokenLogps {
+  at::Tensor logps = {};
+  at::Tensor entropies = {};
+  // options.statistics, as constants:
+  at::Tensor sum_of_squared_p = {};   // sum_v p_v^2
+  at::Tensor mean_logits = {};        // of x, over the columns above -inf
+  at::Tensor target_is_largest = {};  // bool: no other id is more probable
+};
+
+}  // namespace tether

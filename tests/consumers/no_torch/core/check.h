@@ -1,0 +1,4 @@
+#pragma once
+
+// A header of the consumer under a name that tether has too.
+constexpr bool kOwnCheck = true;
