@@ -154,10 +154,10 @@ Eigen::ArrayXXd k_lambda(const Eigen::ArrayBase<Derived>& log_ratios, double lam
 }
 
 // The mean over active tokens and how far to trust it (estimators/kl/report.h).
-inline KlReport estimate_kl(const Tokens& log_ratios, const Tokens& response_mask,
-                            const KlEstimateOptions& options = {}) {
-  detail::check_like("estimate_kl", "response_mask", response_mask, "log_ratios", log_ratios);
-  return tether::estimate_kl(log_ratios.layout(), log_ratios.array(), response_mask.array(),
+inline KlReport kl_report(const Tokens& log_ratios, const Tokens& response_mask,
+                            const KlReportOptions& options = {}) {
+  detail::check_like("kl_report", "response_mask", response_mask, "log_ratios", log_ratios);
+  return tether::kl_report(log_ratios.layout(), log_ratios.array(), response_mask.array(),
                              options);
 }
 

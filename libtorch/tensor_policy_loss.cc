@@ -172,7 +172,7 @@ at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch, const
   if (penalty.correction != KlCorrection::level_ratio || !shares_ratio(objective.level)) {
     return by_token;
   }
-  const TensorNumber source = kl_estimate(penalty.gradient, ref_logp - number);
+  const TensorNumber source = kl_value(penalty.gradient, ref_logp - number);
   const TensorNumber rho =
       exp(with_gradient_of(clamp(log_ratio, -bound, bound), log_ratio)) * source;
   const TensorNumber by_row = with_gradient_of({by_token.detach()}, rho);

@@ -4,9 +4,9 @@
 
 #include "categorical_kl.h"
 #include "discounted_returns.h"
-#include "estimate_kl.h"
 #include "generalized_advantage.h"
 #include "group_advantage.h"
+#include "kl_report.h"
 #include "linear_loss.h"
 #include "linear_token_logps.h"
 #include "policy_loss.h"

@@ -263,13 +263,13 @@ Tensor whitened(const Tensor& values, const Tensor& response_mask, const Tensor&
 Tensor kl_report(const Tensor& log_ratios, const Tensor& response_mask, const Maybe& offsets,
                  const Name& estimator, double lambda) {
   return with_public_errors([&] {
-    const auto function = "estimate_kl";
-    const KlEstimateOptions options{
-        choice<KlEstimate>(function, "estimator", estimator, kKlEstimateNames), lambda};
+    const auto function = "kl_report";
+    const KlReportOptions options{
+        choice<KlEstimator>(function, "estimator", estimator, kKlEstimatorNames), lambda};
     const Call call{function, "log_ratios", log_ratios};
     const Maybe ends = contiguous(offsets);
-    const KlReport out = estimate_kl(call.layout(ends), call.tokens("log_ratios", log_ratios),
-                                     call.tokens("response_mask", response_mask), options);
+    const KlReport out = kl_report(call.layout(ends), call.tokens("log_ratios", log_ratios),
+                                   call.tokens("response_mask", response_mask), options);
     return doubles({out.mean, out.standard_error, out.lambda, out.ratio_excess, out.ess, out.tokens,
                     out.sequences});
   });
@@ -301,7 +301,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
       "whiten(Tensor values, Tensor response_mask, Tensor moments, float epsilon, "
       "bool shift_mean) -> Tensor");
   library.def(
-      "estimate_kl(Tensor log_ratios, Tensor response_mask, Tensor? offsets, str estimator, "
+      "kl_report(Tensor log_ratios, Tensor response_mask, Tensor? offsets, str estimator, "
       "float lambda_) -> Tensor");
 }
 
@@ -313,7 +313,7 @@ STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
   library.impl("group_advantage", TORCH_BOX(&tether::group_advantages));
   library.impl("moments", TORCH_BOX(&tether::moments_of));
   library.impl("whiten", TORCH_BOX(&tether::whitened));
-  library.impl("estimate_kl", TORCH_BOX(&tether::kl_report));
+  library.impl("kl_report", TORCH_BOX(&tether::kl_report));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tether, CompositeExplicitAutograd, library) {

@@ -3,6 +3,7 @@
 #include <array>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "../core/fields.h"
 #include "../core/number.h"
@@ -10,8 +11,8 @@
 
 namespace tether {
 
-enum class KlEstimator { k1, k2, k3 };
-inline constexpr std::array<std::string_view, 3> kKlEstimatorNames{"k1", "k2", "k3"};
+// Those that a penalty may be made of.
+inline constexpr std::array<std::string_view, 3> kPenaltyEstimatorNames{"k1", "k2", "k3"};
 
 enum class KlCorrection { none, ratio, detached_ratio, level_ratio, detached_level_ratio };
 inline constexpr std::array<std::string_view, 5> kKlCorrectionNames{
@@ -67,13 +68,14 @@ TETHER_INLINE auto kl_weight(const Number& log_ratio, double weight_bound) {
 }
 
 template <class Number>
-TETHER_INLINE Number kl_estimate(KlEstimator estimator, const Number& log_ratio) {
+TETHER_INLINE Number kl_value(KlEstimator estimator, const Number& log_ratio) {
   switch (estimator) {
     case KlEstimator::k1:
       return k1(log_ratio);
     case KlEstimator::k2:
       return k2(log_ratio);
     case KlEstimator::k3:
+    case KlEstimator::k_lambda:
       break;
   }
   return k3(log_ratio);
@@ -88,6 +90,7 @@ TETHER_INLINE Number kl_score(KlEstimator estimator, const Number& log_ratio) {
     case KlEstimator::k2:
       return k2_score(log_ratio);
     case KlEstimator::k3:
+    case KlEstimator::k_lambda:
       break;
   }
   return k3_score(log_ratio);
@@ -99,29 +102,35 @@ template <class Number, class Constant>
 TETHER_INLINE Number kl_term(const KlPenalty& penalty, const Number& logp, const Number& log_ratio,
                              const Constant& ref_logp, double weight_bound) {
   const Number d = ref_logp - logp;
-  const Number value = kl_estimate(penalty.estimator, d);
+  const Number value = kl_value(penalty.estimator, d);
   if (penalty.correction == KlCorrection::none) {
-    return with_gradient_of(value, kl_estimate(penalty.gradient, d));
+    return with_gradient_of(value, kl_value(penalty.gradient, d));
   }
   const auto rho = kl_weight(log_ratio, weight_bound);
   if (through_ratio(penalty.correction)) {
     const auto slope = rho * kl_score(penalty.gradient, stop_gradient(d));
     return with_gradient_of(rho * value, slope * logp);
   }
-  return with_gradient_of(rho * value, rho * kl_estimate(penalty.gradient, d));
+  return with_gradient_of(rho * value, rho * kl_value(penalty.gradient, d));
 }
 
 inline void check_kl_penalty(std::string_view function, const KlPenalty& penalty) {
   const auto name = [](const auto& names, auto value) {
     return std::string(names[static_cast<size_t>(value)]);
   };
+  for (const auto& [option, estimator] :
+       {std::pair("kl_estimator", penalty.estimator), std::pair("kl_gradient", penalty.gradient)}) {
+    require(estimator != KlEstimator::k_lambda, [&] {
+      return std::string(function) + ": " + option + " must be k1, k2 or k3, got k_lambda";
+    });
+  }
   const bool corrected = through_ratio(penalty.correction);
   const bool biased = penalty.gradient == (corrected ? KlEstimator::k2 : KlEstimator::k1);
   require(!biased || penalty.beta == 0 || penalty.allow_biased_gradient, [&] {
     return std::string(function) + ": kl_gradient must be " +
            (corrected ? "k1 or k3" : "k2 or k3") + " with kl_correction " +
            name(kKlCorrectionNames, penalty.correction) + ", got " +
-           name(kKlEstimatorNames, penalty.gradient) +
+           name(kPenaltyEstimatorNames, penalty.gradient) +
            ", whose gradient is not that of a KL divergence. Choose another one or set "
            "allow_biased_gradient";
   });

@@ -45,8 +45,8 @@ template <SameBut<PolicyObjective> Objective, class Visit>
 void for_each_choice(Objective& objective, Visit visit) {
   visit("level", objective.level, kRatioLevelNames);
   visit("aggregation", objective.aggregation.mode, kAggregationNames);
-  visit("kl_estimator", objective.kl.estimator, kKlEstimatorNames);
-  visit("kl_gradient", objective.kl.gradient, kKlEstimatorNames);
+  visit("kl_estimator", objective.kl.estimator, kPenaltyEstimatorNames);
+  visit("kl_gradient", objective.kl.gradient, kPenaltyEstimatorNames);
   visit("kl_correction", objective.kl.correction, kKlCorrectionNames);
   visit("allow_biased_gradient", objective.kl.allow_biased_gradient, kBoolNames);
 }

@@ -48,6 +48,7 @@ Dual<double> estimate(KlEstimator estimator, double d) {
     case KlEstimator::k2:
       return {d * d / 2, -d};
     case KlEstimator::k3:
+    case KlEstimator::k_lambda:
       break;
   }
   return {std::expm1(d) - d, -std::expm1(d)};
@@ -61,6 +62,7 @@ double score(KlEstimator estimator, double d) {
     case KlEstimator::k2:
       return d * d / 2 - d;
     case KlEstimator::k3:
+    case KlEstimator::k_lambda:
       break;
   }
   return -d;

@@ -1,8 +1,15 @@
 #pragma once
 
+#include <array>
+#include <string_view>
+
 #include "../../core/number.h"
 
 namespace tether {
+
+// The estimators by name.
+enum class KlEstimator { k1, k2, k3, k_lambda };
+inline constexpr std::array<std::string_view, 4> kKlEstimatorNames{"k1", "k2", "k3", "k_lambda"};
 
 // One-sample estimators of a KL divergence from log-probabilities.
 //
@@ -52,7 +59,7 @@ TETHER_INLINE Number k3_score(const Number& log_ratio) {
 
 //   k_lambda = -d + lambda (e^d - 1)     unbiased for every lambda where the supports agree
 // lambda = 0 is k1, lambda = 1 is k3. The variance is least at lambda* = Cov(d, r) / Var r, r =
-// e^d, which is J(sampled, other) / chi2(other || sampled); fitted_lambda (kl_estimate.h) measures
+// e^d, which is J(sampled, other) / chi2(other || sampled); fitted_lambda (report.h) measures
 // it.
 template <class Number>
 TETHER_INLINE Number k_lambda(const Number& log_ratio, double lambda) {

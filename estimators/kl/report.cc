@@ -55,16 +55,16 @@ struct LambdaSums {
   }
 };
 
-double estimate(const KlEstimateOptions& options, double lambda, double log_ratio) {
+double estimate(const KlReportOptions& options, double lambda, double log_ratio) {
   const Constant<double> d{log_ratio};
   switch (options.estimator) {
-    case KlEstimate::k1:
+    case KlEstimator::k1:
       return k1(d).value;
-    case KlEstimate::k2:
+    case KlEstimator::k2:
       return k2(d).value;
-    case KlEstimate::k3:
+    case KlEstimator::k3:
       return k3(d).value;
-    case KlEstimate::k_lambda:
+    case KlEstimator::k_lambda:
       break;
   }
   return k_lambda(d, lambda).value;
@@ -76,14 +76,14 @@ struct Sequence {
 
 }  // namespace
 
-KlReport estimate_kl(const RowLayout& layout, const ConstArray& log_ratios,
-                     const ConstArray& response_mask, const KlEstimateOptions& options) {
-  const auto function = "estimate_kl";
+KlReport kl_report(const RowLayout& layout, const ConstArray& log_ratios,
+                   const ConstArray& response_mask, const KlReportOptions& options) {
+  const auto function = "kl_report";
   check_layout(function, layout);
   check_given(function, "log_ratios", layout, log_ratios);
   check_given(function, "response_mask", layout, response_mask);
   require(std::isfinite(options.lambda),
-          [&] { return "estimate_kl: lambda must be finite, got " + text(options.lambda); });
+          [&] { return "kl_report: lambda must be finite, got " + text(options.lambda); });
   double largest = -infinity;
   for (int64_t row = 0; row < layout.rows; ++row) {
     for_each_token(layout, log_ratios, response_mask, row,
@@ -94,7 +94,7 @@ KlReport estimate_kl(const RowLayout& layout, const ConstArray& log_ratios,
   for (int64_t row = 0; row < layout.rows; ++row) {
     for_each_token(layout, log_ratios, response_mask, row, [&](double weight, double d) {
       require(weight >= 0 && weight <= 1,
-              [&] { return "estimate_kl: response_mask must be in [0, 1], got " + text(weight); });
+              [&] { return "kl_report: response_mask must be in [0, 1], got " + text(weight); });
       fit.add(weight, d);
       const double r = exp(Constant<double>{d - largest}).value;  // in units of the largest
       sum_of_ratios += weight * r;
@@ -104,7 +104,7 @@ KlReport estimate_kl(const RowLayout& layout, const ConstArray& log_ratios,
   KlReport out;
   out.tokens = fit.w;
   if (fit.w == 0) return out;
-  const bool fitted = options.estimator == KlEstimate::k_lambda && options.lambda < 0;
+  const bool fitted = options.estimator == KlEstimator::k_lambda && options.lambda < 0;
   out.lambda = fitted ? fit.lambda() : std::max(options.lambda, 0.0);
   out.ratio_excess = fit.h / fit.w / fit.unit;
   out.ess = sum_of_ratios * sum_of_ratios / squares;

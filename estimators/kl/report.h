@@ -1,20 +1,15 @@
 #pragma once
 
-#include <array>
-#include <string_view>
-
 #include "../../core/batch.h"
+#include "forms.h"
 
 namespace tether {
 
 // KL(sampled || other) from the log-ratios of a batch of sampled sequences, and how far to trust
 // it.
 
-enum class KlEstimate { k1, k2, k3, k_lambda };
-inline constexpr std::array<std::string_view, 4> kKlEstimateNames{"k1", "k2", "k3", "k_lambda"};
-
-struct KlEstimateOptions {
-  KlEstimate estimator = KlEstimate::k3;  // one-sample estimators: estimators/kl/forms.h
+struct KlReportOptions {
+  KlEstimator estimator = KlEstimator::k3;  // forms.h
   double lambda = -1;  // of k_lambda; below 0: fitted on the batch, with a bias of order 1 / tokens
 };
 
@@ -31,7 +26,7 @@ struct KlReport {
 // log_ratios: d = log other - log sampled, per token; weights in [0, 1] as in policy_loss. Ratios
 // saturate (core/number.h). The mean is sum w k / sum w, its standard error that of a ratio of two
 // sums over sequences: sqrt(n / (n - 1) sum_i (S_i - mean n_i)^2) / sum w.
-KlReport estimate_kl(const RowLayout& layout, const ConstArray& log_ratios,
-                     const ConstArray& response_mask, const KlEstimateOptions& options = {});
+KlReport kl_report(const RowLayout& layout, const ConstArray& log_ratios,
+                   const ConstArray& response_mask, const KlReportOptions& options = {});
 
 }  // namespace tether

@@ -60,7 +60,7 @@ class Moments(NamedTuple):
 
 
 class KlReport(NamedTuple):
-    """Of estimate_kl; see estimators/kl/report.h."""
+    """Of kl_report; see estimators/kl/report.h."""
 
     mean: float  # per token [nats]
     standard_error: float  # over sequences; NaN for fewer than two
@@ -240,7 +240,7 @@ def whiten(
     return out.view(values.shape).to(values.device)
 
 
-def estimate_kl(
+def kl_report(
     log_ratios: Tensor,
     response_mask: Tensor,
     *,
@@ -253,7 +253,7 @@ def estimate_kl(
     log_ratios  [B, T], or packed [N] with offsets
     estimator   k1, k2, k3 or k_lambda = -d + lambda (e^d - 1); its lambda None: fitted on the batch
     """
-    function = "estimate_kl"
+    function = "kl_report"
     check_rows(function, "log_ratios", log_ratios, offsets)
     check_offsets(function, offsets, "log_ratios", log_ratios)
     mask = checked_mask(function, response_mask, log_ratios, "log_ratios")
@@ -263,7 +263,7 @@ def estimate_kl(
         raise ValueError(f"{function}: lambda_ must be at least 0, got {lambda_:g}")
     on_cpu = map(_on_cpu, (log_ratios, mask, offsets))
     fitted = -1.0 if lambda_ is None else float(lambda_)
-    return KlReport(*ops.estimate_kl(*on_cpu, estimator, fitted).tolist())
+    return KlReport(*ops.kl_report(*on_cpu, estimator, fitted).tolist())
 
 
 # ---- tensors -------------------------------------------------------------------------------------

@@ -875,7 +875,7 @@ def whiten(
     return torch.where(active, out, 0.0).to(values.dtype)
 
 
-def estimate_kl(
+def kl_report(
     log_ratios: Tensor, response_mask: Tensor, *, estimator: str = "k3"
 ) -> tuple[Tensor, Tensor]:
     """The mean of k1, k2 or k3 over tokens [B, T], and its standard error over sequences.

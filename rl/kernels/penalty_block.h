@@ -16,7 +16,7 @@ TETHER_CLONES void fill_kl_value(const TokenBlock<T>& block, T* value) {
   const int size = block.size / kLanes * kLanes;
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
-    value[i] = kl_estimate(kEstimator, Constant<T>{block.ref_logp[i] - block.logp[i]}).value;
+    value[i] = kl_value(kEstimator, Constant<T>{block.ref_logp[i] - block.logp[i]}).value;
   }
 }
 
@@ -26,7 +26,7 @@ TETHER_CLONES void fill_kl_slope(const TokenBlock<T>& block, T* value, T* slope)
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
     const Dual<T> logp{block.logp[i], T(1)};
-    const Dual<T> term = kl_estimate(kEstimator, Constant<T>{block.ref_logp[i]} - logp);
+    const Dual<T> term = kl_value(kEstimator, Constant<T>{block.ref_logp[i]} - logp);
     value[i] = term.value;
     slope[i] = term.grad;
   }
@@ -96,6 +96,8 @@ void with_estimator(KlEstimator estimator, Call call) {
       return call.template operator()<KlEstimator::k2>();
     case KlEstimator::k3:
       return call.template operator()<KlEstimator::k3>();
+    case KlEstimator::k_lambda:  // refused at the door
+      break;
   }
 }
 

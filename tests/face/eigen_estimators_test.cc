@@ -108,7 +108,7 @@ TEST(EigenEstimators, GroupsWhiteningAndKlReport) {
   const double n = double(mask.count());
   EXPECT_NEAR(white.sum(), 0, 1e-12);
   EXPECT_NEAR(white.square().sum() / (n - 1), 1, 1e-6);
-  const KlReport report = eigen::estimate_kl(values, mask, {.estimator = KlEstimate::k1});
+  const KlReport report = eigen::kl_report(values, mask, {.estimator = KlEstimator::k1});
   EXPECT_NEAR(report.mean, -eigen::moments(values, mask).mean, 1e-14);
 }
 
@@ -138,8 +138,8 @@ TEST(EigenEstimators, ExactKl) {
 TEST(EigenEstimators, ShapesAreChecked) {
   const ArrayXXd a = ArrayXXd::Zero(2, 3), b = ArrayXXd::Zero(2, 4);
   const Mask mask = Mask::Ones(2, 3);
-  EXPECT_EQ(message([&] { eigen::estimate_kl(b, mask); }),
-            "estimate_kl: response_mask must be [2, 4] like log_ratios, got [2, 3]");
+  EXPECT_EQ(message([&] { eigen::kl_report(b, mask); }),
+            "kl_report: response_mask must be [2, 4] like log_ratios, got [2, 3]");
   EXPECT_EQ(message([&] { eigen::generalized_advantage_estimation(a, b, mask); }),
             "generalized_advantage_estimation: values must be [2, 3] like rewards, got [2, 4]");
   EXPECT_EQ(message([&] { eigen::discounted_returns(a, mask, {}, ArrayXd(ArrayXd::Zero(3))); }),

@@ -71,7 +71,7 @@ std::vector<std::function<void(const at::Tensor&)>> packed_calls() {
       [=](const at::Tensor& o) {
         discounted_returns({.rewards = six, .response_mask = mask, .offsets = o});
       },
-      [=](const at::Tensor& o) { estimate_kl(six, mask, {}, o); },
+      [=](const at::Tensor& o) { kl_report(six, mask, {}, o); },
   };
 }
 
@@ -146,7 +146,7 @@ TEST(Doors, EveryArgumentIsOnTheDeviceOfTheFirst) {
   value_member("response_mask", &ValueBatch::response_mask);
   value_member("old_values", &ValueBatch::old_values);
   expect("response_mask", "values", [&] { whiten(rows, meta_rows); });
-  expect("response_mask", "log_ratios", [&] { estimate_kl(rows, meta_rows); });
+  expect("response_mask", "log_ratios", [&] { kl_report(rows, meta_rows); });
 
   const GaeBatch gae{.rewards = rows,
                      .values = rows,
@@ -185,7 +185,7 @@ TEST(Doors, MasksMayBeIntegersEverywhere) {
   for (const at::ScalarType type : {at::kBool, at::kByte, at::kInt, at::kLong}) {
     const at::Tensor mask = floats.to(type);
     EXPECT_TRUE(at::equal(whiten(rows, mask), whiten(rows, floats)));
-    EXPECT_EQ(estimate_kl(rows, mask).mean, estimate_kl(rows, floats).mean);
+    EXPECT_EQ(kl_report(rows, mask).mean, kl_report(rows, floats).mean);
     const auto loss = [&](const at::Tensor& weights) {
       return value_loss({.values = rows, .returns = rows + 1, .response_mask = weights}).loss;
     };

@@ -123,8 +123,8 @@ TEST(PolicyLossFace, EveryDevicePathEqualsTheKernel) {
 
 TEST(PolicyLossFace, EveryDevicePathEqualsTheKernelForEveryPenaltyAndLevel) {
   const PolicyBatch batch = random_batch(4, 19, at::kDouble);
-  for (std::string_view estimator : kKlEstimatorNames) {
-    for (std::string_view source : kKlEstimatorNames) {
+  for (std::string_view estimator : kPenaltyEstimatorNames) {
+    for (std::string_view source : kPenaltyEstimatorNames) {
       for (std::string_view correction : kKlCorrectionNames) {
         for (std::string_view level : kRatioLevelNames) {
           PolicyObjective objective = presets::grpo(0.3);

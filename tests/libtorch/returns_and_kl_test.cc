@@ -6,7 +6,7 @@
 #include <string>
 
 #include "libtorch/discounted_returns.h"
-#include "libtorch/estimate_kl.h"
+#include "libtorch/kl_report.h"
 
 namespace tether {
 namespace {
@@ -38,13 +38,13 @@ TEST(EstimateKl, IsTheMeanOfTheEstimator) {
   at::Tensor mask = at::rand({4, 9}) > 0.3;
   const at::Tensor k3 = log_ratios.exp() - 1 - log_ratios;
   const at::Tensor poisoned = log_ratios.masked_fill(mask.logical_not(), kNan);
-  const KlReport report = estimate_kl(poisoned, mask);
+  const KlReport report = kl_report(poisoned, mask);
   EXPECT_NEAR(report.mean, k3.masked_select(mask).mean().item<double>(), 1e-14);
   EXPECT_EQ(report.tokens, mask.sum().item<double>());
   EXPECT_EQ(report.sequences, 4);
   const at::Tensor ends = at::cat({at::zeros({1}, at::kLong), mask.sum(1).cumsum(0)});
   const KlReport packed =
-      estimate_kl(log_ratios.masked_select(mask), at::ones(mask.sum().item<int64_t>()), {}, ends);
+      kl_report(log_ratios.masked_select(mask), at::ones(mask.sum().item<int64_t>()), {}, ends);
   EXPECT_NEAR(packed.mean, report.mean, 1e-15);
   EXPECT_NEAR(packed.standard_error, report.standard_error, 1e-15);
 }
@@ -75,8 +75,8 @@ TEST(DiscountedReturns, BadInputIsRefused) {
             "discounted_returns: gamma must be in [0, 1], got 2");
   EXPECT_EQ(message<c10::TypeError>([&] { discounted_returns({rewards.to(at::kLong), mask}); }),
             "discounted_returns: rewards must be float32, float64, bfloat16 or float16, got int64");
-  EXPECT_EQ(message<c10::ValueError>([&] { estimate_kl(rewards, mask[0]); }),
-            "estimate_kl: response_mask must be [2, 3] like log_ratios, got [3]");
+  EXPECT_EQ(message<c10::ValueError>([&] { kl_report(rewards, mask[0]); }),
+            "kl_report: response_mask must be [2, 3] like log_ratios, got [3]");
 }
 
 }  // namespace

@@ -86,7 +86,7 @@ def calls():
         "group_advantage": {"rewards": normal(4), "groups": torch.tensor([1, 1, 0, 0])},
         "moments": {"values": rows, "response_mask": mask},
         "whiten": {"values": rows, "response_mask": mask},
-        "estimate_kl": {
+        "kl_report": {
             "log_ratios": batch["logps"],
             "response_mask": batch["response_mask"],
             "offsets": batch["offsets"],

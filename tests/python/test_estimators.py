@@ -193,27 +193,27 @@ def test_whiten_equals_reference(shift_mean):
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_estimate_kl_is_the_mean_of_the_estimator(estimator):
+def test_kl_report_is_the_mean_of_the_estimator(estimator):
     mask, log_ratios = mask_of(), 0.3 * normal(*SHAPE, seed=1)
-    mean, error = tether.reference.estimate_kl(log_ratios, mask, estimator=estimator)
-    report = tether.estimate_kl(torch.where(mask, log_ratios, math.nan), mask, estimator=estimator)
+    mean, error = tether.reference.kl_report(log_ratios, mask, estimator=estimator)
+    report = tether.kl_report(torch.where(mask, log_ratios, math.nan), mask, estimator=estimator)
     assert report.mean == pytest.approx(mean.item(), rel=1e-12)
     assert report.standard_error == pytest.approx(error.item(), rel=1e-12)
     assert report.tokens == mask.sum() and report.sequences == 4
     assert report.ratio_excess == pytest.approx(log_ratios[mask].exp().mean().item() - 1)
     offsets, packed_ratios, active = packed(mask, log_ratios, mask)
-    rows = tether.estimate_kl(packed_ratios, active, estimator=estimator, offsets=offsets)
+    rows = tether.kl_report(packed_ratios, active, estimator=estimator, offsets=offsets)
     assert rows.mean == pytest.approx(mean.item(), rel=1e-12)
 
 
-def test_estimate_kl_with_a_fitted_lambda():
+def test_kl_report_with_a_fitted_lambda():
     mask, log_ratios = mask_of(), 0.3 * normal(*SHAPE, seed=1)
-    fitted = tether.estimate_kl(log_ratios, mask, estimator="k_lambda")
+    fitted = tether.kl_report(log_ratios, mask, estimator="k_lambda")
     d, r = log_ratios[mask], log_ratios[mask].exp()
     covariance = ((d - d.mean()) * (r - r.mean())).sum() / (r - r.mean()).square().sum()
     assert fitted.lambda_ == pytest.approx(covariance.item(), rel=1e-9)
-    given = tether.estimate_kl(log_ratios, mask, estimator="k_lambda", lambda_=1.0)
-    assert given.mean == pytest.approx(tether.estimate_kl(log_ratios, mask).mean, rel=1e-12)
+    given = tether.kl_report(log_ratios, mask, estimator="k_lambda", lambda_=1.0)
+    assert given.mean == pytest.approx(tether.kl_report(log_ratios, mask).mean, rel=1e-12)
 
 
 # ---- errors --------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ LEAF = torch.zeros(2, 3, requires_grad=True)
         lambda: tether.discounted_returns(LEAF, MASK),
         lambda: tether.group_advantage(LEAF[:, 0], 2),
         lambda: tether.whiten(LEAF, MASK),
-        lambda: tether.estimate_kl(LEAF, MASK),
+        lambda: tether.kl_report(LEAF, MASK),
     ],
 )
 def test_gradients_are_not_dropped_in_silence(call):
@@ -336,9 +336,9 @@ def test_strided_inputs_give_the_same_bits(stride):
             "whiten: values must be float32, float64, bfloat16 or float16, got int64",
         ),
         (
-            lambda: tether.estimate_kl(ROWS, MASK, estimator="k_lambda", lambda_=-0.5),
+            lambda: tether.kl_report(ROWS, MASK, estimator="k_lambda", lambda_=-0.5),
             ValueError,
-            "estimate_kl: lambda_ must be at least 0, got -0.5",
+            "kl_report: lambda_ must be at least 0, got -0.5",
         ),
         (
             lambda: tether.whiten(ROWS, MASK, step=(1, 2)),
@@ -379,9 +379,9 @@ def test_strided_inputs_give_the_same_bits(stride):
             "value_loss: normalizer must be a tether.Normalizer, got int",
         ),
         (
-            lambda: tether.estimate_kl(ROWS, MASK, estimator="k9"),
+            lambda: tether.kl_report(ROWS, MASK, estimator="k9"),
             ValueError,
-            'estimate_kl: estimator must be one of k1, k2, k3, k_lambda, got "k9"',
+            'kl_report: estimator must be one of k1, k2, k3, k_lambda, got "k9"',
         ),
     ],
 )

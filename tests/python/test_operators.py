@@ -98,7 +98,7 @@ CALLS = {
         (ROWS, MASK, torch.ones(3, dtype=DOUBLE), 0.1, True),
         {0: (zeros(6),), 1: WRONG_ROWS, 2: (zeros(2, dtype=DOUBLE), zeros(3), spread(3))},
     ),
-    "estimate_kl": ((ROWS, MASK, None, "k3", -1.0), {0: (zeros(6),), 1: WRONG_ROWS}),
+    "kl_report": ((ROWS, MASK, None, "k3", -1.0), {0: (zeros(6),), 1: WRONG_ROWS}),
     "token_logps_forward": (
         (LOGITS, TARGETS, *OF_ROW, True, True),
         {0: (zeros(3, 8), zeros(4, 0), zeros()), 1: WRONG_IDS},
@@ -239,7 +239,7 @@ def packed_calls(module, offsets, advantages):
                 "rewards",
                 lambda: tether.generalized_advantage_estimation(PACKED, PACKED, full, **on),
             ),
-            "estimate_kl": ("log_ratios", lambda: tether.estimate_kl(PACKED, full, **on)),
+            "kl_report": ("log_ratios", lambda: tether.kl_report(PACKED, full, **on)),
         }
     return of_module | {
         "preference_loss": (

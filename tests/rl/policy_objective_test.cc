@@ -140,6 +140,9 @@ TEST(PolicyObjective, BiasedGradientsOfThePenaltyAreRefusedUnlessAllowed) {
             "policy_loss: kl_gradient must be k2 or k3 with kl_correction none, got k1, whose "
             "gradient is not that of a KL divergence. Choose another one or set "
             "allow_biased_gradient");
+  objective.kl.gradient = KlEstimator::k_lambda;
+  EXPECT_EQ(message([&] { check_objective("policy_loss", objective); }),
+            "policy_loss: kl_gradient must be k1, k2 or k3, got k_lambda");
 }
 
 }  // namespace

@@ -29,12 +29,12 @@ struct Gaussians {
   ConstArray view(const std::vector<double>& array) const {
     return {array.data(), DType::float64, columns, 1};
   }
-  KlReport report(const KlEstimateOptions& options) const {
-    return estimate_kl({.rows = rows, .columns = columns}, view(log_ratios), view(mask), options);
+  KlReport report(const KlReportOptions& options) const {
+    return kl_report({.rows = rows, .columns = columns}, view(log_ratios), view(mask), options);
   }
 };
 
-TEST(KlEstimate, MeanErrorAndLambdaAreThoseOfTheTheory) {
+TEST(KlEstimator, MeanErrorAndLambdaAreThoseOfTheTheory) {
   const double s = 0.25, kl = s / 2;  // delta = 1/2
   const Gaussians batch(0.5, 2000, 50);
   // spec of the estimators: variances s, s^2/2 + s^3/4, e^s - 1 - s, s - s^2/(e^s - 1)
@@ -42,7 +42,7 @@ TEST(KlEstimate, MeanErrorAndLambdaAreThoseOfTheTheory) {
                               s - s * s / std::expm1(s)};
   const double biases[] = {0, s * s / 8, 0, 0};
   for (int i = 0; i < 4; ++i) {
-    const KlReport out = batch.report({.estimator = static_cast<KlEstimate>(i)});
+    const KlReport out = batch.report({.estimator = static_cast<KlEstimator>(i)});
     const double error = std::sqrt(variances[i] / out.tokens);
     EXPECT_NEAR(out.mean, kl + biases[i], 4 * error) << i;
     EXPECT_NEAR(out.standard_error, error, 0.1 * error) << i;
@@ -50,18 +50,18 @@ TEST(KlEstimate, MeanErrorAndLambdaAreThoseOfTheTheory) {
     EXPECT_NEAR(out.ess / out.tokens, std::exp(-s), 0.02);
     EXPECT_EQ(out.sequences, 2000);
   }
-  EXPECT_NEAR(batch.report({.estimator = KlEstimate::k_lambda}).lambda, s / std::expm1(s), 0.02);
+  EXPECT_NEAR(batch.report({.estimator = KlEstimator::k_lambda}).lambda, s / std::expm1(s), 0.02);
 }
 
-TEST(KlEstimate, LambdaOneIsK3AndLambdaZeroIsK1) {
+TEST(KlEstimator, LambdaOneIsK3AndLambdaZeroIsK1) {
   const Gaussians batch(0.7, 20, 30);
-  const auto mean = [&](KlEstimateOptions options) { return batch.report(options).mean; };
-  EXPECT_NEAR(mean({KlEstimate::k_lambda, 1}), mean({KlEstimate::k3}), 1e-14);
-  EXPECT_NEAR(mean({KlEstimate::k_lambda, 0}), mean({KlEstimate::k1}), 1e-14);
+  const auto mean = [&](KlReportOptions options) { return batch.report(options).mean; };
+  EXPECT_NEAR(mean({KlEstimator::k_lambda, 1}), mean({KlEstimator::k3}), 1e-14);
+  EXPECT_NEAR(mean({KlEstimator::k_lambda, 0}), mean({KlEstimator::k1}), 1e-14);
 }
 
 // Tokens of a sequence that are copies of one another carry the information of one.
-TEST(KlEstimate, TheStandardErrorIsOverSequences) {
+TEST(KlEstimator, TheStandardErrorIsOverSequences) {
   const Gaussians one(0.5, 400, 1);
   Gaussians copies(0.5, 400, 1);
   copies.columns = 10;
@@ -74,7 +74,7 @@ TEST(KlEstimate, TheStandardErrorIsOverSequences) {
   EXPECT_NEAR(copies.report({}).standard_error, one.report({}).standard_error, 1e-12);
 }
 
-TEST(KlEstimate, NothingAndOneSequence) {
+TEST(KlEstimator, NothingAndOneSequence) {
   Gaussians batch(0.5, 1, 9);
   EXPECT_TRUE(std::isnan(batch.report({}).standard_error));
   for (double& weight : batch.mask) weight = 0;
@@ -82,31 +82,31 @@ TEST(KlEstimate, NothingAndOneSequence) {
   EXPECT_EQ(batch.report({}).tokens, 0);
 }
 
-TEST(KlEstimate, IsFiniteForAnyFiniteLogRatio) {
+TEST(KlEstimator, IsFiniteForAnyFiniteLogRatio) {
   for (const double size : {100.0, 360.0, 599.0, 1e6}) {
     Gaussians batch(0.5, 3, 4);
     for (double& weight : batch.mask) weight = 1;
     for (size_t i = 0; i < 12; ++i) batch.log_ratios[i] = i == 5 ? size : -0.1;
     for (int i = 0; i < 4; ++i) {
-      const KlReport out = batch.report({.estimator = static_cast<KlEstimate>(i)});
+      const KlReport out = batch.report({.estimator = static_cast<KlEstimator>(i)});
       EXPECT_TRUE(std::isfinite(out.mean)) << size << " " << i;
       EXPECT_NEAR(out.ess, 1, 1e-9) << size;
     }
     // One token carries the ratios: lambda is next to nothing, and the estimate is k1's to within
     // the covariance that it takes away.
-    EXPECT_LT(std::abs(batch.report({.estimator = KlEstimate::k_lambda}).lambda), 1e-30);
+    EXPECT_LT(std::abs(batch.report({.estimator = KlEstimator::k_lambda}).lambda), 1e-30);
   }
 }
 
-TEST(KlEstimate, BadInputGetsOneClearError) {
+TEST(KlEstimator, BadInputGetsOneClearError) {
   Gaussians batch(0.5, 1, 3);
-  EXPECT_EQ(message([&] { estimate_kl({.rows = 1, .columns = 3}, {}, batch.view(batch.mask)); }),
-            "estimate_kl: log_ratios must be given, got none");
-  EXPECT_EQ(message([&] { batch.report({KlEstimate::k_lambda, std::nan("")}); }),
-            "estimate_kl: lambda must be finite, got nan");
+  EXPECT_EQ(message([&] { kl_report({.rows = 1, .columns = 3}, {}, batch.view(batch.mask)); }),
+            "kl_report: log_ratios must be given, got none");
+  EXPECT_EQ(message([&] { batch.report({KlEstimator::k_lambda, std::nan("")}); }),
+            "kl_report: lambda must be finite, got nan");
   batch.mask[1] = 1.5;
   EXPECT_EQ(message([&] { batch.report({}); }),
-            "estimate_kl: response_mask must be in [0, 1], got 1.5");
+            "kl_report: response_mask must be in [0, 1], got 1.5");
 }
 
 }  // namespace

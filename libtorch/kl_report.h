@@ -9,7 +9,7 @@ namespace tether {
 // KL(sampled || other) per token and how far to trust it (estimators/kl/report.h), from
 // log_ratios = log other - log sampled: [B, T], or packed [N] with offsets [B + 1]; response_mask
 // like it. A constant; tensors elsewhere come over to the CPU.
-KlReport estimate_kl(const at::Tensor& log_ratios, const at::Tensor& response_mask,
-                     const KlEstimateOptions& options = {}, const at::Tensor& offsets = {});
+KlReport kl_report(const at::Tensor& log_ratios, const at::Tensor& response_mask,
+                   const KlReportOptions& options = {}, const at::Tensor& offsets = {});
 
 }  // namespace tether
