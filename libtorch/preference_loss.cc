@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
@@ -170,7 +171,9 @@ Computed compute_on_tensors(const PreferenceBatch& batch, const PreferenceObject
   const at::Tensor count = present.sum().to(at::kDouble);
   const at::Tensor pairs =
       normalizer.pairs ? at::scalar_tensor(*normalizer.pairs, count.options()) : count;
-  const at::Tensor share = at::where(pairs > 0, normalizer.factor() / pairs, at::zeros_like(pairs));
+  const at::Tensor share =
+      at::where(pairs > 0, normalizer.factor() / pairs,
+                at::where(count > 0, at::full_like(pairs, NAN), at::zeros_like(pairs)));
   const at::Tensor terms = at::where(present, each * spoil, at::zeros_like(each));
   const at::Tensor total = terms.sum() * share;
 

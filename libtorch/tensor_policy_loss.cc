@@ -1,6 +1,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/repeat_interleave.h>
@@ -47,6 +48,11 @@ at::Tensor row_of_tokens(const PolicyBatch& batch, int64_t rows) {
   return at::repeat_interleave(rows_index, lengths.to(batch.logps.device()));
 }
 
+// Finite numbers beyond this count as this: products of their squares stay finite.
+at::Tensor saturated(const at::Tensor& x, double largest) {
+  return at::where(at::isfinite(x), x.clamp(-largest, largest), x);
+}
+
 FlatBatch flattened(const PolicyBatch& batch) {
   const bool wide = batch.logps.scalar_type() == at::kDouble;
   const auto dtype = wide ? at::kDouble : at::kFloat;
@@ -57,7 +63,7 @@ FlatBatch flattened(const PolicyBatch& batch) {
   out.active = out.weight != 0;
   const auto selected = [&](const at::Tensor& tensor) {
     const at::Tensor values = tensor.detach().to(dtype).reshape({-1});
-    return at::where(out.active, values, at::zeros_like(values));
+    return saturated(at::where(out.active, values, at::zeros_like(values)), wide ? 1e130 : 1e14);
   };
   const bool per_row = batch.advantages.sizes() != batch.logps.sizes();
   out.logp = selected(batch.logps);
@@ -66,9 +72,8 @@ FlatBatch flattened(const PolicyBatch& batch) {
   out.entropy = batch.entropies.defined() ? selected(batch.entropies) : at::zeros_like(out.logp);
   out.advantage =
       selected(per_row ? batch.advantages.select(1, 0).index_select(0, out.row) : batch.advantages);
-  const double largest = wide ? Largest<double>::kAdvantage : double(Largest<float>::kAdvantage);
-  out.advantage =
-      at::where(at::isfinite(out.advantage), out.advantage.clamp(-largest, largest), out.advantage);
+  out.advantage = saturated(
+      out.advantage, wide ? Largest<double>::kAdvantage : double(Largest<float>::kAdvantage));
   return out;
 }
 
@@ -114,7 +119,10 @@ at::Tensor row_factors(const Aggregation& aggregation, const std::optional<doubl
       denominator = at::ones_like(row_tokens);
       break;
   }
-  return at::where(denominator > 0, 1 / denominator, at::zeros_like(denominator));
+  // A row with tokens whose stated denominator is no positive number spoils the loss.
+  const at::Tensor otherwise =
+      at::where(row_tokens > 0, at::full_like(denominator, NAN), at::zeros_like(denominator));
+  return at::where(denominator > 0, 1 / denominator, otherwise);
 }
 
 // What overflowed as the largest number, with the gradient as it is (rl/kernels/token_block.h).
@@ -123,17 +131,6 @@ at::Tensor bounded(const at::Tensor& x) {
   const double largest = wide ? Largest<double>::kResult : double(Largest<float>::kResult);
   return with_gradient_of({x.detach().clamp(-largest, largest)}, TensorNumber{x}).value;
 }
-// Of a difference; infinite where an input is.
-at::Tensor bounded_difference(const at::Tensor& a, const at::Tensor& b) {
-  const bool wide = a.scalar_type() == at::kDouble;
-  const double largest = wide ? Largest<double>::kLogp : double(Largest<float>::kLogp);
-  const at::Tensor gap = a - b, value = gap.detach();
-  const at::Tensor finite = at::isfinite(a).logical_and(at::isfinite(b));
-  return with_gradient_of({at::where(finite, value.clamp(-largest, largest), value)},
-                          TensorNumber{gap})
-      .value;
-}
-
 // What the surrogate sees in place of the token's own logp and log-ratio (rl/level.h).
 struct Levelled {
   at::Tensor logp, log_ratio;
@@ -141,7 +138,7 @@ struct Levelled {
 
 Levelled levelled(RatioLevel level, const FlatBatch& batch, const at::Tensor& logp,
                   const at::Tensor& row_tokens) {
-  const at::Tensor log_ratio = bounded_difference(logp, batch.old_logp);
+  const at::Tensor log_ratio = logp - batch.old_logp;
   if (level == RatioLevel::token) return {logp, log_ratio};
   const auto spread = [&](const at::Tensor& values) {
     at::Tensor sums = at::zeros({batch.rows}, batch.weight.options())
@@ -157,26 +154,54 @@ Levelled levelled(RatioLevel level, const FlatBatch& batch, const at::Tensor& lo
   return {spread(logp), spread(log_ratio)};
 }
 
-// The value and the gradient at each token of its penalty. Through a ratio that its row shares, the
-// gradient is the product rule of rho G; of a token that is alone in its row, the score, where the
-// product rule would cancel.
+// At each token the sum of its row without it, which total - own would cancel.
+at::Tensor sum_of_others(const FlatBatch& batch, const at::Tensor& terms) {
+  const at::Tensor none = at::zeros({batch.rows}, terms.options());
+  const auto row_sums = [&](const at::Tensor& values) {
+    return none.index_add(0, batch.row, values).index_select(0, batch.row);
+  };
+  const at::Tensor size = terms.abs();
+  const at::Tensor largest = none.scatter_reduce(0, batch.row, size, "amax");
+  const at::Tensor is_largest = size == largest.index_select(0, batch.row);
+  const at::Tensor large = at::where(is_largest, terms, at::zeros_like(terms));
+  const at::Tensor small = terms - large;
+  return (row_sums(large) - large) + (row_sums(small) - small);
+}
+
+// What the gradient of a penalty is taken for: terms that their row adds up with its weights, or
+// each token's own.
+enum class PenaltyUse { row_sum, token };
+
+// The value and the gradient at each token of its penalty. Through a ratio that its row shares: of
+// a sum, by what the others of the row give a token; of a token's own term, by the product rule,
+// but for a token that is alone in its row, where that would cancel.
 at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch, const at::Tensor& logp,
-                 const at::Tensor& level_log_ratio, const at::Tensor& row_tokens) {
+                 const at::Tensor& level_log_ratio, const at::Tensor& row_tokens, PenaltyUse use) {
   const bool wide = logp.scalar_type() == at::kDouble;
   const double bound = wide ? kWeightSaturation<double> : kWeightSaturation<float>;
   const KlPenalty& penalty = objective.kl;
-  const at::Tensor own = bounded_difference(logp, batch.old_logp);
   const TensorNumber number{logp}, ref_logp{batch.ref_logp};
-  const TensorNumber log_ratio{of_level(penalty.correction) ? level_log_ratio : own};
-  const at::Tensor by_token = kl_term(penalty, number, log_ratio, ref_logp, bound).value;
+  const TensorNumber log_ratio{of_level(penalty.correction) ? level_log_ratio
+                                                            : logp - batch.old_logp};
   if (penalty.correction != KlCorrection::level_ratio || !shares_ratio(objective.level)) {
-    return by_token;
+    return kl_term(penalty, number, log_ratio, ref_logp, bound).value;
   }
-  const TensorNumber source = kl_value(penalty.gradient, ref_logp - number);
-  const TensorNumber rho =
-      exp(with_gradient_of(clamp(log_ratio, -bound, bound), log_ratio)) * source;
-  const TensorNumber by_row = with_gradient_of({by_token.detach()}, rho);
-  return at::where(row_tokens.index_select(0, batch.row) == batch.weight, by_token, by_row.value);
+  const TensorNumber d = ref_logp - stop_gradient(number);
+  const TensorNumber rho = kl_weight(log_ratio, bound);
+  const at::Tensor n = row_tokens.index_select(0, batch.row);
+  const at::Tensor scale =
+      objective.level == RatioLevel::sequence_mean ? 1 / at::where(n > 0, n, 1) : at::ones_like(n);
+  const at::Tensor own = (rho * kl_value(penalty.gradient, d)).value;
+  at::Tensor slope = (rho * kl_score(penalty.gradient, d)).value + own * (scale * batch.weight - 1);
+  const TensorNumber value{(rho * kl_value(penalty.estimator, d)).value};
+  if (use == PenaltyUse::row_sum) {
+    const at::Tensor terms = (batch.weight * own).to(at::kDouble);
+    slope = slope + (scale * sum_of_others(batch, terms)).to(slope.scalar_type());
+    return with_gradient_of(value, {slope * logp}).value;
+  }
+  const TensorNumber live = exp(with_gradient_of(clamp(log_ratio, -bound, bound), log_ratio));
+  const TensorNumber source = live * kl_value(penalty.gradient, ref_logp - number);
+  return with_gradient_of(value, {at::where(n == batch.weight, slope * logp, source.value)}).value;
 }
 
 // Whether the inputs of a token are finite and nothing that comes of them is NaN. A reference
@@ -211,8 +236,8 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   const TensorNumber log_ratio{d};
   const at::Tensor ratio = exp(log_ratio).value;
   const RatioInterval inside = objective.surrogate.truncation();
-  const at::Tensor stuck =
-      (dloss == 0).logical_or(ratio < inside.low).logical_or(ratio > inside.high);
+  const at::Tensor truncated = (dloss != 0).logical_and(ratio < inside.low);
+  const at::Tensor stuck = (dloss == 0).logical_or(ratio > inside.high);
   const at::Tensor bad = stuck.logical_and(batch.advantage < 0);
   const at::Tensor good = stuck.logical_and(batch.advantage > 0);
   const at::Tensor zero = at::zeros_like(d);
@@ -227,13 +252,13 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   sums[M::kPolicyLoss] = sum(loss);
   sums[M::kKl] = sum(kl);
   sums[M::kEntropy] = sum(batch.entropy);
-  sums[M::kClipFractionLow] = ratio_sum(bad.logical_and(d < 0));
+  sums[M::kClipFractionLow] = ratio_sum(bad.logical_and(d < 0).logical_or(truncated));
   sums[M::kClipFractionHigh] = ratio_sum(good.logical_and(d > 0));
   sums[M::kClipFractionDual] = ratio_sum(bad.logical_and(d > 0));
   sums[M::kApproxKlK1] = ratio_sum(-d);
   sums[M::kApproxKlK3] = ratio_sum(k3(log_ratio).value);
   sums[M::kRatio] = ratio_sum(ratio);
-  sums[M::kRatioSquared] = ratio_sum(ratio * ratio);
+  sums[M::kRatioSquared] = ratio_sum(ratio.to(at::kDouble).square());
   sums[M::kNonfinite] = at::zeros({}, d.options().dtype(at::kDouble));
   for (const at::Tensor& each : {sound, at::isfinite(batch.entropy)}) {
     sums[M::kNonfinite] += batch.active.logical_and(each.logical_not()).to(at::kDouble).sum();
@@ -274,9 +299,11 @@ at::Tensor row_sums_of_weights(const FlatBatch& flat) {
 at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& objective) {
   check_needs("policy_token_losses", batch, objective);
   FlatBatch flat = flattened(batch);
+  const bool wide = flat.weight.scalar_type() == at::kDouble;
   const auto selected = [&](const at::Tensor& tensor) {
     const at::Tensor values = tensor.to(flat.weight.scalar_type()).reshape({-1});
-    return at::where(flat.active, values, at::zeros_like(values));
+    const at::Tensor x = at::where(flat.active, values, at::zeros_like(values));
+    return with_gradient_of({saturated(x.detach(), wide ? 1e130 : 1e14)}, TensorNumber{x}).value;
   };
   const at::Tensor logp = selected(batch.logps);
   const at::Tensor n = row_sums_of_weights(flat);
@@ -287,7 +314,8 @@ at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& 
   const bool penalty = objective.kl.beta > 0;
   const at::Tensor loss = bounded(surrogate_of(objective.surrogate, token));
   const at::Tensor kl =
-      penalty ? bounded(kl_of(objective, flat, logp, level.log_ratio, n)) : at::zeros_like(loss);
+      penalty ? bounded(kl_of(objective, flat, logp, level.log_ratio, n, PenaltyUse::token))
+              : at::zeros_like(loss);
   const at::Tensor sound = sound_tokens(flat, level.log_ratio.detach(), loss.detach(),
                                         at::zeros_like(loss), kl.detach(), penalty);
   at::Tensor each = loss + kl * objective.kl.beta;
@@ -322,7 +350,8 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective&
                           {flat.advantage},    {flat.old_logp}, {flat.ref_logp}};
   const at::Tensor loss = bounded(surrogate_of(objective.surrogate, token));
   const at::Tensor kl =
-      penalty ? bounded(kl_of(objective, flat, logp, level.log_ratio, n)) : at::zeros_like(loss);
+      penalty ? bounded(kl_of(objective, flat, logp, level.log_ratio, n, PenaltyUse::row_sum))
+              : at::zeros_like(loss);
   const at::Tensor dloss = derivative(loss.sum(), step);
   const at::Tensor sound =
       sound_tokens(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach(), penalty);

@@ -15,15 +15,16 @@ struct ValueMetrics {
     for (size_t i = 0; i < sums.size(); ++i) sums[i] += other.sums[i];
   }
   // value_loss, value_clip_fraction, and explained_variance = 1 - Var(R - V) / Var R (0 where the
-  // returns do not vary). 0 without tokens.
+  // returns vary by no more than the rounding of their squares). 0 without tokens.
   std::map<std::string, double> to_map() const {
     const double n = sums[kTokens];
     const auto mean = [&](Sum sum) { return n > 0 ? sums[sum] / n : 0; };
     const double variance = mean(kReturnSquared) - mean(kReturn) * mean(kReturn);
+    const bool varies = !(variance <= 1e-13 * mean(kReturnSquared));  // NaN comes out
     const double unexplained = mean(kErrorSquared) - mean(kError) * mean(kError);
     return {{"value_loss", mean(kLoss)},
             {"value_clip_fraction", mean(kClipped)},
-            {"explained_variance", variance > 0 ? 1 - unexplained / variance : 0},
+            {"explained_variance", varies ? 1 - unexplained / variance : 0},
             {"tokens", n}};
   }
 };

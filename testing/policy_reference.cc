@@ -124,12 +124,13 @@ struct Totals {
 void add_ratio_metrics(std::map<std::string, double>& metrics, double share, double log_ratio,
                        double advantage, const Dual<double>& loss, const RatioInterval& inside) {
   const double ratio = std::exp(log_ratio);
-  const bool stuck = loss.grad == 0 || ratio < inside.low || ratio > inside.high;
+  const bool truncated = loss.grad != 0 && ratio < inside.low;
+  const bool stuck = loss.grad == 0 || ratio > inside.high;
   metrics["approx_kl_k1"] -= share * log_ratio;
   metrics["approx_kl_k3"] += share * (std::expm1(log_ratio) - log_ratio);
   metrics["ratio_mean"] += share * ratio;
   metrics["ratio_squared_mean"] += share * ratio * ratio;
-  metrics["clip_fraction_low"] += share * (stuck && advantage < 0 && log_ratio < 0);
+  metrics["clip_fraction_low"] += share * ((stuck && advantage < 0 && log_ratio < 0) || truncated);
   metrics["clip_fraction_high"] += share * (stuck && advantage > 0 && log_ratio > 0);
   metrics["clip_fraction_dual"] += share * (stuck && advantage < 0 && log_ratio > 0);
 }

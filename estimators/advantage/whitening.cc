@@ -35,8 +35,9 @@ void check_values(std::string_view function, const RowLayout& layout, const Cons
 }  // namespace
 
 Moments Moments::merged(const Moments& other) const {
+  if (other.count == 0) return *this;
+  if (count == 0) return other;
   const double n = count + other.count;
-  if (n == 0) return {};
   const double gap = other.mean - mean;
   return {n, mean + gap * (other.count / n),
           squares + other.squares + gap * gap * (count * (other.count / n))};
@@ -77,14 +78,16 @@ void whiten(const RowLayout& layout, const ConstArray& values, const ConstArray&
   check_values("whiten", layout, values, response_mask);
   check_given("whiten", "out", layout, out);
   const double spread = std::sqrt(step.variance() + options.epsilon);
-  const double scale = step.variance() > 0 ? 1 / spread : 0;
+  const bool equal = step.variance() == 0;
+  const double scale = 1 / spread;
   const double centre = options.shift_mean ? 0 : step.mean;
   double result[kBlock];
   for_each_block(
       layout, values, response_mask,
       [&](int64_t row, int64_t column, int count, const double* weight, const double* value) {
         for (int i = 0; i < count; ++i) {
-          const double whitened = scale > 0 ? (value[i] - step.mean) * scale : 0;
+          const double gap = value[i] - step.mean;
+          const double whitened = equal ? gap * 0 : gap * scale;  // NaN comes out
           result[i] = weight[i] != 0 ? whitened + centre : 0;
         }
         store_block(layout, out, row, column, count, result);

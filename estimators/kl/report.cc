@@ -35,24 +35,25 @@ void for_each_token(const RowLayout& layout, const ConstArray& log_ratios, const
   }
 }
 
-// Weighted sums for Cov(d, r) / Var r, about the values that they have when both are equal. Ratios
-// are in units of the largest one, so that no square overflows.
+// Weighted sums for Cov(d, r) / Var r: the means first, then products of the deviations from them.
+// Ratios are in units of the largest one, so that no square overflows.
 struct LambdaSums {
-  double unit = 1;                             // 1 / the largest ratio, at most 1
-  double w = 0, d = 0, h = 0, dh = 0, hh = 0;  // h = (r - 1) unit
+  double unit = 1;             // 1 / the largest ratio, at most 1
+  double w = 0, d = 0, h = 0;  // h = (r - 1) unit
+  double dh = 0, hh = 0;       // of deviations
 
+  double excess(double log_ratio) const { return expm1(Constant<double>{log_ratio}).value * unit; }
   void add(double weight, double log_ratio) {
-    const double excess = expm1(Constant<double>{log_ratio}).value * unit;
     w += weight;
     d += weight * log_ratio;
-    h += weight * excess;
-    dh += weight * log_ratio * excess;
-    hh += weight * excess * excess;
+    h += weight * excess(log_ratio);
   }
-  double lambda() const {
-    const double variance = hh - h * h / w;
-    return variance > 0 ? (dh - d * h / w) / variance * unit : 1;
+  void add_deviation(double weight, double log_ratio) {
+    const double deviation = excess(log_ratio) - h / w;
+    dh += weight * (log_ratio - d / w) * deviation;
+    hh += weight * deviation * deviation;
   }
+  double lambda() const { return hh > 0 ? dh / hh * unit : 1; }
 };
 
 double estimate(const KlReportOptions& options, double lambda, double log_ratio) {
@@ -104,6 +105,10 @@ KlReport kl_report(const RowLayout& layout, const ConstArray& log_ratios,
   KlReport out;
   out.tokens = fit.w;
   if (fit.w == 0) return out;
+  for (int64_t row = 0; row < layout.rows; ++row) {
+    for_each_token(layout, log_ratios, response_mask, row,
+                   [&](double weight, double d) { fit.add_deviation(weight, d); });
+  }
   const bool fitted = options.estimator == KlEstimator::k_lambda && options.lambda < 0;
   out.lambda = fitted ? fit.lambda() : std::max(options.lambda, 0.0);
   out.ratio_excess = fit.h / fit.w / fit.unit;

@@ -127,8 +127,7 @@ def is_reinforce(
     """-sg(clip(ratio, ratio_low, ratio_high)) A logp. CISPO, arXiv:2506.13585, eq. 4."""
     ratio = exp(log_ratio)
     weight = clamp(ratio, ratio_low, ratio_high).detach()
-    truncated = (ratio < ratio_low) | (ratio > ratio_high)
-    return -weight * advantage * logp, truncated | (weight == 0)
+    return -weight * advantage * logp, (ratio < ratio_low) | (ratio > ratio_high) | (weight == 0)
 
 
 # ---- the penalty ---------------------------------------------------------------------------------
@@ -151,7 +150,7 @@ def kl_term(
     ref_logp: Tensor,
     *,
     level_log_ratio: Tensor | None = None,
-    alone: Tensor | None = None,
+    shared: SharedRatio | None = None,
     kl_estimator: str = "k3",
     kl_gradient: str = "k3",
     kl_correction: str = "none",
@@ -161,11 +160,10 @@ def kl_term(
     rho = policy / old policy with kl_correction "ratio" (DeepSeek-V3.2, arXiv:2512.02556, eq. 7),
     1 with "none" (GRPO, arXiv:2402.03300, eq. 4); of the log-ratio that the surrogate sees with
     "level_ratio" (TRL's use_bias_correction_kl); its value alone with "detached_...". A ratio
-    beyond e^20 (float64: e^100) weighs as this one. `alone`: where a row shares its log-ratio,
-    whether the token is the only one of it.
+    beyond e^20 (float64: e^100) weighs as this one.
 
     The derivative of rho G by logp is rho (G + dG / dlogp), of k3 exactly -rho d: by that closed
-    form, as the sum would cancel.
+    form, as the sum would cancel. Where a row shares its log-ratio, each token gets a part of it.
     """
     d = ref_logp - logp
     value, source = (_KL[each](d) for each in (kl_estimator, kl_gradient))
@@ -173,15 +171,22 @@ def kl_term(
         return with_gradient_of(value, source)
     log_ratio = level_log_ratio if "level" in kl_correction else logp - old_logp
     bound = 100.0 if logp.dtype == torch.float64 else 20.0
-    bounded_log_ratio = log_ratio.detach().clamp(-bound, bound)
-    rho = torch.exp(bounded_log_ratio)
+    rho = torch.exp(log_ratio.detach().clamp(-bound, bound))
     if kl_correction.startswith("detached"):
         return with_gradient_of(rho * value, rho * source)
-    through = rho * _KL_SCORES[kl_gradient](d.detach()) * logp
-    if kl_correction == "level_ratio" and alone is not None:
-        shared = torch.exp(with_gradient_of(bounded_log_ratio, log_ratio)) * source
-        through = torch.where(alone, through, shared)
-    return with_gradient_of(rho * value, through)
+    slope = rho * _KL_SCORES[kl_gradient](d.detach())
+    if kl_correction == "level_ratio" and shared is not None:
+        own = rho * source.detach()
+        share = (shared.share - 1).to(own.dtype)
+        if shared.is_aggregated:
+            slope = slope + (shared.of_others(own) + own * share)
+        else:  # each token's own upstream gradient: by the product rule, where it does not cancel
+            slope = slope + own * share
+            live = torch.exp(with_gradient_of(log_ratio.detach().clamp(-bound, bound), log_ratio))
+            return with_gradient_of(
+                rho * value, torch.where(shared.is_alone, slope * logp, live * source)
+            )
+    return with_gradient_of(rho * value, slope * logp)
 
 
 # ---- rows and their averages ---------------------------------------------------------------------
@@ -215,6 +220,20 @@ class Rows(NamedTuple):
         if self.index is None:
             return tokens.sum(1)
         return tokens.new_zeros(self.count).index_add(0, self.index, tokens)
+
+    def largest(self, tokens: Tensor) -> Tensor:
+        """Of each row; 0 where that is larger."""
+        if self.index is None:
+            return torch.cat([tokens, torch.zeros_like(tokens[:, :1])], 1).amax(1)
+        return tokens.new_zeros(self.count).scatter_reduce(0, self.index, tokens, "amax")
+
+    def sum_of_others(self, tokens: Tensor) -> Tensor:
+        """At each token the sum of its row without it, which total - own would cancel."""
+        magnitude = tokens.abs()
+        is_largest = (magnitude == self.spread(self.largest(magnitude))) & (magnitude > 0)
+        large = torch.where(is_largest, tokens, 0.0)
+        small = tokens - large
+        return (self.spread(self.sum(large)) - large) + (self.spread(self.sum(small)) - small)
 
     def spread(self, values: Tensor) -> Tensor:
         """One value per row, at each of its tokens."""
@@ -252,6 +271,37 @@ def row_factors(
     # A row with tokens whose denominator from the caller is no positive number spoils the loss.
     otherwise = torch.where(row_tokens > 0, math.nan, 0.0)
     return torch.where((denominator > 0) & denominator.isfinite(), 1 / denominator, otherwise)
+
+
+class SharedRatio(NamedTuple):
+    """How the tokens of a row share a log-ratio: d log_ratio / d logp is w for the sum, w / n for
+    the mean. With is_aggregated the terms of a row are added up with weights w."""
+
+    rows: Rows
+    weight: Tensor
+    n: Tensor  # weights of each row
+    scale: Tensor  # 1, or 1 / n, at each token
+    is_aggregated: bool
+
+    @staticmethod
+    def of(rows: Rows, weight: Tensor, n: Tensor, level: str, is_aggregated: bool):
+        if level not in ("sequence_mean", "sequence_sum"):
+            return None
+        over = torch.where(n > 0, n, 1.0) if level == "sequence_mean" else torch.ones_like(n)
+        return SharedRatio(rows, weight.double(), n, rows.spread(1 / over), is_aggregated)
+
+    @property
+    def share(self) -> Tensor:
+        return self.scale * self.weight
+
+    @property
+    def is_alone(self) -> Tensor:
+        return self.rows.spread(self.n) == self.weight
+
+    def of_others(self, terms: Tensor) -> Tensor:
+        """What the row's other tokens give a token by way of the ratio."""
+        rest = self.scale * self.rows.sum_of_others(self.weight * terms.double())
+        return rest.to(terms.dtype)
 
 
 # ---- policy losses -------------------------------------------------------------------------------
@@ -346,11 +396,12 @@ def policy_loss(
         beta=beta,
         entropy_coef=entropy_coef,
         level=level,
+        is_aggregated=True,
         **options,
     )
     rows, tokens, n, row = terms.rows, terms.tokens, terms.n, OBJECTIVES[objective]
     loss, kl = terms.loss, terms.kl
-    spoil = torch.where(terms.sound, 1.0, math.nan)  # no saturation hides a NaN or infinity
+    spoil = spoiling(terms.sound, loss)  # no saturation hides a NaN or infinity
     policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
 
     def mean(terms: Tensor, count: float | Tensor | None) -> Tensor:
@@ -397,6 +448,7 @@ def _terms(
     beta,
     entropy_coef,
     level,
+    is_aggregated,
     **options,
 ) -> Terms:
     row = OBJECTIVES[objective]
@@ -413,10 +465,9 @@ def _terms(
     kl = torch.zeros_like(loss)
     penalised = _needs("ref_logps", "beta", "greater than 0", beta, ref_logps)
     if penalised:
-        shared = level in ("sequence_mean", "sequence_sum")
-        alone = rows.spread(n.to(tokens.weight.dtype)) == tokens.weight if shared else None
+        shared = SharedRatio.of(rows, tokens.weight, n, level, is_aggregated)
         each = (tokens.logp, tokens.old_logp, tokens.ref_logp)
-        kl = bounded(kl_term(*each, level_log_ratio=log_ratio, alone=alone, **kl_choices))
+        kl = bounded(kl_term(*each, level_log_ratio=log_ratio, shared=shared, **kl_choices))
     entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, entropies)
     sound = _sound(tokens, log_ratio, loss, kl, penalised)
     return Terms(rows, tokens, n, level, log_ratio, loss, clipped, kl, sound, beta, entropic)
@@ -453,12 +504,13 @@ def policy_token_losses(
         beta=beta,
         entropy_coef=entropy_coef,
         level=level,
+        is_aggregated=False,
         **options,
     )
     each = terms.loss + terms.beta * terms.kl
     if terms.entropic:
         each = each - entropy_coef * terms.tokens.entropy
-    each = each * torch.where(terms.sound, 1.0, math.nan)
+    each = each * spoiling(terms.sound, each)
     return torch.where(terms.tokens.active, each, 0.0)
 
 
@@ -496,18 +548,26 @@ def _selected(
     if advantages.shape != logps.shape:
         advantages = rows.spread(advantages.reshape(-1))
 
-    def select(tensor: Tensor) -> Tensor:
-        return torch.where(weight != 0, tensor.to(wide), 0.0)
+    def select(tensor: Tensor, largest: float = _LARGEST_LOGP[wide]) -> Tensor:
+        x = torch.where(weight != 0, tensor.to(wide), 0.0)
+        saturated = x.detach().clamp(-largest, largest)
+        return with_gradient_of(torch.where(x.isfinite(), saturated, x), x)
 
     logp = select(logps)
     old_logp = logp.detach() if old_logps is None else select(old_logps)
     ref_logp = torch.zeros_like(old_logp) if ref_logps is None else select(ref_logps)
     entropy = torch.zeros_like(old_logp) if entropies is None else select(entropies)
-    advantage = select(advantages)
-    largest = 1e40 if wide == torch.float64 else 1e12
-    saturated = advantage.clamp(-largest, largest)
-    advantage = torch.where(advantage.isfinite(), saturated, advantage)
+    advantage = select(advantages, 1e40 if wide == torch.float64 else 1e12)
     return Tokens(weight, logp, old_logp, ref_logp, advantage, entropy)
+
+
+# Finite log-probabilities beyond this count as this: products of their squares stay finite.
+_LARGEST_LOGP = {torch.float32: 1e14, torch.float64: 1e130}
+
+
+def spoiling(sound: Tensor, like: Tensor) -> Tensor:
+    """1 where it holds, else NaN."""
+    return torch.where(sound, torch.ones_like(like), math.nan)
 
 
 def bounded(x: Tensor) -> Tensor:
@@ -524,7 +584,7 @@ def levelled(rows: Rows, tokens: Tokens, n: Tensor, level: str) -> tuple[Tensor,
     sequence_token   the mean, with the token's own gradient     GSPO-token, the same, eq. 14
     sequence_sum     their sum over the row; logp likewise       RLOO, arXiv:2402.14740
     """
-    log_ratio = _log_ratio(tokens)
+    log_ratio = tokens.logp - tokens.old_logp
     if level == "token":
         return tokens.logp, log_ratio
 
@@ -537,15 +597,6 @@ def levelled(rows: Rows, tokens: Tokens, n: Tensor, level: str) -> tuple[Tensor,
     if level == "sequence_token":
         return tokens.logp, with_gradient_of(spread(log_ratio), log_ratio)
     return spread(tokens.logp), spread(log_ratio)
-
-
-def _log_ratio(tokens: Tokens) -> Tensor:
-    """logp - old_logp; the difference of finite ones is finite."""
-    log_ratio = tokens.logp - tokens.old_logp
-    largest = 1e290 if log_ratio.dtype == torch.float64 else 1e30
-    finite = tokens.logp.isfinite() & tokens.old_logp.isfinite()
-    value = torch.where(finite, log_ratio.detach().clamp(-largest, largest), log_ratio.detach())
-    return with_gradient_of(value, log_ratio)
 
 
 def _sound(tokens: Tokens, log_ratio: Tensor, loss: Tensor, kl: Tensor, penalised: bool) -> Tensor:
@@ -561,6 +612,7 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
     tokens, log_ratio, clipped = terms.tokens, terms.log_ratio, terms.clipped
     ratio = exp(log_ratio)
     good, bad = clipped & (tokens.advantage > 0), clipped & (tokens.advantage < 0)
+    below = clipped & (tokens.advantage != 0) & (log_ratio < 0)  # CISPO truncates for either sign
     count = tokens.weight.sum(dtype=torch.float64)
     # What is said of the ratio of a sequence counts the sequence: each token for 1 / n of it.
     by_row = terms.level != "token"
@@ -575,13 +627,13 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
         return torch.cat([seen, seen.new_full((1,), -math.inf)]).max().double()
 
     of_ratio = [
-        bad & (log_ratio < 0),
+        below,
         good & (log_ratio > 0),
         bad & (log_ratio > 0),
         k1(log_ratio),
         k3(log_ratio),
         ratio,
-        ratio**2,
+        ratio.double() ** 2,
     ]
     broken = (terms.sound, torch.isfinite(tokens.entropy))
     sums = [total(each) for each in (terms.loss, terms.kl, tokens.entropy)]
@@ -729,13 +781,17 @@ def value_loss(
     active = weight != 0
 
     def selected(tensor):
-        return torch.where(active, tensor.to(wide), 0.0)
+        x = torch.where(active, tensor.to(wide), 0.0)
+        saturated = x.detach().clamp(-largest, largest)  # its square stays finite
+        return with_gradient_of(torch.where(x.isfinite(), saturated, x), x)
 
+    largest = 1e140 if wide == torch.float64 else 1e18
     value, target = selected(values), selected(returns)
     old = value.detach() if old_values is None else selected(old_values)
     inside = minimum(maximum(value, old - clip_range), old + clip_range)
     plain, clipped = (value - target).square(), (inside - target).square()
     each = 0.5 * maximum(plain, clipped)
+    each = each * spoiling(value.isfinite() & target.isfinite() & old.isfinite(), each)
     n = rows.sum(weight.double())
     tokens, sequences, world_size = None, None, 1
     if normalizer is not None:
@@ -911,9 +967,15 @@ def token_logps(
     and no gradient.
     """
     ignored = targets == ignore_index
-    log_p = torch.log_softmax(_final_logits(logits, ignored, temperature, scale, softcap), -1)
-    logps = log_p.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0]
-    entropies = -(log_p.exp() * log_p.masked_fill(log_p == -math.inf, 0)).sum(-1)
+    x = _final_logits(logits, ignored, temperature, scale, softcap)
+    largest = x.detach().argmax(-1, keepdim=True)
+    below = x - x.gather(-1, largest)
+    # The largest term, 1, is not added: what it is more than others keeps its digits.
+    rest = below.exp().scatter(-1, largest, 0).sum(-1)
+    log_sum = torch.log1p(rest)
+    logps = below.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0] - log_sum
+    finite = below.masked_fill(below == -math.inf, 0)
+    entropies = log_sum - (below.exp() * finite).sum(-1) / (1 + rest)
     return logps.masked_fill(ignored, 0), entropies.masked_fill(ignored, 0)
 
 
@@ -948,11 +1010,14 @@ def _final_logits(
     logits: Tensor, ignored: Tensor, temperature: float, scale: float, softcap: float
 ) -> Tensor:
     """What the softmax is of; rows of zeros where ignored."""
-    x = logits.to(_wide(logits.dtype)).masked_fill(ignored[..., None], 0) * scale
-    absent = x == -math.inf
+    logits = logits.masked_fill(ignored[..., None], 0)
+    absent, infinite = logits == -math.inf, logits == math.inf
+    x = logits.to(_wide(logits.dtype)) * scale
     if softcap > 0:
         x = softcap * torch.tanh(x.masked_fill(absent, 0) / softcap)
-    return x.masked_fill(absent, -math.inf) / temperature
+    largest = torch.finfo(x.dtype).max  # of finite ones; their products may overflow
+    x = (x / temperature).clamp(-largest, largest)
+    return x.masked_fill(absent, -math.inf).masked_fill(infinite, math.inf)
 
 
 def categorical_kl(

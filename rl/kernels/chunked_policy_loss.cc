@@ -58,8 +58,8 @@ ChunkedPolicyLoss::ChunkedPolicyLoss(std::string_view function, const PolicyArra
   batch_.logps = placeholder(arithmetic);
   if (objective.entropy.coefficient != 0) batch_.entropies = placeholder(arithmetic);
   check_arrays(function, batch_, objective, {});
-  const Normalizer local = local_counts(batch_, objective, executor);
-  const StepCounts counts = step_counts(function, normalizer, {*local.policy, *local.sequences});
+  const TermCounts local = checked_counts(function, batch_, objective, executor);
+  const StepCounts counts = step_counts(function, normalizer, local);
   normalizer_ = {.policy = counts.policy.tokens,
                  .kl = counts.kl.tokens,
                  .sequences = counts.policy.sequences,

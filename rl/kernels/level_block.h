@@ -64,7 +64,7 @@ TETHER_CLONES void fill_ratios(const RowRatio<T>& row, TokenBlock<T>& block) {
 }
 
 // Adds w dS/dL of a block; a broken token spoils the sum, as in sum_block.
-template <class T>
+template <bool kPenalty, class T>
 TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
   double sums[kLanes];
 #pragma GCC ivdep
@@ -76,7 +76,8 @@ TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
       const int i = start + lane;
       const T w = block.weight[i], dloss = block.dloss[i];
       const Mask<T> active = mask<T>(w != T(0));
-      const T trace = zero_or_nan(block.log_ratio[i], block.advantage[i], block.loss[i], dloss);
+      T trace = zero_or_nan(block.log_ratio[i], block.advantage[i], block.loss[i], dloss);
+      if constexpr (kPenalty) trace += zero_or_nan(block.ref_logp[i], block.kl[i], T(0), T(0));
       const Mask<T> broken = active & mask<T>(trace != T(0));
       sum += double(spoil(broken, keep(active, w * dloss)));
       start += kLanes;
@@ -103,17 +104,6 @@ TETHER_CLONES void fill_shared_gradient(T slope, T kl_factor, TokenBlock<T>& blo
       broken = active & mask<T>(zero_or_nan(block.ref_logp[i], dkl, T(0), T(0)) != T(0));
     }
     block.dlogp[i] = spoil(broken, keep(active, w * gradient));
-  }
-}
-
-// Adds to dkl what the row's other tokens give a penalty whose ratio they share: `mean` is the sum
-// of their rho G over the scale of the level. For a token alone the difference is exactly 0.
-template <class T>
-TETHER_CLONES void add_shared_penalty(T mean, TokenBlock<T>& block) {
-  const int size = block.size / kLanes * kLanes;
-#pragma GCC ivdep
-  for (int i = 0; i < size; ++i) {  // VECTOR
-    block.dkl[i] = bounded(block.dkl[i]) + (mean - bounded(block.kl_of_gradient[i]));
   }
 }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cmath>
+
 #include "../../core/number.h"
 #include "../../core/sum.h"
 #include "../kl_penalty.h"
@@ -60,23 +62,39 @@ TETHER_CLONES void weigh(T rho, int count, T* column) {
   for (int i = 0; i < size; ++i) column[i] *= rho;  // VECTOR
 }
 
-// Adds w G of a block, whose gradient goes through the ratio that the row shares.
-template <class T>
-TETHER_CLONES void sum_kl_of_gradient(const TokenBlock<T>& block, LaneSum& total) {
-  double sums[kLanes];
-#pragma GCC ivdep
-#pragma GCC unroll 1
-  for (int lane = 0; lane < kLanes; ++lane) {  // VECTOR
-    double sum = 0;
-    int start = 0;
-    do {
-      sum +=
-          double(block.weight[start + lane]) * double(bounded(block.kl_of_gradient[start + lane]));
-      start += kLanes;
-    } while (start < block.size);
-    sums[lane] = sum;
+// A sum with what its roundings lost (Neumaier 1974): a token's own part can be taken off again and
+// leaves the others', however much smaller they are.
+struct CompensatedSum {
+  double sum = 0, rest = 0;
+
+  void add(double x) {
+    const double next = sum + x;
+    rest += std::abs(sum) >= std::abs(x) ? (sum - next) + x : (x - next) + sum;
+    sum = next;
   }
-  total.add(sums);
+};
+
+// Adds w rho G of a block, whose gradient goes through the ratio that the row shares. A broken
+// token spoils the sum, as in sum_slopes.
+template <class T>
+void sum_kl_of_gradient(const TokenBlock<T>& block, CompensatedSum& total) {
+  for (int i = 0; i < block.size; ++i) {
+    const double w = double(block.weight[i]);
+    if (w == 0) continue;
+    const T trace = (block.ref_logp[i] - block.logp[i]) * T(0);  // 0, or NaN
+    total.add(w * double(bounded(block.kl_of_gradient[i]) + trace));
+  }
+}
+
+// Adds to dkl what the row's other tokens give a penalty whose ratio they share: the sum of their
+// rho G, times the `scale` of the level.
+template <class T>
+void add_shared_penalty(double scale, const CompensatedSum& total, TokenBlock<T>& block) {
+  for (int i = 0; i < block.size; ++i) {
+    const double own = double(bounded(block.kl_of_gradient[i]));
+    const T others = T(bounded((scale * total.sum - own) + scale * total.rest));
+    block.dkl[i] = bounded(block.dkl[i]) + others;
+  }
 }
 
 // Whether a token's penalty changes with the log-probabilities of the others of its row.

@@ -211,7 +211,8 @@ void store_gradient(const Call& call, const Place& place, const TokenBlock<T>& b
 // What the tokens of a row with a shared ratio add up to: d S / d L, and rho G of a penalty that
 // the same ratio weighs.
 struct SharedSlopes {
-  LaneSum surrogate, kl;
+  LaneSum surrogate;
+  CompensatedSum kl;
 };
 
 // Where a ratio is shared, the gradient of a token has to wait for the slopes of all of them.
@@ -222,11 +223,11 @@ void store_shared_gradient(const Call& call, int64_t row, double scale,
                            TokenBlock<T>& block) {
   const PolicyObjective& objective = call.objective;
   const T slope = narrow<T>(double(factors.token.loss) * scale * slopes.surrogate.total());
-  const T mean_kl = narrow<T>(scale * slopes.kl.total());
   for_each_block(call.batch, row, block, [&](const Place& place) {
     if (objective.kl.beta > 0) {
       fill_penalty(objective.kl, objective.level, factors.kl_weight(), block);
-      if (shares_penalty(objective.kl, objective.level)) add_shared_penalty(mean_kl, block);
+      if (shares_penalty(objective.kl, objective.level))
+        add_shared_penalty(scale, slopes.kl, block);
       fill_shared_gradient<true>(slope, factors.token.kl, block);
     } else {
       fill_shared_gradient<false>(slope, T(0), block);
@@ -269,7 +270,7 @@ double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums&
 
   RowFactors<T> factors{{.loss = narrow<T>(loss_factor),
                          .kl = narrow<T>(kl_factor),
-                         .share = T(by_row && n > 0 ? 1 / n : 1)}};
+                         .share = narrow<T>(by_row && n > 0 ? 1 / n : 1)}};
   if (by_row) factors.ratio = row_ratio(call, row, n, block);
   const bool shared = shares_ratio(objective.level);
   SharedSlopes slopes;
@@ -277,7 +278,8 @@ double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums&
     evaluate_block<kBounded>(call, place, factors, block, metrics);
     if (!call.gradients.logps) return;
     if (!shared) return store_gradient(call, place, block);
-    sum_slopes(block, slopes.surrogate);
+    beta > 0 ? sum_slopes<true>(block, slopes.surrogate)
+             : sum_slopes<false>(block, slopes.surrogate);
     if (shares_penalty(objective.kl, objective.level)) sum_kl_of_gradient(block, slopes.kl);
   });
   if (shared && call.gradients.logps) {
@@ -285,7 +287,7 @@ double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums&
     store_shared_gradient(call, row, scale, factors, slopes, block);
   }
   const double entropy_factor = objective.entropy.coefficient * loss_factor;
-  if (call.batch.entropies) row_entropy(call, row, T(entropy_factor), block, metrics);
+  if (call.batch.entropies) row_entropy(call, row, narrow<T>(entropy_factor), block, metrics);
   const MetricSums::Row sums = metrics.take_row();
   double loss = loss_factor * sums.loss;
   if (beta > 0) loss += kl_factor * sums.kl;
@@ -352,6 +354,8 @@ TermCounts count_tokens(std::string_view function, const PolicyArrays& batch,
   return total;
 }
 
+}  // namespace
+
 TermCounts checked_counts(std::string_view function, const PolicyArrays& batch,
                           const PolicyObjective& objective, const Executor& executor) {
   check_objective(function, objective);
@@ -361,8 +365,6 @@ TermCounts checked_counts(std::string_view function, const PolicyArrays& batch,
   return batch.logps.dtype == DType::float64 ? count_tokens<double>(function, batch, executor)
                                              : count_tokens<float>(function, batch, executor);
 }
-
-}  // namespace
 
 PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objective,
                          const Normalizer& normalizer, const PolicyGradients& gradients,

@@ -189,13 +189,13 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
   using M = PolicyMetrics;
   using Order = Order<T>;
   constexpr Order kLast = order_of(std::numeric_limits<T>::infinity()), kFirst = ~kLast;
-  double losses[kLanes], kls[kLanes];
+  double losses[kLanes], kls[kLanes], squared_ratios[kLanes];
   T sums[M::kSums][kLanes], highest[kLanes], lowest[kLanes];
 #pragma GCC ivdep
 #pragma GCC unroll 1
   for (int lane = 0; lane < kLanes; ++lane) {  // VECTOR
-    double loss_sum = 0, kl_sum = 0;
-    T low = 0, high = 0, dual = 0, k1_sum = 0, k3_sum = 0, ratios = 0, squares = 0, nonfinite = 0;
+    double loss_sum = 0, kl_sum = 0, squares = 0;
+    T low = 0, high = 0, dual = 0, k1_sum = 0, k3_sum = 0, ratios = 0, nonfinite = 0;
     Order most = kFirst, least = kLast;
     int start = 0;
     do {
@@ -236,7 +236,7 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
 
       const T weighted_ratio = of_ratio * block.ratio[i];
       ratios += weighted_ratio;
-      squares += weighted_ratio * block.ratio[i];
+      squares += double(weighted_ratio) * double(block.ratio[i]);
       k1_sum -= of_ratio * d;
       k3_sum += of_ratio * block.ratio_k3[i];
       const Order seen = Order(active & ~broken), order = order_of(d) & seen;
@@ -253,14 +253,16 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
     sums[M::kApproxKlK1][lane] = k1_sum;
     sums[M::kApproxKlK3][lane] = k3_sum;
     sums[M::kRatio][lane] = ratios;
-    sums[M::kRatioSquared][lane] = squares;
+    squared_ratios[lane] = squares;
     sums[M::kNonfinite][lane] = nonfinite;
     highest[lane] = in_order<T>(most);
     lowest[lane] = -in_order<T>(least);
   }
   metrics.sums[M::kPolicyLoss].add(losses);
   metrics.sums[M::kKl].add(kls);
-  for (int i = M::kClipFractionLow; i < M::kSums; ++i) metrics.sums[i].add(sums[i]);
+  for (int i = M::kClipFractionLow; i <= M::kRatio; ++i) metrics.sums[i].add(sums[i]);
+  metrics.sums[M::kRatioSquared].add(squared_ratios);
+  metrics.sums[M::kNonfinite].add(sums[M::kNonfinite]);
   metrics.maxima[M::kLogRatioMax].add(highest);
   metrics.maxima[M::kNegLogRatioMax].add(lowest);
 }
@@ -282,8 +284,8 @@ TETHER_CLONES void sum_truncated(const RatioInterval& inside, T share, const Tok
       const int i = start + lane;
       const T A = block.advantage[i], ratio = block.ratio[i];
       const T w = keep(mask<T>(block.dloss[i] != T(0)), block.weight[i] * share);
-      const T below = keep(mask<T>(ratio < lowest), w), above = keep(mask<T>(ratio > highest), w);
-      low += keep(mask<T>(A < T(0)), below);
+      const T above = keep(mask<T>(ratio > highest), w);
+      low += keep(mask<T>(ratio < lowest), w);
       high += keep(mask<T>(A > T(0)), above);
       dual += keep(mask<T>(A < T(0)), above);
       start += kLanes;

@@ -56,17 +56,21 @@ TETHER_CLONES void sum_values(T factor, ValueBlock<T>& block, ValueSums& totals)
     int start = 0;
     do {
       const int i = start + lane;
-      const T w = block.weight[i], dloss = bounded(block.dloss[i]);
-      const T gap = block.target[i] - block.value[i];
+      const T w = block.weight[i], value = block.value[i], gap = block.target[i] - value;
+      const Mask<T> active = mask<T>(w != T(0));
+      const T trace = zero_or_nan(value, block.old_value[i], block.target[i], T(0));
+      const Mask<T> broken = active & mask<T>(trace != T(0));
+      const T each = spoil(broken, bounded(block.loss[i]));
+      const T dloss = spoil(broken, bounded(block.dloss[i]));
       const double weight = double(w), target = double(block.target[i]), error = double(gap);
       tokens += weight;
-      loss += weight * double(bounded(block.loss[i]));
+      loss += weight * double(keep(active, each));
       returns += weight * target;
       squares += weight * target * target;
       errors += weight * error;
       error_squares += weight * error * error;
-      clipped += keep(mask<T>(dloss == T(0)) & mask<T>(gap != T(0)), w);
-      block.dvalue[i] = keep(mask<T>(w != T(0)), w * bounded(factor * dloss));
+      clipped += keep(mask<T>(dloss == T(0)) & mask<T>(block.loss[i] > T(0)), w);
+      block.dvalue[i] = keep(active, w * bounded(factor * dloss));
       start += kLanes;
     } while (start < block.size);
     sums[M::kTokens][lane] = tokens;

@@ -85,5 +85,44 @@ TEST(KlPenalty, TheRatioOfASequenceHasItsGradientAtEveryToken) {
   EXPECT_NEAR(batch.run(objective).loss, (std::exp(0.2) + std::exp(0.4)) / 16, 1e-15);
 }
 
+// d/dlogp_t [exp(L) sum_s k3(d_s)] with L the row's sum of log-ratios, here 0: -d_t + sum of the
+// others' k3, which total - own would lose beside e^25 or e^45.
+template <class T>
+void expect_others(double d0, double d1, double relative) {
+  Batch<T> batch(1, 2);
+  batch.ref_logps = {T(d0), T(d1)};
+  batch.mask = {T(1), T(1)};
+  PolicyObjective objective = penalty_alone(KlEstimator::k3, KlCorrection::level_ratio);
+  objective.level = RatioLevel::sequence_sum;
+  objective.aggregation = token_sum();
+  batch.run(objective);
+  const auto k3_of = [](double d) { return std::expm1(d) - d; };
+  const double first = -d0 + k3_of(d1), second = -d1 + k3_of(d0);
+  EXPECT_NEAR(batch.dlogps[0], first, relative * std::abs(first)) << d0 << " " << d1;
+  EXPECT_NEAR(batch.dlogps[1], second, relative * std::abs(second)) << d0 << " " << d1;
+}
+TEST(KlPenalty, WhatOtherTokensGiveByWayOfARatioDoesNotDrownInATokensOwn) {
+  for (const double d : {20.0, 25.0, 45.0}) {
+    expect_others<float>(d, 5, 1e-6);
+    expect_others<double>(d, 5, 1e-13);
+    expect_others<double>(d, 3, 1e-13);
+  }
+}
+
+TEST(KlPenalty, AnInfiniteReferenceSpoilsAllThatItsRowShares) {
+  for (const KlCorrection correction : {KlCorrection::none, KlCorrection::level_ratio}) {
+    for (const RatioLevel level : {RatioLevel::sequence_mean, RatioLevel::sequence_sum}) {
+      Batch<float> batch(2, 3);
+      batch.mask.assign(6, 1);
+      batch.ref_logps[1] = -INFINITY;
+      PolicyObjective objective = penalty_alone(KlEstimator::k3, correction);
+      objective.level = level;
+      EXPECT_TRUE(std::isnan(batch.run(objective).loss));
+      for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(std::isnan(batch.dlogps[i])) << i;
+      for (size_t i = 3; i < 6; ++i) EXPECT_TRUE(std::isfinite(batch.dlogps[i])) << i;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tether

@@ -6,6 +6,7 @@
 
 #include "rl/policy/cispo.h"
 #include "rl/policy/gspo.h"
+#include "rl/policy/ppo.h"
 #include "tests/rl/policy_batch.h"
 
 namespace tether {
@@ -30,9 +31,19 @@ TEST(PolicyMetrics, TruncatedTokensOfCispoAreClipped) {
       batch.run(presets::cispo({.ratio_low = 0.8, .ratio_high = 1.2})).metrics.to_map();
   EXPECT_DOUBLE_EQ(metrics.at("clip_fraction_high"), 2 / 7.0);
   EXPECT_DOUBLE_EQ(metrics.at("clip_fraction_dual"), 1 / 7.0);
-  EXPECT_DOUBLE_EQ(metrics.at("clip_fraction_low"), 1 / 7.0);
+  EXPECT_DOUBLE_EQ(metrics.at("clip_fraction_low"), 2 / 7.0);  // of either sign
   const auto wide = batch.run(presets::cispo({.ratio_high = infinity})).metrics.to_map();
   EXPECT_EQ(wide.at("clip_fraction_high"), 0);
+}
+
+// One token of four has run away, far beyond where the square of its ratio is a float.
+TEST(PolicyMetrics, TheEffectiveSampleSizeSurvivesARunawayToken) {
+  for (const float log_ratio : {40.0f, 50.0f, 70.0f}) {
+    Batch<float> batch(1, 4);
+    batch.old_logps[0] = -log_ratio;
+    batch.mask = {1, 1, 1, 1};
+    EXPECT_NEAR(batch.run(presets::ppo()).metrics.to_map().at("ess"), 0.25, 1e-6) << log_ratio;
+  }
 }
 
 // Sequences of 3, 1 and 0 tokens with ratios 2 and 1/2: every figure of a ratio counts the

@@ -105,6 +105,45 @@ TEST(ValueLoss, ExplainedVarianceIsOneForTheReturnsAndZeroForTheirMean) {
   EXPECT_NEAR(batch.run({}).metrics.to_map().at("explained_variance"), 0, 1e-14);
 }
 
+TEST(ValueLoss, ReturnsThatDoNotVaryExplainNothingAndNaNComesOut) {
+  Batch<double> batch(1, 500);
+  batch.mask.assign(500, 1);
+  batch.returns.assign(500, 0.1);
+  const auto explained = [&] { return batch.run({}).metrics.to_map().at("explained_variance"); };
+  EXPECT_EQ(explained(), 0);
+  batch.returns[3] = kNaN;
+  EXPECT_TRUE(std::isnan(explained()));
+}
+
+TEST(ValueLoss, InfinityAtAnActiveSlotIsNaNThoughErrorsSaturate) {
+  for (std::vector<float> Batch<float>::* array :
+       {&Batch<float>::values, &Batch<float>::old_values, &Batch<float>::returns}) {
+    for (const float infinite : {INFINITY, -INFINITY}) {
+      Batch<float> batch(1, 4);
+      for (auto* each : {&batch.values, &batch.old_values, &batch.returns}) each->assign(4, 1);
+      batch.mask = {1, 1, 1, 0};
+      (batch.*array)[1] = infinite;
+      (batch.*array)[3] = infinite;
+      EXPECT_TRUE(std::isnan(batch.run({}).loss));
+      EXPECT_TRUE(std::isnan(batch.dvalues[1]));
+      EXPECT_TRUE(std::isfinite(batch.dvalues[0]));
+      EXPECT_EQ(batch.dvalues[3], 0);
+    }
+  }
+}
+
+// V = R, but V_old + 0.2 is farther off: its error is the loss, without a gradient.
+TEST(ValueLoss, AValueThatIsRightMayBeClipped) {
+  Batch<double> batch(1, 1);
+  batch.mask = {1};
+  batch.values = batch.returns = {2};
+  batch.old_values = {0};
+  const ValueTotals out = batch.run({});
+  EXPECT_DOUBLE_EQ(out.loss, 1.8 * 1.8 / 2);
+  EXPECT_EQ(batch.dvalues[0], 0);
+  EXPECT_EQ(out.metrics.to_map().at("value_clip_fraction"), 1);
+}
+
 TEST(ValueLoss, AnySplitWithTheCountsOfTheStepGivesTheSame) {
   for (const Aggregation& aggregation :
        {token_mean(), sequence_mean_token_mean(), sequence_mean_token_sum(),

@@ -89,6 +89,26 @@ TEST(Whitening, EqualValuesOneTokenAndNoneGiveZero) {
   }
 }
 
+TEST(Whitening, NaNAndInfinityComeOut) {
+  for (const double broken : {kNaN, double(INFINITY)}) {
+    Values values(1, 6, 0, 1);
+    values.mask = {1, 1, 1, 1, 1, 0};
+    values.values = {1, broken, 2, 3, 4, kNaN};
+    values.whitened(values.of());
+    for (size_t i = 0; i < 5; ++i) EXPECT_TRUE(std::isnan(values.out[i])) << i;
+    EXPECT_EQ(values.out[5], 0);
+  }
+}
+
+TEST(Whitening, NothingMergesWithAnything) {
+  const Moments some{2, 1e200, 1};
+  for (const Moments& merged : {Moments{}.merged(some), some.merged(Moments{})}) {
+    EXPECT_EQ(merged.count, 2);
+    EXPECT_EQ(merged.mean, 1e200);
+    EXPECT_EQ(merged.squares, 1);
+  }
+}
+
 TEST(Whitening, BadInputGetsOneClearError) {
   Values batch(1, 4, 0, 1);
   EXPECT_EQ(message([&] { batch.whitened({}, {.epsilon = -1}); }),

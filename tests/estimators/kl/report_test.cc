@@ -98,6 +98,32 @@ TEST(KlEstimator, IsFiniteForAnyFiniteLogRatio) {
   }
 }
 
+// As the log-ratios close in on one value c, lambda* goes to e^-c.
+TEST(KlEstimator, LambdaIsFittedHoweverLittleTheRatiosVary) {
+  for (const double centre : {1.0, 3.0}) {
+    for (const double spread : {1e-4, 1e-6, 1e-7}) {
+      Gaussians batch(0, 10, 100);
+      std::mt19937_64 random(5);
+      std::normal_distribution<double> normal;
+      for (double& d : batch.log_ratios) d = centre + spread * normal(random);
+      const double lambda = batch.report({.estimator = KlEstimator::k_lambda}).lambda;
+      EXPECT_NEAR(lambda, std::exp(-centre), 4 * spread + 1e-15 / spread) << centre << spread;
+    }
+  }
+}
+
+// One token carries all of the ratios, wherever they are.
+TEST(KlEstimator, TheEffectiveSampleSizeIsThatOfTheRatiosWhateverTheirSize) {
+  for (const double d : {-400.0, 0.0, 300.0}) {
+    Gaussians batch(0, 1, 4);
+    batch.mask.assign(4, 1);
+    batch.log_ratios = {d, d - 40, d - 50, d - 60};
+    EXPECT_NEAR(batch.report({}).ess, 1, 1e-15) << d;
+    batch.log_ratios.assign(4, d);
+    EXPECT_NEAR(batch.report({}).ess, 4, 1e-14) << d;
+  }
+}
+
 TEST(KlEstimator, BadInputGetsOneClearError) {
   Gaussians batch(0.5, 1, 3);
   EXPECT_EQ(message([&] { kl_report({.rows = 1, .columns = 3}, {}, batch.view(batch.mask)); }),
