@@ -235,6 +235,9 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   const bool by_row = objective.level != RatioLevel::token;
   const TensorNumber log_ratio{d};
   const at::Tensor ratio = exp(log_ratio).value;
+  const bool wide = ratio.scalar_type() == at::kDouble;
+  const at::Tensor seen_ratio =
+      ratio.clamp_max(wide ? kLargestRatio<double> : double(kLargestRatio<float>));
   const RatioInterval inside = objective.surrogate.truncation();
   const at::Tensor truncated = (dloss != 0).logical_and(ratio < inside.low);
   const at::Tensor stuck = (dloss == 0).logical_or(ratio > inside.high);
@@ -257,8 +260,8 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   sums[M::kClipFractionDual] = ratio_sum(bad.logical_and(d > 0));
   sums[M::kApproxKlK1] = ratio_sum(-d);
   sums[M::kApproxKlK3] = ratio_sum(k3(log_ratio).value);
-  sums[M::kRatio] = ratio_sum(ratio);
-  sums[M::kRatioSquared] = ratio_sum(ratio.to(at::kDouble).square());
+  sums[M::kRatio] = ratio_sum(seen_ratio);
+  sums[M::kRatioSquared] = ratio_sum(seen_ratio.square());
   sums[M::kNonfinite] = at::zeros({}, d.options().dtype(at::kDouble));
   for (const at::Tensor& each : {sound, at::isfinite(batch.entropy)}) {
     sums[M::kNonfinite] += batch.active.logical_and(each.logical_not()).to(at::kDouble).sum();

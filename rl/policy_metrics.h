@@ -9,6 +9,12 @@
 
 namespace tether {
 
+// A larger ratio counts as this in the metrics: sums of its square stay finite.
+template <class T>
+inline constexpr T kLargestRatio = T(1e150);
+template <>
+inline constexpr float kLargestRatio<float> = 1e17f;
+
 // What a training loop logs about a policy loss. Every entry is a sum over active tokens, beside
 // its count, so that adding the blocks of micro-batches and ranks (one all-reduce) gives the exact
 // figures of the step; the maxima combine by max (another one). Ratios are those of the objective's
@@ -25,7 +31,7 @@ struct PolicyMetrics {
     kClipFractionDual,  // A < 0 and ratio > 1
     kApproxKlK1,        // -log_ratio: k1 of KL(old policy || policy)
     kApproxKlK3,        // e^log_ratio - 1 - log_ratio: k3 of the same
-    kRatio,             // exp(log_ratio), saturated
+    kRatio,             // exp(log_ratio), at most kLargestRatio
     kRatioSquared,
     kNonfinite,  // active tokens with a NaN or infinity in an input or in the result
     kSums

@@ -610,7 +610,8 @@ def _sound(tokens: Tokens, log_ratio: Tensor, loss: Tensor, kl: Tensor, penalise
 
 def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
     tokens, log_ratio, clipped = terms.tokens, terms.log_ratio, terms.clipped
-    ratio = exp(log_ratio)
+    # A larger ratio counts as this: its square stays finite.
+    seen_ratio = exp(log_ratio).clamp_max(1e150 if log_ratio.dtype == torch.float64 else 1e17)
     good, bad = clipped & (tokens.advantage > 0), clipped & (tokens.advantage < 0)
     below = clipped & (tokens.advantage != 0) & (log_ratio < 0)  # CISPO truncates for either sign
     count = tokens.weight.sum(dtype=torch.float64)
@@ -632,8 +633,8 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
         bad & (log_ratio > 0),
         k1(log_ratio),
         k3(log_ratio),
-        ratio,
-        ratio.double() ** 2,
+        seen_ratio,
+        seen_ratio**2,
     ]
     broken = (terms.sound, torch.isfinite(tokens.entropy))
     sums = [total(each) for each in (terms.loss, terms.kl, tokens.entropy)]

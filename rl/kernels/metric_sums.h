@@ -14,14 +14,11 @@ struct PartTotals {
   double sums[PolicyMetrics::kSums];
   double maxima[PolicyMetrics::kMaxima];
 
-  // Whether no token is broken and no sum has overflowed, nor will in many such parts; but the
-  // square of a runaway ratio may.
+  // Whether no token is broken and no sum has overflowed, nor will in many such parts.
   bool is_sound() const {
-    const auto moderate = [](double sum) { return std::abs(sum) < 1e300; };
+    const auto moderate = [](double sum) { return std::abs(sum) < 1e304; };
     bool sound = sums[PolicyMetrics::kNonfinite] == 0 && moderate(loss);
-    for (int i = 0; i < PolicyMetrics::kSums; ++i) {
-      sound &= i == PolicyMetrics::kRatioSquared || moderate(sums[i]);
-    }
+    for (const double sum : sums) sound &= moderate(sum);
     return sound;
   }
 };

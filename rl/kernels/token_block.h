@@ -189,13 +189,13 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
   using M = PolicyMetrics;
   using Order = Order<T>;
   constexpr Order kLast = order_of(std::numeric_limits<T>::infinity()), kFirst = ~kLast;
-  double losses[kLanes], kls[kLanes], squared_ratios[kLanes];
+  double losses[kLanes], kls[kLanes];
   T sums[M::kSums][kLanes], highest[kLanes], lowest[kLanes];
 #pragma GCC ivdep
 #pragma GCC unroll 1
   for (int lane = 0; lane < kLanes; ++lane) {  // VECTOR
-    double loss_sum = 0, kl_sum = 0, squares = 0;
-    T low = 0, high = 0, dual = 0, k1_sum = 0, k3_sum = 0, ratios = 0, nonfinite = 0;
+    double loss_sum = 0, kl_sum = 0;
+    T low = 0, high = 0, dual = 0, k1_sum = 0, k3_sum = 0, ratios = 0, squares = 0, nonfinite = 0;
     Order most = kFirst, least = kLast;
     int start = 0;
     do {
@@ -234,9 +234,9 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
       high += keep(mask<T>(d > T(0)), good);
       dual += keep(mask<T>(d > T(0)), bad);
 
-      const T weighted_ratio = of_ratio * block.ratio[i];
+      const T ratio = bounded(block.ratio[i], kLargestRatio<T>), weighted_ratio = of_ratio * ratio;
       ratios += weighted_ratio;
-      squares += double(weighted_ratio) * double(block.ratio[i]);
+      squares += weighted_ratio * ratio;
       k1_sum -= of_ratio * d;
       k3_sum += of_ratio * block.ratio_k3[i];
       const Order seen = Order(active & ~broken), order = order_of(d) & seen;
@@ -253,16 +253,14 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
     sums[M::kApproxKlK1][lane] = k1_sum;
     sums[M::kApproxKlK3][lane] = k3_sum;
     sums[M::kRatio][lane] = ratios;
-    squared_ratios[lane] = squares;
+    sums[M::kRatioSquared][lane] = squares;
     sums[M::kNonfinite][lane] = nonfinite;
     highest[lane] = in_order<T>(most);
     lowest[lane] = -in_order<T>(least);
   }
   metrics.sums[M::kPolicyLoss].add(losses);
   metrics.sums[M::kKl].add(kls);
-  for (int i = M::kClipFractionLow; i <= M::kRatio; ++i) metrics.sums[i].add(sums[i]);
-  metrics.sums[M::kRatioSquared].add(squared_ratios);
-  metrics.sums[M::kNonfinite].add(sums[M::kNonfinite]);
+  for (int i = M::kClipFractionLow; i < M::kSums; ++i) metrics.sums[i].add(sums[i]);
   metrics.maxima[M::kLogRatioMax].add(highest);
   metrics.maxima[M::kNegLogRatioMax].add(lowest);
 }
