@@ -260,7 +260,7 @@ Tensor whitened(const Tensor& values, const Tensor& response_mask, const Tensor&
 }
 
 // The fields of KlReport, in their order.
-Tensor kl_report(const Tensor& log_ratios, const Tensor& response_mask, const Maybe& offsets,
+Tensor report_of(const Tensor& log_ratios, const Tensor& response_mask, const Maybe& offsets,
                  const Name& estimator, double lambda) {
   return with_public_errors([&] {
     const auto function = "kl_report";
@@ -313,7 +313,7 @@ STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
   library.impl("group_advantage", TORCH_BOX(&tether::group_advantages));
   library.impl("moments", TORCH_BOX(&tether::moments_of));
   library.impl("whiten", TORCH_BOX(&tether::whitened));
-  library.impl("kl_report", TORCH_BOX(&tether::kl_report));
+  library.impl("kl_report", TORCH_BOX(&tether::report_of));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tether, CompositeExplicitAutograd, library) {
