@@ -97,20 +97,22 @@ void gather_shards(const VocabularyShard& shard, int64_t columns, const at::Tens
   using namespace detail;
   if (shard.ids == 0) return;
   const at::Tensor block = empty_statistics(1 + statistics.size(0));
-  *statistics_of(block) = std::bit_cast<RowStatistics>(shard_header(options, columns));
+  const int64_t rows = statistics.size(0);
+  const int64_t* ids = targets.const_data_ptr<int64_t>();
+  *statistics_of(block) = std::bit_cast<RowStatistics>(shard_header(options, columns, ids, rows));
   block.slice(0, 1).copy_(statistics);
   const at::Tensor all = shard.gather(block);
-  const std::string rows = text(block.size(0)) + ", " + text(kStatistics) + "]";
+  const std::string shape = text(1 + rows) + ", " + text(kStatistics) + "]";
   check_value(all.defined(), std::string(kName) + ": shard.gather must return a tensor, got none");
   check_value(all.scalar_type() == at::kDouble && all.is_cpu() && all.dim() == 3 &&
                   all.size(0) >= 1 && all.sizes().slice(1) == block.sizes(),
-              std::string(kName) + ": shard.gather must return float64 [shards, " + rows +
+              std::string(kName) + ": shard.gather must return float64 [shards, " + shape +
                   " on cpu, got " + dtype_text(all.scalar_type()) + " " + shape_text(all.sizes()) +
                   " on " + all.device().str());
   const at::Tensor in = all.contiguous();
   with_value_errors([&] {
-    merge_shards(kName, statistics_of(in), in.size(0), statistics.size(0),
-                 targets.const_data_ptr<int64_t>(), options, statistics_of(statistics));
+    merge_shards(kName, statistics_of(in), in.size(0), rows, ids, options,
+                 statistics_of(statistics));
   });
 }
 

@@ -42,7 +42,10 @@ void check_same(const std::string& where, const Rank& a, const Rank& b) {
   check("temperature", &ShardHeader::temperature, number);
   check("scale", &ShardHeader::scale, number);
   check("softcap", &ShardHeader::softcap, number);
-  check("ignore_index", &ShardHeader::ignore_index, number);
+  require(a.header.targets == b.header.targets, [&] {
+    return where + " must all have the same targets and ignore_index, got those" + a.name() +
+           " and others" + b.name();
+  });
 }
 
 void check_tiling(const std::string& where, std::vector<Rank> ranks) {
@@ -65,9 +68,23 @@ void check_tiling(const std::string& where, std::vector<Rank> ranks) {
   require(ranks.back().end() == ids, [&] { return missing("after " + ranks.back().range()); });
 }
 
+// FNV-1a over words in place of bytes, of 53 bits, so that it is a double: other targets pass for
+// these once in 2^53 times.
+double hash_of(const int64_t* targets, int64_t rows, int64_t ignore_index) {
+  uint64_t hash = 0xcbf29ce484222325;
+  const auto add = [&](int64_t word) {
+    hash = (hash ^ static_cast<uint64_t>(word)) * 0x100000001b3;
+    hash ^= hash >> 32;  // a product carries nothing down
+  };
+  add(ignore_index);
+  for (int64_t row = 0; row < rows; ++row) add(targets[row]);
+  return static_cast<double>(hash >> 11);
+}
+
 }  // namespace
 
-ShardHeader shard_header(const RowOptions& options, int64_t columns) {
+ShardHeader shard_header(const RowOptions& options, int64_t columns, const int64_t* targets,
+                         int64_t rows) {
   const auto number = [](int64_t value) { return static_cast<double>(value); };
   return {.first_id = number(options.first_id),
           .columns = number(columns),
@@ -76,7 +93,7 @@ ShardHeader shard_header(const RowOptions& options, int64_t columns) {
           .temperature = options.temperature,
           .scale = options.scale,
           .softcap = options.softcap,
-          .ignore_index = number(options.ignore_index)};
+          .targets = hash_of(targets, rows, options.ignore_index)};
 }
 
 void merge_shards(std::string_view function, const RowStatistics* blocks, int64_t shards,

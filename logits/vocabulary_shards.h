@@ -14,16 +14,19 @@ namespace tether {
 struct ShardHeader {
   double first_id, columns, ids;
   double sums;  // a RowSums
-  double temperature, scale, softcap, ignore_index;
+  double temperature, scale, softcap;
+  double targets;  // a hash of them and of ignore_index
 };
 static_assert(sizeof(ShardHeader) == sizeof(RowStatistics));
 
-// Of the rank whose logits have so many columns.
-ShardHeader shard_header(const RowOptions& options, int64_t columns);
+// Of the rank whose logits have so many columns, for the targets of [rows].
+ShardHeader shard_header(const RowOptions& options, int64_t columns, const int64_t* targets,
+                         int64_t rows);
 
 // merged[r] of blocks [shards, 1 + rows, 8], in the order of the shards, which is thus part of the
 // bits. Ignored rows stay what they are. Throws Error in words that begin with `function` unless
-// the columns of the shards are [0, ids) without gap or overlap, and all ranks asked for the same.
+// the columns of the shards are [0, ids) without gap or overlap, and all ranks asked for the same
+// of the same targets.
 void merge_shards(std::string_view function, const RowStatistics* blocks, int64_t shards,
                   int64_t rows, const int64_t* targets, const RowOptions& options,
                   RowStatistics* merged);

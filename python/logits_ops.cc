@@ -75,7 +75,7 @@ Tensor shard_statistics(const Tensor& logits, const Tensor& targets, double temp
     row_statistics(in, wanted, options, rows, torch_executor());
     clear_unasked(options.sums, rows, in.rows);
     if (headers > 0) {
-      const ShardHeader header = shard_header(options, in.vocabulary);
+      const ShardHeader header = shard_header(options, in.vocabulary, wanted, in.rows);
       std::memcpy(block.mutable_data_ptr(), &header, sizeof(header));
     }
     return block;

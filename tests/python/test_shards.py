@@ -116,15 +116,15 @@ def test_shard_is_checked():
 
 def gathered(ranks, ids=96):
     """token_logps of the last rank; a rank is its first id, its columns and other options."""
-    targets = torch.zeros(4, dtype=torch.int64)
     blocks = []
 
     def leave(ours):
         blocks.append(ours.clone())
         raise Left
 
-    def call(gather, first_id, columns, ids=ids, **options):
+    def call(gather, first_id, columns, ids=ids, targets=(0, 0, 0, 0), **options):
         shard = tether.VocabularyShard(first_id, ids, gather)
+        targets = torch.tensor(targets)
         return tether.token_logps(torch.zeros(4, columns), targets, shard=shard, **options)
 
     for first_id, columns, options in ranks:
@@ -184,7 +184,22 @@ def gathered(ranks, ids=96):
         ),
         (
             [(0, 48, {}), (48, 48, {"ignore_index": -1})],
-            "must all have the same ignore_index, got -100 of rank 0 and -1 of rank 1",
+            "must all have the same targets and ignore_index, got those of rank 0 and others of "
+            "rank 1",
+        ),
+        (
+            [(0, 48, {}), (48, 48, {"targets": (0, 0, 0, 1)})],
+            "must all have the same targets and ignore_index, got those of rank 0 and others of "
+            "rank 1",
+        ),
+        (
+            [
+                (0, 32, {"targets": (1, 2, 3, 4)}),
+                (32, 32, {"targets": (1, 2, 3, 4)}),
+                (64, 32, {"targets": (2, 1, 3, 4)}),
+            ],
+            "must all have the same targets and ignore_index, got those of rank 0 and others of "
+            "rank 2",
         ),
     ],
 )
