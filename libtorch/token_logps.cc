@@ -211,6 +211,7 @@ class TokenLogpsFunction : public Function<TokenLogpsFunction> {
     const at::Tensor& buffer = options->gradient_buffer;
     context->saved_data["buffer"] = buffer.defined() ? c10::IValue(buffer.detach()) : c10::IValue();
     context->saved_data["version"] = buffer.defined() ? version_of(buffer) : int64_t{0};
+    context->saved_data["view_of_leaf"] = logits.is_view() && logits._base().is_leaf();
     context->set_materialize_grads(false);
     const auto type = detail::result_type(logits);
     const auto logp_of = [&](const RowStatistics& of) { return logp(of, row); };
@@ -237,6 +238,11 @@ class TokenLogpsFunction : public Function<TokenLogpsFunction> {
             "changed. Give each call a buffer of its own");
     gradients[0] = TokenLogpsGradient::apply(saved[0], saved[1], saved[2], upstream(0), upstream(1),
                                              saved_options(context), buffer);
+    if (!buffer) return gradients;
+    // A leaf keeps a gradient as its .grad if nobody else holds it, and the next call would write
+    // there: held here, it is copied. Views hand on tensors of their own.
+    context->saved_data["held"] = gradients[0];
+    if (context->saved_data["view_of_leaf"].toBool()) gradients[0] = gradients[0].clone();
     return gradients;
   }
 };

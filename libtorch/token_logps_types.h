@@ -28,7 +28,8 @@ struct TokenLogpsOptions {
 
   // Where backward writes the gradient of logits, instead of fresh memory, which costs more than
   // the arithmetic: a tensor like logits that is used for nothing else until then, or logits
-  // themselves. Then they hold their own gradient after backward, which runs once.
+  // themselves. Then they hold their own gradient after backward, which runs once. The gradient
+  // that autograd returns is this memory; the .grad of a leaf is a copy.
   at::Tensor gradient_buffer = {};
 
   VocabularyShard shard = {};

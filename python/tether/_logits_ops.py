@@ -142,9 +142,10 @@ class TokenLogpsOfCaller(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, targets, options, with_entropies, with_statistics, buffer, shard):
         ctx.options = options
-        ctx.buffer, ctx.version = None, None
+        ctx.buffer, ctx.version, ctx.view_of_leaf = None, None, False
         if buffer is not None:
             ctx.buffer = buffer.detach()
+            ctx.view_of_leaf = logits._base is not None and logits._base.is_leaf
             ctx.version = None if buffer.is_inference() else buffer._version
         ctx.shard = () if shard is None else (shard.first_id, shard.ids)
         asked = (*options, with_entropies)
@@ -172,6 +173,11 @@ class TokenLogpsOfCaller(torch.autograd.Function):
             dlogits = TokenGradient.apply(
                 *saved, dlogps, dentropies, ctx.options, ctx.buffer, ctx.shard
             )
+        if ctx.buffer is not None and dlogits is not None:
+            # A leaf keeps a gradient as its .grad if nobody else holds it, and the next call would
+            # write there: held here, it is copied. Views hand on tensors of their own.
+            ctx.held = dlogits
+            dlogits = dlogits.clone() if ctx.view_of_leaf else dlogits
         return dlogits, *[None] * 6
 
 

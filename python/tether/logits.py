@@ -96,7 +96,7 @@ def token_logps(
     gradient_buffer  where backward writes the gradient of the logits instead of fresh memory: a
                      tensor like logits that is used for nothing else until then, nor is a view of
                      it, or logits themselves, which then hold their own gradient; backward runs
-                     once
+                     once. torch.autograd.grad returns this memory; the .grad of a leaf is a copy
     shard            logits are those of a part of the vocabulary; targets, ids of the whole, and
                      the gradients that arrive must be the same on every rank, as must the options,
                      which is checked. Results are those of the whole, the gradient that of the

@@ -186,6 +186,22 @@ TEST(TokenLogps, GradientGoesIntoTheBuffer) {
   }
 }
 
+TEST(TokenLogps, ABufferUsedAgainLeavesGradientsOfLeavesAlone) {
+  const at::Tensor values = random_logits({3, 20}, at::kDouble);
+  const at::Tensor targets = random_targets(values);
+  const at::Tensor alone = leaf(values);
+  const at::Tensor want = 3 * gradient(token_logps(alone, targets).logps.sum(), alone);
+  for (const bool viewed : {false, true}) {
+    const at::Tensor owner = leaf(values);
+    const TokenLogpsOptions options = {.gradient_buffer = at::empty_like(values)};
+    for (const double factor : {1.0, 2.0}) {
+      const at::Tensor logits = viewed ? owner.view({60}).view({3, 20}) : owner;
+      (factor * token_logps(logits, targets, options).logps.sum()).backward();
+    }
+    EXPECT_TRUE(at::allclose(owner.grad(), want)) << viewed;
+  }
+}
+
 TEST(TokenLogps, WhoeverElseSavedTheLogitsIsTold) {
   const at::Tensor logits = leaf(random_logits({3, 20}, at::kFloat)) * 1;
   const at::Tensor squares = logits.square().sum();

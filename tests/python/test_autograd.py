@@ -301,6 +301,26 @@ def test_one_buffer_for_two_calls_is_noticed():
         )
 
 
+@pytest.mark.parametrize("between", ["itself", "a view", "a sum", "a product"])
+def test_a_buffer_used_again_leaves_gradients_of_leaves_alone(between):
+    leaf, targets = normal(3, 8, seed=0).requires_grad_(), torch.tensor([1, 2, 3])
+    buffer = torch.empty(1, 3, 8, dtype=torch.float64) if between == "a view" else leaf.detach() * 0
+
+    def logps(**options):
+        logits = {
+            "itself": lambda: leaf,
+            "a view": lambda: leaf.view(1, 3, 8),
+            "a sum": lambda: leaf + 0,
+            "a product": lambda: leaf * 1,
+        }[between]()
+        return tether.token_logps(logits, targets.view(logits.shape[:-1]), **options).logps
+
+    for factor in (1, 2):
+        (factor * logps(gradient_buffer=buffer).sum()).backward()
+    (expected,) = torch.autograd.grad(3 * logps().sum(), leaf)
+    torch.testing.assert_close(leaf.grad, expected)
+
+
 def test_a_buffer_of_inference_mode_is_refused():
     with torch.inference_mode():
         buffer = torch.empty(3, 8)
