@@ -106,7 +106,7 @@ bool value_check(double clip_range, const Name& aggregation, double constant) {
   });
 }
 
-// normalizer: [policy, sequences, factor], -inf: absent.
+// normalizer: [policy, sequences, world_size, scale], -inf: absent.
 std::tuple<Tensor, Tensor, Tensor> value_loss_forward(const Tensor& values, const Tensor& returns,
                                                       const Tensor& response_mask,
                                                       const Maybe& old_values, const Maybe& offsets,
@@ -123,8 +123,8 @@ std::tuple<Tensor, Tensor, Tensor> value_loss_forward(const Tensor& values, cons
                              .response_mask = call.tokens("response_mask", response_mask),
                              .old_values = call.tokens("old_values", old_values)};
     const ValueObjective objective = value_objective(clip_range, aggregation, constant);
-    const auto* given = numbers_of<const double>(function, "normalizer", normalizer, 3);
-    Normalizer step{.world_size = given[2]};
+    const auto* given = numbers_of<const double>(function, "normalizer", normalizer, 4);
+    Normalizer step{.world_size = given[2], .scale = given[3]};
     if (given[0] != -infinity) step.policy = given[0];
     if (given[1] != -infinity) step.sequences = given[1];
     const Tensor dvalues =

@@ -144,14 +144,18 @@ PreferenceObjective preference_objective_of(std::string_view function, const Wan
   return adjusted(function, preference_preset(function, wanted.objective.text), wanted);
 }
 
-// [policy, kl, sequences, factor] in float64, where -inf is absent.
+// [policy, kl, sequences, world_size, scale] in float64, where -inf is absent.
 Normalizer normalizer_of(std::string_view function, const std::optional<Tensor>& tensor) {
   if (!tensor) return {};
-  const double* values = numbers_of<const double>(function, "normalizer", *tensor, 4);
+  const double* values = numbers_of<const double>(function, "normalizer", *tensor, 5);
   const auto given = [&](size_t i) {
     return values[i] == -infinity ? std::nullopt : std::optional(values[i]);
   };
-  return {.policy = given(0), .kl = given(1), .sequences = given(2), .world_size = values[3]};
+  return {.policy = given(0),
+          .kl = given(1),
+          .sequences = given(2),
+          .world_size = values[3],
+          .scale = values[4]};
 }
 
 // ---- operators
@@ -274,9 +278,10 @@ std::tuple<Tensor, Tensor, Tensor> preference_loss_forward(
         function, {objective_name, option_names, option_values, choice_names, choice_values});
     PairNormalizer step;
     if (normalizer) {
-      const double* numbers = numbers_of<const double>(function, "normalizer", *normalizer, 2);
+      const double* numbers = numbers_of<const double>(function, "normalizer", *normalizer, 3);
       if (numbers[0] != -infinity) step.pairs = numbers[0];
       step.world_size = numbers[1];
+      step.scale = numbers[2];
     }
     MutableArray gradient;
     const Tensor dlogps = gradient_buffer(with_gradient, logps, gradient);

@@ -254,7 +254,8 @@ def packed_normalizer(normalizer: Normalizer | None) -> Tensor | None:
     if normalizer is None:
         return None
     counts = [getattr(normalizer, name) for name in _COUNTS]
-    return packed([*(ABSENT if each is None else each for each in counts), normalizer.factor])
+    counts = [ABSENT if each is None else each for each in counts]
+    return packed([*counts, normalizer.world_size, normalizer.scale])
 
 
 def check_counts(function: str, normalizer: Normalizer | None) -> None:

@@ -98,12 +98,16 @@ def preference_loss(
         )
         return PreferenceLoss(out.loss, PreferenceMetrics(out.sums))
     check_no_tangents(function, logps=logps)
-    loss, _, sums = ops.preference_loss_forward(
-        *batch,
-        *wanted.arguments(),
-        packed([ABSENT if pairs is None else pairs, world_size * loss_scale]),
-        torch.is_grad_enabled() and logps.requires_grad,
-    )
+    try:
+        loss, _, sums = ops.preference_loss_forward(
+            *batch,
+            *wanted.arguments(),
+            packed([ABSENT if pairs is None else pairs, world_size, loss_scale]),
+            torch.is_grad_enabled() and logps.requires_grad,
+        )
+    except ValueError as error:
+        words = str(error).replace("normalizer.scale", "loss_scale").replace("normalizer.", "")
+        raise ValueError(words) from None
     return PreferenceLoss(loss, PreferenceMetrics(sums))
 
 

@@ -128,7 +128,7 @@ def value_loss(
         float(clip_range),
         aggregation,
         float(constant),
-        packed([*given, counts.factor]),
+        packed([*given, counts.world_size, counts.scale]),
         torch.is_grad_enabled() and values.requires_grad,
     )
     return ValueLoss(loss, ValueMetrics(sums))

@@ -241,11 +241,11 @@ def test_direct_calls_of_the_operator_stay_inside_their_memory():
     batch = (logps, ones(5), mask, None, None, None, None)
     with pytest.raises(ValueError, match="option_values must be 1 float64"):
         call(*batch, names=["epsilon_low"])
-    with pytest.raises(ValueError, match="normalizer must be 4 float64"):
+    with pytest.raises(ValueError, match="normalizer must be 5 float64"):
         call(*batch, normalizer=ones(3))
     with pytest.raises(ValueError, match="option_values must be 1 float64 numbers side by side"):
         call(*batch, names=["epsilon_low"], values=ones(1, dtype=torch.float32))
-    with pytest.raises(ValueError, match="normalizer must be 4 float64 numbers side by side"):
+    with pytest.raises(ValueError, match="normalizer must be 5 float64 numbers side by side"):
         call(*batch, normalizer=ones(8)[::2])
 
 

@@ -242,12 +242,12 @@ def test_gradients_are_not_dropped_in_silence(call):
 
 
 def test_operators_check_what_they_read():
-    three = torch.zeros(2, dtype=torch.float64)
+    two = torch.zeros(2, dtype=torch.float64)
     with pytest.raises(ValueError, match="whiten: step must be 3 float64 numbers"):
-        torch.ops.tether.whiten(ROWS, MASK, three, 1e-8, True)
-    with pytest.raises(ValueError, match="value_loss: normalizer must be 3 float64 numbers"):
+        torch.ops.tether.whiten(ROWS, MASK, two, 1e-8, True)
+    with pytest.raises(ValueError, match="value_loss: normalizer must be 4 float64 numbers"):
         torch.ops.tether.value_loss_forward(
-            ROWS, ROWS, MASK, None, None, 0.2, "token_mean", 1.0, three, False
+            ROWS, ROWS, MASK, None, None, 0.2, "token_mean", 1.0, two, False
         )
 
 

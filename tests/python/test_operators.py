@@ -21,10 +21,10 @@ def spread(*shape, dtype=torch.float64):
 
 
 ROWS, MASK, OFFSETS = zeros(2, 3), torch.ones(2, 3), torch.tensor([0, 1, 6])
+COUNTS = torch.full((4,), 6, dtype=DOUBLE)
 LOGITS, TARGETS, STATISTICS = zeros(4, 8), zeros(4, dtype=LONG), zeros(4, 8, dtype=DOUBLE)
 NONE, OBJECTIVE = zeros(0, dtype=DOUBLE), ("ppo", [], zeros(0, dtype=DOUBLE), [], [])
 OF_ROW = (1.0, 1.0, 0.0, -100)
-SIXES = torch.full((3,), 6, dtype=DOUBLE)
 HEAD = (LOGITS, zeros(4, 2, dtype=LONG) + torch.arange(2), zeros(4, 2, dtype=DOUBLE) - 2)
 SAMPLES = (TARGETS, zeros(4, dtype=DOUBLE) - 2)
 WRONG_ROWS = (zeros(2, 2), zeros(3, 3), zeros(6), zeros(2, 3, dtype=LONG))
@@ -39,7 +39,7 @@ CALLS = {
             1: (zeros(3), zeros(3, 1), zeros(1, 2)),
             **dict.fromkeys(range(2, 6), WRONG_ROWS),
             9: (spread(1), zeros(1)),
-            12: (zeros(3, dtype=DOUBLE), zeros(4), spread(4)),
+            12: (zeros(4, dtype=DOUBLE), zeros(5), spread(5)),
         },
     ),
     "policy_loss_of_logits": (
@@ -58,7 +58,7 @@ CALLS = {
     ),
     "preference_loss_forward": (
         (ROWS, MASK, ROWS, None, "dpo", [], NONE, [], [], None, True),
-        {1: WRONG_ROWS, 2: WRONG_ROWS, 9: (zeros(3, dtype=DOUBLE), zeros(2), spread(2))},
+        {1: WRONG_ROWS, 2: WRONG_ROWS, 9: (zeros(2, dtype=DOUBLE), zeros(3), spread(3))},
     ),
     "policy_local_counts": (
         (ROWS, zeros(2), MASK, None, *OBJECTIVE),
@@ -74,8 +74,8 @@ CALLS = {
     ),
     "value_metrics": ((zeros(7, dtype=DOUBLE),), {0: (zeros(6, dtype=DOUBLE), zeros(7))}),
     "value_loss_forward": (
-        (ROWS, ROWS, MASK, ROWS, None, 0.2, "token_mean", 1.0, SIXES, True),
-        {1: WRONG_ROWS, 2: WRONG_ROWS, 3: WRONG_ROWS, 8: (zeros(2, dtype=DOUBLE), spread(3))},
+        (ROWS, ROWS, MASK, ROWS, None, 0.2, "token_mean", 1.0, COUNTS, True),
+        {1: WRONG_ROWS, 2: WRONG_ROWS, 3: WRONG_ROWS, 8: (zeros(3, dtype=DOUBLE), spread(4))},
     ),
     "gae": (
         (ROWS, ROWS, MASK, zeros(2), MASK > 0, MASK > 0, ROWS, zeros(2), None, 1.0, 1.0, "carry"),

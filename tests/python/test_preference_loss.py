@@ -133,7 +133,7 @@ def test_opcheck(layout, dtype):
             torch.tensor([0.5], **doubles),
             ["link"],
             ["js"],
-            torch.tensor([10.0, 1.0], **doubles),
+            torch.tensor([10.0, 1.0, 1.0], **doubles),
             True,
         ),
     )

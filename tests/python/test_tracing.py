@@ -23,7 +23,7 @@ def forward_arguments(batch, with_gradient=True):
         torch.tensor([0.5, 0.1], **doubles),
         ["aggregation"],
         ["token_mean"],
-        torch.tensor([20.0, 20.0, 5.0, 1.0], **doubles),
+        torch.tensor([20.0, 20.0, 5.0, 1.0, 1.0], **doubles),
         with_gradient,
     )
 
