@@ -65,12 +65,12 @@ def check_device(where: str, tensor: Tensor, name: str, like: Tensor) -> None:
         raise ValueError(f"{where} must be on {like.device} like {name}, got {tensor.device}")
 
 
-def savable(tensor: Tensor | None) -> Tensor | None:
+def savable(value: Any) -> Any:
     """Autograd saves no tensor that was made under inference_mode: a copy of such a one."""
-    if tensor is None or torch.compiler.is_compiling():
-        return tensor
-    inference = tensor.is_inference() and not torch.is_inference_mode_enabled()
-    return tensor.clone() if inference else tensor
+    if not isinstance(value, Tensor) or torch.compiler.is_compiling():
+        return value
+    inference = value.is_inference() and not torch.is_inference_mode_enabled()
+    return value.clone() if inference else value
 
 
 def in_name_of(function: str, callee: str, run: Callable):

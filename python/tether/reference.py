@@ -384,6 +384,7 @@ def policy_loss(
     **options: float | Tensor | str,
 ) -> PolicyTotals:
     """world_size (Agg[S] + beta Agg[K] - entropy_coef Agg[H]), as tether.policy_loss."""
+    beta, entropy_coef = savable(beta), savable(entropy_coef)
     terms = _terms(
         logps,
         advantages,
@@ -492,6 +493,7 @@ def policy_token_losses(
     **options: float | Tensor | str,
 ) -> Tensor:
     """S + beta K - entropy_coef H at each token, like logps; 0 in masked slots."""
+    beta, entropy_coef = savable(beta), savable(entropy_coef)
     terms = _terms(
         logps,
         advantages,
@@ -715,6 +717,7 @@ def preference_loss(
 ) -> PreferenceTotals:
     """The mean over pairs of the loss of their scores, as tether.preference_loss."""
     row = PREFERENCES[objective]
+    beta, options = savable(beta), {name: savable(each) for name, each in options.items()}
     rows = Rows.of("preference_loss", "logps", logps, offsets)
     half = rows.count // 2
     wide = _wide(logps.dtype)

@@ -372,6 +372,46 @@ def test_other_devices_take_constants_from_inference_mode(name):
     assert_equal(results(function, leaves, made), results(function, leaves, constants))
 
 
+def test_numbers_may_come_from_inference_mode():
+    logps, ref_logps = (normal(2, 3, seed=i) for i in range(2))
+    ones = torch.ones(2, 3, dtype=torch.float64)
+
+    def number(value, inference):
+        with torch.inference_mode(inference):
+            return torch.tensor(value, dtype=torch.float64)
+
+    def policy(function, inference):
+        numbers = {
+            name: number(0.3, inference)
+            for name in ("beta", "entropy_coef", "epsilon_low", "epsilon_high", "constant")
+        }
+        return lambda x: function(
+            x, ones, ones, old_logps=ref_logps, ref_logps=ref_logps, entropies=x.exp(), **numbers
+        )
+
+    def step(inference):
+        return tether.Normalizer(number(5.0, inference), world_size=number(2.0, inference))
+
+    def losses(inference):
+        pairs = {
+            name: number(0.3, inference)
+            for name in ("beta", "label_smoothing", "pairs", "world_size", "loss_scale")
+        }
+        reference = tether.reference
+        return (
+            lambda x: policy(tether.policy_token_losses, inference)(x).sum(),
+            lambda x: policy(tether.policy_loss, inference)(x).loss,
+            lambda x: policy(reference.policy_loss, inference)(x).loss,
+            lambda x: reference.policy_loss(x, ones, ones, normalizer=step(inference)).loss,
+            lambda x: reference.value_loss(x, ones, ones, normalizer=step(inference)).loss,
+            lambda x: reference.preference_loss(x, ones, ref_logps, **pairs).loss,
+            lambda x: tether.preference_loss(x, ref_logps, ones, **pairs).loss,
+        )
+
+    for actual, expected in zip(losses(True), losses(False), strict=True):
+        assert_equal(results(actual, (logps,), {}), results(expected, (logps,), {}))
+
+
 @pytest.mark.parametrize("name", references())
 def test_autocast_changes_nothing_on_other_devices(name):
     function, leaves, constants = references()[name]
