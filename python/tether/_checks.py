@@ -6,12 +6,15 @@ a traced graph. What needs the numbers is checked by the operators.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+Number = float | Tensor
 
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -51,6 +54,15 @@ def check_floating(where: str, tensor: Tensor) -> None:
         )
 
 
+def check_logits(where: str, logits: Tensor, last: str = "V") -> None:
+    check_given(where, logits)
+    check_floating(where, logits)
+    if logits.dim() < 1 or logits.shape[-1] < 1:
+        raise ValueError(
+            f"{where} must be [..., {last}] with {last} at least 1, got {shape_text(logits)}"
+        )
+
+
 def _check_width(where: str, name: str, tensor: Tensor, logps: Tensor) -> None:
     """Arithmetic is in float32, or in float64 with logps; nothing is rounded to enter it."""
     if tensor.dtype == torch.float64 and logps.dtype != torch.float64:
@@ -85,22 +97,77 @@ def in_name_of(function: str, callee: str, run: Callable):
 
 def check_no_tangents(function: str, **tensors: Tensor | None) -> None:
     """Kernels know no forward-mode derivative, and torch would take it for 0."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            _check_no_tangent(f"{function}: {name}", tensor)
+
+
+def _check_no_tangent(where: str, tensor: Tensor) -> None:
     if torch.compiler.is_compiling():
         return
-    for name, tensor in tensors.items():
-        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(
-                f"{function}: {name} must have no tangent, got one. Forward-mode derivatives are "
-                "not supported: use backward"
-            )
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        raise NotImplementedError(
+            f"{where} must have no tangent, got one. Forward-mode derivatives are not supported: "
+            "use backward"
+        )
 
 
 def check_constant(where: str, name: str, tensor: Tensor) -> None:
+    _check_no_tangent(where, tensor)
     if tensor.requires_grad:
         raise ValueError(
             f"{where} must not require grad, got a tensor that does. It is a constant of the loss: "
             f"pass {name}.detach()"
         )
+
+
+# ---- numbers, strings, flags ---------------------------------------------------------------------
+
+
+def check_number(function: str, name: str, value: Number) -> None:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{function}: {name} must be one number, got {shape_text(value)}")
+        if value.device.type == "meta":
+            raise ValueError(f"{function}: {name} must be a number, got a tensor on meta")
+        check_constant(f"{function}: {name}", name, value)
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
+
+
+def check_numbers(function: str, **values: Number) -> None:
+    for name, value in values.items():
+        check_number(function, name, value)
+
+
+def check_positive(function: str, name: str, value: Number, *, zero: bool = False) -> None:
+    """A finite number above 0, or with `zero` at least 0. What a tensor holds is not looked at."""
+    check_number(function, name, value)
+    legal = isinstance(value, Tensor) or ((value > 0 or (zero and value == 0)) and value < math.inf)
+    if not legal:
+        rule = "at least 0" if zero else "greater than 0"
+        raise ValueError(f"{function}: {name} must be {rule} and finite, got {value:g}")
+
+
+def check_integers(function: str, **values: int) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
+
+
+def check_flags(function: str, **values: bool) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{function}: {name} must be a bool, got {type(value).__name__}")
+
+
+def check_strings(function: str, **values: str) -> None:
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{function}: {name} must be a string, got {type(value).__name__}")
+
+
+# ---- rows of tokens ------------------------------------------------------------------------------
 
 
 def _check_tokens(where: str, tensor: Tensor, logps: Tensor, like: str = "logps") -> None:

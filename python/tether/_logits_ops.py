@@ -11,11 +11,11 @@ from torch import Tensor
 from tether._checks import dtype_text, savable, shape_text
 from tether._ops import ops, scaled
 
-_STATISTICS, _KL_STATISTICS = 8, 9  # float64 numbers a row
+STATISTICS, _KL_STATISTICS = 8, 9  # float64 numbers a row
 _IGNORED_ROW = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0)  # ignored_row() of logits/rows.h
 
 
-def _again(function: str) -> str:
+def again(function: str) -> str:
     return (
         f"{function}: the gradient must not be differentiated again, got a second backward. "
         "Detach it, or use torch.log_softmax for second derivatives"
@@ -57,19 +57,19 @@ def _without_autocast(function):
 @torch.library.register_fake("tether::token_logps_forward")
 def _(logits, targets, temperature, scale, softcap, ignore_index, with_entropies, _):
     entropies = _like_result(logits) if with_entropies else logits.new_empty((0,)).float()
-    statistics = logits.new_empty((targets.numel(), _STATISTICS), dtype=torch.float64)
+    statistics = logits.new_empty((targets.numel(), STATISTICS), dtype=torch.float64)
     return _like_result(logits), entropies, statistics
 
 
 @torch.library.register_fake("tether::shard_statistics")
 def _(logits, targets, *_):
-    return logits.new_empty((1 + targets.numel(), _STATISTICS), dtype=torch.float64)
+    return logits.new_empty((1 + targets.numel(), STATISTICS), dtype=torch.float64)
 
 
 @torch.library.register_fake("tether::token_logps_of_shards")
 def _(blocks, targets, logits, temperature, scale, softcap, ignore_index, with_entropies):
     entropies = _like_result(logits) if with_entropies else logits.new_empty((0,)).float()
-    merged = blocks.new_empty((targets.numel(), _STATISTICS))
+    merged = blocks.new_empty((targets.numel(), STATISTICS))
     return _like_result(logits), entropies, merged
 
 
@@ -115,7 +115,7 @@ class TokenGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise NotImplementedError(_again("token_logps"))
+        raise NotImplementedError(again("token_logps"))
 
 
 def _setup(ctx, inputs, output):
@@ -190,7 +190,7 @@ def _gathered(shard, ours: Tensor) -> Tensor:
     right = shards.dim() == 3 and shards.shape[0] >= 1 and shards.shape[1:] == ours.shape
     if not right or shards.dtype != ours.dtype or shards.device != ours.device:
         raise ValueError(
-            f"{where} float64 [shards, {ours.shape[0]}, {_STATISTICS}] on cpu, got "
+            f"{where} float64 [shards, {ours.shape[0]}, {STATISTICS}] on cpu, got "
             f"{dtype_text(shards.dtype)} {shape_text(shards)} on {shards.device}"
         )
     return shards.contiguous()
@@ -376,7 +376,7 @@ class _LinearGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise NotImplementedError(_again("linear_token_logps"))
+        raise NotImplementedError(again("linear_token_logps"))
 
 
 class LinearPolicyLoss(torch.autograd.Function):
@@ -470,7 +470,7 @@ class _KlGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise NotImplementedError(_again("categorical_kl"))
+        raise NotImplementedError(again("categorical_kl"))
 
 
 def _setup_kl(ctx, inputs, output):

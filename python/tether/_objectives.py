@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tether._checks import Number, check_number, check_strings
 from tether._ops import ops
 
-Number = float | Tensor
 ABSENT = float("-inf")  # a count that the caller does not give
 
 
@@ -83,8 +82,7 @@ class Wanted(NamedTuple):
 def checked_objective(
     family: str, function: str, objective: str, options: dict[str, Number | str | bool]
 ) -> Wanted:
-    if not isinstance(objective, str):
-        raise TypeError(f"{function}: objective must be a string, got {type(objective).__name__}")
+    check_strings(function, objective=objective)
     numbers, choices = {}, {}
     for name, value in options.items():
         if name not in _CHOICES[family]:
@@ -92,10 +90,9 @@ def checked_objective(
             numbers[name] = value
         elif isinstance(value, bool):
             choices[name] = "true" if value else "false"
-        elif isinstance(value, str):
-            choices[name] = value
         else:
-            raise TypeError(f"{function}: {name} must be a string, got {type(value).__name__}")
+            check_strings(function, **{name: value})
+            choices[name] = value
     return Wanted(objective, numbers, choices)
 
 
@@ -111,31 +108,11 @@ def check_options(family: str, function: str, wanted: Wanted) -> None:
     )
 
 
-def check_number(function: str, name: str, value: Number) -> None:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"{function}: {name} must be one number, got {list(value.shape)}")
-        if value.device.type == "meta":
-            raise ValueError(f"{function}: {name} must be a number, got a tensor on meta")
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
-
-
-def check_positive(function: str, name: str, value: Number, *, zero: bool = False) -> None:
-    """A finite number above 0, or with `zero` at least 0. What a tensor holds is not looked at."""
-    check_number(function, name, value)
-    legal = isinstance(value, Tensor) or ((value > 0 or (zero and value == 0)) and value < math.inf)
-    if not legal:
-        rule = "at least 0" if zero else "greater than 0"
-        raise ValueError(f"{function}: {name} must be {rule} and finite, got {value:g}")
-
-
 def packed(numbers: Sequence[Number]) -> Tensor:
     """Numbers and tensors of one number, side by side for an operator."""
     if not any(isinstance(each, Tensor) for each in numbers):
         return torch.tensor(numbers, dtype=torch.float64, device="cpu")
     tensors = [
-        torch.as_tensor(each, dtype=torch.float64, device="cpu").detach().reshape(())
-        for each in numbers
+        torch.as_tensor(each, dtype=torch.float64, device="cpu").reshape(()) for each in numbers
     ]
     return torch.stack(tensors)

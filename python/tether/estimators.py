@@ -11,10 +11,13 @@ from tether._checks import (
     check_constant,
     check_constants,
     check_device,
+    check_flags,
     check_floating,
     check_given,
+    check_numbers,
     check_offsets,
     check_rows,
+    check_strings,
     checked_mask,
     dtype_text,
     shape_text,
@@ -115,7 +118,8 @@ def generalized_advantage_estimation(
         check_constants(function, "rewards", rewards, lambdas=lambdas)
     else:
         _check_per_row(function, "lambdas", lambdas, rewards, rows)
-    _check_string(function, "gap", gap)
+    check_numbers(function, gamma=gamma, lambda_=lambda_)
+    check_strings(function, gap=gap)
     on_cpu = (
         rewards,
         values,
@@ -149,7 +153,8 @@ def discounted_returns(
     mask = checked_mask(function, response_mask, rewards, "rewards")
     rows = rewards.shape[0] if offsets is None else offsets.shape[0] - 1
     _check_per_row(function, "bootstrap", bootstrap, rewards, rows)
-    _check_string(function, "gap", gap)
+    check_numbers(function, gamma=gamma)
+    check_strings(function, gap=gap)
     on_cpu = map(_on_cpu, (rewards, mask, bootstrap, offsets))
     return ops.discounted_returns(*on_cpu, float(gamma), gap).to(rewards.device)
 
@@ -179,8 +184,8 @@ def group_advantage(
         raise ValueError(f"{function}: rewards must be [B], got {shape_text(rewards)}")
     check_constant(f"{function}: rewards", "rewards", rewards)
     wide = torch.float64 if rewards.dtype == torch.float64 else torch.float32
-    for name, each in (("baseline", baseline), ("scale", scale), ("nan_reward", nan_reward)):
-        _check_string(function, name, each)
+    check_strings(function, baseline=baseline, scale=scale, nan_reward=nan_reward)
+    check_numbers(function, epsilon=epsilon)
     ids = None
     if not isinstance(groups, Tensor):
         if not isinstance(groups, int) or isinstance(groups, bool):
@@ -233,10 +238,14 @@ def whiten(
     tensor. shift_mean=False keeps the mean. Equal values give exactly 0.
     """
     rows, mask = _as_rows("whiten", values, response_mask)
-    if step is not None and len(step) != len(Moments._fields):
-        raise ValueError(f"whiten: step must be Moments, got {len(step)} numbers")
+    if step is not None:
+        if not isinstance(step, Moments):
+            raise TypeError(f"whiten: step must be Moments, got {type(step).__name__}")
+        check_numbers("whiten", **{f"step.{name}": each for name, each in step._asdict().items()})
+    check_numbers("whiten", epsilon=epsilon)
+    check_flags("whiten", shift_mean=shift_mean)
     found = step or Moments(*ops.moments(rows, mask).tolist())
-    out = ops.whiten(rows, mask, packed(list(found)), float(epsilon), bool(shift_mean))
+    out = ops.whiten(rows, mask, packed(list(found)), float(epsilon), shift_mean)
     return out.view(values.shape).to(values.device)
 
 
@@ -258,9 +267,11 @@ def kl_report(
     check_offsets(function, offsets, "log_ratios", log_ratios)
     mask = checked_mask(function, response_mask, log_ratios, "log_ratios")
     check_constant(f"{function}: log_ratios", "log_ratios", log_ratios)
-    _check_string(function, "estimator", estimator)
-    if lambda_ is not None and not lambda_ >= 0:
-        raise ValueError(f"{function}: lambda_ must be at least 0, got {lambda_:g}")
+    check_strings(function, estimator=estimator)
+    if lambda_ is not None:
+        check_numbers(function, lambda_=lambda_)
+        if not lambda_ >= 0:
+            raise ValueError(f"{function}: lambda_ must be at least 0, got {float(lambda_):g}")
     on_cpu = map(_on_cpu, (log_ratios, mask, offsets))
     fitted = -1.0 if lambda_ is None else float(lambda_)
     return KlReport(*ops.kl_report(*on_cpu, estimator, fitted).tolist())
@@ -291,11 +302,6 @@ def _check_rewards(function: str, rewards: Tensor, offsets: Tensor | None) -> No
     check_rows(function, "rewards", rewards, offsets)
     check_offsets(function, offsets, "rewards", rewards)
     check_constant(f"{function}: rewards", "rewards", rewards)
-
-
-def _check_string(function: str, name: str, value: str) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{function}: {name} must be a string, got {type(value).__name__}")
 
 
 def _check_per_row(

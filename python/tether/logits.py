@@ -12,11 +12,16 @@ from torch import Tensor
 from tether import reference
 from tether._checks import (
     Batch,
+    Number,
     Pairs,
     check_device,
+    check_flags,
     check_floating,
     check_given,
+    check_integers,
+    check_logits,
     check_no_tangents,
+    check_numbers,
     checked,
     checked_pairs,
     dtype_text,
@@ -33,7 +38,7 @@ from tether._logits_ops import (
     chunk_of,
     token_statistics,
 )
-from tether._objectives import Number, checked_objective, objectives
+from tether._objectives import checked_objective, objectives
 from tether._ops import ops
 from tether.policy import (
     Normalizer,
@@ -108,9 +113,10 @@ def token_logps(
     or IndexError before any work is done.
     """
     function = "token_logps"
-    _check_logits(f"{function}: logits", logits)
+    check_logits(f"{function}: logits", logits)
     targets = _checked_targets(function, targets, "logits", logits)
-    options = (float(temperature), float(scale), float(softcap), int(ignore_index))
+    options = _checked_rows(function, temperature, scale, softcap, ignore_index)
+    check_flags(function, entropies=entropies, statistics=statistics)
     if logits.device.type != "cpu":
         if gradient_buffer is not None:
             raise ValueError(f"{function}: gradient_buffer must be None for logits on a device")
@@ -182,11 +188,12 @@ def linear_token_logps(
     linear, targets = _checked_linear(
         function, Linear(hidden, weight, bias), targets, chunk_bytes, rows_per_chunk
     )
+    check_flags(function, entropies=entropies, statistics=statistics)
     return _linear_token_logps(
         function,
         linear,
         targets,
-        rows=(temperature, scale, softcap, ignore_index),
+        options=_checked_rows(function, temperature, scale, softcap, ignore_index),
         entropies=entropies,
         statistics=statistics,
         chunk=chunk_of(linear.weight, chunk_bytes, rows_per_chunk),
@@ -216,14 +223,14 @@ def _linear_token_logps(
     linear: Linear,
     targets: Tensor,
     *,
-    rows: tuple[float, float, float, int],
+    options: tuple[float, float, float, int],
     entropies: bool = False,
     statistics: bool = False,
     chunk: Chunk,
 ) -> TokenLogps:
     """linear_token_logps of checked tensors, in the name of `function`."""
     hidden, weight, bias = linear
-    temperature, scale, softcap, ignore_index = rows
+    temperature, scale, softcap, ignore_index = options
     if hidden.device.type != "cpu":
         # 0 times NaN would reach the gradient of the weight.
         known = hidden.masked_fill((targets == ignore_index)[..., None], 0)
@@ -243,7 +250,6 @@ def _linear_token_logps(
 
         return in_name_of(function, "token_logps", run_by_torch)
     check_no_tangents(function, hidden=hidden, weight=weight, bias=bias)
-    options = (float(temperature), float(scale), float(softcap), int(ignore_index))
 
     def run():
         return LinearTokenLogps.apply(
@@ -298,6 +304,7 @@ def linear_policy_loss(
     linear, targets = _checked_linear(
         function, Linear(hidden, weight, bias), targets, chunk_bytes, rows_per_chunk
     )
+    check_flags(function, entropies=entropies)
     made = _stand_in(linear, targets)
     batch = checked(
         function, Batch(made, advantages, response_mask, old_logps, ref_logps, None, offsets)
@@ -306,12 +313,12 @@ def linear_policy_loss(
     wanted = checked_objective("policy", function, objective, options)
     normalizer = checked_normalizer(function, normalizer)
     bonus = float(wanted.numbers.get("entropy_coef", 0)) != 0
-    rows = (float(temperature), float(scale), float(softcap), int(ignore_index))
+    rows = _checked_rows(function, temperature, scale, softcap, ignore_index)
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
     default = objectives()[objective].choices["level"].default if objective in objectives() else ""
     if wanted.choices.get("level", default) != "token" or hidden.device.type != "cpu":
         made = _linear_token_logps(
-            function, linear, active, rows=rows, entropies=entropies or bonus, chunk=chunk
+            function, linear, active, options=rows, entropies=entropies or bonus, chunk=chunk
         )
         found = None if made.entropies is None else made.entropies.detach()
 
@@ -398,11 +405,12 @@ def linear_preference_loss(
     batch = checked_pairs(
         function, Pairs(_stand_in(linear, targets), response_mask, ref_logps, offsets)
     )
+    rows = _checked_rows(function, temperature, scale, softcap, ignore_index)
     made = _linear_token_logps(
         function,
         linear,
         targets.masked_fill(batch.response_mask.view(targets.shape) == 0, ignore_index),
-        rows=(temperature, scale, softcap, ignore_index),
+        options=rows,
         chunk=chunk_of(linear.weight, chunk_bytes, rows_per_chunk),
     )
 
@@ -438,7 +446,7 @@ def categorical_kl(
     Differentiable once in both. On the CPU one pass over both; else `tether.reference`.
     """
     function = "categorical_kl"
-    _check_logits(f"{function}: q_logits", q_logits)
+    check_logits(f"{function}: q_logits", q_logits)
     check_given(f"{function}: p_logits", p_logits)
     _check_like(f"{function}: p_logits", p_logits, "q_logits", q_logits)
     if p_logits.shape != q_logits.shape:
@@ -446,7 +454,9 @@ def categorical_kl(
             f"{function}: p_logits must be {shape_text(q_logits)} like q_logits, got "
             f"{shape_text(p_logits)}"
         )
+    check_numbers(function, temperature=temperature)
     if mask is not None:
+        check_given(f"{function}: mask", mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"{function}: mask must be bool, got {dtype_text(mask.dtype)}")
         check_device(f"{function}: mask", mask, "q_logits", q_logits)
@@ -474,13 +484,12 @@ def _result_type(tensor: Tensor) -> torch.dtype:
 # ---- checks --------------------------------------------------------------------------------------
 
 
-def _check_logits(where: str, logits: Tensor, last: str = "V") -> None:
-    check_given(where, logits)
-    check_floating(where, logits)
-    if logits.dim() < 1 or logits.shape[-1] < 1:
-        raise ValueError(
-            f"{where} must be [..., {last}] with {last} at least 1, got {shape_text(logits)}"
-        )
+def _checked_rows(
+    function: str, temperature: float, scale: float, softcap: float, ignore_index: int
+) -> tuple[float, float, float, int]:
+    check_numbers(function, temperature=temperature, scale=scale, softcap=softcap)
+    check_integers(function, ignore_index=ignore_index)
+    return float(temperature), float(scale), float(softcap), ignore_index
 
 
 def _check_like(where: str, tensor: Tensor, name: str, like: Tensor) -> None:
@@ -547,7 +556,7 @@ def _checked_linear(
 ) -> tuple[Linear, Tensor]:
     """The tensors in one dtype; the targets as int64, contiguous."""
     hidden, weight, bias = linear
-    _check_logits(f"{function}: hidden", hidden, "H")
+    check_logits(f"{function}: hidden", hidden, "H")
     for name, each in (("weight", weight), ("bias", bias)):
         if each is None and name == "bias":
             continue
@@ -564,6 +573,7 @@ def _checked_linear(
             f"{function}: bias must be [{weight.shape[0]}] like the rows of weight, got "
             f"{shape_text(bias)}"
         )
+    check_integers(function, chunk_bytes=chunk_bytes, rows_per_chunk=rows_per_chunk)
     if chunk_bytes < 1:
         raise ValueError(f"{function}: chunk_bytes must be at least 1, got {chunk_bytes}")
     if rows_per_chunk < 0:

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import Batch, check_no_tangents, check_offset_values, checked, in_name_of
-from tether._objectives import (
-    ABSENT,
+from tether._checks import (
+    Batch,
     Number,
-    Wanted,
+    check_no_tangents,
     check_number,
-    check_options,
+    check_offset_values,
     check_positive,
-    checked_objective,
-    packed,
+    checked,
+    in_name_of,
 )
+from tether._objectives import ABSENT, Wanted, check_options, checked_objective, packed
 from tether._ops import ops
 
 

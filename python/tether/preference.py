@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import Pairs, check_no_tangents, checked_pairs
-from tether._objectives import (
-    ABSENT,
+from tether._checks import (
     Number,
+    Pairs,
+    check_no_tangents,
     check_number,
-    check_options,
     check_positive,
-    checked_objective,
-    packed,
+    checked_pairs,
 )
+from tether._objectives import ABSENT, check_options, checked_objective, packed
 from tether._ops import ops
 
 

@@ -11,16 +11,19 @@ from tether._checks import (
     check_device,
     check_floating,
     check_given,
+    check_integers,
+    check_logits,
     check_no_tangents,
+    check_numbers,
+    check_strings,
     dtype_text,
     savable,
     shape_text,
 )
-from tether._logits_ops import check_row_options
+from tether._logits_ops import STATISTICS, again, check_row_options
 from tether._ops import ops
 
 _TAILS = ("bucket", "k1", "k3")
-_STATISTICS = 8  # float64 numbers a row
 
 
 def top_k_kl(
@@ -60,7 +63,10 @@ def top_k_kl(
     pass over the logits each way; else `tether.reference`.
     """
     function = "top_k_kl"
-    _check_logits(f"{function}: q_logits", q_logits)
+    check_logits(f"{function}: q_logits", q_logits)
+    check_strings(function, tail=tail)
+    check_numbers(function, temperature=temperature, precision=precision)
+    check_integers(function, ignore_index=ignore_index)
     if tail not in _TAILS:
         raise ValueError(f"{function}: tail must be one of {', '.join(_TAILS)}, got {tail}")
     sampled = tail != "bucket"
@@ -94,7 +100,7 @@ def top_k_kl(
             target_logps.to(torch.float64).contiguous() if sampled else None,
             float(temperature),
             _TAILS.index(tail),
-            int(ignore_index),
+            ignore_index,
             float(precision),
         )[0]
     except ValueError as error:
@@ -107,8 +113,10 @@ def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) ->
     logits [..., V], head_ids [..., k]: int32 or int64, in [0, V). float32 (float64 for float64).
     """
     function = "head_logps"
-    _check_logits(f"{function}: logits", logits)
+    check_logits(f"{function}: logits", logits)
     _check_head(function, head_ids, "logits", logits)
+    check_numbers(function, temperature=temperature)
+    check_no_tangents(function, logits=logits)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if logits.device.type != "cpu":
         check_row_options(function, float(temperature))
@@ -131,7 +139,7 @@ def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) ->
 def _(q_logits, *_):
     wide = torch.float64 if q_logits.dtype == torch.float64 else torch.float32
     kl = q_logits.new_empty(q_logits.shape[:-1], dtype=wide)
-    return kl, q_logits.new_empty((kl.numel(), _STATISTICS), dtype=torch.float64)
+    return kl, q_logits.new_empty((kl.numel(), STATISTICS), dtype=torch.float64)
 
 
 @torch.library.register_fake("tether::top_k_kl_backward")
@@ -152,10 +160,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise NotImplementedError(
-            "top_k_kl: the gradient must not be differentiated again, got a second backward. "
-            "Detach it, or use torch.log_softmax for second derivatives"
-        )
+        raise NotImplementedError(again("top_k_kl"))
 
 
 def _setup(ctx, inputs, output):
@@ -178,13 +183,6 @@ torch.library.register_autograd("tether::top_k_kl_forward", _backward, setup_con
 
 
 # ---- checks --------------------------------------------------------------------------------------
-
-
-def _check_logits(where: str, logits: Tensor) -> None:
-    check_given(where, logits)
-    check_floating(where, logits)
-    if logits.dim() < 1 or logits.shape[-1] < 1:
-        raise ValueError(f"{where} must be [..., V] with V at least 1, got {shape_text(logits)}")
 
 
 def _check_ids(where: str, ids: Tensor, name: str, like: Tensor) -> None:

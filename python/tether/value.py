@@ -11,8 +11,10 @@ from tether import reference
 from tether._checks import (
     check_constants,
     check_no_tangents,
+    check_numbers,
     check_offsets,
     check_rows,
+    check_strings,
     checked_mask,
 )
 from tether._objectives import ABSENT, packed
@@ -97,10 +99,8 @@ def value_loss(
         check_constants(function, "values", values, old_values=old_values)
     response_mask = checked_mask(function, response_mask, values, "values")
     counts = checked_normalizer(function, normalizer) or Normalizer()
-    if not isinstance(aggregation, str):
-        raise TypeError(
-            f"{function}: aggregation must be a string, got {type(aggregation).__name__}"
-        )
+    check_numbers(function, clip_range=clip_range, constant=constant)
+    check_strings(function, aggregation=aggregation)
     if values.device.type != "cpu":
         if not torch.compiler.is_compiling():
             ops.value_check(float(clip_range), aggregation, float(constant))

@@ -246,6 +246,76 @@ def test_forward_mode_is_refused(name):
         function(*duals, **constants)
 
 
+CONSTANTS = [
+    (name, key)
+    for name, (_, _, constants) in functions().items()
+    for key, each in constants.items()
+    if each.is_floating_point()
+]
+
+
+@pytest.mark.parametrize("name, key", CONSTANTS)
+def test_tangents_of_constants_are_refused(name, key):
+    function, leaves, constants = functions()[name]
+
+    def run(constant):
+        return function(*leaves, **constants | {key: constant})
+
+    with pytest.raises(NotImplementedError) as caught:
+        torch.func.jvp(run, (constants[key],), (torch.ones_like(constants[key]),))
+    assert str(caught.value) == (
+        f"{name.split(' ')[0]}: {key} must have no tangent, got one. Forward-mode derivatives are "
+        "not supported: use backward"
+    )
+
+
+ROWS, ONES = normal(2, 3), torch.ones(2, 3, dtype=torch.float64)
+DOORS = {
+    "policy_loss: beta": lambda x: tether.policy_loss(
+        ROWS, ONES, ONES, ref_logps=ROWS, beta=x[0, 0]
+    ),
+    "policy_loss: normalizer.policy": lambda x: tether.policy_loss(
+        ROWS, ONES, ONES, normalizer=tether.Normalizer(policy=x[0, 0])
+    ),
+    "policy_token_losses: entropy_coef": lambda x: tether.policy_token_losses(
+        ROWS, ONES, ONES, entropies=ROWS, entropy_coef=x[0, 0]
+    ),
+    "preference_loss: pairs": lambda x: tether.preference_loss(ROWS, ROWS, ONES, pairs=x[0, 0]),
+    "value_loss: normalizer.scale": lambda x: tether.value_loss(
+        ROWS, ROWS, ONES, normalizer=tether.Normalizer(scale=x[0, 0])
+    ),
+    "group_advantage: rewards": lambda x: tether.group_advantage(x[0], 3),
+    "discounted_returns: rewards": lambda x: tether.discounted_returns(x, ONES),
+    "discounted_returns: bootstrap": lambda x: tether.discounted_returns(
+        ROWS, ONES, bootstrap=x[:, 0]
+    ),
+    "generalized_advantage_estimation: values": lambda x: tether.generalized_advantage_estimation(
+        ROWS, x, ONES
+    ),
+    "generalized_advantage_estimation: lambdas": lambda x: tether.generalized_advantage_estimation(
+        ROWS, ROWS, ONES, lambdas=x
+    ),
+    "moments: values": lambda x: tether.moments(x, ONES),
+    "whiten: values": lambda x: tether.whiten(x, ONES),
+    "whiten: response_mask": lambda x: tether.whiten(ROWS, x),
+    "kl_report: log_ratios": lambda x: tether.kl_report(x, ONES),
+    "head_logps: logits": lambda x: tether.head_logps(x, torch.tensor([[0], [1]])),
+    "token_logps: temperature": lambda x: tether.token_logps(
+        ROWS, torch.tensor([0, 1]), temperature=x[0, 0]
+    ),
+}
+
+
+@pytest.mark.parametrize("where", DOORS)
+def test_tangents_are_refused_at_every_door(where):
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError) as caught:
+        DOORS[where](forward_ad.make_dual(ONES, ROWS))
+    assert str(caught.value) == (
+        f"{where} must have no tangent, got one. Forward-mode derivatives are not supported: use "
+        "backward"
+    )
+
+
 def test_policy_token_losses_have_forward_mode():
     function, leaves, constants = functions()["policy_token_losses"]
     tangents = tuple(torch.ones_like(each) for each in leaves)

@@ -102,6 +102,18 @@ LOSS_ONLY = {
     "normalizer.world_size must be greater than 0 and finite, got 0": {
         "normalizer": tether.Normalizer(world_size=0)
     },
+    "normalizer.world_size must be greater than 0 and finite, got -1": {
+        "normalizer": tether.Normalizer(world_size=torch.tensor(-1.0))
+    },
+    "normalizer.scale must be greater than 0 and finite, got 0": {
+        "normalizer": tether.Normalizer(scale=torch.tensor(0.0))
+    },
+    "normalizer.policy must not require grad, got a tensor that does. It is a constant of the "
+    "loss: pass normalizer.policy.detach()": {
+        "normalizer": tether.Normalizer(policy=torch.tensor(3.0, requires_grad=True))
+    },
+    "beta must not require grad, got a tensor that does. It is a constant of the loss: pass "
+    "beta.detach()": {"beta": torch.tensor(0.1, requires_grad=True)},
     "normalizer.policy must be one number, got [2]": {
         "normalizer": tether.Normalizer(policy=ones(2))
     },
@@ -247,6 +259,99 @@ def test_direct_calls_of_the_operator_stay_inside_their_memory():
         call(*batch, names=["epsilon_low"], values=ones(1, dtype=torch.float32))
     with pytest.raises(ValueError, match="normalizer must be 5 float64 numbers side by side"):
         call(*batch, normalizer=ones(8)[::2])
+
+
+LOGITS, IDS, SCORES = torch.zeros(2, 4), torch.tensor([1, 3]), torch.zeros(2, 3)
+ONES, HEAD_IDS, HEAD_LOGPS = torch.ones(2, 3), IDS[:, None], torch.full((2, 1), -2.0)
+ROWS_OF_LOGITS = {
+    "temperature must be a number, got str": {"temperature": "1"},
+    "scale must be a number, got NoneType": {"scale": None},
+    "softcap must be a number, got bool": {"softcap": True},
+    "ignore_index must be an int, got float": {"ignore_index": 0.5},
+}
+FLAGS = {
+    "entropies must be a bool, got Tensor": {"entropies": LOGITS},
+    "statistics must be a bool, got int": {"statistics": 1},
+}
+CHUNKS = {
+    "chunk_bytes must be an int, got float": {"chunk_bytes": 1e6},
+    "rows_per_chunk must be an int, got NoneType": {"rows_per_chunk": None},
+}
+LINEAR = (LOGITS[:, None].clone(), torch.zeros(8, 4), IDS[:, None])
+OPTIONALS = {
+    "token_logps": ((LOGITS, IDS), ROWS_OF_LOGITS | FLAGS),
+    "linear_token_logps": (LINEAR, ROWS_OF_LOGITS | FLAGS | CHUNKS),
+    "linear_policy_loss": (
+        (*LINEAR, torch.ones(2), torch.ones(2, 1)),
+        ROWS_OF_LOGITS | CHUNKS | {"entropies must be a bool, got str": {"entropies": "yes"}},
+    ),
+    "linear_preference_loss": (
+        (*LINEAR, torch.zeros(2, 1), torch.ones(2, 1)),
+        ROWS_OF_LOGITS | CHUNKS | {"pairs must be a number, got str": {"pairs": "2"}},
+    ),
+    "categorical_kl": (
+        (LOGITS, LOGITS),
+        {
+            "mask must be a tensor, got int": {"mask": 3},
+            "temperature must be a number, got str": {"temperature": "1"},
+        },
+    ),
+    "top_k_kl": (
+        (LOGITS, HEAD_IDS, HEAD_LOGPS, IDS, HEAD_LOGPS[:, 0]),
+        {
+            "tail must be a string, got int": {"tail": 1},
+            "temperature must be a number, got str": {"temperature": "1"},
+            "precision must be a number, got NoneType": {"precision": None},
+            "ignore_index must be an int, got NoneType": {"ignore_index": None},
+        },
+    ),
+    "head_logps": (
+        (LOGITS, HEAD_IDS),
+        {"temperature must be a number, got str": {"temperature": "1"}},
+    ),
+    "value_loss": (
+        (SCORES, SCORES, ONES),
+        {
+            "clip_range must be a number, got NoneType": {"clip_range": None},
+            "constant must be a number, got str": {"constant": "1"},
+            "aggregation must be a string, got NoneType": {"aggregation": None},
+        },
+    ),
+    "generalized_advantage_estimation": (
+        (SCORES, SCORES, ONES),
+        {
+            "gamma must be a number, got str": {"gamma": "1"},
+            "lambda_ must be a number, got NoneType": {"lambda_": None},
+        },
+    ),
+    "discounted_returns": ((SCORES, ONES), {"gamma must be a number, got str": {"gamma": "1"}}),
+    "group_advantage": (
+        (SCORES[0], 3),
+        {"epsilon must be a number, got str": {"epsilon": "1"}},
+    ),
+    "whiten": (
+        (SCORES, ONES),
+        {
+            "step must be Moments, got int": {"step": 3},
+            "step.count must be a number, got str": {"step": tether.Moments("1", 0, 1)},
+            "epsilon must be a number, got str": {"epsilon": "1"},
+            "shift_mean must be a bool, got int": {"shift_mean": 0},
+        },
+    ),
+    "kl_report": ((SCORES, ONES), {"lambda_ must be a number, got str": {"lambda_": "1"}}),
+}
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    [(function, message) for function, (_, cases) in OPTIONALS.items() for message in cases],
+)
+def test_types_of_optional_arguments(function, message):
+    arguments, cases = OPTIONALS[function]
+    getattr(tether, function)(*arguments)
+    with pytest.raises(TypeError) as caught:
+        getattr(tether, function)(*arguments, **cases[message])
+    assert str(caught.value) == f"{function}: {message}"
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,20 @@ ERRORS = {
     "beta must be greater than 0 and finite, got 0": (ValueError, {"beta": 0}),
     "beta must be a number, got str": (TypeError, {"beta": "0.1"}),
     "link must be a string, got int": (TypeError, {"link": 3}),
-    "normalizer.pairs must be greater than 0 and finite, got 0": (ValueError, {"pairs": 0}),
+    "pairs must be greater than 0 and finite, got 0": (ValueError, {"pairs": 0}),
+    "world_size must be greater than 0 and finite, got 0": (
+        ValueError,
+        {"world_size": torch.tensor(0.0)},
+    ),
+    "loss_scale must be greater than 0 and finite, got 0": (
+        ValueError,
+        {"loss_scale": torch.tensor(0.0)},
+    ),
+    "label_smoothing must not require grad, got a tensor that does. It is a constant of the loss: "
+    "pass label_smoothing.detach()": (
+        ValueError,
+        {"label_smoothing": torch.tensor(0.1, requires_grad=True)},
+    ),
 }
 
 
