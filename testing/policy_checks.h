@@ -18,7 +18,7 @@
 //     const auto report = tether::testing::check_policy_loss(
 //         [](const tether::PolicyBatch& batch, const tether::Normalizer& step) {
 //           return my_loss(batch.logps, batch.old_logps, batch.advantages, batch.response_mask,
-//                          /*tokens_of_the_step=*/step.policy);
+//                          /*tokens_of_the_step=*/step.policy, /*factor=*/step.factor());
 //         },
 //         {.clip = tether::testing::ClipRange{.low = 0.2, .high = 0.2}});
 //     EXPECT_TRUE(report.ok()) << report;

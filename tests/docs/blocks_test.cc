@@ -97,7 +97,7 @@ TEST(Blocks, ErrorsAreOneSentence) {
 // A clipped surrogate in plain torch.
 at::Tensor my_loss(const at::Tensor& logps, const at::Tensor& old_logps,
                    const at::Tensor& advantages, const at::Tensor& response_mask,
-                   std::optional<double> tokens_of_the_step, double world_size) {
+                   std::optional<double> tokens_of_the_step, double factor) {
   const auto selected = [&](const at::Tensor& x) {
     const at::Tensor wide = x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
     return at::where(response_mask != 0, wide, at::zeros_like(wide));
@@ -108,14 +108,14 @@ at::Tensor my_loss(const at::Tensor& logps, const at::Tensor& old_logps,
   const at::Tensor terms = -at::min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage);
   const at::Tensor weights = response_mask.to(terms.scalar_type());
   const double tokens = tokens_of_the_step.value_or(weights.sum().item<double>());
-  return (terms * weights).sum() / std::max(tokens, 1e-12) * world_size;
+  return (terms * weights).sum() / std::max(tokens, 1e-12) * factor;
 }
 
 TEST(Blocks, OwnLossIsChecked) {
   const auto report = tether::testing::check_policy_loss(
       [](const tether::PolicyBatch& batch, const tether::Normalizer& step) {
         return my_loss(batch.logps, batch.old_logps, batch.advantages, batch.response_mask,
-                       /*tokens_of_the_step=*/step.policy, step.world_size);
+                       /*tokens_of_the_step=*/step.policy, /*factor=*/step.factor());
       },
       {.clip = tether::testing::ClipRange{.low = 0.2, .high = 0.2}});
   EXPECT_TRUE(report.ok()) << report;
@@ -125,7 +125,7 @@ TEST(Blocks, ForgottenWorldSizeIsFound) {
   const auto forgetful =
       tether::testing::check_policy_loss([](const tether::PolicyBatch& batch, const auto& step) {
         return my_loss(batch.logps, batch.old_logps, batch.advantages, batch.response_mask,
-                       step.policy, /*world_size=*/1);
+                       step.policy, /*factor=*/1);
       });
   EXPECT_EQ(forgetful.failed(), std::vector<std::string>{"ranks"});
   EXPECT_EQ(forgetful["ranks"].detail,
