@@ -101,7 +101,8 @@ class PolicyMetrics(NamedTuple):
         return PolicyMetrics(self.sums + other.sums, torch.fmax(self.maxima, other.maxima))
 
     def to_dict(self) -> dict[str, float]:
-        """Means over tokens by name, ready for a logger. The one synchronisation with a device."""
+        """By name, ready for a logger: means over tokens, of ratios at sequence levels over
+        sequences; counts; extremes. The one synchronisation with a device."""
         values = ops.policy_metrics(self.sums.cpu(), self.maxima.cpu())
         return dict(zip(_METRIC_NAMES, values.tolist(), strict=True))
 
