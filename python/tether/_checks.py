@@ -1,4 +1,4 @@
-"""Checks at the door: the rules and the words of the C++ face (libtorch/policy_batch.cc).
+"""Checks at the door: the rules and the words of the C++ face (libtorch/policy_inputs.cc).
 
 Only shapes, dtypes and devices are looked at here, so nothing waits for a device and nothing breaks
 a traced graph. What needs the numbers is checked by the operators.

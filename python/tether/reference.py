@@ -764,7 +764,7 @@ def preference_loss(
 
 class ValueTotals(NamedTuple):
     loss: Tensor
-    sums: Tensor  # [7], in the order of ValueMetrics (rl/kernels/value_loss.h)
+    sums: Tensor  # [7], in the order of ValueMetrics (rl/value_metrics.h)
 
 
 def value_loss(
