@@ -261,7 +261,8 @@ std::string_view needs_pull(const PolicyTraits& traits) {
   return needs_survival(traits);
 }
 std::string_view needs_penalty(const PolicyTraits& traits) {
-  return traits.needs_ref_logps ? "" : "the loss has no KL penalty";
+  if (!traits.needs_ref_logps) return "the loss has no KL penalty";
+  return traits.penalty_pulls ? "" : "the loss does not promise it for each token";
 }
 std::string_view needs_clip(const PolicyTraits& traits) {
   return traits.clip ? "" : "the loss does not clip";

@@ -63,8 +63,9 @@ struct PolicyTraits {
   bool is_per_token = true;              // false: the tokens of a row share a ratio (rl/level.h)
   bool gradient_is_derivative = true;    // false where a gradient is stopped or straight through
   bool survives_runaways = true;         // finite for any log-ratio
-  bool pulls_back = true;  // a bad token that became too likely has a gradient that lowers it
-  bool bitwise = false;    // any number of threads, padding, strides: not one bit changes
+  bool penalty_pulls = true;  // a token's penalty pulls it; not if its row's others do so as well
+  bool pulls_back = true;     // a bad token that became too likely has a gradient that lowers it
+  bool bitwise = false;       // any number of threads, padding, strides: not one bit changes
   bool refuses_double_backward = false;
   std::optional<ClipRange> clip = {};
   PolicyLoss reference = {};  // the same loss by other means, called with float64; see reference_of

@@ -85,6 +85,7 @@ TEST(Penalties, WeighedByTheRatioOfTheLevelKeepEveryPromise) {
     PolicyTraits traits = traits_of(objective);
     // Sums of log-ratios are soon beyond the largest weight of a penalty in float, e^20.
     if (level == RatioLevel::sequence_sum) traits.dtypes = {at::kDouble};
+    traits.penalty_pulls = !shares_ratio(level);
     expect_good(objective, policy_loss, traits);
     traits.bitwise = false;
     expect_good(objective, detail::policy_loss_any_device, traits, {.batches = 2});
