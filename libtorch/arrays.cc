@@ -53,7 +53,10 @@ Array token_view(const at::Tensor& tensor, Pointer* data) {
 void check_floating(std::string_view function, std::string_view name, const at::Tensor& tensor) {
   const at::ScalarType type = tensor.scalar_type();
   if (type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf) {
-    return;
+    if (!tensor._fw_grad(/*level=*/0).defined()) return;
+    TORCH_CHECK_NOT_IMPLEMENTED(false, named(function, name),
+                                " must have no tangent, got one. Forward-mode derivatives are not "
+                                "supported: use backward");
   }
   check_type(false, named(function, name) + " must be float32, float64, bfloat16 or float16, got " +
                         dtype_text(type));

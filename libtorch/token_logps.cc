@@ -18,6 +18,7 @@
 #include "libtorch/executor.h"
 #include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
+#include "libtorch/tensor_number.h"
 #include "logits/rows.h"
 #include "logits/vocabulary_shards.h"
 
@@ -269,7 +270,10 @@ TokenLogps token_logps_any_device(const at::Tensor& logits, const at::Tensor& ta
       logits.masked_fill(ignored.unsqueeze(-1), 0).to(result_type(logits)) * options.scale;
   const at::Tensor absent = x == minus_infinity;
   if (options.softcap > 0) {
-    x = options.softcap * at::tanh(x.masked_fill(absent, 0) / options.softcap);
+    const at::Tensor z = x.masked_fill(absent, 0) / options.softcap;
+    const at::Tensor q = at::exp(-2 * z.detach().abs());  // 1 - tanh^2 = 4 q / (1 + q)^2
+    const TensorNumber slope{4 * q / (1 + q).square()};
+    x = (with_gradient_of({at::tanh(z)}, slope * TensorNumber{z}) * options.softcap).value;
   }
   x = x.masked_fill(absent, minus_infinity) / options.temperature;
   const at::Tensor log_p = at::log_softmax(x, -1);

@@ -131,11 +131,13 @@ struct FinalLogit {
     if constexpr (!kCapped) return logit;
     return logit > -std::numeric_limits<Real>::infinity() ? cap * tanh(logit) : logit;
   }
-  // dx / dlogit over scale.
+  // dx / dlogit over scale: 1 - tanh^2 = 4 q / (1 + q)^2, q = e^(-2 |z|), which keeps its digits.
   TETHER_INLINE Real slope(Real logit) const {
     if constexpr (!kCapped) return Real(1);
-    const Real y = tanh(logit);
-    return Real(1) - y * y;
+    const Real z = inner * logit;
+    const Real q = math::exp(Real(-2) * (z < Real(0) ? -z : z));
+    const Real sum = Real(1) + q;
+    return Real(4) * q / (sum * sum);
   }
 
  private:

@@ -128,8 +128,8 @@ RowStatistics statistics_of_row(const Stored* logits, int64_t vocabulary, int64_
 // dx / dlogit where x is what RowStatistics calls a logit.
 double softcap_slope(double logit, const RowOptions& options) {
   if (options.softcap == 0) return 1;
-  const double tanh = std::tanh(logit * options.scale / options.softcap);
-  return (1 - tanh * tanh) * options.scale;
+  const double q = std::exp(-2 * std::abs(logit * options.scale / options.softcap));
+  return 4 * q / ((1 + q) * (1 + q)) * options.scale;
 }
 
 // With S = sum and m = weighted_sum / S, the mean of t under p:

@@ -1018,7 +1018,9 @@ def _final_logits(
     absent, infinite = logits == -math.inf, logits == math.inf
     x = logits.to(_wide(logits.dtype)) * scale
     if softcap > 0:
-        x = softcap * torch.tanh(x.masked_fill(absent, 0) / softcap)
+        z = x.masked_fill(absent, 0) / softcap
+        q = torch.exp(-2 * z.detach().abs())  # 1 - tanh^2 = 4 q / (1 + q)^2
+        x = with_gradient_of(softcap * torch.tanh(z), softcap * (4 * q / (1 + q) ** 2) * z)
     largest = torch.finfo(x.dtype).max  # of finite ones; their products may overflow
     x = (x / temperature).clamp(-largest, largest)
     return x.masked_fill(absent, -math.inf).masked_fill(infinite, math.inf)

@@ -6,6 +6,7 @@
 #include <c10/core/InferenceMode.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/forward_grad.h>
 
 #include <functional>
 #include <limits>
@@ -283,6 +284,42 @@ TEST(Doors, UnderAutocastTheHeadIsInItsType) {
   at::autocast::set_autocast_enabled(at::kCPU, false);
   EXPECT_TRUE(at::equal(found, expected));
   for (size_t i = 0; i < 2; ++i) EXPECT_TRUE(at::equal(got[i], want[i])) << i;
+}
+
+TEST(Doors, TangentsAreRefusedOfConstantsToo) {
+  const auto level = torch::autograd::ForwardADLevel::get_next_idx();
+  const at::Tensor rows = packed(8).view({2, 4}), mask = at::ones({2, 4});
+  const at::Tensor dual = at::_make_dual(rows, at::ones_like(rows), static_cast<int64_t>(level));
+  const std::string rule =
+      " must have no tangent, got one. Forward-mode derivatives are not supported: use backward";
+  PolicyBatch batch{.logps = rows, .advantages = rows, .response_mask = mask};
+  batch.advantages = dual;
+  EXPECT_EQ(message([&] { ppo_loss(batch); }), "policy_loss: advantages" + rule);
+  batch.advantages = rows;
+  batch.logps = dual;
+  EXPECT_EQ(message([&] { ppo_loss(batch); }), "policy_loss: logps" + rule);
+  EXPECT_EQ(message([&] { whiten(dual, mask); }), "whiten: values" + rule);
+  EXPECT_EQ(message([&] { kl_report(dual, mask); }), "kl_report: log_ratios" + rule);
+  EXPECT_EQ(message([&] { token_logps(dual, at::zeros({2}, at::kLong)); }),
+            "token_logps: logits" + rule);
+  torch::autograd::ForwardADLevel::release_idx(level);
+}
+
+// 1 - tanh^2 of 10 and 9 is below the last place of 1.
+TEST(Doors, TheSlopeOfASoftcapKeepsItsDigits) {
+  const at::Tensor values = at::tensor({300.0, 270.0, -300.0}, at::kDouble).view({1, 3});
+  const at::Tensor z = values / 30, p = at::softmax(30 * at::tanh(z), -1);
+  at::Tensor expected = -p;
+  expected[0][0] = p[0][1] + p[0][2];
+  expected = expected / at::cosh(z).square();
+  for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
+    for (const auto call : {token_logps, detail::token_logps_any_device}) {
+      const at::Tensor logits = values.detach().clone().to(type).requires_grad_();
+      call(logits, at::zeros({1}, at::kLong), {.softcap = 30}).logps.sum().backward();
+      const at::Tensor error = (logits.grad().to(at::kDouble) - expected).abs() / expected.abs();
+      EXPECT_LT(error.max().item<double>(), type == at::kDouble ? 1e-12 : 1e-5) << error;
+    }
+  }
 }
 
 TEST(Doors, IgnoredRowsMayHoldNaNUnderASoftcapOnAnyDevice) {

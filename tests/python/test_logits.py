@@ -806,3 +806,15 @@ def test_categorical_kl_refuses():
         with pytest.raises(error) as raised:
             tether.categorical_kl(LOGITS, p_logits, **options)
         assert str(raised.value) == f"categorical_kl: {message}"
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("face", [tether.token_logps, tether.reference.token_logps])
+def test_the_slope_of_a_softcap_keeps_its_digits(face, dtype, bound):
+    values = torch.tensor([[300.0, 270.0, -300.0]], dtype=torch.float64)
+    z = values / 30
+    p = torch.softmax(30 * torch.tanh(z), -1)
+    expected = torch.stack([p[0, 1] + p[0, 2], -p[0, 1], -p[0, 2]]) / torch.cosh(z).square()
+    logits = values.to(dtype).requires_grad_()
+    face(logits, torch.zeros(1, dtype=torch.int64), softcap=30.0)[0].sum().backward()
+    torch.testing.assert_close(logits.grad.double(), expected, rtol=bound, atol=0)
