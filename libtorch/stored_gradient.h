@@ -3,7 +3,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
-#include <string>
 
 // Gradients that are found with the loss and wait for the upstream gradient.
 

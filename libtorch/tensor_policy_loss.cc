@@ -48,7 +48,9 @@ at::Tensor row_of_tokens(const PolicyBatch& batch, int64_t rows) {
   return at::repeat_interleave(rows_index, lengths.to(batch.logps.device()));
 }
 
-// Finite numbers beyond this count as this: products of their squares stay finite.
+// Finite log-probabilities beyond this count as this: products of their squares stay finite.
+double largest_logp(bool wide) { return wide ? 1e130 : 1e14; }
+
 at::Tensor saturated(const at::Tensor& x, double largest) {
   return at::where(at::isfinite(x), x.clamp(-largest, largest), x);
 }
@@ -63,7 +65,7 @@ FlatBatch flattened(const PolicyBatch& batch) {
   out.active = out.weight != 0;
   const auto selected = [&](const at::Tensor& tensor) {
     const at::Tensor values = tensor.detach().to(dtype).reshape({-1});
-    return saturated(at::where(out.active, values, at::zeros_like(values)), wide ? 1e130 : 1e14);
+    return saturated(at::where(out.active, values, at::zeros_like(values)), largest_logp(wide));
   };
   const bool per_row = batch.advantages.sizes() != batch.logps.sizes();
   out.logp = selected(batch.logps);
@@ -306,7 +308,7 @@ at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& 
   const auto selected = [&](const at::Tensor& tensor) {
     const at::Tensor values = tensor.to(flat.weight.scalar_type()).reshape({-1});
     const at::Tensor x = at::where(flat.active, values, at::zeros_like(values));
-    return with_gradient_of({saturated(x.detach(), wide ? 1e130 : 1e14)}, TensorNumber{x}).value;
+    return with_gradient_of({saturated(x.detach(), largest_logp(wide))}, TensorNumber{x}).value;
   };
   const at::Tensor logp = selected(batch.logps);
   const at::Tensor n = row_sums_of_weights(flat);

@@ -85,31 +85,28 @@ KlReport kl_report(const RowLayout& layout, const ConstArray& log_ratios,
   check_given(function, "response_mask", layout, response_mask);
   require(std::isfinite(options.lambda),
           [&] { return "kl_report: lambda must be finite, got " + text(options.lambda); });
+  const auto every_token = [&](auto visit) {
+    for (int64_t row = 0; row < layout.rows; ++row) {
+      for_each_token(layout, log_ratios, response_mask, row, visit);
+    }
+  };
   double largest = -infinity;
-  for (int64_t row = 0; row < layout.rows; ++row) {
-    for_each_token(layout, log_ratios, response_mask, row,
-                   [&](double, double d) { largest = std::max(largest, d); });
-  }
+  every_token([&](double, double d) { largest = std::max(largest, d); });
   LambdaSums fit{.unit = exp(Constant<double>{-std::max(largest, 0.0)}).value};
   double sum_of_ratios = 0, squares = 0;
-  for (int64_t row = 0; row < layout.rows; ++row) {
-    for_each_token(layout, log_ratios, response_mask, row, [&](double weight, double d) {
-      require(weight >= 0 && weight <= 1,
-              [&] { return "kl_report: response_mask must be in [0, 1], got " + text(weight); });
-      fit.add(weight, d);
-      const double r = exp(Constant<double>{d - largest}).value;  // in units of the largest
-      sum_of_ratios += weight * r;
-      squares += weight * r * r;
-    });
-  }
+  every_token([&](double weight, double d) {
+    require(weight >= 0 && weight <= 1,
+            [&] { return "kl_report: response_mask must be in [0, 1], got " + text(weight); });
+    fit.add(weight, d);
+    const double r = exp(Constant<double>{d - largest}).value;  // in units of the largest
+    sum_of_ratios += weight * r;
+    squares += weight * r * r;
+  });
   KlReport out;
   out.tokens = fit.w;
   if (fit.w == 0) return out;
-  for (int64_t row = 0; row < layout.rows; ++row) {
-    for_each_token(layout, log_ratios, response_mask, row,
-                   [&](double weight, double d) { fit.add_deviation(weight, d); });
-  }
   const bool fitted = options.estimator == KlEstimator::k_lambda && options.lambda < 0;
+  if (fitted) every_token([&](double weight, double d) { fit.add_deviation(weight, d); });
   out.lambda = fitted ? fit.lambda() : std::max(options.lambda, 0.0);
   out.ratio_excess = fit.h / fit.w / fit.unit;
   out.ess = sum_of_ratios * sum_of_ratios / squares;
