@@ -1,5 +1,6 @@
 #include "core/batch.h"
 
+#include <algorithm>
 #include <string>
 #include <type_traits>
 
@@ -117,6 +118,65 @@ void check_given(std::string_view function, std::string_view name, const RowLayo
   require(bool(array), [&] {
     return std::string(function) + ": " + std::string(name) + " must be given, got none";
   });
+}
+
+namespace {
+
+// "[row, column]", or the place in a packed array.
+std::string place_text(const RowLayout& layout, const ConstArray& array, int64_t row,
+                       int64_t column) {
+  if (array.per_row) return in_brackets(text(row));
+  if (layout.packed()) return in_brackets(text(layout.offset(row) + column));
+  return in_brackets(text(row) + ", " + text(column));
+}
+
+// The first number of `array` at an active slot that is not legal(number) goes to report(number,
+// place). Without weights every slot is active.
+template <class Legal, class Report>
+void check_each(const RowLayout& layout, const ConstArray& array, const ConstArray& weights,
+                Legal legal, Report report) {
+  double active[kBlock], number[kBlock];
+  for (int64_t row = 0; row < layout.rows; ++row) {
+    const int64_t length = layout.length(row);
+    for (int64_t column = 0; column < length; column += kBlock) {
+      const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
+      std::fill_n(active, kBlock, 1.0);
+      if (weights) load_block<double>(layout, weights, row, column, count, nullptr, active);
+      load_block<double>(layout, array, row, column, count, active, number);
+      int bad = 0;
+      for (int i = 0; i < count; ++i) bad += active[i] != 0 && !legal(number[i]);
+      for (int i = 0; bad > 0 && i < count; ++i) {
+        if (active[i] == 0 || legal(number[i])) continue;
+        report(number[i], place_text(layout, array, row, column + i));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void check_weights(std::string_view function, const RowLayout& layout,
+                   const ConstArray& response_mask) {
+  if (response_mask.dtype == DType::boolean) return;
+  check_each(
+      layout, response_mask, {},
+      [](double weight) { return (weight >= kSmallestWeight && weight <= 1) || weight == 0; },
+      [&](double weight, const std::string& place) {
+        const bool tiny = weight > 0 && weight < kSmallestWeight;
+        throw Error(named(function, "response_mask") + " must be " +
+                    (tiny ? "0 or at least " + text(kSmallestWeight) : text(Range{0, 1})) +
+                    ", got " + text(weight) + " at " + place);
+      });
+}
+
+void check_numbers(std::string_view function, std::string_view name, const RowLayout& layout,
+                   const ConstArray& array, const ConstArray& response_mask, const Range& range) {
+  check_each(
+      layout, array, response_mask, [&](double number) { return range.contains(number); },
+      [&](double number, const std::string& place) {
+        throw Error(named(function, name) + " must be " + text(range) + ", got " + text(number) +
+                    " at " + place);
+      });
 }
 
 template <class T>

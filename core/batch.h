@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "fields.h"
 #include "macros.h"
 
 namespace tether {
@@ -60,6 +61,16 @@ void check_array(std::string_view function, std::string_view name, const RowLayo
 template <class Array>
 void check_given(std::string_view function, std::string_view name, const RowLayout& layout,
                  const Array& array);
+
+// Below it the inverse of a weight, as of a row's, is no float.
+inline constexpr double kSmallestWeight = 0x1p-126;
+
+// Throws for the first weight that is not in [0, 1], or so small that its inverse is no number.
+void check_weights(std::string_view function, const RowLayout& layout,
+                   const ConstArray& response_mask);
+// Throws for the first number at an active slot that is not in the range.
+void check_numbers(std::string_view function, std::string_view name, const RowLayout& layout,
+                   const ConstArray& array, const ConstArray& response_mask, const Range& range);
 
 // Kernels work on blocks of this many tokens, which stay in the first-level cache. A block is
 // filled up to a multiple of kLanes with zeros of weight 0.

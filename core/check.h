@@ -3,6 +3,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace tether {
 
@@ -13,6 +14,17 @@ class Error : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+// The same where an argument is of a wrong type; faces map the two to their own.
+class TypeError : public Error {
+ public:
+  using Error::Error;
+};
+
+// "function: name"
+inline std::string named(std::string_view function, std::string_view name) {
+  return std::string(function).append(": ").append(name);
+}
+
 // A number as a person would write it: 0.2, 4, 1e+12, nan.
 template <class Value>
 std::string text(const Value& value) {
@@ -21,11 +33,18 @@ std::string text(const Value& value) {
   return out.str();
 }
 
+// "[inside]"
+inline std::string in_brackets(std::string inside) { return inside.insert(0, 1, '[') + ']'; }
+
 // Throws Error unless `holds`. The message is built only on failure:
 //   require(beta >= 0, [&] { return "policy_loss: beta must be at least 0, got " + text(beta); });
 template <class Message>
 void require(bool holds, Message&& message) {
   if (!holds) throw Error(message());
+}
+template <class Message>
+void require_type(bool holds, Message&& message) {
+  if (!holds) throw TypeError(message());
 }
 
 }  // namespace tether

@@ -4,21 +4,62 @@
 #include <concepts>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <type_traits>
 
 #include "fields.h"
 
-// Objectives from strings and numbers, for Python and command lines. An objective has
-//   for_each_option(objective, visit)   visit(name, value, range) for its numbers
-//   for_each_choice(objective, visit)   visit(name, value, names) for its enums
+// Options from strings and numbers, for Python and command lines. Whatever has options has
+//   for_each_option(options, visit)   visit(name, value, range) for its numbers
+//   for_each_choice(options, visit)   visit(name, value, names) for its enums and bools
+// An option struct has them by listing its members in fields() and choices().
 
 namespace tether {
+
+inline constexpr std::array<std::string_view, 2> kBoolNames{"false", "true"};
+
+// One choice of an option struct: its name, where it lives, the names of its values.
+template <class Options, class Value, size_t kCount>
+struct Choice {
+  std::string_view name;
+  Value Options::* member;
+  const std::array<std::string_view, kCount>& names;
+};
+
+template <class Options, class Value, size_t kCount>
+constexpr Choice<Options, Value, kCount> choice(std::string_view name, Value Options::* member,
+                                                const std::array<std::string_view, kCount>& names) {
+  return {name, member, names};
+}
+template <class Options>
+constexpr Choice<Options, bool, 2> choice(std::string_view name, bool Options::* member) {
+  return {name, member, kBoolNames};
+}
+
+template <class Options>
+concept HasChoices = requires { Options::choices(); };
+template <class Options>
+concept OptionStruct =
+    HasFields<std::remove_const_t<Options>> || HasChoices<std::remove_const_t<Options>>;
+
+template <OptionStruct Options, class Visit>
+void for_each_option(Options& options, Visit visit) {
+  for_each_field(options, visit);
+}
+
+template <OptionStruct Options, class Visit>
+void for_each_choice(Options& options, Visit visit) {
+  using Plain = std::remove_const_t<Options>;
+  if constexpr (HasChoices<Plain>) {
+    std::apply(
+        [&](const auto&... each) { (visit(each.name, options.*each.member, each.names), ...); },
+        Plain::choices());
+  }
+}
 
 // Objective or const Objective.
 template <class T, class Objective>
 concept SameBut = std::same_as<std::remove_const_t<T>, Objective>;
-
-inline constexpr std::array<std::string_view, 2> kBoolNames{"false", "true"};
 
 namespace detail {
 

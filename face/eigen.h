@@ -18,15 +18,8 @@
 
 namespace tether::eigen {
 
-// [B, T] each; {} is absent.
-struct PolicyBatch {
-  Tokens logps;
-  Tokens advantages;     // [B, T], or [B, 1]
-  Tokens response_mask;  // weights in [0, 1]; slots of weight 0 may hold anything
-  Tokens old_logps = {};
-  Tokens ref_logps = {};
-  Tokens entropies = {};
-};
+// [B, T] each (rl/kernels/arrays.h says what), advantages [B, T] or [B, 1]; {} is absent.
+using PolicyBatch = PolicyInputs<Tokens>;
 
 struct PolicyResult {
   double loss;
@@ -35,40 +28,13 @@ struct PolicyResult {
   Eigen::ArrayXXd dentropies;  // empty without entropies
 };
 
-namespace detail {
-
-inline PolicyArrays arrays_of(std::string_view function, const PolicyBatch& batch) {
-  const auto like = [&](std::string_view name, const Tokens& tensor) {
-    check_like(function, name, tensor, "logps", batch.logps);
-  };
-  like("response_mask", batch.response_mask);
-  like("old_logps", batch.old_logps);
-  like("ref_logps", batch.ref_logps);
-  like("entropies", batch.entropies);
-  const bool per_row = batch.advantages.columns() == 1 && batch.logps.columns() != 1;
-  if (per_row) {
-    check_per_row(function, "advantages", batch.advantages, batch.logps.rows());
-  } else {
-    like("advantages", batch.advantages);
-  }
-  return {.layout = batch.logps.layout(),
-          .logps = batch.logps.array(),
-          .advantages = per_row ? batch.advantages.per_row() : batch.advantages.array(),
-          .response_mask = batch.response_mask.array(),
-          .old_logps = batch.old_logps.array(),
-          .ref_logps = batch.ref_logps.array(),
-          .entropies = batch.entropies.array()};
-}
-
-}  // namespace detail
-
 inline PolicyResult policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,
                                 const Normalizer& normalizer = {}) {
   const PolicyArrays arrays = detail::arrays_of("policy_loss", batch);
-  PolicyResult out{0, {}, Eigen::ArrayXXd(batch.logps.rows(), batch.logps.columns()), {}};
+  PolicyResult out{0, {}, detail::new_like(batch.logps), {}};
   PolicyGradients gradients{.logps = detail::output(out.dlogps)};
-  if (batch.entropies) {
-    out.dentropies.resize(batch.logps.rows(), batch.logps.columns());
+  if (batch.entropies.defined()) {
+    out.dentropies = detail::new_like(batch.logps);
     gradients.entropies = detail::output(out.dentropies);
   }
   const PolicyTotals totals = tether::policy_loss(arrays, objective, normalizer, gradients);
@@ -83,11 +49,7 @@ inline Normalizer local_counts(const PolicyBatch& batch, const PolicyObjective& 
 }
 
 // Chosen answers first, then the rejected ones: [2 B, T].
-struct PreferenceBatch {
-  Tokens logps;
-  Tokens response_mask;
-  Tokens ref_logps = {};
-};
+using PreferenceBatch = PreferenceInputs<Tokens>;
 
 struct PreferenceResult {
   double loss;
@@ -98,15 +60,8 @@ struct PreferenceResult {
 inline PreferenceResult preference_loss(const PreferenceBatch& batch,
                                         const PreferenceObjective& objective,
                                         const PairNormalizer& normalizer = {}) {
-  const auto function = "preference_loss";
-  detail::check_like(function, "response_mask", batch.response_mask, "logps", batch.logps);
-  detail::check_like(function, "ref_logps", batch.ref_logps, "logps", batch.logps);
-  PreferenceArrays arrays;
-  arrays.layout = batch.logps.layout();
-  arrays.logps = batch.logps.array();
-  arrays.response_mask = batch.response_mask.array();
-  arrays.ref_logps = batch.ref_logps.array();
-  PreferenceResult out{0, {}, Eigen::ArrayXXd(batch.logps.rows(), batch.logps.columns())};
+  const PreferenceArrays arrays = detail::arrays_of("preference_loss", batch);
+  PreferenceResult out{0, {}, detail::new_like(batch.logps)};
   const PreferenceTotals totals =
       tether::preference_loss(arrays, objective, normalizer, detail::output(out.dlogps));
   out.loss = totals.loss;
@@ -115,12 +70,7 @@ inline PreferenceResult preference_loss(const PreferenceBatch& batch,
 }
 
 // [B, T] each.
-struct ValueBatch {
-  Tokens values;
-  Tokens returns;
-  Tokens response_mask;
-  Tokens old_values = {};
-};
+using ValueBatch = ValueInputs<Tokens>;
 
 struct ValueResult {
   double loss;
@@ -130,18 +80,8 @@ struct ValueResult {
 
 inline ValueResult value_loss(const ValueBatch& batch, const ValueObjective& objective = {},
                               const Normalizer& normalizer = {}) {
-  const auto like = [&](std::string_view name, const Tokens& tensor) {
-    detail::check_like("value_loss", name, tensor, "values", batch.values);
-  };
-  like("returns", batch.returns);
-  like("response_mask", batch.response_mask);
-  like("old_values", batch.old_values);
-  const ValueArrays arrays{.layout = batch.values.layout(),
-                           .values = batch.values.array(),
-                           .returns = batch.returns.array(),
-                           .response_mask = batch.response_mask.array(),
-                           .old_values = batch.old_values.array()};
-  ValueResult out{0, {}, Eigen::ArrayXXd(batch.values.rows(), batch.values.columns())};
+  const ValueArrays arrays = detail::arrays_of("value_loss", batch);
+  ValueResult out{0, {}, detail::new_like(batch.values)};
   const ValueTotals totals =
       tether::value_loss(arrays, objective, normalizer, detail::output(out.dvalues));
   out.loss = totals.loss;

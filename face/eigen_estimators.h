@@ -13,10 +13,11 @@
 #include "../estimators/advantage/gae.h"
 #include "../estimators/advantage/group.h"
 #include "../estimators/advantage/returns.h"
+#include "../estimators/advantage/whitening.h"
 #include "../estimators/kl/exact.h"
 #include "../estimators/kl/forms.h"
 #include "../estimators/kl/report.h"
-#include "../estimators/advantage/whitening.h"
+#include "arguments.h"
 
 // The estimators on Eigen arrays: a row is a sequence, a column a token. Inputs are views, of any
 // storage order and strides, of float, double or (masks) bool; results are new arrays of double.
@@ -46,21 +47,23 @@ class Tokens {
     static_assert(Derived::Flags & Eigen::DirectAccessBit, "evaluate the expression into an array");
   }
 
-  explicit operator bool() const { return bool(array_); }
   int64_t rows() const { return rows_; }
   int64_t columns() const { return columns_; }
-  bool like(const Tokens& other) const {
-    return rows_ == other.rows_ && columns_ == other.columns_;
-  }
-  RowLayout layout() const { return {.rows = rows_, .columns = columns_}; }
-  const ConstArray& array() const { return array_; }
+
+  // As face/arguments.h asks a tensor.
+  bool defined() const { return bool(array_); }
+  int64_t dim() const { return 2; }
+  int64_t size(int64_t d) const { return d == 0 ? rows_ : columns_; }
+  int64_t stride(int64_t d) const { return d == 0 ? array_.row_stride : array_.column_stride; }
+  const void* const_data_ptr() const { return array_.data; }
+  DType scalar_type() const { return array_.dtype; }
   // One value per row, in a single row or column of an array.
-  ConstArray per_row() const {
-    ConstArray out = array_;
-    if (rows_ == 1 && columns_ > 1) out.row_stride = out.column_stride;
-    out.column_stride = 0;
-    out.per_row = true;
-    return out;
+  bool is_per_row(int64_t rows) const {
+    const bool vector = std::min(rows_, columns_) == 1 || rows_ * columns_ == 0;
+    return vector && rows_ * columns_ == rows;
+  }
+  int64_t step_of_rows() const {
+    return rows_ == 1 && columns_ > 1 ? array_.column_stride : array_.row_stride;
   }
 
  private:
@@ -78,30 +81,41 @@ class Tokens {
   int64_t rows_ = 0, columns_ = 0;
 };
 
+}  // namespace tether::eigen
+
+namespace tether {
+
+template <>
+struct RowsOf<eigen::Tokens> {
+  using Layout = Nothing;
+  using Offsets = Nothing;
+};
+
+template <>
+struct face::Access<eigen::Tokens> {
+  static Element element(const eigen::Tokens& tokens) {
+    constexpr const char* kNames[] = {"none", "float32", "float64", "bfloat16", "float16", "bool"};
+    return {.dtype = tokens.scalar_type(),
+            .name = kNames[static_cast<size_t>(tokens.scalar_type())]};
+  }
+  static std::string device(const eigen::Tokens&) { return "cpu"; }
+};
+
+}  // namespace tether
+
+namespace tether::eigen {
+
 namespace detail {
 
-inline std::string shape(int64_t rows, int64_t columns) {
-  return std::string("[").append(text(rows)).append(", ").append(text(columns)).append("]");
+// The arrays of a checked batch.
+template <template <class> class Inputs>
+Inputs<ConstArray> arrays_of(std::string_view function, const Inputs<Tokens>& batch) {
+  face::check_arguments(function, batch);
+  return face::arrays_of(function, batch);
 }
 
-// Throws unless `tensor` is like `like`; {} passes.
-inline void check_like(std::string_view function, std::string_view name, const Tokens& tensor,
-                       std::string_view like_name, const Tokens& like) {
-  require(!tensor || tensor.like(like), [&] {
-    return std::string(function) + ": " + std::string(name) + " must be " +
-           shape(like.rows(), like.columns()) + " like " + std::string(like_name) + ", got " +
-           shape(tensor.rows(), tensor.columns());
-  });
-}
-
-inline void check_per_row(std::string_view function, std::string_view name, const Tokens& tensor,
-                          int64_t rows) {
-  const int64_t size = tensor.rows() * tensor.columns();
-  const bool vector = std::min(tensor.rows(), tensor.columns()) == 1 || size == 0;
-  require(!tensor || (vector && size == rows), [&] {
-    return std::string(function) + ": " + std::string(name) + " must be [" + text(rows) +
-           "], got " + shape(tensor.rows(), tensor.columns());
-  });
+inline Eigen::ArrayXXd new_like(const Tokens& tokens) {
+  return Eigen::ArrayXXd(tokens.rows(), tokens.columns());
 }
 
 inline MutableArray output(Eigen::ArrayXXd& x) {
@@ -109,6 +123,11 @@ inline MutableArray output(Eigen::ArrayXXd& x) {
           .dtype = DType::float64,
           .row_stride = x.rowStride(),
           .column_stride = x.colStride()};
+}
+
+template <class Matrix>
+std::string shape_text(const Matrix& x) {
+  return in_brackets(text(x.rows()) + ", " + text(x.cols()));
 }
 
 // formula(a, b ...) of every element, in double.
@@ -155,10 +174,9 @@ Eigen::ArrayXXd k_lambda(const Eigen::ArrayBase<Derived>& log_ratios, double lam
 
 // The mean over active tokens and how far to trust it (estimators/kl/report.h).
 inline KlReport kl_report(const Tokens& log_ratios, const Tokens& response_mask,
-                            const KlReportOptions& options = {}) {
-  detail::check_like("kl_report", "response_mask", response_mask, "log_ratios", log_ratios);
-  return tether::kl_report(log_ratios.layout(), log_ratios.array(), response_mask.array(),
-                             options);
+                          const KlReportOptions& options = {}) {
+  const KlReportInputs<Tokens> batch{.log_ratios = log_ratios, .response_mask = response_mask};
+  return tether::kl_report(detail::arrays_of("kl_report", batch), options);
 }
 
 // ---- exact KL divergences (estimators/kl/exact.h) -----------------------------------------------
@@ -175,8 +193,8 @@ CategoricalKl categorical_kl(const Eigen::ArrayBase<Q>& log_q, const Eigen::Arra
   using Rows = Eigen::Array<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   const Rows q = log_q.template cast<double>(), p = log_p.template cast<double>();
   require(q.rows() == p.rows() && q.cols() == p.cols(), [&] {
-    return "categorical_kl: log_p must be " + detail::shape(q.rows(), q.cols()) +
-           " like log_q, got " + detail::shape(p.rows(), p.cols());
+    return "categorical_kl: log_p must be " + detail::shape_text(q) +
+           " like log_q, got " + detail::shape_text(p);
   });
   Rows dq(q.rows(), q.cols()), dp(q.rows(), q.cols());
   CategoricalKl out{Eigen::ArrayXd(q.rows()), {}, {}};
@@ -212,13 +230,11 @@ Eigen::ArrayXXd gaussian_kl(const Eigen::ArrayBase<MeanQ>& mean_q,
 inline Eigen::ArrayXXd discounted_returns(const Tokens& rewards, const Tokens& response_mask,
                                           const DiscountedReturns& options = {},
                                           const Tokens& bootstrap = {}) {
-  const auto function = "discounted_returns";
-  detail::check_like(function, "response_mask", response_mask, "rewards", rewards);
-  detail::check_per_row(function, "bootstrap", bootstrap, rewards.rows());
-  Eigen::ArrayXXd out(rewards.rows(), rewards.columns());
-  tether::discounted_returns(rewards.layout(), rewards.array(), response_mask.array(),
-                             bootstrap ? bootstrap.per_row() : ConstArray{}, options,
-                             detail::output(out));
+  const ReturnsInputs<Tokens> batch{
+      .rewards = rewards, .response_mask = response_mask, .bootstrap = bootstrap};
+  const ReturnsArrays arrays = detail::arrays_of("discounted_returns", batch);
+  Eigen::ArrayXXd out = detail::new_like(rewards);
+  tether::discounted_returns(arrays, options, detail::output(out));
   return out;
 }
 
@@ -226,45 +242,22 @@ struct AdvantagesAndReturns {
   Eigen::ArrayXXd advantages;
   Eigen::ArrayXXd returns;
 };
+using GaeBatch = GaeInputs<Tokens>;
 
-// What may come beside rewards, values and mask; {} is absent.
-struct GaeExtras {
-  Tokens bootstrap = {};             // [B]
-  Tokens done = {}, truncated = {};  // [B, T]
-  Tokens truncation_values = {};     // [B, T], needed with truncated
-  Tokens lambdas = {};               // [B, T]
-};
-
-inline AdvantagesAndReturns generalized_advantage_estimation(const Tokens& rewards,
-                                                             const Tokens& values,
-                                                             const Tokens& response_mask,
-                                                             const Gae& options = {},
-                                                             const GaeExtras& extras = {}) {
-  const auto function = "generalized_advantage_estimation";
-  const auto like = [&](std::string_view name, const Tokens& tensor) {
-    detail::check_like(function, name, tensor, "rewards", rewards);
-  };
-  like("values", values);
-  like("response_mask", response_mask);
-  like("done", extras.done);
-  like("truncated", extras.truncated);
-  like("truncation_values", extras.truncation_values);
-  like("lambdas", extras.lambdas);
-  detail::check_per_row(function, "bootstrap", extras.bootstrap, rewards.rows());
-  const GaeArrays arrays{.layout = rewards.layout(),
-                         .rewards = rewards.array(),
-                         .values = values.array(),
-                         .response_mask = response_mask.array(),
-                         .bootstrap = extras.bootstrap ? extras.bootstrap.per_row() : ConstArray{},
-                         .done = extras.done.array(),
-                         .truncated = extras.truncated.array(),
-                         .truncation_values = extras.truncation_values.array(),
-                         .lambdas = extras.lambdas.array()};
-  AdvantagesAndReturns out{{rewards.rows(), rewards.columns()},
-                           {rewards.rows(), rewards.columns()}};
+inline AdvantagesAndReturns generalized_advantage_estimation(const GaeBatch& batch,
+                                                             const Gae& options = {}) {
+  const GaeArrays arrays = detail::arrays_of("generalized_advantage_estimation", batch);
+  AdvantagesAndReturns out{detail::new_like(batch.rewards), detail::new_like(batch.rewards)};
   tether::generalized_advantage_estimation(arrays, options, detail::output(out.advantages),
                                            detail::output(out.returns));
   return out;
+}
+inline AdvantagesAndReturns generalized_advantage_estimation(const Tokens& rewards,
+                                                             const Tokens& values,
+                                                             const Tokens& response_mask,
+                                                             const Gae& options = {}) {
+  return generalized_advantage_estimation(
+      GaeBatch{.rewards = rewards, .values = values, .response_mask = response_mask}, options);
 }
 
 // Groups of `group_size` consecutive rewards, or by id.
@@ -290,17 +283,17 @@ inline Eigen::ArrayXd group_advantage(
 // ---- whitening (estimators/advantage/whitening.h) ---------------------------------------------------------
 
 inline Moments moments(const Tokens& values, const Tokens& response_mask) {
-  detail::check_like("moments", "response_mask", response_mask, "values", values);
-  return tether::moments(values.layout(), values.array(), response_mask.array());
+  const WhiteningInputs<Tokens> batch{.values = values, .response_mask = response_mask};
+  return tether::moments(detail::arrays_of("moments", batch));
 }
 
 // With the moments of the whole step, from the caller.
 inline Eigen::ArrayXXd whiten(const Tokens& values, const Tokens& response_mask,
                               const Moments& step, const Whitening& options = {}) {
-  detail::check_like("whiten", "response_mask", response_mask, "values", values);
-  Eigen::ArrayXXd out(values.rows(), values.columns());
-  tether::whiten(values.layout(), values.array(), response_mask.array(), step, options,
-                 detail::output(out));
+  const WhiteningInputs<Tokens> batch{.values = values, .response_mask = response_mask};
+  const WhiteningArrays arrays = detail::arrays_of("whiten", batch);
+  Eigen::ArrayXXd out = detail::new_like(values);
+  tether::whiten(arrays, step, options, detail::output(out));
   return out;
 }
 // With those of these values.

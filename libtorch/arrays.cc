@@ -2,12 +2,13 @@
 
 #include <c10/util/Exception.h>
 
-namespace tether::detail {
+namespace tether {
+namespace detail {
 
 std::string shape_text(at::IntArrayRef sizes) {
-  std::string out = "[";
+  std::string out;
   for (size_t i = 0; i < sizes.size(); ++i) out += (i ? ", " : "") + text(sizes[i]);
-  return out + "]";
+  return in_brackets(out);
 }
 
 std::string dtype_text(at::ScalarType type) { return std::string(c10::getDtypeNames(type).first); }
@@ -16,58 +17,16 @@ void check_value(bool holds, const std::string& message) { TORCH_CHECK_VALUE(hol
 
 void check_type(bool holds, const std::string& message) { TORCH_CHECK_TYPE(holds, message); }
 
-namespace {
-
-std::string named(std::string_view function, std::string_view name) {
-  return std::string(function) + ": " + std::string(name);
-}
-
-DType dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble:
-      return DType::float64;
-    case at::kBFloat16:
-      return DType::bfloat16;
-    case at::kHalf:
-      return DType::float16;
-    case at::kBool:
-      return DType::boolean;
-    case at::kFloat:
-      return DType::float32;
-    default:
-      throw Error("tensor must be floating or bool, got " + dtype_text(tensor.scalar_type()));
-  }
-}
-
-template <class Array, class Pointer>
-Array token_view(const at::Tensor& tensor, Pointer* data) {
-  const bool padded = tensor.dim() == 2;
-  return {.data = data,
-          .dtype = dtype_of(tensor),
-          .row_stride = padded ? tensor.stride(0) : 0,
-          .column_stride = tensor.stride(padded ? 1 : 0)};
-}
-
-}  // namespace
-
 void check_floating(std::string_view function, std::string_view name, const at::Tensor& tensor) {
-  const at::ScalarType type = tensor.scalar_type();
-  if (type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf) {
-    if (!tensor._fw_grad(/*level=*/0).defined()) return;
-    TORCH_CHECK_NOT_IMPLEMENTED(false, named(function, name),
-                                " must have no tangent, got one. Forward-mode derivatives are not "
-                                "supported: use backward");
-  }
-  check_type(false, named(function, name) + " must be float32, float64, bfloat16 or float16, got " +
-                        dtype_text(type));
+  check_type(face::Access<at::Tensor>::element(tensor).floating(),
+             named(function, name) + " must be float32, float64, bfloat16 or float16, got " +
+                 dtype_text(tensor.scalar_type()));
+  face::Access<at::Tensor>::check_gradient(named(function, name), name, tensor,
+                                           Flow::differentiable);
 }
 
 void check_constant(std::string_view function, std::string_view name, const at::Tensor& tensor) {
-  if (!tensor.requires_grad()) return;
-  check_value(false, named(function, name) +
-                         " must not require grad, got a tensor that does. It is a constant of the "
-                         "loss: pass " +
-                         std::string(name) + ".detach()");
+  face::Access<at::Tensor>::check_gradient(named(function, name), name, tensor, Flow::constant);
 }
 
 void check_device(std::string_view function, std::string_view name, const at::Tensor& tensor,
@@ -77,20 +36,38 @@ void check_device(std::string_view function, std::string_view name, const at::Te
                          std::string(like_name) + ", got " + tensor.device().str());
 }
 
-ConstArray token_array(const at::Tensor& tensor) {
-  return token_view<ConstArray>(tensor, tensor.const_data_ptr());
+at::Tensor as_weights(const at::Tensor& mask) {
+  const bool integers = at::isIntegralType(mask.scalar_type(), /*includeBool=*/false);
+  return integers ? mask.to(at::kFloat) : mask;
 }
 
-MutableArray mutable_token_array(const at::Tensor& tensor) {
-  return token_view<MutableArray>(tensor, tensor.data_ptr());
+}  // namespace detail
+
+face::Element face::Access<at::Tensor>::element(const at::Tensor& tensor) {
+  const at::ScalarType type = tensor.scalar_type();
+  Element out{.name = detail::dtype_text(type)};
+  out.integer = at::isIntegralType(type, /*includeBool=*/false);
+  out.index = type == at::kInt || type == at::kLong;
+  if (type == at::kFloat) out.dtype = DType::float32;
+  if (type == at::kDouble) out.dtype = DType::float64;
+  if (type == at::kBFloat16) out.dtype = DType::bfloat16;
+  if (type == at::kHalf) out.dtype = DType::float16;
+  if (type == at::kBool) out.dtype = DType::boolean;
+  return out;
 }
 
-ConstArray row_array(const at::Tensor& tensor) {
-  return {.data = tensor.const_data_ptr(),
-          .dtype = dtype_of(tensor),
-          .row_stride = tensor.stride(0),
-          .column_stride = 0,
-          .per_row = true};
+void face::Access<at::Tensor>::check_gradient(const std::string& where, std::string_view name,
+                                              const at::Tensor& tensor, Flow flow) {
+  if (tensor._fw_grad(/*level=*/0).defined()) {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, where,
+                                " must have no tangent, got one. Forward-mode derivatives are not "
+                                "supported: use backward");
+  }
+  if (flow == Flow::differentiable || !tensor.requires_grad()) return;
+  detail::check_value(false, where +
+                                 " must not require grad, got a tensor that does. It is a constant "
+                                 "of the loss: pass " +
+                                 std::string(name) + ".detach()");
 }
 
-}  // namespace tether::detail
+}  // namespace tether

@@ -7,10 +7,22 @@
 
 #include "../core/batch.h"
 #include "../core/check.h"
+#include "../face/arguments.h"
 
-// What every door of the LibTorch face needs: errors, checks, and views of tensors.
+// What every door of the LibTorch face needs: errors, and tensors as the arrays of a function.
 
-namespace tether::detail {
+namespace tether {
+
+template <>
+struct face::Access<at::Tensor> {
+  static Element element(const at::Tensor& tensor);
+  static std::string device(const at::Tensor& tensor) { return tensor.device().str(); }
+  // Nothing has a tangent; what no gradient flows into does not ask for one.
+  static void check_gradient(const std::string& where, std::string_view name,
+                             const at::Tensor& tensor, Flow flow);
+};
+
+namespace detail {
 
 // "[4, 128]" and "float32"
 std::string shape_text(at::IntArrayRef sizes);
@@ -30,20 +42,57 @@ void check_constant(std::string_view function, std::string_view name, const at::
 void check_device(std::string_view function, std::string_view name, const at::Tensor& tensor,
                   std::string_view like_name, const at::Tensor& like);
 
-// A view of a tensor of tokens, [B, T] or packed [N], or of one value per row, [B].
-ConstArray token_array(const at::Tensor& tensor);
-ConstArray row_array(const at::Tensor& tensor);
-MutableArray mutable_token_array(const at::Tensor& tensor);
-
-// Runs `body`; an Error of the core comes out as ValueError.
+// Runs `body`; an Error of the core comes out as ValueError or TypeError.
 template <class Body>
-auto with_value_errors(Body&& body) {
+auto with_public_errors(Body&& body) {
   try {
     return body();
+  } catch (const TypeError& error) {
+    check_type(false, error.what());
+    throw;
   } catch (const Error& error) {
     check_value(false, error.what());
     throw;
   }
 }
 
-}  // namespace tether::detail
+// A mask in a type that the loops take: integers as float32.
+at::Tensor as_weights(const at::Tensor& mask);
+
+// The batch with everything checked that its list asks for, before anything is computed, and in the
+// types and shapes that the loops take: masks of integers as float32, one number a row as [B, 1],
+// offsets on the host.
+template <template <class> class Inputs>
+Inputs<at::Tensor> checked(std::string_view function, const Inputs<at::Tensor>& batch) {
+  using Batch = Inputs<at::Tensor>;
+  face::check_arguments(function, batch);
+  Batch out = batch;
+  const auto list = Batch::arguments();
+  const at::Tensor& first = batch.*list[0].member;
+  for (const auto& each : list) {
+    at::Tensor& tensor = out.*each.member;
+    if (!tensor.defined()) continue;
+    if (each.kind == Kind::mask) tensor = as_weights(tensor);
+    const bool column = each.shape == Shape::either && !face::same_shape(tensor, first);
+    if (column) tensor = tensor.reshape({tensor.size(0), 1});
+  }
+  if constexpr (face::kHasOffsets<Batch>) {
+    if (batch.offsets.defined()) out.offsets = batch.offsets.cpu().contiguous();
+    face::layout_of(function, list[0].name, first, out.offsets);
+  }
+  return out;
+}
+
+// A checked batch with its constants on the host.
+template <template <class> class Inputs>
+Inputs<at::Tensor> on_host(const Inputs<at::Tensor>& batch) {
+  Inputs<at::Tensor> out = batch;
+  for (const auto& each : Inputs<at::Tensor>::arguments()) {
+    at::Tensor& tensor = out.*each.member;
+    if (tensor.defined()) tensor = tensor.detach().cpu();
+  }
+  return out;
+}
+
+}  // namespace detail
+}  // namespace tether

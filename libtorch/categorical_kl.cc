@@ -48,7 +48,7 @@ void check_inputs(const at::Tensor& q, const at::Tensor& p, const CategoricalKlO
   check_device(name, "p_logits", p, "q_logits", q);
   check_value(p.sizes() == q.sizes(), name + ": p_logits must be " + shape_text(q.sizes()) +
                                           " like q_logits, got " + shape_text(p.sizes()));
-  with_value_errors(
+  with_public_errors(
       [&] { check_range(name, "temperature", options.temperature, Range{1e-6, 1e6}); });
   if (!options.mask.defined()) return;
   const at::IntArrayRef expected = q.sizes().slice(0, static_cast<size_t>(q.dim() - 1));

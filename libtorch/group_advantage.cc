@@ -7,57 +7,42 @@
 namespace tether {
 namespace {
 
-// body(rewards, advantages) on contiguous rewards of float or double.
-template <class Body>
-at::Tensor on_rewards(const at::Tensor& rewards, Body body) {
-  if (!rewards.defined()) {
-    detail::check_value(false, "group_advantage: rewards must be given, got none");
-  }
-  detail::check_floating("group_advantage", "rewards", rewards);
-  detail::check_constant("group_advantage", "rewards", rewards);
-  if (rewards.dim() != 1) {
-    detail::check_value(
-        false, "group_advantage: rewards must be [B], got " + detail::shape_text(rewards.sizes()));
-  }
-  const bool wide = rewards.scalar_type() == at::kDouble;
-  const at::Tensor in = rewards.cpu().to(wide ? at::kDouble : at::kFloat).contiguous();
-  const at::Tensor out = at::empty_like(in);
-  detail::with_value_errors([&] {
-    if (wide) {
-      body(in.const_data_ptr<double>(), out.data_ptr<double>());
-    } else {
-      body(in.const_data_ptr<float>(), out.data_ptr<float>());
-    }
+// By ids, or of `group_size` where there are none.
+at::Tensor advantages_of(const at::Tensor& rewards, const at::Tensor& group_ids, int64_t group_size,
+                         const GroupAdvantage& options) {
+  const auto function = "group_advantage";
+  return detail::with_public_errors([&] {
+    const auto batch = detail::on_host(detail::checked(
+        function, GroupInputs<at::Tensor>{.rewards = rewards, .group_ids = group_ids}));
+    const bool wide = rewards.scalar_type() == at::kDouble;
+    const at::Tensor in = batch.rewards.to(wide ? at::kDouble : at::kFloat).contiguous();
+    const at::Tensor out = at::empty_like(in);
+    const auto run = [&]<class T>(T) {
+      const T* values = in.const_data_ptr<T>();
+      if (batch.group_ids.defined()) {
+        const at::Tensor ids = batch.group_ids.to(at::kLong).contiguous();
+        group_advantage(values, ids.const_data_ptr<int64_t>(), in.size(0), options,
+                        out.data_ptr<T>());
+      } else {
+        group_advantage(values, in.size(0), group_size, options, out.data_ptr<T>());
+      }
+    };
+    wide ? run(double{}) : run(float{});
+    return out.to(rewards.options());
   });
-  return out.to(rewards.options());
 }
 
 }  // namespace
 
 at::Tensor group_advantage(const at::Tensor& rewards, int64_t group_size,
                            const GroupAdvantage& options) {
-  return on_rewards(rewards, [&](const auto* in, auto* out) {
-    group_advantage(in, rewards.size(0), group_size, options, out);
-  });
+  return advantages_of(rewards, {}, group_size, options);
 }
 
 at::Tensor group_advantage(const at::Tensor& rewards, const at::Tensor& group_ids,
                            const GroupAdvantage& options) {
-  return on_rewards(rewards, [&](const auto* in, auto* out) {
-    const at::ScalarType type = group_ids.scalar_type();
-    if (type != at::kInt && type != at::kLong) {
-      detail::check_type(false, "group_advantage: group_ids must be int32 or int64, got " +
-                                    detail::dtype_text(type));
-    }
-    if (group_ids.sizes() != rewards.sizes()) {
-      detail::check_value(false, "group_advantage: group_ids must be " +
-                                     detail::shape_text(rewards.sizes()) + " like rewards, got " +
-                                     detail::shape_text(group_ids.sizes()));
-    }
-    detail::check_device("group_advantage", "group_ids", group_ids, "rewards", rewards);
-    const at::Tensor ids = group_ids.cpu().to(at::kLong).contiguous();
-    group_advantage(in, ids.const_data_ptr<int64_t>(), rewards.size(0), options, out);
-  });
+  detail::check_value(group_ids.defined(), "group_advantage: group_ids must be given, got none");
+  return advantages_of(rewards, group_ids, 0, options);
 }
 
 }  // namespace tether

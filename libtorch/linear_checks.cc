@@ -64,7 +64,7 @@ LinearInputs checked_linear(const std::string& function, const at::Tensor& hidde
               function + ": chunk_bytes must be at least 1, got " + text(options.chunk_bytes));
   check_value(options.rows_per_chunk >= 0, function + ": rows_per_chunk must be at least 0, got " +
                                                text(options.rows_per_chunk));
-  with_value_errors([&] { check_fields(function, row_options(options)); });
+  with_public_errors([&] { check_fields(function, row_options(options)); });
   const at::Tensor ids = targets.to(at::kLong).contiguous();
   check_ids(function, ids.cpu(), head.weight.size(0), options.ignore_index);
   return {.hidden = hidden.detach().reshape({ids.numel(), hidden.size(-1)}),

@@ -44,8 +44,7 @@ at::Tensor scattered(const at::Tensor& values, const at::Tensor& places, at::Int
 SweepResult policy_sweep(const detail::LinearInputs& inputs, const LinearOptions& options,
                          const PolicyBatch& batch, const PolicyObjective& objective,
                          const Normalizer& normalizer, detail::WantedLinear wanted) {
-  const detail::PolicyViews views(batch);
-  PolicyArrays arrays = views.arrays();
+  PolicyArrays arrays = face::arrays_of("linear_policy_loss", batch);
   arrays.logps = arrays.entropies = {};
   const auto type = detail::result_type(inputs.hidden);
   ChunkedPolicyLoss loss("linear_policy_loss", arrays,
@@ -138,8 +137,10 @@ LinearPolicyOutput linear_policy_loss(const at::Tensor& given_hidden, const Line
   const auto type = at::dtype(detail::result_type(hidden)).device(hidden.device());
   batch.logps = at::zeros(targets.sizes(), type);
   if (asked.entropies) batch.entropies = at::zeros(targets.sizes(), type);
-  batch = detail::checked(name, batch);
-  detail::with_value_errors([&] { check_objective(name, objective); });
+  detail::with_public_errors([&] {
+    batch = detail::checked(name, batch);
+    check_objective(name, objective);
+  });
 
   if (objective.level != RatioLevel::token || !hidden.is_cpu()) {
     const TokenLogps made = linear_token_logps(hidden, head, active, asked);
@@ -153,7 +154,7 @@ LinearPolicyOutput linear_policy_loss(const at::Tensor& given_hidden, const Line
   const auto compute = [&](detail::WantedLinear wanted) {
     return policy_sweep(inputs, asked, batch, objective, normalizer, wanted);
   };
-  return detail::with_value_errors([&] {
+  return detail::with_public_errors([&] {
     const at::Tensor loss = LinearPolicyLoss::apply(
         *detail::input_of_graph(hidden), *detail::input_of_graph(head.weight),
         detail::input_of_graph(head.bias), &compute, &result);

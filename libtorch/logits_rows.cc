@@ -32,7 +32,7 @@ at::ScalarType result_type(const at::Tensor& input) {
 
 ConstLogits rows_of(const at::Tensor& logits) {
   ConstLogits rows = strided_rows(logits.sizes().data(), logits.strides().data(), logits.dim());
-  rows.dtype = row_array(logits).dtype;
+  rows.dtype = face::Access<at::Tensor>::element(logits).dtype;
   rows.data = logits.const_data_ptr();
   return rows;
 }

@@ -8,21 +8,6 @@
 
 namespace tether::detail {
 
-// The batch with every rule of PolicyBatch checked and every array in a type and shape that the
-// loops take: masks of integers as float32, advantages [B] as [B, 1]. Throws before anything is
-// computed.
-PolicyBatch checked(std::string_view function, const PolicyBatch& batch);
-
-// A checked batch on the CPU, as the kernels see it. Refers to the tensors of `batch`.
-class PolicyViews {
- public:
-  explicit PolicyViews(const PolicyBatch& batch);
-  const PolicyArrays& arrays() const { return arrays_; }
-
- private:
-  PolicyArrays arrays_;
-};
-
 PolicyMetricTensors metric_tensors(const PolicyMetrics& metrics);
 
 // Loss, gradients (undefined unless wanted) and metrics.

@@ -14,6 +14,7 @@
 #include "libtorch/executor.h"
 #include "libtorch/policy_inputs.h"
 #include "libtorch/stored_gradient.h"
+#include "rl/kernels/policy_checks.h"
 #include "rl/kernels/policy_loss.h"
 
 namespace tether {
@@ -60,19 +61,18 @@ class PolicyLoss : public torch::autograd::Function<PolicyLoss> {
 at::Tensor gradient_buffer(bool wanted, const at::Tensor& input, MutableArray& view) {
   if (!wanted) return {};
   const at::Tensor out = at::empty(input.sizes(), at::dtype(detail::stored_type(input)));
-  view = detail::mutable_token_array(out);
+  view = face::mutable_token_array(out);
   return out;
 }
 
 ComputedLoss compute_on_cpu(const PolicyBatch& batch, const PolicyObjective& objective,
                             const Normalizer& normalizer, WantedGradients wanted) {
-  const detail::PolicyViews views(batch);
   ComputedLoss out;
   PolicyGradients gradients;
   out.dlogps = gradient_buffer(wanted.logps, batch.logps, gradients.logps);
   out.dentropies = gradient_buffer(wanted.entropies, batch.entropies, gradients.entropies);
-  const PolicyTotals totals =
-      policy_loss(views.arrays(), objective, normalizer, gradients, torch_executor());
+  const PolicyTotals totals = policy_loss(face::arrays_of("policy_loss", batch), objective,
+                                          normalizer, gradients, torch_executor());
   const bool wide = batch.logps.scalar_type() == at::kDouble;
   out.loss = at::scalar_tensor(totals.loss, at::dtype(wide ? at::kDouble : at::kFloat));
   out.metrics = detail::metric_tensors(totals.metrics);
@@ -81,9 +81,10 @@ ComputedLoss compute_on_cpu(const PolicyBatch& batch, const PolicyObjective& obj
 
 LossOutput run(const PolicyBatch& unchecked, const PolicyObjective& objective,
                const Normalizer& normalizer, Compute compute) {
-  const PolicyBatch batch = detail::checked("policy_loss", unchecked);
-  return detail::with_value_errors([&] {
+  return detail::with_public_errors([&] {
+    const PolicyBatch batch = detail::checked("policy_loss", unchecked);
     check_objective("policy_loss", objective);
+    check_needs("policy_loss", presence_of(batch), objective);
     LossOutput out;
     out.loss = PolicyLoss::apply(*detail::input_of_graph(batch.logps),
                                  detail::input_of_graph(batch.entropies), compute, &batch,
@@ -129,9 +130,10 @@ LossOutput policy_loss(const PolicyBatch& batch, const PolicyObjective& objectiv
 
 at::Tensor policy_token_losses(const PolicyBatch& unchecked, const PolicyObjective& objective) {
   const auto function = "policy_token_losses";
-  const PolicyBatch batch = detail::checked(function, unchecked);
-  return detail::with_value_errors([&] {
+  return detail::with_public_errors([&] {
+    const PolicyBatch batch = detail::checked(function, unchecked);
     check_objective(function, objective);
+    check_needs(function, presence_of(batch), objective);
     return detail::tensor_token_losses(batch, objective);
   });
 }

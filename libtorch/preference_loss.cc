@@ -23,7 +23,6 @@
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/stored_gradient.h"
-#include "libtorch/token_checks.h"
 #include "rl/kernels/preference_loss.h"
 
 namespace tether {
@@ -42,7 +41,9 @@ PreferenceBatch as_rows(const PreferenceBatch& batch) {
   const auto column = [](const at::Tensor& tensor) {
     return tensor.defined() && tensor.dim() == 1 ? tensor.unsqueeze(1) : tensor;
   };
-  PreferenceBatch out{column(batch.logps), column(batch.ref_logps), column(batch.response_mask)};
+  PreferenceBatch out{.logps = column(batch.logps),
+                      .ref_logps = column(batch.ref_logps),
+                      .response_mask = column(batch.response_mask)};
   if (!out.response_mask.defined()) {
     out.response_mask =
         at::ones(out.logps.sizes(), at::dtype(at::kBool).device(out.logps.device()));
@@ -50,25 +51,8 @@ PreferenceBatch as_rows(const PreferenceBatch& batch) {
   return out;
 }
 
-PreferenceBatch checked(std::string_view function, const PreferenceBatch& given) {
-  using namespace detail;
-  check_given(function, "logps", given.logps);
-  check_floating(function, "logps", given.logps);
-  PreferenceBatch out = as_rows(given);
-  check_shape_of_logps(function, out.logps, out.offsets);
-  out.offsets = checked_offsets(function, out.offsets, out.logps);
-  out.response_mask = checked_mask(function, out.response_mask, out.logps);
-  check_constant_tokens(function, "ref_logps", out.ref_logps, out.logps);
-  return out;
-}
-
-// Refers to the tensors of a checked batch.
-PreferenceArrays arrays_of(const PreferenceBatch& batch) {
-  PreferenceArrays out{.layout = detail::layout_of(batch.logps, batch.offsets),
-                       .logps = detail::token_array(batch.logps),
-                       .response_mask = detail::token_array(batch.response_mask)};
-  if (batch.ref_logps.defined()) out.ref_logps = detail::token_array(batch.ref_logps);
-  return out;
+int64_t rows_of(const PreferenceBatch& batch) {
+  return batch.offsets.defined() ? batch.offsets.size(0) - 1 : batch.logps.size(0);
 }
 
 Computed compute_on_cpu(const PreferenceBatch& batch, const PreferenceObjective& objective,
@@ -77,10 +61,10 @@ Computed compute_on_cpu(const PreferenceBatch& batch, const PreferenceObjective&
   MutableArray dlogps;
   if (with_gradient) {
     out.dlogps = at::empty(batch.logps.sizes(), at::dtype(detail::stored_type(batch.logps)));
-    dlogps = detail::mutable_token_array(out.dlogps);
+    dlogps = face::mutable_token_array(out.dlogps);
   }
-  const PreferenceTotals totals =
-      preference_loss(arrays_of(batch), objective, normalizer, dlogps, torch_executor());
+  const PreferenceTotals totals = preference_loss(face::arrays_of("preference_loss", batch),
+                                                  objective, normalizer, dlogps, torch_executor());
   const bool wide = batch.logps.scalar_type() == at::kDouble;
   out.loss = at::scalar_tensor(totals.loss, at::dtype(wide ? at::kDouble : at::kFloat));
   out.sums = at::empty({PreferenceMetrics::kSums, 2}, at::dtype(at::kDouble));
@@ -93,8 +77,8 @@ Computed compute_on_cpu(const PreferenceBatch& batch, const PreferenceObjective&
 // Sums over the tokens of each row, [rows].
 class RowSums {
  public:
-  explicit RowSums(const PreferenceBatch& batch) : padded_(!batch.offsets.defined()) {
-    rows_ = padded_ ? batch.logps.size(0) : batch.offsets.size(0) - 1;
+  explicit RowSums(const PreferenceBatch& batch)
+      : padded_(!batch.offsets.defined()), rows_(rows_of(batch)) {
     if (padded_) return;
     const auto options = at::dtype(at::kLong).device(batch.logps.device());
     row_ = at::repeat_interleave(at::arange(rows_, options),
@@ -130,16 +114,9 @@ at::Tensor loss_of_pairs(const PairLoss& loss, const TensorPair& pair) {
 
 Computed compute_on_tensors(const PreferenceBatch& batch, const PreferenceObjective& objective,
                             const PairNormalizer& normalizer, bool with_gradient) {
-  detail::check_value(
-      !objective.reference || batch.ref_logps.defined(),
-      "preference_loss: ref_logps must be given, got none. Pass them or reference = false");
   const c10::InferenceMode normal(false);
   const RowSums sum_rows(batch);
   const int64_t half = sum_rows.rows() / 2;
-  detail::check_value(sum_rows.rows() % 2 == 0,
-                      "preference_loss: logps must have an even number of rows, chosen answers "
-                      "before rejected ones, got " +
-                          text(sum_rows.rows()));
   const bool wide = batch.logps.scalar_type() == at::kDouble;
   const auto dtype = wide ? at::kDouble : at::kFloat;
   const at::Tensor weight = batch.response_mask.to(dtype);
@@ -224,9 +201,10 @@ class PreferenceLoss : public torch::autograd::Function<PreferenceLoss> {
 
 PreferenceOutput run(const PreferenceBatch& unchecked, const PreferenceObjective& objective,
                      const PairNormalizer& normalizer, Compute compute) {
-  const PreferenceBatch batch = checked("preference_loss", unchecked);
-  return detail::with_value_errors([&] {
+  return detail::with_public_errors([&] {
+    const PreferenceBatch batch = detail::checked("preference_loss", as_rows(unchecked));
     check_objective("preference_loss", objective);
+    check_needs("preference_loss", presence_of(batch), rows_of(batch), objective);
     PreferenceOutput out;
     out.loss = PreferenceLoss::apply(*detail::input_of_graph(batch.logps), compute, &batch,
                                      &objective, &normalizer, &out.metrics.sums);
@@ -260,13 +238,12 @@ PreferenceOutput detail::preference_loss_any_device(const PreferenceBatch& batch
   return run(batch, objective, normalizer, compute_on_tensors);
 }
 
-PairNormalizer local_counts(const PreferenceBatch& unchecked) {
-  PreferenceBatch batch = checked("local_counts", unchecked);
-  batch.logps = batch.logps.detach().cpu();
-  batch.response_mask = batch.response_mask.cpu();
-  batch.ref_logps = at::Tensor();
-  return detail::with_value_errors(
-      [&] { return local_counts(arrays_of(batch), torch_executor()); });
+PairNormalizer local_counts(const PreferenceBatch& given) {
+  const auto function = "local_counts";
+  return detail::with_public_errors([&] {
+    const PreferenceBatch batch = detail::on_host(detail::checked(function, as_rows(given)));
+    return local_counts(face::arrays_of(function, batch), torch_executor());
+  });
 }
 
 }  // namespace tether

@@ -6,19 +6,17 @@
 #include <string>
 
 #include "../rl/catalogue.h"
+#include "../rl/kernels/arrays.h"
 #include "../rl/preference_metrics.h"
 #include "tensor_number.h"
 
 namespace tether {
 
-// Pairs of answers: 2 B rows, all chosen answers first, then the rejected ones in the same order.
-// An undefined tensor is absent. Types and strides as in PolicyBatch. Only logps gets a gradient.
-struct PreferenceBatch {
-  at::Tensor logps;  // [2 B, T], packed [N] with offsets, or the log-probabilities of answers [2 B]
-  at::Tensor ref_logps = {};      // like logps; needed where the objective has a reference
-  at::Tensor response_mask = {};  // like logps; absent for answers [2 B]
-  at::Tensor offsets = {};        // [2 B + 1] int32 or int64
-};
+// Pairs of answers (rl/kernels/arrays.h): 2 B rows, all chosen answers first, then the rejected
+// ones in the same order; [2 B, T], packed [N] with offsets, or the log-probabilities of whole
+// answers [2 B], for which the mask may be absent. Types and strides as in PolicyBatch. Only logps
+// gets a gradient.
+using PreferenceBatch = PreferenceInputs<at::Tensor>;
 
 // PreferenceMetrics on the device of the loss: [value, count] pairs [kSums, 2] in float64.
 struct PreferenceMetricTensors {

@@ -283,18 +283,6 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
           .maxima = at::stack({largest(d), largest(-d)})};
 }
 
-void check_needs(std::string_view function, const PolicyBatch& batch,
-                 const PolicyObjective& objective) {
-  const std::string name(function);
-  check_value(objective.kl.beta == 0 || batch.ref_logps.defined(),
-              name + ": ref_logps must be given when beta is greater than 0, got beta " +
-                  text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0");
-  const double entropy_coef = objective.entropy.coefficient;
-  check_value(entropy_coef == 0 || batch.entropies.defined(),
-              name + ": entropies must be given when entropy_coef is not 0, got entropy_coef " +
-                  text(entropy_coef) + " and none. Pass entropies or entropy_coef = 0");
-}
-
 at::Tensor row_sums_of_weights(const FlatBatch& flat) {
   return at::zeros({flat.rows}, flat.weight.options()).index_add(0, flat.row, flat.weight);
 }
@@ -302,7 +290,6 @@ at::Tensor row_sums_of_weights(const FlatBatch& flat) {
 }  // namespace
 
 at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& objective) {
-  check_needs("policy_token_losses", batch, objective);
   FlatBatch flat = flattened(batch);
   const bool wide = flat.weight.scalar_type() == at::kDouble;
   const auto selected = [&](const at::Tensor& tensor) {
@@ -335,7 +322,6 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective&
                                 const Normalizer& normalizer, WantedGradients wanted) {
   const bool penalty = objective.kl.beta > 0;
   const double entropy_coef = objective.entropy.coefficient;
-  check_needs("policy_loss", batch, objective);
   // The counts of the batch are not waited for.
   step_counts("policy_loss", normalizer, TermCounts{});
   // Under the caller's inference mode there would be no gradient to take here.

@@ -111,7 +111,7 @@ void gather_shards(const VocabularyShard& shard, int64_t columns, const at::Tens
                   " on cpu, got " + dtype_text(all.scalar_type()) + " " + shape_text(all.sizes()) +
                   " on " + all.device().str());
   const at::Tensor in = all.contiguous();
-  with_value_errors([&] {
+  with_public_errors([&] {
     merge_shards(kName, statistics_of(in), in.size(0), rows, ids, options,
                  statistics_of(statistics));
   });
@@ -303,7 +303,7 @@ TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
   check_buffer(options.gradient_buffer, logits);
   check_shard(options.shard, logits);
   const RowOptions row = row_options(options);
-  detail::with_value_errors([&] { check_fields(kName, row); });
+  detail::with_public_errors([&] { check_fields(kName, row); });
   const at::Tensor ids = targets.to(at::kLong).contiguous();
   const int64_t vocabulary = options.shard.ids > 0 ? options.shard.ids : logits.size(-1);
   detail::check_ids(kName, ids.cpu(), vocabulary, options.ignore_index);

@@ -89,7 +89,7 @@ Inputs checked(const at::Tensor& q, const TopKReference& p, const TopKKlOptions&
   check_logits(kName, "q_logits", q);
   check_head(kName, p.head_ids, "q_logits", q);
   check_logps("head_logps", p.head_logps, "head_ids", p.head_ids);
-  detail::with_value_errors([&] { check_fields(kName, options); });
+  detail::with_public_errors([&] { check_fields(kName, options); });
   Inputs out{.ids = p.head_ids.to(at::kLong).contiguous(),
              .logps = p.head_logps.to(at::kDouble).contiguous(),
              .targets = {},
@@ -143,7 +143,7 @@ class TopKKlFunction : public Function<TopKKlFunction> {
     const at::Tensor statistics = detail::empty_statistics(count);
     const at::IntArrayRef sizes = q.sizes().slice(0, static_cast<size_t>(q.dim() - 1));
     const at::Tensor kl = at::empty(sizes, at::dtype(at::kDouble));
-    detail::with_value_errors([&] {
+    detail::with_public_errors([&] {
       top_k_kl(inputs->heads(rows), *options, statistics_of(statistics), kl.data_ptr<double>(),
                torch_executor());
     });
@@ -228,7 +228,7 @@ at::Tensor head_logps(const at::Tensor& logits, const at::Tensor& head_ids, doub
   check_logits(name, "logits", logits);
   check_head(name, head_ids, "logits", logits);
   const RowOptions options{.temperature = temperature, .sums = RowSums::logp};
-  detail::with_value_errors([&] { check_fields(name, options); });
+  detail::with_public_errors([&] { check_fields(name, options); });
   const at::Tensor ids = head_ids.to(at::kLong).contiguous();
   detail::check_head_ids(name, ids.cpu(), logits.size(-1));
   const auto type = detail::result_type(logits);

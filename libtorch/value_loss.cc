@@ -9,7 +9,6 @@
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/stored_gradient.h"
-#include "libtorch/token_checks.h"
 
 namespace tether {
 namespace {
@@ -18,39 +17,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 void check_on_cpu(std::string_view function, std::string_view name, const at::Tensor& tensor) {
-  if (tensor.is_cpu()) return;
-  detail::check_value(
-      false, detail::named(function, name) + " must be on cpu, got " + tensor.device().str());
-}
-
-void check_like_values(std::string_view name, const at::Tensor& tensor, const at::Tensor& values) {
-  if (!tensor.defined()) return;
-  detail::check_floating("value_loss", name, tensor);
-  detail::check_device("value_loss", name, tensor, "values", values);
-  detail::check_constant("value_loss", name, tensor);
-  if (tensor.sizes() == values.sizes()) return;
-  detail::check_value(false, detail::named("value_loss", name) + " must be " +
-                                 detail::shape_text(values.sizes()) + " like values, got " +
-                                 detail::shape_text(tensor.sizes()));
-}
-
-ValueBatch checked(const ValueBatch& batch) {
-  const auto function = "value_loss";
-  detail::check_given(function, "values", batch.values);
-  detail::check_floating(function, "values", batch.values);
-  check_on_cpu(function, "values", batch.values);
-  if (batch.values.dim() != (batch.offsets.defined() ? 1 : 2)) {
-    detail::check_value(false, "value_loss: values must be [B, T], or [N] with offsets, got " +
-                                   detail::shape_text(batch.values.sizes()));
-  }
-  detail::check_given(function, "returns", batch.returns);
-  check_like_values("returns", batch.returns, batch.values);
-  check_like_values("old_values", batch.old_values, batch.values);
-  ValueBatch out = batch;
-  detail::check_rows_mask(function, batch.response_mask, "values", batch.values);
-  out.response_mask = detail::as_weights(batch.response_mask);
-  out.offsets = detail::checked_offsets(function, batch.offsets, batch.values, "values");
-  return out;
+  detail::check_value(tensor.is_cpu(),
+                      named(function, name) + " must be on cpu, got " + tensor.device().str());
 }
 
 class ValueLoss : public torch::autograd::Function<ValueLoss> {
@@ -58,19 +26,14 @@ class ValueLoss : public torch::autograd::Function<ValueLoss> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& values,
                             const ValueBatch* batch, const ValueObjective* objective,
                             const Normalizer* normalizer, ValueMetrics* metrics) {
-    ValueArrays arrays{.layout = detail::layout_of(batch->values, batch->offsets),
-                       .values = detail::token_array(batch->values),
-                       .returns = detail::token_array(batch->returns),
-                       .response_mask = detail::token_array(batch->response_mask)};
-    if (batch->old_values.defined()) arrays.old_values = detail::token_array(batch->old_values);
     at::Tensor dvalues;
     MutableArray gradient;
     if (values.requires_grad()) {
       dvalues = at::empty(values.sizes(), at::dtype(detail::stored_type(values)));
-      gradient = detail::mutable_token_array(dvalues);
+      gradient = face::mutable_token_array(dvalues);
     }
-    const ValueTotals totals =
-        value_loss(arrays, *objective, *normalizer, gradient, torch_executor());
+    const ValueTotals totals = value_loss(face::arrays_of("value_loss", *batch), *objective,
+                                          *normalizer, gradient, torch_executor());
     *metrics = totals.metrics;
     context->save_for_backward({dvalues, values.requires_grad() ? values : at::Tensor()});
     const bool wide = values.scalar_type() == at::kDouble;
@@ -84,10 +47,11 @@ class ValueLoss : public torch::autograd::Function<ValueLoss> {
 
 }  // namespace
 
-ValueOutput value_loss(const ValueBatch& unchecked, const ValueObjective& objective,
+ValueOutput value_loss(const ValueBatch& given, const ValueObjective& objective,
                        const Normalizer& normalizer) {
-  const ValueBatch batch = checked(unchecked);
-  return detail::with_value_errors([&] {
+  return detail::with_public_errors([&] {
+    const ValueBatch batch = detail::checked("value_loss", given);
+    check_on_cpu("value_loss", "values", batch.values);
     ValueOutput out;
     out.loss = ValueLoss::apply(*detail::input_of_graph(batch.values), &batch, &objective,
                                 &normalizer, &out.metrics);
@@ -97,27 +61,14 @@ ValueOutput value_loss(const ValueBatch& unchecked, const ValueObjective& object
 
 at::Tensor whiten(const at::Tensor& values, const at::Tensor& response_mask,
                   const Whitening& options) {
-  const auto function = "whiten";
-  detail::check_given(function, "values", values);
-  detail::check_floating(function, "values", values);
-  detail::check_constant(function, "values", values);
-  check_on_cpu(function, "values", values);
-  if (values.dim() < 1 || values.dim() > 2) {
-    detail::check_value(
-        false, "whiten: values must be [B, T] or [N], got " + detail::shape_text(values.sizes()));
-  }
-  detail::check_rows_mask(function, response_mask, "values", values);
-  const at::Tensor weights = detail::as_weights(response_mask);
-  const bool padded = values.dim() == 2;
-  const at::Tensor rows = padded ? values : values.unsqueeze(0);
-  const at::Tensor mask = padded ? weights : weights.unsqueeze(0);
-  const RowLayout layout{.rows = rows.size(0), .columns = rows.size(1)};
-  const at::Tensor out = at::empty(rows.sizes(), at::dtype(values.scalar_type()));
-  return detail::with_value_errors([&] {
-    const ConstArray active = detail::token_array(mask), array = detail::token_array(rows);
-    whiten(layout, array, active, moments(layout, array, active), options,
-           detail::mutable_token_array(out));
-    return padded ? out : out.squeeze(0);
+  return detail::with_public_errors([&] {
+    const auto batch = detail::checked(
+        "whiten", WhiteningInputs<at::Tensor>{.values = values, .response_mask = response_mask});
+    check_on_cpu("whiten", "values", values);
+    const at::Tensor out = at::empty(values.sizes(), at::dtype(values.scalar_type()));
+    const WhiteningArrays arrays = face::arrays_of("whiten", batch);
+    whiten(arrays, moments(arrays), options, face::mutable_token_array(out));
+    return out;
   });
 }
 

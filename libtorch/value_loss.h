@@ -7,15 +7,7 @@
 
 namespace tether {
 
-// Rows of tokens for the loss of a value head. An undefined tensor is absent. Types and strides as
-// in PolicyBatch. Only values gets a gradient.
-struct ValueBatch {
-  at::Tensor values;           // [B, T], or packed [N] with offsets
-  at::Tensor returns;          // like values; generalized_advantage_estimation gives them
-  at::Tensor response_mask;    // like values; slots of weight 0 may hold anything
-  at::Tensor old_values = {};  // like values; absent: nothing is clipped
-  at::Tensor offsets = {};     // [B + 1] int32 or int64
-};
+using ValueBatch = ValueInputs<at::Tensor>;
 
 struct ValueOutput {
   at::Tensor loss;       // scalar, of the dtype of the arithmetic

@@ -152,7 +152,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> categorical_kl_forward(const Tensor& 
     const ConstLogits q_rows = rows_of(function, "q_logits", q, q_owner);
     const ConstLogits p_rows = rows_of(function, "p_logits", p, p_owner);
     const std::optional<Tensor> active = contiguous(mask);
-    require(same_shape(q, p), [] { return "categorical_kl: p_logits must be like q_logits"; });
+    require(face::same_shape(q, p),
+            [] { return "categorical_kl: p_logits must be like q_logits"; });
     require(
         !active || (active->scalar_type() == ScalarType::Bool && active->numel() == q_rows.rows),
         [] { return "categorical_kl: mask must be bool, one for each row"; });
@@ -179,7 +180,8 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(const Tensor& q, const Tensor
     Tensor q_owner, p_owner;
     const ConstLogits q_rows = rows_of(function, "q_logits", q, q_owner);
     const ConstLogits p_rows = rows_of(function, "p_logits", p, p_owner);
-    require(same_shape(q, p), [] { return "categorical_kl: p_logits must be like q_logits"; });
+    require(face::same_shape(q, p),
+            [] { return "categorical_kl: p_logits must be like q_logits"; });
     std::vector<int64_t> sizes;
     for (int64_t d = 0; d < q.dim(); ++d) sizes.push_back(q.size(d));
     const auto memory = [&](bool wanted) {

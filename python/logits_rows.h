@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "face/arguments.h"
 #include "logits/rows.h"
 #include "python/stable.h"
 
@@ -31,7 +32,9 @@ inline ConstLogits layout_of(std::string_view function, std::string_view name,
     strides.push_back(logits.stride(d));
   }
   ConstLogits rows = strided_rows(sizes.data(), strides.data(), logits.dim());
-  rows.dtype = python::dtype_of(function, name, logits);
+  rows.dtype = dtype_of(logits.scalar_type());
+  require(rows.dtype != DType::none && rows.dtype != DType::boolean,
+          [&] { return named(function, name) + " must be a floating-point tensor"; });
   return rows;
 }
 
@@ -49,7 +52,7 @@ inline ConstLogits rows_of(std::string_view function, std::string_view name, con
 inline MutableLogits writable(std::string_view function, const Tensor& dlogits,
                               const Tensor& logits) {
   const ConstLogits rows = layout_of(function, "dlogits", dlogits);
-  require(same_shape(dlogits, logits) && dlogits.scalar_type() == logits.scalar_type() &&
+  require(face::same_shape(dlogits, logits) && dlogits.scalar_type() == logits.scalar_type() &&
               rows.vocabulary != 0,
           [&] { return std::string(function) + ": dlogits must be like logits, in rows"; });
   return {dlogits.mutable_data_ptr(),

@@ -65,8 +65,9 @@ inline Executor torch_executor() {
   }};
 }
 
-inline DType dtype_of(std::string_view function, std::string_view name, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+// none: a type that kernels do not know.
+inline DType dtype_of(ScalarType type) {
+  switch (type) {
     case ScalarType::Float:
       return DType::float32;
     case ScalarType::Double:
@@ -78,21 +79,12 @@ inline DType dtype_of(std::string_view function, std::string_view name, const Te
     case ScalarType::Bool:
       return DType::boolean;
     default:
-      throw Error(std::string(function) + ": " + std::string(name) +
-                  " must have a supported dtype");
+      return DType::none;
   }
 }
 
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
-}
-
-inline bool same_shape(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim()) return false;
-  for (int64_t i = 0; i < a.dim(); ++i) {
-    if (a.size(i) != b.size(i)) return false;
-  }
-  return true;
 }
 
 // ---- memory: a direct call of an operator stays inside it ---------------------------------------
@@ -113,61 +105,6 @@ Number* numbers_of(std::string_view function, std::string_view name, const Tenso
   } else {
     return static_cast<Number*>(tensor.mutable_data_ptr());
   }
-}
-
-template <class Index>
-void check_ends(std::string_view function, std::string_view name, const Index* offsets,
-                int64_t rows, int64_t tokens) {
-  require(offsets[0] == 0 && offsets[rows] == tokens, [&] {
-    return std::string(function) + ": offsets must run from 0 to " + text(tokens) +
-           ", the size of " + std::string(name) + ", got " + text(offsets[0]) + " to " +
-           text(offsets[rows]);
-  });
-}
-
-// The layout of `tokens`, which the call knows as `name`. Offsets: contiguous, and must outlive it.
-inline RowLayout layout_of(std::string_view function, std::string_view name, const Tensor& tokens,
-                           const std::optional<Tensor>& offsets) {
-  const std::string where = std::string(function) + ": ";
-  if (!offsets) {
-    require(tokens.dim() == 2, [&] { return where + std::string(name) + " must be [B, T]"; });
-    return {.rows = tokens.size(0), .columns = tokens.size(1)};
-  }
-  require(
-      tokens.dim() == 1 && offsets->dim() == 1 && offsets->size(0) >= 1 && offsets->is_contiguous(),
-      [&] { return where + std::string(name) + " must be [N] and offsets [B + 1]"; });
-  RowLayout layout{.rows = offsets->size(0) - 1};
-  if (offsets->scalar_type() == ScalarType::Int) {
-    layout.offsets32 = static_cast<const int32_t*>(offsets->const_data_ptr());
-    check_ends(function, name, layout.offsets32, layout.rows, tokens.size(0));
-  } else {
-    require(offsets->scalar_type() == ScalarType::Long,
-            [&] { return where + "offsets must be int32 or int64"; });
-    layout.offsets64 = static_cast<const int64_t*>(offsets->const_data_ptr());
-    check_ends(function, name, layout.offsets64, layout.rows, tokens.size(0));
-  }
-  return layout;
-}
-
-// A value per token, [B, T] or [N].
-template <class Array, class Pointer>
-Array token_view(std::string_view function, std::string_view name, const Tensor& tensor,
-                 Pointer* data) {
-  const bool padded = tensor.dim() == 2;
-  return {.data = data,
-          .dtype = dtype_of(function, name, tensor),
-          .row_stride = padded ? tensor.stride(0) : 0,
-          .column_stride = tensor.stride(padded ? 1 : 0)};
-}
-
-inline ConstArray token_array(std::string_view function, std::string_view name,
-                              const Tensor& tensor, std::string_view like_name,
-                              const Tensor& like) {
-  require(same_shape(tensor, like), [&] {
-    return std::string(function) + ": " + std::string(name) + " must be of the shape of " +
-           std::string(like_name);
-  });
-  return token_view<ConstArray>(function, name, tensor, tensor.const_data_ptr());
 }
 
 // ---- metrics: names once, values as a tensor; torch's lists of strings leak (2.13) --------------

@@ -73,8 +73,9 @@ namespace detail {
 inline double step_count(std::string_view function, std::string_view name,
                          const std::optional<double>& given, double local) {
   if (!given) return local;
-  const Range legal{0, largest_finite, /*above=*/local > 0};
-  check_range(function, "normalizer." + std::string(name), *given, legal);
+  const std::string count = "normalizer." + std::string(name);
+  check_range(function, count, *given, Range{0, largest_finite});
+  check_range(function, count, *given, Range{0, largest_finite, /*above=*/local > 0});
   return *given;
 }
 

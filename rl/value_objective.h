@@ -1,6 +1,9 @@
 #pragma once
 
+#include <string_view>
+
 #include "../core/fields.h"
+#include "../core/options.h"
 #include "aggregation.h"
 #include "critic/clipped_squared.h"
 
@@ -12,9 +15,23 @@ struct ValueObjective {
   Aggregation aggregation = token_mean();
 };
 
+// visit(name, value, range) for every number of the objective, the formula's first.
+template <SameBut<ValueObjective> Objective, class Visit>
+void for_each_option(Objective& objective, Visit visit) {
+  for_each_field(objective.loss, visit);
+  visit("constant", objective.aggregation.constant, Range{0, largest_finite, true});
+}
+
+// visit(name, value, names) for every choice of the objective.
+template <SameBut<ValueObjective> Objective, class Visit>
+void for_each_choice(Objective& objective, Visit visit) {
+  visit("aggregation", objective.aggregation.mode, kAggregationNames);
+}
+
 inline void check_objective(std::string_view function, const ValueObjective& objective) {
-  check_fields(function, objective.loss);
-  check_range(function, "constant", objective.aggregation.constant, Range{0, largest_finite, true});
+  for_each_option(objective, [&](std::string_view name, double value, const Range& range) {
+    check_range(function, name, value, range);
+  });
 }
 
 }  // namespace tether

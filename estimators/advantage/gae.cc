@@ -148,25 +148,17 @@ void generalized_advantage_estimation(const GaeArrays& batch, const Gae& options
                                       const MutableArray& advantages, const MutableArray& returns,
                                       const Executor& executor) {
   const auto function = "generalized_advantage_estimation";
-  check_range(function, "gamma", options.gamma, Range{0, 1});
-  check_range(function, "lambda", options.lambda, Range{0, 1});
-  check_layout(function, batch.layout);
-  const auto given = [&](std::string_view name, const auto& array) {
-    check_given(function, name, batch.layout, array);
-  };
-  given("rewards", batch.rewards);
-  given("values", batch.values);
-  given("response_mask", batch.response_mask);
-  given("advantages", advantages);
-  if (batch.truncated) given("truncation_values", batch.truncation_values);
-  const auto check = [&](std::string_view name, const auto& array) {
-    check_array(function, name, batch.layout, array);
-  };
-  check("bootstrap", batch.bootstrap);
-  check("done", batch.done);
-  check("truncated", batch.truncated);
-  check("lambdas", batch.lambdas);
-  check("returns", returns);
+  check_fields(function, options);
+  check_inputs(function, batch);
+  if (batch.truncated) {
+    check_given(function, "truncation_values", batch.layout, batch.truncation_values);
+  }
+  check_given(function, "advantages", batch.layout, advantages);
+  check_array(function, "returns", batch.layout, returns);
+  check_weights(function, batch.layout, batch.response_mask);
+  if (batch.lambdas) {
+    check_numbers(function, "lambdas", batch.layout, batch.lambdas, batch.response_mask, {0, 1});
+  }
   const Chunks chunks = Chunks::of(batch.layout.rows, batch.layout.elements());
   parallel_for(executor, chunks.count, [&](int64_t chunk) {
     GaeBlock block(options.lambda);

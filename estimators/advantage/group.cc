@@ -12,9 +12,7 @@
 namespace tether {
 namespace {
 
-void check_options(const GroupAdvantage& options) {
-  check_range("group_advantage", "epsilon", options.epsilon, Range{0, largest_finite});
-}
+void check_options(const GroupAdvantage& options) { check_fields("group_advantage", options); }
 
 template <class T>
 void check_rewards(const T* rewards, int64_t count, NanReward rule) {

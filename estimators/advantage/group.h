@@ -3,6 +3,10 @@
 #include <array>
 #include <cstdint>
 #include <string_view>
+#include <tuple>
+
+#include "../../core/arguments.h"
+#include "../../core/options.h"
 
 namespace tether {
 
@@ -38,6 +42,30 @@ struct GroupAdvantage {
   AdvantageScale scale = AdvantageScale::group_std;
   double epsilon = 1e-6;                    // at least 0; TRL has 1e-4
   NanReward nan_reward = NanReward::error;  // missing: 0, and the group is as if it were absent
+
+  static constexpr auto fields() {
+    return std::tuple{field("epsilon", &GroupAdvantage::epsilon, {0, largest_finite})};
+  }
+  static constexpr auto choices() {
+    return std::tuple{choice("baseline", &GroupAdvantage::baseline, kAdvantageBaselineNames),
+                      choice("scale", &GroupAdvantage::scale, kAdvantageScaleNames),
+                      choice("nan_reward", &GroupAdvantage::nan_reward, kNanRewardNames)};
+  }
+};
+
+// One reward per sequence, and the group of each unless groups are of one size.
+template <class Array>
+struct GroupInputs {
+  LayoutOf<Array> layout = {};
+  Array rewards = {};    // [B]
+  Array group_ids = {};  // like rewards
+
+  static constexpr auto arguments() {
+    using In = GroupInputs;
+    using A = Argument<In, Array>;
+    return std::array{A{"rewards", &In::rewards, Shape::answers},
+                      A{"group_ids", &In::group_ids, Shape::tokens, Kind::ids, Use::optional}};
+  }
 };
 
 // Groups of `group_size` consecutive rewards; `count` must be a multiple of it. T is float or

@@ -2,8 +2,11 @@
 
 #include <array>
 #include <string_view>
+#include <tuple>
 
+#include "../../core/arguments.h"
 #include "../../core/batch.h"
+#include "../../core/options.h"
 
 namespace tether {
 
@@ -18,14 +21,39 @@ enum class MaskGap { carry, decay };
 inline constexpr std::array<std::string_view, 2> kMaskGapNames{"carry", "decay"};
 
 struct DiscountedReturns {
-  double gamma = 1;  // in [0, 1]
+  double gamma = 1;
   MaskGap gap = MaskGap::carry;
+
+  static constexpr auto fields() {
+    return std::tuple{field("gamma", &DiscountedReturns::gamma, {0, 1})};
+  }
+  static constexpr auto choices() {
+    return std::tuple{choice("gap", &DiscountedReturns::gap, kMaskGapNames)};
+  }
 };
 
-// Rows of rewards [B, T] with weights: a slot of weight 0 is masked, any other is a token. The
-// recursion is in double. `bootstrap` is per_row, or absent for 0.
-void discounted_returns(const RowLayout& layout, const ConstArray& rewards,
-                        const ConstArray& response_mask, const ConstArray& bootstrap,
-                        const DiscountedReturns& options, const MutableArray& returns);
+// Rows [B, T], or packed [N].
+template <class Array>
+struct ReturnsInputs {
+  LayoutOf<Array> layout = {};
+  Array rewards = {};
+  Array response_mask = {};  // a slot of weight 0 is masked, any other is a token
+  Array bootstrap = {};      // [B]; absent: 0
+  OffsetsOf<Array> offsets = {};
+
+  static constexpr auto arguments() {
+    using In = ReturnsInputs;
+    using A = Argument<In, Array>;
+    return std::array{
+        A{"rewards", &In::rewards, Shape::rows},
+        A{"response_mask", &In::response_mask, Shape::tokens, Kind::mask},
+        A{"bootstrap", &In::bootstrap, Shape::per_row, Kind::floating, Use::optional}};
+  }
+};
+using ReturnsArrays = ReturnsInputs<ConstArray>;
+
+// The recursion is in double.
+void discounted_returns(const ReturnsArrays& batch, const DiscountedReturns& options,
+                        const MutableArray& returns);
 
 }  // namespace tether

@@ -1,6 +1,11 @@
 #pragma once
 
+#include <array>
+#include <tuple>
+
+#include "../../core/arguments.h"
 #include "../../core/batch.h"
+#include "../../core/options.h"
 
 namespace tether {
 
@@ -14,12 +19,35 @@ struct Moments {
   Moments merged(const Moments& other) const;
 };
 
+// Values [B, T] or [N].
+template <class Array>
+struct WhiteningInputs {
+  LayoutOf<Array> layout = {};
+  Array values = {};
+  Array response_mask = {};
+
+  static constexpr auto arguments() {
+    using In = WhiteningInputs;
+    using A = Argument<In, Array>;
+    return std::array{A{"values", &In::values, Shape::elements},
+                      A{"response_mask", &In::response_mask, Shape::tokens, Kind::mask}};
+  }
+};
+using WhiteningArrays = WhiteningInputs<ConstArray>;
+
 // Of the values at slots of weight != 0; weights count.
-Moments moments(const RowLayout& layout, const ConstArray& values, const ConstArray& response_mask);
+Moments moments(const WhiteningArrays& batch);
 
 struct Whitening {
   double epsilon = 1e-8;   // added to the variance, as in verl and TRL
   bool shift_mean = true;  // false: the mean stays where it is, only the spread becomes 1
+
+  static constexpr auto fields() {
+    return std::tuple{field("epsilon", &Whitening::epsilon, {0, largest_finite})};
+  }
+  static constexpr auto choices() {
+    return std::tuple{choice("shift_mean", &Whitening::shift_mean)};
+  }
 };
 
 //   x' = (x - mean) / sqrt(variance + epsilon) [+ mean]
@@ -27,7 +55,7 @@ struct Whitening {
 // with the moments of the whole step, which the caller merges over micro-batches and ranks. Masked
 // slots are not looked at and come out as 0; equal values give exactly 0 (peers leave padding at
 // -mean / std, and one token gives NaN).
-void whiten(const RowLayout& layout, const ConstArray& values, const ConstArray& response_mask,
-            const Moments& step, const Whitening& options, const MutableArray& out);
+void whiten(const WhiteningArrays& batch, const Moments& step, const Whitening& options,
+            const MutableArray& out);
 
 }  // namespace tether

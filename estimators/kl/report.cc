@@ -21,14 +21,14 @@ double bounded(double x) {
 
 // visit(weight, log_ratio) for every token of the row.
 template <class Visit>
-void for_each_token(const RowLayout& layout, const ConstArray& log_ratios, const ConstArray& mask,
-                    int64_t row, Visit visit) {
+void for_each_token(const KlReportArrays& batch, int64_t row, Visit visit) {
+  const RowLayout& layout = batch.layout;
   double weight[kBlock], d[kBlock];
   const int64_t length = layout.length(row);
   for (int64_t column = 0; column < length; column += kBlock) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
-    load_block<double>(layout, mask, row, column, count, nullptr, weight);
-    load_block<double>(layout, log_ratios, row, column, count, weight, d);
+    load_block<double>(layout, batch.response_mask, row, column, count, nullptr, weight);
+    load_block<double>(layout, batch.log_ratios, row, column, count, weight, d);
     for (int i = 0; i < count; ++i) {
       if (weight[i] != 0) visit(weight[i], bounded(d[i]));
     }
@@ -77,17 +77,14 @@ struct Sequence {
 
 }  // namespace
 
-KlReport kl_report(const RowLayout& layout, const ConstArray& log_ratios,
-                   const ConstArray& response_mask, const KlReportOptions& options) {
-  const auto function = "kl_report";
-  check_layout(function, layout);
-  check_given(function, "log_ratios", layout, log_ratios);
-  check_given(function, "response_mask", layout, response_mask);
-  require(std::isfinite(options.lambda),
-          [&] { return "kl_report: lambda must be finite, got " + text(options.lambda); });
+KlReport kl_report(const KlReportArrays& batch, const KlReportOptions& options) {
+  const RowLayout& layout = batch.layout;
+  check_fields("kl_report", options);
+  check_inputs("kl_report", batch);
+  check_weights("kl_report", layout, batch.response_mask);
   const auto every_token = [&](auto visit) {
     for (int64_t row = 0; row < layout.rows; ++row) {
-      for_each_token(layout, log_ratios, response_mask, row, visit);
+      for_each_token(batch, row, visit);
     }
   };
   double largest = -infinity;
@@ -95,8 +92,6 @@ KlReport kl_report(const RowLayout& layout, const ConstArray& log_ratios,
   LambdaSums fit{.unit = exp(Constant<double>{-std::max(largest, 0.0)}).value};
   double sum_of_ratios = 0, squares = 0;
   every_token([&](double weight, double d) {
-    require(weight >= 0 && weight <= 1,
-            [&] { return "kl_report: response_mask must be in [0, 1], got " + text(weight); });
     fit.add(weight, d);
     const double r = exp(Constant<double>{d - largest}).value;  // in units of the largest
     sum_of_ratios += weight * r;
@@ -113,7 +108,7 @@ KlReport kl_report(const RowLayout& layout, const ConstArray& log_ratios,
 
   const auto sequence_of = [&](int64_t row) {
     Sequence sequence;
-    for_each_token(layout, log_ratios, response_mask, row, [&](double weight, double d) {
+    for_each_token(batch, row, [&](double weight, double d) {
       sequence.tokens += weight;
       sequence.sum += weight * bounded(estimate(options, out.lambda, d));
     });

@@ -1,6 +1,11 @@
 #pragma once
 
+#include <array>
+#include <tuple>
+
+#include "../../core/arguments.h"
 #include "../../core/batch.h"
+#include "../../core/options.h"
 #include "forms.h"
 
 namespace tether {
@@ -11,7 +16,31 @@ namespace tether {
 struct KlReportOptions {
   KlEstimator estimator = KlEstimator::k3;  // forms.h
   double lambda = -1;  // of k_lambda; below 0: fitted on the batch, with a bias of order 1 / tokens
+
+  static constexpr auto fields() {
+    return std::tuple{field("lambda", &KlReportOptions::lambda, {-1, largest_finite})};
+  }
+  static constexpr auto choices() {
+    return std::tuple{choice("estimator", &KlReportOptions::estimator, kKlEstimatorNames)};
+  }
 };
+
+// Rows [B, T], or packed [N].
+template <class Array>
+struct KlReportInputs {
+  LayoutOf<Array> layout = {};
+  Array log_ratios = {};  // d = log other - log sampled
+  Array response_mask = {};
+  OffsetsOf<Array> offsets = {};
+
+  static constexpr auto arguments() {
+    using In = KlReportInputs;
+    using A = Argument<In, Array>;
+    return std::array{A{"log_ratios", &In::log_ratios, Shape::rows},
+                      A{"response_mask", &In::response_mask, Shape::tokens, Kind::mask}};
+  }
+};
+using KlReportArrays = KlReportInputs<ConstArray>;
 
 struct KlReport {
   double mean = 0;            // per token [nats]
@@ -23,10 +52,8 @@ struct KlReport {
   double tokens = 0, sequences = 0;
 };
 
-// log_ratios: d = log other - log sampled, per token; weights in [0, 1] as in policy_loss. Ratios
-// saturate (core/number.h). The mean is sum w k / sum w, its standard error that of a ratio of two
-// sums over sequences: sqrt(n / (n - 1) sum_i (S_i - mean n_i)^2) / sum w.
-KlReport kl_report(const RowLayout& layout, const ConstArray& log_ratios,
-                   const ConstArray& response_mask, const KlReportOptions& options = {});
+// Ratios saturate (core/number.h). The mean is sum w k / sum w, its standard error that of a ratio
+// of two sums over sequences: sqrt(n / (n - 1) sum_i (S_i - mean n_i)^2) / sum w.
+KlReport kl_report(const KlReportArrays& batch, const KlReportOptions& options = {});
 
 }  // namespace tether

@@ -384,9 +384,7 @@ class LinearPolicyLoss(torch.autograd.Function):
 
     @staticmethod
     @_without_autocast
-    def forward(
-        ctx, hidden, weight, bias, targets, batch, objective, normalizer, options, chunk, wanted
-    ):
+    def forward(ctx, hidden, weight, bias, targets, batch, words, options, chunk, wanted):
         *options, with_entropies = options
         mask = batch[1]
         flat, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
@@ -408,8 +406,7 @@ class LinearPolicyLoss(torch.autograd.Function):
                 targets[chosen],
                 places[begin:end],
                 *batch,
-                *objective,
-                normalizer,
+                *words,
                 *options,
                 with_entropies,
                 any(wanted),
@@ -440,7 +437,7 @@ class LinearPolicyLoss(torch.autograd.Function):
             for i, (each, tensor) in enumerate(zip(saved[:3], saved[3:], strict=True)):
                 if each is not None:
                     gradients[i] = scaled("linear_policy_loss", upstream, each, tensor)
-        return *gradients, *[None] * 7
+        return *gradients, *[None] * 6
 
 
 # ---- categorical_kl ------------------------------------------------------------------------------

@@ -7,38 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import (
-    check_constant,
-    check_constants,
-    check_device,
-    check_flags,
-    check_floating,
-    check_given,
-    check_numbers,
-    check_offsets,
-    check_rows,
-    check_strings,
-    checked_mask,
-    dtype_text,
-    shape_text,
-)
-from tether._objectives import packed
-from tether._ops import ops
-
-
-@torch.library.register_fake("tether::gae")
-def _(rewards, *_):
-    return torch.empty_like(rewards), torch.empty_like(rewards)
-
-
-@torch.library.register_fake("tether::discounted_returns")
-def _(rewards, *_):
-    return torch.empty_like(rewards)
-
-
-@torch.library.register_fake("tether::group_advantage")
-def _(rewards, *_):
-    return torch.empty_like(rewards)
+from tether._checks import check_number, check_positive
+from tether._functions import FUNCTIONS, Call, Settings
 
 
 class AdvantagesAndReturns(NamedTuple):
@@ -104,35 +74,21 @@ def generalized_advantage_estimation(
 
     Recursions are in float64 on the CPU; tensors elsewhere come over and the results go back.
     """
-    function = "generalized_advantage_estimation"
-    _check_rewards(function, rewards, offsets)
-    check_constants(function, "rewards", rewards, values=values)
-    mask = checked_mask(function, response_mask, rewards, "rewards")
-    rows = rewards.shape[0] if offsets is None else offsets.shape[0] - 1
-    _check_per_row(function, "bootstrap", bootstrap, rewards, rows)
-    for name, each in (("done", done), ("truncated", truncated)):
-        _check_bool(function, name, each, rewards)
-    if truncated is not None:
-        check_constants(function, "rewards", rewards, truncation_values=truncation_values)
-    if isinstance(lambdas, Tensor) and lambdas.shape == rewards.shape:
-        check_constants(function, "rewards", rewards, lambdas=lambdas)
-    else:
-        _check_per_row(function, "lambdas", lambdas, rewards, rows)
-    check_numbers(function, gamma=gamma, lambda_=lambda_)
-    check_strings(function, gap=gap)
-    on_cpu = (
-        rewards,
-        values,
-        mask,
-        bootstrap,
-        done,
-        truncated,
-        truncation_values if truncated is not None else None,
-        lambdas,
-        offsets,
+    tensors = {
+        "rewards": rewards,
+        "values": values,
+        "response_mask": response_mask,
+        "bootstrap": bootstrap,
+        "done": done,
+        "truncated": truncated,
+        "truncation_values": truncation_values,
+        "lambdas": lambdas,
+        "offsets": offsets,
+    }
+    call = FUNCTIONS["generalized_advantage_estimation"].call(
+        tensors, {"gamma": gamma, "lambda_": lambda_, "gap": gap}
     )
-    out = ops.gae(*map(_on_cpu, on_cpu), float(gamma), float(lambda_), gap)
-    return AdvantagesAndReturns(*(each.to(rewards.device) for each in out))
+    return AdvantagesAndReturns(*(each.to(rewards.device) for each in call.on_cpu().run()))
 
 
 def discounted_returns(
@@ -148,15 +104,14 @@ def discounted_returns(
 
     rewards [B, T], or packed [N] with offsets; `gap` as in generalized_advantage_estimation.
     """
-    function = "discounted_returns"
-    _check_rewards(function, rewards, offsets)
-    mask = checked_mask(function, response_mask, rewards, "rewards")
-    rows = rewards.shape[0] if offsets is None else offsets.shape[0] - 1
-    _check_per_row(function, "bootstrap", bootstrap, rewards, rows)
-    check_numbers(function, gamma=gamma)
-    check_strings(function, gap=gap)
-    on_cpu = map(_on_cpu, (rewards, mask, bootstrap, offsets))
-    return ops.discounted_returns(*on_cpu, float(gamma), gap).to(rewards.device)
+    tensors = {
+        "rewards": rewards,
+        "response_mask": response_mask,
+        "bootstrap": bootstrap,
+        "offsets": offsets,
+    }
+    call = FUNCTIONS["discounted_returns"].call(tensors, {"gamma": gamma, "gap": gap})
+    return call.on_cpu().run().to(rewards.device)
 
 
 def group_advantage(
@@ -178,50 +133,34 @@ def group_advantage(
     Equal rewards give exactly 0, and so does a group of one with a baseline.
     """
     function = "group_advantage"
-    check_given(f"{function}: rewards", rewards)
-    check_floating(f"{function}: rewards", rewards)
-    if rewards.dim() != 1:
-        raise ValueError(f"{function}: rewards must be [B], got {shape_text(rewards)}")
-    check_constant(f"{function}: rewards", "rewards", rewards)
-    wide = torch.float64 if rewards.dtype == torch.float64 else torch.float32
-    check_strings(function, baseline=baseline, scale=scale, nan_reward=nan_reward)
-    check_numbers(function, epsilon=epsilon)
-    ids = None
-    if not isinstance(groups, Tensor):
+    settings = {
+        "baseline": baseline,
+        "scale": scale,
+        "epsilon": epsilon,
+        "nan_reward": nan_reward,
+    }
+    ids = groups if isinstance(groups, Tensor) else None
+    if ids is None:
         if not isinstance(groups, int) or isinstance(groups, bool):
             raise TypeError(
                 f"{function}: groups must be a size or a tensor of ids, got {type(groups).__name__}"
             )
         if groups < 1:
             raise ValueError(f"{function}: groups must be at least 1, got {groups}")
-    else:
-        if groups.dtype not in (torch.int32, torch.int64):
-            raise TypeError(
-                f"{function}: groups must be int32 or int64, got {dtype_text(groups.dtype)}"
-            )
-        check_device(f"{function}: groups", groups, "rewards", rewards)
-        if groups.shape != rewards.shape:
-            raise ValueError(
-                f"{function}: groups must be {shape_text(rewards)} like rewards, got "
-                f"{shape_text(groups)}"
-            )
-        ids = groups.cpu().to(torch.int64).contiguous()
-    out = ops.group_advantage(
-        rewards.detach().cpu().to(wide).contiguous(),
-        ids,
-        0 if ids is not None else groups,
-        baseline,
-        scale,
-        float(epsilon),
-        nan_reward,
-    )
-    return out.to(rewards)
+        settings["group_size"] = groups
+    group_advantages = FUNCTIONS[function].naming(group_ids="groups")
+    call = group_advantages.call({"rewards": rewards, "groups": ids}, settings).on_cpu()
+    wide = torch.float64 if rewards.dtype == torch.float64 else torch.float32
+    call.tensors["rewards"] = call.tensors["rewards"].to(wide).contiguous()
+    if ids is not None:
+        call.tensors["groups"] = call.tensors["groups"].to(torch.int64).contiguous()
+    return call.run().to(rewards)
 
 
 def moments(values: Tensor, response_mask: Tensor) -> Moments:
     """Of the values at active slots; [B, T] or [N]."""
-    rows, mask = _as_rows("moments", values, response_mask)
-    return Moments(*ops.moments(rows, mask).tolist())
+    tensors = {"values": values, "response_mask": response_mask}
+    return Moments(*FUNCTIONS["moments"].call(tensors, {}).on_cpu().run().tolist())
 
 
 def whiten(
@@ -237,16 +176,18 @@ def whiten(
     values [B, T] or [N]. step: moments of the whole step, merged by the caller; None: of this
     tensor. shift_mean=False keeps the mean. Equal values give exactly 0.
     """
-    rows, mask = _as_rows("whiten", values, response_mask)
-    if step is not None:
-        if not isinstance(step, Moments):
-            raise TypeError(f"whiten: step must be Moments, got {type(step).__name__}")
-        check_numbers("whiten", **{f"step.{name}": each for name, each in step._asdict().items()})
-    check_numbers("whiten", epsilon=epsilon)
-    check_flags("whiten", shift_mean=shift_mean)
-    found = step or Moments(*ops.moments(rows, mask).tolist())
-    out = ops.whiten(rows, mask, packed(list(found)), float(epsilon), shift_mean)
-    return out.view(values.shape).to(values.device)
+    function = "whiten"
+    tensors = {"values": values, "response_mask": response_mask}
+    settings = {"epsilon": epsilon, "shift_mean": shift_mean}
+    call = FUNCTIONS[function].call(tensors, settings).on_cpu()
+    if step is None:
+        step = Moments(*Call(FUNCTIONS["moments"], call.tensors, Settings({}, {})).run().tolist())
+    if not isinstance(step, Moments):
+        raise TypeError(f"{function}: step must be Moments, got {type(step).__name__}")
+    sums = {f"step.{name}": each for name, each in step._asdict().items()}
+    for name, each in sums.items():
+        check_number(function, name, each)
+    return call.with_numbers(sums).run().to(values.device)
 
 
 def kl_report(
@@ -263,69 +204,9 @@ def kl_report(
     estimator   k1, k2, k3 or k_lambda = -d + lambda (e^d - 1); its lambda None: fitted on the batch
     """
     function = "kl_report"
-    check_rows(function, "log_ratios", log_ratios, offsets)
-    check_offsets(function, offsets, "log_ratios", log_ratios)
-    mask = checked_mask(function, response_mask, log_ratios, "log_ratios")
-    check_constant(f"{function}: log_ratios", "log_ratios", log_ratios)
-    check_strings(function, estimator=estimator)
+    tensors = {"log_ratios": log_ratios, "response_mask": response_mask, "offsets": offsets}
+    settings = {"estimator": estimator}
     if lambda_ is not None:
-        check_numbers(function, lambda_=lambda_)
-        if not lambda_ >= 0:
-            raise ValueError(f"{function}: lambda_ must be at least 0, got {float(lambda_):g}")
-    on_cpu = map(_on_cpu, (log_ratios, mask, offsets))
-    fitted = -1.0 if lambda_ is None else float(lambda_)
-    return KlReport(*ops.kl_report(*on_cpu, estimator, fitted).tolist())
-
-
-# ---- tensors -------------------------------------------------------------------------------------
-
-
-def _on_cpu(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None:
-        return None
-    return tensor.detach().cpu()
-
-
-def _as_rows(function: str, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """On the CPU, [B, T] or [1, N]."""
-    check_given(f"{function}: values", values)
-    check_floating(f"{function}: values", values)
-    if values.dim() not in (1, 2):
-        raise ValueError(f"{function}: values must be [B, T] or [N], got {shape_text(values)}")
-    check_constant(f"{function}: values", "values", values)
-    mask = checked_mask(function, mask, values, "values")
-    rows = [_on_cpu(each if each.dim() == 2 else each[None]) for each in (values, mask)]
-    return rows[0], rows[1]
-
-
-def _check_rewards(function: str, rewards: Tensor, offsets: Tensor | None) -> None:
-    check_rows(function, "rewards", rewards, offsets)
-    check_offsets(function, offsets, "rewards", rewards)
-    check_constant(f"{function}: rewards", "rewards", rewards)
-
-
-def _check_per_row(
-    function: str, name: str, tensor: Tensor | None, rewards: Tensor, rows: int
-) -> None:
-    if tensor is None:
-        return
-    check_given(f"{function}: {name}", tensor)
-    check_device(f"{function}: {name}", tensor, "rewards", rewards)
-    check_floating(f"{function}: {name}", tensor)
-    check_constant(f"{function}: {name}", name, tensor)
-    if tensor.shape != (rows,):
-        raise ValueError(f"{function}: {name} must be [{rows}], got {shape_text(tensor)}")
-
-
-def _check_bool(function: str, name: str, tensor: Tensor | None, rewards: Tensor) -> None:
-    if tensor is None:
-        return
-    check_given(f"{function}: {name}", tensor)
-    if tensor.dtype != torch.bool:
-        raise TypeError(f"{function}: {name} must be bool, got {dtype_text(tensor.dtype)}")
-    check_device(f"{function}: {name}", tensor, "rewards", rewards)
-    if tensor.shape != rewards.shape:
-        raise ValueError(
-            f"{function}: {name} must be {shape_text(rewards)} like rewards, got "
-            f"{shape_text(tensor)}"
-        )
+        check_positive(function, "lambda_", lambda_, zero=True)
+        settings["lambda_"] = lambda_
+    return KlReport(*FUNCTIONS[function].call(tensors, settings).on_cpu().run().tolist())

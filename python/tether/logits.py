@@ -11,9 +11,7 @@ from torch import Tensor
 
 from tether import reference
 from tether._checks import (
-    Batch,
     Number,
-    Pairs,
     check_device,
     check_flags,
     check_floating,
@@ -22,13 +20,12 @@ from tether._checks import (
     check_logits,
     check_no_tangents,
     check_numbers,
-    checked,
-    checked_pairs,
     dtype_text,
     in_name_of,
     savable,
     shape_text,
 )
+from tether._functions import Value
 from tether._logits_ops import (
     Chunk,
     LinearPolicyLoss,
@@ -38,16 +35,10 @@ from tether._logits_ops import (
     chunk_of,
     token_statistics,
 )
-from tether._objectives import checked_objective, objectives
+from tether._objectives import objective_call, objectives
 from tether._ops import ops
-from tether.policy import (
-    Normalizer,
-    PolicyMetrics,
-    checked_normalizer,
-    packed_normalizer,
-    policy_loss,
-)
-from tether.preference import PreferenceLoss, preference_loss
+from tether.policy import Normalizer, PolicyMetrics, denominators, policy_loss
+from tether.preference import PreferenceLoss, preference_call, preference_loss
 
 
 class TokenLogps(NamedTuple):
@@ -288,7 +279,7 @@ def linear_policy_loss(
     ignore_index: int = -100,
     chunk_bytes: int = 256 << 20,
     rows_per_chunk: int = 0,
-    **options: Number | str | bool,
+    **options: Value,
 ) -> LinearPolicyOutput:
     """policy_loss(linear_token_logps(hidden, weight, targets, bias)), never holding all logits.
 
@@ -305,18 +296,29 @@ def linear_policy_loss(
         function, Linear(hidden, weight, bias), targets, chunk_bytes, rows_per_chunk
     )
     check_flags(function, entropies=entropies)
-    made = _stand_in(linear, targets)
-    batch = checked(
-        function, Batch(made, advantages, response_mask, old_logps, ref_logps, None, offsets)
+    batch = {
+        "advantages": advantages,
+        "response_mask": response_mask,
+        "old_logps": old_logps,
+        "ref_logps": ref_logps,
+        "offsets": offsets,
+    }
+    counts = denominators(function, normalizer)
+    call = objective_call(
+        "policy_loss",
+        {"logps": _stand_in(linear, targets), "entropies": None, **batch},
+        objective,
+        options,
+        counts,
+        function=function,
     )
-    active = targets.masked_fill(batch.response_mask == 0, ignore_index)
-    wanted = checked_objective("policy", function, objective, options)
-    normalizer = checked_normalizer(function, normalizer)
-    bonus = float(wanted.numbers.get("entropy_coef", 0)) != 0
+    taken = {name: call.tensors[name] for name in batch}
+    active = targets.masked_fill(taken["response_mask"] == 0, ignore_index)
+    bonus = float(call.settings.numbers.get("entropy_coef", 0)) != 0
     rows = _checked_rows(function, temperature, scale, softcap, ignore_index)
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
-    default = objectives()[objective].choices["level"].default if objective in objectives() else ""
-    if wanted.choices.get("level", default) != "token" or hidden.device.type != "cpu":
+    default = objectives()[objective].choices["level"].default
+    if call.settings.choices.get("level", default) != "token" or hidden.device.type != "cpu":
         made = _linear_token_logps(
             function, linear, active, options=rows, entropies=entropies or bonus, chunk=chunk
         )
@@ -325,14 +327,10 @@ def linear_policy_loss(
         def run_by_logps():
             return policy_loss(
                 made.logps,
-                advantages,
-                response_mask,
                 objective=objective,
-                old_logps=old_logps,
-                ref_logps=ref_logps,
                 entropies=made.entropies if bonus else found,
-                offsets=offsets,
                 normalizer=normalizer,
+                **batch,
                 **options,
             )
 
@@ -344,15 +342,8 @@ def linear_policy_loss(
         return LinearPolicyLoss.apply(
             *linear,
             active,
-            (
-                batch.advantages,
-                batch.response_mask,
-                batch.old_logps,
-                batch.ref_logps,
-                batch.offsets,
-            ),
-            wanted.arguments(),
-            packed_normalizer(normalizer),
+            tuple(taken.values()),
+            call.settings.words(),
             (*rows, entropies or bonus),
             chunk,
             [
@@ -386,7 +377,7 @@ def linear_preference_loss(
     ignore_index: int = -100,
     chunk_bytes: int = 256 << 20,
     rows_per_chunk: int = 0,
-    **options: Number | str | bool,
+    **options: Value,
 ) -> PreferenceLoss:
     """preference_loss(linear_token_logps(hidden, weight, targets, bias)), never holding all logits.
 
@@ -402,14 +393,17 @@ def linear_preference_loss(
     linear, targets = _checked_linear(
         function, Linear(hidden, weight, bias), targets, chunk_bytes, rows_per_chunk
     )
-    batch = checked_pairs(
-        function, Pairs(_stand_in(linear, targets), response_mask, ref_logps, offsets)
+    counts = {"pairs": pairs, "world_size": world_size, "scale": loss_scale}
+    logps = _stand_in(linear, targets)
+    call = preference_call(
+        function, logps, ref_logps, response_mask, offsets, objective, options, counts
     )
+    mask = call.tensors["response_mask"].view(targets.shape)
     rows = _checked_rows(function, temperature, scale, softcap, ignore_index)
     made = _linear_token_logps(
         function,
         linear,
-        targets.masked_fill(batch.response_mask.view(targets.shape) == 0, ignore_index),
+        targets.masked_fill(mask == 0, ignore_index),
         options=rows,
         chunk=chunk_of(linear.weight, chunk_bytes, rows_per_chunk),
     )

@@ -9,17 +9,9 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import (
-    Batch,
-    Number,
-    check_no_tangents,
-    check_number,
-    check_offset_values,
-    check_positive,
-    checked,
-    in_name_of,
-)
-from tether._objectives import ABSENT, Wanted, check_options, checked_objective, packed
+from tether._checks import Number, check_offset_values, check_positive, in_name_of
+from tether._functions import Value
+from tether._objectives import objective_call
 from tether._ops import ops
 
 
@@ -107,7 +99,7 @@ class PolicyMetrics(NamedTuple):
         return dict(zip(_METRIC_NAMES, values.tolist(), strict=True))
 
 
-_METRIC_NAMES = tuple(ops.policy_metric_names())
+_METRIC_NAMES = tuple(ops.metric_names("policy"))
 
 
 class PolicyLoss(NamedTuple):
@@ -126,7 +118,7 @@ def policy_loss(
     entropies: Tensor | None = None,
     offsets: Tensor | None = None,
     normalizer: Normalizer | None = None,
-    **options: Number | str | bool,
+    **options: Value,
 ) -> PolicyLoss:
     """The loss of a policy objective and its metrics, differentiable once in logps and entropies.
 
@@ -149,21 +141,22 @@ def policy_loss(
     ValueError or TypeError before any work is done.
     """
     function = "policy_loss"
-    batch = checked(
-        function, Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets)
-    )
-    wanted = checked_objective("policy", function, objective, options)
-    normalizer = checked_normalizer(function, normalizer)
+    tensors = {
+        "logps": logps,
+        "advantages": advantages,
+        "response_mask": response_mask,
+        "old_logps": old_logps,
+        "ref_logps": ref_logps,
+        "entropies": entropies,
+        "offsets": offsets,
+    }
+    counts = denominators(function, normalizer)
+    call = objective_call(function, tensors, objective, options, counts)
     if logps.device.type != "cpu":
-        return _on_other_device(function, batch, wanted, normalizer)
-    check_no_tangents(function, logps=logps, entropies=entropies)
-    requires_grad = logps.requires_grad or (entropies is not None and entropies.requires_grad)
-    loss, _, _, sums, maxima = ops.policy_loss_forward(
-        *batch,
-        *wanted.arguments(),
-        packed_normalizer(normalizer),
-        torch.is_grad_enabled() and requires_grad,
-    )
+        call.check_settings(function)
+        out = reference.policy_loss(**call.tensors, normalizer=normalizer, **call.named_settings())
+        return PolicyLoss(out.loss, PolicyMetrics(out.sums, out.maxima))
+    loss, _, _, sums, maxima = call.run_with_gradient()
     return PolicyLoss(loss, PolicyMetrics(sums, maxima))
 
 
@@ -177,7 +170,7 @@ def policy_token_losses(
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
     offsets: Tensor | None = None,
-    **options: Number | str | bool,
+    **options: Value,
 ) -> Tensor:
     """The terms S + beta K - entropy_coef H of each token, before weights and aggregation.
 
@@ -186,18 +179,22 @@ def policy_token_losses(
     policy_loss is the fast way where its aggregations do.
     """
     function = "policy_token_losses"
-    batch = checked(
-        function, Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets)
-    )
-    wanted = checked_objective("policy", function, objective, options)
+    tensors = {
+        "logps": logps,
+        "advantages": advantages,
+        "response_mask": response_mask,
+        "old_logps": old_logps,
+        "ref_logps": ref_logps,
+        "entropies": entropies,
+        "offsets": offsets,
+    }
+    call = objective_call("policy_loss", tensors, objective, options, {}, function=function)
     if offsets is not None:
         check_offset_values(function, offsets, "logps", logps.shape[0])
-    check_options("policy", function, wanted)
+    call.check_settings(function)
 
     def run():
-        return reference.policy_token_losses(
-            *batch, objective=objective, **wanted.numbers, **wanted.choices
-        )
+        return reference.policy_token_losses(**call.tensors, **call.named_settings())
 
     return in_name_of(function, "policy_loss", run)
 
@@ -212,7 +209,7 @@ def local_counts(
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
     offsets: Tensor | None = None,
-    **options: Number | str | bool,
+    **options: Value,
 ) -> Normalizer:
     """The denominators that this batch contributes to its optimizer step, as float64 tensors.
 
@@ -220,59 +217,37 @@ def local_counts(
     normalizer of each of its losses: normalizer = sum(local_counts(**batch) for batch in step).
     """
     function = "local_counts"
-    batch = checked(
-        function, Batch(logps, advantages, response_mask, old_logps, ref_logps, entropies, offsets)
-    )
-    wanted = checked_objective("policy", function, objective, options)
+    tensors = {
+        "logps": logps,
+        "advantages": advantages,
+        "response_mask": response_mask,
+        "old_logps": old_logps,
+        "ref_logps": ref_logps,
+        "entropies": entropies,
+        "offsets": offsets,
+    }
+    call = objective_call(function, tensors, objective, options, {})
     if logps.device.type != "cpu":
-        check_options("policy", function, wanted)
-        counts = reference.local_counts(batch.response_mask, offsets)
+        call.check_settings(function)
+        counts = reference.local_counts(call.tensors["response_mask"], offsets)
     else:
-        counts = ops.policy_local_counts(
-            logps.detach(), batch.advantages, batch.response_mask, offsets, *wanted.arguments()
-        )
+        counts = call.detached().run()
     policy, kl, sequences = counts.unbind()
     return Normalizer(policy, kl, sequences)
 
 
-def checked_normalizer(function: str, normalizer: Normalizer | None) -> Normalizer | None:
+def denominators(function: str, normalizer: Normalizer | None) -> dict[str, Number]:
+    """A checked normalizer in the words of the operators; counts that are not given are absent."""
     if normalizer is None:
-        return None
+        return {}
     if not isinstance(normalizer, Normalizer):
         raise TypeError(
             f"{function}: normalizer must be a tether.Normalizer, got {type(normalizer).__name__}"
         )
-    for name in _COUNTS:
-        if getattr(normalizer, name) is not None:
-            check_number(function, f"normalizer.{name}", getattr(normalizer, name))
-    for name in ("world_size", "scale"):
-        check_positive(function, f"normalizer.{name}", getattr(normalizer, name))
-    return normalizer
-
-
-def packed_normalizer(normalizer: Normalizer | None) -> Tensor | None:
-    """As the operators take it."""
-    if normalizer is None:
-        return None
-    counts = [getattr(normalizer, name) for name in _COUNTS]
-    counts = [ABSENT if each is None else each for each in counts]
-    return packed([*counts, normalizer.world_size, normalizer.scale])
-
-
-def check_counts(function: str, normalizer: Normalizer | None) -> None:
-    """For devices without a kernel, where a count of 0 is one of no tokens, or spoils the loss."""
-    for name in _COUNTS if normalizer is not None else ():
-        if getattr(normalizer, name) is not None:
-            check_positive(function, f"normalizer.{name}", getattr(normalizer, name), zero=True)
-
-
-def _on_other_device(
-    function: str, batch: Batch, wanted: Wanted, normalizer: Normalizer | None
-) -> PolicyLoss:
-    objective, numbers, choices = wanted
-    check_options("policy", function, wanted)
-    check_counts(function, normalizer)
-    out = reference.policy_loss(
-        *batch, objective=objective, normalizer=normalizer, **numbers, **choices
-    )
-    return PolicyLoss(out.loss, PolicyMetrics(out.sums, out.maxima))
+    out = {}
+    for name in (*_COUNTS, "world_size", "scale"):
+        value = getattr(normalizer, name)
+        if value is not None:
+            check_positive(function, f"normalizer.{name}", value, zero=name in _COUNTS)
+            out[f"normalizer.{name}"] = value
+    return out

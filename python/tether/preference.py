@@ -8,15 +8,9 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import (
-    Number,
-    Pairs,
-    check_no_tangents,
-    check_number,
-    check_positive,
-    checked_pairs,
-)
-from tether._objectives import ABSENT, check_options, checked_objective, packed
+from tether._checks import Number, check_positive
+from tether._functions import Call, Value
+from tether._objectives import objective_call
 from tether._ops import ops
 
 
@@ -35,7 +29,7 @@ class PreferenceMetrics(NamedTuple):
         return dict(zip(_METRIC_NAMES, values.tolist(), strict=True))
 
 
-_METRIC_NAMES = tuple(ops.preference_metric_names())
+_METRIC_NAMES = tuple(ops.metric_names("preference"))
 
 
 class PreferenceLoss(NamedTuple):
@@ -53,7 +47,7 @@ def preference_loss(
     pairs: Number | None = None,
     world_size: Number = 1,
     loss_scale: Number = 1,
-    **options: Number | str | bool,
+    **options: Value,
 ) -> PreferenceLoss:
     """The loss of a preference objective and its metrics, differentiable once in logps.
 
@@ -76,38 +70,68 @@ def preference_loss(
     `tether.reference`, at torch's speed. Raises ValueError or TypeError before any work is done.
     """
     function = "preference_loss"
-    batch = checked_pairs(function, Pairs(logps, response_mask, ref_logps, offsets))
-    wanted = checked_objective("preference", function, objective, options)
-    if pairs is not None:
-        check_number(function, "pairs", pairs)
-    check_positive(function, "world_size", world_size)
-    check_positive(function, "loss_scale", loss_scale)
+    counts = {"pairs": pairs, "world_size": world_size, "scale": loss_scale}
+    call = preference_call(
+        function, logps, ref_logps, response_mask, offsets, objective, options, counts
+    )
     if logps.device.type != "cpu":
-        check_options("preference", function, wanted)
-        if pairs is not None:
-            check_positive(function, "pairs", pairs, zero=True)
+        tensors = call.tensors
+        rows = tensors["logps"].shape[0] if offsets is None else offsets.shape[0] - 1
+        call.check_settings(function, rows)
         out = reference.preference_loss(
-            *batch,
-            objective=objective,
+            **tensors,
             pairs=pairs,
             world_size=world_size,
             loss_scale=loss_scale,
-            **wanted.numbers,
-            **wanted.choices,
+            **call.named_settings(),
         )
         return PreferenceLoss(out.loss, PreferenceMetrics(out.sums))
-    check_no_tangents(function, logps=logps)
     try:
-        loss, _, sums = ops.preference_loss_forward(
-            *batch,
-            *wanted.arguments(),
-            packed([ABSENT if pairs is None else pairs, world_size, loss_scale]),
-            torch.is_grad_enabled() and logps.requires_grad,
-        )
+        loss, _, sums = call.run_with_gradient()
     except ValueError as error:
         words = str(error).replace("normalizer.scale", "loss_scale").replace("normalizer.", "")
         raise ValueError(words) from None
     return PreferenceLoss(loss, PreferenceMetrics(sums))
+
+
+def preference_call(
+    function: str,
+    logps: Tensor,
+    ref_logps: Tensor | None,
+    response_mask: Tensor | None,
+    offsets: Tensor | None,
+    objective: str,
+    options: dict[str, Value],
+    counts: dict[str, Number | None],
+) -> Call:
+    """A checked call in the name of `function`: answers [2 B] become rows of one token."""
+    for name, value in counts.items():
+        if value is not None:
+            words = "loss_scale" if name == "scale" else name
+            check_positive(function, words, value, zero=name == "pairs")
+    if isinstance(logps, Tensor) and logps.dim() == 1 and offsets is None:
+        logps, ref_logps, response_mask = (
+            each[:, None] if isinstance(each, Tensor) and each.dim() == 1 else each
+            for each in (logps, ref_logps, response_mask)
+        )
+        if response_mask is None:
+            response_mask = torch.ones_like(logps, dtype=torch.bool, requires_grad=False)
+    tensors = {
+        "logps": logps,
+        "ref_logps": ref_logps,
+        "response_mask": response_mask,
+        "offsets": offsets,
+    }
+    given = {f"normalizer.{name}": each for name, each in counts.items() if each is not None}
+    return objective_call(
+        "preference_loss",
+        tensors,
+        objective,
+        options,
+        given,
+        family="preference",
+        function=function,
+    )
 
 
 def dpo_loss(

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import (
-    check_constants,
-    check_no_tangents,
-    check_numbers,
-    check_offsets,
-    check_rows,
-    check_strings,
-    checked_mask,
-)
-from tether._objectives import ABSENT, packed
-from tether._ops import ops, register_scaled
-from tether.policy import Normalizer, check_counts, checked_normalizer
-
-_SUMS = 7  # ValueMetrics::kSums
+from tether._functions import FUNCTIONS
+from tether._ops import ops
+from tether.policy import Normalizer, denominators
 
 
 class ValueMetrics(NamedTuple):
@@ -39,28 +27,12 @@ class ValueMetrics(NamedTuple):
         return dict(zip(_METRIC_NAMES, values.tolist(), strict=True))
 
 
-_METRIC_NAMES = tuple(ops.value_metric_names())
+_METRIC_NAMES = tuple(ops.metric_names("value"))
 
 
 class ValueLoss(NamedTuple):
     loss: Tensor  # scalar: float32, or float64 with values
     metrics: ValueMetrics  # constants
-
-
-@torch.library.register_fake("tether::value_loss_forward")
-def _(values, *arguments):
-    with_gradient = arguments[-1]
-    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-    stored = torch.float32 if values.dtype == torch.float16 else values.dtype
-    shape = values.shape if with_gradient else (0,)
-    return (
-        values.new_empty((), dtype=wide),
-        values.new_empty(shape, dtype=stored if with_gradient else values.dtype),
-        values.new_empty((_SUMS,), dtype=torch.float64),
-    )
-
-
-register_scaled("value_loss", "value_loss_forward", arguments=10)
 
 
 def value_loss(
@@ -92,43 +64,20 @@ def value_loss(
     work is done.
     """
     function = "value_loss"
-    check_rows(function, "values", values, offsets)
-    check_offsets(function, offsets, "values", values)
-    check_constants(function, "values", values, returns=returns)
-    if old_values is not None:
-        check_constants(function, "values", values, old_values=old_values)
-    response_mask = checked_mask(function, response_mask, values, "values")
-    counts = checked_normalizer(function, normalizer) or Normalizer()
-    check_numbers(function, clip_range=clip_range, constant=constant)
-    check_strings(function, aggregation=aggregation)
+    tensors = {
+        "values": values,
+        "returns": returns,
+        "response_mask": response_mask,
+        "old_values": old_values,
+        "offsets": offsets,
+    }
+    settings = {"clip_range": clip_range, "aggregation": aggregation, "constant": constant}
+    call = FUNCTIONS[function].call(tensors, settings)
+    counts = denominators(function, normalizer)
     if values.device.type != "cpu":
-        if not torch.compiler.is_compiling():
-            ops.value_check(float(clip_range), aggregation, float(constant))
-        check_counts(function, counts)
         out = reference.value_loss(
-            values,
-            returns,
-            response_mask,
-            old_values=old_values,
-            offsets=offsets,
-            clip_range=clip_range,
-            aggregation=aggregation,
-            constant=constant,
-            normalizer=counts,
+            **call.tensors, normalizer=normalizer or Normalizer(), **call.named_settings()
         )
         return ValueLoss(out.loss, ValueMetrics(out.sums))
-    check_no_tangents(function, values=values)
-    given = [ABSENT if each is None else each for each in (counts.policy, counts.sequences)]
-    loss, _, sums = ops.value_loss_forward(
-        values,
-        returns,
-        response_mask,
-        old_values,
-        offsets,
-        float(clip_range),
-        aggregation,
-        float(constant),
-        packed([*given, counts.world_size, counts.scale]),
-        torch.is_grad_enabled() and values.requires_grad,
-    )
+    loss, _, sums = call.with_numbers(counts).run_with_gradient()
     return ValueLoss(loss, ValueMetrics(sums))

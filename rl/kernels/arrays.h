@@ -1,5 +1,8 @@
 #pragma once
 
+#include <array>
+
+#include "../../core/arguments.h"
 #include "../../core/batch.h"
 #include "../policy_metrics.h"
 #include "../preference_metrics.h"
@@ -11,15 +14,32 @@ namespace tether {
 
 // One batch of token rows for a policy loss, in the caller's memory. Arithmetic is in double if
 // logps are float64, else in float; arrays may differ in type and stride.
-struct PolicyArrays {
-  RowLayout layout;
-  ConstArray logps;
-  ConstArray advantages;      // per token, or per_row
-  ConstArray response_mask;   // weights in [0, 1]; slots of weight 0 may hold anything
-  ConstArray old_logps = {};  // absent: logps, as constants (the ratio is 1, its gradient is not 0)
-  ConstArray ref_logps = {};  // needed when beta > 0
-  ConstArray entropies = {};  // of the policy at each token; needed when entropy_coef is not 0
+template <class Array>
+struct PolicyInputs {
+  LayoutOf<Array> layout = {};
+  Array logps = {};
+  Array advantages = {};     // per token, or per row
+  Array response_mask = {};  // weights in [0, 1]; slots of weight 0 may hold anything
+  Array old_logps = {};      // absent: logps, as constants (the ratio is 1, its gradient is not 0)
+  Array ref_logps = {};      // needed when beta > 0
+  Array entropies = {};      // of the policy at each token; needed when entropy_coef is not 0
+  OffsetsOf<Array> offsets = {};
+
+  static constexpr auto arguments() {
+    using In = PolicyInputs;
+    using A = Argument<In, Array>;
+    constexpr auto optional = Use::optional;
+    return std::array{
+        A{"logps", &In::logps, Shape::rows, Kind::floating, Use::required, Flow::differentiable},
+        A{"advantages", &In::advantages, Shape::either, Kind::narrow},
+        A{"response_mask", &In::response_mask, Shape::tokens, Kind::mask},
+        A{"old_logps", &In::old_logps, Shape::tokens, Kind::narrow, optional},
+        A{"ref_logps", &In::ref_logps, Shape::tokens, Kind::narrow, optional},
+        A{"entropies", &In::entropies, Shape::tokens, Kind::narrow, optional,
+          Flow::differentiable}};
+  }
 };
+using PolicyArrays = PolicyInputs<ConstArray>;
 
 // Where the gradients go, each like logps in shape; absent: not wanted.
 struct PolicyGradients {
@@ -35,12 +55,24 @@ struct PolicyTotals {
 // Pairs of answers in the caller's memory: 2 B rows, all chosen answers first, then the rejected
 // ones in the same order (TRL's layout). Scores of whole answers are rows of one column. Token sums
 // are in double; arrays may differ in type and stride.
-struct PreferenceArrays {
-  RowLayout layout;
-  ConstArray logps;
-  ConstArray response_mask;   // weights in [0, 1]; slots of weight 0 may hold anything
-  ConstArray ref_logps = {};  // needed where the objective has a reference
+template <class Array>
+struct PreferenceInputs {
+  LayoutOf<Array> layout = {};
+  Array logps = {};
+  Array ref_logps = {};      // needed where the objective has a reference
+  Array response_mask = {};  // weights in [0, 1]; slots of weight 0 may hold anything
+  OffsetsOf<Array> offsets = {};
+
+  static constexpr auto arguments() {
+    using In = PreferenceInputs;
+    using A = Argument<In, Array>;
+    return std::array{
+        A{"logps", &In::logps, Shape::rows, Kind::floating, Use::required, Flow::differentiable},
+        A{"ref_logps", &In::ref_logps, Shape::tokens, Kind::narrow, Use::optional},
+        A{"response_mask", &In::response_mask, Shape::tokens, Kind::mask}};
+  }
 };
+using PreferenceArrays = PreferenceInputs<ConstArray>;
 
 struct PreferenceTotals {
   double loss = 0;
@@ -49,13 +81,26 @@ struct PreferenceTotals {
 
 // Rows of tokens for the loss of a value head, in the caller's memory. Arithmetic is in double if
 // values are float64, else in float.
-struct ValueArrays {
-  RowLayout layout;
-  ConstArray values;
-  ConstArray returns;
-  ConstArray response_mask;    // weights in [0, 1]; slots of weight 0 may hold anything
-  ConstArray old_values = {};  // absent: values, as constants (nothing is clipped)
+template <class Array>
+struct ValueInputs {
+  LayoutOf<Array> layout = {};
+  Array values = {};
+  Array returns = {};
+  Array response_mask = {};  // weights in [0, 1]; slots of weight 0 may hold anything
+  Array old_values = {};     // absent: values, as constants (nothing is clipped)
+  OffsetsOf<Array> offsets = {};
+
+  static constexpr auto arguments() {
+    using In = ValueInputs;
+    using A = Argument<In, Array>;
+    return std::array{
+        A{"values", &In::values, Shape::rows, Kind::floating, Use::required, Flow::differentiable},
+        A{"returns", &In::returns, Shape::tokens},
+        A{"response_mask", &In::response_mask, Shape::tokens, Kind::mask},
+        A{"old_values", &In::old_values, Shape::tokens, Kind::floating, Use::optional}};
+  }
 };
+using ValueArrays = ValueInputs<ConstArray>;
 
 struct ValueTotals {
   double loss = 0;

@@ -57,8 +57,8 @@ ChunkedPolicyLoss::ChunkedPolicyLoss(std::string_view function, const PolicyArra
   });
   batch_.logps = placeholder(arithmetic);
   if (objective.entropy.coefficient != 0) batch_.entropies = placeholder(arithmetic);
-  check_arrays(function, batch_, objective, {});
-  const TermCounts local = checked_counts(function, batch_, objective, executor);
+  check_call(function, batch_, objective, {});
+  const TermCounts local = checked_counts(function, batch_, executor);
   const StepCounts counts = step_counts(function, normalizer, local);
   normalizer_ = {.policy = counts.policy.tokens,
                  .kl = counts.kl.tokens,

@@ -6,19 +6,21 @@
 #include "../policy_objective.h"
 #include "arrays.h"
 
-// What policy losses ask beyond core/batch.h, in words that begin with `function`. Each throws
+// What policy losses ask beyond core/arguments.h, in words that begin with `function`. Each throws
 // Error.
 
 namespace tether {
 
-void check_arrays(std::string_view function, const PolicyArrays& batch,
-                  const PolicyObjective& objective, const PolicyGradients& gradients);
+// The arrays that the objective needs.
+void check_needs(std::string_view function, const PolicyInputs<bool>& given,
+                 const PolicyObjective& objective);
 
-// Tokens and sequences of the batch, of which logps and response_mask are looked at.
+// All that is asked before a token is looked at.
+void check_call(std::string_view function, const PolicyArrays& batch,
+                const PolicyObjective& objective, const PolicyGradients& gradients);
+
+// Tokens and sequences of a checked batch, of which the mask is looked at.
 TermCounts checked_counts(std::string_view function, const PolicyArrays& batch,
-                          const PolicyObjective& objective, const Executor& executor);
-
-// For a batch with a weight outside [0, 1]: says which.
-[[noreturn]] void report_weight(std::string_view function, const PolicyArrays& batch);
+                          const Executor& executor);
 
 }  // namespace tether

@@ -350,18 +350,14 @@ TermCounts count_tokens(std::string_view function, const PolicyArrays& batch,
     total.tokens += counts[static_cast<size_t>(chunk)].tokens;
     total.sequences += counts[static_cast<size_t>(chunk)].sequences;
   }
-  if (std::isnan(total.tokens)) report_weight(function, batch);
+  if (std::isnan(total.tokens)) check_weights(function, batch.layout, batch.response_mask);
   return total;
 }
 
 }  // namespace
 
 TermCounts checked_counts(std::string_view function, const PolicyArrays& batch,
-                          const PolicyObjective& objective, const Executor& executor) {
-  check_objective(function, objective);
-  check_layout(function, batch.layout);
-  check_given(function, "logps", batch.layout, batch.logps);
-  check_given(function, "response_mask", batch.layout, batch.response_mask);
+                          const Executor& executor) {
   return batch.logps.dtype == DType::float64 ? count_tokens<double>(function, batch, executor)
                                              : count_tokens<float>(function, batch, executor);
 }
@@ -369,8 +365,8 @@ TermCounts checked_counts(std::string_view function, const PolicyArrays& batch,
 PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objective,
                          const Normalizer& normalizer, const PolicyGradients& gradients,
                          const Executor& executor) {
-  const TermCounts local = checked_counts("policy_loss", batch, objective, executor);
-  check_arrays("policy_loss", batch, objective, gradients);
+  check_call("policy_loss", batch, objective, gradients);
+  const TermCounts local = checked_counts("policy_loss", batch, executor);
   const Call call{batch,
                   objective,
                   gradients,
@@ -383,7 +379,10 @@ PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objec
 
 Normalizer local_counts(const PolicyArrays& batch, const PolicyObjective& objective,
                         const Executor& executor) {
-  const TermCounts local = checked_counts("local_counts", batch, objective, executor);
+  const auto function = "local_counts";
+  check_objective(function, objective);
+  check_inputs(function, batch);
+  const TermCounts local = checked_counts(function, batch, executor);
   return {.policy = local.tokens, .kl = local.tokens, .sequences = local.sequences};
 }
 

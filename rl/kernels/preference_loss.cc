@@ -152,27 +152,20 @@ void store_gradients(const PreferenceArrays& batch, const std::vector<double>& s
   });
 }
 
-void check_batch(std::string_view function, const PreferenceArrays& batch) {
-  check_layout(function, batch.layout);
-  require(batch.layout.rows % 2 == 0, [&] {
-    return std::string(function) +
-           ": logps must have an even number of rows, chosen answers before rejected ones, got " +
-           text(batch.layout.rows);
+void check_pairs(std::string_view function, int64_t rows) {
+  require(rows % 2 == 0, [&] {
+    return named(function, "logps") +
+           " must have an even number of rows, chosen answers before rejected ones, got " +
+           text(rows);
   });
-  check_given(function, "logps", batch.layout, batch.logps);
-  check_given(function, "response_mask", batch.layout, batch.response_mask);
-  check_array(function, "ref_logps", batch.layout, batch.ref_logps);
 }
 
 template <class T>
 std::vector<Answer> checked_answers(std::string_view function, const PreferenceArrays& batch,
                                     const Executor& executor) {
   std::vector<Answer> answers = answers_of<T>(batch, executor);
-  for (size_t row = 0; row < answers.size(); ++row) {
-    require(!std::isnan(answers[row].n), [&] {
-      return std::string(function) +
-             ": response_mask must be in [0, 1], got another weight in row " + text(row);
-    });
+  for (const Answer& answer : answers) {
+    if (std::isnan(answer.n)) check_weights(function, batch.layout, batch.response_mask);
   }
   return answers;
 }
@@ -184,8 +177,12 @@ PreferenceTotals total_loss(const PreferenceArrays& batch, const PreferenceObjec
   const std::vector<Answer> answers = checked_answers<T>("preference_loss", batch, executor);
   const double local = count_pairs(answers);
   if (normalizer.pairs) {
-    const Range legal{0, largest_finite, /*above=*/local > 0};
-    check_range("preference_loss", "normalizer.pairs", *normalizer.pairs, legal);
+    const auto check = [&](bool above) {
+      check_range("preference_loss", "normalizer.pairs", *normalizer.pairs,
+                  Range{0, largest_finite, above});
+    };
+    check(false);
+    check(local > 0);
   }
   const double count = normalizer.pairs.value_or(local);
   std::vector<double> slopes(answers.size());
@@ -197,19 +194,24 @@ PreferenceTotals total_loss(const PreferenceArrays& batch, const PreferenceObjec
 
 }  // namespace
 
+void check_needs(std::string_view function, const PreferenceInputs<bool>& given, int64_t rows,
+                 const PreferenceObjective& objective) {
+  check_pairs(function, rows);
+  require(!objective.reference || given.ref_logps, [&] {
+    return named(function, "ref_logps") +
+           " must be given, got none. Pass them or reference = false";
+  });
+}
+
 PreferenceTotals preference_loss(const PreferenceArrays& batch,
                                  const PreferenceObjective& objective,
                                  const PairNormalizer& normalizer, const MutableArray& dlogps,
                                  const Executor& executor) {
   const auto function = "preference_loss";
   check_objective(function, objective);
-  check_batch(function, batch);
+  check_inputs(function, batch);
   check_array(function, "dlogps", batch.layout, dlogps);
-  require(!objective.reference || bool(batch.ref_logps), [] {
-    return std::string(
-        "preference_loss: ref_logps must be given, got none. Pass them or "
-        "reference = false");
-  });
+  check_needs(function, presence_of(batch), batch.layout.rows, objective);
   const Range positive{0, largest_finite, true};
   check_range(function, "normalizer.world_size", normalizer.world_size, positive);
   check_range(function, "normalizer.scale", normalizer.scale, positive);
@@ -219,7 +221,8 @@ PreferenceTotals preference_loss(const PreferenceArrays& batch,
 
 PairNormalizer local_counts(const PreferenceArrays& batch, const Executor& executor) {
   const auto function = "local_counts";
-  check_batch(function, batch);
+  check_inputs(function, batch);
+  check_pairs(function, batch.layout.rows);
   const bool wide = batch.logps.dtype == DType::float64;
   const std::vector<Answer> answers = wide ? checked_answers<double>(function, batch, executor)
                                            : checked_answers<float>(function, batch, executor);

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string_view>
+
 #include "../../core/parallel.h"
 #include "../preference_objective.h"
 #include "arrays.h"
@@ -17,6 +19,10 @@ PreferenceTotals preference_loss(const PreferenceArrays& batch,
                                  const PreferenceObjective& objective,
                                  const PairNormalizer& normalizer, const MutableArray& dlogps,
                                  const Executor& executor = {});
+
+// What the objective needs of a batch with so many rows.
+void check_needs(std::string_view function, const PreferenceInputs<bool>& given, int64_t rows,
+                 const PreferenceObjective& objective);
 
 // The pairs of this batch: what the caller adds up over an optimizer step.
 PairNormalizer local_counts(const PreferenceArrays& batch, const Executor& executor = {});

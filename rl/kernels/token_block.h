@@ -139,7 +139,7 @@ TETHER_INLINE T keep(Mask<T> where, T value) {
   return bit_cast<T>(where & bit_cast<Mask<T>>(value));
 }
 
-// Adds a block of weights; NaN if one is outside [0, 1].
+// Adds a block of weights; NaN if check_weights refuses one.
 template <class T>
 TETHER_CLONES void sum_weights(const T* weight, int size, LaneSum& tokens) {
   double sums[kLanes];
@@ -149,7 +149,8 @@ TETHER_CLONES void sum_weights(const T* weight, int size, LaneSum& tokens) {
     int start = 0;
     do {
       const T w = weight[start + lane];
-      const Mask<T> legal = mask<T>(w >= T(0)) & mask<T>(w <= T(1));
+      const Mask<T> legal =
+          mask<T>(w == T(0)) | (mask<T>(w >= T(kSmallestWeight)) & mask<T>(w <= T(1)));
       sum += double(bit_cast<T>(bit_cast<Mask<T>>(w) | ~legal));
       start += kLanes;
     } while (start < size);

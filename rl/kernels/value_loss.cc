@@ -109,10 +109,8 @@ std::vector<double> tokens_of_rows(const ValueArrays& batch, const Executor& exe
       out[static_cast<size_t>(row)] = tokens.total();
     }
   });
-  for (size_t row = 0; row < out.size(); ++row) {
-    require(!std::isnan(out[row]), [&] {
-      return "value_loss: response_mask must be in [0, 1], got another weight in row " + text(row);
-    });
+  for (double tokens : out) {
+    if (std::isnan(tokens)) check_weights("value_loss", batch.layout, batch.response_mask);
   }
   return out;
 }
@@ -179,11 +177,7 @@ ValueTotals value_loss(const ValueArrays& batch, const ValueObjective& objective
                        const Executor& executor) {
   const auto function = "value_loss";
   check_objective(function, objective);
-  check_layout(function, batch.layout);
-  check_given(function, "values", batch.layout, batch.values);
-  check_given(function, "returns", batch.layout, batch.returns);
-  check_given(function, "response_mask", batch.layout, batch.response_mask);
-  check_array(function, "old_values", batch.layout, batch.old_values);
+  check_inputs(function, batch);
   check_array(function, "dvalues", batch.layout, dvalues);
   const auto total = batch.values.dtype == DType::float64 ? total_loss<double> : total_loss<float>;
   return total(batch, objective, normalizer, dvalues, executor);

@@ -62,7 +62,7 @@ void expect_equal(const Rows& actual, const Rows& expected, const Rows& mask) {
 
 // verl's mean and variance of the active values, as moments that give them.
 Moments verl_moments(const Rows& values, const Rows& mask) {
-  const Moments exact = moments(mask.layout(), values.view(), mask.view());
+  const Moments exact = moments({mask.layout(), values.view(), mask.view()});
   const double shrink = exact.count / (exact.count + 1e-8), mean = exact.mean * shrink;
   const double off = exact.mean - mean;
   return {exact.count, mean, (exact.squares + exact.count * off * off) * shrink};
@@ -70,7 +70,8 @@ Moments verl_moments(const Rows& values, const Rows& mask) {
 
 Rows whitened(const Rows& values, const Rows& mask, const Whitening& options) {
   Rows out = values;
-  whiten(mask.layout(), values.view(), mask.view(), verl_moments(values, mask), options, out.out());
+  whiten({mask.layout(), values.view(), mask.view()}, verl_moments(values, mask), options,
+         out.out());
   return out;
 }
 

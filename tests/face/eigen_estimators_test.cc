@@ -73,7 +73,8 @@ TEST(EigenEstimators, AdvantagesAreTheRecursions) {
   expect_equal(eigen::discounted_returns(rewards, mask, {.gamma = 0.5}, bootstrap),
                (ArrayXXd(1, 3) << 4, 0, 6).finished());
   const auto out = eigen::generalized_advantage_estimation(
-      rewards, values, mask, {.gamma = 0.5, .lambda = 0.5}, {.bootstrap = bootstrap});
+      {.rewards = rewards, .values = values, .response_mask = mask, .bootstrap = bootstrap},
+      {.gamma = 0.5, .lambda = 0.5});
   // delta_2 = 2 + 4 - 1 = 5; delta_0 = 1 + 0.5 - 0.5 = 1, A_0 = 1 + 5 / 4
   expect_equal(out.advantages, (ArrayXXd(1, 3) << 2.25, 0, 5).finished());
   expect_equal(out.returns, (ArrayXXd(1, 3) << 2.75, 0, 6).finished());

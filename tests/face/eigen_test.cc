@@ -38,7 +38,12 @@ struct Data {
     }
   }
   eigen::PolicyBatch batch() const {
-    return {logps, advantages, mask, old_logps, ref_logps, entropies};
+    return {.logps = logps,
+            .advantages = advantages,
+            .response_mask = mask,
+            .old_logps = old_logps,
+            .ref_logps = ref_logps,
+            .entropies = entropies};
   }
 };
 
@@ -89,8 +94,11 @@ TEST(EigenObjectives, EveryObjectiveInAnyStorageOrder) {
     EXPECT_TRUE((got.dlogps == want.dlogps).all()) << row.name;
   }
   for (const auto& row : kPreferenceCatalogue) {
-    const auto want = eigen::preference_loss({data.logps, data.mask, data.ref_logps}, row.preset());
-    const auto got = eigen::preference_loss({logps, data.mask, data.ref_logps}, row.preset());
+    const auto want = eigen::preference_loss(
+        {.logps = data.logps, .ref_logps = data.ref_logps, .response_mask = data.mask},
+        row.preset());
+    const auto got = eigen::preference_loss(
+        {.logps = logps, .ref_logps = data.ref_logps, .response_mask = data.mask}, row.preset());
     EXPECT_EQ(got.loss, want.loss) << row.name;
     EXPECT_TRUE((got.dlogps == want.dlogps).all()) << row.name;
   }
@@ -98,8 +106,9 @@ TEST(EigenObjectives, EveryObjectiveInAnyStorageOrder) {
 
 TEST(EigenObjectives, DpoIsItsDefinition) {
   const Data data;
-  const auto out =
-      eigen::preference_loss({data.logps, data.mask, data.ref_logps}, presets::dpo(/*beta=*/0.2));
+  const auto out = eigen::preference_loss(
+      {.logps = data.logps, .ref_logps = data.ref_logps, .response_mask = data.mask},
+      presets::dpo(/*beta=*/0.2));
   const ArrayXXd gaps = data.mask.select(data.logps - data.ref_logps, 0);
   const ArrayXd scores = gaps.rowwise().sum();
   const ArrayXd margins = 0.2 * (scores.head(2) - scores.tail(2));
@@ -122,7 +131,8 @@ TEST(EigenObjectives, AdvantagesOfRows) {
 TEST(EigenObjectives, ValueLossIsItsDefinition) {
   const Data data;
   const ArrayXXd values = data.old_logps, returns = data.ref_logps;
-  const auto out = eigen::value_loss({values, returns, data.mask});
+  const auto out =
+      eigen::value_loss({.values = values, .returns = returns, .response_mask = data.mask});
   const ArrayXXd w = data.mask.cast<double>();
   EXPECT_NEAR(out.loss, 0.5 * ((values - returns).square() * w).sum() / w.sum(), 1e-15);
   EXPECT_TRUE(out.dvalues.isApprox((values - returns) * w / w.sum(), 1e-14));
@@ -139,14 +149,17 @@ TEST(EigenObjectives, ShapesAreChecked) {
   const ArrayXd three = ArrayXd::Zero(3);
   batch.advantages = three;
   EXPECT_EQ(message([&] { eigen::policy_loss(batch, presets::ppo()); }),
-            "policy_loss: advantages must be [4], got [3, 1]");
+            "policy_loss: advantages must be [4] or [4, 6], got [3, 1]");
   batch = data.batch();
   batch.ref_logps = {};
   EXPECT_EQ(message([&] { eigen::policy_loss(batch, presets::grpo(0.1)); }),
             "policy_loss: ref_logps must be given when beta is greater than 0, got beta 0.1 and "
             "none. Pass ref_logps or beta = 0");
-  EXPECT_EQ(message([&] { eigen::value_loss({data.logps, narrow, data.mask}); }),
-            "value_loss: returns must be [4, 6] like values, got [4, 5]");
+  EXPECT_EQ(
+      message([&] {
+        eigen::value_loss({.values = data.logps, .returns = narrow, .response_mask = data.mask});
+      }),
+      "value_loss: returns must be [4, 6] like values, got [4, 5]");
 }
 
 }  // namespace

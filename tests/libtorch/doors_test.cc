@@ -153,8 +153,8 @@ TEST(Doors, EveryArgumentIsOnTheDeviceOfTheFirst) {
                      .values = rows,
                      .response_mask = mask,
                      .bootstrap = row,
-                     .done = mask,
-                     .truncated = mask,
+                     .done = mask.to(at::kBool),
+                     .truncated = mask.to(at::kBool),
                      .truncation_values = rows,
                      .lambdas = row};
   const auto gae_member = [&](const char* name, at::Tensor GaeBatch::* member,
@@ -166,8 +166,8 @@ TEST(Doors, EveryArgumentIsOnTheDeviceOfTheFirst) {
   gae_member("values", &GaeBatch::values, meta_rows);
   gae_member("response_mask", &GaeBatch::response_mask, meta_rows);
   gae_member("bootstrap", &GaeBatch::bootstrap, meta_row);
-  gae_member("done", &GaeBatch::done, meta_rows);
-  gae_member("truncated", &GaeBatch::truncated, meta_rows);
+  gae_member("done", &GaeBatch::done, meta_rows.to(at::kBool));
+  gae_member("truncated", &GaeBatch::truncated, meta_rows.to(at::kBool));
   gae_member("truncation_values", &GaeBatch::truncation_values, meta_rows);
   gae_member("lambdas", &GaeBatch::lambdas, meta_row);
   gae_member("lambdas", &GaeBatch::lambdas, meta_rows);

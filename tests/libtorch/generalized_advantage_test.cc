@@ -93,7 +93,7 @@ TEST(GaeFace, BadInputGetsOneClearError) {
             name +
                 "values must not require grad, got a tensor that does. It is a constant of the "
                 "loss: pass values.detach()");
-  EXPECT_EQ(error_of([](B& b) { b.truncated = torch::zeros({2, 3}); }),
+  EXPECT_EQ(error_of([](B& b) { b.truncated = torch::zeros({2, 3}, at::kBool); }),
             name + "truncation_values must be given, got none");
 }
 

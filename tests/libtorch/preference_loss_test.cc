@@ -140,10 +140,11 @@ TEST(PreferenceLossFace, BadInputGetsOneClearError) {
             name + "ref_logps must be [4, 5] like logps, got [4, 4]");
   EXPECT_EQ(error_of([](B& b) { b.logps = torch::zeros({4, 5}, at::kLong); }),
             name + "logps must be float32, float64, bfloat16 or float16, got int64");
-  EXPECT_EQ(error_of([](B& b) { b = {torch::zeros({3}), torch::zeros({3})}; }),
-            name +
-                "logps must have an even number of rows, chosen answers before rejected ones, "
-                "got 3");
+  EXPECT_EQ(
+      error_of([](B& b) { b = {.logps = torch::zeros({3}), .ref_logps = torch::zeros({3})}; }),
+      name +
+          "logps must have an even number of rows, chosen answers before rejected ones, "
+          "got 3");
 }
 
 }  // namespace

@@ -18,17 +18,18 @@ at::Tensor doubles(std::vector<double> values) { return at::tensor(values, at::k
 TEST(DiscountedReturns, AreTheRecursion) {
   const at::Tensor rewards = at::stack({doubles({1, kNan, 2}), doubles({3, 4, 5})});
   const at::Tensor mask = at::tensor({1, 0, 1, 1, 1, 1}).view({2, 3});
-  const ReturnsBatch batch{rewards, mask, doubles({8, 0})};
+  const ReturnsBatch batch{.rewards = rewards, .response_mask = mask, .bootstrap = doubles({8, 0})};
   const at::Tensor carried = discounted_returns(batch, {.gamma = 0.5});
   EXPECT_TRUE(at::equal(carried, at::stack({doubles({4, 0, 6}), doubles({6.25, 6.5, 5})})));
   const at::Tensor decayed = discounted_returns(batch, {.gamma = 0.5, .gap = MaskGap::decay});
   EXPECT_TRUE(at::equal(decayed[0], doubles({2.5, 0, 6})));
   // The same rows packed, without the masked slot.
   const at::Tensor active = mask != 0;
-  const at::Tensor packed =
-      discounted_returns({rewards.masked_select(active), at::ones({5}, at::kBool), doubles({8, 0}),
-                          at::tensor({0, 2, 5}, at::kInt)},
-                         {.gamma = 0.5});
+  const at::Tensor packed = discounted_returns({.rewards = rewards.masked_select(active),
+                                                .response_mask = at::ones({5}, at::kBool),
+                                                .bootstrap = doubles({8, 0}),
+                                                .offsets = at::tensor({0, 2, 5}, at::kInt)},
+                                               {.gamma = 0.5});
   EXPECT_TRUE(at::equal(packed, carried.masked_select(active)));
 }
 
@@ -64,16 +65,19 @@ TEST(DiscountedReturns, BadInputIsRefused) {
   const auto refusal = [](const ReturnsBatch& batch, const DiscountedReturns& options = {}) {
     return message<c10::ValueError>([&] { discounted_returns(batch, options); });
   };
-  EXPECT_EQ(refusal({at::Tensor(), mask}), "discounted_returns: rewards must be given, got none");
-  EXPECT_EQ(refusal({rewards[0], mask[0]}),
+  EXPECT_EQ(refusal({.response_mask = mask}),
+            "discounted_returns: rewards must be given, got none");
+  EXPECT_EQ(refusal({.rewards = rewards[0], .response_mask = mask[0]}),
             "discounted_returns: rewards must be [B, T], or [N] with offsets, got [3]");
-  EXPECT_EQ(refusal({rewards, mask[0]}),
+  EXPECT_EQ(refusal({.rewards = rewards, .response_mask = mask[0]}),
             "discounted_returns: response_mask must be [2, 3] like rewards, got [3]");
-  EXPECT_EQ(refusal({rewards, mask, at::zeros({3})}),
+  EXPECT_EQ(refusal({.rewards = rewards, .response_mask = mask, .bootstrap = at::zeros({3})}),
             "discounted_returns: bootstrap must be [2], got [3]");
-  EXPECT_EQ(refusal({rewards, mask}, {.gamma = 2}),
+  EXPECT_EQ(refusal({.rewards = rewards, .response_mask = mask}, {.gamma = 2}),
             "discounted_returns: gamma must be in [0, 1], got 2");
-  EXPECT_EQ(message<c10::TypeError>([&] { discounted_returns({rewards.to(at::kLong), mask}); }),
+  EXPECT_EQ(message<c10::TypeError>([&] {
+              discounted_returns({.rewards = rewards.to(at::kLong), .response_mask = mask});
+            }),
             "discounted_returns: rewards must be float32, float64, bfloat16 or float16, got int64");
   EXPECT_EQ(message<c10::ValueError>([&] { kl_report(rewards, mask[0]); }),
             "kl_report: response_mask must be [2, 3] like log_ratios, got [3]");

@@ -90,10 +90,10 @@ LOSS_ONLY = {
     "Pass entropies or entropy_coef = 0": {"entropy_coef": 0.5},
     "ref_logps must be given when beta is greater than 0, got beta 0.04 and none. "
     "Pass ref_logps or beta = 0": {"ref_logps": None, "beta": 0.04},
-    "normalizer.policy must be greater than 0 and finite, got -1": {
+    "normalizer.policy must be at least 0 and finite, got -1": {
         "normalizer": tether.Normalizer(policy=-1)
     },
-    "normalizer.kl must be greater than 0 and finite, got nan": {
+    "normalizer.kl must be at least 0 and finite, got nan": {
         "normalizer": tether.Normalizer(kl=math.nan)
     },
     "normalizer.sequences must be greater than 0 and finite, got 0": {
@@ -228,37 +228,6 @@ def test_every_function_checks_for_other_devices_in_its_own_name(function, argum
     with pytest.raises(ValueError) as caught:
         getattr(tether, function)(**batch | arguments)
     assert str(caught.value) == f"{function}: {message}"
-
-
-def test_direct_calls_of_the_operator_stay_inside_their_memory():
-    logps, mask = ones(5, 9), ones(5, 9)
-    numbers = torch.tensor([], dtype=torch.float64)
-
-    def call(*tensors, values=numbers, names=(), normalizer=None):
-        torch.ops.tether.policy_loss_forward(
-            *tensors, "ppo", list(names), values, [], [], normalizer, True
-        )
-
-    for tensors in (
-        (logps, ones(4), mask, None, None, None, None),
-        (logps, ones(5), ones(5, 8), None, None, None, None),
-        (logps, ones(5), mask, ones(4, 9), None, None, None),
-        (logps, ones(5), mask.to(torch.int64), None, None, None, None),
-        (ones(45), ones(5), ones(45), None, None, None, None),
-        (ones(45), ones(5), ones(45), None, None, None, ones(6)),
-        (ones(2, 3, 4), ones(2), ones(2, 3, 4), None, None, None, None),
-    ):
-        with pytest.raises(ValueError, match=r"^policy_loss: "):
-            call(*tensors)
-    batch = (logps, ones(5), mask, None, None, None, None)
-    with pytest.raises(ValueError, match="option_values must be 1 float64"):
-        call(*batch, names=["epsilon_low"])
-    with pytest.raises(ValueError, match="normalizer must be 5 float64"):
-        call(*batch, normalizer=ones(3))
-    with pytest.raises(ValueError, match="option_values must be 1 float64 numbers side by side"):
-        call(*batch, names=["epsilon_low"], values=ones(1, dtype=torch.float32))
-    with pytest.raises(ValueError, match="normalizer must be 5 float64 numbers side by side"):
-        call(*batch, normalizer=ones(8)[::2])
 
 
 LOGITS, IDS, SCORES = torch.zeros(2, 4), torch.tensor([1, 3]), torch.zeros(2, 3)

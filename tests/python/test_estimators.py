@@ -241,16 +241,6 @@ def test_gradients_are_not_dropped_in_silence(call):
         call()
 
 
-def test_operators_check_what_they_read():
-    two = torch.zeros(2, dtype=torch.float64)
-    with pytest.raises(ValueError, match="whiten: step must be 3 float64 numbers"):
-        torch.ops.tether.whiten(ROWS, MASK, two, 1e-8, True)
-    with pytest.raises(ValueError, match="value_loss: normalizer must be 4 float64 numbers"):
-        torch.ops.tether.value_loss_forward(
-            ROWS, ROWS, MASK, None, None, 0.2, "token_mean", 1.0, two, False
-        )
-
-
 @pytest.mark.parametrize("stride", [1, 2])
 def test_strided_inputs_give_the_same_bits(stride):
     mask = mask_of((5, 34))[:, ::stride][:, :17]
@@ -338,7 +328,7 @@ def test_strided_inputs_give_the_same_bits(stride):
         (
             lambda: tether.kl_report(ROWS, MASK, estimator="k_lambda", lambda_=-0.5),
             ValueError,
-            "kl_report: lambda_ must be at least 0, got -0.5",
+            "kl_report: lambda_ must be at least 0 and finite, got -0.5",
         ),
         (
             lambda: tether.whiten(ROWS, MASK, step=(1, 2)),

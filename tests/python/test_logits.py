@@ -597,7 +597,7 @@ def test_linear_preference_loss_leaves_the_objective_to_preference_loss():
     for change, message in (
         ({"tau": 1}, 'option must be one of label_smoothing, beta, got "tau"'),
         ({"ref_logps": None}, "ref_logps must be given, got none. Pass them or reference = false"),
-        ({"pairs": -1}, "pairs must be greater than 0 and finite, got -1"),
+        ({"pairs": -1}, "pairs must be at least 0 and finite, got -1"),
     ):
         with pytest.raises(ValueError) as raised:
             tether.linear_preference_loss(hidden, weight, targets, **batch | change)

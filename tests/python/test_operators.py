@@ -20,10 +20,10 @@ def spread(*shape, dtype=torch.float64):
     return torch.zeros((), dtype=dtype).expand(shape)
 
 
-ROWS, MASK, OFFSETS = zeros(2, 3), torch.ones(2, 3), torch.tensor([0, 1, 6])
-COUNTS = torch.full((4,), 6, dtype=DOUBLE)
+ROWS, MASK = zeros(2, 3), torch.ones(2, 3)
 LOGITS, TARGETS, STATISTICS = zeros(4, 8), zeros(4, dtype=LONG), zeros(4, 8, dtype=DOUBLE)
-NONE, OBJECTIVE = zeros(0, dtype=DOUBLE), ("ppo", [], zeros(0, dtype=DOUBLE), [], [])
+NONE = zeros(0, dtype=DOUBLE)
+WORDS, OBJECTIVE = ([], NONE, [], []), ([], NONE, ["objective"], ["ppo"])
 OF_ROW = (1.0, 1.0, 0.0, -100)
 HEAD = (LOGITS, zeros(4, 2, dtype=LONG) + torch.arange(2), zeros(4, 2, dtype=DOUBLE) - 2)
 SAMPLES = (TARGETS, zeros(4, dtype=DOUBLE) - 2)
@@ -31,21 +31,57 @@ WRONG_ROWS = (zeros(2, 2), zeros(3, 3), zeros(6), zeros(2, 3, dtype=LONG))
 WRONG_IDS = (zeros(3, dtype=LONG), zeros(4, dtype=torch.int32), spread(4, dtype=LONG))
 WRONG_DOUBLES = (zeros(3, dtype=DOUBLE), zeros(4), spread(4))
 WRONG_STATISTICS = (zeros(3, 8, dtype=DOUBLE), zeros(4, 8), spread(4, 8))
+FUNCTIONS = tether._functions.FUNCTIONS
+
+
+def right(argument):
+    """What an argument of a function's list may be, for 2 rows of 3 tokens."""
+    shapes = {"per_row": (2,), "either": (2,), "answers": (2,)}
+    if argument.kind == "ids":
+        return zeros(2, dtype=LONG)
+    dtype = torch.bool if argument.kind == "flags" else torch.float32
+    return torch.ones(shapes.get(argument.shape, (2, 3)), dtype=dtype)
+
+
+def wrong(argument):
+    good = right(argument)
+    types = (zeros(*good.shape, dtype=torch.complex64), zeros(*good.shape, dtype=torch.int16))
+    sizes = (torch.ones(4, 5, 6, dtype=good.dtype), torch.ones(5, dtype=good.dtype))
+    if argument.shape in ("elements", "answers"):
+        return types + sizes[:1]
+    return types + sizes
+
+
+def call_of(function):
+    words = WORDS
+    if function.name in ("policy_loss", "local_counts"):
+        words = OBJECTIVE
+    elif function.name == "preference_loss":
+        words = ([], NONE, ["objective"], ["dpo"])
+    arguments = [right(each) for each in function.arguments]
+    offsets = [None] if function.packed else []
+    return (*arguments, *offsets, *words, *([True] if function.gradient else []))
+
+
+def wrong_words(function):
+    """Places of the words of a call, and what they may not be."""
+    first = len(function.arguments) + function.packed
+    return {first + 1: (spread(1), zeros(1)), first + 3: (["x"],)}
+
 
 CALLS = {
-    "policy_loss_forward": (
-        (ROWS, zeros(2), MASK, ROWS, ROWS, ROWS, None, *OBJECTIVE, None, True),
-        {
-            1: (zeros(3), zeros(3, 1), zeros(1, 2)),
-            **dict.fromkeys(range(2, 6), WRONG_ROWS),
-            9: (spread(1), zeros(1)),
-            12: (zeros(4, dtype=DOUBLE), zeros(5), spread(5)),
-        },
-    ),
+    **{
+        name: (
+            call_of(function),
+            {i: wrong(each) for i, each in enumerate(function.arguments)} | wrong_words(function),
+        )
+        for name, function in FUNCTIONS.items()
+    },
+    "check_settings": (("f", "moments", [], 0, *WORDS), {5: (spread(1), zeros(1))}),
     "policy_loss_of_logits": (
         (
             *(LOGITS.clone(), TARGETS, torch.tensor([0, 2, 3, 5]), zeros(2), MASK, ROWS, ROWS),
-            *(None, *OBJECTIVE, None, *OF_ROW, True, True),
+            *(None, *OBJECTIVE, *OF_ROW, True, True),
         ),
         {
             0: (spread(4, 8), zeros(8, 4).t(), zeros(4)),
@@ -56,14 +92,6 @@ CALLS = {
             6: WRONG_ROWS,
         },
     ),
-    "preference_loss_forward": (
-        (ROWS, MASK, ROWS, None, "dpo", [], NONE, [], [], None, True),
-        {1: WRONG_ROWS, 2: WRONG_ROWS, 9: (zeros(2, dtype=DOUBLE), zeros(3), spread(3))},
-    ),
-    "policy_local_counts": (
-        (ROWS, zeros(2), MASK, None, *OBJECTIVE),
-        {1: (zeros(3),), 2: WRONG_ROWS},
-    ),
     "policy_metrics": (
         (zeros(11, 2, dtype=DOUBLE), zeros(2, dtype=DOUBLE)),
         {0: (zeros(11, dtype=DOUBLE), zeros(11, 2)), 1: (zeros(3, dtype=DOUBLE), zeros(2))},
@@ -73,32 +101,6 @@ CALLS = {
         {0: (zeros(8, dtype=DOUBLE), zeros(8, 2))},
     ),
     "value_metrics": ((zeros(7, dtype=DOUBLE),), {0: (zeros(6, dtype=DOUBLE), zeros(7))}),
-    "value_loss_forward": (
-        (ROWS, ROWS, MASK, ROWS, None, 0.2, "token_mean", 1.0, COUNTS, True),
-        {1: WRONG_ROWS, 2: WRONG_ROWS, 3: WRONG_ROWS, 8: (zeros(3, dtype=DOUBLE), spread(4))},
-    ),
-    "gae": (
-        (ROWS, ROWS, MASK, zeros(2), MASK > 0, MASK > 0, ROWS, zeros(2), None, 1.0, 1.0, "carry"),
-        {
-            **dict.fromkeys((1, 2, 4, 5, 6), WRONG_ROWS),
-            3: (zeros(3), zeros(2, 1)),
-            7: (zeros(3), zeros(2, 2)),
-        },
-    ),
-    "discounted_returns": (
-        (ROWS, MASK, zeros(2), None, 1.0, "carry"),
-        {1: WRONG_ROWS, 2: (zeros(3), zeros(2, 1))},
-    ),
-    "group_advantage": (
-        (zeros(4), TARGETS, 0, "mean", "none", 0.1, "error"),
-        {0: (zeros(4, dtype=torch.bfloat16), zeros(8)[::2], zeros(5)), 1: WRONG_IDS},
-    ),
-    "moments": ((ROWS, MASK), {0: (zeros(6),), 1: WRONG_ROWS}),
-    "whiten": (
-        (ROWS, MASK, torch.ones(3, dtype=DOUBLE), 0.1, True),
-        {0: (zeros(6),), 1: WRONG_ROWS, 2: (zeros(2, dtype=DOUBLE), zeros(3), spread(3))},
-    ),
-    "kl_report": ((ROWS, MASK, None, "k3", -1.0), {0: (zeros(6),), 1: WRONG_ROWS}),
     "token_logps_forward": (
         (LOGITS, TARGETS, *OF_ROW, True, True),
         {0: (zeros(3, 8), zeros(4, 0), zeros()), 1: WRONG_IDS},

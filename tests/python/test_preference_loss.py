@@ -120,20 +120,17 @@ def test_second_derivatives_are_refused():
 def test_opcheck(layout, dtype):
     batch = layout(padded_pairs(poison=0.0, dtype=dtype))
     batch["logps"].requires_grad_()
-    doubles = {"dtype": torch.float64}
     torch.library.opcheck(
-        torch.ops.tether.preference_loss_forward.default,
+        torch.ops.tether.preference_loss.default,
         (
             batch["logps"],
-            batch["response_mask"],
             batch["ref_logps"],
+            batch["response_mask"],
             batch.get("offsets"),
-            "cdpo",
-            ["beta"],
-            torch.tensor([0.5], **doubles),
-            ["link"],
-            ["js"],
-            torch.tensor([10.0, 1.0, 1.0], **doubles),
+            ["beta", "normalizer.pairs"],
+            torch.tensor([0.5, 10.0], dtype=torch.float64),
+            ["objective", "link"],
+            ["cdpo", "js"],
             True,
         ),
     )

@@ -9,21 +9,20 @@ OPS = torch.ops.tether
 
 
 def forward_arguments(batch, with_gradient=True):
-    doubles = {"dtype": torch.float64}
+    numbers = {
+        "beta": 0.5,
+        "epsilon_low": 0.1,
+        "normalizer.policy": 20.0,
+        "normalizer.kl": 20.0,
+        "normalizer.sequences": 5.0,
+    }
+    names = ("logps", "advantages", "response_mask", "old_logps", "ref_logps", "entropies")
     return (
-        batch["logps"],
-        batch["advantages"],
-        batch["response_mask"],
-        batch.get("old_logps"),
-        batch.get("ref_logps"),
-        batch.get("entropies"),
-        batch.get("offsets"),
-        "grpo",
-        ["beta", "epsilon_low"],
-        torch.tensor([0.5, 0.1], **doubles),
-        ["aggregation"],
-        ["token_mean"],
-        torch.tensor([20.0, 20.0, 5.0, 1.0, 1.0], **doubles),
+        *(batch.get(name) for name in (*names, "offsets")),
+        list(numbers),
+        torch.tensor(list(numbers.values()), dtype=torch.float64),
+        ["objective", "aggregation"],
+        ["grpo", "token_mean"],
         with_gradient,
     )
 
@@ -40,18 +39,14 @@ def transposed(batch):
 def test_opcheck_of_the_forward_operator(layout, dtype):
     batch = layout(padded_batch(poison=0.0, dtype=dtype))
     plain = {name: each for name, each in batch.items() if name != "old_logps"}
-    torch.library.opcheck(
-        OPS.policy_loss_forward.default, forward_arguments(plain, with_gradient=False)
-    )
+    torch.library.opcheck(OPS.policy_loss.default, forward_arguments(plain, with_gradient=False))
     batch["logps"].requires_grad_()
-    torch.library.opcheck(OPS.policy_loss_forward.default, forward_arguments(batch))
+    torch.library.opcheck(OPS.policy_loss.default, forward_arguments(batch))
 
 
 def test_opcheck_of_the_counts():
     batch = padded_batch(poison=0.0)
-    tensors = (batch["logps"], batch["advantages"], batch["response_mask"], None)
-    options = torch.tensor([], dtype=torch.float64)
-    torch.library.opcheck(OPS.policy_local_counts.default, (*tensors, "dapo", [], options, [], []))
+    torch.library.opcheck(OPS.local_counts.default, forward_arguments(batch)[:-1])
 
 
 class Compiled:

@@ -86,8 +86,8 @@ void expect_finite_preference_losses() {
     Batch<T> batch = wild_batch<T>(random);
     const PreferenceArrays arrays{.layout = {.rows = 4, .columns = 9},
                                   .logps = batch.view(batch.logps),
-                                  .response_mask = batch.view(batch.mask),
-                                  .ref_logps = batch.view(batch.ref_logps)};
+                                  .ref_logps = batch.view(batch.ref_logps),
+                                  .response_mask = batch.view(batch.mask)};
     for (const PreferenceRow& row : kPreferenceCatalogue) {
       PreferenceObjective objective = row.preset();
       objective.link = Link(random() % kLinkNames.size());

@@ -41,8 +41,8 @@ struct Batch {
   PreferenceArrays arrays() const {
     return {.layout = {.rows = rows, .columns = columns},
             .logps = view(logps),
-            .response_mask = view(mask),
-            .ref_logps = view(ref_logps)};
+            .ref_logps = view(ref_logps),
+            .response_mask = view(mask)};
   }
   PreferenceTotals run(const PreferenceObjective& objective, const PairNormalizer& normalizer = {},
                        const Executor& executor = {}) {
@@ -192,8 +192,8 @@ TEST(PreferenceLoss, PoisonPaddingAndStridesChangeNoBit) {
       };
       const PreferenceArrays arrays{.layout = {.rows = batch.rows, .columns = kColumns},
                                     .logps = view(logps),
-                                    .response_mask = view(mask),
-                                    .ref_logps = view(ref_logps)};
+                                    .ref_logps = view(ref_logps),
+                                    .response_mask = view(mask)};
       const PreferenceTotals got = preference_loss(
           arrays, row.preset(), {}, {dlogps.data(), DType::float64, kRowStep, kStep});
       EXPECT_EQ(got.loss, want.loss) << row.name << ", " << poison;
@@ -310,7 +310,7 @@ TEST(PreferenceLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
   EXPECT_EQ(error([](B&, A&, O& o, N&) { o = presets::cdpo(0.1, 0.7); }),
             name + "label_smoothing must be in [0, 0.5], got 0.7");
   EXPECT_EQ(error([](B& b, A&, O&, N&) { b.mask[4] = 2; }),
-            name + "response_mask must be in [0, 1], got another weight in row 1");
+            name + "response_mask must be in [0, 1], got 2 at [1, 1]");
   const std::string positive = " must be greater than 0 and finite, got 0";
   EXPECT_EQ(error([](B&, A&, O&, N& n) { n.pairs = 0; }), name + "normalizer.pairs" + positive);
   EXPECT_EQ(error([](B&, A&, O&, N& n) { n.world_size = 0; }),

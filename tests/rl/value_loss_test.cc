@@ -187,7 +187,7 @@ TEST(ValueLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
   EXPECT_EQ(error([](B&, A&, O& o) { o.loss.clip_range = -1; }),
             "value_loss: clip_range must be at least 0, got -1");
   EXPECT_EQ(error([](B& b, A&, O&) { b.mask[3] = -1; }),
-            "value_loss: response_mask must be in [0, 1], got another weight in row 1");
+            "value_loss: response_mask must be in [0, 1], got -1 at [1, 0]");
 }
 
 }  // namespace

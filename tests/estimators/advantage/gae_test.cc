@@ -135,8 +135,10 @@ std::vector<double> returns(const std::vector<double>& rewards, const std::vecto
   const int64_t n = int64_t(rewards.size());
   const RowLayout layout{.rows = 1, .columns = n};
   std::vector<double> out(rewards.size(), kNaN);
-  discounted_returns(layout, {rewards.data(), DType::float64, n, 1},
-                     {mask.data(), DType::float64, n, 1}, {&bootstrap, DType::float64, 1, 0, true},
+  discounted_returns({.layout = layout,
+                      .rewards = {rewards.data(), DType::float64, n, 1},
+                      .response_mask = {mask.data(), DType::float64, n, 1},
+                      .bootstrap = {&bootstrap, DType::float64, 1, 0, true}},
                      options, {out.data(), DType::float64, n, 1});
   return out;
 }
@@ -176,22 +178,21 @@ TEST(DiscountedReturns, ArraysAreCheckedBeforeTheyAreRead) {
   const ConstArray given{numbers, DType::float64, 3, 1};
   const MutableArray returns{out, DType::float64, 3, 1};
   const RowLayout layout{.rows = 1, .columns = 3};
-  EXPECT_EQ(message([&] { discounted_returns(layout, given, {}, {}, {}, returns); }),
+  EXPECT_EQ(message([&] { discounted_returns({layout, given}, {}, returns); }),
             "discounted_returns: response_mask must be given, got none");
   EXPECT_EQ(message([&] {
-              discounted_returns(layout, {nullptr, DType::float64, 3, 1}, given, {}, {}, returns);
+              discounted_returns({layout, {nullptr, DType::float64, 3, 1}, given}, {}, returns);
             }),
             "discounted_returns: rewards must point to 3 elements, got null");
-  EXPECT_EQ(message([&] { discounted_returns(layout, given, given, {}, {}, {}); }),
+  EXPECT_EQ(message([&] { discounted_returns({layout, given, given}, {}, {}); }),
             "discounted_returns: returns must be given, got none");
-  EXPECT_EQ(message([&] {
-              discounted_returns(layout, given, given, {}, {}, {out, DType::boolean, 3, 1});
-            }),
-            "discounted_returns: returns must be float32, float64, bfloat16 or float16, got "
-            "boolean");
+  EXPECT_EQ(
+      message([&] { discounted_returns({layout, given, given}, {}, {out, DType::boolean, 3, 1}); }),
+      "discounted_returns: returns must be float32, float64, bfloat16 or float16, got "
+      "boolean");
   const int32_t offsets[] = {0, 2, 1};
   EXPECT_EQ(message([&] {
-              discounted_returns({.rows = 2, .offsets32 = offsets}, given, given, {}, {}, returns);
+              discounted_returns({{.rows = 2, .offsets32 = offsets}, given, given}, {}, returns);
             }),
             "discounted_returns: offsets must not decrease, got 1 after 2 at [2]");
 }
@@ -297,7 +298,7 @@ TEST(Gae, LambdaOneGivesTheDiscountedReturns) {
     arrays.done = arrays.truncated = arrays.truncation_values = arrays.lambdas = {};
     batch.run(arrays, {.gamma = 0.9, .lambda = 1, .gap = gap});
     std::vector<double> expected(1200);
-    discounted_returns(arrays.layout, arrays.rewards, arrays.response_mask, arrays.bootstrap,
+    discounted_returns({arrays.layout, arrays.rewards, arrays.response_mask, arrays.bootstrap},
                        {.gamma = 0.9, .gap = gap}, {expected.data(), DType::float64, 300, 1});
     EXPECT_THAT(batch.returns, Pointwise(DoubleNear(1e-13), expected));
   }

@@ -31,10 +31,10 @@ struct Values {
   ConstArray view(const std::vector<double>& array) const {
     return {array.data(), DType::float64, columns, 1};
   }
-  Moments of() const { return moments(layout(), view(values), view(mask)); }
+  WhiteningArrays arrays() const { return {layout(), view(values), view(mask)}; }
+  Moments of() const { return moments(arrays()); }
   void whitened(const Moments& step, const Whitening& options = {}) {
-    whiten(layout(), view(values), view(mask), step, options,
-           {out.data(), DType::float64, columns, 1});
+    whiten(arrays(), step, options, {out.data(), DType::float64, columns, 1});
   }
 };
 
@@ -68,7 +68,7 @@ TEST(Whitening, MomentsOfPartsMergeIntoThoseOfTheWhole) {
       return ConstArray{array.data() + row * 50, DType::float64, 50, 1};
     };
     merged =
-        merged.merged(moments({.rows = 1, .columns = 50}, part(whole.values), part(whole.mask)));
+        merged.merged(moments({{.rows = 1, .columns = 50}, part(whole.values), part(whole.mask)}));
   }
   EXPECT_EQ(merged.count, whole.of().count);
   EXPECT_NEAR(merged.mean, whole.of().mean, 1e-14);
@@ -113,7 +113,7 @@ TEST(Whitening, BadInputGetsOneClearError) {
   Values batch(1, 4, 0, 1);
   EXPECT_EQ(message([&] { batch.whitened({}, {.epsilon = -1}); }),
             "whiten: epsilon must be at least 0 and finite, got -1");
-  EXPECT_EQ(message([&] { moments(batch.layout(), {}, batch.view(batch.mask)); }),
+  EXPECT_EQ(message([&] { moments({batch.layout(), {}, batch.view(batch.mask)}); }),
             "moments: values must be given, got none");
 }
 

@@ -30,7 +30,7 @@ struct Gaussians {
     return {array.data(), DType::float64, columns, 1};
   }
   KlReport report(const KlReportOptions& options) const {
-    return kl_report({.rows = rows, .columns = columns}, view(log_ratios), view(mask), options);
+    return kl_report({{.rows = rows, .columns = columns}, view(log_ratios), view(mask)}, options);
   }
 };
 
@@ -126,13 +126,13 @@ TEST(KlEstimator, TheEffectiveSampleSizeIsThatOfTheRatiosWhateverTheirSize) {
 
 TEST(KlEstimator, BadInputGetsOneClearError) {
   Gaussians batch(0.5, 1, 3);
-  EXPECT_EQ(message([&] { kl_report({.rows = 1, .columns = 3}, {}, batch.view(batch.mask)); }),
+  EXPECT_EQ(message([&] { kl_report({{.rows = 1, .columns = 3}, {}, batch.view(batch.mask)}); }),
             "kl_report: log_ratios must be given, got none");
   EXPECT_EQ(message([&] { batch.report({KlEstimator::k_lambda, std::nan("")}); }),
-            "kl_report: lambda must be finite, got nan");
+            "kl_report: lambda must be at least -1 and finite, got nan");
   batch.mask[1] = 1.5;
   EXPECT_EQ(message([&] { batch.report({}); }),
-            "kl_report: response_mask must be in [0, 1], got 1.5");
+            "kl_report: response_mask must be in [0, 1], got 1.5 at [0, 1]");
 }
 
 }  // namespace

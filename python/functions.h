@@ -1,0 +1,301 @@
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "core/options.h"
+#include "face/arguments.h"
+#include "python/stable.h"
+
+// Operators of functions whose arrays and options are lists (core/arguments.h, core/options.h).
+// From the lists come an operator's schema, its kernel, which takes its arguments from the stack by
+// them, and what Python knows of the function. A Function has
+//
+//   template <class Array> using Inputs   its arrays
+//   struct Options                        what the names and values of a call set
+//   kName, kResults                       its name, what it returns
+//   kGradient                             true: the last argument says whether gradients are wanted
+//   run(call)                             the results
+//   check(function, given, options)       rules between options and the presence of arrays
+
+namespace tether {
+
+template <>
+struct face::Access<torch::stable::Tensor> {
+  static Element element(const torch::stable::Tensor& tensor) {
+    using torch::headeronly::ScalarType;
+    const ScalarType type = tensor.scalar_type();
+    const bool index = type == ScalarType::Int || type == ScalarType::Long;
+    return {.dtype = python::dtype_of(type),
+            .index = index,
+            .name = index ? type == ScalarType::Int ? "int32" : "int64" : "another dtype"};
+  }
+  static std::string device(const torch::stable::Tensor& tensor) {
+    return tensor.is_cpu() ? "cpu" : "another device";
+  }
+};
+
+namespace python {
+
+// What a result is like: an argument in shape and dtype; its stored gradient, empty unless wanted;
+// one number of the arithmetic; a block of float64.
+struct Result {
+  std::string_view name;
+  std::string_view kind;  // like, gradient, scalar or block
+  std::string_view of = {};
+  std::array<int64_t, 2> sizes = {};  // of a block; the second 0: of one dimension
+};
+
+// Names and values as Python sends them. The numbers are a tensor: one that changes would make
+// torch.compile compile again.
+struct Words {
+  std::vector<Name> option_names;
+  Tensor option_values;
+  std::vector<Name> choice_names, choice_values;
+};
+
+// The options of a function, as the words of a call make them.
+template <class Options>
+Options options_of(std::string_view function, const Words& words) {
+  const size_t options = words.option_names.size(), choices = words.choice_names.size();
+  const double* values = numbers_of<const double>(function, "option_values", words.option_values,
+                                                  static_cast<int64_t>(options));
+  require(choices == words.choice_values.size(), [&] {
+    return named(function, "choice_values") + " must be " + text(choices) + " names, got " +
+           text(words.choice_values.size());
+  });
+  Options out = [&] {
+    if constexpr (requires { Options::of_objective(function, ""); }) {
+      for (size_t i = 0; i < choices; ++i) {
+        if (words.choice_names[i].text != "objective") continue;
+        return Options::of_objective(function, words.choice_values[i].text);
+      }
+      throw Error(named(function, "objective") + " must be given, got none");
+    } else {
+      return Options{};
+    }
+  }();
+  for (size_t i = 0; i < options; ++i) {
+    set_option(function, out, words.option_names[i].text, values[i]);
+  }
+  for (size_t i = 0; i < choices; ++i) {
+    if (words.choice_names[i].text == "objective") continue;
+    set_choice(function, out, words.choice_names[i].text, words.choice_values[i].text);
+  }
+  return out;
+}
+
+// ---- results ------------------------------------------------------------------------------------
+
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  std::vector<int64_t> sizes;
+  for (int64_t d = 0; d < tensor.dim(); ++d) sizes.push_back(tensor.size(d));
+  return sizes;
+}
+
+// Contiguous.
+inline Tensor new_like(const Tensor& tensor) {
+  return torch::stable::empty(sizes_of(tensor), tensor.scalar_type());
+}
+
+// Memory for the gradient of `input`; none of it unless wanted. float16 gradients wait in float32
+// for the upstream gradient.
+inline Tensor new_gradient(bool wanted, const Tensor& input, MutableArray& view) {
+  if (!wanted) return torch::stable::empty({0}, input.scalar_type());
+  const bool half = input.scalar_type() == ScalarType::Half;
+  const Tensor out =
+      torch::stable::empty(sizes_of(input), half ? ScalarType::Float : input.scalar_type());
+  view = face::mutable_token_array(out);
+  return out;
+}
+
+inline Tensor new_doubles(std::initializer_list<int64_t> sizes, const double* values) {
+  const Tensor out = torch::stable::empty(sizes, ScalarType::Double);
+  std::copy_n(values, out.numel(), static_cast<double*>(out.mutable_data_ptr()));
+  return out;
+}
+
+// In float64 for float64, else float32.
+inline Tensor new_scalar(double value, const Tensor& like) {
+  const bool wide = like.scalar_type() == ScalarType::Double;
+  const Tensor out = torch::stable::empty({}, wide ? ScalarType::Double : ScalarType::Float);
+  if (wide) {
+    *static_cast<double*>(out.mutable_data_ptr()) = value;
+  } else {
+    *static_cast<float*>(out.mutable_data_ptr()) = static_cast<float>(value);
+  }
+  return out;
+}
+
+// ---- an operator --------------------------------------------------------------------------------
+
+template <class Function>
+struct Call {
+  typename Function::template Inputs<Tensor> tensors;
+  typename Function::template Inputs<ConstArray> arrays;
+  typename Function::Options options;
+  bool with_gradient;
+};
+
+template <class Function>
+class Operator {
+ public:
+  using Inputs = typename Function::template Inputs<Tensor>;
+
+  static std::string schema() {
+    std::string arguments, results;
+    for (const auto& each : Inputs::arguments()) {
+      const bool required = each.use == Use::required;
+      arguments += std::string(required ? "Tensor " : "Tensor? ") + std::string(each.name) + ", ";
+    }
+    if constexpr (face::kHasOffsets<Inputs>) arguments += "Tensor? offsets, ";
+    arguments +=
+        "str[] option_names, Tensor option_values, str[] choice_names, str[] choice_values";
+    if (Function::kGradient) arguments += ", bool with_gradient";
+    for (const Result& each : Function::kResults) {
+      results += (results.empty() ? "Tensor " : ", Tensor ") + std::string(each.name);
+    }
+    return std::string(Function::kName) + "(" + arguments + ") -> (" + results + ")";
+  }
+
+  static void boxed(StableIValue* stack, uint64_t, uint64_t) {
+    const std::vector<Tensor> results = with_public_errors([&] {
+      StableIValue* next = stack;
+      Call<Function> call = popped(next);
+      return Function::run(call);
+    });
+    for (size_t i = 0; i < results.size(); ++i) stack[i] = torch::stable::detail::from(results[i]);
+  }
+
+  // Rules between the options and the arrays that are there; `rows` of the batch.
+  static void check(std::string_view function, const std::vector<Name>& given, int64_t rows,
+                    const Words& words) {
+    const auto options = options_of<typename Function::Options>(function, words);
+    typename Function::template Inputs<bool> presence;
+    for (const auto& each : Function::template Inputs<bool>::arguments()) {
+      presence.*each.member = std::any_of(given.begin(), given.end(),
+                                          [&](const Name& name) { return name.text == each.name; });
+    }
+    Function::check(function, presence, rows, options);
+  }
+
+ private:
+  template <class T>
+  static T next_of(StableIValue*& stack) {
+    return torch::stable::detail::to<T>(*stack++);
+  }
+
+  static Tensor optional_tensor(StableIValue*& stack) {
+    return next_of<std::optional<Tensor>>(stack).value_or(Tensor());
+  }
+
+  static Call<Function> popped(StableIValue*& stack) {
+    Inputs tensors;
+    for (const auto& each : Inputs::arguments()) {
+      tensors.*each.member =
+          each.use == Use::required ? next_of<Tensor>(stack) : optional_tensor(stack);
+    }
+    if constexpr (face::kHasOffsets<Inputs>) {
+      const Tensor offsets = optional_tensor(stack);
+      tensors.offsets = offsets.defined() ? torch::stable::contiguous(offsets) : offsets;
+    }
+    const Words words{next_of<std::vector<Name>>(stack), next_of<Tensor>(stack),
+                      next_of<std::vector<Name>>(stack), next_of<std::vector<Name>>(stack)};
+    bool with_gradient = false;
+    if constexpr (Function::kGradient) with_gradient = next_of<bool>(stack);
+    face::check_arguments(Function::kName, tensors);
+    return {tensors, face::arrays_of(Function::kName, tensors),
+            options_of<typename Function::Options>(Function::kName, words), with_gradient};
+  }
+};
+
+// ---- what Python knows of a function, in JSON
+// -----------------------------------------------------
+
+inline std::string json_text(std::string_view text) {
+  std::string out = "\"";
+  for (const char c : text) out += (c == '"' || c == '\\' ? "\\" : "") + std::string(1, c);
+  return out + "\"";
+}
+
+// As Python's json reads numbers: Infinity is one.
+inline std::string number_text(double value) {
+  if (value == infinity) return "Infinity";
+  if (value == -infinity) return "-Infinity";
+  std::ostringstream out;
+  out.precision(17);
+  out << value;
+  return out.str();
+}
+
+// [each(a), each(b), ...]
+template <class Range, class Each>
+std::string json_list(const Range& range, Each each) {
+  std::string out;
+  for (const auto& item : range) out += (out.empty() ? "" : ", ") + each(item);
+  return in_brackets(out);
+}
+
+// "options": ..., "choices": ... of anything that has them.
+template <class Options>
+std::string json_of_options(Options options) {
+  std::string numbers, choices;
+  for_each_option(options, [&](std::string_view name, double value, const Range& range) {
+    numbers +=
+        (numbers.empty() ? "" : ", ") +
+        json_list(std::array{json_text(name), number_text(value), number_text(range.low),
+                             number_text(range.high), std::string(range.above ? "true" : "false"),
+                             json_text(text(range))},
+                  [](const std::string& part) { return part; });
+  });
+  for_each_choice(options, [&](std::string_view name, auto value, const auto& names) {
+    choices += (choices.empty() ? "" : ", ") +
+               json_list(std::array{json_text(name), json_text(names[static_cast<size_t>(value)]),
+                                    json_list(names, json_text)},
+                         [](const std::string& part) { return part; });
+  });
+  return "\"options\": [" + numbers + "], \"choices\": [" + choices + "]";
+}
+
+template <class Function>
+std::string json_of_function() {
+  using Inputs = typename Function::template Inputs<Tensor>;
+  constexpr std::string_view kShapes[] = {"rows",   "tokens",   "per_row",
+                                          "either", "elements", "answers"};
+  constexpr std::string_view kKinds[] = {"floating", "narrow", "mask", "flags", "ids"};
+  const auto flag = [](bool value) { return std::string(value ? "true" : "false"); };
+  const std::string arguments = json_list(Inputs::arguments(), [&](const auto& each) {
+    return json_list(
+        std::array{json_text(each.name), json_text(kShapes[static_cast<size_t>(each.shape)]),
+                   json_text(kKinds[static_cast<size_t>(each.kind)]),
+                   flag(each.use == Use::required), flag(each.flow == Flow::differentiable)},
+        [](const std::string& part) { return part; });
+  });
+  const std::string results = json_list(Function::kResults, [&](const Result& each) {
+    const auto size = [](int64_t n) { return text(n); };
+    return json_list(std::array{json_text(each.name), json_text(each.kind), json_text(each.of),
+                                json_list(each.sizes, size)},
+                     [](const std::string& part) { return part; });
+  });
+  std::string options = "\"options\": [], \"choices\": []";
+  if constexpr (std::is_default_constructible_v<typename Function::Options>) {
+    options = json_of_options(typename Function::Options{});
+  }
+  return json_text(Function::kName) + ": {\"arguments\": " + arguments +
+         ", \"packed\": " + flag(face::kHasOffsets<Inputs>) +
+         ", \"gradient\": " + flag(Function::kGradient) + ", \"results\": " + results + ", " +
+         options + "}";
+}
+
+}  // namespace python
+}  // namespace tether
