@@ -12,6 +12,7 @@
 #include "../core/half.h"
 #include "../core/macros.h"
 #include "../core/math.h"
+#include "../core/sum.h"
 #include "statistics.h"
 
 // The innermost loops over rows of logits: kRowLanes at a time, of any type.
@@ -374,7 +375,7 @@ struct Block {
   Block(const Stored* row, int64_t stride, int64_t begin, int64_t vocabulary)
       : logits(row + begin * stride),
         count(std::min(kRowBlock, vocabulary - begin)),
-        padded((count + kRowLanes - 1) / kRowLanes * kRowLanes) {
+        padded(whole_lanes(count, int64_t{kRowLanes})) {
     if (stride == 1 && padded == count) return;
     for (int64_t i = 0; i < count; ++i) buffer[i] = logits[i * stride];
     std::fill(buffer + count, buffer + padded, minus_infinity<Stored>());

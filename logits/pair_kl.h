@@ -19,8 +19,9 @@
 // infinite, and its gradients by x NaN, if q_v is above 2^-100, and else adds nothing; likewise
 // KL(p || q). Probabilities below 2^-100 may count as 0. NaN or +inf, or nothing but -inf, make
 // everything NaN. Results are never negative. Gradients below the smallest normal number are
-// exactly 0. Arithmetic and sums as in logits/rows.h. Errors are those of logp, absolute: about 1e-6
-// of the largest |x|; for the divergence of nearly equal rows beyond that, estimators/kl/exact.h.
+// exactly 0. Arithmetic and sums as in logits/rows.h. Errors are those of logp, absolute: about
+// 1e-6 of the largest |x|; for the divergence of nearly equal rows beyond that,
+// estimators/kl/exact.h.
 
 namespace tether {
 

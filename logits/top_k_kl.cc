@@ -10,9 +10,9 @@
 #include "core/check.h"
 #include "core/macros.h"
 #include "core/math.h"
+#include "core/sum.h"
 #include "logits/lanes.h"
 #include "logits/stored_rows.h"
-#include "core/sum.h"
 
 namespace tether {
 namespace {

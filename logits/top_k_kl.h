@@ -6,8 +6,8 @@
 #include "../core/fields.h"
 #include "../core/number.h"
 #include "../core/parallel.h"
-#include "rows.h"
 #include "../estimators/kl/forms.h"
+#include "rows.h"
 
 namespace tether {
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/sum.h"
 #include "rl/kernels/level_block.h"
 #include "rl/kernels/token_block.h"
 
@@ -28,7 +29,7 @@ void for_each_block(const PreferenceArrays& batch, int64_t row, TokenBlock<T>& b
   const int64_t length = batch.layout.length(row);
   for (int64_t column = 0; column < length; column += kBlock) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
-    block.size = (count + kLanes - 1) / kLanes * kLanes;
+    block.size = whole_lanes(count);
     load(batch.response_mask, column, count, nullptr, block.weight);
     load(batch.logps, column, count, block.weight, block.logp);
     if (batch.ref_logps) {

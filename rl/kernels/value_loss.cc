@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/sum.h"
 #include "rl/kernels/token_block.h"
 
 namespace tether {
@@ -90,7 +91,7 @@ void for_each_block(const ValueArrays& batch, int64_t row, ValueBlock<T>& block,
   const int64_t length = batch.layout.length(row);
   for (int64_t column = 0; column < length; column += kBlock) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
-    block.size = (count + kLanes - 1) / kLanes * kLanes;
+    block.size = whole_lanes(count);
     load_block<T>(batch.layout, batch.response_mask, row, column, count, nullptr, block.weight);
     visit(column, count);
   }

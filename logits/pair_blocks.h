@@ -1,0 +1,187 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "../core/macros.h"
+#include "lanes.h"
+
+// The passes over a block of two rows.
+
+namespace tether::rows {
+
+template <class Real>
+using Plain = Exponent<Real, false>;
+
+// ---- sums: kRowLanes columns at a time ----------------------------------------------------------
+
+template <class Real>
+struct PairLanes {
+  Real highest_q[kRowLanes], highest_p[kRowLanes];
+  Real sum_q[kRowLanes], sum_p[kRowLanes];
+  Real forward[kRowLanes], reverse[kRowLanes], weighted_sum[kRowLanes];
+  Real alone_q[kRowLanes], alone_p[kRowLanes];
+};
+
+template <class Real>
+struct PairSums {
+  Real highest_q, highest_p, alone_q, alone_p;
+  double sum_q, sum_p, forward, reverse, weighted_sum;
+};
+
+// Exponents below this count as this: a difference of two, times a probability, stays finite.
+template <class Real>
+inline constexpr Real kFarthest = std::is_same_v<Real, double> ? Real(-0x1p960) : Real(-0x1p112);
+
+// t of a logit however far below, up to kFarthest.
+template <class Real>
+TETHER_INLINE Real far_exponent(const Plain<Real>& of, Real x) {
+  const Real t = (x - of.reference) * of.scale;
+  return t < kFarthest<Real> ? kFarthest<Real> : t;
+}
+
+// kAlone: some columns are at -inf in one row alone, or too far apart for Real. Otherwise such a
+// column makes `forward` or `reverse` infinite.
+template <bool kAlone, class Stored, class Real = RealOf<Stored>>
+TETHER_INLINE void add_pair(const Stored* q, const Stored* p, const Plain<Real>& of_q,
+                            const Plain<Real>& of_p, PairLanes<Real>& lanes) {
+  constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
+  Real q_buffer[kRowLanes], p_buffer[kRowLanes];
+  const Real* x = widened_lanes(q, q_buffer);
+  const Real* y = widened_lanes(p, p_buffer);
+#pragma GCC ivdep
+  for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
+    const auto [t, q_power] = of_q.power(x[i]);
+    const auto [u, p_power] = of_p.power(y[i]);
+    lanes.highest_q[i] = t > lanes.highest_q[i] ? t : lanes.highest_q[i];
+    lanes.highest_p[i] = u > lanes.highest_p[i] ? u : lanes.highest_p[i];
+    lanes.sum_q[i] += q_power;
+    lanes.sum_p[i] += p_power;
+    lanes.weighted_sum[i] += q_power * t;
+    if constexpr (kAlone) {
+      const Real gap = far_exponent(of_q, x[i]) - far_exponent(of_p, y[i]);
+      const bool with_q = x[i] > -kInfinity, with_p = y[i] > -kInfinity;
+      const Real alone_q = or_zero(q_power, !with_p), alone_p = or_zero(p_power, !with_q);
+      lanes.forward[i] += or_zero(q_power * gap, with_p);
+      lanes.reverse[i] -= or_zero(p_power * gap, with_q);
+      lanes.alone_q[i] = alone_q > lanes.alone_q[i] ? alone_q : lanes.alone_q[i];
+      lanes.alone_p[i] = alone_p > lanes.alone_p[i] ? alone_p : lanes.alone_p[i];
+    } else {
+      const Real gap = (x[i] - of_q.reference) * of_q.scale - (y[i] - of_p.reference) * of_p.scale;
+      lanes.forward[i] += or_zero(q_power * gap, q_power != Real(0));
+      lanes.reverse[i] -= or_zero(p_power * gap, p_power != Real(0));
+    }
+  }
+}
+
+template <bool kAlone, class Stored, class Real = RealOf<Stored>>
+TETHER_CLONES TETHER_CONTRACT void sum_pairs(const Stored* q, const Stored* p, int64_t count,
+                                             const Plain<Real>& of_q_in, const Plain<Real>& of_p_in,
+                                             PairSums<Real>& out) {
+  const auto of_q = of_q_in, of_p = of_p_in;
+  PairLanes<Real> lanes;
+  for (int i = 0; i < kRowLanes; ++i) {
+    lanes.highest_q[i] = lanes.highest_p[i] = -std::numeric_limits<Real>::infinity();
+    lanes.sum_q[i] = lanes.sum_p[i] = lanes.forward[i] = lanes.reverse[i] = Real(0);
+    lanes.weighted_sum[i] = lanes.alone_q[i] = lanes.alone_p[i] = Real(0);
+  }
+  for (int64_t i = 0; i < count; i += kRowLanes) {
+    prefetch_ahead(q + i);
+    prefetch_ahead(p + i);
+    add_pair<kAlone>(q + i, p + i, of_q, of_p, lanes);
+  }
+  const auto add = [](double a, double b) { return a + b; };
+  const auto larger = [](Real a, Real b) { return a > b ? a : b; };
+  out.highest_q = reduced<Real>(lanes.highest_q, larger);
+  out.highest_p = reduced<Real>(lanes.highest_p, larger);
+  out.alone_q = reduced<Real>(lanes.alone_q, larger);
+  out.alone_p = reduced<Real>(lanes.alone_p, larger);
+  out.sum_q = reduced<double>(lanes.sum_q, add);
+  out.sum_p = reduced<double>(lanes.sum_p, add);
+  out.forward = reduced<double>(lanes.forward, add);
+  out.reverse = reduced<double>(lanes.reverse, add);
+  out.weighted_sum = reduced<double>(lanes.weighted_sum, add);
+}
+
+template <class Stored, class Real = RealOf<Stored>>
+PairSums<Real> sums_of_pair(const Block<Stored>& q, const Block<Stored>& p, const Plain<Real>& of_q,
+                            const Plain<Real>& of_p) {
+  PairSums<Real> out;
+  sum_pairs<false>(q.logits, p.logits, q.padded, of_q, of_p, out);
+  if (!std::isfinite(out.forward) || !std::isfinite(out.reverse)) {
+    sum_pairs<true>(q.logits, p.logits, q.padded, of_q, of_p, out);
+  }
+  return out;
+}
+
+// A gradient of one of the rows, a the row's own probabilities and b the other's:
+//   size (a_v (constant + gap * (t_v - u_v) + own * t_v) + mixed (a_v - b_v))
+// size is a power of two that makes the factors so large that no product with a probability is
+// subnormal; a gradient below `least` before it is multiplied is 0.
+template <class Real>
+struct PairSlope {
+  Real constant, gap, own, mixed, size, least;
+
+  static PairSlope of(double constant, double gap, double own, double mixed) {
+    constexpr double kSmallest = Exp2<Real>::kLeast / 2, kLargeFactor = 12;
+    const double all = std::abs(constant) + std::abs(gap) + std::abs(own) + std::abs(mixed);
+    const double power = std::max(std::floor(std::log2(all)) - kLargeFactor, kSmallest);
+    const double size = std::isfinite(all) ? std::exp2(power) : 1;
+    const auto real = [](double number) { return static_cast<Real>(number); };
+    return {real(constant / size), real(gap / size), real(own / size),
+            real(mixed / size),    real(size),       std::numeric_limits<Real>::min() / real(size)};
+  }
+};
+
+template <class Real>
+TETHER_INLINE Real pair_gradient(const PairSlope<Real>& slope, Real a, Real b, Real gap, Real t) {
+  const Real product = a * (slope.constant + slope.gap * gap + slope.own * t);
+  const Real gradient = or_zero(product, a != Real(0)) + slope.mixed * (a - b);
+  return or_zero(gradient, !(std::abs(gradient) < slope.least)) * slope.size;
+}
+
+template <class Real>
+struct PairGradient {
+  Plain<Real> of_q, of_p;
+  Real over_sum_q, over_sum_p;  // 1 / sum
+  PairSlope<Real> dq, dp;
+};
+
+template <bool kQ, bool kP, class Stored, class Real = RealOf<Stored>>
+TETHER_INLINE void gradient_pair(const Stored* q, const Stored* p, const PairGradient<Real>& row,
+                                 Stored* dq, Stored* dp) {
+  Real q_buffer[kRowLanes], p_buffer[kRowLanes], dq_buffer[kRowLanes], dp_buffer[kRowLanes];
+  const Real* x = widened_lanes(q, q_buffer);
+  const Real* y = widened_lanes(p, p_buffer);
+#pragma GCC ivdep
+  for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
+    const auto [t, q_power] = row.of_q.power(x[i]);
+    const auto [u, p_power] = row.of_p.power(y[i]);
+    const Real a = q_power * row.over_sum_q, b = p_power * row.over_sum_p;
+    const Real gap = far_exponent(row.of_q, x[i]) - far_exponent(row.of_p, y[i]);
+    if constexpr (kQ) dq_buffer[i] = pair_gradient(row.dq, a, b, gap, t);
+    if constexpr (kP) dp_buffer[i] = pair_gradient(row.dp, b, a, gap, u);
+  }
+  constexpr bool kSame = std::is_same_v<Stored, Real>;
+  if constexpr (kQ && kSame) std::copy_n(dq_buffer, kRowLanes, dq);
+  if constexpr (kP && kSame) std::copy_n(dp_buffer, kRowLanes, dp);
+  if constexpr (kQ && !kSame) narrow_lanes(dq_buffer, dq);
+  if constexpr (kP && !kSame) narrow_lanes(dp_buffer, dp);
+}
+
+template <bool kQ, bool kP, class Stored, class Real = RealOf<Stored>>
+TETHER_CLONES TETHER_CONTRACT void gradient_pairs(const Stored* q, const Stored* p, int64_t count,
+                                                  const PairGradient<Real>& row_in, Stored* dq,
+                                                  Stored* dp) {
+  const auto row = row_in;
+  for (int64_t i = 0; i < count; i += kRowLanes) {
+    prefetch_ahead(q + i);
+    prefetch_ahead(p + i);
+    gradient_pair<kQ, kP>(q + i, p + i, row, dq + i, dp + i);
+  }
+}
+
+}  // namespace tether::rows
