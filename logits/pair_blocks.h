@@ -136,10 +136,13 @@ struct PairSlope {
   }
 };
 
-template <class Real>
-TETHER_INLINE Real pair_gradient(const PairSlope<Real>& slope, Real a, Real b, Real gap, Real t) {
+// others: adds what is multiplied by size, of all columns but one with more than half of its row.
+template <bool kOthers, class Real>
+TETHER_INLINE Real pair_gradient(const PairSlope<Real>& slope, Real a, Real b, Real gap, Real t,
+                                 Real& others) {
   const Real product = a * (slope.constant + slope.gap * gap + slope.own * t);
   const Real gradient = or_zero(product, a != Real(0)) + slope.mixed * (a - b);
+  if constexpr (kOthers) others += or_zero(gradient, !(a > Real(0.5)));
   return or_zero(gradient, !(std::abs(gradient) < slope.least)) * slope.size;
 }
 
@@ -150,9 +153,15 @@ struct PairGradient {
   PairSlope<Real> dq, dp;
 };
 
-template <bool kQ, bool kP, class Stored, class Real = RealOf<Stored>>
+// What a pass makes: the gradients of q, those of p, the sums of others.
+template <bool with_q, bool with_p, bool with_others>
+struct PairPass {
+  static constexpr bool kQ = with_q, kP = with_p, kOthers = with_others;
+};
+
+template <class Pass, class Stored, class Real = RealOf<Stored>>
 TETHER_INLINE void gradient_pair(const Stored* q, const Stored* p, const PairGradient<Real>& row,
-                                 Stored* dq, Stored* dp) {
+                                 Stored* dq, Stored* dp, Real* q_others, Real* p_others) {
   Real q_buffer[kRowLanes], p_buffer[kRowLanes], dq_buffer[kRowLanes], dp_buffer[kRowLanes];
   const Real* x = widened_lanes(q, q_buffer);
   const Real* y = widened_lanes(p, p_buffer);
@@ -162,26 +171,36 @@ TETHER_INLINE void gradient_pair(const Stored* q, const Stored* p, const PairGra
     const auto [u, p_power] = row.of_p.power(y[i]);
     const Real a = q_power * row.over_sum_q, b = p_power * row.over_sum_p;
     const Real gap = far_exponent(row.of_q, x[i]) - far_exponent(row.of_p, y[i]);
-    if constexpr (kQ) dq_buffer[i] = pair_gradient(row.dq, a, b, gap, t);
-    if constexpr (kP) dp_buffer[i] = pair_gradient(row.dp, b, a, gap, u);
+    if constexpr (Pass::kQ) {
+      dq_buffer[i] = pair_gradient<Pass::kOthers>(row.dq, a, b, gap, t, q_others[i]);
+    }
+    if constexpr (Pass::kP) {
+      dp_buffer[i] = pair_gradient<Pass::kOthers>(row.dp, b, a, gap, u, p_others[i]);
+    }
   }
   constexpr bool kSame = std::is_same_v<Stored, Real>;
-  if constexpr (kQ && kSame) std::copy_n(dq_buffer, kRowLanes, dq);
-  if constexpr (kP && kSame) std::copy_n(dp_buffer, kRowLanes, dp);
-  if constexpr (kQ && !kSame) narrow_lanes(dq_buffer, dq);
-  if constexpr (kP && !kSame) narrow_lanes(dp_buffer, dp);
+  if constexpr (Pass::kQ && kSame) std::copy_n(dq_buffer, kRowLanes, dq);
+  if constexpr (Pass::kP && kSame) std::copy_n(dp_buffer, kRowLanes, dp);
+  if constexpr (Pass::kQ && !kSame) narrow_lanes(dq_buffer, dq);
+  if constexpr (Pass::kP && !kSame) narrow_lanes(dp_buffer, dp);
 }
 
-template <bool kQ, bool kP, class Stored, class Real = RealOf<Stored>>
+template <class Pass, class Stored, class Real = RealOf<Stored>>
 TETHER_CLONES TETHER_CONTRACT void gradient_pairs(const Stored* q, const Stored* p, int64_t count,
                                                   const PairGradient<Real>& row_in, Stored* dq,
-                                                  Stored* dp) {
+                                                  Stored* dp, double& q_others, double& p_others) {
   const auto row = row_in;
+  Real q_lanes[kRowLanes], p_lanes[kRowLanes];
+  for (int i = 0; i < kRowLanes; ++i) q_lanes[i] = p_lanes[i] = Real(0);
   for (int64_t i = 0; i < count; i += kRowLanes) {
     prefetch_ahead(q + i);
     prefetch_ahead(p + i);
-    gradient_pair<kQ, kP>(q + i, p + i, row, dq + i, dp + i);
+    gradient_pair<Pass>(q + i, p + i, row, dq + i, dp + i, q_lanes, p_lanes);
   }
+  if constexpr (!Pass::kOthers) return;
+  const auto add = [](double a, double b) { return a + b; };
+  q_others += reduced<double>(q_lanes, add);
+  p_others += reduced<double>(p_lanes, add);
 }
 
 }  // namespace tether::rows

@@ -38,10 +38,16 @@ Real reference_of(const Block<Stored>& block, int64_t count) {
   return std::max(largest, std::numeric_limits<Real>::lowest());
 }
 
+// That of the highest t of a block, no lower than the reference, which is one of the row.
+template <class Real>
+double logit_at(const Plain<Real>& of, Real highest) {
+  return highest > 0 ? of.reference + highest / of.scale : of.reference;
+}
+
 template <class Stored, class Real = RealOf<Stored>>
 KlStatistics statistics_of_pair(const Stored* q, int64_t q_stride, const Stored* p,
                                 int64_t p_stride, int64_t vocabulary, double temperature) {
-  KlStatistics row;
+  KlStatistics row, highest;
   auto of_q = exponent<Real>(0, temperature), of_p = of_q;
   for (int64_t begin = 0; begin < vocabulary; begin += kRowBlock) {
     const Block<Stored> x(q, q_stride, begin, vocabulary), y(p, p_stride, begin, vocabulary);
@@ -55,12 +61,14 @@ KlStatistics statistics_of_pair(const Stored* q, int64_t q_stride, const Stored*
     if (q_exceeds) of_q.reference = reference_of(x, x.padded);
     if (p_exceeds) of_p.reference = reference_of(y, y.padded);
     if (q_exceeds || p_exceeds) sums = sums_of_pair(x, y, of_q, of_p);
-    row = merge(row,
-                {of_q.reference, sums.sum_q, of_p.reference, sums.sum_p, sums.forward, sums.reverse,
-                 sums.weighted_sum, sums.alone_q, sums.alone_p},
-                temperature);
+    const KlStatistics part = {of_q.reference,    sums.sum_q,   of_p.reference,
+                               sums.sum_p,        sums.forward, sums.reverse,
+                               sums.weighted_sum, sums.alone_q, sums.alone_p};
+    row = begin == 0 ? part : merge(row, part, temperature);
+    highest.reference_q = std::max(highest.reference_q, logit_at(of_q, sums.highest_q));
+    highest.reference_p = std::max(highest.reference_p, logit_at(of_p, sums.highest_p));
   }
-  return row;
+  return merge(row, highest, temperature);
 }
 
 // log q_v - log p_v = ln 2 (t_v - u_v) + this.
@@ -96,17 +104,65 @@ PairGradient<Real> gradient_of_pair(const KlStatistics& row, const LogitsKl& ups
                                 -times(upstream.reverse_kl, ln2), 0, times(upstream.kl, 1))};
 }
 
-template <bool kQ, bool kP, class Stored, class Real = RealOf<Stored>>
+// A column with more than this part of its row outweighs all others together, by more than the
+// rounding of the part. What it adds to its own gradient cancels; the gradients of a row sum to 0.
+constexpr double kMajority = 0.625;
+
+// `sum` is that of 2^t with the largest t at 0.
+bool has_majority(double sum) { return 1 > kMajority * sum; }
+
+// Where the gradients of one row go.
+template <class Stored>
+struct PairOutput {
+  static constexpr int64_t kNowhere = -1;
+
+  Stored* row;
+  int64_t stride;
+  double others = 0;            // sum, as gradient_pairs leaves it
+  int64_t majority = kNowhere;  // its column
+
+  void write(const Stored* gradients, int64_t begin, int64_t count) const {
+    if (stride == 1) {
+      std::copy_n(gradients, count, row + begin);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i) row[(begin + i) * stride] = gradients[i];
+  }
+  // Looks for the majority in a block, whose logits are about to be overwritten.
+  template <class Real>
+  void look_for_majority(const Block<Stored>& block, int64_t begin, const Plain<Real>& of,
+                         Real over_sum) {
+    if (majority != kNowhere || !(over_sum > Real(kMajority))) return;
+    Real largest;
+    largest_block(block.logits, block.padded, FinalLogit<Real, false>{}, largest);
+    const bool found = of.power(largest).value * over_sum > Real(kMajority);
+    if (found) majority = begin + column_of(block, largest);
+  }
+  // After the last block.
+  template <class Real>
+  void write_majority(Real size) const {
+    if (majority == kNowhere) return;
+    row[majority * stride] = narrowed<Stored>(flushed(static_cast<Real>(-others * size)));
+  }
+};
+
+template <class Pass, class Stored, class Real = RealOf<Stored>>
 void write_gradients(const Stored* q, int64_t q_stride, const Stored* p, int64_t p_stride,
-                     int64_t vocabulary, const PairGradient<Real>& row, Stored* dq,
-                     int64_t dq_stride, Stored* dp, int64_t dp_stride) {
+                     int64_t vocabulary, const PairGradient<Real>& row, PairOutput<Stored> dq,
+                     PairOutput<Stored> dp) {
   Stored q_buffer[kRowBlock], p_buffer[kRowBlock];
   for (int64_t begin = 0; begin < vocabulary; begin += kRowBlock) {
     const Block<Stored> x(q, q_stride, begin, vocabulary), y(p, p_stride, begin, vocabulary);
-    gradient_pairs<kQ, kP>(x.logits, y.logits, x.padded, row, q_buffer, p_buffer);
-    for (int64_t i = 0; kQ && i < x.count; ++i) dq[(begin + i) * dq_stride] = q_buffer[i];
-    for (int64_t i = 0; kP && i < y.count; ++i) dp[(begin + i) * dp_stride] = p_buffer[i];
+    gradient_pairs<Pass>(x.logits, y.logits, x.padded, row, q_buffer, p_buffer, dq.others,
+                         dp.others);
+    constexpr bool kOfQ = Pass::kQ && Pass::kOthers, kOfP = Pass::kP && Pass::kOthers;
+    if constexpr (kOfQ) dq.look_for_majority(x, begin, row.of_q, row.over_sum_q);
+    if constexpr (kOfP) dp.look_for_majority(y, begin, row.of_p, row.over_sum_p);
+    if constexpr (Pass::kQ) dq.write(q_buffer, begin, x.count);
+    if constexpr (Pass::kP) dp.write(p_buffer, begin, y.count);
   }
+  if constexpr (Pass::kQ) dq.write_majority(row.dq.size);
+  if constexpr (Pass::kP) dp.write_majority(row.dp.size);
 }
 
 // ---- all rows -----------------------------------------------------------------------------------
@@ -211,19 +267,25 @@ void logits_kl_gradients(const ConstLogits& q, const ConstLogits& p, double temp
         return;
       }
       const auto gradient = gradient_of_pair<RealOf<Stored>>(statistics[row], factors, temperature);
-      const auto write = [&]<bool kQ, bool kP>(std::bool_constant<kQ>, std::bool_constant<kP>) {
-        write_gradients<kQ, kP>(row_of<Stored>(q, row), q.stride, row_of<Stored>(p, row), p.stride,
-                                q.vocabulary, gradient, kQ ? row_of<Stored>(dq, row) : nullptr,
-                                dq.stride, kP ? row_of<Stored>(dp, row) : nullptr, dp.stride);
+      const auto write = [&]<class Pass>(Pass) {
+        write_gradients<Pass>(row_of<Stored>(q, row), q.stride, row_of<Stored>(p, row), p.stride,
+                              q.vocabulary, gradient,
+                              {Pass::kQ ? row_of<Stored>(dq, row) : nullptr, dq.stride},
+                              {Pass::kP ? row_of<Stored>(dp, row) : nullptr, dp.stride});
       };
-      constexpr std::true_type kYes;
-      constexpr std::false_type kNo;
-      if (with_q && with_p) {
-        write(kYes, kYes);
-      } else if (with_q) {
-        write(kYes, kNo);
-      } else if (with_p) {
-        write(kNo, kYes);
+      const auto write_with = [&]<bool kOthers>(std::bool_constant<kOthers>) {
+        if (with_q && with_p) {
+          write(PairPass<true, true, kOthers>{});
+        } else if (with_q) {
+          write(PairPass<true, false, kOthers>{});
+        } else if (with_p) {
+          write(PairPass<false, true, kOthers>{});
+        }
+      };
+      if (has_majority(statistics[row].sum_q) || has_majority(statistics[row].sum_p)) {
+        write_with(std::true_type{});
+      } else {
+        write_with(std::false_type{});
       }
     });
   });

@@ -25,7 +25,8 @@
 
 namespace tether {
 
-// Both rows' sums, as a pass leaves them.
+// Both rows' sums, as a pass leaves them. The references are the highest logits: 1 / sum is the
+// highest probability.
 struct KlStatistics {
   double reference_q = -infinity, sum_q = 0;
   double reference_p = -infinity, sum_p = 0;
@@ -55,7 +56,8 @@ void logits_kl_statistics(const ConstLogits& q, const ConstLogits& p, double tem
                           const uint8_t* active, KlStatistics* statistics,
                           const Executor& executor = {});
 
-// dq and dp, either without memory if it is not wanted, from upstream[r]. A row whose upstream is
+// dq and dp, either without memory if it is not wanted, from upstream[r]. The columns are those of
+// the statistics, all of them. A row whose upstream is
 // exactly 0 gets exact zeros and is not read. dq may be q itself and dp p (in place).
 void logits_kl_gradients(const ConstLogits& q, const ConstLogits& p, double temperature,
                          const KlStatistics* statistics, const LogitsKl* upstream,

@@ -62,17 +62,23 @@ TETHER_CLONES void largest_block(const Stored* logits, int64_t count,
   out = reduced<Real>(largest, [](Real a, Real b) { return a > b ? a : b; });
 }
 
+// The first lanes with this logit, which is there.
+template <class Stored, class Real = RealOf<Stored>>
+TETHER_CLONES void lanes_of(const Stored* logits, Real logit, const Stored*& out) {
+  for (;; logits += kRowLanes) {
+    int count = 0;
+    for (int i = 0; i < kRowLanes; ++i) count += widened<Real>(logits[i]) == logit ? 1 : 0;
+    if (count != 0) break;
+  }
+  out = logits;
+}
+
 // The first column of a block with this logit, which is there.
 template <class Stored, class Real>
 int64_t column_of(const Block<Stored>& block, Real logit) {
+  const Stored* lanes = nullptr;
+  lanes_of(block.logits, logit, lanes);
   const auto is_it = [=](Stored stored) { return widened<Real>(stored) == logit; };
-  const Stored* lanes = block.logits;
-  const auto hits = [&] {
-    int count = 0;
-    for (int i = 0; i < kRowLanes; ++i) count += is_it(lanes[i]) ? 1 : 0;
-    return count;
-  };
-  while (hits() == 0) lanes += kRowLanes;
   return std::find_if(lanes, lanes + kRowLanes, is_it) - block.logits;
 }
 

@@ -972,10 +972,7 @@ def token_logps(
     """
     ignored = targets == ignore_index
     x = _final_logits(logits, ignored, temperature, scale, softcap)
-    largest = x.detach().argmax(-1, keepdim=True)
-    below = x - x.gather(-1, largest)
-    # The largest term, 1, is not added: what it is more than others keeps its digits.
-    rest = below.exp().scatter(-1, largest, 0).sum(-1)
+    below, rest = _below_largest(x)
     log_sum = torch.log1p(rest)
     logps = below.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0] - log_sum
     finite = below.masked_fill(below == -math.inf, 0)
@@ -1010,6 +1007,24 @@ def token_statistics(
     )
 
 
+def _below_largest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x less the largest of its row, and the sum of the exponentials of all others.
+
+    The largest term, 1, is not added: what it is more than others keeps its digits. It is a
+    constant: its gradient is minus the sum of the others', where its own terms would cancel.
+    """
+    largest = x.detach().argmax(-1, keepdim=True)
+    top = x.gather(-1, largest)
+    is_largest = torch.zeros_like(x, dtype=torch.bool).scatter(-1, largest, True)
+    below = torch.where(is_largest, (top - top).detach(), x - top)
+    return below, torch.where(is_largest, 0.0, below.exp()).sum(-1)
+
+
+def _log_softmax(x: Tensor) -> Tensor:
+    below, rest = _below_largest(x)
+    return below - torch.log1p(rest)[..., None]
+
+
 def _final_logits(
     logits: Tensor, ignored: Tensor, temperature: float, scale: float, softcap: float
 ) -> Tensor:
@@ -1040,7 +1055,7 @@ def categorical_kl(
         x = x.masked_fill(x == -math.inf, -math.inf)
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
-        return torch.log_softmax(x / temperature, -1)
+        return _log_softmax(x / temperature)
 
     def expectation(log_of, what):
         return (log_of.exp() * what.masked_fill(log_of == -math.inf, 0)).sum(-1)
@@ -1078,7 +1093,7 @@ def top_k_kl(
     ignored = torch.zeros_like(y, dtype=torch.bool) if targets is None else y == ignore_index
     x = q_logits.to(_wide(q_logits.dtype))
     x = x.masked_fill(x == -math.inf, -math.inf).masked_fill(ignored[..., None], 0)
-    log_softmax = torch.log_softmax(x / temperature, -1)
+    log_softmax = _log_softmax(x / temperature)
     ids = head_ids.to(torch.int64).masked_fill(ignored[..., None], 0)
     y = y.masked_fill(ignored, 0)
 

@@ -231,3 +231,41 @@ def test_pairs_that_are_no_count_spoil_the_loss(pairs):
     assert out.loss.isnan()
     empty = tether.reference.preference_loss(logps, 0 * mask, logps.detach(), pairs=pairs)
     assert empty.loss == 0 and not torch.autograd.grad(empty.loss, logps)[0].any()
+
+
+# ---- log-probabilities ---------------------------------------------------------------------------
+
+
+def gradients_of_confident_rows(function, dtype, distance):
+    """Of rows q and p whose column 2 stands above the others, and how much those have."""
+    q, p = (
+        torch.randn(9, generator=torch.manual_seed(seed), dtype=torch.float64) for seed in (1, 2)
+    )
+    q[2] = p[2] = distance
+    leaves = [each.to(dtype).requires_grad_() for each in (q, p)]
+    gradients = torch.autograd.grad(function(*leaves), leaves, allow_unused=True)
+    exact = [each.detach().double().requires_grad_() for each in leaves]
+    wanted = torch.autograd.grad(function(*exact), exact, allow_unused=True)
+    mass = sum(torch.softmax(each, -1)[[0, 1, 3, 4, 5, 6, 7, 8]].sum().item() for each in exact)
+    return [(a.double(), b) for a, b in zip(gradients, wanted, strict=True) if a is not None], mass
+
+
+@pytest.mark.parametrize("distance", [5.0, 20.0, 30.0])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda q, p: reference.categorical_kl(q, p)[0],
+        lambda q, p: reference.categorical_kl(q, p)[1],
+        lambda q, p: reference.categorical_kl(q, p)[2],
+        lambda q, p: reference.token_logps(q, torch.tensor(2))[0],
+        lambda q, p: reference.token_logps(q, torch.tensor(2))[1],
+    ],
+)
+def test_gradients_of_confident_columns_keep_their_digits(function, distance):
+    pairs, mass = gradients_of_confident_rows(function, torch.float32, distance)
+    for got, _ in pairs:
+        others = got.sum() - got[2]
+        assert (got[2] + others).abs().item() <= 2.0**-22 * mass * (4 + distance)
+    for _, want in pairs:
+        others = want.sum() - want[2]
+        assert (want[2] + others).abs().item() <= 2.0**-51 * mass * (4 + distance)
