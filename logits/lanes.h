@@ -283,7 +283,7 @@ TETHER_INLINE void max_lanes(const Stored* logits, const FinalLogit<Real, kCappe
   }
 }
 
-// dx_v = 2^t_v (constant + slope * t_v)
+// dx_v = 2^t_v (constant + slope * t_v), 0 where 2^t_v is
 template <class Real>
 struct Slope {
   Real constant;
@@ -326,7 +326,7 @@ TETHER_INLINE void gradient_lanes(const Stored* logits, const Exponent<Real, kCa
     const auto [t, power] = exponent.power(exponent.final_logit(logit));
     Real gradient = power * (line.constant + line.slope * t);
     if constexpr (kCapped) gradient *= exponent.final_logit.slope(logit);
-    dx[i] = flushed(gradient);
+    dx[i] = or_zero(flushed(gradient), power != Real(0));
   }
   if constexpr (!kDirect) narrow_lanes(dx, out);
 }

@@ -120,30 +120,38 @@ PairSums<Real> sums_of_pair(const Block<Stored>& q, const Block<Stored>& p, cons
 // A gradient of one of the rows, a the row's own probabilities and b the other's:
 //   size (a_v (constant + gap * (t_v - u_v) + own * t_v) + mixed (a_v - b_v))
 // size is a power of two that makes the factors so large that no product with a probability is
-// subnormal; a gradient below `least` before it is multiplied is 0.
+// subnormal; a gradient below `least` before it is multiplied is 0. Factors count as no more than
+// what keeps the sum of the terms finite; a size of infinity leaves a gradient of 0 as it is.
 template <class Real>
 struct PairSlope {
   Real constant, gap, own, mixed, size, least;
 
   static PairSlope of(double constant, double gap, double own, double mixed) {
-    constexpr double kSmallest = Exp2<Real>::kLeast / 2, kLargeFactor = 12;
+    constexpr double kHighest = -Exp2<Real>::kLeast, kSmallest = -kHighest / 2, kLargeFactor = 12;
     const double all = std::abs(constant) + std::abs(gap) + std::abs(own) + std::abs(mixed);
-    const double power = std::max(std::floor(std::log2(all)) - kLargeFactor, kSmallest);
-    const double size = std::isfinite(all) ? std::exp2(power) : 1;
-    const auto real = [](double number) { return static_cast<Real>(number); };
-    return {real(constant / size), real(gap / size), real(own / size),
-            real(mixed / size),    real(size),       std::numeric_limits<Real>::min() / real(size)};
+    const double power = std::floor(std::log2(all)) - kLargeFactor;
+    const double size = std::isnan(all) ? 1 : std::exp2(std::clamp(power, kSmallest, kHighest));
+    const auto real = [size](double factor, double most) {
+      return static_cast<Real>(std::clamp(factor / size, -most, most));
+    };
+    const double most = std::exp2(kHighest - 2);
+    return {.constant = real(constant, most),
+            .gap = real(gap, most / double{-kFarthest<Real> / 2}),
+            .own = real(own, most / kHighest),
+            .mixed = real(mixed, most),
+            .size = static_cast<Real>(size),
+            .least = static_cast<Real>(std::numeric_limits<Real>::min() / size)};
   }
 };
 
 // others: adds what is multiplied by size, of all columns but one with more than half of its row.
-template <bool kOthers, class Real>
+template <bool kGuarded, class Real>
 TETHER_INLINE Real pair_gradient(const PairSlope<Real>& slope, Real a, Real b, Real gap, Real t,
                                  Real& others) {
   const Real product = a * (slope.constant + slope.gap * gap + slope.own * t);
   const Real gradient = or_zero(product, a != Real(0)) + slope.mixed * (a - b);
-  if constexpr (kOthers) others += or_zero(gradient, !(a > Real(0.5)));
-  return or_zero(gradient, !(std::abs(gradient) < slope.least)) * slope.size;
+  if constexpr (kGuarded) others += or_zero(gradient, !(a > Real(0.5)));
+  return or_zero(gradient * slope.size, !(std::abs(gradient) < slope.least));
 }
 
 template <class Real>
@@ -153,15 +161,18 @@ struct PairGradient {
   PairSlope<Real> dq, dp;
 };
 
-// What a pass makes: the gradients of q, those of p, the sums of others.
-template <bool with_q, bool with_p, bool with_others>
+// What a pass makes: the gradients of q, those of p. kGuarded: of rows with a column that has more
+// than half of one, the sums of the others; of rows with columns at -inf in one alone, no gap
+// there.
+template <bool with_q, bool with_p, bool guarded>
 struct PairPass {
-  static constexpr bool kQ = with_q, kP = with_p, kOthers = with_others;
+  static constexpr bool kQ = with_q, kP = with_p, kGuarded = guarded;
 };
 
 template <class Pass, class Stored, class Real = RealOf<Stored>>
 TETHER_INLINE void gradient_pair(const Stored* q, const Stored* p, const PairGradient<Real>& row,
                                  Stored* dq, Stored* dp, Real* q_others, Real* p_others) {
+  constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
   Real q_buffer[kRowLanes], p_buffer[kRowLanes], dq_buffer[kRowLanes], dp_buffer[kRowLanes];
   const Real* x = widened_lanes(q, q_buffer);
   const Real* y = widened_lanes(p, p_buffer);
@@ -170,12 +181,13 @@ TETHER_INLINE void gradient_pair(const Stored* q, const Stored* p, const PairGra
     const auto [t, q_power] = row.of_q.power(x[i]);
     const auto [u, p_power] = row.of_p.power(y[i]);
     const Real a = q_power * row.over_sum_q, b = p_power * row.over_sum_p;
-    const Real gap = far_exponent(row.of_q, x[i]) - far_exponent(row.of_p, y[i]);
+    Real gap = far_exponent(row.of_q, x[i]) - far_exponent(row.of_p, y[i]);
+    if constexpr (Pass::kGuarded) gap = or_zero(gap, (x[i] > -kInfinity) & (y[i] > -kInfinity));
     if constexpr (Pass::kQ) {
-      dq_buffer[i] = pair_gradient<Pass::kOthers>(row.dq, a, b, gap, t, q_others[i]);
+      dq_buffer[i] = pair_gradient<Pass::kGuarded>(row.dq, a, b, gap, t, q_others[i]);
     }
     if constexpr (Pass::kP) {
-      dp_buffer[i] = pair_gradient<Pass::kOthers>(row.dp, b, a, gap, u, p_others[i]);
+      dp_buffer[i] = pair_gradient<Pass::kGuarded>(row.dp, b, a, gap, u, p_others[i]);
     }
   }
   constexpr bool kSame = std::is_same_v<Stored, Real>;
@@ -197,7 +209,7 @@ TETHER_CLONES TETHER_CONTRACT void gradient_pairs(const Stored* q, const Stored*
     prefetch_ahead(p + i);
     gradient_pair<Pass>(q + i, p + i, row, dq + i, dp + i, q_lanes, p_lanes);
   }
-  if constexpr (!Pass::kOthers) return;
+  if constexpr (!Pass::kGuarded) return;
   const auto add = [](double a, double b) { return a + b; };
   q_others += reduced<double>(q_lanes, add);
   p_others += reduced<double>(p_lanes, add);

@@ -74,16 +74,32 @@ KlStatistics statistics_of_pair(const Stored* q, int64_t q_stride, const Stored*
 // log q_v - log p_v = ln 2 (t_v - u_v) + this.
 double log_offset(const KlStatistics& row) { return std::log(row.sum_p) - std::log(row.sum_q); }
 
+bool is_infinite(const LogitsKl& upstream) {
+  return std::isinf(upstream.kl) || std::isinf(upstream.reverse_kl) || std::isinf(upstream.entropy);
+}
+
+// Beside infinite gradients, what is not is nothing: the signs of those.
+LogitsKl signs_of_infinite(const LogitsKl& upstream) {
+  const auto sign = [](double each) {
+    return std::isinf(each) ? std::copysign(1, each) : 0 * each;
+  };
+  return {sign(upstream.kl), sign(upstream.reverse_kl), sign(upstream.entropy)};
+}
+
 template <class Real>
-PairGradient<Real> gradient_of_pair(const KlStatistics& row, const LogitsKl& upstream,
+PairGradient<Real> gradient_of_pair(const KlStatistics& row, const LogitsKl& upstream_in,
                                     double temperature) {
+  const bool infinite = is_infinite(upstream_in);
+  const LogitsKl upstream = infinite ? signs_of_infinite(upstream_in) : upstream_in;
   const double k = 1 / temperature, ln2 = std::numbers::ln2;
   const LogitsKl value = logits_kl(row);
   const double offset = log_offset(row);
   // What is not asked for may be infinite, which has no gradient.
   const auto times = [k](double factor, double what) {
+    const auto bounded = [](double product) { return std::clamp(product, -1e300, 1e300); };
     if (factor == 0) return 0.0;
-    return std::isinf(what) ? std::numeric_limits<double>::quiet_NaN() : k * factor * what;
+    if (std::isinf(what)) return std::numeric_limits<double>::quiet_NaN();
+    return bounded(bounded(k * factor) * what);
   };
   // The least probability instead of the least 2^t.
   const auto exponent_of = [=](double reference, double sum) {
@@ -91,7 +107,7 @@ PairGradient<Real> gradient_of_pair(const KlStatistics& row, const LogitsKl& ups
     of.least += std::max(Real(0), static_cast<Real>(std::log2(sum)));
     return of;
   };
-  return {
+  PairGradient<Real> out = {
       .of_q = exponent_of(row.reference_q, row.sum_q),
       .of_p = exponent_of(row.reference_p, row.sum_p),
       .over_sum_q = static_cast<Real>(1 / row.sum_q),
@@ -102,6 +118,8 @@ PairGradient<Real> gradient_of_pair(const KlStatistics& row, const LogitsKl& ups
                                 times(upstream.reverse_kl, 1)),
       .dp = PairSlope<Real>::of(times(upstream.reverse_kl, -offset - value.reverse_kl),
                                 -times(upstream.reverse_kl, ln2), 0, times(upstream.kl, 1))};
+  if (infinite) out.dq.size = out.dp.size = std::numeric_limits<Real>::infinity();
+  return out;
 }
 
 // A column with more than this part of its row outweighs all others together, by more than the
@@ -110,6 +128,8 @@ constexpr double kMajority = 0.625;
 
 // `sum` is that of 2^t with the largest t at 0.
 bool has_majority(double sum) { return 1 > kMajority * sum; }
+
+bool has_lone_columns(const KlStatistics& row) { return row.alone_q > 0 || row.alone_p > 0; }
 
 // Where the gradients of one row go.
 template <class Stored>
@@ -155,7 +175,7 @@ void write_gradients(const Stored* q, int64_t q_stride, const Stored* p, int64_t
     const Block<Stored> x(q, q_stride, begin, vocabulary), y(p, p_stride, begin, vocabulary);
     gradient_pairs<Pass>(x.logits, y.logits, x.padded, row, q_buffer, p_buffer, dq.others,
                          dp.others);
-    constexpr bool kOfQ = Pass::kQ && Pass::kOthers, kOfP = Pass::kP && Pass::kOthers;
+    constexpr bool kOfQ = Pass::kQ && Pass::kGuarded, kOfP = Pass::kP && Pass::kGuarded;
     if constexpr (kOfQ) dq.look_for_majority(x, begin, row.of_q, row.over_sum_q);
     if constexpr (kOfP) dp.look_for_majority(y, begin, row.of_p, row.over_sum_p);
     if constexpr (Pass::kQ) dq.write(q_buffer, begin, x.count);
@@ -260,29 +280,30 @@ void logits_kl_gradients(const ConstLogits& q, const ConstLogits& p, double temp
   const bool with_q = dq.data != nullptr, with_p = dp.data != nullptr;
   with_stored_type("logits_kl_gradients", "q", q.dtype, [&]<class Stored>(Stored) {
     for_each_row(q, executor, [&](int64_t row) {
+      const KlStatistics& sums = statistics[row];
       const LogitsKl& factors = upstream[row];
       if (factors.kl == 0 && factors.reverse_kl == 0 && factors.entropy == 0) {
         if (with_q) fill_zero(row_of<Stored>(dq, row), q.vocabulary, dq.stride);
         if (with_p) fill_zero(row_of<Stored>(dp, row), p.vocabulary, dp.stride);
         return;
       }
-      const auto gradient = gradient_of_pair<RealOf<Stored>>(statistics[row], factors, temperature);
+      const auto gradient = gradient_of_pair<RealOf<Stored>>(sums, factors, temperature);
       const auto write = [&]<class Pass>(Pass) {
         write_gradients<Pass>(row_of<Stored>(q, row), q.stride, row_of<Stored>(p, row), p.stride,
                               q.vocabulary, gradient,
                               {Pass::kQ ? row_of<Stored>(dq, row) : nullptr, dq.stride},
                               {Pass::kP ? row_of<Stored>(dp, row) : nullptr, dp.stride});
       };
-      const auto write_with = [&]<bool kOthers>(std::bool_constant<kOthers>) {
+      const auto write_with = [&]<bool kGuarded>(std::bool_constant<kGuarded>) {
         if (with_q && with_p) {
-          write(PairPass<true, true, kOthers>{});
+          write(PairPass<true, true, kGuarded>{});
         } else if (with_q) {
-          write(PairPass<true, false, kOthers>{});
+          write(PairPass<true, false, kGuarded>{});
         } else if (with_p) {
-          write(PairPass<false, true, kOthers>{});
+          write(PairPass<false, true, kGuarded>{});
         }
       };
-      if (has_majority(statistics[row].sum_q) || has_majority(statistics[row].sum_p)) {
+      if (has_majority(sums.sum_q) || has_majority(sums.sum_p) || has_lone_columns(sums)) {
         write_with(std::true_type{});
       } else {
         write_with(std::false_type{});

@@ -17,7 +17,8 @@
 //
 // A column at -inf in both rows is not there. A column at -inf in p alone makes KL(q || p)
 // infinite, and its gradients by x NaN, if q_v is above 2^-100, and else adds nothing; likewise
-// KL(p || q). Probabilities below 2^-100 may count as 0. NaN or +inf, or nothing but -inf, make
+// KL(p || q). Probabilities below 2^-100 may count as 0; one that is 0 in both has gradients of 0,
+// whatever the upstream ones are. Finite logits give no NaN. NaN or +inf, or nothing but -inf, make
 // everything NaN. Results are never negative. Gradients below the smallest normal number are
 // exactly 0. Arithmetic and sums as in logits/rows.h. Errors are those of logp, absolute: about
 // 1e-6 of the largest |x|; for the divergence of nearly equal rows beyond that,

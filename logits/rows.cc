@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numbers>
 #include <string>
 #include <type_traits>
@@ -224,6 +225,8 @@ struct Row {
     const auto line = slope_of_row<Real>(sums, upstream, options);
     auto exponent_of = exponent(sums.reference);
     exponent_of.least = least_exponent<Real>(line);
+    // A row that is NaN has no column that is absent.
+    if (std::isnan(sum(sums))) exponent_of.reference = std::numeric_limits<Real>::quiet_NaN();
     gradient_of_row(data, logits.vocabulary, logits.stride, exponent_of, line, out);
     if (!present) return;
     const auto gradient = static_cast<Real>(gradient_of_target(sums, upstream, options, logit));

@@ -441,6 +441,78 @@ TEST(LogitsKl, FiniteLogitsGiveNoNan) {
   }
 }
 
+// The sizes between the ends of the type, too, where a factor of the gradients is beyond its range.
+TEST(LogitsKl, FiniteLogitsOfAnySizeGiveNoNan) {
+  std::mt19937 generator(8);
+  for (DType dtype : kAllTypes) {
+    const double most = dtype == DType::float16   ? 65504
+                        : dtype == DType::float64 ? std::numeric_limits<double>::max()
+                                                  : 0x1.FEp127;
+    for (double power = 1.0 / 32; power <= 1; power += 1.0 / 32) {
+      const double size = std::pow(most, power);
+      for (double temperature : {1e-6, 1.0, 1e6}) {
+        for (double upstream : {1e-30, 1.0, 1e30, most}) {
+          Pairs in{.dtype = dtype,
+                   .rows = 4,
+                   .vocabulary = 40,
+                   .q = Doubles(160),
+                   .p = Doubles(160),
+                   .temperature = temperature};
+          in.upstream = {{upstream, 0, 0}, {0, upstream, 0}, {0, 0, upstream}, {}};
+          in.upstream[3] = {upstream, -upstream, upstream};
+          for (Doubles* row : {&in.q, &in.p}) {
+            for (double& x : *row) x = size * (static_cast<double>(generator() % 3) - 1);
+          }
+          const PairResult got = run(in);
+          const std::string what = name(dtype, 40) + ", size " + std::to_string(size) + ", T " +
+                                   std::to_string(temperature) + ", upstream " +
+                                   std::to_string(upstream);
+          for (size_t row = 0; row < 4; ++row) {
+            ASSERT_GE(got.kl[row], 0) << what;
+            ASSERT_GE(got.reverse_kl[row], 0) << what;
+            ASSERT_GE(got.entropy[row], 0) << what;
+          }
+          for (double each : got.dq) ASSERT_FALSE(std::isnan(each)) << what;
+          for (double each : got.dp) ASSERT_FALSE(std::isnan(each)) << what;
+        }
+      }
+    }
+  }
+}
+
+// p = 0 exactly: no upstream gradient makes anything of it.
+TEST(LogitsKl, AbsentColumnsHaveNoGradientUnderAnInfiniteOne) {
+  for (DType dtype : kAllTypes) {
+    Pairs in = random_pairs(dtype, 4, 3000, 1, 1);
+    in.upstream = {{infinity, 0, 0}, {0, infinity, 0}, {0, 0, infinity}, {1, -infinity, infinity}};
+    for (size_t row = 0; row < 4; ++row) {
+      for (size_t v = row; v < 3000; v += 7)
+        in.q[row * 3000 + v] = in.p[row * 3000 + v] = -infinity;
+    }
+    const PairResult got = run(in);
+    for (size_t i = 0; i < in.q.size(); ++i) {
+      if (in.q[i] == -infinity) {
+        ASSERT_EQ(got.dq[i], 0) << name(dtype, 3000) << " " << i;
+        ASSERT_EQ(got.dp[i], 0) << name(dtype, 3000) << " " << i;
+      }
+    }
+    for (size_t row = 0; row < 4; ++row) EXPECT_FALSE(std::isfinite(got.dq[row * 3000 + 4]));
+  }
+}
+
+// A column at -inf in one row alone adds nothing where the other has less than 2^-100.
+TEST(LogitsKl, AlmostAbsentColumnsBesideAbsentOnesHaveAlmostNoGradient) {
+  for (double logit : {-70.1, -200.0, -600.0}) {
+    Pairs in{.vocabulary = 3, .q = {0, 1, logit}, .p = {1, 0, -infinity}, .upstream = {{1, 1, 1}}};
+    for (bool swapped : {false, true}) {
+      const PairResult got = run(in);
+      for (double each : {got.dq[2], got.dp[2]}) EXPECT_LE(std::abs(each), 1e-25) << logit;
+      EXPECT_TRUE(std::isfinite(got.kl[0]) && std::isfinite(got.reverse_kl[0])) << swapped;
+      std::swap(in.q, in.p);
+    }
+  }
+}
+
 TEST(LogitsKl, NoGradientIsSubnormal) {
   for (DType dtype : {DType::float32, DType::bfloat16, DType::float64}) {
     const double least = dtype == DType::float64 ? 0x1p-1022 : 0x1p-126;
