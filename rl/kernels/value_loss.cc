@@ -160,8 +160,9 @@ ValueTotals total_loss(const ValueArrays& batch, const ValueObjective& objective
     ValueBlock<T> block;
     Part& part = parts[static_cast<size_t>(chunk)];
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-      const double factor = normalizer.factor() * row_factor(objective.aggregation, step,
-                                                             tokens[static_cast<size_t>(row)]);
+      const double n = tokens[static_cast<size_t>(row)];
+      const double factor =
+          bounded(bounded(normalizer.factor()) * row_factor(objective.aggregation, step, n));
       add_row(batch, objective, row, factor, dvalues, block, part);
     }
   });
