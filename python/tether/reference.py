@@ -551,9 +551,7 @@ def _selected(
         advantages = rows.spread(advantages.reshape(-1))
 
     def select(tensor: Tensor, largest: float = _LARGEST_LOGP[wide]) -> Tensor:
-        x = torch.where(weight != 0, tensor.to(wide), 0.0)
-        saturated = x.detach().clamp(-largest, largest)
-        return with_gradient_of(torch.where(x.isfinite(), saturated, x), x)
+        return saturated(torch.where(weight != 0, tensor.to(wide), 0.0), largest)
 
     logp = select(logps)
     old_logp = logp.detach() if old_logps is None else select(old_logps)
@@ -565,6 +563,11 @@ def _selected(
 
 # Finite log-probabilities beyond this count as this: products of their squares stay finite.
 _LARGEST_LOGP = {torch.float32: 1e14, torch.float64: 1e130}
+
+
+def saturated(x: Tensor, largest: float) -> Tensor:
+    """A finite number beyond `largest` counts as this, with derivative 1; infinity as it is."""
+    return with_gradient_of(torch.where(x.isfinite(), x.detach().clamp(-largest, largest), x), x)
 
 
 def spoiling(sound: Tensor, like: Tensor) -> Tensor:
@@ -650,7 +653,23 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
 
 # ---- preference losses ---------------------------------------------------------------------------
 #
-# g_c and g_r are the linked scores of the chosen and the rejected answer, x = beta (g_c - g_r).
+# g_c and g_r are the linked scores of the chosen and the rejected answer, x = beta (g_c - g_r). As
+# the derivative is a product, not a sum of parts, an infinite upstream gradient makes no NaN of it.
+
+_LARGEST_VALUE = 1e300  # what is beyond counts as this
+
+
+def with_slope(value: Tensor, slope: Tensor | Number, x: Tensor) -> Tensor:
+    """The value, with the gradient of slope x."""
+    slope = slope.detach() if isinstance(slope, Tensor) else slope
+    return value.detach() + slope * (x - x.detach())
+
+
+def margin(chosen: Tensor, rejected: Tensor, beta: Number) -> Tensor:
+    gap = chosen - rejected
+    beta = beta.double().clamp(max=1e280) if isinstance(beta, Tensor) else min(beta, 1e280)
+    x = gap.detach() * beta
+    return x.clamp(-_LARGEST_VALUE, _LARGEST_VALUE) + beta * (gap - gap.detach())
 
 
 def dpo(chosen: Tensor, rejected: Tensor, beta: Number, *, label_smoothing: Number = 0.0) -> Tensor:
@@ -658,19 +677,22 @@ def dpo(chosen: Tensor, rejected: Tensor, beta: Number, *, label_smoothing: Numb
 
     DPO, arXiv:2305.18290, eq. 7; with label smoothing e: ericmitchell.ai/cdpo.pdf.
     """
-    x = beta * (chosen - rejected)
+    x = margin(chosen, rejected, beta)
     log_sigmoid = torch.nn.functional.logsigmoid
-    return -(1 - label_smoothing) * log_sigmoid(x) - label_smoothing * log_sigmoid(-x)
+    value = -(1 - label_smoothing) * log_sigmoid(x) - label_smoothing * log_sigmoid(-x)
+    return with_slope(value, label_smoothing - torch.sigmoid(-x), x)
 
 
 def ipo(chosen: Tensor, rejected: Tensor, beta: Number) -> Tensor:
     """(g_c - g_r - 1 / (2 beta))^2. arXiv:2310.12036, eq. 17."""
-    return (chosen - rejected - 1 / (2 * beta)) ** 2
+    beta = beta.double().clamp(min=1e-290) if isinstance(beta, Tensor) else max(beta, 1e-290)
+    gap = chosen - rejected - 1 / (2 * beta)
+    return with_slope((gap**2).clamp(max=_LARGEST_VALUE), 2 * gap, gap)
 
 
 def hinge(chosen: Tensor, rejected: Tensor, beta: Number) -> Tensor:
     """max(0, 1 - x). arXiv:2309.06657, eq. 9."""
-    return torch.relu(1 - beta * (chosen - rejected))
+    return torch.relu(1 - margin(chosen, rejected, beta))
 
 
 def linked(link: str, score: Tensor) -> Tensor:
@@ -725,7 +747,10 @@ def preference_loss(
     active = weight != 0
 
     def row_sums(tensor: Tensor) -> Tensor:
-        return rows.sum((weight * torch.where(active, tensor.to(wide), 0.0)).double())
+        each = torch.where(active, tensor.to(wide), 0.0)
+        if wide == torch.float64:  # sums of float32 do not overflow there
+            each = saturated(each, 1e290)
+        return rows.sum((weight * each).double())
 
     n = rows.sum(weight.double())
     over = torch.where(n > 0, n, 1.0) if (score or row.score) == "mean" else torch.ones_like(n)
@@ -741,15 +766,15 @@ def preference_loss(
     denominator = count if pairs is None else torch.as_tensor(pairs, device=count.device).double()
     legal = (denominator > 0) & denominator.isfinite()
     share = torch.where(legal, 1 / denominator, torch.where(count > 0, math.nan, 0.0))
-    loss = world_size * loss_scale * share * terms.sum()
+    factor = (share * world_size * loss_scale).clamp(max=_LARGEST_VALUE)
+    loss = factor * terms.sum()
     with torch.no_grad():
-        margin = beta * (chosen - rejected)
+        rewards = [beta * chosen, beta * rejected, beta * (chosen - rejected)]
+        rewards = [reward.clamp(-_LARGEST_VALUE, _LARGEST_VALUE) for reward in rewards]
         parts = [
             each,
-            beta * chosen,
-            beta * rejected,
-            margin,
-            (margin > 0).double(),
+            *rewards,
+            (rewards[2] > 0).double(),
             logp_sums[:half],
             logp_sums[half:],
             (~finite).double(),
@@ -785,11 +810,9 @@ def value_loss(
     active = weight != 0
 
     def selected(tensor):
-        x = torch.where(active, tensor.to(wide), 0.0)
-        saturated = x.detach().clamp(-largest, largest)  # its square stays finite
-        return with_gradient_of(torch.where(x.isfinite(), saturated, x), x)
+        return saturated(torch.where(active, tensor.to(wide), 0.0), largest)
 
-    largest = 1e140 if wide == torch.float64 else 1e18
+    largest = 1e140 if wide == torch.float64 else 1e18  # its square stays finite
     value, target = selected(values), selected(returns)
     old = value.detach() if old_values is None else selected(old_values)
     inside = minimum(maximum(value, old - clip_range), old + clip_range)

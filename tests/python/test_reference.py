@@ -134,6 +134,39 @@ def test_row_factors_of_nothing_are_0():
         assert reference.row_factors(aggregation, doubles(0, 0)).tolist() == [0, 0]
 
 
+# ---- preference losses ---------------------------------------------------------------------------
+
+
+LINKS = ["reverse_kl", "js", "forward_kl"]
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("objective", reference.PREFERENCES)
+def test_an_infinite_upstream_gradient_makes_no_nan_of_preference_losses(objective, link):
+    logps = torch.tensor([[-1.0, -2, -9], [-3, -0.5, -7], [-1.5, -2, -1], [-2, -0.7, -8]])
+    mask = torch.tensor([[1.0, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1]])
+    logps, ref_logps = logps.double().requires_grad_(), 1.1 * logps.double()
+    out = reference.preference_loss(logps, mask, ref_logps, objective=objective, link=link)
+    finite, infinite = (
+        torch.autograd.grad(out.loss, logps, doubles(upstream)[0], retain_graph=True)[0]
+        for upstream in (1.0, math.inf)
+    )
+    assert torch.equal(infinite, torch.where(finite == 0, 0.0, finite.sign() * math.inf))
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("objective", reference.PREFERENCES)
+@pytest.mark.parametrize("beta", [5e-324, 1e-300, 0.1, 1e30, 1e300])
+def test_preference_losses_are_nan_for_no_finite_input(objective, beta, link):
+    for size in (1.0, 1e300, torch.finfo(torch.float64).max):
+        logps = doubles(-size, size, size, -size)[:, None].requires_grad_()
+        options = {"objective": objective, "link": link, "beta": beta}
+        out = reference.preference_loss(logps, torch.ones(4, 1), -logps.detach(), **options)
+        out.loss.backward()
+        for each in (out.loss, out.sums, logps.grad):
+            assert not each.isnan().any()
+
+
 # ---- advantages ----------------------------------------------------------------------------------
 
 
@@ -231,9 +264,6 @@ def test_pairs_that_are_no_count_spoil_the_loss(pairs):
     assert out.loss.isnan()
     empty = tether.reference.preference_loss(logps, 0 * mask, logps.detach(), pairs=pairs)
     assert empty.loss == 0 and not torch.autograd.grad(empty.loss, logps)[0].any()
-
-
-# ---- log-probabilities ---------------------------------------------------------------------------
 
 
 def gradients_of_confident_rows(function, dtype, distance):
