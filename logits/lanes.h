@@ -169,14 +169,15 @@ struct Exponent {
   Real lowest = Exp2<Real>::kLowest;
   Real least = Exp2<Real>::kLeast;
 
+  TETHER_INLINE Real t(Real x) const { return (x - reference) * scale; }
   TETHER_INLINE Real operator()(Real x) const {
-    const Real t = (x - reference) * scale;
-    return t < lowest ? lowest : t;
+    const Real distance = t(x);
+    return distance < lowest ? lowest : distance;
   }
   TETHER_INLINE Power<Real> power(Real x) const {
-    const Real t = (x - reference) * scale;
-    const bool counts = !(t < least);
-    const Real kept = or_zero(t, counts);
+    const Real distance = t(x);
+    const bool counts = !(distance < least);
+    const Real kept = or_zero(distance, counts);
     return {kept, or_zero(exp2_lean(kept), counts)};
   }
 };
@@ -297,10 +298,15 @@ Real bounded(double factor) {
   return static_cast<Real>(std::isfinite(factor) ? std::clamp(factor, -kBound, kBound) : factor);
 }
 
+// Or 0.
+template <class Real>
+TETHER_INLINE bool is_subnormal(Real gradient) {
+  return std::abs(gradient) < std::numeric_limits<Real>::min();
+}
 // A gradient below the smallest normal number is 0.
 template <class Real>
 TETHER_INLINE Real flushed(Real gradient) {
-  return or_zero(gradient, !(std::abs(gradient) < std::numeric_limits<Real>::min()));
+  return or_zero(gradient, !is_subnormal(gradient));
 }
 
 // No gradient of a smaller t is above the smallest normal number.
@@ -323,10 +329,12 @@ TETHER_INLINE void gradient_lanes(const Stored* logits, const Exponent<Real, kCa
 #pragma GCC ivdep
   for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
     const Real logit = in[i];
-    const auto [t, power] = exponent.power(exponent.final_logit(logit));
-    Real gradient = power * (line.constant + line.slope * t);
+    const Real distance = exponent.t(exponent.final_logit(logit));
+    const bool counts = !(distance < exponent.least);
+    const Real t = or_zero(distance, counts);
+    Real gradient = exp2_lean(t) * (line.constant + line.slope * t);
     if constexpr (kCapped) gradient *= exponent.final_logit.slope(logit);
-    dx[i] = or_zero(flushed(gradient), power != Real(0));
+    dx[i] = or_zero(gradient, counts & !is_subnormal(gradient));
   }
   if constexpr (!kDirect) narrow_lanes(dx, out);
 }
