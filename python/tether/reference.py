@@ -1043,9 +1043,28 @@ def _below_largest(x: Tensor) -> tuple[Tensor, Tensor]:
     return below, torch.where(is_largest, 0.0, below.exp()).sum(-1)
 
 
-def _log_softmax(x: Tensor) -> Tensor:
-    below, rest = _below_largest(x)
+# Finite log-probabilities, and logits over the temperature, beyond this count as this.
+_FARTHEST = {torch.float32: 2.0**110, torch.float64: 2.0**900}
+
+
+def _log_softmax(logits: Tensor, inactive: Tensor | None, temperature: float) -> Tensor:
+    """Of rows of zeros where inactive."""
+    x = logits.to(_wide(logits.dtype))
+    x = x.masked_fill(x == -math.inf, -math.inf)
+    if inactive is not None:
+        x = x.masked_fill(inactive[..., None], 0)
+    largest = min(_FARTHEST[x.dtype] * temperature, torch.finfo(x.dtype).max)
+    below, rest = _below_largest(saturated(x, largest) / temperature)
     return below - torch.log1p(rest)[..., None]
+
+
+def _mass_beside(logps: Tensor) -> Tensor:
+    """1 - sum exp(logps): what the largest leaves of 1, without loss, less the others."""
+    if logps.shape[-1] == 0:
+        return logps.new_ones(logps.shape[:-1])
+    largest = logps.detach().argmax(-1, keepdim=True)
+    others = logps.exp().scatter(-1, largest, 0.0).sum(-1)
+    return -torch.expm1(logps.gather(-1, largest))[..., 0] - others
 
 
 def _final_logits(
@@ -1069,21 +1088,18 @@ def categorical_kl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """KL(q || p), KL(p || q) and H(q), q = softmax(q_logits / temperature); [..., V] to [...].
 
-    KL(q || p) = sum_v q_v (log q_v - log p_v). Columns at -inf in both are not there; positions
-    with mask False get zeros and no gradient.
+    KL(q || p) = sum_v q_v (log q_v - log p_v). Columns at -inf in both are not there; one at
+    -inf in one of them adds nothing where the other is below 2^-100. Positions with mask False get
+    zeros and no gradient.
     """
 
-    def log_softmax(logits):
-        x = logits.to(_wide(logits.dtype))
-        x = x.masked_fill(x == -math.inf, -math.inf)
-        if mask is not None:
-            x = x.masked_fill(~mask[..., None], 0)
-        return _log_softmax(x / temperature)
-
     def expectation(log_of, what):
-        return (log_of.exp() * what.masked_fill(log_of == -math.inf, 0)).sum(-1)
+        p = log_of.exp()
+        nothing = (p == 0) | ((p < 2.0**-100) & what.isinf())
+        return (p * what.masked_fill(nothing, 0)).sum(-1)
 
-    log_q, log_p = log_softmax(q_logits), log_softmax(p_logits)
+    inactive = None if mask is None else ~mask
+    log_q, log_p = (_log_softmax(each, inactive, temperature) for each in (q_logits, p_logits))
     values = (
         expectation(log_q, log_q - log_p),
         expectation(log_p, log_p - log_q),
@@ -1109,37 +1125,39 @@ def top_k_kl(
     With u = log q - log p and the tail masses Q, P, not below `precision`:
         B = sum_S q u + Q log(Q / P)
         k1: B + [y not in S] rho (u_y - log(Q / P)),  k3: B + [y not in S] rho k3(log(Q / P) - u_y)
-    where rho = q_y / stop_gradient(q_y). Never negative but with k1. Ignored targets get 0.
+    where rho = q_y / stop_gradient(q_y). Never negative but with k1. Ignored targets get 0. NaN or
+    +inf among the log-probabilities makes the position NaN; -inf is a mass of 0.
     """
     shape = q_logits.shape[:-1]
     y = head_ids.new_zeros(shape) if targets is None else targets.to(torch.int64)
     ignored = torch.zeros_like(y, dtype=torch.bool) if targets is None else y == ignore_index
-    x = q_logits.to(_wide(q_logits.dtype))
-    x = x.masked_fill(x == -math.inf, -math.inf).masked_fill(ignored[..., None], 0)
-    log_softmax = _log_softmax(x / temperature)
+    log_softmax = _log_softmax(q_logits, ignored, temperature)
+    farthest = _FARTHEST[log_softmax.dtype]
+    head_logps = head_logps.to(log_softmax.dtype).masked_fill(ignored[..., None], 0)
     ids = head_ids.to(torch.int64).masked_fill(ignored[..., None], 0)
     y = y.masked_fill(ignored, 0)
+    sound = ~log_softmax.isnan().any(-1) & (head_logps < math.inf).all(-1)
+    head_logps = saturated(head_logps, farthest)
 
     log_q = log_softmax.gather(-1, ids)
-    absent = log_q == -math.inf
-    log_p = head_logps.to(x.dtype).masked_fill(ignored[..., None] | absent, 0)
-    head = (log_q.exp() * (log_q.masked_fill(absent, 0) - log_p)).sum(-1)
-    p_mass = 1 - head_logps.to(x.dtype).masked_fill(ignored[..., None], 0).exp().sum(-1)
-    q_mass = (1 - log_q.exp().sum(-1)).clamp_min(precision)
-    gap = q_mass.log() - p_mass.clamp_min(precision).log()
-    kl = head + q_mass * gap
+    absent = log_q.exp() == 0
+    u = (log_q - head_logps).masked_fill(absent, 0)
+    q_mass, p_mass = (_mass_beside(each).clamp_min(precision) for each in (log_q, head_logps))
+    gap = q_mass.log() - p_mass.log()
+    kl = (log_q.exp() * u).sum(-1) + q_mass * gap
     if tail != "bucket":
         log_q_y = log_softmax.gather(-1, y[..., None])[..., 0]
+        target_logps = target_logps.to(log_softmax.dtype).masked_fill(ignored, 0)
+        sound = sound & (target_logps < math.inf)
         held = log_q_y.detach()
-        d = target_logps.to(x.dtype).masked_fill(ignored, 0) - held + gap
+        d = saturated(target_logps, farthest) - held + gap
         if tail == "k1":
             sampled = (log_q_y - held).exp() * (log_q_y - held - d)
         else:
             # The derivative of rho k3 by log q_y, k3(d) - expm1(d), is -d.
-            value = k3(d)
-            sampled = with_gradient_of(value, value - log_q_y * d.detach())
+            sampled = k3(d) - torch.where(d.isfinite(), d, 0.0).detach() * (log_q_y - held)
         inside = (ids == y[..., None]).any(-1)
         kl = kl + torch.where(inside, 0, sampled)
     if tail != "k1":
         kl = kl - kl.detach().clamp_max(0)
-    return kl.masked_fill(ignored, 0)
+    return (kl * spoiling(sound | ignored, kl)).masked_fill(ignored, 0)

@@ -299,3 +299,89 @@ def test_gradients_of_confident_columns_keep_their_digits(function, distance):
     for _, want in pairs:
         others = want.sum() - want[2]
         assert (want[2] + others).abs().item() <= 2.0**-51 * mass * (4 + distance)
+
+
+EXTREMES = {torch.float32: [1.0, 1e10, 1e30, 3e38], torch.float64: [1.0, 1e30, 1e300, 1.7e308]}
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_divergences_are_nan_for_no_finite_logits(dtype, temperature):
+    for size in EXTREMES[dtype]:
+        q = (size * torch.tensor([1.0, -1, 0, 1, 0], dtype=dtype)).requires_grad_()
+        p = (size * torch.tensor([-1.0, 1, 0, 1, 1], dtype=dtype)).requires_grad_()
+        values = reference.categorical_kl(q, p, temperature=temperature)
+        sum(values).backward()
+        for each in (*values, q.grad, p.grad):
+            assert not each.isnan().any(), size
+        for tail in ("bucket", "k1", "k3"):
+            for log_p in (0.0, -1.0, -1e4, -size):
+                q.grad = None
+                value = reference.top_k_kl(
+                    q[None],
+                    torch.tensor([[0, 3]]),
+                    torch.tensor([[log_p, -1.0]], dtype=dtype),
+                    torch.tensor([1]),
+                    torch.tensor([log_p], dtype=dtype),
+                    tail=tail,
+                    temperature=temperature,
+                )
+                value.sum().backward()
+                assert not value.isnan().any() and not q.grad.isnan().any(), (size, log_p, tail)
+
+
+def test_columns_at_minus_infinity_beside_almost_nothing_add_nothing():
+    for dtype in (torch.float32, torch.float64):
+        q = torch.tensor([0.0, 1, -200], dtype=dtype)
+        p = torch.tensor([1.0, 0, -math.inf], dtype=dtype)
+        with_column = reference.categorical_kl(q, p)
+        without = reference.categorical_kl(q[:2], p[:2])
+        torch.testing.assert_close(with_column, without)
+
+
+def confident_head(distance):
+    """log q [1, 9] with column 2 far above, the ids of a head with it, and what the others have."""
+    x = torch.randn(9, generator=torch.manual_seed(3), dtype=torch.float64)
+    x[2] = distance
+    others = [0, 1, 3, 4, 5, 6, 7, 8]
+    rest = (x[others] - distance).exp().sum()
+    log_q = (x - distance) - torch.log1p(rest)
+    return log_q[None], torch.tensor([[5, 2]]), log_q[[0, 1, 3, 4, 6, 7, 8]].exp().sum()
+
+
+@pytest.mark.parametrize("distance", [10.0, 20.0, 30.0])
+def test_tails_of_confident_heads_keep_their_digits(distance):
+    log_q, ids, tail = confident_head(distance)
+    mass = reference._mass_beside(log_q.gather(-1, ids))
+    torch.testing.assert_close(mass[0], tail, rtol=1e-14, atol=0)
+    # Of uniform p: log(Q / P) of the sample, with all of the digits.
+    uniform = torch.full((1, 2), -math.log(9), dtype=torch.float64)
+    k1 = reference.top_k_kl(
+        log_q, ids, uniform, torch.tensor([4]), uniform[:, 0], tail="k1", precision=2.0**-52
+    )
+    head = (log_q[0, ids[0]].exp() * (log_q[0, ids[0]] + math.log(9))).sum()
+    gap = (tail / (7 / 9)).log()
+    want = head + tail * gap + log_q[0, 4] + math.log(9) - gap
+    torch.testing.assert_close(k1[0], want, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("tail", ["bucket", "k1", "k3"])
+@pytest.mark.parametrize("poison", [math.inf, math.nan])
+def test_nan_and_plus_infinity_make_their_position_nan(poison, tail):
+    q = torch.tensor([[0.0, 1, 2, -math.inf]] * 3)
+    ids, targets = torch.tensor([[0, 3]] * 3), torch.tensor([1, 0, 1])
+    for place in range(4):  # in the head, also where q is 0, at the sample, and in q
+        x, head, sample = q.clone(), torch.full((3, 2), -1.5), torch.full((3,), -1.5)
+        if place < 2:
+            head[1, place] = poison
+        elif place == 2:
+            sample[1] = poison
+        else:
+            x[1, 2] = poison
+        x.requires_grad_()
+        kl = reference.top_k_kl(x, ids, head, targets, sample, tail=tail)
+        kl.sum().backward()
+        expected = place != 2 or tail != "bucket"
+        assert kl.isnan().tolist() == [False, expected, False]
+        assert x.grad[1, :3].isnan().all().item() == expected
+        assert x.grad[[0, 2]].isfinite().all()
