@@ -13,6 +13,12 @@ namespace tether {
 // lane i mod 16, lanes are added pairwise. Partial sums are kept in double.
 inline constexpr int kLanes = 16;
 
+// `count` elements, filled up to whole lanes.
+template <class Int>
+constexpr Int whole_lanes(Int count, Int lanes = kLanes) {
+  return (count + lanes - 1) / lanes * lanes;
+}
+
 struct LaneSum {
   double lane[kLanes] = {};
 

@@ -12,6 +12,7 @@
 #include "../core/half.h"
 #include "../core/macros.h"
 #include "../core/math.h"
+#include "../core/sum.h"
 #include "statistics.h"
 
 // The innermost loops over rows of logits: kRowLanes at a time, of any type.
@@ -168,14 +169,15 @@ struct Exponent {
   Real lowest = Exp2<Real>::kLowest;
   Real least = Exp2<Real>::kLeast;
 
+  TETHER_INLINE Real t(Real x) const { return (x - reference) * scale; }
   TETHER_INLINE Real operator()(Real x) const {
-    const Real t = (x - reference) * scale;
-    return t < lowest ? lowest : t;
+    const Real distance = t(x);
+    return distance < lowest ? lowest : distance;
   }
   TETHER_INLINE Power<Real> power(Real x) const {
-    const Real t = (x - reference) * scale;
-    const bool counts = !(t < least);
-    const Real kept = or_zero(t, counts);
+    const Real distance = t(x);
+    const bool counts = !(distance < least);
+    const Real kept = or_zero(distance, counts);
     return {kept, or_zero(exp2_lean(kept), counts)};
   }
 };
@@ -282,7 +284,7 @@ TETHER_INLINE void max_lanes(const Stored* logits, const FinalLogit<Real, kCappe
   }
 }
 
-// dx_v = 2^t_v (constant + slope * t_v)
+// dx_v = 2^t_v (constant + slope * t_v), 0 where 2^t_v is
 template <class Real>
 struct Slope {
   Real constant;
@@ -296,10 +298,15 @@ Real bounded(double factor) {
   return static_cast<Real>(std::isfinite(factor) ? std::clamp(factor, -kBound, kBound) : factor);
 }
 
+// Or 0.
+template <class Real>
+TETHER_INLINE bool is_subnormal(Real gradient) {
+  return std::abs(gradient) < std::numeric_limits<Real>::min();
+}
 // A gradient below the smallest normal number is 0.
 template <class Real>
 TETHER_INLINE Real flushed(Real gradient) {
-  return or_zero(gradient, !(std::abs(gradient) < std::numeric_limits<Real>::min()));
+  return or_zero(gradient, !is_subnormal(gradient));
 }
 
 // No gradient of a smaller t is above the smallest normal number.
@@ -322,10 +329,12 @@ TETHER_INLINE void gradient_lanes(const Stored* logits, const Exponent<Real, kCa
 #pragma GCC ivdep
   for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
     const Real logit = in[i];
-    const auto [t, power] = exponent.power(exponent.final_logit(logit));
-    Real gradient = power * (line.constant + line.slope * t);
+    const Real distance = exponent.t(exponent.final_logit(logit));
+    const bool counts = !(distance < exponent.least);
+    const Real t = or_zero(distance, counts);
+    Real gradient = exp2_lean(t) * (line.constant + line.slope * t);
     if constexpr (kCapped) gradient *= exponent.final_logit.slope(logit);
-    dx[i] = flushed(gradient);
+    dx[i] = or_zero(gradient, counts & !is_subnormal(gradient));
   }
   if constexpr (!kDirect) narrow_lanes(dx, out);
 }
@@ -374,7 +383,7 @@ struct Block {
   Block(const Stored* row, int64_t stride, int64_t begin, int64_t vocabulary)
       : logits(row + begin * stride),
         count(std::min(kRowBlock, vocabulary - begin)),
-        padded((count + kRowLanes - 1) / kRowLanes * kRowLanes) {
+        padded(whole_lanes(count, int64_t{kRowLanes})) {
     if (stride == 1 && padded == count) return;
     for (int64_t i = 0; i < count; ++i) buffer[i] = logits[i * stride];
     std::fill(buffer + count, buffer + padded, minus_infinity<Stored>());

@@ -104,15 +104,16 @@ TETHER_AVX512_INLINE __m512 exp2(__m512 t) {
   return _mm512_scalef_ps(mantissa, t);
 }
 
-// t and 2^t of x - reference; both 0 where the distance is below `least`.
+// t and 2^t of x - reference; both 0 where the distance is below `least` and does not count.
 struct Power {
   __m512 t, value;
+  __mmask16 counts;
 };
 
 TETHER_AVX512_INLINE Power power_of(__m512 distance, __m512 scale, __m512 least) {
   const __mmask16 counts = _mm512_cmp_ps_mask(distance, least, _CMP_NLT_UQ);  // a NaN does
   const __m512 t = _mm512_maskz_mul_ps(counts, distance, scale);
-  return {t, _mm512_maskz_mov_ps(counts, exp2(t))};
+  return {t, _mm512_maskz_mov_ps(counts, exp2(t)), counts};
 }
 
 TETHER_AVX512_INLINE __m512 flushed(__m512 gradient) {
@@ -144,7 +145,7 @@ TETHER_AVX512_LOOP void sum_block(const Stored* logits, int64_t count,
     for (int h = 0; h < 2; ++h) {
       const __m512 x = in.halves[h];
       const __m512 distance = _mm512_sub_ps(x, reference);
-      const auto [t, power] = power_of(distance, scale, least);
+      const auto [t, power, counts] = power_of(distance, scale, least);
       sum.halves[h] += power;
       if constexpr (kSums != RowSums::logp) weighted_sum.halves[h] += power * t;
       if constexpr (kSums == RowSums::all) {
@@ -185,8 +186,8 @@ TETHER_AVX512_LOOP void gradient_block(const Stored* logits, int64_t count,
     prefetch_ahead(logits + i);
     Pair x = load(logits + i);
     for (__m512& half : x.halves) {
-      const auto [t, power] = power_of(_mm512_sub_ps(half, reference), scale, least);
-      half = flushed(_mm512_mul_ps(power, _mm512_fmadd_ps(slope, t, constant)));
+      const auto [t, power, counts] = power_of(_mm512_sub_ps(half, reference), scale, least);
+      half = flushed(_mm512_maskz_mul_ps(counts, power, _mm512_fmadd_ps(slope, t, constant)));
     }
     store(x, out + i);
   }

@@ -2,198 +2,20 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numbers>
 #include <string>
 
 #include "core/check.h"
-#include "core/macros.h"
 #include "logits/lanes.h"
+#include "logits/pair_blocks.h"
+#include "logits/row_blocks.h"
 #include "logits/stored_rows.h"
 
 namespace tether {
 namespace {
 
 using namespace rows;
-
-template <class Real>
-using Plain = Exponent<Real, false>;
-
-// ---- blocks: kRowLanes columns at a time --------------------------------------------------------
-
-template <class Real>
-struct PairLanes {
-  Real highest_q[kRowLanes], highest_p[kRowLanes];
-  Real sum_q[kRowLanes], sum_p[kRowLanes];
-  Real forward[kRowLanes], reverse[kRowLanes], weighted_sum[kRowLanes];
-  Real alone_q[kRowLanes], alone_p[kRowLanes];
-};
-
-template <class Real>
-struct PairSums {
-  Real highest_q, highest_p, alone_q, alone_p;
-  double sum_q, sum_p, forward, reverse, weighted_sum;
-};
-
-// Exponents below this count as this: a difference of two, times a probability, stays finite.
-template <class Real>
-inline constexpr Real kFarthest = std::is_same_v<Real, double> ? Real(-0x1p960) : Real(-0x1p112);
-
-// t of a logit however far below, up to kFarthest.
-template <class Real>
-TETHER_INLINE Real far_exponent(const Plain<Real>& of, Real x) {
-  const Real t = (x - of.reference) * of.scale;
-  return t < kFarthest<Real> ? kFarthest<Real> : t;
-}
-
-// kAlone: some columns are at -inf in one row alone, or too far apart for Real. Otherwise such a
-// column makes `forward` or `reverse` infinite.
-template <bool kAlone, class Stored, class Real = RealOf<Stored>>
-TETHER_INLINE void add_pair(const Stored* q, const Stored* p, const Plain<Real>& of_q,
-                            const Plain<Real>& of_p, PairLanes<Real>& lanes) {
-  constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
-  Real q_buffer[kRowLanes], p_buffer[kRowLanes];
-  const Real* x = widened_lanes(q, q_buffer);
-  const Real* y = widened_lanes(p, p_buffer);
-#pragma GCC ivdep
-  for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
-    const auto [t, q_power] = of_q.power(x[i]);
-    const auto [u, p_power] = of_p.power(y[i]);
-    lanes.highest_q[i] = t > lanes.highest_q[i] ? t : lanes.highest_q[i];
-    lanes.highest_p[i] = u > lanes.highest_p[i] ? u : lanes.highest_p[i];
-    lanes.sum_q[i] += q_power;
-    lanes.sum_p[i] += p_power;
-    lanes.weighted_sum[i] += q_power * t;
-    if constexpr (kAlone) {
-      const Real gap = far_exponent(of_q, x[i]) - far_exponent(of_p, y[i]);
-      const bool with_q = x[i] > -kInfinity, with_p = y[i] > -kInfinity;
-      const Real alone_q = or_zero(q_power, !with_p), alone_p = or_zero(p_power, !with_q);
-      lanes.forward[i] += or_zero(q_power * gap, with_p);
-      lanes.reverse[i] -= or_zero(p_power * gap, with_q);
-      lanes.alone_q[i] = alone_q > lanes.alone_q[i] ? alone_q : lanes.alone_q[i];
-      lanes.alone_p[i] = alone_p > lanes.alone_p[i] ? alone_p : lanes.alone_p[i];
-    } else {
-      const Real gap = (x[i] - of_q.reference) * of_q.scale - (y[i] - of_p.reference) * of_p.scale;
-      lanes.forward[i] += or_zero(q_power * gap, q_power != Real(0));
-      lanes.reverse[i] -= or_zero(p_power * gap, p_power != Real(0));
-    }
-  }
-}
-
-template <bool kAlone, class Stored, class Real = RealOf<Stored>>
-TETHER_CLONES TETHER_CONTRACT void sum_pairs(const Stored* q, const Stored* p, int64_t count,
-                                             const Plain<Real>& of_q_in, const Plain<Real>& of_p_in,
-                                             PairSums<Real>& out) {
-  const auto of_q = of_q_in, of_p = of_p_in;
-  PairLanes<Real> lanes;
-  for (int i = 0; i < kRowLanes; ++i) {
-    lanes.highest_q[i] = lanes.highest_p[i] = -std::numeric_limits<Real>::infinity();
-    lanes.sum_q[i] = lanes.sum_p[i] = lanes.forward[i] = lanes.reverse[i] = Real(0);
-    lanes.weighted_sum[i] = lanes.alone_q[i] = lanes.alone_p[i] = Real(0);
-  }
-  for (int64_t i = 0; i < count; i += kRowLanes) {
-    prefetch_ahead(q + i);
-    prefetch_ahead(p + i);
-    add_pair<kAlone>(q + i, p + i, of_q, of_p, lanes);
-  }
-  const auto add = [](double a, double b) { return a + b; };
-  const auto larger = [](Real a, Real b) { return a > b ? a : b; };
-  out.highest_q = reduced<Real>(lanes.highest_q, larger);
-  out.highest_p = reduced<Real>(lanes.highest_p, larger);
-  out.alone_q = reduced<Real>(lanes.alone_q, larger);
-  out.alone_p = reduced<Real>(lanes.alone_p, larger);
-  out.sum_q = reduced<double>(lanes.sum_q, add);
-  out.sum_p = reduced<double>(lanes.sum_p, add);
-  out.forward = reduced<double>(lanes.forward, add);
-  out.reverse = reduced<double>(lanes.reverse, add);
-  out.weighted_sum = reduced<double>(lanes.weighted_sum, add);
-}
-
-template <class Stored, class Real = RealOf<Stored>>
-PairSums<Real> sums_of_pair(const Block<Stored>& q, const Block<Stored>& p, const Plain<Real>& of_q,
-                            const Plain<Real>& of_p) {
-  PairSums<Real> out;
-  sum_pairs<false>(q.logits, p.logits, q.padded, of_q, of_p, out);
-  if (!std::isfinite(out.forward) || !std::isfinite(out.reverse)) {
-    sum_pairs<true>(q.logits, p.logits, q.padded, of_q, of_p, out);
-  }
-  return out;
-}
-
-template <class Stored, class Real = RealOf<Stored>>
-TETHER_CLONES void largest_block(const Stored* logits, int64_t count, Real& out) {
-  Real largest[kRowLanes];
-  for (Real& lane : largest) lane = std::numeric_limits<Real>::lowest();
-  const FinalLogit<Real, false> itself;
-  for (int64_t i = 0; i < count; i += kRowLanes) max_lanes(logits + i, itself, largest);
-  out = reduced<Real>(largest, [](Real a, Real b) { return a > b ? a : b; });
-}
-
-// A gradient of one of the rows, a the row's own probabilities and b the other's:
-//   size (a_v (constant + gap * (t_v - u_v) + own * t_v) + mixed (a_v - b_v))
-// size is a power of two that makes the factors so large that no product with a probability is
-// subnormal; a gradient below `least` before it is multiplied is 0.
-template <class Real>
-struct PairSlope {
-  Real constant, gap, own, mixed, size, least;
-
-  static PairSlope of(double constant, double gap, double own, double mixed) {
-    constexpr double kSmallest = Exp2<Real>::kLeast / 2, kLargeFactor = 12;
-    const double all = std::abs(constant) + std::abs(gap) + std::abs(own) + std::abs(mixed);
-    const double power = std::max(std::floor(std::log2(all)) - kLargeFactor, kSmallest);
-    const double size = std::isfinite(all) ? std::exp2(power) : 1;
-    const auto real = [](double number) { return static_cast<Real>(number); };
-    return {real(constant / size), real(gap / size), real(own / size),
-            real(mixed / size),    real(size),       std::numeric_limits<Real>::min() / real(size)};
-  }
-};
-
-template <class Real>
-TETHER_INLINE Real pair_gradient(const PairSlope<Real>& slope, Real a, Real b, Real gap, Real t) {
-  const Real product = a * (slope.constant + slope.gap * gap + slope.own * t);
-  const Real gradient = or_zero(product, a != Real(0)) + slope.mixed * (a - b);
-  return or_zero(gradient, !(std::abs(gradient) < slope.least)) * slope.size;
-}
-
-template <class Real>
-struct PairGradient {
-  Plain<Real> of_q, of_p;
-  Real over_sum_q, over_sum_p;  // 1 / sum
-  PairSlope<Real> dq, dp;
-};
-
-template <bool kQ, bool kP, class Stored, class Real = RealOf<Stored>>
-TETHER_INLINE void gradient_pair(const Stored* q, const Stored* p, const PairGradient<Real>& row,
-                                 Stored* dq, Stored* dp) {
-  Real q_buffer[kRowLanes], p_buffer[kRowLanes], dq_buffer[kRowLanes], dp_buffer[kRowLanes];
-  const Real* x = widened_lanes(q, q_buffer);
-  const Real* y = widened_lanes(p, p_buffer);
-#pragma GCC ivdep
-  for (int i = 0; i < kRowLanes; ++i) {  // VECTOR
-    const auto [t, q_power] = row.of_q.power(x[i]);
-    const auto [u, p_power] = row.of_p.power(y[i]);
-    const Real a = q_power * row.over_sum_q, b = p_power * row.over_sum_p;
-    const Real gap = far_exponent(row.of_q, x[i]) - far_exponent(row.of_p, y[i]);
-    if constexpr (kQ) dq_buffer[i] = pair_gradient(row.dq, a, b, gap, t);
-    if constexpr (kP) dp_buffer[i] = pair_gradient(row.dp, b, a, gap, u);
-  }
-  constexpr bool kSame = std::is_same_v<Stored, Real>;
-  if constexpr (kQ && kSame) std::copy_n(dq_buffer, kRowLanes, dq);
-  if constexpr (kP && kSame) std::copy_n(dp_buffer, kRowLanes, dp);
-  if constexpr (kQ && !kSame) narrow_lanes(dq_buffer, dq);
-  if constexpr (kP && !kSame) narrow_lanes(dp_buffer, dp);
-}
-
-template <bool kQ, bool kP, class Stored, class Real = RealOf<Stored>>
-TETHER_CLONES TETHER_CONTRACT void gradient_pairs(const Stored* q, const Stored* p, int64_t count,
-                                                  const PairGradient<Real>& row_in, Stored* dq,
-                                                  Stored* dp) {
-  const auto row = row_in;
-  for (int64_t i = 0; i < count; i += kRowLanes) {
-    prefetch_ahead(q + i);
-    prefetch_ahead(p + i);
-    gradient_pair<kQ, kP>(q + i, p + i, row, dq + i, dp + i);
-  }
-}
 
 // ---- rows ---------------------------------------------------------------------------------------
 
@@ -208,44 +30,76 @@ Plain<Real> exponent(double reference, double temperature) {
           .least = kLeastExponent<Real>};
 }
 
+// The largest of `count` logits; finite if there is none.
+template <class Stored, class Real = RealOf<Stored>>
+Real reference_of(const Block<Stored>& block, int64_t count) {
+  Real largest;
+  largest_block(block.logits, count, FinalLogit<Real, false>{}, largest);
+  return std::max(largest, std::numeric_limits<Real>::lowest());
+}
+
+// That of the highest t of a block, no lower than the reference, which is one of the row.
+template <class Real>
+double logit_at(const Plain<Real>& of, Real highest) {
+  return highest > 0 ? of.reference + highest / of.scale : of.reference;
+}
+
 template <class Stored, class Real = RealOf<Stored>>
 KlStatistics statistics_of_pair(const Stored* q, int64_t q_stride, const Stored* p,
                                 int64_t p_stride, int64_t vocabulary, double temperature) {
-  KlStatistics row;
+  KlStatistics row, highest;
   auto of_q = exponent<Real>(0, temperature), of_p = of_q;
   for (int64_t begin = 0; begin < vocabulary; begin += kRowBlock) {
     const Block<Stored> x(q, q_stride, begin, vocabulary), y(p, p_stride, begin, vocabulary);
     if (begin == 0) {
-      largest_block(x.logits, kRowLanes, of_q.reference);
-      largest_block(y.logits, kRowLanes, of_p.reference);
+      of_q.reference = reference_of(x, kRowLanes);
+      of_p.reference = reference_of(y, kRowLanes);
     }
     auto sums = sums_of_pair(x, y, of_q, of_p);
     const bool q_exceeds = sums.highest_q > kLargestExponent<Real>;
     const bool p_exceeds = sums.highest_p > kLargestExponent<Real>;
-    if (q_exceeds) largest_block(x.logits, x.padded, of_q.reference);
-    if (p_exceeds) largest_block(y.logits, y.padded, of_p.reference);
+    if (q_exceeds) of_q.reference = reference_of(x, x.padded);
+    if (p_exceeds) of_p.reference = reference_of(y, y.padded);
     if (q_exceeds || p_exceeds) sums = sums_of_pair(x, y, of_q, of_p);
-    row = merge(row,
-                {of_q.reference, sums.sum_q, of_p.reference, sums.sum_p, sums.forward, sums.reverse,
-                 sums.weighted_sum, sums.alone_q, sums.alone_p},
-                temperature);
+    const KlStatistics part = {of_q.reference,    sums.sum_q,   of_p.reference,
+                               sums.sum_p,        sums.forward, sums.reverse,
+                               sums.weighted_sum, sums.alone_q, sums.alone_p};
+    row = begin == 0 ? part : merge(row, part, temperature);
+    highest.reference_q = std::max(highest.reference_q, logit_at(of_q, sums.highest_q));
+    highest.reference_p = std::max(highest.reference_p, logit_at(of_p, sums.highest_p));
   }
-  return row;
+  return merge(row, highest, temperature);
 }
 
 // log q_v - log p_v = ln 2 (t_v - u_v) + this.
 double log_offset(const KlStatistics& row) { return std::log(row.sum_p) - std::log(row.sum_q); }
 
+bool is_infinite(const LogitsKl& upstream) {
+  return std::isinf(upstream.kl) || std::isinf(upstream.reverse_kl) || std::isinf(upstream.entropy);
+}
+
+// Beside infinite gradients, what is not is nothing: the signs of those.
+LogitsKl signs_of_infinite(const LogitsKl& upstream) {
+  const auto sign = [](double each) {
+    return std::isinf(each) ? std::copysign(1, each) : 0 * each;
+  };
+  return {sign(upstream.kl), sign(upstream.reverse_kl), sign(upstream.entropy)};
+}
+
 template <class Real>
-PairGradient<Real> gradient_of_pair(const KlStatistics& row, const LogitsKl& upstream,
+PairGradient<Real> gradient_of_pair(const KlStatistics& row, const LogitsKl& upstream_in,
                                     double temperature) {
+  const bool infinite = is_infinite(upstream_in);
+  const LogitsKl upstream = infinite ? signs_of_infinite(upstream_in) : upstream_in;
   const double k = 1 / temperature, ln2 = std::numbers::ln2;
   const LogitsKl value = logits_kl(row);
   const double offset = log_offset(row);
   // What is not asked for may be infinite, which has no gradient.
   const auto times = [k](double factor, double what) {
+    const auto bounded = [](double product) { return std::clamp(product, -1e300, 1e300); };
     if (factor == 0) return 0.0;
-    return std::isinf(what) ? std::numeric_limits<double>::quiet_NaN() : k * factor * what;
+    if (std::isinf(what)) return std::numeric_limits<double>::quiet_NaN();
+    return bounded(bounded(k * factor) * what);
   };
   // The least probability instead of the least 2^t.
   const auto exponent_of = [=](double reference, double sum) {
@@ -253,7 +107,7 @@ PairGradient<Real> gradient_of_pair(const KlStatistics& row, const LogitsKl& ups
     of.least += std::max(Real(0), static_cast<Real>(std::log2(sum)));
     return of;
   };
-  return {
+  PairGradient<Real> out = {
       .of_q = exponent_of(row.reference_q, row.sum_q),
       .of_p = exponent_of(row.reference_p, row.sum_p),
       .over_sum_q = static_cast<Real>(1 / row.sum_q),
@@ -264,19 +118,71 @@ PairGradient<Real> gradient_of_pair(const KlStatistics& row, const LogitsKl& ups
                                 times(upstream.reverse_kl, 1)),
       .dp = PairSlope<Real>::of(times(upstream.reverse_kl, -offset - value.reverse_kl),
                                 -times(upstream.reverse_kl, ln2), 0, times(upstream.kl, 1))};
+  if (infinite) out.dq.size = out.dp.size = std::numeric_limits<Real>::infinity();
+  return out;
 }
 
-template <bool kQ, bool kP, class Stored, class Real = RealOf<Stored>>
+// A column with more than this part of its row outweighs all others together, by more than the
+// rounding of the part. What it adds to its own gradient cancels; the gradients of a row sum to 0.
+constexpr double kMajority = 0.625;
+
+// `sum` is that of 2^t with the largest t at 0.
+bool has_majority(double sum) { return 1 > kMajority * sum; }
+
+bool has_lone_columns(const KlStatistics& row) { return row.alone_q > 0 || row.alone_p > 0; }
+
+// Where the gradients of one row go.
+template <class Stored>
+struct PairOutput {
+  static constexpr int64_t kNowhere = -1;
+
+  Stored* row;
+  int64_t stride;
+  double others = 0;            // sum, as gradient_pairs leaves it
+  int64_t majority = kNowhere;  // its column
+
+  void write(const Stored* gradients, int64_t begin, int64_t count) const {
+    if (stride == 1) {
+      std::copy_n(gradients, count, row + begin);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i) row[(begin + i) * stride] = gradients[i];
+  }
+  // Looks for the majority in a block, whose logits are about to be overwritten.
+  template <class Real>
+  void look_for_majority(const Block<Stored>& block, int64_t begin, const Plain<Real>& of,
+                         Real over_sum) {
+    if (majority != kNowhere || !(over_sum > Real(kMajority))) return;
+    Real largest;
+    largest_block(block.logits, block.padded, FinalLogit<Real, false>{}, largest);
+    const bool found = of.power(largest).value * over_sum > Real(kMajority);
+    if (found) majority = begin + column_of(block, largest);
+  }
+  // After the last block.
+  template <class Real>
+  void write_majority(Real size) const {
+    if (majority == kNowhere) return;
+    row[majority * stride] = narrowed<Stored>(flushed(static_cast<Real>(-others * size)));
+  }
+};
+
+template <class Pass, class Stored, class Real = RealOf<Stored>>
 void write_gradients(const Stored* q, int64_t q_stride, const Stored* p, int64_t p_stride,
-                     int64_t vocabulary, const PairGradient<Real>& row, Stored* dq,
-                     int64_t dq_stride, Stored* dp, int64_t dp_stride) {
+                     int64_t vocabulary, const PairGradient<Real>& row, PairOutput<Stored> dq,
+                     PairOutput<Stored> dp) {
   Stored q_buffer[kRowBlock], p_buffer[kRowBlock];
   for (int64_t begin = 0; begin < vocabulary; begin += kRowBlock) {
     const Block<Stored> x(q, q_stride, begin, vocabulary), y(p, p_stride, begin, vocabulary);
-    gradient_pairs<kQ, kP>(x.logits, y.logits, x.padded, row, q_buffer, p_buffer);
-    for (int64_t i = 0; kQ && i < x.count; ++i) dq[(begin + i) * dq_stride] = q_buffer[i];
-    for (int64_t i = 0; kP && i < y.count; ++i) dp[(begin + i) * dp_stride] = p_buffer[i];
+    gradient_pairs<Pass>(x.logits, y.logits, x.padded, row, q_buffer, p_buffer, dq.others,
+                         dp.others);
+    constexpr bool kOfQ = Pass::kQ && Pass::kGuarded, kOfP = Pass::kP && Pass::kGuarded;
+    if constexpr (kOfQ) dq.look_for_majority(x, begin, row.of_q, row.over_sum_q);
+    if constexpr (kOfP) dp.look_for_majority(y, begin, row.of_p, row.over_sum_p);
+    if constexpr (Pass::kQ) dq.write(q_buffer, begin, x.count);
+    if constexpr (Pass::kP) dp.write(p_buffer, begin, y.count);
   }
+  if constexpr (Pass::kQ) dq.write_majority(row.dq.size);
+  if constexpr (Pass::kP) dp.write_majority(row.dp.size);
 }
 
 // ---- all rows -----------------------------------------------------------------------------------
@@ -373,31 +279,34 @@ void logits_kl_gradients(const ConstLogits& q, const ConstLogits& p, double temp
   check_pair("logits_kl_gradients", q, p, temperature);
   const bool with_q = dq.data != nullptr, with_p = dp.data != nullptr;
   with_stored_type("logits_kl_gradients", "q", q.dtype, [&]<class Stored>(Stored) {
-    const auto fill_zero = [&](const MutableLogits& out, int64_t row) {
-      if (out.data == nullptr) return;
-      Stored* data = row_of<Stored>(out, row);
-      for (int64_t i = 0; i < q.vocabulary; ++i) data[i * out.stride] = Stored{};
-    };
     for_each_row(q, executor, [&](int64_t row) {
+      const KlStatistics& sums = statistics[row];
       const LogitsKl& factors = upstream[row];
       if (factors.kl == 0 && factors.reverse_kl == 0 && factors.entropy == 0) {
-        fill_zero(dq, row);
-        return fill_zero(dp, row);
+        if (with_q) fill_zero(row_of<Stored>(dq, row), q.vocabulary, dq.stride);
+        if (with_p) fill_zero(row_of<Stored>(dp, row), p.vocabulary, dp.stride);
+        return;
       }
-      const auto gradient = gradient_of_pair<RealOf<Stored>>(statistics[row], factors, temperature);
-      const auto write = [&]<bool kQ, bool kP>(std::bool_constant<kQ>, std::bool_constant<kP>) {
-        write_gradients<kQ, kP>(row_of<Stored>(q, row), q.stride, row_of<Stored>(p, row), p.stride,
-                                q.vocabulary, gradient, kQ ? row_of<Stored>(dq, row) : nullptr,
-                                dq.stride, kP ? row_of<Stored>(dp, row) : nullptr, dp.stride);
+      const auto gradient = gradient_of_pair<RealOf<Stored>>(sums, factors, temperature);
+      const auto write = [&]<class Pass>(Pass) {
+        write_gradients<Pass>(row_of<Stored>(q, row), q.stride, row_of<Stored>(p, row), p.stride,
+                              q.vocabulary, gradient,
+                              {Pass::kQ ? row_of<Stored>(dq, row) : nullptr, dq.stride},
+                              {Pass::kP ? row_of<Stored>(dp, row) : nullptr, dp.stride});
       };
-      constexpr std::true_type kYes;
-      constexpr std::false_type kNo;
-      if (with_q && with_p) {
-        write(kYes, kYes);
-      } else if (with_q) {
-        write(kYes, kNo);
-      } else if (with_p) {
-        write(kNo, kYes);
+      const auto write_with = [&]<bool kGuarded>(std::bool_constant<kGuarded>) {
+        if (with_q && with_p) {
+          write(PairPass<true, true, kGuarded>{});
+        } else if (with_q) {
+          write(PairPass<true, false, kGuarded>{});
+        } else if (with_p) {
+          write(PairPass<false, true, kGuarded>{});
+        }
+      };
+      if (has_majority(sums.sum_q) || has_majority(sums.sum_p) || has_lone_columns(sums)) {
+        write_with(std::true_type{});
+      } else {
+        write_with(std::false_type{});
       }
     });
   });

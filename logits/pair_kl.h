@@ -17,14 +17,17 @@
 //
 // A column at -inf in both rows is not there. A column at -inf in p alone makes KL(q || p)
 // infinite, and its gradients by x NaN, if q_v is above 2^-100, and else adds nothing; likewise
-// KL(p || q). Probabilities below 2^-100 may count as 0. NaN or +inf, or nothing but -inf, make
+// KL(p || q). Probabilities below 2^-100 may count as 0; one that is 0 in both has gradients of 0,
+// whatever the upstream ones are. Finite logits give no NaN. NaN or +inf, or nothing but -inf, make
 // everything NaN. Results are never negative. Gradients below the smallest normal number are
-// exactly 0. Arithmetic and sums as in logits/rows.h. Errors are those of logp, absolute: about 1e-6
-// of the largest |x|; for the divergence of nearly equal rows beyond that, estimators/kl/exact.h.
+// exactly 0. Arithmetic and sums as in logits/rows.h. Errors are those of logp, absolute: about
+// 1e-6 of the largest |x|; for the divergence of nearly equal rows beyond that,
+// estimators/kl/exact.h.
 
 namespace tether {
 
-// Both rows' sums, as a pass leaves them.
+// Both rows' sums, as a pass leaves them. The references are the highest logits: 1 / sum is the
+// highest probability.
 struct KlStatistics {
   double reference_q = -infinity, sum_q = 0;
   double reference_p = -infinity, sum_p = 0;
@@ -54,7 +57,8 @@ void logits_kl_statistics(const ConstLogits& q, const ConstLogits& p, double tem
                           const uint8_t* active, KlStatistics* statistics,
                           const Executor& executor = {});
 
-// dq and dp, either without memory if it is not wanted, from upstream[r]. A row whose upstream is
+// dq and dp, either without memory if it is not wanted, from upstream[r]. The columns are those of
+// the statistics, all of them. A row whose upstream is
 // exactly 0 gets exact zeros and is not read. dq may be q itself and dp p (in place).
 void logits_kl_gradients(const ConstLogits& q, const ConstLogits& p, double temperature,
                          const KlStatistics* statistics, const LogitsKl* upstream,

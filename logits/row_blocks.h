@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -59,6 +60,26 @@ TETHER_CLONES void largest_block(const Stored* logits, int64_t count,
   for (Real& lane : largest) lane = -std::numeric_limits<Real>::infinity();
   for (int64_t i = 0; i < count; i += kRowLanes) max_lanes(logits + i, final_logit, largest);
   out = reduced<Real>(largest, [](Real a, Real b) { return a > b ? a : b; });
+}
+
+// The first lanes with this logit, which is there.
+template <class Stored, class Real = RealOf<Stored>>
+TETHER_CLONES void lanes_of(const Stored* logits, Real logit, const Stored*& out) {
+  for (;; logits += kRowLanes) {
+    int count = 0;
+    for (int i = 0; i < kRowLanes; ++i) count += widened<Real>(logits[i]) == logit ? 1 : 0;
+    if (count != 0) break;
+  }
+  out = logits;
+}
+
+// The first column of a block with this logit, which is there.
+template <class Stored, class Real>
+int64_t column_of(const Block<Stored>& block, Real logit) {
+  const Stored* lanes = nullptr;
+  lanes_of(block.logits, logit, lanes);
+  const auto is_it = [=](Stored stored) { return widened<Real>(stored) == logit; };
+  return std::find_if(lanes, lanes + kRowLanes, is_it) - block.logits;
 }
 
 template <bool kCapped, class Stored, class Real = RealOf<Stored>>

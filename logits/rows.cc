@@ -2,16 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numbers>
 #include <string>
 #include <type_traits>
 
 #include "core/check.h"
 #include "core/macros.h"
-#include "logits/row_blocks.h"
 #include "logits/lanes.h"
-#include "logits/stores.h"
+#include "logits/row_blocks.h"
 #include "logits/stored_rows.h"
+#include "logits/stores.h"
 
 namespace tether {
 namespace {
@@ -52,20 +53,6 @@ void add(const BlockSums<Real>& sums, const Block<Stored>& block, Real reference
     row.columns += sums.columns;
     row.max_logit = std::max(row.max_logit, softcapped(sums.max, options));
   }
-}
-
-// The first column of a block with this logit, which is there.
-template <class Stored, class Real>
-int64_t column_of(const Block<Stored>& block, Real logit) {
-  const auto is_it = [=](Stored stored) { return widened<Real>(stored) == logit; };
-  const Stored* lanes = block.logits;
-  const auto hits = [&] {
-    int count = 0;
-    for (int i = 0; i < kRowLanes; ++i) count += is_it(lanes[i]) ? 1 : 0;
-    return count;
-  };
-  while (hits() == 0) lanes += kRowLanes;
-  return std::find_if(lanes, lanes + kRowLanes, is_it) - block.logits;
 }
 
 RowStatistics lone_column(double logit) {
@@ -238,6 +225,8 @@ struct Row {
     const auto line = slope_of_row<Real>(sums, upstream, options);
     auto exponent_of = exponent(sums.reference);
     exponent_of.least = least_exponent<Real>(line);
+    // A row that is NaN has no column that is absent.
+    if (std::isnan(sum(sums))) exponent_of.reference = std::numeric_limits<Real>::quiet_NaN();
     gradient_of_row(data, logits.vocabulary, logits.stride, exponent_of, line, out);
     if (!present) return;
     const auto gradient = static_cast<Real>(gradient_of_target(sums, upstream, options, logit));
@@ -289,11 +278,6 @@ Output<Stored> output_of_row(const ConstLogits& logits, const MutableLogits& dlo
           apart && large && dlogits.stride == 1 && sizeof(Stored) >= sizeof(float)};
 }
 
-template <class Stored>
-void fill_zero(const Output<Stored>& out, int64_t vocabulary) {
-  for (int64_t i = 0; i < vocabulary; ++i) out.row[i * out.stride] = Stored{};
-}
-
 }  // namespace
 
 void row_statistics(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
@@ -337,7 +321,7 @@ void row_gradients(const ConstLogits& logits, const int64_t* targets, const RowO
       const RowUpstream upstream{dlogps != nullptr ? dlogps[row] : 0,
                                  dentropies != nullptr ? dentropies[row] : 0};
       if (is_ignored(targets, row, options) || (upstream.dlogp == 0 && upstream.dentropy == 0)) {
-        return fill_zero(out, logits.vocabulary);
+        return fill_zero(out.row, logits.vocabulary, out.stride);
       }
       Row<Stored, kCapped>(logits, targets, options, row)
           .write_gradient(statistics[row], upstream, out);
@@ -356,7 +340,7 @@ void row_losses(const ConstLogits& logits, const int64_t* targets, const RowOpti
       const RowStatistics statistics = ignored ? ignored_row() : in.statistics();
       const RowUpstream upstream = loss.function(loss.argument, row, statistics);
       if (ignored || (upstream.dlogp == 0 && upstream.dentropy == 0)) {
-        return fill_zero(out, logits.vocabulary);
+        return fill_zero(out.row, logits.vocabulary, out.stride);
       }
       in.write_gradient(statistics, upstream, out);
     });

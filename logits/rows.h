@@ -46,9 +46,10 @@ void row_logps(const ConstLogits& logits, const RowStatistics* statistics, const
                const Executor& executor = {});
 
 // dlogits = dlogps * dlogp/dlogit + dentropies * dentropy/dlogit, one read and one write, rounded
-// once. dlogps, dentropies: [rows], null = 0. A row whose upstream gradients are exactly 0 gets
-// exact zeros and is not read, whatever it holds. dlogits may be the logits themselves (in place)
-// or share nothing with them.
+// once. dlogps, dentropies: [rows], null = 0. Columns with p = 0 get exactly 0, whatever these are;
+// an infinite one makes the others infinite or NaN. A row whose upstream gradients are exactly 0
+// gets exact zeros and is not read, whatever it holds. dlogits may be the logits themselves (in
+// place) or share nothing with them.
 void row_gradients(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
                    const RowStatistics* statistics, const double* dlogps, const double* dentropies,
                    const MutableLogits& dlogits, const Executor& executor = {});

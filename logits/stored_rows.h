@@ -55,6 +55,11 @@ auto* row_of(const BasicLogits<Byte>& logits, int64_t row) {
   return static_cast<Element*>(logits.data) + logits.offset(row);
 }
 
+template <class Stored>
+void fill_zero(Stored* row, int64_t vocabulary, int64_t stride) {
+  for (int64_t i = 0; i < vocabulary; ++i) row[i * stride] = Stored{};
+}
+
 // body(row) for every row; a row has one owner.
 template <class Body>
 void for_each_row(const ConstLogits& logits, const Executor& executor, Body body) {

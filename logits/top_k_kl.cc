@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -10,9 +11,9 @@
 #include "core/check.h"
 #include "core/macros.h"
 #include "core/math.h"
+#include "core/sum.h"
 #include "logits/lanes.h"
 #include "logits/stored_rows.h"
-#include "core/sum.h"
 
 namespace tether {
 namespace {
@@ -102,6 +103,17 @@ double saturation_of(DType dtype) {
   return dtype == DType::float64 ? kSaturation<double> : double{kSaturation<float>};
 }
 
+// Finite log-probabilities beyond this count as this: no difference of two is infinite.
+constexpr double kFarthest = -1e290;
+
+TETHER_INLINE double saturated(double logp) {
+  const double near = logp < kFarthest ? kFarthest : logp;
+  return logp == -infinity ? logp : near;
+}
+
+// +inf and NaN are not.
+bool is_logp(double number) { return number < infinity; }
+
 // What the head of one row adds up to, [k] each.
 struct HeadTerms {
   std::vector<double> kl, slopes;  // q u and its derivative by log q
@@ -114,7 +126,7 @@ TETHER_CLONES void add_terms(const double* log_q, const double* log_p, int64_t s
                              double* slopes, double* q, double* p) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < size; ++i) {  // VECTOR
-    const auto term = head_kl(Dual<double>{log_q[i], 1}, Constant<double>{log_p[i]});
+    const auto term = head_kl(Dual<double>{log_q[i], 1}, Constant<double>{saturated(log_p[i])});
     kl[i] = term.value;
     slopes[i] = term.grad;
     q[i] = math::exp(log_q[i]);
@@ -129,21 +141,53 @@ double sum(const std::vector<double>& values) {
   return std::accumulate(values.begin() + static_cast<int64_t>(whole), values.end(), lanes.total());
 }
 
+// Of all but one, not by subtraction.
+double sum_without(std::vector<double>& values, size_t i) {
+  const double kept = std::exchange(values[i], 0.0);
+  const double out = sum(values);
+  values[i] = kept;
+  return out;
+}
+
+// Where more than half is, or the size.
+size_t place_of_majority(const std::vector<double>& probabilities) {
+  const auto begin = probabilities.begin(), end = probabilities.end();
+  return static_cast<size_t>(std::find_if(begin, end, [](double p) { return p > 0.5; }) - begin);
+}
+
+// 1 less all probabilities: what a majority leaves of 1, less the others.
+double mass_beside(std::vector<double>& probabilities, const double* logps) {
+  const size_t majority = place_of_majority(probabilities);
+  if (majority == probabilities.size()) return 1 - sum(probabilities);
+  return -std::expm1(logps[majority]) - sum_without(probabilities, majority);
+}
+
+// Whether neither row of the head is of NaN or +inf.
+bool is_sound(const TopKHeads& heads, const TopKKlOptions& options, int64_t row,
+              const RowStatistics& statistics) {
+  const double* p_logps = heads.p_logps + row * heads.size;
+  const bool sampled = options.tail != TailEstimate::bucket;
+  return std::isfinite(statistics.reference) && !std::isnan(statistics.rest) &&
+         std::all_of(p_logps, p_logps + heads.size, is_logp) &&
+         (!sampled || is_logp(heads.p_target_logps[row]));
+}
+
 // log_q: [k] of the head, and that of the target behind them where there is one.
 RowKl kl_of_row(const TopKHeads& heads, const TopKKlOptions& options, int64_t row,
                 const double* log_q) {
   using Tail = Dual<double, 2>;  // by the mass of the tail and by the log-probability of y
   const int64_t k = heads.size;
   const int64_t* ids = heads.ids + row * k;
+  const double* p_logps = heads.p_logps + row * k;
   HeadTerms head(k);
-  add_terms(log_q, heads.p_logps + row * k, k, head.kl.data(), head.slopes.data(), head.q.data(),
-            head.p.data());
+  add_terms(log_q, p_logps, k, head.kl.data(), head.slopes.data(), head.q.data(), head.p.data());
   const bool sampled = options.tail != TailEstimate::bucket;
   const bool inside = sampled && std::find(ids, ids + k, heads.targets[row]) != ids + k;
-  const Tail tail = tail_kl(options.tail, Tail{1 - sum(head.q), {{1, 0}}},
-                            Constant<double>{1 - sum(head.p)}, options.precision,
+  const double log_p_y = sampled ? saturated(heads.p_target_logps[row]) : 0;
+  const Tail tail = tail_kl(options.tail, Tail{mass_beside(head.q, log_q), {{1, 0}}},
+                            Constant<double>{mass_beside(head.p, p_logps)}, options.precision,
                             saturation_of(heads.q.dtype), Tail{sampled ? log_q[k] : 0, {{0, 1}}},
-                            Constant<double>{sampled ? heads.p_target_logps[row] : 0}, inside);
+                            Constant<double>{log_p_y}, inside);
   RowKl out{.kl = sum(head.kl) + tail.value,
             .head = std::move(head.slopes),
             .target = tail.grad[1],
@@ -172,7 +216,9 @@ std::vector<double> log_q_of_row(const TopKHeads& heads, const TopKKlOptions& op
   std::vector<double> out;
   out.reserve(static_cast<size_t>(heads.size) + 1);
   const auto add = [&](int64_t id) {
-    out.push_back(logp_of(widened<double>(data[id * heads.q.stride])));
+    const auto logit = widened<double>(data[id * heads.q.stride]);
+    const double logp = logp_of(logit);
+    out.push_back(logit == -infinity ? logp : std::max(logp, kFarthest));
   };
   for (int64_t i = 0; i < heads.size; ++i) add(heads.ids[row * heads.size + i]);
   if (options.tail != TailEstimate::bucket) add(heads.targets[row]);
@@ -182,7 +228,8 @@ std::vector<double> log_q_of_row(const TopKHeads& heads, const TopKKlOptions& op
 // The gradients of a row at the columns of the head, and behind them at its target, which are not
 // that of the sum alone. With the derivatives g by the log-probabilities of the ids, G their sum:
 //   dq_v = (g_v - q_v G) / T,   g_v = 0 where v is none of the ids
-// `total` becomes the G of the row.
+//        = ((1 - q_v) g_v - q_v (G - g_v)) / T,   which does not cancel where q_v is near 1
+// `total` becomes the G of the row, times upstream.
 template <class Stored>
 std::vector<Stored> gradients_of_columns(const TopKHeads& heads, const TopKKlOptions& options,
                                          int64_t row, const RowStatistics& statistics,
@@ -194,12 +241,22 @@ std::vector<Stored> gradients_of_columns(const TopKHeads& heads, const TopKKlOpt
     kl.head.push_back(kl.target);
     kl.q.push_back(std::exp(log_q.back()));
   }
-  total = upstream * sum(kl.head);
+  const bool sound = is_sound(heads, options, row, statistics);
+  const double sum_of_slopes = sound ? sum(kl.head) : std::numeric_limits<double>::quiet_NaN();
   const double per_temperature = 1 / options.temperature;
+  // What is exactly 0 stays so, whatever the upstream gradient.
+  const auto times_upstream = [=](double slope) { return slope == 0 ? 0 : slope * upstream; };
+  const auto gradient = [&](double slope) {
+    const double each = times_upstream(slope) * per_temperature;
+    return narrowed<Stored>(flushed(static_cast<Real>(each)));
+  };
+  total = times_upstream(sum_of_slopes);
   std::vector<Stored> out(kl.head.size());
-  for (size_t i = 0; i < out.size(); ++i) {
-    const double gradient = (upstream * kl.head[i] - kl.q[i] * total) * per_temperature;
-    out[i] = narrowed<Stored>(flushed(static_cast<Real>(gradient)));
+  for (size_t i = 0; i < out.size(); ++i) out[i] = gradient(kl.head[i] - kl.q[i] * sum_of_slopes);
+  const size_t majority = place_of_majority(kl.q);
+  if (sound && majority < out.size()) {
+    const double others = sum_without(kl.head, majority), q = kl.q[majority];
+    out[majority] = gradient(-std::expm1(log_q[majority]) * kl.head[majority] - q * others);
   }
   return out;
 }
@@ -217,7 +274,9 @@ void top_k_kl(const TopKHeads& heads, const TopKKlOptions& options, RowStatistic
       kl[row] = 0;
       if (is_ignored(heads, options, row)) return;
       const auto log_q = log_q_of_row<Stored>(heads, options, row, statistics[row]);
-      kl[row] = kl_of_row(heads, options, row, log_q.data()).kl;
+      kl[row] = is_sound(heads, options, row, statistics[row])
+                    ? kl_of_row(heads, options, row, log_q.data()).kl
+                    : std::numeric_limits<double>::quiet_NaN();
     });
   });
 }

@@ -6,8 +6,8 @@
 #include "../core/fields.h"
 #include "../core/number.h"
 #include "../core/parallel.h"
-#include "rows.h"
 #include "../estimators/kl/forms.h"
+#include "rows.h"
 
 namespace tether {
 
@@ -25,8 +25,11 @@ namespace tether {
 // variance where the tails are alike, k1 where P is much larger than Q. An empty head gives k1 and
 // k3 themselves, a head of the whole vocabulary the exact divergence. k3 divides by P, the rest of
 // rounded numbers: where P is not much larger than `precision`, it is biased by up to Q; k1 is not.
-// A sample outside the head with a logit of -inf, which q cannot have drawn, makes k1 and k3 NaN or
-// infinite; finite input gives no NaN.
+// What the largest q or p of the head leaves of 1 is taken without loss and the others from that: P
+// is off by no more than 2^-24 (1 + max_S |log p|) of it, where p is of float32.
+// A log-probability of -inf is a mass of 0; NaN or +inf in one of them, or a row of q that is NaN
+// (logits/rows.h), make the row NaN. A sample outside the head with a logit of -inf, which q cannot
+// have drawn, makes k1 and k3 NaN or infinite; finite input gives no NaN.
 // Sampled tails: arXiv:2602.04417; k3 within the tail is not in it.
 enum class TailEstimate { bucket, k1, k3 };
 

@@ -18,8 +18,14 @@ struct Pair {
   Number rejected;
   double beta;
 
-  // The implicit reward of the chosen answer above the rejected one's.
-  Number margin() const { return (chosen - rejected) * beta; }
+  // The implicit reward of the chosen answer above the rejected one's. A margin or a beta beyond
+  // its bound counts as this, with the derivative there: no product with a score is 0 times
+  // infinity.
+  Number margin() const {
+    constexpr double kLargest = 1e300, kLargestBeta = 1e280;
+    const Number margin = (chosen - rejected) * (beta < kLargestBeta ? beta : kLargestBeta);
+    return with_gradient_of(clamp(margin, -kLargest, kLargest), margin);
+  }
 };
 
 // Score of an answer from its tokens, S = sum_t w_t (logp_t - ref_logp_t), w the response mask:

@@ -551,9 +551,7 @@ def _selected(
         advantages = rows.spread(advantages.reshape(-1))
 
     def select(tensor: Tensor, largest: float = _LARGEST_LOGP[wide]) -> Tensor:
-        x = torch.where(weight != 0, tensor.to(wide), 0.0)
-        saturated = x.detach().clamp(-largest, largest)
-        return with_gradient_of(torch.where(x.isfinite(), saturated, x), x)
+        return saturated(torch.where(weight != 0, tensor.to(wide), 0.0), largest)
 
     logp = select(logps)
     old_logp = logp.detach() if old_logps is None else select(old_logps)
@@ -565,6 +563,11 @@ def _selected(
 
 # Finite log-probabilities beyond this count as this: products of their squares stay finite.
 _LARGEST_LOGP = {torch.float32: 1e14, torch.float64: 1e130}
+
+
+def saturated(x: Tensor, largest: float) -> Tensor:
+    """A finite number beyond `largest` counts as this, with derivative 1; infinity as it is."""
+    return with_gradient_of(torch.where(x.isfinite(), x.detach().clamp(-largest, largest), x), x)
 
 
 def spoiling(sound: Tensor, like: Tensor) -> Tensor:
@@ -650,7 +653,23 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
 
 # ---- preference losses ---------------------------------------------------------------------------
 #
-# g_c and g_r are the linked scores of the chosen and the rejected answer, x = beta (g_c - g_r).
+# g_c and g_r are the linked scores of the chosen and the rejected answer, x = beta (g_c - g_r). As
+# the derivative is a product, not a sum of parts, an infinite upstream gradient makes no NaN of it.
+
+_LARGEST_VALUE = 1e300  # what is beyond counts as this
+
+
+def with_slope(value: Tensor, slope: Tensor | Number, x: Tensor) -> Tensor:
+    """The value, with the gradient of slope x."""
+    slope = slope.detach() if isinstance(slope, Tensor) else slope
+    return value.detach() + slope * (x - x.detach())
+
+
+def margin(chosen: Tensor, rejected: Tensor, beta: Number) -> Tensor:
+    gap = chosen - rejected
+    beta = beta.double().clamp(max=1e280) if isinstance(beta, Tensor) else min(beta, 1e280)
+    x = gap.detach() * beta
+    return x.clamp(-_LARGEST_VALUE, _LARGEST_VALUE) + beta * (gap - gap.detach())
 
 
 def dpo(chosen: Tensor, rejected: Tensor, beta: Number, *, label_smoothing: Number = 0.0) -> Tensor:
@@ -658,19 +677,22 @@ def dpo(chosen: Tensor, rejected: Tensor, beta: Number, *, label_smoothing: Numb
 
     DPO, arXiv:2305.18290, eq. 7; with label smoothing e: ericmitchell.ai/cdpo.pdf.
     """
-    x = beta * (chosen - rejected)
+    x = margin(chosen, rejected, beta)
     log_sigmoid = torch.nn.functional.logsigmoid
-    return -(1 - label_smoothing) * log_sigmoid(x) - label_smoothing * log_sigmoid(-x)
+    value = -(1 - label_smoothing) * log_sigmoid(x) - label_smoothing * log_sigmoid(-x)
+    return with_slope(value, label_smoothing - torch.sigmoid(-x), x)
 
 
 def ipo(chosen: Tensor, rejected: Tensor, beta: Number) -> Tensor:
     """(g_c - g_r - 1 / (2 beta))^2. arXiv:2310.12036, eq. 17."""
-    return (chosen - rejected - 1 / (2 * beta)) ** 2
+    beta = beta.double().clamp(min=1e-290) if isinstance(beta, Tensor) else max(beta, 1e-290)
+    gap = chosen - rejected - 1 / (2 * beta)
+    return with_slope((gap**2).clamp(max=_LARGEST_VALUE), 2 * gap, gap)
 
 
 def hinge(chosen: Tensor, rejected: Tensor, beta: Number) -> Tensor:
     """max(0, 1 - x). arXiv:2309.06657, eq. 9."""
-    return torch.relu(1 - beta * (chosen - rejected))
+    return torch.relu(1 - margin(chosen, rejected, beta))
 
 
 def linked(link: str, score: Tensor) -> Tensor:
@@ -725,7 +747,10 @@ def preference_loss(
     active = weight != 0
 
     def row_sums(tensor: Tensor) -> Tensor:
-        return rows.sum((weight * torch.where(active, tensor.to(wide), 0.0)).double())
+        each = torch.where(active, tensor.to(wide), 0.0)
+        if wide == torch.float64:  # sums of float32 do not overflow there
+            each = saturated(each, 1e290)
+        return rows.sum((weight * each).double())
 
     n = rows.sum(weight.double())
     over = torch.where(n > 0, n, 1.0) if (score or row.score) == "mean" else torch.ones_like(n)
@@ -741,15 +766,15 @@ def preference_loss(
     denominator = count if pairs is None else torch.as_tensor(pairs, device=count.device).double()
     legal = (denominator > 0) & denominator.isfinite()
     share = torch.where(legal, 1 / denominator, torch.where(count > 0, math.nan, 0.0))
-    loss = world_size * loss_scale * share * terms.sum()
+    factor = (share * world_size * loss_scale).clamp(max=_LARGEST_VALUE)
+    loss = factor * terms.sum()
     with torch.no_grad():
-        margin = beta * (chosen - rejected)
+        rewards = [beta * chosen, beta * rejected, beta * (chosen - rejected)]
+        rewards = [reward.clamp(-_LARGEST_VALUE, _LARGEST_VALUE) for reward in rewards]
         parts = [
             each,
-            beta * chosen,
-            beta * rejected,
-            margin,
-            (margin > 0).double(),
+            *rewards,
+            (rewards[2] > 0).double(),
             logp_sums[:half],
             logp_sums[half:],
             (~finite).double(),
@@ -785,11 +810,9 @@ def value_loss(
     active = weight != 0
 
     def selected(tensor):
-        x = torch.where(active, tensor.to(wide), 0.0)
-        saturated = x.detach().clamp(-largest, largest)  # its square stays finite
-        return with_gradient_of(torch.where(x.isfinite(), saturated, x), x)
+        return saturated(torch.where(active, tensor.to(wide), 0.0), largest)
 
-    largest = 1e140 if wide == torch.float64 else 1e18
+    largest = 1e140 if wide == torch.float64 else 1e18  # its square stays finite
     value, target = selected(values), selected(returns)
     old = value.detach() if old_values is None else selected(old_values)
     inside = minimum(maximum(value, old - clip_range), old + clip_range)
@@ -972,10 +995,7 @@ def token_logps(
     """
     ignored = targets == ignore_index
     x = _final_logits(logits, ignored, temperature, scale, softcap)
-    largest = x.detach().argmax(-1, keepdim=True)
-    below = x - x.gather(-1, largest)
-    # The largest term, 1, is not added: what it is more than others keeps its digits.
-    rest = below.exp().scatter(-1, largest, 0).sum(-1)
+    below, rest = _below_largest(x)
     log_sum = torch.log1p(rest)
     logps = below.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0] - log_sum
     finite = below.masked_fill(below == -math.inf, 0)
@@ -1010,6 +1030,43 @@ def token_statistics(
     )
 
 
+def _below_largest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x less the largest of its row, and the sum of the exponentials of all others.
+
+    The largest term, 1, is not added: what it is more than others keeps its digits. It is a
+    constant: its gradient is minus the sum of the others', where its own terms would cancel.
+    """
+    largest = x.detach().argmax(-1, keepdim=True)
+    top = x.gather(-1, largest)
+    is_largest = torch.zeros_like(x, dtype=torch.bool).scatter(-1, largest, True)
+    below = torch.where(is_largest, (top - top).detach(), x - top)
+    return below, torch.where(is_largest, 0.0, below.exp()).sum(-1)
+
+
+# Finite log-probabilities, and logits over the temperature, beyond this count as this.
+_FARTHEST = {torch.float32: 2.0**110, torch.float64: 2.0**900}
+
+
+def _log_softmax(logits: Tensor, inactive: Tensor | None, temperature: float) -> Tensor:
+    """Of rows of zeros where inactive."""
+    x = logits.to(_wide(logits.dtype))
+    x = x.masked_fill(x == -math.inf, -math.inf)
+    if inactive is not None:
+        x = x.masked_fill(inactive[..., None], 0)
+    largest = min(_FARTHEST[x.dtype] * temperature, torch.finfo(x.dtype).max)
+    below, rest = _below_largest(saturated(x, largest) / temperature)
+    return below - torch.log1p(rest)[..., None]
+
+
+def _mass_beside(logps: Tensor) -> Tensor:
+    """1 - sum exp(logps): what the largest leaves of 1, without loss, less the others."""
+    if logps.shape[-1] == 0:
+        return logps.new_ones(logps.shape[:-1])
+    largest = logps.detach().argmax(-1, keepdim=True)
+    others = logps.exp().scatter(-1, largest, 0.0).sum(-1)
+    return -torch.expm1(logps.gather(-1, largest))[..., 0] - others
+
+
 def _final_logits(
     logits: Tensor, ignored: Tensor, temperature: float, scale: float, softcap: float
 ) -> Tensor:
@@ -1031,21 +1088,18 @@ def categorical_kl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """KL(q || p), KL(p || q) and H(q), q = softmax(q_logits / temperature); [..., V] to [...].
 
-    KL(q || p) = sum_v q_v (log q_v - log p_v). Columns at -inf in both are not there; positions
-    with mask False get zeros and no gradient.
+    KL(q || p) = sum_v q_v (log q_v - log p_v). Columns at -inf in both are not there; one at
+    -inf in one of them adds nothing where the other is below 2^-100. Positions with mask False get
+    zeros and no gradient.
     """
 
-    def log_softmax(logits):
-        x = logits.to(_wide(logits.dtype))
-        x = x.masked_fill(x == -math.inf, -math.inf)
-        if mask is not None:
-            x = x.masked_fill(~mask[..., None], 0)
-        return torch.log_softmax(x / temperature, -1)
-
     def expectation(log_of, what):
-        return (log_of.exp() * what.masked_fill(log_of == -math.inf, 0)).sum(-1)
+        p = log_of.exp()
+        nothing = (p == 0) | ((p < 2.0**-100) & what.isinf())
+        return (p * what.masked_fill(nothing, 0)).sum(-1)
 
-    log_q, log_p = log_softmax(q_logits), log_softmax(p_logits)
+    inactive = None if mask is None else ~mask
+    log_q, log_p = (_log_softmax(each, inactive, temperature) for each in (q_logits, p_logits))
     values = (
         expectation(log_q, log_q - log_p),
         expectation(log_p, log_p - log_q),
@@ -1071,37 +1125,39 @@ def top_k_kl(
     With u = log q - log p and the tail masses Q, P, not below `precision`:
         B = sum_S q u + Q log(Q / P)
         k1: B + [y not in S] rho (u_y - log(Q / P)),  k3: B + [y not in S] rho k3(log(Q / P) - u_y)
-    where rho = q_y / stop_gradient(q_y). Never negative but with k1. Ignored targets get 0.
+    where rho = q_y / stop_gradient(q_y). Never negative but with k1. Ignored targets get 0. NaN or
+    +inf among the log-probabilities makes the position NaN; -inf is a mass of 0.
     """
     shape = q_logits.shape[:-1]
     y = head_ids.new_zeros(shape) if targets is None else targets.to(torch.int64)
     ignored = torch.zeros_like(y, dtype=torch.bool) if targets is None else y == ignore_index
-    x = q_logits.to(_wide(q_logits.dtype))
-    x = x.masked_fill(x == -math.inf, -math.inf).masked_fill(ignored[..., None], 0)
-    log_softmax = torch.log_softmax(x / temperature, -1)
+    log_softmax = _log_softmax(q_logits, ignored, temperature)
+    farthest = _FARTHEST[log_softmax.dtype]
+    head_logps = head_logps.to(log_softmax.dtype).masked_fill(ignored[..., None], 0)
     ids = head_ids.to(torch.int64).masked_fill(ignored[..., None], 0)
     y = y.masked_fill(ignored, 0)
+    sound = ~log_softmax.isnan().any(-1) & (head_logps < math.inf).all(-1)
+    head_logps = saturated(head_logps, farthest)
 
     log_q = log_softmax.gather(-1, ids)
-    absent = log_q == -math.inf
-    log_p = head_logps.to(x.dtype).masked_fill(ignored[..., None] | absent, 0)
-    head = (log_q.exp() * (log_q.masked_fill(absent, 0) - log_p)).sum(-1)
-    p_mass = 1 - head_logps.to(x.dtype).masked_fill(ignored[..., None], 0).exp().sum(-1)
-    q_mass = (1 - log_q.exp().sum(-1)).clamp_min(precision)
-    gap = q_mass.log() - p_mass.clamp_min(precision).log()
-    kl = head + q_mass * gap
+    absent = log_q.exp() == 0
+    u = (log_q - head_logps).masked_fill(absent, 0)
+    q_mass, p_mass = (_mass_beside(each).clamp_min(precision) for each in (log_q, head_logps))
+    gap = q_mass.log() - p_mass.log()
+    kl = (log_q.exp() * u).sum(-1) + q_mass * gap
     if tail != "bucket":
         log_q_y = log_softmax.gather(-1, y[..., None])[..., 0]
+        target_logps = target_logps.to(log_softmax.dtype).masked_fill(ignored, 0)
+        sound = sound & (target_logps < math.inf)
         held = log_q_y.detach()
-        d = target_logps.to(x.dtype).masked_fill(ignored, 0) - held + gap
+        d = saturated(target_logps, farthest) - held + gap
         if tail == "k1":
             sampled = (log_q_y - held).exp() * (log_q_y - held - d)
         else:
             # The derivative of rho k3 by log q_y, k3(d) - expm1(d), is -d.
-            value = k3(d)
-            sampled = with_gradient_of(value, value - log_q_y * d.detach())
+            sampled = k3(d) - torch.where(d.isfinite(), d, 0.0).detach() * (log_q_y - held)
         inside = (ids == y[..., None]).any(-1)
         kl = kl + torch.where(inside, 0, sampled)
     if tail != "k1":
         kl = kl - kl.detach().clamp_max(0)
-    return kl.masked_fill(ignored, 0)
+    return (kl * spoiling(sound | ignored, kl)).masked_fill(ignored, 0)

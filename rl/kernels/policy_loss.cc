@@ -16,8 +16,6 @@
 namespace tether {
 namespace {
 
-constexpr int padded(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
-
 // What every row of the call shares.
 struct Call {
   const PolicyArrays& batch;
@@ -57,7 +55,7 @@ void load_tokens(const PolicyArrays& batch, int64_t row, int64_t column, int cou
   const auto load = [&](const ConstArray& array, const T* weights, T* out) {
     load_block(batch.layout, array, row, column, count, weights, out);
   };
-  block.size = padded(count);
+  block.size = whole_lanes(count);
   load(batch.response_mask, nullptr, block.weight);
   if (is_plain<T>(batch)) {
     load_plain(plain_tokens<T>(batch, row, column), count, block);
@@ -94,7 +92,7 @@ double row_tokens(const PolicyArrays& batch, int64_t row) {
   for (int64_t column = 0; column < length; column += kBlock) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
     load_block<T>(batch.layout, mask, row, column, count, nullptr, weight);
-    sum_weights(weight, padded(count), tokens);
+    sum_weights(weight, whole_lanes(count), tokens);
   }
   return tokens.total();
 }
@@ -246,7 +244,7 @@ void row_entropy(const Call& call, int64_t row, T factor, TokenBlock<T>& block,
     const auto load = [&](const ConstArray& array, const T* weights, T* out) {
       load_block(batch.layout, array, row, column, place.count, weights, out);
     };
-    block.size = padded(place.count);
+    block.size = whole_lanes(place.count);
     load(batch.response_mask, nullptr, block.weight);
     load(batch.entropies, block.weight, block.entropy);
     sum_entropies(factor, block, metrics);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/sum.h"
 #include "rl/kernels/level_block.h"
 #include "rl/kernels/token_block.h"
 
@@ -28,7 +29,7 @@ void for_each_block(const PreferenceArrays& batch, int64_t row, TokenBlock<T>& b
   const int64_t length = batch.layout.length(row);
   for (int64_t column = 0; column < length; column += kBlock) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
-    block.size = (count + kLanes - 1) / kLanes * kLanes;
+    block.size = whole_lanes(count);
     load(batch.response_mask, column, count, nullptr, block.weight);
     load(batch.logps, column, count, block.weight, block.logp);
     if (batch.ref_logps) {
@@ -104,11 +105,11 @@ Dual<double, 2> pair_loss(const PreferenceObjective& objective, const Sides& pai
   const double trace = chosen.value * 0 + rejected.value * 0 + loss.value * 0;  // 0, or NaN
   const double nan = std::numeric_limits<double>::quiet_NaN();
   if (trace != 0) loss = {nan, {{nan, nan}}};
-  const double margin = objective.beta * (chosen.value - rejected.value);
+  const double margin = bounded(objective.beta * (chosen.value - rejected.value));
   const auto add = [&](M::Sum sum, double value) { metrics.sums[2 * size_t(sum)] += value; };
   add(M::kLoss, loss.value);
-  add(M::kRewardChosen, objective.beta * chosen.value);
-  add(M::kRewardRejected, objective.beta * rejected.value);
+  add(M::kRewardChosen, bounded(objective.beta * chosen.value));
+  add(M::kRewardRejected, bounded(objective.beta * rejected.value));
   add(M::kMargin, margin);
   add(M::kAccuracy, margin > 0);
   add(M::kLogpChosen, pair.chosen.logp);
@@ -127,9 +128,9 @@ PreferenceTotals loss_of_pairs(const PreferenceObjective& objective,
     const Sides pair = sides(answers, i);
     if (pair.is_padding()) continue;
     const Dual<double, 2> loss = pair_loss(objective, pair, out.metrics);
-    out.loss += share * loss.value;
-    slopes[i] = share * loss.grad[0] * score_weight(objective.score, pair.chosen);
-    slopes[i + half] = share * loss.grad[1] * score_weight(objective.score, pair.rejected);
+    out.loss += bounded(share * loss.value);
+    slopes[i] = bounded(share * loss.grad[0]) * score_weight(objective.score, pair.chosen);
+    slopes[i + half] = bounded(share * loss.grad[1]) * score_weight(objective.score, pair.rejected);
   }
   const double pairs = count_pairs(answers);
   for (size_t i = 0; i < PreferenceMetrics::kSums; ++i) out.metrics.sums[2 * i + 1] = pairs;
@@ -186,7 +187,7 @@ PreferenceTotals total_loss(const PreferenceArrays& batch, const PreferenceObjec
   }
   const double count = normalizer.pairs.value_or(local);
   std::vector<double> slopes(answers.size());
-  const double share = count > 0 ? normalizer.factor() / count : 0;
+  const double share = count > 0 ? bounded(normalizer.factor() / count) : 0;
   const PreferenceTotals out = loss_of_pairs(objective, answers, share, slopes);
   if (dlogps) store_gradients<T>(batch, slopes, dlogps, executor);
   return out;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/sum.h"
 #include "rl/kernels/token_block.h"
 
 namespace tether {
@@ -90,7 +91,7 @@ void for_each_block(const ValueArrays& batch, int64_t row, ValueBlock<T>& block,
   const int64_t length = batch.layout.length(row);
   for (int64_t column = 0; column < length; column += kBlock) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
-    block.size = (count + kLanes - 1) / kLanes * kLanes;
+    block.size = whole_lanes(count);
     load_block<T>(batch.layout, batch.response_mask, row, column, count, nullptr, block.weight);
     visit(column, count);
   }
@@ -157,8 +158,9 @@ ValueTotals total_loss(const ValueArrays& batch, const ValueObjective& objective
     ValueBlock<T> block;
     Part& part = parts[static_cast<size_t>(chunk)];
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-      const double factor = normalizer.factor() * row_factor(objective.aggregation, step,
-                                                             tokens[static_cast<size_t>(row)]);
+      const double n = tokens[static_cast<size_t>(row)];
+      const double factor =
+          bounded(bounded(normalizer.factor()) * row_factor(objective.aggregation, step, n));
       add_row(batch, objective, row, factor, dvalues, block, part);
     }
   });

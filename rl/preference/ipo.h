@@ -13,7 +13,9 @@ namespace tether {
 struct SquarePair {
   template <class Number>
   TETHER_FORMULA Number operator()(const Pair<Number>& pair) const {
-    const Number gap = pair.chosen - pair.rejected - 1 / (2 * pair.beta);
+    constexpr double kLeastBeta = 1e-290;  // the target is finite
+    const double beta = pair.beta > kLeastBeta ? pair.beta : kLeastBeta;
+    const Number gap = pair.chosen - pair.rejected - 1 / (2 * beta);
     return gap * gap;
   }
 };

@@ -267,6 +267,33 @@ TEST(Rows, FiniteLogitsGiveNoNan) {
   }
 }
 
+// p = 0 exactly: no upstream gradient makes anything of it. A row that is NaN stays so everywhere.
+TEST(Rows, AbsentColumnsHaveNoGradientUnderAnInfiniteOne) {
+  for (DType dtype : kAllTypes) {
+    for (double softcap : {0.0, 30.0}) {
+      for (int kind = 0; kind < 3; ++kind) {
+        Batch batch = random_batch(dtype, 3, 3000, 1);
+        batch.options.softcap = softcap;
+        batch.dlogps.assign(3, kind == 1 ? 1.0 : infinity);
+        batch.dentropies.assign(3, kind == 0 ? 0.0 : -infinity);
+        for (size_t v = 1; v < 9000; v += 7) batch.logits[v] = -infinity;
+        batch.logits[8999] = kNan;
+        const Doubles got = batch.run().dlogits;
+        for (size_t i = 0; i < 6000; ++i) {
+          if (batch.logits[i] == -infinity) {
+            ASSERT_EQ(got[i], 0) << name(dtype, 3000) << " " << i;
+          }
+        }
+        EXPECT_FALSE(std::isfinite(got[0]));
+        for (size_t i = 6000; i < 9000; ++i) {
+          const auto target = static_cast<size_t>(batch.targets[2]) + 6000;
+          ASSERT_TRUE(std::isnan(got[i]) || i == target) << i;
+        }
+      }
+    }
+  }
+}
+
 TEST(Rows, ShuffledExtremesAreTheSameRow) {
   std::mt19937 generator(4);
   for (DType dtype : kAllTypes) {

@@ -184,6 +184,68 @@ TEST(TopKKl, MatchesTheDefinition) {
   }
 }
 
+// Log-probabilities with the digits of a confident column's distance from 1.
+Doubles precise_log_softmax(const Doubles& logits) {
+  const auto top = std::max_element(logits.begin(), logits.end());
+  long double rest = 0;
+  for (auto x = logits.begin(); x != logits.end(); ++x) {
+    if (x != top) rest += std::exp((long double)*x - *top);
+  }
+  Doubles out;
+  for (const double x : logits) {
+    out.push_back(double((long double)x - *top - std::log1p(rest)));
+  }
+  return out;
+}
+
+// The masses of the tails are what the largest of the head leaves of 1, less the others: off by the
+// rounding of the log-probabilities, which is relative to that.
+TEST(TopKKl, TailsOfConfidentHeadsKeepTheirDigits) {
+  for (DType dtype : kAllTypes) {
+    for (double distance : {10.0, 20.0, 30.0}) {
+      for (bool rounded : {false, true}) {  // p is of float32
+        Case in{.dtype = dtype, .vocabulary = 60, .size = 4, .ids = {3, 7, 9, 12}, .targets = {20}};
+        in.upstream = {1};
+        in.options.tail = TailEstimate::k1;
+        Doubles p = normal(60, 0.5, 2);
+        in.q = normal(60, 0.5, 1);
+        in.q[7] = p[7] = distance;
+        in.q = Memory(dtype, in.q).values(60);
+        const Doubles log_q = precise_log_softmax(in.q);
+        in.log_p = precise_log_softmax(p);
+        const double want = double(definition(in, 0, log_q, log_q[20]));
+        for (double& each : in.log_p) each = rounded ? float(each) : each;
+        const double ulp = rounded || dtype != DType::float64 ? 0x1p-23 : 0x1p-52;
+        EXPECT_NEAR(run(in).kl[0], want, 8 * ulp * (4 + distance))
+            << name(dtype, 60) << ", distance " << distance;
+      }
+    }
+  }
+}
+
+// The gradient of a column that has most of the row is minus the sum of the others'.
+TEST(TopKKl, ConfidentColumnsKeepTheDigitsOfTheirGradients) {
+  for (TailEstimate tail : kTails) {
+    for (double distance : {1.0, 20.0, 30.0}) {
+      Case in{.vocabulary = 60, .size = 4, .ids = {3, 7, 9, 12}, .targets = {9}};
+      in.upstream = {1};
+      in.options.tail = tail;
+      Doubles p = normal(60, 0.5, 2);
+      in.q = normal(60, 0.5, 1);
+      in.q[7] = p[7] = distance + 4;
+      in.log_p = precise_log_softmax(p);
+      const Doubles dq = run(in).dq;
+      double others = 0, size = 0;
+      for (size_t v = 0; v < 60; ++v) {
+        if (v == 7) continue;
+        others += dq[v];
+        size += std::abs(dq[v]);
+      }
+      EXPECT_NEAR(dq[7], -others, 1e-13 * size) << distance;
+    }
+  }
+}
+
 TEST(TopKKl, GradientIsTheDerivativeOfTheWeightedValue) {
   for (TailEstimate tail : kTails) {
     Case in = random_case(DType::float64, 4, 12, 3, 0.7);
@@ -344,6 +406,72 @@ TEST(TopKKl, MinusInfinity) {
   EXPECT_TRUE(std::isfinite(run(in).kl[1]));
 }
 
+// In any of its inputs, also where it would have met a probability of 0; the neighbours are as
+// ever.
+TEST(TopKKl, NanAndPlusInfinityMakeTheirRowNan) {
+  const Case clean = random_case(DType::float64, 3, 20, 4, 0.5);
+  for (double poison : {kNan, infinity}) {
+    for (TailEstimate tail : kTails) {
+      for (double logit : {0.0, -1e4, -infinity}) {  // of q where p is poisoned
+        Case in = clean;
+        in.options.tail = tail;
+        const auto id = size_t(in.ids[5]);
+        in.q[20 + id] = logit;
+        in.log_p[20 + id] = poison;
+        const CaseResult got = run(in);
+        EXPECT_TRUE(std::isfinite(got.kl[0]) && std::isnan(got.kl[1]) && std::isfinite(got.kl[2]));
+        for (size_t v = 0; v < 20; ++v) {
+          EXPECT_TRUE(std::isfinite(got.dq[v]) && std::isfinite(got.dq[40 + v]));
+          EXPECT_TRUE(std::isnan(got.dq[20 + v]) || in.q[20 + v] == -infinity) << v;
+        }
+      }
+      for (const int64_t row : {0, 1}) {  // at the sample, outside and inside of the head
+        Case in = clean;
+        in.options.tail = tail;
+        Views views(in);
+        views.target[size_t(row)] = poison;
+        Memory q(in.dtype, in.q);
+        std::vector<RowStatistics> statistics(3);
+        Doubles kl(3);
+        top_k_kl(views.of(in, {q.words.data(), in.dtype, 3, 20, 20}), in.options, statistics.data(),
+                 kl.data());
+        EXPECT_EQ(std::isnan(kl[size_t(row)]), tail != TailEstimate::bucket);
+        EXPECT_TRUE(std::isfinite(kl[2]));
+      }
+      Case in = random_case(DType::float64, 2, 20, 0, 0.5);  // no head that would tell
+      in.options.tail = tail;
+      in.q[3] = poison;
+      const CaseResult got = run(in);
+      EXPECT_TRUE(std::isnan(got.kl[0]) && std::isfinite(got.kl[1]));
+      for (size_t v = 0; v < 20; ++v) EXPECT_TRUE(std::isnan(got.dq[v])) << v;
+    }
+  }
+}
+
+TEST(TopKKl, AbsentColumnsHaveNoGradientUnderAnInfiniteOne) {
+  for (DType dtype : kAllTypes) {
+    for (TailEstimate tail : kTails) {
+      Case in = random_case(dtype, 2, 300, 4, 0.5);
+      in.options.tail = tail;
+      in.upstream = {infinity, -infinity};
+      for (size_t v : {size_t(in.ids[3]), 300 + size_t(in.ids[7])}) {
+        in.q[v] = in.log_p[v] = -infinity;
+      }
+      for (size_t v = 0; v < 600; ++v) {
+        const auto row = static_cast<int64_t>(v / 300), id = static_cast<int64_t>(v % 300);
+        const auto begin = in.ids.begin() + 4 * row;
+        const bool head = std::find(begin, begin + 4, id) != begin + 4;
+        if (v % 7 == 0 && !head && in.targets[size_t(row)] != id) in.q[v] = -infinity;
+      }
+      in.targets[1] = in.ids[4];
+      const CaseResult got = run(in);
+      for (size_t v = 0; v < 600; ++v) {
+        ASSERT_EQ(got.dq[v] == 0, in.q[v] == -infinity) << name(dtype, 300) << " " << v;
+      }
+    }
+  }
+}
+
 TEST(TopKKl, GradientInPlaceIsTheSame) {
   for (DType dtype : kAllTypes) {
     const Case in = random_case(dtype, 3, 2500, 7, 0.5);
@@ -388,7 +516,7 @@ TEST(TopKKl, AnyStridesGiveTheSameBits) {
 TEST(TopKKl, FiniteInputGivesNoNan) {
   for (DType dtype : kAllTypes) {
     const double most = dtype == DType::float16   ? 65504
-                        : dtype == DType::float64 ? 1e300
+                        : dtype == DType::float64 ? std::numeric_limits<double>::max()
                                                   : 0x1.FEp127;
     for (TailEstimate tail : kTails) {
       for (double log_p : {0.0, -0.1, -1e4, -most}) {
@@ -402,14 +530,19 @@ TEST(TopKKl, FiniteInputGivesNoNan) {
                     .ids = {0, 1},
                     .targets = {3}};
             in.options.tail = tail;
-            in.upstream = {1};
             for (const auto& ids : {std::vector<int64_t>{0, 1}, {3, 4}, {0, 3}, {2, 4}}) {
               in.ids = ids;
-              const CaseResult got = run(in);
-              const std::string what = name(dtype, 5) + ", log p " + std::to_string(log_p) +
-                                       ", y " + std::to_string(y) + ", x " + std::to_string(x);
-              EXPECT_FALSE(std::isnan(got.kl[0])) << what;
-              for (double each : got.dq) EXPECT_FALSE(std::isnan(each)) << what;
+              for (double temperature : {1e-6, 1.0, 1e6}) {
+                in.options.temperature = temperature;
+                for (double upstream : {1.0, -1e30, most}) {
+                  in.upstream = {upstream};
+                  const CaseResult got = run(in);
+                  const std::string what = name(dtype, 5) + ", log p " + text(log_p) + ", y " +
+                                           text(y) + ", x " + text(x) + ", T " + text(temperature);
+                  EXPECT_FALSE(std::isnan(got.kl[0])) << what;
+                  for (double each : got.dq) EXPECT_FALSE(std::isnan(each)) << what;
+                }
+              }
             }
           }
         }

@@ -134,6 +134,39 @@ def test_row_factors_of_nothing_are_0():
         assert reference.row_factors(aggregation, doubles(0, 0)).tolist() == [0, 0]
 
 
+# ---- preference losses ---------------------------------------------------------------------------
+
+
+LINKS = ["reverse_kl", "js", "forward_kl"]
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("objective", reference.PREFERENCES)
+def test_an_infinite_upstream_gradient_makes_no_nan_of_preference_losses(objective, link):
+    logps = torch.tensor([[-1.0, -2, -9], [-3, -0.5, -7], [-1.5, -2, -1], [-2, -0.7, -8]])
+    mask = torch.tensor([[1.0, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1]])
+    logps, ref_logps = logps.double().requires_grad_(), 1.1 * logps.double()
+    out = reference.preference_loss(logps, mask, ref_logps, objective=objective, link=link)
+    finite, infinite = (
+        torch.autograd.grad(out.loss, logps, doubles(upstream)[0], retain_graph=True)[0]
+        for upstream in (1.0, math.inf)
+    )
+    assert torch.equal(infinite, torch.where(finite == 0, 0.0, finite.sign() * math.inf))
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("objective", reference.PREFERENCES)
+@pytest.mark.parametrize("beta", [5e-324, 1e-300, 0.1, 1e30, 1e300])
+def test_preference_losses_are_nan_for_no_finite_input(objective, beta, link):
+    for size in (1.0, 1e300, torch.finfo(torch.float64).max):
+        logps = doubles(-size, size, size, -size)[:, None].requires_grad_()
+        options = {"objective": objective, "link": link, "beta": beta}
+        out = reference.preference_loss(logps, torch.ones(4, 1), -logps.detach(), **options)
+        out.loss.backward()
+        for each in (out.loss, out.sums, logps.grad):
+            assert not each.isnan().any()
+
+
 # ---- advantages ----------------------------------------------------------------------------------
 
 
@@ -231,3 +264,124 @@ def test_pairs_that_are_no_count_spoil_the_loss(pairs):
     assert out.loss.isnan()
     empty = tether.reference.preference_loss(logps, 0 * mask, logps.detach(), pairs=pairs)
     assert empty.loss == 0 and not torch.autograd.grad(empty.loss, logps)[0].any()
+
+
+def gradients_of_confident_rows(function, dtype, distance):
+    """Of rows q and p whose column 2 stands above the others, and how much those have."""
+    q, p = (
+        torch.randn(9, generator=torch.manual_seed(seed), dtype=torch.float64) for seed in (1, 2)
+    )
+    q[2] = p[2] = distance
+    leaves = [each.to(dtype).requires_grad_() for each in (q, p)]
+    gradients = torch.autograd.grad(function(*leaves), leaves, allow_unused=True)
+    exact = [each.detach().double().requires_grad_() for each in leaves]
+    wanted = torch.autograd.grad(function(*exact), exact, allow_unused=True)
+    mass = sum(torch.softmax(each, -1)[[0, 1, 3, 4, 5, 6, 7, 8]].sum().item() for each in exact)
+    return [(a.double(), b) for a, b in zip(gradients, wanted, strict=True) if a is not None], mass
+
+
+@pytest.mark.parametrize("distance", [5.0, 20.0, 30.0])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda q, p: reference.categorical_kl(q, p)[0],
+        lambda q, p: reference.categorical_kl(q, p)[1],
+        lambda q, p: reference.categorical_kl(q, p)[2],
+        lambda q, p: reference.token_logps(q, torch.tensor(2))[0],
+        lambda q, p: reference.token_logps(q, torch.tensor(2))[1],
+    ],
+)
+def test_gradients_of_confident_columns_keep_their_digits(function, distance):
+    pairs, mass = gradients_of_confident_rows(function, torch.float32, distance)
+    for got, _ in pairs:
+        others = got.sum() - got[2]
+        assert (got[2] + others).abs().item() <= 2.0**-22 * mass * (4 + distance)
+    for _, want in pairs:
+        others = want.sum() - want[2]
+        assert (want[2] + others).abs().item() <= 2.0**-51 * mass * (4 + distance)
+
+
+EXTREMES = {torch.float32: [1.0, 1e10, 1e30, 3e38], torch.float64: [1.0, 1e30, 1e300, 1.7e308]}
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_divergences_are_nan_for_no_finite_logits(dtype, temperature):
+    for size in EXTREMES[dtype]:
+        q = (size * torch.tensor([1.0, -1, 0, 1, 0], dtype=dtype)).requires_grad_()
+        p = (size * torch.tensor([-1.0, 1, 0, 1, 1], dtype=dtype)).requires_grad_()
+        values = reference.categorical_kl(q, p, temperature=temperature)
+        sum(values).backward()
+        for each in (*values, q.grad, p.grad):
+            assert not each.isnan().any(), size
+        for tail in ("bucket", "k1", "k3"):
+            for log_p in (0.0, -1.0, -1e4, -size):
+                q.grad = None
+                value = reference.top_k_kl(
+                    q[None],
+                    torch.tensor([[0, 3]]),
+                    torch.tensor([[log_p, -1.0]], dtype=dtype),
+                    torch.tensor([1]),
+                    torch.tensor([log_p], dtype=dtype),
+                    tail=tail,
+                    temperature=temperature,
+                )
+                value.sum().backward()
+                assert not value.isnan().any() and not q.grad.isnan().any(), (size, log_p, tail)
+
+
+def test_columns_at_minus_infinity_beside_almost_nothing_add_nothing():
+    for dtype in (torch.float32, torch.float64):
+        q = torch.tensor([0.0, 1, -200], dtype=dtype)
+        p = torch.tensor([1.0, 0, -math.inf], dtype=dtype)
+        with_column = reference.categorical_kl(q, p)
+        without = reference.categorical_kl(q[:2], p[:2])
+        torch.testing.assert_close(with_column, without)
+
+
+def confident_head(distance):
+    """log q [1, 9] with column 2 far above, the ids of a head with it, and what the others have."""
+    x = torch.randn(9, generator=torch.manual_seed(3), dtype=torch.float64)
+    x[2] = distance
+    others = [0, 1, 3, 4, 5, 6, 7, 8]
+    rest = (x[others] - distance).exp().sum()
+    log_q = (x - distance) - torch.log1p(rest)
+    return log_q[None], torch.tensor([[5, 2]]), log_q[[0, 1, 3, 4, 6, 7, 8]].exp().sum()
+
+
+@pytest.mark.parametrize("distance", [10.0, 20.0, 30.0])
+def test_tails_of_confident_heads_keep_their_digits(distance):
+    log_q, ids, tail = confident_head(distance)
+    mass = reference._mass_beside(log_q.gather(-1, ids))
+    torch.testing.assert_close(mass[0], tail, rtol=1e-14, atol=0)
+    # Of uniform p: log(Q / P) of the sample, with all of the digits.
+    uniform = torch.full((1, 2), -math.log(9), dtype=torch.float64)
+    k1 = reference.top_k_kl(
+        log_q, ids, uniform, torch.tensor([4]), uniform[:, 0], tail="k1", precision=2.0**-52
+    )
+    head = (log_q[0, ids[0]].exp() * (log_q[0, ids[0]] + math.log(9))).sum()
+    gap = (tail / (7 / 9)).log()
+    want = head + tail * gap + log_q[0, 4] + math.log(9) - gap
+    torch.testing.assert_close(k1[0], want, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("tail", ["bucket", "k1", "k3"])
+@pytest.mark.parametrize("poison", [math.inf, math.nan])
+def test_nan_and_plus_infinity_make_their_position_nan(poison, tail):
+    q = torch.tensor([[0.0, 1, 2, -math.inf]] * 3)
+    ids, targets = torch.tensor([[0, 3]] * 3), torch.tensor([1, 0, 1])
+    for place in range(4):  # in the head, also where q is 0, at the sample, and in q
+        x, head, sample = q.clone(), torch.full((3, 2), -1.5), torch.full((3,), -1.5)
+        if place < 2:
+            head[1, place] = poison
+        elif place == 2:
+            sample[1] = poison
+        else:
+            x[1, 2] = poison
+        x.requires_grad_()
+        kl = reference.top_k_kl(x, ids, head, targets, sample, tail=tail)
+        kl.sum().backward()
+        expected = place != 2 or tail != "bucket"
+        assert kl.isnan().tolist() == [False, expected, False]
+        assert x.grad[1, :3].isnan().all().item() == expected
+        assert x.grad[[0, 2]].isfinite().all()

@@ -99,6 +99,44 @@ void expect_finite_preference_losses() {
     }
   }
 }
+template <class T>
+void expect_finite_at_the_ends_of_options() {
+  std::mt19937 random(10);
+  const double betas[] = {5e-324, 1e-300, 1e-30, 1e30, 1e300, largest_finite};
+  const double factors[] = {5e-324, 1, 1e30, largest_finite};
+  for (int trial = 0; trial < 200; ++trial) {
+    Batch<T> batch = wild_batch<T>(random);
+    const T most = std::numeric_limits<T>::max();
+    for (T& each : batch.logps) each = random() % 2 ? most : -most;
+    if (trial % 5 == 0) std::fill_n(batch.mask.begin(), 9, T(0));  // an answer without tokens
+    const PreferenceArrays arrays{.layout = {.rows = 4, .columns = 9},
+                                  .logps = batch.view(batch.logps),
+                                  .response_mask = batch.view(batch.mask),
+                                  .ref_logps = batch.view(batch.ref_logps)};
+    for (const PreferenceRow& row : kPreferenceCatalogue) {
+      PreferenceObjective objective = row.preset();
+      objective.link = Link(random() % kLinkNames.size());
+      objective.score = PairScore(random() % kPairScoreNames.size());
+      objective.beta = betas[random() % 6];
+      const PairNormalizer normalizer{.world_size = factors[random() % 4],
+                                      .scale = factors[random() % 4]};
+      const PreferenceTotals out =
+          preference_loss(arrays, objective, normalizer, {batch.dlogps.data(), dtype<T>(), 9, 1});
+      const std::string where = std::string(row.name) + " " + text(trial) + ", beta " +
+                                text(objective.beta) + ", factor " + text(normalizer.factor());
+      EXPECT_FALSE(std::isnan(out.loss)) << where;
+      for (const T each : batch.dlogps) EXPECT_FALSE(std::isnan(each)) << where;
+      for (const double sum : out.metrics.sums) EXPECT_FALSE(std::isnan(sum)) << where;
+    }
+  }
+}
+TEST(FiniteInputs, GiveNoNaNAtTheEndsOfPreferenceOptionsInFloat) {
+  expect_finite_at_the_ends_of_options<float>();
+}
+TEST(FiniteInputs, GiveNoNaNAtTheEndsOfPreferenceOptionsInDouble) {
+  expect_finite_at_the_ends_of_options<double>();
+}
+
 TEST(FiniteInputs, GiveNoNaNInPreferenceLossesInFloat) { expect_finite_preference_losses<float>(); }
 TEST(FiniteInputs, GiveNoNaNInPreferenceLossesInDouble) {
   expect_finite_preference_losses<double>();
@@ -119,6 +157,32 @@ void expect_finite_value_losses() {
     for (const T each : batch.dlogps) EXPECT_FALSE(std::isnan(each)) << trial;
   }
 }
+template <class T>
+void expect_finite_value_losses_of_any_factor() {
+  std::mt19937 random(11);
+  const double factors[] = {5e-324, 1, 1e30, largest_finite};
+  for (int trial = 0; trial < 200; ++trial) {
+    Batch<T> batch = wild_batch<T>(random);
+    const ValueArrays arrays{.layout = {.rows = 4, .columns = 9},
+                             .values = batch.view(batch.logps),
+                             .returns = batch.view(trial % 2 ? batch.logps : batch.advantages),
+                             .response_mask = batch.view(batch.mask),
+                             .old_values = batch.view(batch.old_logps)};
+    const Normalizer normalizer{.world_size = factors[random() % 4],
+                                .scale = factors[random() % 4]};
+    const ValueTotals out =
+        value_loss(arrays, {}, normalizer, {batch.dlogps.data(), dtype<T>(), 9, 1});
+    EXPECT_FALSE(std::isnan(out.loss)) << trial << " factor " << normalizer.factor();
+    for (const T each : batch.dlogps) EXPECT_FALSE(std::isnan(each)) << trial;
+  }
+}
+TEST(FiniteInputs, GiveNoNaNInValueLossesOfAnyFactorInFloat) {
+  expect_finite_value_losses_of_any_factor<float>();
+}
+TEST(FiniteInputs, GiveNoNaNInValueLossesOfAnyFactorInDouble) {
+  expect_finite_value_losses_of_any_factor<double>();
+}
+
 TEST(FiniteInputs, GiveNoNaNInValueLossesInFloat) { expect_finite_value_losses<float>(); }
 TEST(FiniteInputs, GiveNoNaNInValueLossesInDouble) { expect_finite_value_losses<double>(); }
 
