@@ -111,8 +111,8 @@ void expect_finite_at_the_ends_of_options() {
     if (trial % 5 == 0) std::fill_n(batch.mask.begin(), 9, T(0));  // an answer without tokens
     const PreferenceArrays arrays{.layout = {.rows = 4, .columns = 9},
                                   .logps = batch.view(batch.logps),
-                                  .response_mask = batch.view(batch.mask),
-                                  .ref_logps = batch.view(batch.ref_logps)};
+                                  .ref_logps = batch.view(batch.ref_logps),
+                                  .response_mask = batch.view(batch.mask)};
     for (const PreferenceRow& row : kPreferenceCatalogue) {
       PreferenceObjective objective = row.preset();
       objective.link = Link(random() % kLinkNames.size());
