@@ -17,12 +17,18 @@
 namespace tether {
 
 enum class Shape : uint8_t {
-  rows,      // the tokens that the others are like: [B, T], or packed [N] with offsets
-  tokens,    // like the rows
-  per_row,   // [B]
-  either,    // [B], [B, 1] or like the rows; refused where [B] may be read in two ways
-  elements,  // what the others are like, where rows do not matter: [B, T] or [N]
-  answers,   // what the others are like: [B]
+  rows,       // the tokens that the others are like: [B, T], or packed [N] with offsets
+  tokens,     // like the rows, or the argument that `like` names
+  per_row,    // [B]
+  either,     // [B], [B, 1] or like the rows; refused where [B] may be read in two ways
+  elements,   // what the others are like, where rows do not matter: [B, T] or [N]
+  answers,    // what the others are like: [B]
+  logits,     // what the others are like: [..., V], V at least 1
+  hidden,     // what the others are like: [..., H], H at least 1
+  positions,  // [...] of the logits or hidden states
+  heads,      // [..., k]
+  weight,     // [V, H] for hidden states
+  bias,       // [V] for a weight
 };
 
 enum class Kind : uint8_t {
@@ -31,6 +37,7 @@ enum class Kind : uint8_t {
   mask,      // weights in [0, 1]: floating, integer or bool
   flags,     // bool
   ids,       // int32 or int64
+  same,      // the type of what it is like
 };
 
 enum class Use : uint8_t { required, optional };
@@ -44,6 +51,7 @@ struct Argument {
   Kind kind = Kind::floating;
   Use use = Use::required;
   Flow flow = Flow::constant;
+  std::string_view like = {};  // the argument that it is like; empty: the first
 };
 
 struct Nothing {};

@@ -32,17 +32,30 @@ struct Element {
 template <class Tensor>
 struct Access;
 
+// Of the first dimensions.
+template <class Tensor>
+std::string shape_text(const Tensor& tensor, int64_t dimensions) {
+  std::string out;
+  for (int64_t d = 0; d < dimensions; ++d) out += (d ? ", " : "") + text(tensor.size(d));
+  return in_brackets(out);
+}
 template <class Tensor>
 std::string shape_text(const Tensor& tensor) {
-  std::string out;
-  for (int64_t d = 0; d < tensor.dim(); ++d) out += (d ? ", " : "") + text(tensor.size(d));
-  return in_brackets(out);
+  return shape_text(tensor, tensor.dim());
 }
 
 template <class Tensor>
 bool same_shape(const Tensor& a, const Tensor& b) {
   bool same = a.dim() == b.dim();
   for (int64_t d = 0; same && d < a.dim(); ++d) same = a.size(d) == b.size(d);
+  return same;
+}
+
+// All dimensions of `like` but its last.
+template <class Tensor>
+bool same_leading(const Tensor& tensor, const Tensor& like) {
+  bool same = tensor.dim() >= like.dim() - 1;
+  for (int64_t d = 0; same && d + 1 < like.dim(); ++d) same = tensor.size(d) == like.size(d);
   return same;
 }
 
@@ -80,6 +93,10 @@ void check_kind(const std::string& where, std::string_view name, Kind kind, cons
   };
   if (kind == Kind::flags) return must(element.dtype == DType::boolean, "bool");
   if (kind == Kind::ids) return must(element.index, "int32 or int64");
+  if (kind == Kind::same) {
+    const std::string wanted = Access<Tensor>::element(like.tensor).name;
+    return must(element.name == wanted, wanted + " like " + std::string(like.name));
+  }
   if (kind == Kind::mask && (element.integer || element.dtype == DType::boolean)) return;
   must(element.floating(), "float32, float64, bfloat16 or float16");
   if (kind != Kind::narrow || element.dtype != DType::float64) return;
@@ -99,6 +116,12 @@ void check_device(const std::string& where, const Tensor& tensor, const Like<Ten
   });
 }
 
+// " like logits [4, 8]"
+template <class Tensor>
+std::string like_text(const Like<Tensor>& like) {
+  return " like " + std::string(like.name) + " " + shape_text(like.tensor);
+}
+
 template <class Tensor>
 std::string rule_of_shape(Shape shape, const Like<Tensor>& like) {
   switch (shape) {
@@ -112,6 +135,20 @@ std::string rule_of_shape(Shape shape, const Like<Tensor>& like) {
       return in_brackets(text(like.rows));
     case Shape::either:
       return in_brackets(text(like.rows)) + " or " + shape_text(like.tensor);
+    case Shape::logits:
+      return "[..., V] with V at least 1";
+    case Shape::hidden:
+      return "[..., H] with H at least 1";
+    case Shape::positions:
+      return shape_text(like.tensor, like.tensor.dim() - 1) + like_text(like);
+    case Shape::heads:
+      return "[..., k]" + like_text(like);
+    case Shape::weight:
+      return "[V, " + text(like.tensor.size(like.tensor.dim() - 1)) +
+             "] with V at least 1, for " + std::string(like.name) + " " + shape_text(like.tensor);
+    case Shape::bias:
+      return in_brackets(text(like.tensor.size(0))) + " like the rows of " +
+             std::string(like.name);
     case Shape::tokens:
       break;
   }
@@ -131,6 +168,18 @@ bool has_shape(Shape shape, const Tensor& tensor, const Like<Tensor>& like) {
       return is_per_row(tensor, like.rows, false);
     case Shape::either:
       return is_per_row(tensor, like.rows, true) || same_shape(tensor, like.tensor);
+    case Shape::logits:
+    case Shape::hidden:
+      return tensor.dim() >= 1 && tensor.size(tensor.dim() - 1) >= 1;
+    case Shape::positions:
+      return tensor.dim() == like.tensor.dim() - 1 && same_leading(tensor, like.tensor);
+    case Shape::heads:
+      return tensor.dim() == like.tensor.dim() && same_leading(tensor, like.tensor);
+    case Shape::weight:
+      return tensor.dim() == 2 && tensor.size(0) >= 1 &&
+             tensor.size(1) == like.tensor.size(like.tensor.dim() - 1);
+    case Shape::bias:
+      return tensor.dim() == 1 && tensor.size(0) == like.tensor.size(0);
     case Shape::tokens:
       break;
   }
@@ -188,7 +237,7 @@ void check_arguments(std::string_view function, const Inputs<Tensor>& batch) {
   Like<Tensor> like{list[0].name, first, list[0].shape, false, 0};
   if constexpr (kHasOffsets<Inputs<Tensor>>) like.packed = batch.offsets.defined();
   check_argument(function, list[0], first, like);
-  like.rows = first.size(0);
+  like.rows = first.dim() > 0 ? first.size(0) : 0;
   if constexpr (kHasOffsets<Inputs<Tensor>>) {
     if (like.packed) {
       check_offsets(function, batch.offsets, like);
@@ -196,7 +245,10 @@ void check_arguments(std::string_view function, const Inputs<Tensor>& batch) {
     }
   }
   for (size_t i = 1; i < list.size(); ++i) {
-    check_argument(function, list[i], batch.*list[i].member, like);
+    const auto* of = &list[0];
+    for (const auto& other : list) of = other.name == list[i].like ? &other : of;
+    const Like<Tensor> like_of{of->name, batch.*of->member, of->shape, like.packed, like.rows};
+    check_argument(function, list[i], batch.*list[i].member, like_of);
   }
 }
 
