@@ -1,10 +1,13 @@
 #pragma once
 
 #include <cstdint>
+#include <array>
+#include <string_view>
 #include <tuple>
 
 #include "../core/fields.h"
 #include "../core/number.h"
+#include "../core/options.h"
 #include "../core/parallel.h"
 #include "../estimators/kl/forms.h"
 #include "rows.h"
@@ -32,6 +35,7 @@ namespace tether {
 // have drawn, makes k1 and k3 NaN or infinite; finite input gives no NaN.
 // Sampled tails: arXiv:2602.04417; k3 within the tail is not in it.
 enum class TailEstimate { bucket, k1, k3 };
+inline constexpr std::array<std::string_view, 3> kTailEstimateNames{"bucket", "k1", "k3"};
 
 // q u, for the log-probabilities of an outcome of the head; 0 where q is.
 template <class Number, class Constant>
@@ -86,6 +90,9 @@ struct TopKKlOptions {
   static constexpr auto fields() {
     return std::tuple{field("temperature", &TopKKlOptions::temperature, Range{1e-6, 1e6}),
                       field("precision", &TopKKlOptions::precision, Range{0x1p-52, 0x1p-8})};
+  }
+  static constexpr auto choices() {
+    return std::tuple{choice("tail", &TopKKlOptions::tail, kTailEstimateNames)};
   }
 };
 

@@ -64,6 +64,14 @@ struct Words {
   std::vector<Name> choice_names, choice_values;
 };
 
+// A schema in which WORDS stands for the arguments that are words.
+inline std::string with_words(std::string schema) {
+  constexpr std::string_view kPlace = "WORDS";
+  return schema.replace(schema.find(kPlace), kPlace.size(),
+                        "str[] option_names, Tensor option_values, str[] choice_names, "
+                        "str[] choice_values");
+}
+
 // The options of a function, as the words of a call make them.
 template <class Options>
 Options options_of(std::string_view function, const Words& words) {
@@ -159,13 +167,12 @@ class Operator {
       arguments += std::string(required ? "Tensor " : "Tensor? ") + std::string(each.name) + ", ";
     }
     if constexpr (face::kHasOffsets<Inputs>) arguments += "Tensor? offsets, ";
-    arguments +=
-        "str[] option_names, Tensor option_values, str[] choice_names, str[] choice_values";
+    arguments += "WORDS";
     if (Function::kGradient) arguments += ", bool with_gradient";
     for (const Result& each : Function::kResults) {
       results += (results.empty() ? "Tensor " : ", Tensor ") + std::string(each.name);
     }
-    return std::string(Function::kName) + "(" + arguments + ") -> (" + results + ")";
+    return with_words(std::string(Function::kName) + "(" + arguments + ") -> (" + results + ")");
   }
 
   static void boxed(StableIValue* stack, uint64_t, uint64_t) {
@@ -270,15 +277,17 @@ std::string json_of_options(Options options) {
 template <class Function>
 std::string json_of_function() {
   using Inputs = typename Function::template Inputs<Tensor>;
-  constexpr std::string_view kShapes[] = {"rows",   "tokens",   "per_row",
-                                          "either", "elements", "answers"};
-  constexpr std::string_view kKinds[] = {"floating", "narrow", "mask", "flags", "ids"};
+  constexpr std::string_view kShapes[] = {"rows",      "tokens",  "per_row", "either",
+                                          "elements",  "answers", "logits",  "hidden",
+                                          "positions", "heads",   "weight",  "bias"};
+  constexpr std::string_view kKinds[] = {"floating", "narrow", "mask", "flags", "ids", "same"};
   const auto flag = [](bool value) { return std::string(value ? "true" : "false"); };
   const std::string arguments = json_list(Inputs::arguments(), [&](const auto& each) {
     return json_list(
         std::array{json_text(each.name), json_text(kShapes[static_cast<size_t>(each.shape)]),
                    json_text(kKinds[static_cast<size_t>(each.kind)]),
-                   flag(each.use == Use::required), flag(each.flow == Flow::differentiable)},
+                   flag(each.use == Use::required), flag(each.flow == Flow::differentiable),
+                   json_text(each.like)},
         [](const std::string& part) { return part; });
   });
   const std::string results = json_list(Function::kResults, [&](const Result& each) {

@@ -11,6 +11,7 @@
 #include "python/functions.h"
 #include "python/logits_rows.h"
 #include "python/loss_functions.h"
+#include "python/row_functions.h"
 #include "python/stable.h"
 #include "rl/kernels/chunked_policy_loss.h"
 
@@ -40,7 +41,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_of_logits(
     const Tensor& response_mask, const Maybe& old_logps, const Maybe& ref_logps,
     const Maybe& offsets, const std::vector<Name>& option_names, const Tensor& option_values,
     const std::vector<Name>& choice_names, const std::vector<Name>& choice_values,
-    double temperature, double scale, double softcap, int64_t ignore_index, bool with_entropies,
+    const std::vector<Name>& row_names, const Tensor& row_values,
+    const std::vector<Name>& row_choice_names, const std::vector<Name>& row_choice_values,
     bool with_gradient) {
   return with_public_errors([&] {
     // Stands for the log-probabilities that are made here.
@@ -65,15 +67,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_of_logits(
                              .rows = logits.size(0),
                              .vocabulary = logits.size(1),
                              .row_stride = logits.size(1)};
+    const RowOptions row_options =
+        options_of<RowCall>(kFunction, {row_names, row_values, row_choice_names, row_choice_values})
+            .options();
+    const bool with_entropies = row_options.sums != RowSums::logp;
     const auto doubles = [&](bool wanted) {
       return torch::stable::empty({wanted ? logits.size(0) : 0}, ScalarType::Double);
     };
     const Tensor logps = doubles(true), entropies = doubles(with_entropies);
-    const RowOptions row_options{.temperature = temperature,
-                                 .scale = scale,
-                                 .softcap = softcap,
-                                 .ignore_index = ignore_index,
-                                 .sums = with_entropies ? RowSums::entropy : RowSums::logp};
     const auto* ids = numbers_of<const int64_t>(kFunction, "targets", targets, rows.rows);
     const auto* at = numbers_of<const int64_t>(kFunction, "places", places, rows.rows);
     check_places(at, rows.rows, response_mask.numel());
@@ -93,13 +94,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_of_logits(
 }  // namespace tether
 
 STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
-  library.def(
-      "policy_loss_of_logits(Tensor(a!) logits, Tensor targets, Tensor places, Tensor advantages, "
-      "Tensor response_mask, Tensor? old_logps, Tensor? ref_logps, Tensor? offsets, "
-      "str[] option_names, Tensor option_values, str[] choice_names, str[] choice_values, "
-      "float temperature, float scale, float softcap, int ignore_index, "
-      "bool with_entropies, bool with_gradient) -> "
-      "(Tensor loss, Tensor logps, Tensor entropies, Tensor metric_sums, Tensor metric_maxima)");
+  library.def(tether::python::with_words(
+                  "policy_loss_of_logits(Tensor(a!) logits, Tensor targets, Tensor places, "
+                  "Tensor advantages, Tensor response_mask, Tensor? old_logps, Tensor? ref_logps, "
+                  "Tensor? offsets, WORDS, str[] row_names, Tensor row_values, "
+                  "str[] row_choice_names, str[] row_choice_values, bool with_gradient) -> "
+                  "(Tensor loss, Tensor logps, Tensor entropies, Tensor metric_sums, "
+                  "Tensor metric_maxima)")
+                  .c_str());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {

@@ -17,6 +17,7 @@
 #include "logits/rows.h"
 #include "logits/vocabulary_shards.h"
 #include "python/logits_rows.h"
+#include "python/row_functions.h"
 #include "python/stable.h"
 
 namespace tether {
@@ -24,52 +25,38 @@ namespace {
 
 using namespace python;
 using Upstream = std::optional<Tensor>;
+using Names = std::vector<Name>;
 
 constexpr int64_t kKlStatistics = sizeof(KlStatistics) / sizeof(double);
 
-RowOptions row_options(double temperature, double scale, double softcap, int64_t ignore_index) {
-  return {
-      .temperature = temperature, .scale = scale, .softcap = softcap, .ignore_index = ignore_index};
-}
-
-// Throws unless the options are legal: for devices without a kernel.
-bool row_options_check(const Name& function, double temperature, double scale, double softcap) {
-  return with_public_errors([&] {
-    check_fields(function.text, row_options(temperature, scale, softcap, 0));
-    return true;
-  });
-}
-
-RowSums asked_sums(bool with_entropies, bool with_statistics) {
-  return with_statistics ? RowSums::all : with_entropies ? RowSums::entropy : RowSums::logp;
+RowOptions row_options(std::string_view function, const Words& words) {
+  return options_of<RowCall>(function, words).options();
 }
 
 // logps, entropies and the statistics themselves.
 std::tuple<Tensor, Tensor, Tensor> results_of(const Tensor& statistics, const Tensor& logits,
-                                              const RowOptions& options, bool with_entropies) {
+                                              const RowOptions& options) {
   const RowStatistics* rows =
       rows_in<RowStatistics>("token_logps", statistics, count_of_rows(logits));
   const auto logp_of = [&](const RowStatistics& row) { return logp(row, options); };
   return {from_rows(rows, logits, logp_of),
-          with_entropies ? from_rows(rows, logits, entropy)
-                         : torch::stable::empty({0}, ScalarType::Float),
+          options.sums == RowSums::logp ? torch::stable::empty({0}, ScalarType::Float)
+                                        : from_rows(rows, logits, entropy),
           statistics};
 }
 
 // Of the columns of the ids [first_id, first_id + V) of `ids`, behind their header; ids 0: of all,
 // and no header.
-Tensor shard_statistics(const Tensor& logits, const Tensor& targets, double temperature,
-                        double scale, double softcap, int64_t ignore_index, bool with_entropies,
-                        bool with_statistics, int64_t first_id, int64_t ids) {
+Tensor shard_statistics(const Tensor& logits, const Tensor& targets, const Names& option_names,
+                        const Tensor& option_values, const Names& choice_names,
+                        const Names& choice_values) {
   return with_public_errors([&] {
     Tensor owner;
     const ConstLogits in = rows_of("token_logps", "logits", logits, owner);
     const int64_t* wanted = ids_of("token_logps", "targets", targets, in.rows);
-    RowOptions options = row_options(temperature, scale, softcap, ignore_index);
-    options.sums = asked_sums(with_entropies, with_statistics);
-    options.first_id = first_id;
-    options.ids = ids;
-    const int64_t headers = ids > 0 ? 1 : 0;
+    const RowOptions options =
+        row_options("token_logps", {option_names, option_values, choice_names, choice_values});
+    const int64_t headers = options.ids > 0 ? 1 : 0;
     const Tensor block = torch::stable::empty({headers + in.rows, kStatistics}, ScalarType::Double);
     RowStatistics* rows = rows_in<RowStatistics>("token_logps", block, headers + in.rows) + headers;
     row_statistics(in, wanted, options, rows, torch_executor());
@@ -84,39 +71,47 @@ Tensor shard_statistics(const Tensor& logits, const Tensor& targets, double temp
 
 // blocks: [shards, 1 + N, 8], what shard_statistics gave each rank.
 std::tuple<Tensor, Tensor, Tensor> token_logps_of_shards(
-    const Tensor& blocks, const Tensor& targets, const Tensor& logits, double temperature,
-    double scale, double softcap, int64_t ignore_index, bool with_entropies) {
+    const Tensor& blocks, const Tensor& targets, const Tensor& logits, const Names& option_names,
+    const Tensor& option_values, const Names& choice_names, const Names& choice_values) {
   return with_public_errors([&] {
     const auto function = "token_logps";
-    const RowOptions options = row_options(temperature, scale, softcap, ignore_index);
+    const RowOptions options =
+        row_options(function, {option_names, option_values, choice_names, choice_values});
     const int64_t rows = count_of_rows(logits), shards = blocks.dim() > 0 ? blocks.size(0) : 0;
     require(shards >= 1, [] { return "token_logps: blocks must be those of a shard at least"; });
     const Tensor merged = torch::stable::empty({rows, kStatistics}, ScalarType::Double);
     merge_shards(function, rows_in<RowStatistics>(function, blocks, shards * (1 + rows)), shards,
                  rows, ids_of(function, "targets", targets, rows), options,
                  rows_in<RowStatistics>(function, merged, rows));
-    return results_of(merged, logits, options, with_entropies);
+    return results_of(merged, logits, options);
   });
 }
 
 std::tuple<Tensor, Tensor, Tensor> token_logps_forward(const Tensor& logits, const Tensor& targets,
-                                                       double temperature, double scale,
-                                                       double softcap, int64_t ignore_index,
-                                                       bool with_entropies, bool with_statistics) {
-  const Tensor statistics = shard_statistics(logits, targets, temperature, scale, softcap,
-                                             ignore_index, with_entropies, with_statistics, 0, 0);
-  return results_of(statistics, logits, row_options(temperature, scale, softcap, ignore_index),
-                    with_entropies);
+                                                       const Names& option_names,
+                                                       const Tensor& option_values,
+                                                       const Names& choice_names,
+                                                       const Names& choice_values) {
+  const Tensor statistics =
+      shard_statistics(logits, targets, option_names, option_values, choice_names, choice_values);
+  return with_public_errors([&] {
+    return results_of(
+        statistics, logits,
+        row_options("token_logps", {option_names, option_values, choice_names, choice_values}));
+  });
 }
 
 // inputs: the logits or the hidden states, for their shape and type; target_is_largest is 0 or 1.
 std::tuple<Tensor, Tensor, Tensor> token_statistics(const Tensor& statistics, const Tensor& inputs,
-                                                    double temperature, double scale,
-                                                    double softcap) {
+                                                    const Names& option_names,
+                                                    const Tensor& option_values,
+                                                    const Names& choice_names,
+                                                    const Names& choice_values) {
   return with_public_errors([&] {
-    const RowOptions options = row_options(temperature, scale, softcap, 0);
-    const RowStatistics* rows =
-        rows_in<RowStatistics>("token_logps", statistics, count_of_rows(inputs));
+    const auto function = "token_logps";
+    const RowOptions options =
+        row_options(function, {option_names, option_values, choice_names, choice_values});
+    const RowStatistics* rows = rows_in<RowStatistics>(function, statistics, count_of_rows(inputs));
     const auto mean_of = [&](const RowStatistics& row) { return mean_logit(row, options); };
     return std::tuple(from_rows(rows, inputs, sum_of_squared_p), from_rows(rows, inputs, mean_of),
                       from_rows(rows, inputs, target_is_largest));
@@ -124,16 +119,15 @@ std::tuple<Tensor, Tensor, Tensor> token_statistics(const Tensor& statistics, co
 }
 
 void token_logps_backward(const Tensor& logits, const Tensor& targets, const Tensor& statistics,
-                          const Upstream& dlogps, const Upstream& dentropies, double temperature,
-                          double scale, double softcap, int64_t ignore_index, Tensor dlogits,
-                          int64_t first_id, int64_t ids) {
+                          const Upstream& dlogps, const Upstream& dentropies,
+                          const Names& option_names, const Tensor& option_values,
+                          const Names& choice_names, const Names& choice_values, Tensor dlogits) {
   with_public_errors([&] {
     // In place where it is asked for: then the layout is one that rows express.
     Tensor owner;
-    RowOptions options = row_options(temperature, scale, softcap, ignore_index);
-    options.first_id = first_id;
-    options.ids = ids;
     const auto function = "token_logps";
+    const RowOptions options =
+        row_options(function, {option_names, option_values, choice_names, choice_values});
     const ConstLogits in = rows_of(function, "logits", logits, owner);
     row_gradients(in, ids_of(function, "targets", targets, in.rows), options,
                   rows_in<RowStatistics>(function, statistics, in.rows),
@@ -143,11 +137,17 @@ void token_logps_backward(const Tensor& logits, const Tensor& targets, const Ten
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> categorical_kl_forward(const Tensor& q, const Tensor& p,
-                                                                  const std::optional<Tensor>& mask,
-                                                                  double temperature) {
+double temperature_of(std::string_view function, const Words& words) {
+  return options_of<TemperatureCall>(function, words).temperature;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> categorical_kl_forward(
+    const Tensor& q, const Tensor& p, const std::optional<Tensor>& mask, const Names& option_names,
+    const Tensor& option_values, const Names& choice_names, const Names& choice_values) {
   return with_public_errors([&] {
     const auto function = "categorical_kl";
+    const double temperature =
+        temperature_of(function, {option_names, option_values, choice_names, choice_values});
     Tensor q_owner, p_owner;
     const ConstLogits q_rows = rows_of(function, "q_logits", q, q_owner);
     const ConstLogits p_rows = rows_of(function, "p_logits", p, p_owner);
@@ -172,11 +172,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> categorical_kl_forward(const Tensor& 
 }
 
 // upstream: [N, 3] float64, contiguous: of kl, reverse_kl, entropies.
-std::tuple<Tensor, Tensor> categorical_kl_backward(const Tensor& q, const Tensor& p,
-                                                   const Tensor& statistics, const Tensor& upstream,
-                                                   double temperature, bool with_q, bool with_p) {
+std::tuple<Tensor, Tensor> categorical_kl_backward(
+    const Tensor& q, const Tensor& p, const Tensor& statistics, const Tensor& upstream,
+    const Names& option_names, const Tensor& option_values, const Names& choice_names,
+    const Names& choice_values, bool with_q, bool with_p) {
   return with_public_errors([&] {
     const auto function = "categorical_kl";
+    const double temperature =
+        temperature_of(function, {option_names, option_values, choice_names, choice_values});
     Tensor q_owner, p_owner;
     const ConstLogits q_rows = rows_of(function, "q_logits", q, q_owner);
     const ConstLogits p_rows = rows_of(function, "p_logits", p, p_owner);
@@ -204,33 +207,33 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(const Tensor& q, const Tensor
 
 STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
   library.def(
-      "token_logps_forward(Tensor logits, Tensor targets, float temperature, float scale, "
-      "float softcap, int ignore_index, bool with_entropies, bool with_statistics) -> "
-      "(Tensor logps, Tensor entropies, Tensor statistics)");
+      tether::python::with_words("token_logps_forward(Tensor logits, Tensor targets, WORDS) -> "
+                                 "(Tensor logps, Tensor entropies, Tensor statistics)")
+          .c_str());
+  library.def(tether::python::with_words(
+                  "token_statistics(Tensor statistics, Tensor inputs, WORDS) -> "
+                  "(Tensor sum_of_squared_p, Tensor mean_logits, Tensor target_is_largest)")
+                  .c_str());
+  library.def(tether::python::with_words(
+                  "token_logps_backward(Tensor logits, Tensor targets, Tensor statistics, "
+                  "Tensor? dlogps, Tensor? dentropies, WORDS, Tensor(a!) dlogits) -> ()")
+                  .c_str());
   library.def(
-      "token_statistics(Tensor statistics, Tensor inputs, float temperature, float scale, "
-      "float softcap) -> "
-      "(Tensor sum_of_squared_p, Tensor mean_logits, Tensor target_is_largest)");
-  library.def(
-      "token_logps_backward(Tensor logits, Tensor targets, Tensor statistics, Tensor? dlogps, "
-      "Tensor? dentropies, float temperature, float scale, float softcap, int ignore_index, "
-      "Tensor(a!) dlogits, int first_id=0, int ids=0) -> ()");
-  library.def(
-      "shard_statistics(Tensor logits, Tensor targets, float temperature, float scale, "
-      "float softcap, int ignore_index, bool with_entropies, bool with_statistics, int first_id, "
-      "int ids) -> Tensor");
-  library.def(
-      "token_logps_of_shards(Tensor blocks, Tensor targets, Tensor logits, float temperature, "
-      "float scale, float softcap, int ignore_index, bool with_entropies) -> "
-      "(Tensor logps, Tensor entropies, Tensor statistics)");
-  library.def(
-      "row_options_check(str function, float temperature, float scale, float softcap) -> bool");
-  library.def(
-      "categorical_kl_forward(Tensor q_logits, Tensor p_logits, Tensor? mask, float temperature) "
-      "-> (Tensor kl, Tensor reverse_kl, Tensor entropies, Tensor statistics)");
-  library.def(
-      "categorical_kl_backward(Tensor q_logits, Tensor p_logits, Tensor statistics, "
-      "Tensor upstream, float temperature, bool with_q, bool with_p) -> (Tensor, Tensor)");
+      tether::python::with_words("shard_statistics(Tensor logits, Tensor targets, WORDS) -> Tensor")
+          .c_str());
+  library.def(tether::python::with_words(
+                  "token_logps_of_shards(Tensor blocks, Tensor targets, Tensor logits, "
+                  "WORDS) -> (Tensor logps, Tensor entropies, Tensor statistics)")
+                  .c_str());
+  library.def(tether::python::with_words(
+                  "categorical_kl_forward(Tensor q_logits, Tensor p_logits, Tensor? mask, WORDS) "
+                  "-> (Tensor kl, Tensor reverse_kl, Tensor entropies, Tensor statistics)")
+                  .c_str());
+  library.def(tether::python::with_words(
+                  "categorical_kl_backward(Tensor q_logits, Tensor p_logits, "
+                  "Tensor statistics, Tensor upstream, WORDS, bool with_q, bool with_p) -> "
+                  "(Tensor, Tensor)")
+                  .c_str());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
@@ -241,8 +244,4 @@ STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
   library.impl("token_logps_backward", TORCH_BOX(&tether::token_logps_backward));
   library.impl("categorical_kl_forward", TORCH_BOX(&tether::categorical_kl_forward));
   library.impl("categorical_kl_backward", TORCH_BOX(&tether::categorical_kl_backward));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(tether, CompositeExplicitAutograd, library) {
-  library.impl("row_options_check", TORCH_BOX(&tether::row_options_check));
 }

@@ -15,6 +15,7 @@
 #include "python/estimator_functions.h"
 #include "python/functions.h"
 #include "python/loss_functions.h"
+#include "python/row_functions.h"
 #include "python/stable.h"
 #include "rl/kernels/chunked_policy_loss.h"
 
@@ -58,9 +59,11 @@ bool check_settings(const Name& function, const Name& name, const std::vector<Na
 // {"functions": {name: ...}, "objectives": [...]}, what Python reads once.
 std::vector<std::string> description() {
   std::string functions, objectives;
-  for_each_function([&]<class Function>() {
+  const auto add_function = [&]<class Function>() {
     functions += (functions.empty() ? "" : ", ") + json_of_function<Function>();
-  });
+  };
+  for_each_function(add_function);
+  for_each_row_function(add_function);
   const auto add = [&](std::string_view family, const auto& rows) {
     for (const auto& row : rows) {
       const auto parts = {json_text(family), json_text(row.name), json_text(row.formula),

@@ -12,6 +12,7 @@
 #include "logits/rows.h"
 #include "logits/top_k_kl.h"
 #include "python/logits_rows.h"
+#include "python/row_functions.h"
 #include "python/stable.h"
 
 namespace tether {
@@ -19,6 +20,7 @@ namespace {
 
 using namespace python;
 using Upstream = std::optional<Tensor>;
+using Names = std::vector<Name>;
 
 // ids [N, k] and targets [N] int64, logps and target_logps float64, all contiguous.
 TopKHeads heads_of(const ConstLogits& q, const Tensor& ids, const Tensor& logps,
@@ -34,18 +36,14 @@ TopKHeads heads_of(const ConstLogits& q, const Tensor& ids, const Tensor& logps,
           .p_target_logps = numbers_or_none(function, "target_logps", target_logps, q.rows)};
 }
 
-TopKKlOptions top_k_options(double temperature, int64_t tail, int64_t ignore_index,
-                            double precision) {
-  return {.temperature = temperature,
-          .tail = static_cast<TailEstimate>(tail),
-          .ignore_index = ignore_index,
-          .precision = precision};
+TopKKlOptions top_k_options(const Words& words) {
+  return options_of<TopKCall>("top_k_kl", words).options();
 }
 
 std::tuple<Tensor, Tensor> top_k_kl_forward(const Tensor& q, const Tensor& ids, const Tensor& logps,
                                             const Upstream& targets, const Upstream& target_logps,
-                                            double temperature, int64_t tail, int64_t ignore_index,
-                                            double precision) {
+                                            const Names& option_names, const Tensor& option_values,
+                                            const Names& choice_names, const Names& choice_values) {
   return with_public_errors([&] {
     Tensor owner;
     const ConstLogits rows = rows_of("top_k_kl", "q_logits", q, owner);
@@ -53,8 +51,8 @@ std::tuple<Tensor, Tensor> top_k_kl_forward(const Tensor& q, const Tensor& ids, 
     std::vector<double> kl(static_cast<size_t>(rows.rows));
     RowStatistics* sums = rows_in<RowStatistics>("top_k_kl", statistics, rows.rows);
     top_k_kl(heads_of(rows, ids, logps, targets, target_logps),
-             top_k_options(temperature, tail, ignore_index, precision), sums, kl.data(),
-             torch_executor());
+             top_k_options({option_names, option_values, choice_names, choice_values}), sums,
+             kl.data(), torch_executor());
     clear_unasked(RowSums::logp, sums, rows.rows);
     return std::tuple(from_rows(kl.data(), q, [](double value) { return value; }), statistics);
   });
@@ -62,8 +60,9 @@ std::tuple<Tensor, Tensor> top_k_kl_forward(const Tensor& q, const Tensor& ids, 
 
 Tensor top_k_kl_backward(const Tensor& q, const Tensor& ids, const Tensor& logps,
                          const Upstream& targets, const Upstream& target_logps,
-                         const Tensor& statistics, const Tensor& upstream, double temperature,
-                         int64_t tail, int64_t ignore_index, double precision) {
+                         const Tensor& statistics, const Tensor& upstream,
+                         const Names& option_names, const Tensor& option_values,
+                         const Names& choice_names, const Names& choice_values) {
   return with_public_errors([&] {
     Tensor owner;
     std::vector<int64_t> sizes;
@@ -72,7 +71,7 @@ Tensor top_k_kl_backward(const Tensor& q, const Tensor& ids, const Tensor& logps
     const auto function = "top_k_kl";
     const ConstLogits rows = rows_of(function, "q_logits", q, owner);
     top_k_kl_gradients(heads_of(rows, ids, logps, targets, target_logps),
-                       top_k_options(temperature, tail, ignore_index, precision),
+                       top_k_options({option_names, option_values, choice_names, choice_values}),
                        rows_in<RowStatistics>(function, statistics, rows.rows),
                        numbers_of<const double>(function, "upstream", upstream, rows.rows),
                        writable(function, dq, q), torch_executor());
@@ -80,20 +79,16 @@ Tensor top_k_kl_backward(const Tensor& q, const Tensor& ids, const Tensor& logps
   });
 }
 
-// Throws unless the options are legal: for devices without a kernel.
-bool top_k_options_check(double temperature, double precision) {
-  return with_public_errors([&] {
-    check_fields("top_k_kl", top_k_options(temperature, 0, 0, precision));
-    return true;
-  });
-}
-
 // ids: [N, k] int64, contiguous; the result is [N, k], float64.
-Tensor head_logps(const Tensor& logits, const Tensor& ids, double temperature) {
+Tensor head_logps(const Tensor& logits, const Tensor& ids, const Names& option_names,
+                  const Tensor& option_values, const Names& choice_names,
+                  const Names& choice_values) {
   return with_public_errors([&] {
     Tensor owner;
     const ConstLogits rows = rows_of("head_logps", "logits", logits, owner);
-    const RowOptions options{.temperature = temperature, .sums = RowSums::logp};
+    const auto call = options_of<TemperatureCall>(
+        "head_logps", {option_names, option_values, choice_names, choice_values});
+    const RowOptions options{.temperature = call.temperature, .sums = RowSums::logp};
     require(ids.dim() >= 1, [] { return "head_logps: head_ids must be [N, k]"; });
     const auto* wanted = ids_of("head_logps", "head_ids", ids, rows.rows * ids.size(-1));
     std::vector<RowStatistics> statistics(static_cast<size_t>(rows.rows));
@@ -109,24 +104,23 @@ Tensor head_logps(const Tensor& logits, const Tensor& ids, double temperature) {
 }  // namespace tether
 
 STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
+  library.def(tether::python::with_words(
+                  "top_k_kl_forward(Tensor q_logits, Tensor head_ids, Tensor head_logps, "
+                  "Tensor? targets, Tensor? target_logps, WORDS) -> "
+                  "(Tensor kl, Tensor statistics)")
+                  .c_str());
+  library.def(tether::python::with_words(
+                  "top_k_kl_backward(Tensor q_logits, Tensor head_ids, Tensor head_logps, "
+                  "Tensor? targets, Tensor? target_logps, Tensor statistics, "
+                  "Tensor upstream, WORDS) -> Tensor")
+                  .c_str());
   library.def(
-      "top_k_kl_forward(Tensor q_logits, Tensor head_ids, Tensor head_logps, Tensor? targets, "
-      "Tensor? target_logps, float temperature, int tail, int ignore_index, float precision) -> "
-      "(Tensor kl, Tensor statistics)");
-  library.def(
-      "top_k_kl_backward(Tensor q_logits, Tensor head_ids, Tensor head_logps, Tensor? targets, "
-      "Tensor? target_logps, Tensor statistics, Tensor upstream, float temperature, int tail, "
-      "int ignore_index, float precision) -> Tensor");
-  library.def("top_k_options_check(float temperature, float precision) -> bool");
-  library.def("head_logps(Tensor logits, Tensor head_ids, float temperature) -> Tensor");
+      tether::python::with_words("head_logps(Tensor logits, Tensor head_ids, WORDS) -> Tensor")
+          .c_str());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
   library.impl("top_k_kl_forward", TORCH_BOX(&tether::top_k_kl_forward));
   library.impl("top_k_kl_backward", TORCH_BOX(&tether::top_k_kl_backward));
   library.impl("head_logps", TORCH_BOX(&tether::head_logps));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(tether, CompositeExplicitAutograd, library) {
-  library.impl("top_k_options_check", TORCH_BOX(&tether::top_k_options_check));
 }

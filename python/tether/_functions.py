@@ -40,6 +40,7 @@ class Argument(NamedTuple):
     kind: str
     required: bool
     differentiable: bool
+    like: str = ""  # another argument; empty: the first
 
 
 class Option(NamedTuple):
@@ -133,7 +134,7 @@ def _checked_choice(function: str, name: str, value: Value, choice: Choice) -> s
     flag = choice.legal == ("false", "true")
     if flag and isinstance(value, bool):
         return "true" if value else "false"
-    if flag and not isinstance(value, str):
+    if flag and value not in choice.legal:
         raise TypeError(f"{function}: {name} must be a bool, got {type(value).__name__}")
     if not isinstance(value, str):
         raise TypeError(f"{function}: {name} must be a string, got {type(value).__name__}")
@@ -168,6 +169,13 @@ def _check_kind(where: str, argument: Argument, tensor: Tensor, like: Like) -> N
         return
     if kind == "mask" and (dtype == torch.bool or dtype in INTEGERS):
         return
+    if kind == "same":
+        if dtype != like.tensor.dtype:
+            raise TypeError(
+                f"{where} must be {dtype_text(like.tensor.dtype)} like {like.name}, got "
+                f"{dtype_text(dtype)}"
+            )
+        return
     check_floating(where, tensor)
     narrow = kind == "narrow" and like.tensor.dtype != torch.float64
     if narrow and dtype == torch.float64:
@@ -178,27 +186,49 @@ def _check_kind(where: str, argument: Argument, tensor: Tensor, like: Like) -> N
 
 
 def _rule_of_shape(shape: str, like: Like) -> str:
+    sizes, name = shape_text(like.tensor), like.name
+    if shape == "rows":
+        return "[N] with offsets" if like.packed else "[B, T], or [N] with offsets"
+    if shape == "positions":
+        return f"{list(like.tensor.shape[:-1])} like {name} {sizes}"
+    if shape == "weight":
+        return f"[V, {like.tensor.shape[-1]}] with V at least 1, for {name} {sizes}"
+    if shape == "bias":
+        return f"[{like.tensor.shape[0]}] like the rows of {name}"
     return {
-        "rows": "[N] with offsets" if like.packed else "[B, T], or [N] with offsets",
         "elements": "[B, T] or [N]",
         "answers": "[B]",
         "per_row": f"[{like.rows}]",
-        "either": f"[{like.rows}] or {shape_text(like.tensor)}",
-        "tokens": f"{shape_text(like.tensor)} like {like.name}",
+        "either": f"[{like.rows}] or {sizes}",
+        "logits": "[..., V] with V at least 1",
+        "hidden": "[..., H] with H at least 1",
+        "heads": f"[..., k] like {name} {sizes}",
+        "tokens": f"{sizes} like {name}",
     }[shape]
 
 
 def _has_shape(shape: str, tensor: Tensor, like: Like) -> bool:
+    sizes, of = tensor.shape, like.tensor.shape
     if shape == "rows":
-        return tensor.dim() == (1 if like.packed else 2)
+        return len(sizes) == (1 if like.packed else 2)
     if shape == "elements":
-        return tensor.dim() in (1, 2)
+        return len(sizes) in (1, 2)
     if shape == "answers":
-        return tensor.dim() == 1
+        return len(sizes) == 1
     if shape == "per_row":
-        return tensor.shape == (like.rows,)
-    either = shape == "either" and tensor.shape in ((like.rows,), (like.rows, 1))
-    return either or tensor.shape == like.tensor.shape
+        return sizes == (like.rows,)
+    if shape in ("logits", "hidden"):
+        return len(sizes) >= 1 and sizes[-1] >= 1
+    if shape == "positions":
+        return sizes == of[:-1]
+    if shape == "heads":
+        return len(sizes) == len(of) and sizes[:-1] == of[:-1]
+    if shape == "weight":
+        return len(sizes) == 2 and sizes[0] >= 1 and sizes[1] == of[-1]
+    if shape == "bias":
+        return sizes == of[:1]
+    either = shape == "either" and sizes in ((like.rows,), (like.rows, 1))
+    return either or sizes == of
 
 
 def _check_shape(where: str, shape: str, tensor: Tensor, like: Like) -> None:
@@ -306,8 +336,9 @@ class Function:
             Result(result, kind, of, tuple(size for size in sizes if size))
             for result, kind, of, sizes in description["results"]
         )
-        self.operator = getattr(ops, name)
-        _register_fake(self)
+        self.operator = getattr(ops, name) if self.results else None
+        if self.results:
+            _register_fake(self)
         if self.gradient:
             _register_autograd(self)
 
@@ -332,10 +363,12 @@ class Function:
         _check_argument(function, first, rows, like)
         if offsets is not None:
             _check_offsets(function, offsets, like)
-        count = rows.shape[0] if offsets is None else offsets.shape[0] - 1
-        like = like._replace(rows=count)
+        if self.packed:
+            count = rows.shape[0] if offsets is None else offsets.shape[0] - 1
+            like = like._replace(rows=count)
         for each in others:
-            _check_argument(function, each, tensors[each.name], like)
+            of = like._replace(name=each.like, tensor=tensors[each.like]) if each.like else like
+            _check_argument(function, each, tensors[each.name], of)
         out = {each.name: _as_taken(each, tensors[each.name], like) for each in self.arguments}
         return out | {"offsets": offsets} if self.packed else out
 

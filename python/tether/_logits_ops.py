@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,14 +33,6 @@ def _doubles(upstream: Tensor | None) -> Tensor | None:
     return None if upstream is None else upstream.to(torch.float64).contiguous().view(-1)
 
 
-def check_row_options(
-    function: str, temperature: float, scale: float = 1.0, softcap: float = 0.0
-) -> None:
-    """Where no operator does."""
-    if not torch.compiler.is_compiling():
-        ops.row_options_check(function, temperature, scale, softcap)
-
-
 def _without_autocast(function):
     """Matrix products inside are in the dtype of their tensors, which the caller has chosen."""
 
@@ -54,11 +47,17 @@ def _without_autocast(function):
 # ---- token_logps ---------------------------------------------------------------------------------
 
 
-@torch.library.register_fake("tether::token_logps_forward")
-def _(logits, targets, temperature, scale, softcap, ignore_index, with_entropies, _):
-    entropies = _like_result(logits) if with_entropies else logits.new_empty((0,)).float()
+def _like_results(logits: Tensor, targets: Tensor, words: Sequence) -> tuple[Tensor, ...]:
+    """logps, entropies and statistics."""
+    asked = "true" in words[3]
+    entropies = _like_result(logits) if asked else logits.new_empty((0,)).float()
     statistics = logits.new_empty((targets.numel(), STATISTICS), dtype=torch.float64)
     return _like_result(logits), entropies, statistics
+
+
+@torch.library.register_fake("tether::token_logps_forward")
+def _(logits, targets, *words):
+    return _like_results(logits, targets, words)
 
 
 @torch.library.register_fake("tether::shard_statistics")
@@ -67,20 +66,18 @@ def _(logits, targets, *_):
 
 
 @torch.library.register_fake("tether::token_logps_of_shards")
-def _(blocks, targets, logits, temperature, scale, softcap, ignore_index, with_entropies):
-    entropies = _like_result(logits) if with_entropies else logits.new_empty((0,)).float()
-    merged = blocks.new_empty((targets.numel(), STATISTICS))
-    return _like_result(logits), entropies, merged
+def _(blocks, targets, logits, *words):
+    return _like_results(logits, targets, words)
 
 
 @torch.library.register_fake("tether::token_statistics")
-def _(statistics, inputs, temperature, scale, softcap):
+def _(statistics, inputs, *_):
     return _like_result(inputs), _like_result(inputs), _like_result(inputs)
 
 
-def token_statistics(statistics, inputs, options):
+def token_statistics(statistics, inputs, words):
     """sum_of_squared_p, mean_logits, target_is_largest of rows of logits or of hidden states."""
-    *values, largest = ops.token_statistics(statistics, inputs.detach(), *options[:3])
+    *values, largest = ops.token_statistics(statistics, inputs.detach(), *words)
     return *values, largest.bool()
 
 
@@ -93,7 +90,7 @@ class TokenGradient(torch.autograd.Function):
     """The gradient of the logits; a Function of its own so that a second backward raises."""
 
     @staticmethod
-    def forward(ctx, logits, targets, statistics, dlogps, dentropies, options, buffer, shard):
+    def forward(ctx, logits, targets, statistics, dlogps, dentropies, words, buffer):
         dlogits = buffer
         if dlogits is None:
             dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
@@ -103,9 +100,8 @@ class TokenGradient(torch.autograd.Function):
             statistics,
             _doubles(dlogps),
             _doubles(dentropies),
-            *options,
+            *words,
             dlogits,
-            *shard,
         )
         if buffer is None:
             return dlogits
@@ -119,18 +115,20 @@ class TokenGradient(torch.autograd.Function):
 
 
 def _setup(ctx, inputs, output):
-    logits, targets, *options, ctx.with_entropies, _ = inputs
-    ctx.options = options
-    ctx.mark_non_differentiable(output[2], *(() if ctx.with_entropies else (output[1],)))
+    logits, targets, ctx.names, values, *ctx.choices = inputs
+    asked = "true" in ctx.choices[1]
+    ctx.mark_non_differentiable(output[2], *(() if asked else (output[1],)))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, savable(targets), output[2])
+    ctx.save_for_backward(logits, savable(targets), output[2], values)
 
 
 def _backward(ctx, dlogps, dentropies, _):
     dlogits = None
     if dlogps is not None or dentropies is not None:
-        dlogits = TokenGradient.apply(*ctx.saved_tensors, dlogps, dentropies, ctx.options, None, ())
-    return dlogits, *[None] * 7
+        *saved, values = ctx.saved_tensors
+        words = (ctx.names, values, *ctx.choices)
+        dlogits = TokenGradient.apply(*saved, dlogps, dentropies, words, None)
+    return dlogits, *[None] * 5
 
 
 torch.library.register_autograd("tether::token_logps_forward", _backward, setup_context=_setup)
@@ -140,20 +138,18 @@ class TokenLogpsOfCaller(torch.autograd.Function):
     """token_logps of a shard, which it gathers, or whose gradient goes to memory of the caller."""
 
     @staticmethod
-    def forward(ctx, logits, targets, options, with_entropies, with_statistics, buffer, shard):
-        ctx.options = options
+    def forward(ctx, logits, targets, words, with_entropies, buffer, shard):
+        ctx.words = words
         ctx.buffer, ctx.version, ctx.view_of_leaf = None, None, False
         if buffer is not None:
             ctx.buffer = buffer.detach()
             ctx.view_of_leaf = logits._base is not None and logits._base.is_leaf
             ctx.version = None if buffer.is_inference() else buffer._version
-        ctx.shard = () if shard is None else (shard.first_id, shard.ids)
-        asked = (*options, with_entropies)
         if shard is None:
-            out = ops.token_logps_forward(logits, targets, *asked, with_statistics)
+            out = ops.token_logps_forward(logits, targets, *words)
         else:
-            ours = ops.shard_statistics(logits, targets, *asked, with_statistics, *ctx.shard)
-            out = ops.token_logps_of_shards(_gathered(shard, ours), targets, logits, *asked)
+            ours = ops.shard_statistics(logits, targets, *words)
+            out = ops.token_logps_of_shards(_gathered(shard, ours), targets, logits, *words)
         logps, entropies, statistics = out
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
@@ -170,15 +166,13 @@ class TokenLogpsOfCaller(torch.autograd.Function):
                     "token_logps: gradient_buffer must be used for nothing else until backward, "
                     "got one that has changed. Give each call a buffer of its own"
                 )
-            dlogits = TokenGradient.apply(
-                *saved, dlogps, dentropies, ctx.options, ctx.buffer, ctx.shard
-            )
+            dlogits = TokenGradient.apply(*saved, dlogps, dentropies, ctx.words, ctx.buffer)
         if ctx.buffer is not None and dlogits is not None:
             # A leaf keeps a gradient as its .grad if nobody else holds it, and the next call would
             # write there: held here, it is copied. Views hand on tensors of their own.
             ctx.held = dlogits
             dlogits = dlogits.clone() if ctx.view_of_leaf else dlogits
-        return dlogits, *[None] * 6
+        return dlogits, *[None] * 5
 
 
 def _gathered(shard, ours: Tensor) -> Tensor:
@@ -228,9 +222,7 @@ class LinearTokenLogps(torch.autograd.Function):
 
     @staticmethod
     @_without_autocast
-    def forward(
-        ctx, hidden, weight, bias, targets, options, with_entropies, with_statistics, chunk
-    ):
+    def forward(ctx, hidden, weight, bias, targets, words, with_entropies, active, chunk):
         shape, targets = targets.shape, targets.reshape(-1)
         rows = hidden.reshape(-1, hidden.shape[-1])
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -239,17 +231,15 @@ class LinearTokenLogps(torch.autograd.Function):
         statistics = hidden.new_tensor(_IGNORED_ROW, dtype=torch.float64)
         statistics = statistics.repeat(targets.numel(), 1)
         ctx.chunk, ctx.kept = chunk, None
-        active = targets != options[-1]
+        active = active.reshape(-1)
         for places, logits in _logits_of_chunks(rows, weight, bias, active, chunk):
-            part = ops.token_logps_forward(
-                logits, targets[places], *options, with_entropies, with_statistics
-            )
+            part = ops.token_logps_forward(logits, targets[places], *words)
             logps[places], statistics[places] = part[0], part[2]
             if with_entropies:
                 entropies[places] = part[1]
             if logits.shape[0] == active.sum() and any(ctx.needs_input_grad[:3]):
                 ctx.kept = logits
-        ctx.options, ctx.shape = options, hidden.shape
+        ctx.words, ctx.active = words, active
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*map(savable, (hidden, weight, bias, targets)), statistics)
@@ -265,7 +255,8 @@ class LinearTokenLogps(torch.autograd.Function):
                 *ctx.saved_tensors,
                 dlogps,
                 dentropies,
-                ctx.options,
+                ctx.words,
+                ctx.active,
                 ctx.chunk,
                 kept,
                 tuple(ctx.needs_input_grad[:3]),
@@ -349,7 +340,8 @@ class _LinearGradient(torch.autograd.Function):
         statistics,
         dlogps,
         dentropies,
-        options,
+        words,
+        known,
         chunk,
         kept,
         wanted,
@@ -359,7 +351,7 @@ class _LinearGradient(torch.autograd.Function):
         for each in upstreams:
             if each is not None:
                 active |= each != 0
-        active &= targets != options[-1]
+        active &= known
         flat = hidden.reshape(-1, hidden.shape[-1])
         gradients = _Gradients(flat, weight, wanted)
         for places, logits in _logits_of_chunks(flat, weight, bias, active, chunk, kept):
@@ -368,7 +360,7 @@ class _LinearGradient(torch.autograd.Function):
                 targets[places],
                 statistics[places],
                 *(None if each is None else each[places] for each in upstreams),
-                *options,
+                *words,
                 logits,
             )
             gradients.add(places, logits, flat)
@@ -384,8 +376,9 @@ class LinearPolicyLoss(torch.autograd.Function):
 
     @staticmethod
     @_without_autocast
-    def forward(ctx, hidden, weight, bias, targets, batch, words, options, chunk, wanted):
-        *options, with_entropies = options
+    def forward(
+        ctx, hidden, weight, bias, targets, batch, words, row_words, with_entropies, chunk, wanted
+    ):
         mask = batch[1]
         flat, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
         active = (mask != 0).reshape(-1)
@@ -407,8 +400,7 @@ class LinearPolicyLoss(torch.autograd.Function):
                 places[begin:end],
                 *batch,
                 *words,
-                *options,
-                with_entropies,
+                *row_words,
                 any(wanted),
             )
             loss += part[0]
@@ -437,21 +429,23 @@ class LinearPolicyLoss(torch.autograd.Function):
             for i, (each, tensor) in enumerate(zip(saved[:3], saved[3:], strict=True)):
                 if each is not None:
                     gradients[i] = scaled("linear_policy_loss", upstream, each, tensor)
-        return *gradients, *[None] * 6
+        return *gradients, *[None] * 7
 
 
 # ---- categorical_kl ------------------------------------------------------------------------------
 
 
 @torch.library.register_fake("tether::categorical_kl_forward")
-def _(q_logits, p_logits, mask, temperature):
+def _(q_logits, p_logits, mask, *_):
     result = _like_result(q_logits)
     statistics = q_logits.new_empty((result.numel(), _KL_STATISTICS), dtype=torch.float64)
     return result, torch.empty_like(result), torch.empty_like(result), statistics
 
 
 @torch.library.register_fake("tether::categorical_kl_backward")
-def _(q_logits, p_logits, statistics, upstream, temperature, with_q, with_p):
+def _(q_logits, p_logits, statistics, upstream, *words_and_wanted):
+    with_q, with_p = words_and_wanted[-2:]
+
     def gradient(wanted):
         return q_logits.new_empty(q_logits.shape if wanted else (0,))
 
@@ -460,9 +454,9 @@ def _(q_logits, p_logits, statistics, upstream, temperature, with_q, with_p):
 
 class _KlGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q_logits, p_logits, statistics, upstream, temperature, with_q, with_p):
+    def forward(ctx, q_logits, p_logits, statistics, upstream, words, with_q, with_p):
         return ops.categorical_kl_backward(
-            q_logits, p_logits, statistics, upstream, temperature, with_q, with_p
+            q_logits, p_logits, statistics, upstream, *words, with_q, with_p
         )
 
     @staticmethod
@@ -471,16 +465,16 @@ class _KlGradient(torch.autograd.Function):
 
 
 def _setup_kl(ctx, inputs, output):
-    q_logits, p_logits, mask, ctx.temperature = inputs
+    q_logits, p_logits, mask, ctx.names, values, *ctx.choices = inputs
     ctx.mark_non_differentiable(output[3])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*map(savable, (q_logits, p_logits, output[3], mask)))
+    ctx.save_for_backward(*map(savable, (q_logits, p_logits, output[3], mask, values)))
 
 
 def _kl_backward(ctx, *upstreams):
-    q_logits, p_logits, statistics, mask = ctx.saved_tensors
+    q_logits, p_logits, statistics, mask, values = ctx.saved_tensors
     if all(each is None for each in upstreams[:3]):
-        return None, None, None, None
+        return (None,) * 7
     zero = statistics.new_zeros(q_logits.shape[:-1])
     upstream = torch.stack(
         [zero if each is None else each.to(torch.float64) for each in upstreams[:3]], -1
@@ -488,10 +482,11 @@ def _kl_backward(ctx, *upstreams):
     if mask is not None:
         upstream = upstream.masked_fill(~mask[..., None], 0)
     with_q, with_p = ctx.needs_input_grad[:2]
+    words = (ctx.names, values, *ctx.choices)
     dq, dp = _KlGradient.apply(
-        q_logits, p_logits, statistics, upstream.contiguous(), ctx.temperature, with_q, with_p
+        q_logits, p_logits, statistics, upstream.contiguous(), words, with_q, with_p
     )
-    return dq if with_q else None, dp if with_p else None, None, None
+    return dq if with_q else None, dp if with_p else None, *[None] * 5
 
 
 torch.library.register_autograd(

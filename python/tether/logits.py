@@ -13,25 +13,20 @@ from tether import reference
 from tether._checks import (
     Number,
     check_device,
-    check_flags,
-    check_floating,
     check_given,
     check_integers,
-    check_logits,
     check_no_tangents,
-    check_numbers,
     dtype_text,
     in_name_of,
     savable,
     shape_text,
 )
-from tether._functions import Value
+from tether._functions import FUNCTIONS, Call, Settings, Value
 from tether._logits_ops import (
     Chunk,
     LinearPolicyLoss,
     LinearTokenLogps,
     TokenLogpsOfCaller,
-    check_row_options,
     chunk_of,
     token_statistics,
 )
@@ -104,41 +99,44 @@ def token_logps(
     or IndexError before any work is done.
     """
     function = "token_logps"
-    check_logits(f"{function}: logits", logits)
-    targets = _checked_targets(function, targets, "logits", logits)
-    options = _checked_rows(function, temperature, scale, softcap, ignore_index)
-    check_flags(function, entropies=entropies, statistics=statistics)
+    check_integers(function, ignore_index=ignore_index)
+    rows = {
+        "temperature": temperature,
+        "scale": scale,
+        "softcap": softcap,
+        "ignore_index": ignore_index,
+    }
+    call = FUNCTIONS[function].call(
+        {"logits": logits, "targets": targets},
+        {**rows, "entropies": entropies, "statistics": statistics},
+    )
+    targets = call.tensors["targets"].to(torch.int64).contiguous()
     if logits.device.type != "cpu":
         if gradient_buffer is not None:
             raise ValueError(f"{function}: gradient_buffer must be None for logits on a device")
         if shard is not None:
             raise ValueError(f"{function}: shard must be None for logits on a device")
-        check_row_options(function, *options[:3])
-        settings = {
-            "temperature": temperature,
-            "scale": scale,
-            "softcap": softcap,
-            "ignore_index": ignore_index,
-        }
-        out = reference.token_logps(logits, targets, **settings)
-        further = reference.token_statistics(logits, targets, **settings) if statistics else ()
+        out = reference.token_logps(logits, targets, **rows)
+        further = reference.token_statistics(logits, targets, **rows) if statistics else ()
         return TokenLogps(out[0], out[1] if entropies else None, *further)
     check_no_tangents(function, logits=logits)
     if gradient_buffer is not None:
         _check_buffer(f"{function}: gradient_buffer", gradient_buffer, logits)
     if shard is not None:
         _check_shard(f"{function}: shard", shard, logits)
+        call = call.with_numbers({"first_id": shard.first_id, "ids": shard.ids})
+    words = call.settings.words()
 
     def run():
         if gradient_buffer is not None or shard is not None:
             return TokenLogpsOfCaller.apply(
-                logits, targets, options, entropies, statistics, gradient_buffer, shard
+                logits, targets, words, entropies, gradient_buffer, shard
             )
-        return ops.token_logps_forward(logits, targets, *options, entropies, statistics)
+        return ops.token_logps_forward(logits, targets, *words)
 
     vocabulary = logits.shape[-1] if shard is None else shard.ids
     logps, found, sums = _with_index_error(function, run, targets, vocabulary, ignore_index)
-    further = token_statistics(sums, logits, options) if statistics else ()
+    further = token_statistics(sums, logits, words) if statistics else ()
     return TokenLogps(logps, found if entropies else None, *further)
 
 
@@ -176,19 +174,19 @@ def linear_token_logps(
     on the result. Half weights: their gradient is added up in float32.
     """
     function = "linear_token_logps"
-    linear, targets = _checked_linear(
-        function, Linear(hidden, weight, bias), targets, chunk_bytes, rows_per_chunk
+    settings = {
+        "temperature": temperature,
+        "scale": scale,
+        "softcap": softcap,
+        "ignore_index": ignore_index,
+        "entropies": entropies,
+        "statistics": statistics,
+    }
+    linear, targets, call = _checked_linear(
+        function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
-    check_flags(function, entropies=entropies, statistics=statistics)
-    return _linear_token_logps(
-        function,
-        linear,
-        targets,
-        options=_checked_rows(function, temperature, scale, softcap, ignore_index),
-        entropies=entropies,
-        statistics=statistics,
-        chunk=chunk_of(linear.weight, chunk_bytes, rows_per_chunk),
-    )
+    chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
+    return _linear_token_logps(function, linear, targets, call.settings, chunk)
 
 
 class Linear(NamedTuple):
@@ -210,45 +208,34 @@ class Linear(NamedTuple):
 
 
 def _linear_token_logps(
-    function: str,
-    linear: Linear,
-    targets: Tensor,
-    *,
-    options: tuple[float, float, float, int],
-    entropies: bool = False,
-    statistics: bool = False,
-    chunk: Chunk,
+    function: str, linear: Linear, targets: Tensor, settings: Settings, chunk: Chunk
 ) -> TokenLogps:
     """linear_token_logps of checked tensors, in the name of `function`."""
     hidden, weight, bias = linear
-    temperature, scale, softcap, ignore_index = options
+    ignore_index = settings.numbers["ignore_index"]
+    entropies, statistics = (
+        settings.choices[name] == "true" for name in ("entropies", "statistics")
+    )
     if hidden.device.type != "cpu":
         # 0 times NaN would reach the gradient of the weight.
         known = hidden.masked_fill((targets == ignore_index)[..., None], 0)
         logits = torch.nn.functional.linear(known, savable(weight), savable(bias))
+        flags = {"entropies": entropies, "statistics": statistics}
 
         def run_by_torch():
-            return token_logps(
-                logits,
-                targets,
-                temperature=temperature,
-                scale=scale,
-                softcap=softcap,
-                entropies=entropies,
-                statistics=statistics,
-                ignore_index=ignore_index,
-            )
+            return token_logps(logits, targets, **{**settings.numbers, **flags})
 
         return in_name_of(function, "token_logps", run_by_torch)
     check_no_tangents(function, hidden=hidden, weight=weight, bias=bias)
+    words, active = settings.words(), targets != ignore_index
 
     def run():
         return LinearTokenLogps.apply(
-            hidden, weight, bias, targets, options, entropies, statistics, chunk
+            hidden, weight, bias, targets, words, entropies, active, chunk
         )
 
     logps, found, sums = _with_index_error(function, run, targets, weight.shape[0], ignore_index)
-    further = token_statistics(sums, hidden, options) if statistics else ()
+    further = token_statistics(sums, hidden, words) if statistics else ()
     return TokenLogps(logps, found, *further)
 
 
@@ -292,10 +279,17 @@ def linear_policy_loss(
     three where they are one chunk.
     """
     function = "linear_policy_loss"
-    linear, targets = _checked_linear(
-        function, Linear(hidden, weight, bias), targets, chunk_bytes, rows_per_chunk
+    settings = {
+        "temperature": temperature,
+        "scale": scale,
+        "softcap": softcap,
+        "ignore_index": ignore_index,
+        "entropies": entropies,
+        "statistics": False,
+    }
+    linear, targets, rows = _checked_linear(
+        function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
-    check_flags(function, entropies=entropies)
     batch = {
         "advantages": advantages,
         "response_mask": response_mask,
@@ -315,13 +309,12 @@ def linear_policy_loss(
     taken = {name: call.tensors[name] for name in batch}
     active = targets.masked_fill(taken["response_mask"] == 0, ignore_index)
     bonus = float(call.settings.numbers.get("entropy_coef", 0)) != 0
-    rows = _checked_rows(function, temperature, scale, softcap, ignore_index)
+    asked = entropies or bonus
+    rows.settings.choices["entropies"] = "true" if asked else "false"
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
     default = objectives()[objective].choices["level"].default
     if call.settings.choices.get("level", default) != "token" or hidden.device.type != "cpu":
-        made = _linear_token_logps(
-            function, linear, active, options=rows, entropies=entropies or bonus, chunk=chunk
-        )
+        made = _linear_token_logps(function, linear, active, rows.settings, chunk)
         found = None if made.entropies is None else made.entropies.detach()
 
         def run_by_logps():
@@ -344,7 +337,8 @@ def linear_policy_loss(
             active,
             tuple(taken.values()),
             call.settings.words(),
-            (*rows, entropies or bonus),
+            rows.settings.words(),
+            asked,
             chunk,
             [
                 torch.is_grad_enabled() and each is not None and each.requires_grad
@@ -390,8 +384,16 @@ def linear_preference_loss(
     """
     function = "linear_preference_loss"
     check_given(f"{function}: response_mask", response_mask)
-    linear, targets = _checked_linear(
-        function, Linear(hidden, weight, bias), targets, chunk_bytes, rows_per_chunk
+    settings = {
+        "temperature": temperature,
+        "scale": scale,
+        "softcap": softcap,
+        "ignore_index": ignore_index,
+        "entropies": False,
+        "statistics": False,
+    }
+    linear, targets, rows = _checked_linear(
+        function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
     counts = {"pairs": pairs, "world_size": world_size, "scale": loss_scale}
     logps = _stand_in(linear, targets)
@@ -399,14 +401,9 @@ def linear_preference_loss(
         function, logps, ref_logps, response_mask, offsets, objective, options, counts
     )
     mask = call.tensors["response_mask"].view(targets.shape)
-    rows = _checked_rows(function, temperature, scale, softcap, ignore_index)
-    made = _linear_token_logps(
-        function,
-        linear,
-        targets.masked_fill(mask == 0, ignore_index),
-        options=rows,
-        chunk=chunk_of(linear.weight, chunk_bytes, rows_per_chunk),
-    )
+    active = targets.masked_fill(mask == 0, ignore_index)
+    chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
+    made = _linear_token_logps(function, linear, active, rows.settings, chunk)
 
     def run():
         return preference_loss(
@@ -440,33 +437,16 @@ def categorical_kl(
     Differentiable once in both. On the CPU one pass over both; else `tether.reference`.
     """
     function = "categorical_kl"
-    check_logits(f"{function}: q_logits", q_logits)
-    check_given(f"{function}: p_logits", p_logits)
-    _check_like(f"{function}: p_logits", p_logits, "q_logits", q_logits)
-    if p_logits.shape != q_logits.shape:
-        raise ValueError(
-            f"{function}: p_logits must be {shape_text(q_logits)} like q_logits, got "
-            f"{shape_text(p_logits)}"
-        )
-    check_numbers(function, temperature=temperature)
-    if mask is not None:
-        check_given(f"{function}: mask", mask)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"{function}: mask must be bool, got {dtype_text(mask.dtype)}")
-        check_device(f"{function}: mask", mask, "q_logits", q_logits)
-        if mask.shape != q_logits.shape[:-1]:
-            raise ValueError(
-                f"{function}: mask must be {list(q_logits.shape[:-1])}, got {shape_text(mask)}"
-            )
+    tensors = {"q_logits": q_logits, "p_logits": p_logits, "mask": mask}
+    call = FUNCTIONS[function].call(tensors, {"temperature": temperature})
     if q_logits.device.type != "cpu":
-        check_row_options(function, float(temperature))
         return CategoricalKl(
             *reference.categorical_kl(q_logits, p_logits, mask=mask, temperature=temperature)
         )
     check_no_tangents(function, q_logits=q_logits, p_logits=p_logits)
 
     def run():
-        return ops.categorical_kl_forward(q_logits, p_logits, mask, float(temperature))
+        return ops.categorical_kl_forward(q_logits, p_logits, mask, *call.settings.words())
 
     return CategoricalKl(*in_name_of(function, "logits_kl_statistics", run)[:3])
 
@@ -478,25 +458,14 @@ def _result_type(tensor: Tensor) -> torch.dtype:
 # ---- checks --------------------------------------------------------------------------------------
 
 
-def _checked_rows(
-    function: str, temperature: float, scale: float, softcap: float, ignore_index: int
-) -> tuple[float, float, float, int]:
-    check_numbers(function, temperature=temperature, scale=scale, softcap=softcap)
-    check_integers(function, ignore_index=ignore_index)
-    return float(temperature), float(scale), float(softcap), ignore_index
-
-
-def _check_like(where: str, tensor: Tensor, name: str, like: Tensor) -> None:
-    if tensor.dtype != like.dtype:
-        raise TypeError(
-            f"{where} must be {dtype_text(like.dtype)} like {name}, got {dtype_text(tensor.dtype)}"
-        )
-    check_device(where, tensor, name, like)
-
-
 def _check_buffer(where: str, buffer: Tensor, logits: Tensor) -> None:
     check_given(where, buffer)
-    _check_like(where, buffer, "logits", logits)
+    if buffer.dtype != logits.dtype:
+        raise TypeError(
+            f"{where} must be {dtype_text(logits.dtype)} like logits, got "
+            f"{dtype_text(buffer.dtype)}"
+        )
+    check_device(where, buffer, "logits", logits)
     if buffer.shape != logits.shape:
         raise ValueError(
             f"{where} must be {shape_text(logits)} like logits, got {shape_text(buffer)}"
@@ -546,48 +515,27 @@ def _stand_in(linear: Linear, targets: Tensor) -> Tensor:
 
 
 def _checked_linear(
-    function: str, linear: Linear, targets: Tensor, chunk_bytes: int, rows_per_chunk: int
-) -> tuple[Linear, Tensor]:
+    function: str,
+    linear: Linear,
+    targets: Tensor,
+    settings: dict[str, Value],
+    chunk_bytes: int,
+    rows_per_chunk: int,
+) -> tuple[Linear, Tensor, Call]:
     """The tensors in one dtype; the targets as int64, contiguous."""
-    hidden, weight, bias = linear
-    check_logits(f"{function}: hidden", hidden, "H")
-    for name, each in (("weight", weight), ("bias", bias)):
-        if each is None and name == "bias":
-            continue
-        check_given(f"{function}: {name}", each)
-        check_floating(f"{function}: {name}", each)
-        check_device(f"{function}: {name}", each, "hidden", hidden)
-    if weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != hidden.shape[-1]:
-        raise ValueError(
-            f"{function}: weight must be [V, {hidden.shape[-1]}] with V at least 1, for hidden "
-            f"{shape_text(hidden)}, got {shape_text(weight)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{function}: bias must be [{weight.shape[0]}] like the rows of weight, got "
-            f"{shape_text(bias)}"
-        )
-    check_integers(function, chunk_bytes=chunk_bytes, rows_per_chunk=rows_per_chunk)
+    check_integers(
+        function,
+        ignore_index=settings["ignore_index"],
+        chunk_bytes=chunk_bytes,
+        rows_per_chunk=rows_per_chunk,
+    )
+    tensors = {**linear._asdict(), "targets": targets}
+    call = FUNCTIONS["linear_token_logps"].call(tensors, settings, function)
     if chunk_bytes < 1:
         raise ValueError(f"{function}: chunk_bytes must be at least 1, got {chunk_bytes}")
     if rows_per_chunk < 0:
         raise ValueError(f"{function}: rows_per_chunk must be at least 0, got {rows_per_chunk}")
-    return linear.in_one_dtype(), _checked_targets(function, targets, "hidden", hidden)
-
-
-def _checked_targets(function: str, targets: Tensor, name: str, like: Tensor) -> Tensor:
-    """int64, contiguous."""
-    where = f"{function}: targets"
-    check_given(where, targets)
-    if targets.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{where} must be int32 or int64, got {dtype_text(targets.dtype)}")
-    check_device(where, targets, name, like)
-    if targets.shape != like.shape[:-1]:
-        raise ValueError(
-            f"{where} must be {list(like.shape[:-1])} like {name} {shape_text(like)}, got "
-            f"{shape_text(targets)}"
-        )
-    return targets.to(torch.int64).contiguous()
+    return linear.in_one_dtype(), targets.to(torch.int64).contiguous(), call
 
 
 def _with_index_error(function: str, run, targets: Tensor, vocabulary: int, ignore_index: int):

@@ -6,24 +6,10 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import (
-    check_constant,
-    check_device,
-    check_floating,
-    check_given,
-    check_integers,
-    check_logits,
-    check_no_tangents,
-    check_numbers,
-    check_strings,
-    dtype_text,
-    savable,
-    shape_text,
-)
-from tether._logits_ops import STATISTICS, again, check_row_options
+from tether._checks import check_given, check_integers, check_no_tangents, check_strings, savable
+from tether._functions import FUNCTIONS
+from tether._logits_ops import STATISTICS, again
 from tether._ops import ops
-
-_TAILS = ("bucket", "k1", "k3")
 
 
 def top_k_kl(
@@ -63,22 +49,28 @@ def top_k_kl(
     pass over the logits each way; else `tether.reference`.
     """
     function = "top_k_kl"
-    check_logits(f"{function}: q_logits", q_logits)
-    check_strings(function, tail=tail)
-    check_numbers(function, temperature=temperature, precision=precision)
     check_integers(function, ignore_index=ignore_index)
-    if tail not in _TAILS:
-        raise ValueError(f"{function}: tail must be one of {', '.join(_TAILS)}, got {tail}")
+    check_strings(function, tail=tail)
+    tensors = {
+        "q_logits": q_logits,
+        "head_ids": head_ids,
+        "head_logps": head_logps,
+        "targets": targets,
+        "target_logps": target_logps,
+    }
     sampled = tail != "bucket"
-    _check_head(function, head_ids, "q_logits", q_logits)
-    _check_logps(function, "head_logps", head_logps, "head_ids", head_ids)
-    if sampled or targets is not None:
-        _check_targets(f"{function}: targets", targets, q_logits)
-    if sampled:
-        _check_logps(function, "target_logps", target_logps, "targets", targets)
+    for name in ("targets", "target_logps") if sampled else ():
+        check_given(f"{function}: {name}", tensors[name])
+    if targets is None:
+        tensors["target_logps"] = None
+    settings = {
+        "tail": tail,
+        "temperature": temperature,
+        "precision": precision,
+        "ignore_index": ignore_index,
+    }
+    call = FUNCTIONS[function].call(tensors, settings)
     if q_logits.device.type != "cpu":
-        if not torch.compiler.is_compiling():
-            ops.top_k_options_check(float(temperature), float(precision))
         return reference.top_k_kl(
             q_logits,
             head_ids,
@@ -98,10 +90,7 @@ def top_k_kl(
             head_logps.to(torch.float64).contiguous(),
             None if targets is None else targets.to(torch.int64).contiguous(),
             target_logps.to(torch.float64).contiguous() if sampled else None,
-            float(temperature),
-            _TAILS.index(tail),
-            ignore_index,
-            float(precision),
+            *call.settings.words(),
         )[0]
     except ValueError as error:
         raise _with_place(error, head_ids, targets, q_logits.shape[-1], ignore_index) from None
@@ -113,19 +102,17 @@ def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) ->
     logits [..., V], head_ids [..., k]: int32 or int64, in [0, V). float32 (float64 for float64).
     """
     function = "head_logps"
-    check_logits(f"{function}: logits", logits)
-    _check_head(function, head_ids, "logits", logits)
-    check_numbers(function, temperature=temperature)
+    tensors = {"logits": logits, "head_ids": head_ids}
+    call = FUNCTIONS[function].call(tensors, {"temperature": temperature})
     check_no_tangents(function, logits=logits)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if logits.device.type != "cpu":
-        check_row_options(function, float(temperature))
         log_p = torch.log_softmax(logits.detach().to(wide) / temperature, -1)
         return log_p.gather(-1, head_ids.to(torch.int64))
     ids = head_ids.to(torch.int64).contiguous()
     rows = ids.view(-1, ids.shape[-1]) if ids.numel() else ids.new_empty(logits[..., 0].numel(), 0)
     try:
-        found = ops.head_logps(logits.detach(), rows, float(temperature))
+        found = ops.head_logps(logits.detach(), rows, *call.settings.words())
     except ValueError as error:
         words = ValueError(str(error).replace("row_statistics", function, 1))
         raise _with_place(words, head_ids, None, logits.shape[-1], 0, function) from None
@@ -148,15 +135,15 @@ def _(q_logits, *_):
 
 
 @torch.library.register_fake("tether::head_logps")
-def _(logits, head_ids, temperature):
+def _(logits, head_ids, *_):
     return logits.new_empty(head_ids.shape, dtype=torch.float64)
 
 
 class _Gradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q_logits, reference_of_p, statistics, upstream, options):
+    def forward(ctx, q_logits, reference_of_p, statistics, upstream, words):
         upstream = upstream.to(torch.float64).contiguous()
-        return ops.top_k_kl_backward(q_logits, *reference_of_p, statistics, upstream, *options)
+        return ops.top_k_kl_backward(q_logits, *reference_of_p, statistics, upstream, *words)
 
     @staticmethod
     def backward(ctx, *_):
@@ -164,18 +151,19 @@ class _Gradient(torch.autograd.Function):
 
 
 def _setup(ctx, inputs, output):
-    q_logits, *p, ctx.temperature, ctx.tail, ctx.ignore_index, ctx.precision = inputs
+    q_logits, *p = inputs[:5]
+    names, values, *ctx.choices = inputs[5:]
+    ctx.names = names
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q_logits, *map(savable, p), output[1])
+    ctx.save_for_backward(q_logits, *map(savable, p), output[1], values)
 
 
 def _backward(ctx, upstream, _):
     dq = None
     if upstream is not None:
-        q_logits, *p, statistics = ctx.saved_tensors
-        options = (ctx.temperature, ctx.tail, ctx.ignore_index, ctx.precision)
-        dq = _Gradient.apply(q_logits, p, statistics, upstream, options)
+        q_logits, *p, statistics, values = ctx.saved_tensors
+        dq = _Gradient.apply(q_logits, p, statistics, upstream, (ctx.names, values, *ctx.choices))
     return dq, *[None] * 8
 
 
@@ -183,45 +171,6 @@ torch.library.register_autograd("tether::top_k_kl_forward", _backward, setup_con
 
 
 # ---- checks --------------------------------------------------------------------------------------
-
-
-def _check_ids(where: str, ids: Tensor, name: str, like: Tensor) -> None:
-    check_given(where, ids)
-    if ids.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{where} must be int32 or int64, got {dtype_text(ids.dtype)}")
-    check_device(where, ids, name, like)
-
-
-def _check_head(function: str, ids: Tensor, name: str, logits: Tensor) -> None:
-    where = f"{function}: head_ids"
-    _check_ids(where, ids, name, logits)
-    if ids.dim() != logits.dim() or ids.shape[:-1] != logits.shape[:-1]:
-        raise ValueError(
-            f"{where} must be [..., k] like {name} {shape_text(logits)}, got {shape_text(ids)}"
-        )
-
-
-def _check_targets(where: str, targets: Tensor | None, logits: Tensor) -> None:
-    _check_ids(where, targets, "q_logits", logits)
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"{where} must be {list(logits.shape[:-1])} like q_logits {shape_text(logits)}, got "
-            f"{shape_text(targets)}"
-        )
-
-
-def _check_logps(
-    function: str, name: str, logps: Tensor | None, like_name: str, like: Tensor
-) -> None:
-    where = f"{function}: {name}"
-    check_given(where, logps)
-    check_floating(where, logps)
-    check_constant(where, name, logps)
-    check_device(where, logps, like_name, like)
-    if logps.shape != like.shape:
-        raise ValueError(
-            f"{where} must be {shape_text(like)} like {like_name}, got {shape_text(logps)}"
-        )
 
 
 def _with_place(

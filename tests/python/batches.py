@@ -6,6 +6,14 @@ from typing import NamedTuple
 import tether
 import torch
 
+
+def words(numbers=None, **choices):
+    """Options and choices as the operators take them."""
+    numbers = numbers or {}
+    values = torch.tensor(list(numbers.values()), dtype=torch.float64)
+    return list(numbers), values, list(choices), [str(each).lower() for each in choices.values()]
+
+
 LENGTHS = (5, 0, 1, 9, 3)
 OBJECTIVES = tuple(tether.objectives())
 

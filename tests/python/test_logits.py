@@ -5,6 +5,7 @@ import math
 import pytest
 import tether
 import torch
+from batches import words
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -101,17 +102,18 @@ def test_gradcheck_and_second_derivative():
 
 def test_opcheck_and_compile():
     logits, targets = random_logits(3, 40, dtype=torch.float32), torch.tensor([1, 2, 39])
-    arguments = (logits.requires_grad_(), targets, 1.0, 1.0, 0.0, -100)
+    arguments = (logits.requires_grad_(), targets)
     forward = torch.ops.tether.token_logps_forward.default
-    for wanted in ((False, False), (True, False), (False, True), (True, True)):
-        torch.library.opcheck(forward, (*arguments, *wanted))
-    rows = forward(*arguments, False, True)[2]
+    for entropies, statistics in ((False, False), (True, False), (False, True), (True, True)):
+        asked = words({"temperature": 0.5}, entropies=entropies, statistics=statistics)
+        torch.library.opcheck(forward, (*arguments, *asked))
+    rows = forward(*arguments, *words(statistics=True))[2]
     torch.library.opcheck(
-        torch.ops.tether.token_statistics.default, (rows, logits.detach(), 1.0, 1.0, 0.0)
+        torch.ops.tether.token_statistics.default, (rows, logits.detach(), *words())
     )
     p_logits = random_logits(3, 40, dtype=torch.float32, seed=2)
     torch.library.opcheck(
-        torch.ops.tether.categorical_kl_forward.default, (logits, p_logits, None, 1.0)
+        torch.ops.tether.categorical_kl_forward.default, (logits, p_logits, None, *words())
     )
 
     def step(x):

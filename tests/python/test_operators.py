@@ -24,7 +24,8 @@ ROWS, MASK = zeros(2, 3), torch.ones(2, 3)
 LOGITS, TARGETS, STATISTICS = zeros(4, 8), zeros(4, dtype=LONG), zeros(4, 8, dtype=DOUBLE)
 NONE = zeros(0, dtype=DOUBLE)
 WORDS, OBJECTIVE = ([], NONE, [], []), ([], NONE, ["objective"], ["ppo"])
-OF_ROW = (1.0, 1.0, 0.0, -100)
+ALL = ([], NONE, ["entropies", "statistics"], ["true", "true"])
+SHARD = (["ids"], torch.tensor([8.0], dtype=DOUBLE), *ALL[2:])
 HEAD = (LOGITS, zeros(4, 2, dtype=LONG) + torch.arange(2), zeros(4, 2, dtype=DOUBLE) - 2)
 SAMPLES = (TARGETS, zeros(4, dtype=DOUBLE) - 2)
 WRONG_ROWS = (zeros(2, 2), zeros(3, 3), zeros(6), zeros(2, 3, dtype=LONG))
@@ -76,12 +77,13 @@ CALLS = {
             {i: wrong(each) for i, each in enumerate(function.arguments)} | wrong_words(function),
         )
         for name, function in FUNCTIONS.items()
+        if function.results
     },
     "check_settings": (("f", "moments", [], 0, *WORDS), {5: (spread(1), zeros(1))}),
     "policy_loss_of_logits": (
         (
             *(LOGITS.clone(), TARGETS, torch.tensor([0, 2, 3, 5]), zeros(2), MASK, ROWS, ROWS),
-            *(None, *OBJECTIVE, *OF_ROW, True, True),
+            *(None, *OBJECTIVE, *ALL, True),
         ),
         {
             0: (spread(4, 8), zeros(8, 4).t(), zeros(4)),
@@ -102,12 +104,12 @@ CALLS = {
     ),
     "value_metrics": ((zeros(7, dtype=DOUBLE),), {0: (zeros(6, dtype=DOUBLE), zeros(7))}),
     "token_logps_forward": (
-        (LOGITS, TARGETS, *OF_ROW, True, True),
+        (LOGITS, TARGETS, *ALL),
         {0: (zeros(3, 8), zeros(4, 0), zeros()), 1: WRONG_IDS},
     ),
-    "token_statistics": ((STATISTICS, LOGITS, 1.0, 1.0, 0.0), {0: WRONG_STATISTICS}),
+    "token_statistics": ((STATISTICS, LOGITS, *WORDS), {0: WRONG_STATISTICS}),
     "token_logps_backward": (
-        (LOGITS, TARGETS, STATISTICS, *SAMPLES[1:], *SAMPLES[1:], *OF_ROW, zeros(4, 8)),
+        (LOGITS, TARGETS, STATISTICS, *SAMPLES[1:], *SAMPLES[1:], *WORDS, zeros(4, 8)),
         {
             1: WRONG_IDS,
             2: WRONG_STATISTICS,
@@ -116,14 +118,13 @@ CALLS = {
             9: (zeros(3, 8), zeros(4, 7), zeros(4, 8, dtype=DOUBLE)),
         },
     ),
-    "shard_statistics": ((LOGITS, TARGETS, *OF_ROW, True, True, 0, 8), {1: WRONG_IDS}),
+    "shard_statistics": ((LOGITS, TARGETS, *SHARD), {1: WRONG_IDS}),
     "token_logps_of_shards": (
         (
-            OPS.shard_statistics(LOGITS, TARGETS, *OF_ROW, True, True, 0, 8)[None],
+            OPS.shard_statistics(LOGITS, TARGETS, *SHARD)[None],
             TARGETS,
             LOGITS,
-            *OF_ROW,
-            True,
+            *SHARD,
         ),
         {
             0: (zeros(0, 5, 8, dtype=DOUBLE), zeros(1, 4, 8, dtype=DOUBLE), zeros(1, 5, 8)),
@@ -131,11 +132,11 @@ CALLS = {
         },
     ),
     "categorical_kl_forward": (
-        (LOGITS, LOGITS, torch.ones(4, dtype=torch.bool), 1.0),
+        (LOGITS, LOGITS, torch.ones(4, dtype=torch.bool), *WORDS),
         {1: (zeros(3, 8), zeros(4, 7)), 2: (zeros(4), torch.ones(3, dtype=torch.bool))},
     ),
     "categorical_kl_backward": (
-        (LOGITS, LOGITS, zeros(4, 9, dtype=DOUBLE), zeros(4, 3, dtype=DOUBLE), 1.0, True, True),
+        (LOGITS, LOGITS, zeros(4, 9, dtype=DOUBLE), zeros(4, 3, dtype=DOUBLE), *WORDS, True, True),
         {
             1: (zeros(3, 8), zeros(4, 7)),
             2: (zeros(3, 7, dtype=DOUBLE), zeros(4, 7), spread(4, 7)),
@@ -143,7 +144,7 @@ CALLS = {
         },
     ),
     "top_k_kl_forward": (
-        (*HEAD, *SAMPLES, 1.0, 2, -100, 1e-7),
+        (*HEAD, *SAMPLES, *WORDS),
         {
             1: (zeros(3, 2, dtype=LONG), zeros(dtype=LONG), spread(4, 2, dtype=LONG)),
             2: (zeros(4, 1, dtype=DOUBLE), zeros(4, 2), spread(4, 2)),
@@ -152,7 +153,7 @@ CALLS = {
         },
     ),
     "top_k_kl_backward": (
-        (*HEAD, *SAMPLES, STATISTICS + 1, zeros(4, dtype=DOUBLE), 1.0, 2, -100, 1e-7),
+        (*HEAD, *SAMPLES, STATISTICS + 1, zeros(4, dtype=DOUBLE), *WORDS),
         {
             1: (zeros(3, 2, dtype=LONG), zeros(dtype=LONG), spread(4, 2, dtype=LONG)),
             2: (zeros(4, 1, dtype=DOUBLE), zeros(4, 2), spread(4, 2)),
@@ -163,7 +164,7 @@ CALLS = {
         },
     ),
     "head_logps": (
-        (LOGITS, HEAD[1], 1.0),
+        (LOGITS, HEAD[1], *WORDS),
         {1: (zeros(3, 2, dtype=LONG), zeros(4, 2, dtype=torch.int32), zeros(dtype=LONG))},
     ),
 }

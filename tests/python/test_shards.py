@@ -5,6 +5,7 @@ import math
 import pytest
 import tether
 import torch
+from batches import words
 
 
 class Left(Exception):
@@ -64,11 +65,13 @@ def test_shards_are_the_whole(dtype, bounds):
 
 def test_opcheck_and_compile():
     logits, targets = torch.randn(4, 32), torch.tensor([0, 31, -100, 5])
-    options = (1.0, 1.0, 0.0, -100)
+    asked = {"entropies": True}
     ops = torch.ops.tether
-    torch.library.opcheck(ops.shard_statistics, (logits, targets, *options, True, False, 0, 64))
-    shards = ops.shard_statistics(logits, targets, *options, True, False, 0, 32)[None]
-    torch.library.opcheck(ops.token_logps_of_shards, (shards, targets, logits, *options, True))
+    torch.library.opcheck(ops.shard_statistics, (logits, targets, *words({"ids": 64}, **asked)))
+    shards = ops.shard_statistics(logits, targets, *words({"ids": 32}, **asked))[None]
+    torch.library.opcheck(
+        ops.token_logps_of_shards, (shards, targets, logits, *words({"ids": 32}, **asked))
+    )
 
     def step(x):
         shard = tether.VocabularyShard(0, 32, lambda ours: ours[None])
