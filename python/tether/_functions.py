@@ -300,6 +300,11 @@ class Call(NamedTuple):
     def on_cpu(self) -> Call:
         """For functions without a gradient: what lies on a device comes over."""
         call = self.detached()
+        for name, each in call.tensors.items():
+            if each is not None and each.device.type == "meta":
+                raise ValueError(
+                    f"{self.function.name}: {name} must hold numbers, got a tensor on meta"
+                )
         tensors = {
             name: None if each is None else each.cpu() for name, each in call.tensors.items()
         }

@@ -28,6 +28,12 @@ def load(library: pathlib.Path, version: str) -> None:
 
 load(pathlib.Path(__file__).with_name("libtether_ops.so"), torch.__version__)
 ops = torch.ops.tether
+KERNELS = frozenset({"cpu"})  # types of devices; elsewhere `tether.reference` is evaluated
+
+
+def has_kernel(tensor: torch.Tensor) -> bool:
+    return tensor.device.type in KERNELS
+
 
 # ---- the gradient: found with the loss, scaled in backward ---------------------------------------
 

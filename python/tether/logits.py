@@ -31,7 +31,7 @@ from tether._logits_ops import (
     token_statistics,
 )
 from tether._objectives import objective_call, objectives
-from tether._ops import ops
+from tether._ops import has_kernel, ops
 from tether.policy import Normalizer, PolicyMetrics, denominators, policy_loss
 from tether.preference import PreferenceLoss, preference_call, preference_loss
 
@@ -111,7 +111,7 @@ def token_logps(
         {**rows, "entropies": entropies, "statistics": statistics},
     )
     targets = call.tensors["targets"].to(torch.int64).contiguous()
-    if logits.device.type != "cpu":
+    if not has_kernel(logits):
         if gradient_buffer is not None:
             raise ValueError(f"{function}: gradient_buffer must be None for logits on a device")
         if shard is not None:
@@ -216,7 +216,7 @@ def _linear_token_logps(
     entropies, statistics = (
         settings.choices[name] == "true" for name in ("entropies", "statistics")
     )
-    if hidden.device.type != "cpu":
+    if not has_kernel(hidden):
         # 0 times NaN would reach the gradient of the weight.
         known = hidden.masked_fill((targets == ignore_index)[..., None], 0)
         logits = torch.nn.functional.linear(known, savable(weight), savable(bias))
@@ -313,7 +313,7 @@ def linear_policy_loss(
     rows.settings.choices["entropies"] = "true" if asked else "false"
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
     default = objectives()[objective].choices["level"].default
-    if call.settings.choices.get("level", default) != "token" or hidden.device.type != "cpu":
+    if call.settings.choices.get("level", default) != "token" or not has_kernel(hidden):
         made = _linear_token_logps(function, linear, active, rows.settings, chunk)
         found = None if made.entropies is None else made.entropies.detach()
 
@@ -439,7 +439,7 @@ def categorical_kl(
     function = "categorical_kl"
     tensors = {"q_logits": q_logits, "p_logits": p_logits, "mask": mask}
     call = FUNCTIONS[function].call(tensors, {"temperature": temperature})
-    if q_logits.device.type != "cpu":
+    if not has_kernel(q_logits):
         return CategoricalKl(
             *reference.categorical_kl(q_logits, p_logits, mask=mask, temperature=temperature)
         )

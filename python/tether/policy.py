@@ -12,7 +12,7 @@ from tether import reference
 from tether._checks import Number, check_offset_values, check_positive, in_name_of
 from tether._functions import Value
 from tether._objectives import objective_call
-from tether._ops import ops
+from tether._ops import has_kernel, ops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ def policy_loss(
     }
     counts = denominators(function, normalizer)
     call = objective_call(function, tensors, objective, options, counts)
-    if logps.device.type != "cpu":
+    if not has_kernel(logps):
         call.check_settings(function)
         out = reference.policy_loss(**call.tensors, normalizer=normalizer, **call.named_settings())
         return PolicyLoss(out.loss, PolicyMetrics(out.sums, out.maxima))
@@ -227,7 +227,7 @@ def local_counts(
         "offsets": offsets,
     }
     call = objective_call(function, tensors, objective, options, {})
-    if logps.device.type != "cpu":
+    if not has_kernel(logps):
         call.check_settings(function)
         counts = reference.local_counts(call.tensors["response_mask"], offsets)
     else:

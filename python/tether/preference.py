@@ -11,7 +11,7 @@ from tether import reference
 from tether._checks import Number, check_positive
 from tether._functions import Call, Value
 from tether._objectives import objective_call
-from tether._ops import ops
+from tether._ops import has_kernel, ops
 
 
 class PreferenceMetrics(NamedTuple):
@@ -74,7 +74,7 @@ def preference_loss(
     call = preference_call(
         function, logps, ref_logps, response_mask, offsets, objective, options, counts
     )
-    if logps.device.type != "cpu":
+    if not has_kernel(logps):
         tensors = call.tensors
         rows = tensors["logps"].shape[0] if offsets is None else offsets.shape[0] - 1
         call.check_settings(function, rows)

@@ -9,7 +9,7 @@ from tether import reference
 from tether._checks import check_given, check_integers, check_no_tangents, check_strings, savable
 from tether._functions import FUNCTIONS
 from tether._logits_ops import STATISTICS, again
-from tether._ops import ops
+from tether._ops import has_kernel, ops
 
 
 def top_k_kl(
@@ -70,7 +70,7 @@ def top_k_kl(
         "ignore_index": ignore_index,
     }
     call = FUNCTIONS[function].call(tensors, settings)
-    if q_logits.device.type != "cpu":
+    if not has_kernel(q_logits):
         return reference.top_k_kl(
             q_logits,
             head_ids,
@@ -106,7 +106,7 @@ def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) ->
     call = FUNCTIONS[function].call(tensors, {"temperature": temperature})
     check_no_tangents(function, logits=logits)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    if logits.device.type != "cpu":
+    if not has_kernel(logits):
         log_p = torch.log_softmax(logits.detach().to(wide) / temperature, -1)
         return log_p.gather(-1, head_ids.to(torch.int64))
     ids = head_ids.to(torch.int64).contiguous()

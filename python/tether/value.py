@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tether import reference
 from tether._functions import FUNCTIONS
-from tether._ops import ops
+from tether._ops import has_kernel, ops
 from tether.policy import Normalizer, denominators
 
 
@@ -74,7 +74,7 @@ def value_loss(
     settings = {"clip_range": clip_range, "aggregation": aggregation, "constant": constant}
     call = FUNCTIONS[function].call(tensors, settings)
     counts = denominators(function, normalizer)
-    if values.device.type != "cpu":
+    if not has_kernel(values):
         out = reference.value_loss(
             **call.tensors, normalizer=normalizer or Normalizer(), **call.named_settings()
         )

@@ -187,7 +187,7 @@ def test_refuses(place, value, error, message):
 
 def test_refuses_options():
     assert tether.top_k_kl(*GOOD[:3], tail="bucket").shape == (2, 3)
-    with pytest.raises(ValueError, match="tail must be one of bucket, k1, k3, got .k2"):
+    with pytest.raises(ValueError, match=r"tail must be one of bucket, k1, k3, got .k2"):
         tether.top_k_kl(*GOOD, tail="k2")
     with pytest.raises(ValueError, match=r"top_k_kl: temperature must be in \[1e-06, 1e\+06\]"):
         tether.top_k_kl(*GOOD, temperature=0)
