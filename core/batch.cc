@@ -130,6 +130,32 @@ std::string place_text(const RowLayout& layout, const ConstArray& array, int64_t
   return in_brackets(text(row) + ", " + text(column));
 }
 
+bool is_weight(double weight) { return (weight >= kSmallestWeight && weight <= 1) || weight == 0; }
+
+// How many of a padded block are no weights.
+TETHER_CLONES int64_t count_others(const double* weight, int size) {
+  int64_t others = 0;
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    const int64_t inside = int64_t(weight[i] >= kSmallestWeight) & int64_t(weight[i] <= 1);
+    others += 1 - (inside | int64_t(weight[i] == 0));
+  }
+  return others;
+}
+
+bool are_weights(const RowLayout& layout, const ConstArray& array) {
+  double weight[kBlock];
+  int64_t others = 0;
+  for (int64_t row = 0; row < layout.rows; ++row) {
+    const int64_t length = layout.length(row);
+    for (int64_t column = 0; column < length; column += kBlock) {
+      const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
+      load_block<double>(layout, array, row, column, count, nullptr, weight);
+      others += count_others(weight, whole_lanes(count));
+    }
+  }
+  return others == 0;
+}
+
 // The first number of `array` at an active slot that is not legal(number) goes to report(number,
 // place). Without weights every slot is active.
 template <class Legal, class Report>
@@ -157,16 +183,13 @@ void check_each(const RowLayout& layout, const ConstArray& array, const ConstArr
 
 void check_weights(std::string_view function, const RowLayout& layout,
                    const ConstArray& response_mask) {
-  if (response_mask.dtype == DType::boolean) return;
-  check_each(
-      layout, response_mask, {},
-      [](double weight) { return (weight >= kSmallestWeight && weight <= 1) || weight == 0; },
-      [&](double weight, const std::string& place) {
-        const bool tiny = weight > 0 && weight < kSmallestWeight;
-        throw Error(named(function, "response_mask") + " must be " +
-                    (tiny ? "0 or at least " + text(kSmallestWeight) : text(Range{0, 1})) +
-                    ", got " + text(weight) + " at " + place);
-      });
+  if (response_mask.dtype == DType::boolean || are_weights(layout, response_mask)) return;
+  check_each(layout, response_mask, {}, is_weight, [&](double weight, const std::string& place) {
+    const bool tiny = weight > 0 && weight < kSmallestWeight;
+    throw Error(named(function, "response_mask") + " must be " +
+                (tiny ? "0 or at least " + text(kSmallestWeight) : text(Range{0, 1})) + ", got " +
+                text(weight) + " at " + place);
+  });
 }
 
 void check_numbers(std::string_view function, std::string_view name, const RowLayout& layout,

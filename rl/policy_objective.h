@@ -56,6 +56,11 @@ inline void check_objective(std::string_view function, const PolicyObjective& ob
   for_each_option(objective, [&](std::string_view name, double value, const Range& range) {
     check_range(function, name, value, range);
   });
+  const RatioInterval weights = objective.surrogate.truncation();
+  require(weights.low <= weights.high, [&] {
+    return named(function, "ratio_low") + " must be at most ratio_high " + text(weights.high) +
+           ", got " + text(weights.low);
+  });
   check_kl_penalty(function, objective.kl);
 }
 

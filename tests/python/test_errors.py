@@ -77,6 +77,11 @@ NUMBERS = {
     'level must be one of token, sequence_mean, sequence_token, sequence_sum, got "turn"': {
         "level": "turn"
     },
+    "ratio_low must be at most ratio_high 1, got 2": {
+        "objective": "cispo",
+        "ratio_low": 2,
+        "ratio_high": 1,
+    },
     "kl_gradient must be k2 or k3 with kl_correction none, got k1, whose gradient is not that of "
     "a KL divergence. Choose another one or set allow_biased_gradient": {
         "kl_gradient": "k1",
