@@ -3,7 +3,10 @@
 #include <array>
 #include <string>
 #include <string_view>
+#include <variant>
 
+#include "../estimators/advantage/gae.h"
+#include "../estimators/advantage/group.h"
 #include "policy/bnpo.h"
 #include "policy/cispo.h"
 #include "policy/dapo.h"
@@ -35,7 +38,14 @@ struct ObjectiveRow {
   std::string_view agreement;
   Objective (*preset)();
 };
-using CatalogueRow = ObjectiveRow<PolicyObjective>;
+
+// The advantages that belong to a policy objective: its paper's or, where that leaves them open,
+// the field's.
+using Advantages = std::variant<GroupAdvantage, Gae>;
+
+struct CatalogueRow : ObjectiveRow<PolicyObjective> {
+  Advantages advantages;
+};
 using PreferenceRow = ObjectiveRow<PreferenceObjective>;
 
 // The only lists of objectives in the project: one line each.
@@ -43,37 +53,39 @@ inline const std::array kCatalogue{
     CatalogueRow{"ppo",
                  "token mean of -min(ratio A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A)",
                  "arXiv:1707.06347, eq. 7", "rl/policy/ppo.h", "mpmath; TRL bnpo",
-                 [] { return presets::ppo(); }},
+                 [] { return presets::ppo(); }, Gae{}},
     CatalogueRow{"ppo_dual_clip", "ppo; where A < 0 at most -dual_clip A, dual_clip 3",
                  "arXiv:1912.09729, eq. 5", "rl/policy/ppo.h", "mpmath; TRL bnpo; verl vanilla",
-                 [] { return presets::ppo_dual_clip(); }},
+                 [] { return presets::ppo_dual_clip(); }, Gae{}},
     CatalogueRow{"grpo", "sequence mean, then batch mean of the clipped surrogate + beta k3",
                  "arXiv:2402.03300, eq. 3", "rl/policy/grpo.h", "mpmath; TRL grpo",
-                 [] { return presets::grpo(); }},
+                 [] { return presets::grpo(); }, GroupAdvantage{}},
     CatalogueRow{"dapo", "token mean of the clipped surrogate, epsilon_high 0.28",
                  "arXiv:2503.14476, eq. 10", "rl/policy/dapo.h", "mpmath; TRL dapo",
-                 [] { return presets::dapo(); }},
+                 [] { return presets::dapo(); }, GroupAdvantage{}},
     CatalogueRow{"bnpo", "mean of the clipped surrogate over the tokens of the batch",
                  "TRL, loss_type bnpo", "rl/policy/bnpo.h", "mpmath; TRL bnpo",
-                 [] { return presets::bnpo(); }},
+                 [] { return presets::bnpo(); }, GroupAdvantage{}},
     CatalogueRow{"dr_grpo", "mean over answers of the clipped surrogate's sum over a constant",
                  "arXiv:2503.20783, section 3.2", "rl/policy/dr_grpo.h", "mpmath; TRL dr_grpo",
-                 [] { return presets::dr_grpo(); }},
+                 [] { return presets::dr_grpo(); }, GroupAdvantage{.scale = AdvantageScale::none}},
     CatalogueRow{"gspo", "mean over answers of the clipped surrogate of exp(mean log-ratio)",
                  "arXiv:2507.18071, eq. 5", "rl/policy/gspo.h", "mpmath; TRL grpo, sequence",
-                 [] { return presets::gspo(); }},
+                 [] { return presets::gspo(); }, GroupAdvantage{}},
     CatalogueRow{"gspo_token", "gspo, with the gradient through each token's own log-ratio",
                  "arXiv:2507.18071, eq. 13", "rl/policy/gspo.h", "mpmath; verl gspo",
-                 [] { return presets::gspo_token(); }},
+                 [] { return presets::gspo_token(); }, GroupAdvantage{}},
     CatalogueRow{"cispo", "token mean of -sg(clip(ratio, ratio_low, ratio_high)) A logp",
                  "arXiv:2506.13585, eq. 4", "rl/policy/cispo.h", "mpmath; TRL cispo; verl cispo",
-                 [] { return presets::cispo(); }},
+                 [] { return presets::cispo(); }, GroupAdvantage{}},
     CatalogueRow{"rloo", "mean over answers of the clipped surrogate of exp(sum of log-ratios)",
                  "arXiv:2402.14740, eq. 6", "rl/policy/rloo.h", "mpmath",
-                 [] { return presets::rloo(); }},
+                 [] { return presets::rloo(); },
+                 GroupAdvantage{.baseline = AdvantageBaseline::leave_one_out,
+                                .scale = AdvantageScale::none}},
     CatalogueRow{"reinforce", "token mean of -A logp", "Williams 1992, eq. 4",
                  "rl/policy/reinforce.h", "mpmath; verl reinforce",
-                 [] { return presets::reinforce(); }},
+                 [] { return presets::reinforce(); }, GroupAdvantage{}},
 };
 
 inline const std::array kPreferenceCatalogue{

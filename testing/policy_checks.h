@@ -106,6 +106,10 @@ std::ostream& operator<<(std::ostream& out, const PolicyReport& report);
 PolicyReport check_policy_loss(const PolicyLoss& loss, const PolicyTraits& traits = {},
                                const CheckOptions& options = {});
 
+// What an objective promises, by its product and the traits of its surrogate (core/formula.h), with
+// its reference and counts; of tether::policy_loss also the promises about bits and layouts.
+PolicyTraits traits_of(const PolicyObjective& objective);
+
 // A loss by the plainest means, in double: one token after the other, then the sums of
 // rl/aggregation.h. Slow; for the library's surrogates and yours.
 PolicyLoss reference_of(const PolicyObjective& objective);
