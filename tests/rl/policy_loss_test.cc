@@ -8,6 +8,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -57,6 +58,17 @@ TEST(PolicyLoss, EverySurrogateMatchesItsGoldenValuesInDouble) {
 }
 TEST(PolicyLoss, EverySurrogateMatchesItsGoldenValuesInFloat) {
   expect_surrogate_goldens<float>(1e-6);
+}
+
+TEST(PolicyLoss, EveryPresetHasAGoldenBatch) {
+  std::set<std::string> names;
+  for (const auto& each : golden()["batches"]) {
+    if (each["preset"]) names.insert(each["objective"]);
+  }
+  for (const CatalogueRow& row : kCatalogue) {
+    EXPECT_TRUE(names.contains(std::string(row.name)))
+        << "no golden batch for " << row.name << ": add it to make_policy_golden.py";
+  }
 }
 
 template <class T>
