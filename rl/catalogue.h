@@ -33,7 +33,7 @@ struct ObjectiveRow {
   std::string_view paper;
   std::string_view header;
   // Who computes the same, value and gradient, in the tests: mpmath
-  // (tests/golden/policy_golden.json) and the recordings of peers' own functions
+  // (tests/golden/*_golden.json) and the recordings of peers' own functions
   // (tests/golden/peers), to 1e-12.
   std::string_view agreement;
   Objective (*preset)();
@@ -90,15 +90,15 @@ inline const std::array kCatalogue{
 
 inline const std::array kPreferenceCatalogue{
     PreferenceRow{"dpo", "-log sigmoid(x), x = beta (log-ratio of chosen - of rejected)",
-                  "arXiv:2305.18290, eq. 7", "rl/preference/dpo.h", "TRL sigmoid",
+                  "arXiv:2305.18290, eq. 7", "rl/preference/dpo.h", "mpmath; TRL sigmoid",
                   [] { return presets::dpo(); }},
     PreferenceRow{"cdpo", "-log sigmoid(x) + label_smoothing x", "ericmitchell.ai/cdpo.pdf",
-                  "rl/preference/dpo.h", "TRL aot", [] { return presets::cdpo(); }},
+                  "rl/preference/dpo.h", "mpmath; TRL aot", [] { return presets::cdpo(); }},
     PreferenceRow{"ipo", "(h - 1 / (2 beta))^2, h the gap of the mean log-ratios",
-                  "arXiv:2310.12036, eq. 17", "rl/preference/ipo.h", "TRL ipo",
+                  "arXiv:2310.12036, eq. 17", "rl/preference/ipo.h", "mpmath; TRL ipo",
                   [] { return presets::ipo(); }},
     PreferenceRow{"hinge", "max(0, 1 - x)", "arXiv:2309.06657, eq. 9", "rl/preference/hinge.h",
-                  "TRL hinge", [] { return presets::hinge(); }},
+                  "mpmath; TRL hinge", [] { return presets::hinge(); }},
 };
 
 // visit(Formula{}) for the formula of every row, once: for faces that instantiate formulas
