@@ -26,13 +26,14 @@ PolicyTraits traits_of(const PolicyObjective& objective) {
                        !formula.stops_gradient && objective.level != RatioLevel::sequence_token,
                    .bitwise = true,
                    .refuses_double_backward = true};
-  const double dual = formula.clips ? option_of(objective.surrogate, "dual_clip") : infinity;
-  out.pulls_back = formula.pulls_back && out.is_per_token && dual == infinity;
-  if (formula.clips && out.is_per_token) {
-    out.clip = {.low = option_of(objective.surrogate, "epsilon_low"),
-                .high = option_of(objective.surrogate, "epsilon_high"),
-                .dual = dual};
+  ClipRange clip{.low = infinity, .high = infinity};  // a gradient at every ratio
+  if (formula.clips) {
+    clip = {.low = option_of(objective.surrogate, "epsilon_low"),
+            .high = option_of(objective.surrogate, "epsilon_high"),
+            .dual = option_of(objective.surrogate, "dual_clip")};
   }
+  out.pulls_back = formula.pulls_back && out.is_per_token && clip.dual == infinity;
+  if (out.is_per_token && (formula.clips || formula.homogeneous)) out.clip = clip;
   out.reference = reference_of(objective);
   out.counts = [objective](const PolicyBatch& batch) { return local_counts(batch, objective); };
   return out;

@@ -10,7 +10,6 @@
 #include <random>
 #include <set>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "core/sum.h"
@@ -230,40 +229,6 @@ TEST(PolicyLoss, MetricsOfATokenThatRanAwayAreNotNaN) {
   batch.old_logps[50] = -5000;  // the square of its saturated ratio is infinite
   for (const auto& [name, value] : batch.run(presets::ppo()).metrics.to_map()) {
     EXPECT_FALSE(std::isnan(value)) << name;
-  }
-}
-
-// A pool of threads that takes tasks in no particular order.
-struct Threads {
-  int count;
-  Executor executor() {
-    return {.run =
-                [](void* context, int64_t tasks, Executor::Task task, void* argument) {
-                  const int n = static_cast<Threads*>(context)->count;
-                  std::vector<std::thread> threads;
-                  for (int i = 0; i < n; ++i) {
-                    threads.emplace_back([=] {
-                      for (int64_t j = tasks - 1 - i; j >= 0; j -= n) task(argument, j);
-                    });
-                  }
-                  for (std::thread& thread : threads) thread.join();
-                },
-            .context = this};
-  }
-};
-
-TEST(PolicyLoss, SameBitsForAnyNumberOfThreads) {
-  Batch<float> batch = random_batch<float>(37, 1500);
-  for (const CatalogueRow& row : kCatalogue) {
-    const PolicyTotals serial = batch.run(row.preset());
-    const std::vector<float> gradient = batch.dlogps;
-    for (int count : {1, 2, 3, 8}) {
-      Threads threads{count};
-      const PolicyTotals parallel = batch.run(row.preset(), {}, threads.executor());
-      EXPECT_EQ(serial.loss, parallel.loss) << row.name << " " << count;
-      EXPECT_EQ(serial.metrics.sums, parallel.metrics.sums) << row.name << " " << count;
-      EXPECT_EQ(gradient, batch.dlogps) << row.name << " " << count;
-    }
   }
 }
 

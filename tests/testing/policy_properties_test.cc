@@ -1,7 +1,7 @@
 #include <gtest/gtest.h>
 
-#include <array>
 #include <string>
+#include <vector>
 
 #include "testing/policy_checks.h"
 
@@ -25,21 +25,45 @@ void expect_good(const PolicyObjective& objective, Call call, const PolicyTraits
   EXPECT_TRUE(report.ok()) << report;
 }
 
-class Catalogue : public ::testing::TestWithParam<CatalogueRow> {};
+class PolicyCatalogue : public ::testing::TestWithParam<CatalogueRow> {};
 
-TEST_P(Catalogue, KernelKeepsEveryPromise) {
+TEST_P(PolicyCatalogue, KernelKeepsEveryPromise) {
   const PolicyObjective objective = GetParam().preset();
   expect_good(objective, policy_loss, traits_of(objective));
 }
 
-TEST_P(Catalogue, AnyDevicePathKeepsTheSamePromisesUpToRounding) {
+TEST_P(PolicyCatalogue, AnyDevicePathKeepsTheSamePromisesUpToRounding) {
   const PolicyObjective objective = GetParam().preset();
   PolicyTraits traits = traits_of(objective);
   traits.bitwise = false;
   expect_good(objective, detail::policy_loss_any_device, traits, {.batches = 3});
 }
 
-INSTANTIATE_TEST_SUITE_P(Rows, Catalogue, ::testing::ValuesIn(kCatalogue),
+TEST_P(PolicyCatalogue, TheTraitsOfItsFormulaAreNoExcuse) {
+  const PolicyObjective objective = GetParam().preset();
+  const Traits& formula = objective.surrogate.traits();
+  PolicyTraits traits = traits_of(objective);
+  std::vector<std::string> broken;
+  if (!formula.homogeneous) {
+    traits.scales_with_advantages = true;
+    broken.push_back("advantage_scale");
+  }
+  if (!formula.of_log_ratio) {
+    traits.is_function_of_log_ratio = true;
+    broken.push_back("shift");
+  }
+  if (formula.stops_gradient) {
+    traits.gradient_is_derivative = true;
+    broken.push_back("finite_difference");
+  }
+  const auto report =
+      check_policy_loss([&](const PolicyBatch& batch,
+                            const Normalizer& step) { return policy_loss(batch, objective, step); },
+                        traits, {.batches = 2});
+  EXPECT_EQ(report.failed(), broken) << report;
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, PolicyCatalogue, ::testing::ValuesIn(kCatalogue),
                          [](const auto& row) { return std::string(row.param.name); });
 
 TEST(Aggregations, KeepEveryPromiseWithPenaltyAndUnequalClip) {
