@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <set>
+#include <string>
+#include <string_view>
 
 #include "tests/error_message.h"
 
@@ -33,6 +36,16 @@ TEST(Catalogue, EveryPresetIsLegal) {
   for (const PreferenceRow& row : kPreferenceCatalogue) {
     EXPECT_EQ(message([&] { check_objective("f", row.preset()); }), "no error") << row.name;
   }
+}
+
+// rl/policy/x.h has tests/rl/policy/x_test.cc.
+void expect_cases_by_hand(std::string_view header) {
+  const std::string stem(header.substr(0, header.rfind('.')));
+  EXPECT_TRUE(std::filesystem::exists(TETHER_TESTS_DIR "/" + stem + "_test.cc")) << header;
+}
+TEST(Catalogue, EveryHeaderHasItsCasesByHand) {
+  for (const CatalogueRow& row : kCatalogue) expect_cases_by_hand(row.header);
+  for (const PreferenceRow& row : kPreferenceCatalogue) expect_cases_by_hand(row.header);
 }
 
 TEST(Catalogue, NamesAreUnique) {
