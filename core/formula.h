@@ -13,6 +13,32 @@ namespace tether {
 template <class Formula>
 concept SmallFormula = std::is_trivially_copyable_v<Formula> && sizeof(Formula) <= 64;
 
+// What a formula promises, in the formula:  static constexpr Traits traits{.clips = true};
+// The property tests (testing/) read it; a formula that says nothing has these.
+struct Traits {
+  bool stops_gradient = false;  // its slope is not the derivative of its value
+  bool of_log_ratio = true;     // depends on log-probabilities by their differences alone
+  bool homogeneous = true;      // in the advantage
+  // Its options epsilon_low, epsilon_high and, if it has one, dual_clip bound the ratio: no
+  // gradient beyond 1 - epsilon_low, 1 + epsilon_high, on the side that the advantage asks for, and
+  // dual_clip.
+  bool clips = false;
+  bool pulls_back = true;  // what ran away to the wrong side keeps a gradient that brings it back
+};
+
+namespace detail {
+
+template <class Formula>
+constexpr Traits traits_of() {
+  if constexpr (requires { Formula::traits; }) {
+    return Formula::traits;
+  } else {
+    return {};
+  }
+}
+
+}  // namespace detail
+
 // An option struct with a formula, as a value of one type: the library's own or a user's. `Calls`
 // is a struct of function pointers, made for each formula by Calls::of<Formula>().
 template <class Calls>
@@ -30,6 +56,7 @@ class AnyFormula {
                                               : nullptr;
   }
   const std::type_info& type() const { return *methods_->type; }
+  const Traits& traits() const { return methods_->traits; }
 
   // visit(name, value, range) for every option of the formula.
   template <class Visit>
@@ -60,6 +87,7 @@ class AnyFormula {
   using VisitField = void (*)(void*, std::string_view, double&, const Range&);
   struct Methods {
     const std::type_info* type;
+    Traits traits;
     Calls calls;
     void (*visit)(void*, void*, VisitField);
   };
@@ -72,8 +100,8 @@ class AnyFormula {
                            });
   }
   template <class Formula>
-  static constexpr Methods kMethods{&typeid(Formula), Calls::template of<Formula>(),
-                                    &visit_erased<Formula>};
+  static constexpr Methods kMethods{&typeid(Formula), detail::traits_of<Formula>(),
+                                    Calls::template of<Formula>(), &visit_erased<Formula>};
 
   alignas(double) std::byte storage_[64] = {};
   const Methods* methods_;

@@ -3,7 +3,10 @@
 #include <array>
 #include <string>
 #include <string_view>
+#include <variant>
 
+#include "../estimators/advantage/gae.h"
+#include "../estimators/advantage/group.h"
 #include "policy/bnpo.h"
 #include "policy/cispo.h"
 #include "policy/dapo.h"
@@ -30,12 +33,19 @@ struct ObjectiveRow {
   std::string_view paper;
   std::string_view header;
   // Who computes the same, value and gradient, in the tests: mpmath
-  // (tests/golden/policy_golden.json) and the recordings of peers' own functions
+  // (tests/golden/*_golden.json) and the recordings of peers' own functions
   // (tests/golden/peers), to 1e-12.
   std::string_view agreement;
   Objective (*preset)();
 };
-using CatalogueRow = ObjectiveRow<PolicyObjective>;
+
+// The advantages that belong to a policy objective: its paper's or, where that leaves them open,
+// the field's.
+using Advantages = std::variant<GroupAdvantage, Gae>;
+
+struct CatalogueRow : ObjectiveRow<PolicyObjective> {
+  Advantages advantages;
+};
 using PreferenceRow = ObjectiveRow<PreferenceObjective>;
 
 // The only lists of objectives in the project: one line each.
@@ -43,50 +53,52 @@ inline const std::array kCatalogue{
     CatalogueRow{"ppo",
                  "token mean of -min(ratio A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A)",
                  "arXiv:1707.06347, eq. 7", "rl/policy/ppo.h", "mpmath; TRL bnpo",
-                 [] { return presets::ppo(); }},
+                 [] { return presets::ppo(); }, Gae{}},
     CatalogueRow{"ppo_dual_clip", "ppo; where A < 0 at most -dual_clip A, dual_clip 3",
                  "arXiv:1912.09729, eq. 5", "rl/policy/ppo.h", "mpmath; TRL bnpo; verl vanilla",
-                 [] { return presets::ppo_dual_clip(); }},
+                 [] { return presets::ppo_dual_clip(); }, Gae{}},
     CatalogueRow{"grpo", "sequence mean, then batch mean of the clipped surrogate + beta k3",
                  "arXiv:2402.03300, eq. 3", "rl/policy/grpo.h", "mpmath; TRL grpo",
-                 [] { return presets::grpo(); }},
+                 [] { return presets::grpo(); }, GroupAdvantage{}},
     CatalogueRow{"dapo", "token mean of the clipped surrogate, epsilon_high 0.28",
                  "arXiv:2503.14476, eq. 10", "rl/policy/dapo.h", "mpmath; TRL dapo",
-                 [] { return presets::dapo(); }},
+                 [] { return presets::dapo(); }, GroupAdvantage{}},
     CatalogueRow{"bnpo", "mean of the clipped surrogate over the tokens of the batch",
                  "TRL, loss_type bnpo", "rl/policy/bnpo.h", "mpmath; TRL bnpo",
-                 [] { return presets::bnpo(); }},
+                 [] { return presets::bnpo(); }, GroupAdvantage{}},
     CatalogueRow{"dr_grpo", "mean over answers of the clipped surrogate's sum over a constant",
                  "arXiv:2503.20783, section 3.2", "rl/policy/dr_grpo.h", "mpmath; TRL dr_grpo",
-                 [] { return presets::dr_grpo(); }},
+                 [] { return presets::dr_grpo(); }, GroupAdvantage{.scale = AdvantageScale::none}},
     CatalogueRow{"gspo", "mean over answers of the clipped surrogate of exp(mean log-ratio)",
                  "arXiv:2507.18071, eq. 5", "rl/policy/gspo.h", "mpmath; TRL grpo, sequence",
-                 [] { return presets::gspo(); }},
+                 [] { return presets::gspo(); }, GroupAdvantage{}},
     CatalogueRow{"gspo_token", "gspo, with the gradient through each token's own log-ratio",
                  "arXiv:2507.18071, eq. 13", "rl/policy/gspo.h", "mpmath; verl gspo",
-                 [] { return presets::gspo_token(); }},
+                 [] { return presets::gspo_token(); }, GroupAdvantage{}},
     CatalogueRow{"cispo", "token mean of -sg(clip(ratio, ratio_low, ratio_high)) A logp",
                  "arXiv:2506.13585, eq. 4", "rl/policy/cispo.h", "mpmath; TRL cispo; verl cispo",
-                 [] { return presets::cispo(); }},
+                 [] { return presets::cispo(); }, GroupAdvantage{}},
     CatalogueRow{"rloo", "mean over answers of the clipped surrogate of exp(sum of log-ratios)",
                  "arXiv:2402.14740, eq. 6", "rl/policy/rloo.h", "mpmath",
-                 [] { return presets::rloo(); }},
+                 [] { return presets::rloo(); },
+                 GroupAdvantage{.baseline = AdvantageBaseline::leave_one_out,
+                                .scale = AdvantageScale::none}},
     CatalogueRow{"reinforce", "token mean of -A logp", "Williams 1992, eq. 4",
                  "rl/policy/reinforce.h", "mpmath; verl reinforce",
-                 [] { return presets::reinforce(); }},
+                 [] { return presets::reinforce(); }, GroupAdvantage{}},
 };
 
 inline const std::array kPreferenceCatalogue{
     PreferenceRow{"dpo", "-log sigmoid(x), x = beta (log-ratio of chosen - of rejected)",
-                  "arXiv:2305.18290, eq. 7", "rl/preference/dpo.h", "TRL sigmoid",
+                  "arXiv:2305.18290, eq. 7", "rl/preference/dpo.h", "mpmath; TRL sigmoid",
                   [] { return presets::dpo(); }},
     PreferenceRow{"cdpo", "-log sigmoid(x) + label_smoothing x", "ericmitchell.ai/cdpo.pdf",
-                  "rl/preference/dpo.h", "TRL aot", [] { return presets::cdpo(); }},
+                  "rl/preference/dpo.h", "mpmath; TRL aot", [] { return presets::cdpo(); }},
     PreferenceRow{"ipo", "(h - 1 / (2 beta))^2, h the gap of the mean log-ratios",
-                  "arXiv:2310.12036, eq. 17", "rl/preference/ipo.h", "TRL ipo",
+                  "arXiv:2310.12036, eq. 17", "rl/preference/ipo.h", "mpmath; TRL ipo",
                   [] { return presets::ipo(); }},
     PreferenceRow{"hinge", "max(0, 1 - x)", "arXiv:2309.06657, eq. 9", "rl/preference/hinge.h",
-                  "TRL hinge", [] { return presets::hinge(); }},
+                  "mpmath; TRL hinge", [] { return presets::hinge(); }},
 };
 
 // visit(Formula{}) for the formula of every row, once: for faces that instantiate formulas

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "testing/policy_properties.h"
+#include "testing/properties.h"
 
 namespace tether::testing {
 namespace {
@@ -12,22 +12,22 @@ void add(Observed& sum, const Observed& part, double share = 1) {
   for (size_t i = 0; i < part.gradient.size(); ++i) sum.gradient[i] += share * part.gradient[i];
 }
 
-// Some rows as a batch of their own, with the step's denominators; the gradient in its old place.
-Observed part_of(const Probe& probe, const PolicyCase& batch, const Indices& rows,
+// Some items as a batch of their own, with the step's denominators; the gradient in its old place.
+Observed part_of(const Probe& probe, const Case& batch, const Indices& items,
                  const Normalizer& step) {
-  Observed out = probe(gathered(batch, rows, all(batch.columns)), {.normalizer = step});
-  out.gradient = returned(batch, rows, all(batch.columns), out.gradient);
+  Observed out = probe(gathered(batch, items, all(batch.columns)), {.normalizer = step});
+  out.gradient = returned(batch, items, all(batch.columns), out.gradient);
   return out;
 }
 
 Indices range(int64_t first, int64_t last) {
   Indices out;
-  for (int64_t row = first; row < last; ++row) out.push_back(row);
+  for (int64_t item = first; item < last; ++item) out.push_back(item);
   return out;
 }
 
-// Every way to cut the rows into runs: bit i of `cuts` cuts after row i.
-Failure check_split(const Probe& probe, const PolicyCase& batch) {
+// Every way to cut the items into runs: bit i of `cuts` cuts after item i.
+Failure check_split(const Probe& probe, const Case& batch) {
   const Normalizer step = probe.counts(batch);
   const Observed whole = probe(batch), magnitude = probe.magnitude(batch);
   if (Failure failure = probe.close("with the counts of this batch given",
@@ -40,17 +40,17 @@ Failure check_split(const Probe& probe, const PolicyCase& batch) {
     if (fresh) found->second = part_of(probe, batch, range(first, last), step);
     return found->second;
   };
-  const int64_t places = std::min<int64_t>(std::max<int64_t>(batch.rows - 1, 0), 6);
+  const int64_t places = std::min<int64_t>(std::max<int64_t>(batch.items() - 1, 0), 6);
   for (int64_t cuts = 0; cuts < int64_t{1} << places; ++cuts) {
     Observed sum;
     std::string sizes;
     int64_t first = 0;
-    for (int64_t row = 0; row < batch.rows; ++row) {
-      const bool cut = row < places && ((cuts >> row) & 1);
-      if (!cut && row + 1 < batch.rows) continue;
-      add(sum, part(first, row + 1));
-      sizes += (sizes.empty() ? "" : " + ") + std::to_string(row + 1 - first);
-      first = row + 1;
+    for (int64_t item = 0; item < batch.items(); ++item) {
+      const bool cut = item < places && ((cuts >> item) & 1);
+      if (!cut && item + 1 < batch.items()) continue;
+      add(sum, part(first, item + 1));
+      sizes += (sizes.empty() ? "" : " + ") + std::to_string(item + 1 - first);
+      first = item + 1;
     }
     const std::string what = "micro-batches of " + sizes + " rows with the counts of all";
     if (Failure failure = probe.close(what, sum, whole, magnitude)) return failure;
@@ -59,7 +59,7 @@ Failure check_split(const Probe& probe, const PolicyCase& batch) {
 }
 
 // Ranks of a data-parallel step: each multiplies by their number, and the gradients are averaged.
-Failure check_ranks(const Probe& probe, const PolicyCase& batch) {
+Failure check_ranks(const Probe& probe, const Case& batch) {
   const Observed whole = probe(batch), magnitude = probe.magnitude(batch);
   for (int64_t ranks : {2, 3}) {
     Normalizer step = probe.counts(batch);
@@ -67,9 +67,9 @@ Failure check_ranks(const Probe& probe, const PolicyCase& batch) {
     Observed mean = part_of(probe, batch, {kPadding}, step);  // the last rank has no token
     mean.loss /= static_cast<double>(ranks);
     for (int64_t rank = 0; rank < ranks - 1; ++rank) {
-      Indices rows;
-      for (int64_t row = rank; row < batch.rows; row += ranks - 1) rows.push_back(row);
-      add(mean, part_of(probe, batch, rows, step), 1 / static_cast<double>(ranks));
+      Indices items;
+      for (int64_t item = rank; item < batch.items(); item += ranks - 1) items.push_back(item);
+      add(mean, part_of(probe, batch, items, step), 1 / static_cast<double>(ranks));
     }
     const std::string what = std::to_string(ranks) + " ranks, one of them without a token";
     if (Failure failure = probe.close(what, mean, whole, magnitude)) return failure;
@@ -77,18 +77,18 @@ Failure check_ranks(const Probe& probe, const PolicyCase& batch) {
   return {};
 }
 
-Failure check_empty(const Probe& probe, const PolicyCase& batch) {
-  PolicyCase masked = batch;
+Failure check_empty(const Probe& probe, const Case& batch) {
+  Case masked = batch;
   std::fill(masked.response_mask.begin(), masked.response_mask.end(), 0);
   struct Named {
     const char* name;
-    PolicyCase batch;
+    Case batch;
     Normalizer step;
   };
   const Normalizer others{.policy = 10, .kl = 10, .sequences = 2};
   for (const Named& each : {Named{"nothing active", masked, {}},
                             Named{"no rows", gathered(batch, {}, all(batch.columns)), {}},
-                            Named{"no columns", gathered(batch, all(batch.rows), {}), {}},
+                            Named{"no columns", gathered(batch, all(batch.items()), {}), {}},
                             Named{"nothing active here, 10 tokens elsewhere", masked,
                                   probe.traits.takes_normalizer ? others : Normalizer{}}}) {
     const Observed got = probe(each.batch, {.normalizer = each.step});
@@ -101,20 +101,20 @@ Failure check_empty(const Probe& probe, const PolicyCase& batch) {
 }
 
 // Every token twice at half its weight; the rows keep their counts.
-Failure check_fractional_mask(const Probe& probe, const PolicyCase& batch) {
+Failure check_fractional_mask(const Probe& probe, const Case& batch) {
   Indices twice;
   for (int64_t column = 0; column < batch.columns; ++column) {
     twice.insert(twice.end(), {column, column});
   }
-  PolicyCase doubled = gathered(batch, all(batch.rows), twice);
+  Case doubled = gathered(batch, all(batch.items()), twice);
   for (double& weight : doubled.response_mask) weight /= 2;
   Observed got = probe(doubled);
-  got.gradient = returned(batch, all(batch.rows), twice, got.gradient);
+  got.gradient = returned(batch, all(batch.items()), twice, got.gradient);
   return probe.close("every token twice, at half its weight", got, probe(batch),
                      probe.magnitude(batch));
 }
 
-Failure check_counts(const Probe& probe, const PolicyCase& batch) {
+Failure check_counts(const Probe& probe, const Case& batch) {
   const Normalizer got = probe.counts(batch), want = counts_of(batch);
   const auto check = [](const char* name, const std::optional<double>& counted,
                         double expected) -> Failure {
@@ -126,14 +126,14 @@ Failure check_counts(const Probe& probe, const PolicyCase& batch) {
   return check("sequences", got.sequences, *want.sequences);
 }
 
-std::string_view needs_normalizer(const PolicyTraits& traits) {
-  return traits.takes_normalizer ? "" : "the loss takes no Normalizer";
+std::string_view needs_normalizer(const Subject& subject) {
+  return subject.traits.takes_normalizer ? "" : "the loss takes no Normalizer";
 }
-std::string_view needs_weights(const PolicyTraits& traits) {
-  return traits.takes_fractional_mask ? "" : "the loss takes no weights between 0 and 1";
+std::string_view needs_weights(const Subject& subject) {
+  return subject.traits.takes_fractional_mask ? "" : "the loss takes no weights between 0 and 1";
 }
-std::string_view needs_counts(const PolicyTraits& traits) {
-  return traits.counts ? "" : "no counts given";
+std::string_view needs_counts(const Subject& subject) {
+  return subject.counts ? "" : "no counts given";
 }
 
 constexpr Property kProperties[] = {

@@ -6,26 +6,15 @@
 #include <cmath>
 #include <limits>
 
-#include "testing/policy_properties.h"
+#include "testing/properties.h"
 
 namespace tether::testing {
 namespace {
 
-using Array = std::vector<double> PolicyCase::*;
-
-struct NamedArray {
-  const char* name;
-  Array array;
-};
-constexpr NamedArray kArrays[] = {{"logps", &PolicyCase::logps},
-                                  {"old_logps", &PolicyCase::old_logps},
-                                  {"ref_logps", &PolicyCase::ref_logps},
-                                  {"advantages", &PolicyCase::advantages}};
-
-// An advantage that a row shares is masked where the whole row is.
-bool poisonable(const PolicyCase& batch, Array array, size_t i) {
+// A number that a row shares is masked where the whole row is.
+bool poisonable(const Case& batch, size_t array, size_t i) {
   if (batch.active(i)) return false;
-  if (array != &PolicyCase::advantages || !batch.advantages_per_row) return true;
+  if (!batch.per_row || array + 1 != batch.arrays.size()) return true;
   const auto columns = static_cast<size_t>(batch.columns);
   for (size_t k = i / columns * columns; k < (i / columns + 1) * columns; ++k) {
     if (batch.active(k)) return false;
@@ -33,13 +22,13 @@ bool poisonable(const PolicyCase& batch, Array array, size_t i) {
   return true;
 }
 
-void poison(PolicyCase& batch, Array array, double value) {
+void poison(Case& batch, size_t array, double value) {
   for (size_t i = 0; i < batch.size(); ++i) {
-    if (poisonable(batch, array, i)) (batch.*array)[i] = value;
+    if (poisonable(batch, array, i)) batch[array][i] = value;
   }
 }
 
-Failure check_poison(const Probe& probe, const PolicyCase& batch) {
+Failure check_poison(const Probe& probe, const Case& batch) {
   const double infinity = std::numeric_limits<double>::infinity();
   const double lowest = probe.dtype == at::kDouble ? std::numeric_limits<double>::lowest()
                                                    : std::numeric_limits<float>::lowest();
@@ -49,12 +38,14 @@ Failure check_poison(const Probe& probe, const PolicyCase& batch) {
     return "gradient of a masked slot at " + place(batch, i) + ": " + changed(0, want.gradient[i]);
   }
   for (double value : {std::nan(""), infinity, -infinity, 1e30, -1e30, -1e10, -1e4, lowest}) {
-    PolicyCase everywhere = batch;
-    for (const NamedArray& each : kArrays) {
-      PolicyCase one = batch;
-      poison(one, each.array, value);
-      poison(everywhere, each.array, value);
-      const std::string what = "masked slots of " + std::string(each.name) + " hold " + text(value);
+    Case everywhere = batch;
+    for (size_t array = 0; array < batch.arrays.size(); ++array) {
+      Case one = batch;
+      poison(one, array, value);
+      poison(everywhere, array, value);
+      const std::string what = "masked slots of " +
+                               std::string(probe.subject.family.arrays[array]) + " hold " +
+                               text(value);
       if (Failure failure = probe.same(what, probe(one), want)) return failure;
     }
     const std::string what = "masked slots of every array hold " + text(value);
@@ -64,15 +55,15 @@ Failure check_poison(const Probe& probe, const PolicyCase& batch) {
 }
 
 // The batch with rows and columns inserted or moved gives the same, slot by slot.
-Failure check_gathered(const Probe& probe, const PolicyCase& batch, const Indices& rows,
+Failure check_gathered(const Probe& probe, const Case& batch, const Indices& items,
                        const Indices& columns, bool bitwise, const std::string& what) {
   const Observed want = probe(batch);
-  const PolicyCase other = gathered(batch, rows, columns);
+  const Case other = gathered(batch, items, columns);
   Observed got = probe(other);
   for (size_t i = 0; i < other.size(); ++i) {
     if (!other.active(i) && got.gradient[i] != 0) return what + ": the padding has a gradient";
   }
-  got.gradient = returned(batch, rows, columns, got.gradient);
+  got.gradient = returned(batch, items, columns, got.gradient);
   if (bitwise) return probe.same(what, got, want);
   return probe.close(what, got, want, probe.magnitude(batch));
 }
@@ -84,10 +75,10 @@ Indices padded(int64_t before, int64_t count, int64_t after) {
   return out;
 }
 
-Failure check_padding_right(const Probe& probe, const PolicyCase& batch) {
+Failure check_padding_right(const Probe& probe, const Case& batch) {
   for (int64_t extra : {1, 7, 600}) {
     if (Failure failure = check_gathered(
-            probe, batch, all(batch.rows), padded(0, batch.columns, extra), probe.traits.bitwise,
+            probe, batch, all(batch.items()), padded(0, batch.columns, extra), probe.traits.bitwise,
             "with " + std::to_string(extra) + " masked columns on the right")) {
       return failure;
     }
@@ -95,32 +86,33 @@ Failure check_padding_right(const Probe& probe, const PolicyCase& batch) {
   return {};
 }
 
-Failure check_padding_left(const Probe& probe, const PolicyCase& batch) {
-  return check_gathered(probe, batch, all(batch.rows), padded(7, batch.columns, 0), false,
+Failure check_padding_left(const Probe& probe, const Case& batch) {
+  return check_gathered(probe, batch, all(batch.items()), padded(7, batch.columns, 0), false,
                         "with 7 masked columns on the left");
 }
 
-Failure check_padding_rows(const Probe& probe, const PolicyCase& batch) {
-  if (Failure failure = check_gathered(probe, batch, padded(0, batch.rows, 3), all(batch.columns),
-                                       probe.traits.bitwise, "with 3 masked rows at the end")) {
+Failure check_padding_rows(const Probe& probe, const Case& batch) {
+  if (Failure failure =
+          check_gathered(probe, batch, padded(0, batch.items(), 3), all(batch.columns),
+                         probe.traits.bitwise, "with 3 masked rows at the end")) {
     return failure;
   }
-  return check_gathered(probe, batch, padded(2, batch.rows, 0), all(batch.columns), false,
+  return check_gathered(probe, batch, padded(2, batch.items(), 0), all(batch.columns), false,
                         "with 2 masked rows at the start");
 }
 
-Failure check_row_permutation(const Probe& probe, const PolicyCase& batch) {
+Failure check_row_permutation(const Probe& probe, const Case& batch) {
   Indices order;
-  for (int64_t i = batch.rows; i-- > 0;) order.push_back(i);
+  for (int64_t i = batch.items(); i-- > 0;) order.push_back(i);
   return check_gathered(probe, batch, order, all(batch.columns), false, "with the rows reversed");
 }
 
-Failure check_packed(const Probe& probe, const PolicyCase& batch) {
+Failure check_packed(const Probe& probe, const Case& batch) {
   return probe.same_or_close("packed, with offsets", probe(batch, {.layout = Layout::packed}),
                              probe(batch), batch);
 }
 
-Failure check_strides(const Probe& probe, const PolicyCase& batch) {
+Failure check_strides(const Probe& probe, const Case& batch) {
   const Observed want = probe(batch);
   struct Named {
     const char* name;
@@ -129,7 +121,7 @@ Failure check_strides(const Probe& probe, const PolicyCase& batch) {
   for (const Named& each : {Named{"transposed in memory", {.layout = Layout::transposed}},
                             Named{"every second element of a buffer", {.layout = Layout::sliced}},
                             Named{"from element 1 of a buffer", {.layout = Layout::misaligned}},
-                            Named{"advantages expanded", {.expanded_advantages = true}}}) {
+                            Named{"advantages expanded", {.expanded = true}}}) {
     if (Failure failure = probe.same_or_close(each.name, probe(batch, each.run), want, batch)) {
       return failure;
     }
@@ -137,7 +129,7 @@ Failure check_strides(const Probe& probe, const PolicyCase& batch) {
   return {};
 }
 
-Failure check_mask_dtypes(const Probe& probe, const PolicyCase& batch) {
+Failure check_mask_dtypes(const Probe& probe, const Case& batch) {
   for (double weight : batch.response_mask) {
     if (weight != 0 && weight != 1) return {};
   }
@@ -157,7 +149,7 @@ struct ThreadCount {
   ~ThreadCount() { at::set_num_threads(before); }
 };
 
-Failure check_threads(const Probe& probe, const PolicyCase& batch) {
+Failure check_threads(const Probe& probe, const Case& batch) {
   const ThreadCount restored;
   at::set_num_threads(1);
   const Observed want = probe(batch);
@@ -169,51 +161,41 @@ Failure check_threads(const Probe& probe, const PolicyCase& batch) {
   return {};
 }
 
-Failure check_inputs_unchanged(const Probe& probe, const PolicyCase& batch) {
-  const PolicyBatch given = probe.tensors(batch), wanted = probe.tensors(batch);
-  gradient_of(probe.forward(given).loss, given.logps);
-  const auto changed_input = [&](const char* name, const at::Tensor& got,
-                                 const at::Tensor& want) -> Failure {
-    if (!want.defined() || at::equal(got.detach(), want.detach())) return {};
-    return std::string(name) + " was written to";
-  };
-  if (Failure failure = changed_input("logps", given.logps, wanted.logps)) return failure;
-  if (Failure failure = changed_input("old_logps", given.old_logps, wanted.old_logps)) {
-    return failure;
+Failure check_inputs_unchanged(const Probe& probe, const Case& batch) {
+  const Tensors given = probe.tensors(batch), wanted = probe.tensors(batch);
+  gradient_of(probe.forward(given).loss, given.arrays[0]);
+  for (size_t k = 0; k < given.arrays.size(); ++k) {
+    if (at::equal(given.arrays[k].detach(), wanted.arrays[k].detach())) continue;
+    return std::string(probe.subject.family.arrays[k]) + " was written to";
   }
-  if (Failure failure = changed_input("ref_logps", given.ref_logps, wanted.ref_logps)) {
-    return failure;
-  }
-  if (Failure failure = changed_input("advantages", given.advantages, wanted.advantages)) {
-    return failure;
-  }
-  return changed_input("response_mask", given.response_mask, wanted.response_mask);
+  if (at::equal(given.response_mask, wanted.response_mask)) return {};
+  return "response_mask was written to";
 }
 
-Failure check_backward_twice(const Probe& probe, const PolicyCase& batch) {
-  const PolicyBatch tensors = probe.tensors(batch);
+Failure check_backward_twice(const Probe& probe, const Case& batch) {
+  const Tensors tensors = probe.tensors(batch);
   const at::Tensor loss = probe.forward(tensors).loss;
-  const at::Tensor first = gradient_of(loss, tensors.logps, {}, true).clone();
-  const at::Tensor second = gradient_of(loss, tensors.logps);
+  const at::Tensor first = gradient_of(loss, tensors.arrays[0], {}, true).clone();
+  const at::Tensor second = gradient_of(loss, tensors.arrays[0]);
   if (at::equal(first, second)) return {};
   return "the gradient of the second backward is another";
 }
 
-Failure check_no_grad(const Probe& probe, const PolicyCase& batch) {
+Failure check_no_grad(const Probe& probe, const Case& batch) {
   const double want = probe(batch).loss;
   const auto value = [&](bool requires_grad) {
-    PolicyBatch tensors = probe.tensors(batch);
-    if (!requires_grad) tensors.logps = tensors.logps.detach();
+    Tensors tensors = probe.tensors(batch);
+    if (!requires_grad) tensors.arrays[0] = tensors.arrays[0].detach();
     return probe.forward(tensors).loss.item<double>();
   };
   const double detached = value(false);
-  if (detached != want) return "logps without requires_grad: loss " + changed(want, detached);
+  if (detached != want) return "without requires_grad: loss " + changed(want, detached);
   {
     const at::NoGradGuard guard;
     const double unrecorded = value(true);
     if (unrecorded != want) return "under no_grad: loss " + changed(want, unrecorded);
   }
-  const PolicyBatch tensors = probe.tensors(batch);
+  const Tensors tensors = probe.tensors(batch);
   const c10::InferenceMode guard;
   const double inferred = probe.forward(tensors).loss.item<double>();
   if (inferred != want) return "in inference mode: loss " + changed(want, inferred);
@@ -229,9 +211,9 @@ std::vector<double> rounded(const std::vector<double>& values, at::ScalarType ty
   return out;
 }
 
-Failure check_half(const Probe& probe, PolicyCase batch, at::ScalarType type) {
+Failure check_half(const Probe& probe, Case batch, at::ScalarType type) {
   const std::string what = type == at::kHalf ? "in float16" : "in bfloat16";
-  for (const NamedArray& each : kArrays) batch.*each.array = rounded(batch.*each.array, type);
+  for (std::vector<double>& array : batch.arrays) array = rounded(array, type);
   const Observed got = probe(batch, {.dtype = type});
   Observed want = probe(batch);
   const Observed magnitude = probe.magnitude(batch);
@@ -249,18 +231,18 @@ Failure check_half(const Probe& probe, PolicyCase batch, at::ScalarType type) {
   return {};
 }
 
-Failure check_half_precision(const Probe& probe, const PolicyCase& batch) {
+Failure check_half_precision(const Probe& probe, const Case& batch) {
   if (probe.dtype != at::kFloat) return {};
   if (Failure failure = check_half(probe, batch, at::kBFloat16)) return failure;
   return check_half(probe, batch, at::kHalf);
 }
 
-std::string_view needs_offsets(const PolicyTraits& traits) {
-  return traits.takes_offsets ? "" : "the loss takes no packed rows";
+std::string_view needs_offsets(const Subject& subject) {
+  return subject.traits.takes_offsets ? "" : "the loss takes no packed rows";
 }
 
-std::string_view needs_half(const PolicyTraits& traits) {
-  return traits.takes_half_precision ? "" : "the loss takes no bfloat16 or float16";
+std::string_view needs_half(const Subject& subject) {
+  return subject.traits.takes_half_precision ? "" : "the loss takes no bfloat16 or float16";
 }
 
 constexpr Property kProperties[] = {

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "testing/policy_case.h"
+#include "testing/policy_checks.h"
 
 namespace tether::testing {
 namespace {
@@ -149,61 +149,74 @@ View view_of(RatioLevel level, const Row& row, double logp, double log_ratio) {
   return {logp, log_ratio};
 }
 
-Totals totals(const PolicyBatch& batch, const PolicyObjective& objective, const Normalizer& step) {
-  const int64_t columns = batch.logps.size(1);
-  const double beta = objective.kl.beta;
-  const auto logps = doubles(batch.logps), weights = doubles(batch.response_mask);
-  const auto olds = doubles(batch.old_logps.defined() ? batch.old_logps : batch.logps);
-  const auto refs = doubles(batch.ref_logps.defined() ? batch.ref_logps : batch.logps);
-  const bool shared = batch.advantages.dim() == 1;
-  const auto advantages = doubles(batch.advantages);
-
-  std::vector<Row> rows(static_cast<size_t>(batch.logps.size(0)));
+// The numbers of a batch, an advantage for each token, and what is counted in them.
+struct Tokens {
+  std::vector<double> logps, weights, olds, refs, advantages;
+  std::vector<Row> rows;
   double tokens = 0, sequences = 0;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    if (weights[i] == 0) continue;
-    Row& row = rows[i / static_cast<size_t>(columns)];
-    row.slots.push_back(i);
-    row.n += weights[i];
-    row.logp += weights[i] * logps[i];
-    row.log_ratio += weights[i] * (logps[i] - olds[i]);
-    tokens += weights[i];
-  }
-  for (const Row& row : rows) sequences += row.n > 0 ? 1 : 0;
-  const double policy_tokens = step.policy.value_or(tokens);
-  const double kl_tokens = step.kl.value_or(policy_tokens);
-  const double step_sequences = step.sequences.value_or(sequences);
+};
 
-  Totals out{.loss = 0, .gradient = std::vector<double>(logps.size()), .metrics = {}};
-  for (size_t r = 0; r < rows.size(); ++r) {
-    const Row& row = rows[r];
-    const auto share_of = [&](size_t i, double count) {
-      return weights[i] / denominator(objective.aggregation, count, step_sequences, row.n);
-    };
-    double row_slope = 0;  // by the row's log-ratio, where its tokens share one
-    for (size_t i : row.slots) {
-      const double A = advantages[shared ? r : i];
-      const View view = view_of(objective.level, row, logps[i], logps[i] - olds[i]);
-      const Dual<double> loss = surrogate_of(objective, view, olds[i], refs[i], A);
-      const Penalty kl = penalty_of(objective, logps[i], olds[i], refs[i], view.log_ratio);
-      const double policy_share = share_of(i, policy_tokens), kl_share = share_of(i, kl_tokens);
-      out.loss += policy_share * loss.value + beta * kl_share * kl.value;
-      row_slope += policy_share * loss.grad + beta * kl_share * kl.shared_slope;
-      const double own_slope = shares_ratio(objective.level) ? 0 : policy_share * loss.grad;
-      out.gradient[i] = own_slope + beta * kl_share * kl.own_slope;
-      const bool by_row = objective.level != RatioLevel::token;
-      const double ratio_share = weights[i] / (by_row ? row.n * sequences : tokens);
-      add_ratio_metrics(out.metrics, ratio_share, view.log_ratio, A, loss,
-                        objective.surrogate.truncation());
-      out.metrics["policy_loss"] += weights[i] / tokens * loss.value;
-      if (beta > 0) out.metrics["kl"] += weights[i] / tokens * kl.value;
-    }
-    const double over = objective.level == RatioLevel::sequence_mean ? row.n : 1;
-    for (size_t i : row.slots) {
-      if (shares_ratio(objective.level)) out.gradient[i] += row_slope * weights[i] / over;
-      out.gradient[i] *= step.factor();
-    }
+Tokens tokens_of(const PolicyBatch& batch) {
+  const auto columns = static_cast<size_t>(batch.logps.size(1));
+  Tokens out{.logps = doubles(batch.logps),
+             .weights = doubles(batch.response_mask),
+             .olds = doubles(batch.old_logps.defined() ? batch.old_logps : batch.logps),
+             .refs = doubles(batch.ref_logps.defined() ? batch.ref_logps : batch.logps),
+             .advantages = doubles(batch.advantages.dim() == 1
+                                       ? batch.advantages.unsqueeze(1).expand_as(batch.logps)
+                                       : batch.advantages),
+             .rows = std::vector<Row>(static_cast<size_t>(batch.logps.size(0)))};
+  for (size_t i = 0; i < out.weights.size(); ++i) {
+    const double w = out.weights[i];
+    if (w == 0) continue;
+    Row& row = out.rows[i / columns];
+    row.slots.push_back(i);
+    row.n += w;
+    row.logp += w * out.logps[i];
+    row.log_ratio += w * (out.logps[i] - out.olds[i]);
+    out.tokens += w;
   }
+  for (const Row& row : out.rows) out.sequences += row.n > 0 ? 1 : 0;
+  return out;
+}
+
+// Adds a row to the totals, before the factor of the step.
+void add_row(const Tokens& in, const Row& row, const PolicyObjective& objective,
+             const Normalizer& step, Totals& out) {
+  const double beta = objective.kl.beta, policy_tokens = step.policy.value_or(in.tokens);
+  const bool by_row = objective.level != RatioLevel::token;
+  const auto share_of = [&](size_t i, double count) {
+    return in.weights[i] /
+           denominator(objective.aggregation, count, step.sequences.value_or(in.sequences), row.n);
+  };
+  double row_slope = 0;  // by the row's log-ratio, where its tokens share one
+  for (size_t i : row.slots) {
+    const double logp = in.logps[i], old = in.olds[i], ref = in.refs[i], A = in.advantages[i];
+    const View view = view_of(objective.level, row, logp, logp - old);
+    const Dual<double> loss = surrogate_of(objective, view, old, ref, A);
+    const Penalty kl = penalty_of(objective, logp, old, ref, view.log_ratio);
+    const double share = share_of(i, policy_tokens);
+    const double kl_share = beta * share_of(i, step.kl.value_or(policy_tokens));
+    out.loss += share * loss.value + kl_share * kl.value;
+    row_slope += share * loss.grad + kl_share * kl.shared_slope;
+    out.gradient[i] =
+        (shares_ratio(objective.level) ? 0 : share * loss.grad) + kl_share * kl.own_slope;
+    const double weight = in.weights[i] / in.tokens;
+    add_ratio_metrics(out.metrics, by_row ? in.weights[i] / (row.n * in.sequences) : weight,
+                      view.log_ratio, A, loss, objective.surrogate.truncation());
+    out.metrics["policy_loss"] += weight * loss.value;
+    if (beta > 0) out.metrics["kl"] += weight * kl.value;
+  }
+  if (!shares_ratio(objective.level)) return;
+  const double over = objective.level == RatioLevel::sequence_mean ? row.n : 1;
+  for (size_t i : row.slots) out.gradient[i] += row_slope * in.weights[i] / over;
+}
+
+Totals totals(const PolicyBatch& batch, const PolicyObjective& objective, const Normalizer& step) {
+  const Tokens in = tokens_of(batch);
+  Totals out{.loss = 0, .gradient = std::vector<double>(in.logps.size()), .metrics = {}};
+  for (const Row& row : in.rows) add_row(in, row, objective, step, out);
+  for (double& slope : out.gradient) slope *= step.factor();
   out.loss *= step.factor();
   return out;
 }

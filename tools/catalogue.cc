@@ -8,6 +8,7 @@
 #include <iterator>
 #include <string>
 #include <string_view>
+#include <variant>
 
 namespace {
 
@@ -21,16 +22,35 @@ std::string cell(std::string_view text) {
   return escaped;
 }
 
-template <class Rows>
-std::string table(const Rows& rows) {
-  std::string text = "| name | loss | paper | header | agreement |\n|---|---|---|---|---|\n";
-  for (const auto& row : rows) {
-    const std::string link(row.header.substr(row.header.find('/') + 1));
-    const std::string file(link.substr(link.rfind('/') + 1));
-    text += "| `" + std::string(row.name) + "` | " + cell(row.formula) + " | " + cell(row.paper) +
-            " | [" + file + "](" + link + ") | " + cell(row.agreement) + " |\n";
-  }
-  return text;
+// The cells that every family has.
+template <class Objective>
+std::string cells(const tether::ObjectiveRow<Objective>& row) {
+  const std::string link(row.header.substr(row.header.find('/') + 1));
+  const std::string file(link.substr(link.rfind('/') + 1));
+  return "| `" + std::string(row.name) + "` | " + cell(row.formula) + " | " + cell(row.paper) +
+         " | [" + file + "](" + link + ") | " + cell(row.agreement) + " |";
+}
+
+std::string text(const tether::Advantages& advantages) {
+  const auto* group = std::get_if<tether::GroupAdvantage>(&advantages);
+  if (group == nullptr) return "GAE";
+  const auto baseline = tether::kAdvantageBaselineNames[static_cast<size_t>(group->baseline)];
+  const auto scale = tether::kAdvantageScaleNames[static_cast<size_t>(group->scale)];
+  return "group: " + std::string(baseline) + ", " + std::string(scale);
+}
+
+std::string policy_table() {
+  std::string out =
+      "| name | loss | paper | header | agreement | advantages |\n|---|---|---|---|---|---|\n";
+  for (const auto& row : tether::kCatalogue)
+    out += cells(row) + " " + text(row.advantages) + " |\n";
+  return out;
+}
+
+std::string preference_table() {
+  std::string out = "| name | loss | paper | header | agreement |\n|---|---|---|---|---|\n";
+  for (const auto& row : tether::kPreferenceCatalogue) out += cells(row) + "\n";
+  return out;
 }
 
 std::string page() {
@@ -39,11 +59,13 @@ std::string page() {
          "then\n"
          "be changed. This page is written by `./dev catalogue --write` from catalogue.h.\n"
          "Agreement: who computes the same value and gradient in the tests, to 1e-12 in float64:\n"
-         "mpmath, 60 digits, and peers' own functions (docs/peers.md).\n\n"
+         "mpmath, 60 digits, and peers' own functions (docs/peers.md). Advantages: its paper's "
+         "or,\n"
+         "where that leaves them open, the field's: GAE, or relative to a group (baseline, "
+         "scale).\n\n"
          "## Policy objectives: ratio level, surrogate, KL penalty, entropy, aggregation\n\n" +
-         table(tether::kCatalogue) +
-         "\n## Preference objectives: score, link, loss of the pair\n\n" +
-         table(tether::kPreferenceCatalogue);
+         policy_table() + "\n## Preference objectives: score, link, loss of the pair\n\n" +
+         preference_table();
 }
 
 std::string contents(const char* path) {

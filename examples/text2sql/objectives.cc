@@ -1,6 +1,7 @@
 #include "examples/text2sql/objectives.h"
 
 #include <algorithm>
+#include <variant>
 
 namespace text2sql {
 namespace {
@@ -10,12 +11,9 @@ bool is_preference(std::string_view name) {
                      [&](const auto& row) { return row.name == name; });
 }
 
-tether::GroupAdvantage advantage_of(std::string_view name) {
-  using Baseline = tether::AdvantageBaseline;
-  using Scale = tether::AdvantageScale;
-  if (name == "rloo") return {.baseline = Baseline::leave_one_out, .scale = Scale::none};
-  if (name == "dr_grpo") return {.scale = Scale::none};
-  return {};
+const tether::CatalogueRow& policy_row(std::string_view name) {
+  return *std::find_if(tether::kCatalogue.begin(), tether::kCatalogue.end(),
+                       [&](const auto& row) { return row.name == name; });
 }
 
 }  // namespace
@@ -33,9 +31,10 @@ Objective objective_of(std::string_view name, double beta, int64_t max_tokens) {
     if (beta > 0) out.preference->beta = beta;
     return out;
   }
-  Objective out{.policy = tether::preset("text2sql", name),
-                .advantage = advantage_of(name),
-                .critic = name == "ppo" || name == "ppo_dual_clip"};
+  Objective out{.policy = tether::preset("text2sql", name)};
+  const tether::Advantages& advantages = policy_row(name).advantages;
+  out.critic = std::holds_alternative<tether::Gae>(advantages);
+  if (!out.critic) out.advantage = std::get<tether::GroupAdvantage>(advantages);
   out.policy.kl.beta = beta;
   out.policy.aggregation.constant = static_cast<double>(max_tokens);
   return out;

@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "../../core/fields.h"
+#include "../../core/formula.h"
 #include "../../core/number.h"
 #include "../policy_objective.h"
 #include "../surrogate.h"
@@ -21,6 +22,7 @@ struct IsReinforce {
   double ratio_low = 0;
   double ratio_high = 5;
 
+  static constexpr Traits traits{.stops_gradient = true, .of_log_ratio = false};
   static constexpr auto fields() {
     return std::tuple{field("ratio_low", &IsReinforce::ratio_low, {0, infinity}),
                       field("ratio_high", &IsReinforce::ratio_high, {0, infinity, true})};

@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "../../core/fields.h"
+#include "../../core/formula.h"
 #include "../../core/number.h"
 #include "../policy_objective.h"
 #include "../token.h"
@@ -24,6 +25,7 @@ struct PpoClip {
   double epsilon_high = 0.2;
   double dual_clip = infinity;  // off
 
+  static constexpr Traits traits{.clips = true};
   static constexpr auto fields() {
     return std::tuple{field("epsilon_low", &PpoClip::epsilon_low, {0, 1}),
                       field("epsilon_high", &PpoClip::epsilon_high, {0, infinity}),

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "../../core/formula.h"
 #include "../../core/number.h"
 #include "../policy_objective.h"
 #include "../token.h"
@@ -13,6 +14,8 @@ namespace tether {
 // Williams 1992, "Simple statistical gradient-following algorithms", eq. 4. It does not look at the
 // old policy: on samples of an older policy its gradient is biased.
 struct Reinforce {
+  static constexpr Traits traits{.of_log_ratio = false};
+
   template <class Number, class Constant>
   TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
     return -token.advantage * token.logp;

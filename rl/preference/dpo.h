@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "../../core/fields.h"
+#include "../../core/formula.h"
 #include "../../core/number.h"
 #include "../preference_objective.h"
 
@@ -19,6 +20,7 @@ namespace tether {
 struct LogisticPair {
   double label_smoothing = 0;
 
+  static constexpr Traits traits{};
   static constexpr auto fields() {
     return std::tuple{field("label_smoothing", &LogisticPair::label_smoothing, {0, 0.5})};
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "../../core/formula.h"
 #include "../../core/number.h"
 #include "../preference_objective.h"
 
@@ -12,6 +13,8 @@ namespace tether {
 // SLiC-HF: Zhao et al. 2023, arXiv:2305.10425, eq. 3, with the margin of the implicit rewards: RSO,
 // Liu et al. 2023, arXiv:2309.06657, eq. 9.
 struct HingePair {
+  static constexpr Traits traits{};
+
   template <class Number>
   TETHER_FORMULA Number operator()(const Pair<Number>& pair) const {
     const Number slack = 1 - pair.margin();

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "../../core/formula.h"
 #include "../../core/number.h"
 #include "../preference_objective.h"
 
@@ -11,6 +12,8 @@ namespace tether {
 //
 // beta is the paper's tau. Azar et al. 2023, arXiv:2310.12036, eq. 17.
 struct SquarePair {
+  static constexpr Traits traits{};
+
   template <class Number>
   TETHER_FORMULA Number operator()(const Pair<Number>& pair) const {
     constexpr double kLeastBeta = 1e-290;  // the target is finite

@@ -3,20 +3,20 @@
     python tests/golden/make_policy_golden.py        writes policy_golden.json beside this file
 
 The formulas are stated here once more, with their derivatives by branch, and every derivative is
-compared with a numerical one before it is written. Inputs are multiples of 2^-10, so that they are
-the same numbers in float32, float64 and here.
+compared with a numerical one before it is written. A formula sees the token and `frozen`, the token
+at which whatever has no gradient is held.
 """
 
-import json
-import pathlib
-import random
+from collections.abc import Callable
+from typing import NamedTuple
 
+from golden import assert_derivative, grid, number, stream, write
 from mpmath import mp, mpf
 
-mp.dps = 60
+# ---- surrogates ----------------------------------------------------------------------------------
 
 
-def ppo_clip(token, epsilon_low, epsilon_high, dual_clip=None):
+def ppo_clip(token, frozen, epsilon_low, epsilon_high, dual_clip=None):
     """Loss and d loss / d log_ratio: arXiv:1707.06347 eq. 7, arXiv:1912.09729 eq. 5."""
     ratio = mp.exp(token["log_ratio"])
     advantage = token["advantage"]
@@ -32,16 +32,59 @@ def ppo_clip(token, epsilon_low, epsilon_high, dual_clip=None):
     return loss, gradient
 
 
-def reinforce(token):
+def reinforce(token, frozen):
     """Williams 1992."""
     return -token["advantage"] * token["logp"], -token["advantage"]
 
 
-def is_reinforce(token, ratio_low, ratio_high, frozen=None):
-    """-sg(clip(ratio)) A logp, arXiv:2506.13585 eq. 4; the weight is `frozen`'s."""
-    ratio = mp.exp((frozen or token)["log_ratio"])
-    weight = min(max(ratio, mpf(ratio_low)), mpf(ratio_high))
+def is_reinforce(token, frozen, ratio_low, ratio_high):
+    """-sg(clip(ratio)) A logp, arXiv:2506.13585 eq. 4."""
+    weight = min(max(mp.exp(frozen["log_ratio"]), mpf(ratio_low)), mpf(ratio_high))
     return -weight * token["advantage"] * token["logp"], -weight * token["advantage"]
+
+
+class Row(NamedTuple):
+    """A row of rl/catalogue.h, as its preset has it."""
+
+    formula: Callable
+    options: dict
+    level: str = "token"
+    aggregation: str = "token_mean"
+
+
+CLIP = {"epsilon_low": 0.2, "epsilon_high": 0.2}
+TIGHT = {"epsilon_low": 3e-4, "epsilon_high": 4e-4}
+BY_SEQUENCE = "sequence_mean_token_mean"
+ROWS = {
+    "ppo": Row(ppo_clip, CLIP),
+    "ppo_dual_clip": Row(ppo_clip, CLIP | {"dual_clip": 3}),
+    "grpo": Row(ppo_clip, CLIP, aggregation=BY_SEQUENCE),
+    "dapo": Row(ppo_clip, {"epsilon_low": 0.2, "epsilon_high": 0.28}),
+    "bnpo": Row(ppo_clip, CLIP),
+    "dr_grpo": Row(ppo_clip, CLIP, aggregation="sequence_sum_over_constant"),
+    "gspo": Row(ppo_clip, TIGHT, "sequence_mean", BY_SEQUENCE),
+    "gspo_token": Row(ppo_clip, TIGHT, "sequence_token", BY_SEQUENCE),
+    "cispo": Row(is_reinforce, {"ratio_low": 0, "ratio_high": 5}),
+    "rloo": Row(ppo_clip, CLIP, "sequence_sum", BY_SEQUENCE),
+    "reinforce": Row(reinforce, {}),
+}
+
+
+def moved(token, step, keys):
+    return {**token, **{key: token[key] + step for key in keys}}
+
+
+def checked(formula, token, **options):
+    """Value and derivative by logp, the latter compared with a central difference."""
+    value, gradient = formula(token, token, **options)
+    keys = ("logp", "log_ratio")
+    assert_derivative(
+        lambda step: formula(moved(token, step, keys), token, **options)[0], gradient, token
+    )
+    return value, gradient
+
+
+# ---- the penalty ---------------------------------------------------------------------------------
 
 
 def k1(d):
@@ -59,70 +102,63 @@ def k3(d):
 KL = {"k1": k1, "k2": k2, "k3": k3}
 
 
-def kl_term(token, estimator="k3", gradient="k3", correction="none"):
-    """rho K(d) and the derivative of rho G(d) by logp, d = ref_logp - logp."""
-    d = token["ref_logp"] - token["own_logp"]
-    rho = mpf(1) if correction == "none" else mp.exp(token["own_logp"] - token["old_logp"])
-    source, slope = KL[gradient](d)
-    through_rho = source if correction == "ratio" else 0
-    return rho * KL[estimator](d)[0], rho * (slope + through_rho)
+def log_ratios(row, frozen, level):
+    """Of each token at the level (rl/level.h)."""
+    own, held = (
+        [token["own_logp"] - token["old_logp"] for token in each] for each in (row, frozen)
+    )
+    if level == "token":
+        return own
+    if level == "sequence_token":
+        mean = mp.fsum(held) / len(held)
+        return [each - start + mean for each, start in zip(own, held, strict=True)]
+    return [mp.fsum(own) / (1 if level == "sequence_sum" else len(row))] * len(row)
 
 
-STEP = mpf(10) ** -25
+def penalty_weights(row, frozen, level, correction):
+    """rho of each token: 1, its own ratio, or that of the level."""
+    if correction == "none":
+        return [mpf(1)] * len(row)
+    ratios = log_ratios(row, frozen, level if "level" in correction else "token")
+    return [mp.exp(each) for each in ratios]
 
 
-def moved(token, step, keys):
-    return {**token, **{key: token[key] + step for key in keys}}
+def row_penalties(row, frozen, level, estimator="k3", gradient="k3", correction="none"):
+    """rho K of each token, and the derivative of the row's sum of rho G by its logp."""
+    rho = penalty_weights(frozen if "detached" in correction else row, frozen, level, correction)
+    d = [token["ref_logp"] - token["own_logp"] for token in row]
+    values = [r * KL[estimator](each)[0] for r, each in zip(rho, d, strict=True)]
+    sources = [r * KL[gradient](each)[0] for r, each in zip(rho, d, strict=True)]
+    slopes = [r * KL[gradient](each)[1] for r, each in zip(rho, d, strict=True)]
+    if correction in ("ratio", "level_ratio"):
+        through = sources
+        if correction == "level_ratio" and level in ("sequence_mean", "sequence_sum"):
+            over = 1 if level == "sequence_sum" else len(row)
+            through = [mp.fsum(sources) / over] * len(row)
+        slopes = [slope + each for slope, each in zip(slopes, through, strict=True)]
+    return list(zip(values, slopes, strict=True))
 
 
-def checked(formula, token, keys=("logp", "log_ratio"), **options):
-    """Value and derivative, the latter compared with a central difference in `keys`."""
-    value, gradient = formula(token, **options)
-    frozen = {"frozen": token} if formula is is_reinforce else {}
-    up = formula(moved(token, STEP, keys), **options, **frozen)[0]
-    down = formula(moved(token, -STEP, keys), **options, **frozen)[0]
-    assert abs((up - down) / (2 * STEP) - gradient) < mpf(10) ** -18 * (1 + abs(gradient)), token
-    return value, gradient
-
-
-CLIP = {"epsilon_low": 0.2, "epsilon_high": 0.2}
-TIGHT = {"epsilon_low": 3e-4, "epsilon_high": 4e-4}
-SURROGATES = {
-    "ppo": (ppo_clip, CLIP, 0),
-    "ppo_dual_clip": (ppo_clip, CLIP | {"dual_clip": 3}, 0),
-    "grpo": (ppo_clip, CLIP, 0),
-    "dapo": (ppo_clip, {"epsilon_low": 0.2, "epsilon_high": 0.28}, 0),
-    "bnpo": (ppo_clip, CLIP, 0),
-    "dr_grpo": (ppo_clip, CLIP, 0),
-    "gspo": (ppo_clip, TIGHT, 0),
-    "gspo_token": (ppo_clip, TIGHT, 0),
-    "cispo": (is_reinforce, {"ratio_low": 0, "ratio_high": 5}, 0),
-    "rloo": (ppo_clip, CLIP, 0),
-    "reinforce": (reinforce, {}, 0),
-}
-AGGREGATIONS = {
-    "grpo": "sequence_mean_token_mean",
-    "dr_grpo": "sequence_sum_over_constant",
-    "gspo": "sequence_mean_token_mean",
-    "gspo_token": "sequence_mean_token_mean",
-    "rloo": "sequence_mean_token_mean",
-}
-LEVELS = {"gspo": "sequence_mean", "gspo_token": "sequence_token", "rloo": "sequence_sum"}
+# ---- rows and batches ----------------------------------------------------------------------------
 
 
 def random_token(rng, spread):
-    def grid(x):
-        return mpf(round(x * 1024)) / 1024
-
     logp = grid(-rng.expovariate(0.7) - 0.01)
     log_ratio = grid(rng.gauss(0, spread))
+    ref_logp = logp + grid(rng.gauss(0, spread))
+    advantage = grid(rng.choice([-1, 1]) * rng.uniform(0.1, 2))
+    return token_of(logp, logp - log_ratio, ref_logp, advantage)
+
+
+def token_of(logp, old_logp, ref_logp, advantage):
+    logp, old_logp = mpf(logp), mpf(old_logp)
     return {
         "logp": logp,
         "own_logp": logp,
-        "old_logp": logp - log_ratio,
-        "log_ratio": log_ratio,
-        "ref_logp": logp + grid(rng.gauss(0, spread)),
-        "advantage": grid(rng.choice([-1, 1]) * rng.uniform(0.1, 2)),
+        "old_logp": old_logp,
+        "log_ratio": logp - old_logp,
+        "ref_logp": mpf(ref_logp),
+        "advantage": mpf(advantage),
     }
 
 
@@ -136,253 +172,191 @@ def row_factor(mode, constant, tokens, sequences, row_tokens):
     }[mode]()
 
 
-def levelled(row, level):
+def levelled(row, frozen, level):
     """The tokens of a row as the surrogate sees them (rl/level.h)."""
-    if level == "token":
-        return row
-    over = 1 if level == "sequence_sum" else len(row)
-    log_ratio = mp.fsum(token["log_ratio"] for token in row) / over
-    logp = mp.fsum(token["logp"] for token in row) / over
-    shared = {"log_ratio": log_ratio}
-    if level != "sequence_token":
-        shared["logp"] = logp
-    return [{**token, **shared} for token in row]
+    ratios = zip(row, log_ratios(row, frozen, level), strict=True)
+    tokens = [{**token, "log_ratio": log_ratio} for token, log_ratio in ratios]
+    if level in ("token", "sequence_token"):
+        return tokens
+    logp = mp.fsum(token["logp"] for token in row) / (1 if level == "sequence_sum" else len(row))
+    return [{**token, "logp": logp} for token in tokens]
 
 
-def row_penalties(row, level, estimator="k3", gradient="k3", correction="none"):
-    """rho K of each token, and the derivative of the row's sum of rho G by its logp."""
-    if "level" not in correction:
-        return [kl_term(token, estimator, gradient, correction) for token in row]
-    own = [token["own_logp"] - token["old_logp"] for token in row]
-    d = [token["ref_logp"] - token["own_logp"] for token in row]
-    over = len(row) if level in ("sequence_mean", "sequence_token") else 1
-    rho = [mp.exp(each if level == "token" else mp.fsum(own) / over) for each in own]
-    source = [KL[gradient](each) for each in d]
-    slopes = [r * slope for r, (_, slope) in zip(rho, source, strict=True)]
-    if correction == "level_ratio":
-        shared = level in ("sequence_mean", "sequence_sum")
-        total = mp.fsum(r * value for r, (value, _) in zip(rho, source, strict=True)) / over
-        slopes = [
-            slope + (total if shared else r * value)
-            for slope, r, (value, _) in zip(slopes, rho, source, strict=True)
-        ]
-    return [
-        (r * KL[estimator](each)[0], slope) for r, each, slope in zip(rho, d, slopes, strict=True)
+class Objective(NamedTuple):
+    formula: Callable
+    options: dict
+    level: str
+    beta: float
+    kl: dict
+
+
+def row_loss(row, frozen, factor, objective):
+    """The loss of a row."""
+    level = objective.level
+    tokens = zip(levelled(row, frozen, level), levelled(frozen, frozen, level), strict=True)
+    surrogate = mp.fsum(objective.formula(*pair, **objective.options)[0] for pair in tokens)
+    penalty = mp.fsum(value for value, _ in row_penalties(row, frozen, level, **objective.kl))
+    return factor * (surrogate + mpf(objective.beta) * penalty)
+
+
+def row_slopes(row, factor, objective):
+    """The derivatives of the loss of a row by every logp."""
+    level = objective.level
+    slopes = [
+        factor * checked(objective.formula, token, **objective.options)[1]
+        for token in levelled(row, row, level)
     ]
-
-
-def row_loss(row, formula, options, level, factor, beta, kl, slopes=None):
-    """The loss of a row, and its derivatives by every logp into `slopes`."""
-    loss, each_slope = mpf(0), []
-    for token in levelled(row, level):
-        value, slope = checked(formula, token, **options)
-        loss += factor * value
-        each_slope.append(factor * slope)
     if level in ("sequence_mean", "sequence_sum"):
         over = 1 if level == "sequence_sum" else len(row)
-        each_slope = [mp.fsum(each_slope) / over] * len(row)
-    penalties = row_penalties(row, level, **kl)
-    for i, (penalty, slope) in enumerate(penalties):
-        loss += factor * mpf(beta) * penalty
-        each_slope[i] += factor * mpf(beta) * slope
-    if slopes is not None:
-        slopes.extend(each_slope)
-    return loss
+        slopes = [mp.fsum(slopes) / over] * len(row)
+    penalties = row_penalties(row, row, level, **objective.kl)
+    slopes = [
+        slope + factor * mpf(objective.beta) * by_penalty
+        for slope, (_, by_penalty) in zip(slopes, penalties, strict=True)
+    ]
+    straight_through = objective.kl.get("estimator", "k3") != objective.kl.get("gradient", "k3")
+    for t, slope in enumerate(slopes if not straight_through else ()):
+
+        def loss(step, t=t):
+            token = moved(row[t], step, ("logp", "own_logp"))
+            return row_loss([*row[:t], token, *row[t + 1 :]], row, factor, objective)
+
+        assert_derivative(loss, slope, t)
+    return slopes
 
 
-def batch(
-    name, rng, lengths, columns, objective, options, beta, mode, constant=1, level="token", kl=None
-):
-    """A ragged batch: row i has lengths[i] tokens, the rest of its columns is masked."""
-    formula, kl = SURROGATES[objective][0], kl or {}
+COLUMNS = {
+    "logps": "logp",
+    "old_logps": "old_logp",
+    "ref_logps": "ref_logp",
+    "advantages": "advantage",
+}
+
+
+def solved(rows, lengths, objective, mode, constant):
+    """Loss and derivatives of a ragged batch: row i has lengths[i] tokens, the rest is masked."""
     tokens, sequences = sum(lengths), sum(n > 0 for n in lengths)
+    loss, dlogps = mpf(0), []
+    for row, n in zip(rows, lengths, strict=True):
+        if n > 0:
+            factor = row_factor(mode, constant, tokens, sequences, n)
+            loss += row_loss(row[:n], row[:n], factor, objective)
+            dlogps += [number(slope) for slope in row_slopes(row[:n], factor, objective)]
+        dlogps += [0.0] * (len(row) - n)
+    return number(loss), dlogps
+
+
+def batch(name, row, lengths=(5, 0, 1, 7, 3), columns=7, beta=0, mode=None, constant=1, **changes):
+    """A batch called `name` of the catalogue's row; changes: options, level, kl."""
+    preset = ROWS[row]
+    options, level = changes.get("options", preset.options), changes.get("level", preset.level)
+    mode, kl = mode or preset.aggregation, changes.get("kl", {})
     choices = {"aggregation": mode, "level": level}
     choices |= {f"kl_{key}": value for key, value in kl.items()}
     if kl:
         choices["allow_biased_gradient"] = "true"
-    out = {
+    rng = stream(name)
+    rows = [[random_token(rng, 0.4) for _ in range(columns)] for _ in lengths]
+    objective = Objective(preset.formula, options, level, beta, kl)
+    loss, dlogps = solved(rows, lengths, objective, mode, constant)
+    arrays = {
+        array: [float(token[key]) for row in rows for token in row]
+        for array, key in COLUMNS.items()
+    }
+    return {
         "name": name,
-        "preset": name.endswith("preset"),
-        "objective": objective,
+        "preset": name == f"{row} preset",
+        "objective": row,
         "options": options,
         "beta": beta,
         "choices": choices,
         "constant": constant,
         "rows": len(lengths),
         "columns": columns,
-        "response_mask": [],
-        "logps": [],
-        "old_logps": [],
-        "ref_logps": [],
-        "advantages": [],
-        "dlogps": [],
+        "response_mask": [int(t < n) for n in lengths for t in range(columns)],
+        **arrays,
+        "dlogps": dlogps,
+        "loss": loss,
     }
-    loss = mpf(0)
-    for n in lengths:
-        row = [random_token(rng, 0.4) for _ in range(columns)]
-        for t, token in enumerate(row):
-            out["response_mask"].append(int(t < n))
-            for key, column in (
-                ("logp", "logps"),
-                ("old_logp", "old_logps"),
-                ("ref_logp", "ref_logps"),
-                ("advantage", "advantages"),
-            ):
-                out[column].append(float(token[key]))
-        slopes = []
-        if n > 0:
-            factor = row_factor(mode, constant, tokens, sequences, n)
-            arguments = (formula, options, level, factor, beta, kl)
-            loss += row_loss(row[:n], *arguments, slopes)
-            is_derivative = formula is not is_reinforce and level != "sequence_token"
-            if is_derivative and kl.get("estimator", "k3") == kl.get("gradient", "k3"):
-                check_row(row[:n], arguments, slopes)
-        out["dlogps"] += [number(slope) for slope in slopes] + [0.0] * (columns - n)
-    out["loss"] = number(loss)
-    return out
 
 
-def check_row(row, arguments, slopes):
-    """The derivatives against central differences of the whole row."""
-    if "detached" in arguments[-1].get("correction", "none"):
-        return
-    for t, slope in enumerate(slopes):
-        around = []
-        for step in (STEP, -STEP):
-            other = list(row)
-            other[t] = moved(row[t], step, ("logp", "own_logp", "log_ratio"))
-            around.append(row_loss(other, *arguments))
-        assert abs((around[0] - around[1]) / (2 * STEP) - slope) < mpf(10) ** -18, (t, slope)
+def surrogate_cases(name):
+    """Single tokens: the columns of the file."""
+    rng, row = stream(f"{name} tokens"), ROWS[name]
+    for spread in (0.01, 0.3, 1, 4):
+        for _ in range(12):
+            token = random_token(rng, spread)
+            inputs = [float(token[key]) for key in COLUMNS.values()]
+            yield inputs + [number(x) for x in checked(row.formula, token, **row.options)]
 
 
-def number(x):
-    return float(mp.nstr(x, 20))
+LEVELS = ("token", "sequence_mean", "sequence_token", "sequence_sum")
+DUAL = {"epsilon_low": 0.125, "epsilon_high": 0.25, "dual_clip": 1.5}
 
 
-def main():
-    rng = random.Random(20)
-    surrogates = {}
-    for name, (formula, options, _) in SURROGATES.items():
-        rows = []
-        for spread in (0.01, 0.3, 1, 4):
-            for _ in range(12):
-                token = random_token(rng, spread)
-                rows.append(
-                    [float(token[k]) for k in ("logp", "old_logp", "ref_logp", "advantage")]
-                    + [number(x) for x in checked(formula, token, **options)]
-                )
-        surrogates[name] = rows
-    lengths = [5, 0, 1, 7, 3]
-    batches = [
-        batch(
-            f"{name} preset",
-            rng,
-            lengths,
-            7,
-            name,
-            options,
-            beta,
-            AGGREGATIONS.get(name, "token_mean"),
-            level=LEVELS.get(name, "token"),
-        )
-        for name, (_, options, beta) in SURROGATES.items()
-    ]
-    clip = {"epsilon_low": 0.125, "epsilon_high": 0.25, "dual_clip": 1.5}
-    for mode, constant in (
-        ("token_mean", 1),
-        ("sequence_mean_token_mean", 1),
-        ("sequence_mean_token_sum", 1),
-        ("sequence_sum_over_constant", 6),
-    ):
-        for level in ("token", "sequence_mean", "sequence_token", "sequence_sum"):
-            batches.append(
-                batch(
-                    f"ppo dual clip, k3, {level}, {mode}",
-                    rng,
-                    lengths,
-                    9,
-                    "ppo",
-                    clip,
-                    0.5,
-                    mode,
-                    constant,
-                    level,
-                )
+def aggregation_batches():
+    modes = {
+        "token_mean": 1,
+        "sequence_mean_token_mean": 1,
+        "sequence_mean_token_sum": 1,
+        "sequence_sum_over_constant": 6,
+    }
+    for mode, constant in modes.items():
+        for level in LEVELS:
+            yield batch(
+                f"ppo dual clip, k3, {level}, {mode}",
+                "ppo",
+                columns=9,
+                beta=0.5,
+                mode=mode,
+                constant=constant,
+                options=DUAL,
+                level=level,
             )
+    yield batch("ppo, token_sum", "ppo", beta=0.5, mode="token_sum", options=DUAL)
+
+
+def level_batches():
     for level in ("sequence_mean", "sequence_sum"):
-        batches.append(
-            batch(
-                f"reinforce, {level}",
-                rng,
-                lengths,
-                7,
-                "reinforce",
-                {},
-                0,
-                "token_mean",
-                level=level,
-            )
-        )
-        batches.append(
-            batch(
-                f"cispo, {level}",
-                rng,
-                lengths,
-                7,
-                "cispo",
-                {"ratio_low": 0.75, "ratio_high": 1.25},
-                0,
-                "token_mean",
-                level=level,
-            )
-        )
+        yield batch(f"reinforce, {level}", "reinforce", level=level)
+        bounds = {"ratio_low": 0.75, "ratio_high": 1.25}
+        yield batch(f"cispo, {level}", "cispo", level=level, options=bounds)
+
+
+def penalty_batches():
+    def penalised(name, lengths, level, kl):
+        name = f"ppo, {kl['estimator']}, gradient of {kl['gradient']}, {name}"
+        changes = {"options": DUAL, "level": level, "kl": kl}
+        return batch(name, "ppo", lengths, columns=4, beta=0.5, **changes)
+
+    def kl_of(estimator, gradient, correction):
+        return {"estimator": estimator, "gradient": gradient, "correction": correction}
+
     for correction in ("none", "ratio", "detached_ratio"):
         for estimator in KL:
             for gradient in KL:
-                kl = {"estimator": estimator, "gradient": gradient, "correction": correction}
-                batches.append(
-                    batch(
-                        f"ppo, {estimator}, gradient of {gradient}, {correction}",
-                        rng,
-                        [4, 2],
-                        4,
-                        "ppo",
-                        clip,
-                        0.5,
-                        "token_mean",
-                        kl=kl,
-                    )
-                )
+                kl = kl_of(estimator, gradient, correction)
+                yield penalised(correction, (4, 2), "token", kl)
     for correction in ("level_ratio", "detached_level_ratio"):
-        for level in ("token", "sequence_mean", "sequence_token", "sequence_sum"):
+        for level in LEVELS:
             for estimator, gradient in (("k3", "k3"), ("k1", "k2"), ("k2", "k1")):
-                kl = {"estimator": estimator, "gradient": gradient, "correction": correction}
-                batches.append(
-                    batch(
-                        f"ppo, {estimator}, gradient of {gradient}, {correction}, {level}",
-                        rng,
-                        [4, 0, 1, 3],
-                        4,
-                        "ppo",
-                        clip,
-                        0.5,
-                        "token_mean",
-                        level=level,
-                        kl=kl,
-                    )
-                )
-    batches.append(batch("ppo, token_sum", rng, lengths, 7, "ppo", clip, 0.5, "token_sum"))
-    path = pathlib.Path(__file__).with_name("policy_golden.json")
-    path.write_text(
-        json.dumps(
-            {
-                "columns": ["logp", "old_logp", "ref_logp", "advantage", "loss", "dlogp"],
-                "surrogates": surrogates,
-                "batches": batches,
-            },
-            indent=1,
-        )
-        + "\n"
+                kl = kl_of(estimator, gradient, correction)
+                yield penalised(f"{correction}, {level}", (4, 0, 1, 3), level, kl)
+
+
+def main():
+    write(
+        "policy_golden.json",
+        {
+            "columns": ["logp", "old_logp", "ref_logp", "advantage", "loss", "dlogp"],
+            "surrogates": {name: list(surrogate_cases(name)) for name in ROWS},
+            "batches": [
+                *(batch(f"{name} preset", name) for name in ROWS),
+                *aggregation_batches(),
+                *level_batches(),
+                *penalty_batches(),
+            ],
+        },
     )
 
 

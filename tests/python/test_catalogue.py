@@ -9,13 +9,14 @@ import test_trl_parity
 import test_verl_parity
 import tether
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden/policy_golden.json"
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 ROWS = tether.objectives("policy") | tether.objectives("preference")
 
 
 def compared_with(row):
     """The words of `agreement` that the tests of peers and goldens support for this row."""
-    presets = {each["name"] for each in json.loads(GOLDEN.read_text())["batches"]}
+    golden = json.loads((GOLDEN / f"{row.family}_golden.json").read_text())
+    presets = {each["name"] for each in golden["batches"]}
     if f"{row.name} preset" in presets:
         yield "mpmath"
     for case in test_trl_parity.COMPARED if row.family == "policy" else ():

@@ -3,15 +3,15 @@
 import math
 import pathlib
 
+import batches
 import pytest
 import tether
 import torch
 from batches import packed, padded_batch
 
 KNOWN = "epsilon_low, epsilon_high, dual_clip, beta, entropy_coef, constant"
-OBJECTIVES = (
-    "ppo, ppo_dual_clip, grpo, dapo, bnpo, dr_grpo, gspo, gspo_token, cispo, rloo, reinforce"
-)
+OBJECTIVES = ", ".join(batches.OBJECTIVES)
+PAIRS = ", ".join(tether.objectives("preference"))
 
 
 def batch_with(**changes):
@@ -210,7 +210,7 @@ def test_options_are_checked_for_other_devices_too(message, changes):
         (
             "preference_loss",
             {"objective": "dop"},
-            'objective must be one of dpo, cdpo, ipo, hinge, got "dop"',
+            f'objective must be one of {PAIRS}, got "dop"',
         ),
         ("preference_loss", {"beta": 0}, "beta must be greater than 0 and finite, got 0"),
         ("preference_loss", {"pairs": -1}, "pairs must be at least 0 and finite, got -1"),

@@ -4,57 +4,23 @@
 
 #include <cmath>
 #include <limits>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "tests/error_message.h"
+#include "tests/rl/value_batch.h"
 
 namespace tether {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-template <class T>
-struct Batch {
-  int64_t rows, columns;
-  std::vector<T> values, old_values, returns, mask, dvalues;
-
-  Batch(int64_t b, int64_t t) : rows(b), columns(t) {
-    std::mt19937 random(2);
-    std::normal_distribution<double> normal;
-    for (int64_t i = 0; i < b * t; ++i) {
-      mask.push_back(random() % 4 != 0 ? T(1) : T(0));
-      const T poison = mask.back() != 0 ? T(0) : T(kNaN);
-      values.push_back(T(normal(random)) + poison);
-      old_values.push_back(T(double(values.back()) + 0.3 * normal(random)) + poison);
-      returns.push_back(T(normal(random)) + poison);
-    }
-    dvalues.assign(values.size(), T(kNaN));
-  }
-  ConstArray view(const std::vector<T>& array) const {
-    return {array.data(), sizeof(T) == 8 ? DType::float64 : DType::float32, columns, 1};
-  }
-  ValueArrays arrays() const {
-    return {.layout = {.rows = rows, .columns = columns},
-            .values = view(values),
-            .returns = view(returns),
-            .response_mask = view(mask),
-            .old_values = view(old_values)};
-  }
-  ValueTotals run(const ValueObjective& objective, const Normalizer& normalizer = {},
-                  const Executor& executor = {}) {
-    return value_loss(arrays(), objective, normalizer,
-                      {dvalues.data(), view(values).dtype, columns, 1}, executor);
-  }
-};
-
-struct Token {
+struct TokenLoss {
   double loss, slope;
 };
 
 // By cases, as the text of rl/value_objective.h has it.
-Token by_cases(double value, double old_value, double target, double range) {
+TokenLoss by_cases(double value, double old_value, double target, double range) {
   const double clipped = std::min(std::max(value, old_value - range), old_value + range);
   const double error = value - target, other = clipped - target;
   if (other * other > error * error) return {other * other / 2, clipped == value ? error : 0};
@@ -62,7 +28,7 @@ Token by_cases(double value, double old_value, double target, double range) {
 }
 
 TEST(ValueLoss, IsTheMeanOfTheLargerErrorWithItsGradient) {
-  Batch<double> batch(4, 300);
+  ValueRows<double> batch(4, 300);
   const ValueTotals out = batch.run({.loss = {.clip_range = 0.2}});
   double n = 0, sum = 0, stuck = 0;
   for (double weight : batch.mask) n += weight;
@@ -71,7 +37,7 @@ TEST(ValueLoss, IsTheMeanOfTheLargerErrorWithItsGradient) {
       EXPECT_EQ(batch.dvalues[i], 0);
       continue;
     }
-    const Token token = by_cases(batch.values[i], batch.old_values[i], batch.returns[i], 0.2);
+    const TokenLoss token = by_cases(batch.values[i], batch.old_values[i], batch.returns[i], 0.2);
     sum += token.loss / n;
     stuck += token.slope == 0;
     EXPECT_NEAR(batch.dvalues[i], token.slope / n, 1e-16);
@@ -82,7 +48,7 @@ TEST(ValueLoss, IsTheMeanOfTheLargerErrorWithItsGradient) {
 }
 
 TEST(ValueLoss, WithoutClippingItIsHalfTheSquaredError) {
-  Batch<float> batch(2, 50);
+  ValueRows<float> batch(2, 50);
   const ValueTotals off = batch.run({.loss = {.clip_range = infinity}});
   ValueArrays arrays = batch.arrays();
   arrays.old_values = {};
@@ -97,7 +63,7 @@ TEST(ValueLoss, WithoutClippingItIsHalfTheSquaredError) {
 }
 
 TEST(ValueLoss, ExplainedVarianceIsOneForTheReturnsAndZeroForTheirMean) {
-  Batch<double> batch(3, 80);
+  ValueRows<double> batch(3, 80);
   batch.values = batch.returns;
   EXPECT_EQ(batch.run({}).metrics.to_map().at("explained_variance"), 1);
   for (double& value : batch.values) value = 0.25;
@@ -106,7 +72,7 @@ TEST(ValueLoss, ExplainedVarianceIsOneForTheReturnsAndZeroForTheirMean) {
 }
 
 TEST(ValueLoss, ReturnsThatDoNotVaryExplainNothingAndNaNComesOut) {
-  Batch<double> batch(1, 500);
+  ValueRows<double> batch(1, 500);
   batch.mask.assign(500, 1);
   batch.returns.assign(500, 0.1);
   const auto explained = [&] { return batch.run({}).metrics.to_map().at("explained_variance"); };
@@ -116,10 +82,10 @@ TEST(ValueLoss, ReturnsThatDoNotVaryExplainNothingAndNaNComesOut) {
 }
 
 TEST(ValueLoss, InfinityAtAnActiveSlotIsNaNThoughErrorsSaturate) {
-  for (std::vector<float> Batch<float>::* array :
-       {&Batch<float>::values, &Batch<float>::old_values, &Batch<float>::returns}) {
+  for (std::vector<float> ValueRows<float>::* array :
+       {&ValueRows<float>::values, &ValueRows<float>::old_values, &ValueRows<float>::returns}) {
     for (const float infinite : {INFINITY, -INFINITY}) {
-      Batch<float> batch(1, 4);
+      ValueRows<float> batch(1, 4);
       for (auto* each : {&batch.values, &batch.old_values, &batch.returns}) each->assign(4, 1);
       batch.mask = {1, 1, 1, 0};
       (batch.*array)[1] = infinite;
@@ -134,7 +100,7 @@ TEST(ValueLoss, InfinityAtAnActiveSlotIsNaNThoughErrorsSaturate) {
 
 // V = R, but V_old + 0.2 is farther off: its error is the loss, without a gradient.
 TEST(ValueLoss, AValueThatIsRightMayBeClipped) {
-  Batch<double> batch(1, 1);
+  ValueRows<double> batch(1, 1);
   batch.mask = {1};
   batch.values = batch.returns = {2};
   batch.old_values = {0};
@@ -144,33 +110,9 @@ TEST(ValueLoss, AValueThatIsRightMayBeClipped) {
   EXPECT_EQ(out.metrics.to_map().at("value_clip_fraction"), 1);
 }
 
-TEST(ValueLoss, AnySplitWithTheCountsOfTheStepGivesTheSame) {
-  for (const Aggregation& aggregation :
-       {token_mean(), sequence_mean_token_mean(), sequence_mean_token_sum(),
-        sequence_sum_over_constant(9)}) {
-    Batch<double> batch(3, 40);
-    const ValueObjective objective{.aggregation = aggregation};
-    const ValueTotals whole = batch.run(objective);
-    const Normalizer step{.policy = whole.metrics.sums[ValueMetrics::kTokens], .sequences = 3};
-    double sum = 0;
-    for (int64_t row = 0; row < 3; ++row) {
-      ValueArrays part = batch.arrays();
-      part.layout.rows = 1;
-      for (ConstArray* array :
-           {&part.values, &part.returns, &part.response_mask, &part.old_values}) {
-        array->data = static_cast<const double*>(array->data) + row * 40;
-      }
-      std::vector<double> dvalues(40);
-      sum += value_loss(part, objective, step, {dvalues.data(), DType::float64, 40, 1}).loss;
-      for (size_t t = 0; t < 40; ++t) EXPECT_EQ(dvalues[t], batch.dvalues[size_t(row) * 40 + t]);
-    }
-    EXPECT_NEAR(sum, whole.loss, 1e-14);
-  }
-}
-
 TEST(ValueLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
   const auto error = [](auto change) {
-    Batch<float> batch(2, 3);
+    ValueRows<float> batch(2, 3);
     ValueArrays arrays = batch.arrays();
     ValueObjective objective;
     change(batch, arrays, objective);
@@ -179,7 +121,7 @@ TEST(ValueLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
     EXPECT_TRUE(std::isnan(batch.dvalues[0])) << out;
     return out;
   };
-  using B = Batch<float>;
+  using B = ValueRows<float>;
   using A = ValueArrays;
   using O = ValueObjective;
   EXPECT_EQ(error([](B&, A& a, O&) { a.returns = {}; }),

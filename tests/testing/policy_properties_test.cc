@@ -1,7 +1,7 @@
 #include <gtest/gtest.h>
 
-#include <array>
 #include <string>
+#include <vector>
 
 #include "testing/policy_checks.h"
 
@@ -12,29 +12,9 @@ namespace {
 
 using testing::check_policy_loss;
 using testing::PolicyTraits;
+using testing::traits_of;
 
 using Call = LossOutput (*)(const PolicyBatch&, const PolicyObjective&, const Normalizer&);
-
-PolicyTraits traits_of(const PolicyObjective& objective) {
-  PolicyTraits traits{.takes_offsets = true,
-                      .takes_row_advantages = true,
-                      .takes_no_old_logps = true,
-                      .needs_ref_logps = objective.kl.beta > 0,
-                      .bitwise = true,
-                      .refuses_double_backward = true};
-  const bool stops_gradient = objective.surrogate.target<IsReinforce>();
-  traits.is_function_of_log_ratio = !stops_gradient && !objective.surrogate.target<Reinforce>();
-  traits.gradient_is_derivative = !stops_gradient && objective.level != RatioLevel::sequence_token;
-  traits.is_per_token = objective.level == RatioLevel::token;
-  const PpoClip* clip = objective.surrogate.target<PpoClip>();
-  traits.pulls_back = traits.is_per_token && !(clip && clip->dual_clip < infinity);
-  if (clip && traits.is_per_token) {
-    traits.clip = {.low = clip->epsilon_low, .high = clip->epsilon_high, .dual = clip->dual_clip};
-  }
-  traits.reference = testing::reference_of(objective);
-  traits.counts = [objective](const PolicyBatch& batch) { return local_counts(batch, objective); };
-  return traits;
-}
 
 void expect_good(const PolicyObjective& objective, Call call, const PolicyTraits& traits,
                  const testing::CheckOptions& options = {}) {
@@ -45,21 +25,45 @@ void expect_good(const PolicyObjective& objective, Call call, const PolicyTraits
   EXPECT_TRUE(report.ok()) << report;
 }
 
-class Catalogue : public ::testing::TestWithParam<CatalogueRow> {};
+class PolicyCatalogue : public ::testing::TestWithParam<CatalogueRow> {};
 
-TEST_P(Catalogue, KernelKeepsEveryPromise) {
+TEST_P(PolicyCatalogue, KernelKeepsEveryPromise) {
   const PolicyObjective objective = GetParam().preset();
   expect_good(objective, policy_loss, traits_of(objective));
 }
 
-TEST_P(Catalogue, AnyDevicePathKeepsTheSamePromisesUpToRounding) {
+TEST_P(PolicyCatalogue, AnyDevicePathKeepsTheSamePromisesUpToRounding) {
   const PolicyObjective objective = GetParam().preset();
   PolicyTraits traits = traits_of(objective);
   traits.bitwise = false;
   expect_good(objective, detail::policy_loss_any_device, traits, {.batches = 3});
 }
 
-INSTANTIATE_TEST_SUITE_P(Rows, Catalogue, ::testing::ValuesIn(kCatalogue),
+TEST_P(PolicyCatalogue, TheTraitsOfItsFormulaAreNoExcuse) {
+  const PolicyObjective objective = GetParam().preset();
+  const Traits& formula = objective.surrogate.traits();
+  PolicyTraits traits = traits_of(objective);
+  std::vector<std::string> broken;
+  if (!formula.homogeneous) {
+    traits.scales_with_advantages = true;
+    broken.push_back("advantage_scale");
+  }
+  if (!formula.of_log_ratio) {
+    traits.is_function_of_log_ratio = true;
+    broken.push_back("shift");
+  }
+  if (formula.stops_gradient) {
+    traits.gradient_is_derivative = true;
+    broken.push_back("finite_difference");
+  }
+  const auto report =
+      check_policy_loss([&](const PolicyBatch& batch,
+                            const Normalizer& step) { return policy_loss(batch, objective, step); },
+                        traits, {.batches = 2});
+  EXPECT_EQ(report.failed(), broken) << report;
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, PolicyCatalogue, ::testing::ValuesIn(kCatalogue),
                          [](const auto& row) { return std::string(row.param.name); });
 
 TEST(Aggregations, KeepEveryPromiseWithPenaltyAndUnequalClip) {
@@ -90,6 +94,42 @@ TEST(Penalties, WeighedByTheRatioOfTheLevelKeepEveryPromise) {
     traits.bitwise = false;
     expect_good(objective, detail::policy_loss_any_device, traits, {.batches = 2});
   }
+}
+
+// REINFORCE by way of the ratio, as a user writes it: it has nothing to say of its traits.
+struct PlainRatio {
+  template <class Number, class Constant>
+  TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
+    return -token.ratio * token.advantage;
+  }
+};
+
+// The same with a pull to improbable tokens, kept secret or told.
+struct SecretPull {
+  template <class Number, class Constant>
+  TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
+    return PlainRatio{}(token) + token.logp * 0.01;
+  }
+};
+struct ToldPull : SecretPull {
+  static constexpr Traits traits{.of_log_ratio = false, .homogeneous = false, .pulls_back = false};
+};
+
+TEST(OwnSurrogates, HaveTheDefaultTraitsIfTheyStateNone) {
+  const auto report_of = [](const Surrogate& surrogate) {
+    const PolicyObjective objective{.surrogate = surrogate};
+    return check_policy_loss(
+        [&](const PolicyBatch& batch, const Normalizer& step) {
+          return policy_loss(batch, objective, step);
+        },
+        traits_of(objective), {.batches = 3});
+  };
+  EXPECT_TRUE(report_of(PlainRatio{}).ok()) << report_of(PlainRatio{});
+  for (const char* broken : {"shift", "advantage_scale", "on_policy"}) {
+    EXPECT_EQ(report_of(SecretPull{})[broken].outcome, testing::Outcome::fails) << broken;
+  }
+  const auto told = report_of(ToldPull{});
+  EXPECT_EQ(told.failed(), std::vector<std::string>{"on_policy"}) << told;
 }
 
 }  // namespace

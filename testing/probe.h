@@ -1,10 +1,11 @@
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "policy_case.h"
+#include "family.h"
 
 // One loss under test, and how its results are looked at and compared.
 
@@ -25,8 +26,8 @@ struct Run {
   Layout layout = Layout::contiguous;
   std::optional<at::ScalarType> dtype = {};  // absent: the probe's
   std::optional<at::ScalarType> mask_dtype = {};
-  bool without_old_logps = false;
-  bool expanded_advantages = false;  // [B] seen as [B, T] of stride 0
+  size_t without = kNoArray;  // an array that is not given
+  bool expanded = false;      // [B] seen as [B, T] of stride 0
 };
 
 // Something that does not hold, as a sentence; nothing if all is well.
@@ -34,22 +35,22 @@ using Failure = std::optional<std::string>;
 
 class Probe {
  public:
-  Probe(const PolicyLoss& loss, const PolicyTraits& loss_traits, at::ScalarType type)
-      : traits(loss_traits), dtype(type), loss_(loss) {}
+  Probe(const Subject& subject_in, at::ScalarType type)
+      : subject(subject_in), traits(subject.traits), dtype(type), loss_(subject.loss) {}
 
-  PolicyBatch tensors(const PolicyCase& batch, const Run& run = {}) const;
-  Result forward(const PolicyBatch& batch, const Normalizer& normalizer = {}) const {
+  Tensors tensors(const Case& batch, const Run& run = {}) const;
+  Result forward(const Tensors& batch, const Normalizer& normalizer = {}) const {
     return loss_(batch, normalizer);
   }
   // Value, metrics and gradient.
-  Observed operator()(const PolicyCase& batch, const Run& run = {}) const;
+  Observed operator()(const Case& batch, const Run& run = {}) const;
 
-  // The same batch in double, by the reference.
-  Observed reference(const PolicyCase& batch) const;
+  // The loss by other means, in double; itself if there are none.
+  Probe reference() const;
 
-  // A bound for the magnitude of the terms, in the loss and in each slot of the gradient: values
-  // with the advantages -(|A| + 1) and |A| + 1.
-  Observed magnitude(const PolicyCase& batch, const Run& run = {}) const;
+  Observed magnitude(const Case& batch, const Normalizer& step = {}) const {
+    return subject.family.magnitude(*this, batch, step);
+  }
 
   // Not one bit differs, metrics too.
   Failure same(const std::string& what, const Observed& got, const Observed& want) const;
@@ -62,25 +63,38 @@ class Probe {
                           const std::vector<double>& want, const Observed& magnitude) const;
   // The first if the loss promises bits, else the second.
   Failure same_or_close(const std::string& what, const Observed& got, const Observed& want,
-                        const PolicyCase& batch) const;
+                        const Case& batch) const;
 
   double epsilon() const { return dtype == at::kDouble ? 0x1p-52 : 0x1p-23; }
-  Normalizer counts(const PolicyCase& batch) const;
+  Normalizer counts(const Case& batch) const;
 
-  const PolicyTraits& traits;
+  const Subject& subject;
+  const LossTraits& traits;
   const at::ScalarType dtype;
 
  private:
-  const PolicyLoss& loss_;
+  Probe(const Subject& subject_in, const Loss& loss, at::ScalarType type)
+      : subject(subject_in), traits(subject.traits), dtype(type), loss_(loss) {}
+
+  const Loss& loss_;
 };
 
-// d loss / d logps as doubles, in the shape of a padded batch. Zeros where the loss has none.
-at::Tensor gradient_of(const at::Tensor& loss, const at::Tensor& logps,
+// The derivative of a loss as doubles, in the shape of a padded batch. Zeros where it has none.
+at::Tensor gradient_of(const at::Tensor& loss, const at::Tensor& of,
                        const at::Tensor& upstream = {}, bool retain = false);
 std::vector<double> to_vector(const at::Tensor& tensor);
 
 // "0.5 became nan at [0, 2]"
 std::string changed(double want, double got);
-std::string place(const PolicyCase& batch, size_t i);
+std::string place(const Case& batch, size_t i);
+
+std::vector<double> times(std::vector<double> values, double factor);
+
+// For families whose terms have no other bound: what the result is, and how it moves, by what its
+// differences are worth, when the first array becomes larger by 2^-8.
+Observed magnitude_by_moving(const Probe& probe, const Case& batch, const Normalizer& step);
+
+// C++ that makes this batch.
+std::string as_code(const Case& batch, const Subject& subject, at::ScalarType dtype);
 
 }  // namespace tether::testing

@@ -1,58 +1,41 @@
-#include "testing/policy_checks.h"
-
 #include <algorithm>
-#include <cmath>
 #include <exception>
 #include <sstream>
 
-#include "testing/policy_properties.h"
+#include "testing/properties.h"
 
 namespace tether::testing {
 namespace {
 
 // The batches of every kind, drawn once for all properties.
 struct Drawn {
-  std::vector<PolicyCase> small, shaped, bounds, runaways, large;
+  std::vector<Case> small, shaped, bounds, runaways, large;
 
-  Drawn(const PolicyTraits& traits, const CheckOptions& options) {
-    CaseGenerator generator(traits, options.seed);
-    small.push_back(one_token(-1, -1.1, -1.5, 1));
-    small.push_back(generator.next(3, 5));
+  Drawn(const Subject& subject, const CheckOptions& options) {
+    Random random(options.seed);
+    const auto draw = [&](int64_t items, int64_t columns) {
+      return subject.family.drawn(random, subject.traits, items, columns);
+    };
+    small.push_back(subject.family.simplest());
+    small.push_back(draw(3, 5));
     for (int i = 0; i < options.batches; ++i) {
-      const int64_t rows = generator.integer(1, 5);
-      small.push_back(generator.next(rows, generator.integer(1, 9)));
+      const int64_t items = random.integer(1, 5);
+      small.push_back(draw(items, random.integer(1, 9)));
     }
     shaped = small;
-    shaped.push_back(generator.next(2, 37));
-    shaped.push_back(generator.next(3, 1100));  // longer than the blocks that a loop may use
-    large.push_back(generator.next(40, 1700));  // enough for several threads
-    bounds = small;
-    if (traits.clip) add_bounds(*traits.clip);
-    runaways = small;
-    add_runaways();
+    shaped.push_back(draw(2, 37));
+    shaped.push_back(draw(3, 1100));  // longer than the blocks that a loop may use
+    large.push_back(draw(40, 1700));  // enough for several threads
+    bounds = runaways = small;
+    if (subject.traits.clip) append(bounds, subject.family.bounds(*subject.traits.clip));
+    append(runaways, subject.family.runaways());
   }
 
-  void add_bounds(const ClipRange& clip) {
-    for (double bound : {1 - clip.low, 1 + clip.high}) {
-      for (double ratio : {bound * 0.97, bound * 1.03}) {
-        if (ratio <= 0) continue;
-        for (double A : {-1.0, 1.0}) bounds.push_back(one_token(-1, -1 - std::log(ratio), -1, A));
-      }
-    }
+  static void append(std::vector<Case>& to, const std::vector<Case>& more) {
+    to.insert(to.end(), more.begin(), more.end());
   }
 
-  void add_runaways() {
-    for (double gap : {0.0, 1e-30, 1e-8, 1e-3, 1.0, 5.0, 20.0, 88.0, 89.0, 1e3, 3e38}) {
-      for (double signed_gap : {gap, -gap}) {
-        for (double A : {1.0, -1.0, 0.0, -0.0, 1e4, -1e4, 1e12, -1e12}) {
-          runaways.push_back(one_token(-1, -1 - signed_gap, -1, A));
-        }
-        runaways.push_back(one_token(-1, -1, -1 - signed_gap, 0));
-      }
-    }
-  }
-
-  const std::vector<PolicyCase>& of(Batches batches) const {
+  const std::vector<Case>& of(Batches batches) const {
     switch (batches) {
       case Batches::small:
         return small;
@@ -69,7 +52,7 @@ struct Drawn {
   }
 };
 
-Failure guarded(const Property& property, const Probe& probe, const PolicyCase& batch) {
+Failure guarded(const Property& property, const Probe& probe, const Case& batch) {
   try {
     return property.check(probe, batch);
   } catch (const std::exception& error) {
@@ -80,32 +63,31 @@ Failure guarded(const Property& property, const Probe& probe, const PolicyCase& 
 
 const char* name_of(at::ScalarType dtype) { return dtype == at::kDouble ? "float64" : "float32"; }
 
-void report_failure(const Property& property, const Probe& probe, const PolicyCase& found,
+void report_failure(const Property& property, const Probe& probe, const Case& found,
                     PropertyReport& report) {
-  const PolicyCase batch = shrunk(found, [&](const PolicyCase& candidate) {
+  const Case batch = shrunk(probe.subject.family, found, [&](const Case& candidate) {
     return guarded(property, probe, candidate).has_value();
   });
   report.outcome = Outcome::fails;
   report.detail = std::string(name_of(probe.dtype)) + ", [B, T] = [" + std::to_string(batch.rows) +
                   ", " + std::to_string(batch.columns) + "], " +
                   guarded(property, probe, batch).value_or("not every time");
-  report.batch = as_code(batch, probe.traits, probe.dtype);
+  report.batch = as_code(batch, probe.subject, probe.dtype);
   report.rows = batch.rows;
   report.columns = batch.columns;
 }
 
-PropertyReport report_of(const Property& property, const PolicyLoss& loss,
-                         const PolicyTraits& traits, const Drawn& drawn) {
+PropertyReport report_of(const Property& property, const Subject& subject, const Drawn& drawn) {
   PropertyReport report{.id = std::string(property.id),
                         .statement = std::string(property.statement)};
-  if (const std::string_view why = property.excluded(traits); !why.empty()) {
+  if (const std::string_view why = property.excluded(subject); !why.empty()) {
     report.outcome = Outcome::not_applicable;
     report.detail = why;
     return report;
   }
-  for (at::ScalarType dtype : traits.dtypes) {
-    const Probe probe(loss, traits, dtype);
-    for (const PolicyCase& batch : drawn.of(property.batches)) {
+  for (at::ScalarType dtype : subject.traits.dtypes) {
+    const Probe probe(subject, dtype);
+    for (const Case& batch : drawn.of(property.batches)) {
       if (!guarded(property, probe, batch)) continue;
       report_failure(property, probe, batch, report);
       return report;
@@ -123,21 +105,21 @@ std::string indented(const std::string& text) {
 
 }  // namespace
 
-PolicyReport check_policy_loss(const PolicyLoss& loss, const PolicyTraits& traits,
-                               const CheckOptions& options) {
-  PolicyReport report{.options = options, .properties = {}};
-  const Drawn drawn(traits, options);
-  for (const auto& group : {formula_properties(), aggregation_properties(), memory_properties()}) {
+Report check(const Subject& subject, const CheckOptions& options) {
+  Report report{.options = options, .properties = {}};
+  const Drawn drawn(subject, options);
+  for (const auto& group : {subject.family.properties(), gradient_properties(),
+                            aggregation_properties(), memory_properties()}) {
     for (const Property& property : group) {
-      report.properties.push_back(report_of(property, loss, traits, drawn));
+      report.properties.push_back(report_of(property, subject, drawn));
     }
   }
   return report;
 }
 
-bool PolicyReport::ok() const { return failed().empty(); }
+bool Report::ok() const { return failed().empty(); }
 
-std::vector<std::string> PolicyReport::failed() const {
+std::vector<std::string> Report::failed() const {
   std::vector<std::string> out;
   for (const PropertyReport& each : properties) {
     if (each.outcome == Outcome::fails) out.push_back(each.id);
@@ -145,17 +127,16 @@ std::vector<std::string> PolicyReport::failed() const {
   return out;
 }
 
-const PropertyReport& PolicyReport::operator[](std::string_view id) const {
+const PropertyReport& Report::operator[](std::string_view id) const {
   std::string known;
   for (const PropertyReport& each : properties) {
     if (each.id == id) return each;
     known += (known.empty() ? "" : ", ") + each.id;
   }
-  throw Error("PolicyReport: property must be one of " + known + ", got \"" + std::string(id) +
-              "\"");
+  throw Error("Report: property must be one of " + known + ", got \"" + std::string(id) + "\"");
 }
 
-std::string PolicyReport::text() const {
+std::string Report::text() const {
   std::ostringstream out;
   int holding = 0;
   for (const PropertyReport& each : properties) holding += each.outcome == Outcome::holds;
@@ -173,8 +154,6 @@ std::string PolicyReport::text() const {
   return out.str();
 }
 
-std::ostream& operator<<(std::ostream& out, const PolicyReport& report) {
-  return out << report.text();
-}
+std::ostream& operator<<(std::ostream& out, const Report& report) { return out << report.text(); }
 
 }  // namespace tether::testing

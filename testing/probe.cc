@@ -1,4 +1,4 @@
-#include "testing/policy_probe.h"
+#include "testing/probe.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <sstream>
 
 namespace tether::testing {
 namespace {
@@ -42,7 +43,7 @@ struct Packing {
   std::vector<double> slots, offsets = {0};
 };
 
-Packing packing_of(const PolicyCase& batch) {
+Packing packing_of(const Case& batch) {
   Packing out;
   for (int64_t row = 0; row < batch.rows; ++row) {
     int64_t length = 0;
@@ -64,20 +65,18 @@ bool equal(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b
 Result::Result(at::Tensor loss_in, std::map<std::string, double> metrics_in)
     : loss(std::move(loss_in)), metrics(std::move(metrics_in)) {}
 
-Result::Result(const LossOutput& output) : loss(output.loss), metrics(output.metrics.to_map()) {}
-
 std::vector<double> to_vector(const at::Tensor& tensor) {
   const at::Tensor wide = tensor.detach().cpu().to(at::kDouble).contiguous();
   const double* data = wide.const_data_ptr<double>();
   return {data, data + wide.numel()};
 }
 
-at::Tensor gradient_of(const at::Tensor& loss, const at::Tensor& logps, const at::Tensor& upstream,
+at::Tensor gradient_of(const at::Tensor& loss, const at::Tensor& of, const at::Tensor& upstream,
                        bool retain) {
-  if (!loss.requires_grad()) return at::zeros_like(logps);
+  if (!loss.requires_grad()) return at::zeros_like(of);
   const at::Tensor gradient =
-      torch::autograd::grad({loss}, {logps}, {upstream}, retain, false, /*allow_unused=*/true)[0];
-  return gradient.defined() ? gradient : at::zeros_like(logps);
+      torch::autograd::grad({loss}, {of}, {upstream}, retain, false, /*allow_unused=*/true)[0];
+  return gradient.defined() ? gradient : at::zeros_like(of);
 }
 
 std::string changed(double want, double got) {
@@ -86,12 +85,17 @@ std::string changed(double want, double got) {
   return out;
 }
 
-std::string place(const PolicyCase& batch, size_t i) {
+std::string place(const Case& batch, size_t i) {
   const auto columns = static_cast<size_t>(batch.columns);
   return "[" + std::to_string(i / columns) + ", " + std::to_string(i % columns) + "]";
 }
 
-PolicyBatch Probe::tensors(const PolicyCase& batch, const Run& run) const {
+std::vector<double> times(std::vector<double> values, double factor) {
+  for (double& value : values) value *= factor;
+  return values;
+}
+
+Tensors Probe::tensors(const Case& batch, const Run& run) const {
   const at::ScalarType type = run.dtype.value_or(dtype);
   const Packing packing = packing_of(batch);
   const bool packed = run.layout == Layout::packed;
@@ -101,17 +105,17 @@ PolicyBatch Probe::tensors(const PolicyCase& batch, const Run& run) const {
     if (packed) return flat.index_select(0, slots);
     return laid_out(flat.view({batch.rows, batch.columns}), run.layout);
   };
-  PolicyBatch out;
-  out.logps = tokens(batch.logps, type).detach().requires_grad_(true);
+  Tensors out;
   out.response_mask = tokens(batch.response_mask, run.mask_dtype.value_or(type));
-  if (!run.without_old_logps) out.old_logps = tokens(batch.old_logps, type);
-  if (traits.needs_ref_logps) out.ref_logps = tokens(batch.ref_logps, type);
-  out.advantages = tokens(batch.advantages, type);
-  if (batch.advantages_per_row && batch.columns > 0) {
+  for (size_t k = 0; k < batch.arrays.size(); ++k) {
+    out.arrays.push_back(k == run.without ? at::Tensor() : tokens(batch[k], type));
+  }
+  out.arrays[0] = out.arrays[0].detach().requires_grad_(true);
+  if (batch.per_row && batch.columns > 0) {
     const at::Tensor each =
-        from_doubles(batch.advantages).view({batch.rows, batch.columns}).select(1, 0).to(type);
-    const bool expanded = run.expanded_advantages && !packed;
-    out.advantages = expanded ? each.unsqueeze(1).expand({batch.rows, batch.columns}) : each;
+        from_doubles(batch.arrays.back()).view({batch.rows, batch.columns}).select(1, 0).to(type);
+    const bool expanded = run.expanded && !packed;
+    out.arrays.back() = expanded ? each.unsqueeze(1).expand({batch.rows, batch.columns}) : each;
   }
   if (packed) {
     out.offsets = from_doubles(packing.offsets).to(batch.rows % 2 ? at::kInt : at::kLong);
@@ -119,11 +123,11 @@ PolicyBatch Probe::tensors(const PolicyCase& batch, const Run& run) const {
   return out;
 }
 
-Observed Probe::operator()(const PolicyCase& batch, const Run& run) const {
-  const PolicyBatch tensors = this->tensors(batch, run);
-  const Result result = loss_(tensors, run.normalizer);
+Observed Probe::operator()(const Case& batch, const Run& run) const {
+  const Tensors given = tensors(batch, run);
+  const Result result = loss_(given, run.normalizer);
   Observed out{.loss = result.loss.item<double>(), .gradient = {}, .metrics = result.metrics};
-  out.gradient = to_vector(gradient_of(result.loss, tensors.logps));
+  out.gradient = to_vector(gradient_of(result.loss, given.arrays[0]));
   if (run.layout == Layout::packed) {
     std::vector<double> padded(batch.size());
     const Packing packing = packing_of(batch);
@@ -135,26 +139,8 @@ Observed Probe::operator()(const PolicyCase& batch, const Run& run) const {
   return out;
 }
 
-Observed Probe::reference(const PolicyCase& batch) const {
-  return Probe(traits.reference, traits, at::kDouble)(batch);
-}
-
-Observed Probe::magnitude(const PolicyCase& batch, const Run& run) const {
-  const Probe wide(traits.reference ? traits.reference : loss_, traits,
-                   traits.reference ? at::kDouble : dtype);
-  PolicyCase good = batch, bad = batch;
-  for (size_t i = 0; i < batch.size(); ++i) {
-    good.advantages[i] = std::fabs(batch.advantages[i]) + 1;
-    bad.advantages[i] = -good.advantages[i];
-  }
-  const Run plain{.normalizer = run.normalizer};
-  const Observed a = wide(good, plain), b = wide(bad, plain);
-  Observed out{
-      .loss = std::fabs(a.loss) + std::fabs(b.loss), .gradient = a.gradient, .metrics = {}};
-  for (size_t i = 0; i < batch.size(); ++i) {
-    out.gradient[i] = std::fabs(a.gradient[i]) + std::fabs(b.gradient[i]);
-  }
-  return out;
+Probe Probe::reference() const {
+  return subject.reference ? Probe(subject, subject.reference, at::kDouble) : *this;
 }
 
 Failure Probe::same(const std::string& what, const Observed& got, const Observed& want) const {
@@ -198,14 +184,46 @@ Failure Probe::close(const std::string& what, const Observed& got, const Observe
 }
 
 Failure Probe::same_or_close(const std::string& what, const Observed& got, const Observed& want,
-                             const PolicyCase& batch) const {
+                             const Case& batch) const {
   if (traits.bitwise) return same(what, got, want);
   return close(what, got, want, magnitude(batch));
 }
 
-Normalizer Probe::counts(const PolicyCase& batch) const {
-  if (!traits.counts) return counts_of(batch);
-  return traits.counts(tensors(batch));
+Observed magnitude_by_moving(const Probe& probe, const Case& batch, const Normalizer& step) {
+  Case larger = batch;
+  for (double& each : larger[0]) each *= 1 + 0x1p-8;
+  const Observed at = probe(batch, {.normalizer = step}), by = probe(larger, {.normalizer = step});
+  const auto bound = [](double a, double b) { return std::fabs(a) + 0x1p8 * std::fabs(b - a); };
+  Observed out{.loss = bound(at.loss, by.loss), .gradient = at.gradient, .metrics = {}};
+  for (size_t i = 0; i < batch.size(); ++i) {
+    out.gradient[i] = bound(at.gradient[i], by.gradient[i]);
+  }
+  return out;
+}
+
+Normalizer Probe::counts(const Case& batch) const {
+  return subject.counts ? subject.counts(tensors(batch)) : counts_of(batch);
+}
+
+std::string as_code(const Case& batch, const Subject& subject, at::ScalarType dtype) {
+  std::ostringstream out;
+  out.precision(dtype == at::kDouble ? 17 : 9);
+  const auto array = [&](std::string_view name, const std::vector<double>& values, bool per_row) {
+    out << "batch." << name << " = at::tensor(std::vector<double>{";
+    const size_t stride = per_row ? static_cast<size_t>(batch.columns) : 1;
+    for (size_t i = 0; i < values.size(); i += stride) out << (i ? ", " : "") << values[i];
+    out << "}, at::k" << dtype << ").view({" << batch.rows;
+    if (!per_row) out << ", " << batch.columns;
+    out << "});\n";
+  };
+  const auto& names = subject.family.arrays;
+  out << subject.family.batch << " batch;\n";
+  for (size_t k = 0; k < names.size(); ++k) {
+    if (names[k] == "ref_logps" && !subject.traits.needs_ref_logps) continue;
+    array(names[k], batch[k], batch.per_row && k + 1 == names.size() && batch.columns > 0);
+  }
+  array("response_mask", batch.response_mask, false);
+  return out.str();
 }
 
 }  // namespace tether::testing

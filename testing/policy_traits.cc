@@ -1,0 +1,42 @@
+#include "testing/policy_checks.h"
+
+namespace tether::testing {
+namespace {
+
+double option_of(const Surrogate& surrogate, std::string_view name) {
+  double out = infinity;
+  surrogate.for_each_field([&](std::string_view each, double value, const Range&) {
+    if (each == name) out = value;
+  });
+  return out;
+}
+
+}  // namespace
+
+PolicyTraits traits_of(const PolicyObjective& objective) {
+  const Traits& formula = objective.surrogate.traits();
+  PolicyTraits out{.takes_offsets = true,
+                   .takes_row_advantages = true,
+                   .takes_no_old_logps = true,
+                   .needs_ref_logps = objective.kl.beta > 0,
+                   .is_function_of_log_ratio = formula.of_log_ratio,
+                   .scales_with_advantages = formula.homogeneous,
+                   .is_per_token = objective.level == RatioLevel::token,
+                   .gradient_is_derivative =
+                       !formula.stops_gradient && objective.level != RatioLevel::sequence_token,
+                   .bitwise = true,
+                   .refuses_double_backward = true};
+  ClipRange clip{.low = infinity, .high = infinity};  // a gradient at every ratio
+  if (formula.clips) {
+    clip = {.low = option_of(objective.surrogate, "epsilon_low"),
+            .high = option_of(objective.surrogate, "epsilon_high"),
+            .dual = option_of(objective.surrogate, "dual_clip")};
+  }
+  out.pulls_back = formula.pulls_back && out.is_per_token && clip.dual == infinity;
+  if (out.is_per_token && (formula.clips || formula.homogeneous)) out.clip = clip;
+  out.reference = reference_of(objective);
+  out.counts = [objective](const PolicyBatch& batch) { return local_counts(batch, objective); };
+  return out;
+}
+
+}  // namespace tether::testing

@@ -1,0 +1,100 @@
+// Policy objectives against 60-digit arithmetic: tests/golden/make_policy_golden.py.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "core/sum.h"
+#include "rl/catalogue.h"
+#include "tests/rl/policy_batch.h"
+
+namespace tether {
+namespace {
+
+const nlohmann::json& golden() {
+  static const auto json =
+      nlohmann::json::parse(std::ifstream(TETHER_TESTS_DIR "/golden/policy_golden.json"));
+  return json;
+}
+
+template <class T>
+void expect_surrogate_goldens(double relative) {
+  for (const CatalogueRow& row : kCatalogue) {
+    ASSERT_TRUE(golden()["surrogates"].contains(std::string(row.name)))
+        << "no golden values for " << row.name << ": add it to make_policy_golden.py";
+    const Surrogate surrogate = row.preset().surrogate;
+    for (const auto& each : golden()["surrogates"][std::string(row.name)]) {
+      alignas(64) T columns[6][kLanes] = {}, value[kLanes], dlogp[kLanes];
+      columns[0][0] = each[0];
+      columns[1][0] = T(each[0]) - T(each[1]);
+      columns[2][0] = each[3];
+      columns[3][0] = each[1];
+      columns[4][0] = each[2];
+      columns[5][0] = exp(Constant<T>{columns[1][0]}).value;
+      surrogate(TokenColumns<T>{columns[0], columns[1], columns[5], columns[2], columns[3],
+                                columns[4], kLanes},
+                value, dlogp);
+      const double expected = each[4], slope = each[5];
+      EXPECT_NEAR(value[0], expected, relative * std::abs(expected)) << row.name << " " << each;
+      EXPECT_NEAR(dlogp[0], slope, relative * std::abs(slope)) << row.name << " " << each;
+    }
+  }
+}
+
+TEST(PolicyGolden, EverySurrogateMatchesItsGoldenValuesInDouble) {
+  expect_surrogate_goldens<double>(2e-15);
+}
+TEST(PolicyGolden, EverySurrogateMatchesItsGoldenValuesInFloat) {
+  expect_surrogate_goldens<float>(1e-6);
+}
+
+TEST(PolicyGolden, EveryPresetHasAGoldenBatch) {
+  std::set<std::string> names;
+  for (const auto& each : golden()["batches"]) {
+    if (each["preset"]) names.insert(each["objective"]);
+  }
+  for (const CatalogueRow& row : kCatalogue) {
+    EXPECT_TRUE(names.contains(std::string(row.name)))
+        << "no golden batch for " << row.name << ": add it to make_policy_golden.py";
+  }
+}
+
+template <class T>
+void expect_batch_goldens(double tolerance) {
+  for (const auto& each : golden()["batches"]) {
+    Batch<T> batch(each["rows"], each["columns"]);
+    batch.logps = each["logps"].get<std::vector<T>>();
+    batch.old_logps = each["old_logps"].get<std::vector<T>>();
+    batch.ref_logps = each["ref_logps"].get<std::vector<T>>();
+    batch.advantages = each["advantages"].get<std::vector<T>>();
+    batch.mask = each["response_mask"].get<std::vector<T>>();
+    PolicyObjective objective = preset("test", each["objective"].get<std::string>());
+    if (!each["preset"]) {
+      for (const auto& [name, value] : each["options"].items()) {
+        set_option("test", objective, name, value);
+      }
+      objective.kl.beta = each["beta"];
+      objective.aggregation.constant = each["constant"];
+      for (const auto& [name, value] : each["choices"].items()) {
+        set_choice("test", objective, name, std::string(value));
+      }
+    }
+    const PolicyTotals out = batch.run(objective);
+    const double expected = each["loss"];
+    EXPECT_NEAR(out.loss, expected, tolerance * std::max(1.0, std::abs(expected))) << each["name"];
+    for (size_t i = 0; i < batch.dlogps.size(); ++i) {
+      EXPECT_NEAR(batch.dlogps[i], each["dlogps"][i], tolerance) << each["name"] << " " << i;
+    }
+  }
+}
+
+TEST(PolicyGolden, BatchesMatchTheirGoldenValuesInDouble) { expect_batch_goldens<double>(1e-15); }
+TEST(PolicyGolden, BatchesMatchTheirGoldenValuesInFloat) { expect_batch_goldens<float>(1e-6); }
+
+}  // namespace
+}  // namespace tether

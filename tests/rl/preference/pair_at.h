@@ -1,0 +1,12 @@
+#pragma once
+
+#include "rl/preference_objective.h"
+
+namespace tether {
+
+// A pair of these scores, whose derivatives are by the chosen and by the rejected one.
+inline Pair<Dual<double, 2>> pair_at(double chosen, double rejected, double beta) {
+  return {{chosen, {1, 0}}, {rejected, {0, 1}}, beta};
+}
+
+}  // namespace tether
