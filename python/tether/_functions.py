@@ -281,7 +281,9 @@ class Call(NamedTuple):
 
     def run_with_gradient(self) -> tuple[Tensor, ...]:
         """Differentiable once in the arguments that the list says."""
-        check_no_tangents(self.function.name, **self.tensors)
+        check_no_tangents(
+            self.function.name, **{name: self.tensors[name] for name in self.function.leaves}
+        )
         wanted = torch.is_grad_enabled() and any(
             each is not None and each.requires_grad for each in self.tensors.values()
         )
@@ -333,6 +335,7 @@ class Function:
     def __init__(self, name: str, description: dict):
         self.name = name
         self.arguments = tuple(Argument(*each) for each in description["arguments"])
+        self.leaves = tuple(each.name for each in self.arguments if each.differentiable)
         self.packed = description["packed"]
         self.gradient = description["gradient"]
         self.options = _options(description)
@@ -374,8 +377,13 @@ class Function:
         for each in others:
             of = like._replace(name=each.like, tensor=tensors[each.like]) if each.like else like
             _check_argument(function, each, tensors[each.name], of)
-        out = {each.name: _as_taken(each, tensors[each.name], like) for each in self.arguments}
-        return out | {"offsets": offsets} if self.packed else out
+        out = {each.name: tensors[each.name] for each in self.arguments}
+        for each in others:
+            if each.kind == "mask" or each.shape == "either":
+                out[each.name] = _as_taken(each, out[each.name], like)
+        if self.packed:
+            out["offsets"] = offsets
+        return out
 
     def call(
         self,
