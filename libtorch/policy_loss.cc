@@ -10,6 +10,7 @@
 #include <cstring>
 #include <optional>
 
+#include "core/batch.h"
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/policy_inputs.h"
@@ -134,6 +135,10 @@ at::Tensor policy_token_losses(const PolicyBatch& unchecked, const PolicyObjecti
     const PolicyBatch batch = detail::checked(function, unchecked);
     check_objective(function, objective);
     check_needs(function, presence_of(batch), objective);
+    if (batch.logps.is_cpu()) {
+      const PolicyArrays arrays = face::arrays_of(function, batch);
+      check_weights(function, arrays.layout, arrays.response_mask);
+    }
     return detail::tensor_token_losses(batch, objective);
   });
 }

@@ -75,7 +75,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_of_logits(
       return torch::stable::empty({wanted ? logits.size(0) : 0}, ScalarType::Double);
     };
     const Tensor logps = doubles(true), entropies = doubles(with_entropies);
-    const auto* ids = numbers_of<const int64_t>(kFunction, "targets", targets, rows.rows);
+    const ConstLogits shape_of_rows{.rows = rows.rows, .vocabulary = rows.vocabulary};
+    const auto* ids = targets_of(kFunction, targets, shape_of_rows, row_options);
     const auto* at = numbers_of<const int64_t>(kFunction, "places", places, rows.rows);
     check_places(at, rows.rows, response_mask.numel());
     const auto numbers = [](const Tensor& tensor) {

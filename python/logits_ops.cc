@@ -53,9 +53,9 @@ Tensor shard_statistics(const Tensor& logits, const Tensor& targets, const Names
   return with_public_errors([&] {
     Tensor owner;
     const ConstLogits in = rows_of("token_logps", "logits", logits, owner);
-    const int64_t* wanted = ids_of("token_logps", "targets", targets, in.rows);
     const RowOptions options =
         row_options("token_logps", {option_names, option_values, choice_names, choice_values});
+    const int64_t* wanted = targets_of("token_logps", targets, in, options);
     const int64_t headers = options.ids > 0 ? 1 : 0;
     const Tensor block = torch::stable::empty({headers + in.rows, kStatistics}, ScalarType::Double);
     RowStatistics* rows = rows_in<RowStatistics>("token_logps", block, headers + in.rows) + headers;

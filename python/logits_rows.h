@@ -76,6 +76,20 @@ inline const int64_t* ids_of(std::string_view function, std::string_view name, c
   return numbers_of<const int64_t>(function, name, ids, count);
 }
 
+// The ids [rows] of a call in its own name.
+inline const int64_t* targets_of(std::string_view function, const Tensor& targets,
+                                 const ConstLogits& logits, const RowOptions& options) {
+  const int64_t* ids = ids_of(function, "targets", targets, logits.rows);
+  const int64_t vocabulary = options.ids > 0 ? options.ids : logits.vocabulary;
+  const int64_t bad = first_bad_target(ids, logits.rows, vocabulary, options.ignore_index);
+  require(bad == logits.rows, [&] {
+    return named(function, "targets") + " must be in [0, " + text(vocabulary) +
+           ") or ignore_index " + text(options.ignore_index) + ", got " + text(ids[bad]) + " at " +
+           in_brackets(text(bad));
+  });
+  return ids;
+}
+
 // The statistics of `rows` rows.
 template <class Row>
 Row* rows_in(std::string_view function, const Tensor& statistics, int64_t rows) {

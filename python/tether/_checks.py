@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 Number = float | Tensor
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SMALLEST_WEIGHT = 2.0**-126  # below it the inverse of a weight is no float
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -149,6 +150,20 @@ def check_strings(function: str, **values: str) -> None:
 
 
 # ---- offsets -------------------------------------------------------------------------------------
+
+
+def check_weight_values(function: str, mask: Tensor) -> None:
+    """Weights in [0, 1], where they are on the host; the operators do it for their calls."""
+    if not mask.is_floating_point() or mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    weights = mask.detach().double()
+    bad = ~(((weights >= SMALLEST_WEIGHT) & (weights <= 1)) | (weights == 0))
+    if bad.any():
+        place = bad.nonzero()[0].tolist()
+        weight = weights[tuple(place)].item()
+        tiny = 0 < weight < SMALLEST_WEIGHT
+        rule = f"0 or at least {SMALLEST_WEIGHT:g}" if tiny else "in [0, 1]"
+        raise ValueError(f"{function}: response_mask must be {rule}, got {weight:g} at {place}")
 
 
 def check_offset_values(function: str, offsets: Tensor, name: str, size: int) -> None:

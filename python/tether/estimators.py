@@ -130,7 +130,7 @@ def group_advantage(
     scale       "group_std" (GRPO), "batch_std", "none" (Dr. GRPO, RLOO); with N - 1
     nan_reward  "error", or "missing": 0, and the group is as if it were absent
 
-    Equal rewards give exactly 0, and so does a group of one with a baseline.
+    With a baseline, equal rewards give exactly 0, and so does a group of one.
     """
     function = "group_advantage"
     settings = {

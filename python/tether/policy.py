@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import Number, check_offset_values, check_positive, in_name_of
+from tether._checks import (
+    Number,
+    check_offset_values,
+    check_positive,
+    check_weight_values,
+    in_name_of,
+)
 from tether._functions import Value
 from tether._objectives import objective_call
 from tether._ops import has_kernel, ops
@@ -191,6 +197,7 @@ def policy_token_losses(
     call = objective_call("policy_loss", tensors, objective, options, {}, function=function)
     if offsets is not None:
         check_offset_values(function, offsets, "logps", logps.shape[0])
+    check_weight_values(function, call.tensors["response_mask"])
     call.check_settings(function)
 
     def run():

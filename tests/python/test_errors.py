@@ -33,6 +33,17 @@ def dense(**changes):
 
 
 SHAPES = {
+    "advantages must be [3, 1] where there are as many rows as tokens, got [3]. It may be read in "
+    "two ways": {
+        "logps": ones(3),
+        "response_mask": ones(3),
+        "old_logps": None,
+        "ref_logps": None,
+        "entropies": None,
+        "advantages": ones(3),
+        "offsets": torch.tensor([0, 1, 2, 3]),
+        "beta": 0.0,
+    },
     "logps must be [B, T], or [N] with offsets, got [45]": {"logps": ones(45)},
     "advantages must be [5] or [5, 9], got [4]": {"advantages": ones(4)},
     "advantages must be [5] or [5, 9], got [1, 9]": {"advantages": ones(1, 9)},
@@ -57,6 +68,9 @@ NUMBERS = {
     "response_mask must be in [0, 1], got 1.5 at [0, 0]": {"response_mask": weighted(0, 0, 1.5)},
     "response_mask must be in [0, 1], got nan at [4, 8]": {
         "response_mask": weighted(4, 8, math.nan)
+    },
+    "response_mask must be 0 or at least 1.17549e-38, got 1e-40 at [1, 2]": {
+        "response_mask": weighted(1, 2, 1e-40)
     },
     "offsets must run from 0 to 18, the size of logps, got 0 to 17": dense(
         offsets=torch.tensor([0, 5, 5, 6, 15, 17])
@@ -171,6 +185,15 @@ def test_value_errors(message, changes):
 @pytest.mark.parametrize("message, changes", (TYPES | TYPES_LOSS_ONLY).items())
 def test_type_errors(message, changes):
     assert message_of(TypeError, tether.policy_loss, changes) == f"policy_loss: {message}"
+
+
+WEIGHTS = {name: each for name, each in NUMBERS.items() if name.startswith("response_mask")}
+
+
+@pytest.mark.parametrize("message, changes", WEIGHTS.items())
+def test_weights_of_token_losses(message, changes):
+    said = message_of(ValueError, tether.policy_token_losses, changes)
+    assert said == f"policy_token_losses: {message}"
 
 
 @pytest.mark.parametrize("message, changes", (SHAPES | NUMBERS).items())

@@ -820,3 +820,15 @@ def test_the_slope_of_a_softcap_keeps_its_digits(face, dtype, bound):
     logits = values.to(dtype).requires_grad_()
     face(logits, torch.zeros(1, dtype=torch.int64), softcap=30.0)[0].sum().backward()
     torch.testing.assert_close(logits.grad.double(), expected, rtol=bound, atol=0)
+
+
+def test_a_bad_id_in_compiled_code_is_refused_in_the_name_of_the_function():
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(logits, targets):
+        return tether.token_logps(logits, targets).logps
+
+    with pytest.raises(ValueError) as caught:
+        step(random_logits(2, 8), torch.tensor([3, 9]))
+    assert str(caught.value) == (
+        "token_logps: targets must be in [0, 8) or ignore_index -100, got 9 at [1]"
+    )
