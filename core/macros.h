@@ -1,9 +1,14 @@
 #pragma once
 
 // The vector loops need every function that they call inside them: a call, even of a small
-// function, is a lost vectorisation.
+// function, is a lost vectorisation. Under nvcc the same functions run on the device too.
+#if defined(__CUDACC__)
+#define TETHER_INLINE __host__ __device__ __forceinline__
+#define TETHER_FORMULA __host__ __device__ __forceinline__
+#else
 #define TETHER_INLINE [[gnu::always_inline]] inline
 #define TETHER_FORMULA [[gnu::always_inline]]
+#endif
 
 // A function with a vector loop is compiled once per instruction set and chosen when the program is
 // loaded. Empty where that does not work: ThreadSanitizer dies in the resolvers, clang has no

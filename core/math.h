@@ -60,6 +60,10 @@ struct Format<float> {
   static constexpr float kExpMax = 89.0f;           // e^x is inf
   static constexpr float kExpm1Min = -18.0f;        // e^x - 1 is -1
   static constexpr float kOneMinusExpMin = -20.0f;  // log(1 - e^x) is -e^x
+  static constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  static constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  static constexpr float kLeastNormal = 0x1p-126f;
+  static constexpr float kEpsilon = 0x1p-23f;  // 1 and the next number
   static constexpr float kSubnormalScale = 0x1p25f;
   static constexpr float kSubnormalLog2 = 25.0f;
 };
@@ -79,6 +83,10 @@ struct Format<double> {
   static constexpr double kExpMax = 710.0;
   static constexpr double kExpm1Min = -38.0;
   static constexpr double kOneMinusExpMin = -40.0;
+  static constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  static constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+  static constexpr double kLeastNormal = 0x1p-1022;
+  static constexpr double kEpsilon = 0x1p-52;
   static constexpr double kSubnormalScale = 0x1p54;
   static constexpr double kSubnormalLog2 = 54.0;
 };
@@ -214,16 +222,16 @@ TETHER_INLINE T log_of_normal(T u, T correction, T scale_log2 = T(0)) {
 // logarithm where 0 < x < inf, the value of log(x) at the other x.
 template <class T>
 TETHER_INLINE T log_with_edges(T x, T logarithm) {
-  constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  const T edge = x == T(0) ? -kInfinity : (x > T(0) ? x : std::numeric_limits<T>::quiet_NaN());
-  return x > T(0) && x < kInfinity ? logarithm : edge;
+  using F = Format<T>;
+  const T edge = x == T(0) ? -F::kInfinity : (x > T(0) ? x : F::kNaN);
+  return x > T(0) && x < F::kInfinity ? logarithm : edge;
 }
 
 // log(x) + correction for every x.
 template <class T>
 TETHER_INLINE T log_of(T x, T correction) {
   using F = Format<T>;
-  const bool subnormal = x < std::numeric_limits<T>::min();
+  const bool subnormal = x < F::kLeastNormal;
   const T normal = subnormal ? x * F::kSubnormalScale : x;
   const T scale_log2 = subnormal ? F::kSubnormalLog2 : T(0);
   return log_with_edges(x, log_of_normal(normal, correction, scale_log2));
@@ -247,7 +255,7 @@ template <class T>
 TETHER_INLINE T expm1(T x, T highest = detail::Format<T>::kExpMax) {
   const auto half = detail::half_expm1(x, highest);
   const T magnitude = x < T(0) ? -x : x;
-  return magnitude < std::numeric_limits<T>::epsilon() / 4 ? x : T(2) * (half.high + half.low);
+  return magnitude < detail::Format<T>::kEpsilon / 4 ? x : T(2) * (half.high + half.low);
 }
 
 // Natural logarithm, x > 0. log(+-0) = -inf, log(x < 0) = NaN, log(1) = 0, log(inf) = inf.

@@ -17,8 +17,6 @@
 // and the derivative is the one at the bound, not 0, so that a token that ran away is still pulled
 // back. NaN in, NaN out.
 
-#include <array>
-#include <cstddef>
 #include <type_traits>
 
 #include "macros.h"
@@ -35,10 +33,10 @@ inline constexpr float kSaturation<float> = 60.0f;
 // N derivatives. One is a plain number, none is nothing at all.
 template <class T, int N>
 struct Derivatives {
-  std::array<T, N> each{};
+  T each[N] = {};
 
-  constexpr T& operator[](int i) { return each[static_cast<size_t>(i)]; }
-  constexpr const T& operator[](int i) const { return each[static_cast<size_t>(i)]; }
+  TETHER_INLINE constexpr T& operator[](int i) { return each[i]; }
+  TETHER_INLINE constexpr const T& operator[](int i) const { return each[i]; }
   TETHER_INLINE friend Derivatives operator+(Derivatives a, const Derivatives& b) {
     for (int i = 0; i < N; ++i) a[i] += b[i];
     return a;
@@ -84,11 +82,11 @@ struct Dual {
   Gradient<T, N> grad{};
 };
 
-// A constant. No member for the derivative, so that arrays of constants vectorise.
+// A constant. Its derivative takes no room, so that arrays of constants vectorise.
 template <class T>
 struct Dual<T, 0> {
   T value;
-  static constexpr NoDerivative grad{};
+  [[no_unique_address]] NoDerivative grad{};
 
   // A constant where a number with a derivative is wanted.
   TETHER_INLINE operator Dual<T, 1>() const { return {value, T(0)}; }

@@ -19,13 +19,13 @@ inline constexpr std::array<std::string_view, 5> kKlCorrectionNames{
     "none", "ratio", "detached_ratio", "level_ratio", "detached_level_ratio"};
 
 // Whether the ratio that weighs the penalty is that of the objective's level (rl/level.h).
-constexpr bool of_level(KlCorrection correction) {
+TETHER_INLINE constexpr bool of_level(KlCorrection correction) {
   return correction == KlCorrection::level_ratio ||
          correction == KlCorrection::detached_level_ratio;
 }
 
 // Whether the gradient flows through the ratio too.
-constexpr bool through_ratio(KlCorrection correction) {
+TETHER_INLINE constexpr bool through_ratio(KlCorrection correction) {
   return correction == KlCorrection::ratio || correction == KlCorrection::level_ratio;
 }
 

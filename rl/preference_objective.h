@@ -21,7 +21,7 @@ struct Pair {
   // The implicit reward of the chosen answer above the rejected one's. A margin or a beta beyond
   // its bound counts as this, with the derivative there: no product with a score is 0 times
   // infinity.
-  Number margin() const {
+  TETHER_FORMULA Number margin() const {
     constexpr double kLargest = 1e300, kLargestBeta = 1e280;
     const Number margin = (chosen - rejected) * (beta < kLargestBeta ? beta : kLargestBeta);
     return with_gradient_of(clamp(margin, -kLargest, kLargest), margin);
@@ -64,9 +64,10 @@ struct PairCalls {
 
   template <class Formula>
   static constexpr PairCalls of() {
-    return {[](const void* formula, const Pair<Dual<double, 2>>& pair) -> Dual<double, 2> {
-      return (*static_cast<const Formula*>(formula))(pair);
-    }};
+    const auto evaluate = [](const void* formula, const Pair<Dual<double, 2>>& pair) {
+      return Dual<double, 2>{(*static_cast<const Formula*>(formula))(pair)};
+    };
+    return PairCalls{evaluate};  // nvcc takes bare braces around one member for the member
   }
 };
 

@@ -29,7 +29,7 @@ def main():
         str(file.relative_to(ROOT))
         for folder in FOLDERS
         for file in sorted((ROOT / folder).rglob("*"))
-        if file.suffix in {".h", ".cc"}
+        if file.suffix in {".h", ".cc", ".cu"}
     ]
     mode = ["-i"] if "--write" in sys.argv[1:] else ["--dry-run", "--Werror"]
     clang_format = pathlib.Path(sys.executable).parent / "clang-format"
