@@ -74,11 +74,6 @@ class AnyFormula {
     });
   }
 
-  // How another face of the library evaluates the formula, where that face cannot know it by type.
-  using FacePath = void (*)();
-  void set_face_path(FacePath path) { face_path_ = path; }
-  FacePath face_path() const { return face_path_; }
-
  protected:
   const Calls& calls() const { return methods_->calls; }
   const void* formula() const { return storage_; }
@@ -105,7 +100,6 @@ class AnyFormula {
 
   alignas(double) std::byte storage_[64] = {};
   const Methods* methods_;
-  FacePath face_path_ = nullptr;
 };
 
 }  // namespace tether

@@ -3,8 +3,8 @@
 #include <ATen/core/Tensor.h>
 
 #include "../rl/catalogue.h"
+#include "evaluators.h"
 #include "policy_batch.h"
-#include "tensor_formula.h"
 
 namespace tether {
 

@@ -96,22 +96,6 @@ class RowSums {
   at::Tensor row_;
 };
 
-at::Tensor loss_of_pairs(const PairLoss& loss, const TensorPair& pair) {
-  if (loss.face_path()) {
-    using Path = at::Tensor (*)(const PairLoss&, const TensorPair&);
-    return reinterpret_cast<Path>(loss.face_path())(loss, pair);
-  }
-  at::Tensor out;
-  for_each_pair_loss([&](auto formula) {
-    const auto* same = loss.target<decltype(formula)>();
-    if (same != nullptr) out = (*same)(pair).value;
-  });
-  detail::check_value(out.defined(),
-                      "preference_loss: loss must be one of the library's or wrapped by "
-                      "on_any_device on devices other than the CPU, got another type");
-  return out;
-}
-
 Computed compute_on_tensors(const PreferenceBatch& batch, const PreferenceObjective& objective,
                             const PairNormalizer& normalizer, bool with_gradient) {
   const c10::InferenceMode normal(false);
@@ -139,7 +123,7 @@ Computed compute_on_tensors(const PreferenceBatch& batch, const PreferenceObject
   const at::Tensor chosen = score.narrow(0, 0, half), rejected = score.narrow(0, half, half);
   const TensorPair pair{linked(objective.link, TensorNumber{chosen}),
                         linked(objective.link, TensorNumber{rejected}), objective.beta};
-  const at::Tensor each = loss_of_pairs(objective.loss, pair);
+  const at::Tensor each = detail::on_tensors(objective.loss, pair);
   const at::Tensor present = (n.narrow(0, 0, half) > 0).logical_or(n.narrow(0, half, half) > 0);
   const at::Tensor finite = at::isfinite(chosen.detach())
                                 .logical_and(at::isfinite(rejected.detach()))

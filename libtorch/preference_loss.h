@@ -8,7 +8,7 @@
 #include "../rl/catalogue.h"
 #include "../rl/kernels/arrays.h"
 #include "../rl/preference_metrics.h"
-#include "tensor_number.h"
+#include "evaluators.h"
 
 namespace tether {
 
@@ -48,20 +48,6 @@ inline PreferenceOutput dpo_loss(const PreferenceBatch& batch, double beta = 0.1
                                  double label_smoothing = 0,
                                  const PairNormalizer& normalizer = {}) {
   return preference_loss(batch, presets::cdpo(beta, label_smoothing), normalizer);
-}
-
-using TensorPair = Pair<TensorNumber>;
-
-// A user's own formula of a pair for every device (tensor_formula.h says why).
-template <PairFormula Formula>
-PairLoss on_any_device(const Formula& formula) {
-  PairLoss loss(formula);
-  const auto path = [](const PairLoss& each, const TensorPair& pair) {
-    return (*each.target<Formula>())(pair).value;
-  };
-  using Path = at::Tensor (*)(const PairLoss&, const TensorPair&);
-  loss.set_face_path(reinterpret_cast<PairLoss::FacePath>(static_cast<Path>(path)));
-  return loss;
 }
 
 namespace detail {

@@ -20,9 +20,8 @@
 #include <string_view>
 
 #include "libtorch/arrays.h"
+#include "libtorch/evaluators.h"
 #include "libtorch/policy_inputs.h"
-#include "libtorch/tensor_formula.h"
-#include "rl/catalogue.h"
 #include "rl/kernels/token_block.h"
 
 // policy_loss by torch's operations: the formulas on TensorNumber, every token of the batch side by
@@ -76,21 +75,6 @@ FlatBatch flattened(const PolicyBatch& batch) {
       selected(per_row ? batch.advantages.select(1, 0).index_select(0, out.row) : batch.advantages);
   out.advantage = saturated(
       out.advantage, wide ? Largest<double>::kAdvantage : double(Largest<float>::kAdvantage));
-  return out;
-}
-
-at::Tensor surrogate_of(const Surrogate& surrogate, const TensorToken& token) {
-  if (surrogate.face_path()) {
-    using Path = at::Tensor (*)(const Surrogate&, const TensorToken&);
-    return reinterpret_cast<Path>(surrogate.face_path())(surrogate, token);
-  }
-  at::Tensor out;
-  for_each_surrogate([&](auto formula) {
-    if (!out.defined()) out = evaluate_on_tensors<decltype(formula)>(surrogate, token);
-  });
-  check_value(out.defined(),
-              "policy_loss: surrogate must be one of the library's or wrapped by on_any_device on "
-              "devices other than the CPU, got another type");
   return out;
 }
 
@@ -304,7 +288,7 @@ at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& 
   const TensorToken token{{level.logp},     log_ratio,       exp(log_ratio),
                           {flat.advantage}, {flat.old_logp}, {flat.ref_logp}};
   const bool penalty = objective.kl.beta > 0;
-  const at::Tensor loss = bounded(surrogate_of(objective.surrogate, token));
+  const at::Tensor loss = bounded(on_tensors(objective.surrogate, token));
   const at::Tensor kl =
       penalty ? bounded(kl_of(objective, flat, logp, level.log_ratio, n, PenaltyUse::token))
               : at::zeros_like(loss);
@@ -339,7 +323,7 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective&
   const TensorNumber log_ratio{level.log_ratio + step};
   const TensorToken token{{level.logp + step}, log_ratio,       exp(log_ratio),
                           {flat.advantage},    {flat.old_logp}, {flat.ref_logp}};
-  const at::Tensor loss = bounded(surrogate_of(objective.surrogate, token));
+  const at::Tensor loss = bounded(on_tensors(objective.surrogate, token));
   const at::Tensor kl =
       penalty ? bounded(kl_of(objective, flat, logp, level.log_ratio, n, PenaltyUse::row_sum))
               : at::zeros_like(loss);

@@ -249,6 +249,8 @@ struct Cubic {
   }
 };
 
+struct NeverWrapped : Cubic {};
+
 struct NoGradient {
   template <class Number, class Constant>
   TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
@@ -269,7 +271,7 @@ TEST(PolicyLossFace, ASurrogateWithoutGradientHasAGradientOf0) {
 TEST(PolicyLossFace, AUsersSurrogateRunsOnEveryDeviceOnceItIsWrapped) {
   const PolicyBatch batch = random_batch(3, 20, at::kDouble);
   PolicyObjective objective = presets::grpo(0.04);
-  objective.surrogate = Cubic{};
+  objective.surrogate = NeverWrapped{};
   const LossOutput kernel = policy_loss(batch, objective);
   EXPECT_EQ(message<c10::ValueError>([&] { detail::policy_loss_any_device(batch, objective); }),
             "policy_loss: surrogate must be one of the library's or wrapped by on_any_device on "

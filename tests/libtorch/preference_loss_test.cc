@@ -105,10 +105,12 @@ struct SoftAccuracy {
   }
 };
 
+struct NeverWrapped : SoftAccuracy {};
+
 TEST(PreferenceLossFace, AUsersFormulaRunsOnEveryDeviceOnceItIsWrapped) {
   const PreferenceBatch batch = random_batch(2, 5);
   PreferenceObjective objective = presets::dpo();
-  objective.loss = SoftAccuracy{};
+  objective.loss = NeverWrapped{};
   const double expected = preference_loss(batch, objective).loss.item<double>();
   EXPECT_THROW(detail::preference_loss_any_device(batch, objective), c10::ValueError);
   objective.loss = on_any_device(SoftAccuracy{});
