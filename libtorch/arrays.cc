@@ -17,23 +17,8 @@ void check_value(bool holds, const std::string& message) { TORCH_CHECK_VALUE(hol
 
 void check_type(bool holds, const std::string& message) { TORCH_CHECK_TYPE(holds, message); }
 
-void check_floating(std::string_view function, std::string_view name, const at::Tensor& tensor) {
-  check_type(face::Access<at::Tensor>::element(tensor).floating(),
-             named(function, name) + " must be float32, float64, bfloat16 or float16, got " +
-                 dtype_text(tensor.scalar_type()));
-  face::Access<at::Tensor>::check_gradient(named(function, name), name, tensor,
-                                           Flow::differentiable);
-}
-
-void check_constant(std::string_view function, std::string_view name, const at::Tensor& tensor) {
-  face::Access<at::Tensor>::check_gradient(named(function, name), name, tensor, Flow::constant);
-}
-
-void check_device(std::string_view function, std::string_view name, const at::Tensor& tensor,
-                  std::string_view like_name, const at::Tensor& like) {
-  if (tensor.device() == like.device()) return;
-  check_value(false, named(function, name) + " must be on " + like.device().str() + " like " +
-                         std::string(like_name) + ", got " + tensor.device().str());
+at::ScalarType result_type(const at::Tensor& input) {
+  return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
 at::Tensor as_weights(const at::Tensor& mask) {

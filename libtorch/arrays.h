@@ -32,15 +32,8 @@ std::string dtype_text(at::ScalarType type);
 void check_value(bool holds, const std::string& message);
 void check_type(bool holds, const std::string& message);
 
-// Throws unless the tensor is a floating-point one (float32, float64, bfloat16, float16).
-void check_floating(std::string_view function, std::string_view name, const at::Tensor& tensor);
-
-// Throws if a tensor that is a constant of the formulas asks for a gradient.
-void check_constant(std::string_view function, std::string_view name, const at::Tensor& tensor);
-
-// Throws unless `tensor` lies on the device of `like`.
-void check_device(std::string_view function, std::string_view name, const at::Tensor& tensor,
-                  std::string_view like_name, const at::Tensor& like);
+// Of the arithmetic and the results: float64 for float64, else float32.
+at::ScalarType result_type(const at::Tensor& input);
 
 // Runs `body`; an Error of the core comes out as ValueError or TypeError.
 template <class Body>

@@ -5,18 +5,17 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/where.h>
-#include <c10/util/Exception.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <limits>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
+#include "logits/inputs.h"
 #include "logits/pair_kl.h"
 
 namespace tether {
@@ -32,31 +31,6 @@ static_assert(sizeof(KlStatistics) == kSums * sizeof(double));
 
 KlStatistics* rows_in(const at::Tensor& statistics) {
   return reinterpret_cast<KlStatistics*>(statistics.data_ptr<double>());
-}
-
-void check_inputs(const at::Tensor& q, const at::Tensor& p, const CategoricalKlOptions& options) {
-  using namespace detail;
-  const std::string name = kName;
-  check_value(q.defined(), name + ": q_logits must be a tensor, got none");
-  check_value(p.defined(), name + ": p_logits must be a tensor, got none");
-  check_floating(name, "q_logits", q);
-  check_value(q.dim() >= 1 && q.size(-1) >= 1,
-              name + ": q_logits must be [..., V] with V at least 1, got " + shape_text(q.sizes()));
-  check_type(p.scalar_type() == q.scalar_type(),
-             name + ": p_logits must be " + dtype_text(q.scalar_type()) + " like q_logits, got " +
-                 dtype_text(p.scalar_type()));
-  check_device(name, "p_logits", p, "q_logits", q);
-  check_value(p.sizes() == q.sizes(), name + ": p_logits must be " + shape_text(q.sizes()) +
-                                          " like q_logits, got " + shape_text(p.sizes()));
-  with_public_errors(
-      [&] { check_range(name, "temperature", options.temperature, Range{1e-6, 1e6}); });
-  if (!options.mask.defined()) return;
-  const at::IntArrayRef expected = q.sizes().slice(0, static_cast<size_t>(q.dim() - 1));
-  check_type(options.mask.scalar_type() == at::kBool,
-             name + ": mask must be bool, got " + dtype_text(options.mask.scalar_type()));
-  check_device(name, "mask", options.mask, "q_logits", q);
-  check_value(options.mask.sizes() == expected, name + ": mask must be " + shape_text(expected) +
-                                                    ", got " + shape_text(options.mask.sizes()));
 }
 
 // The gradients; a Function of its own so that a second backward raises.
@@ -86,18 +60,14 @@ class CategoricalKlGradient : public Function<CategoricalKlGradient> {
   }
 
   static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        false, kName,
-        ": the gradient must not be differentiated again, got a second backward. Detach it, or "
-        "use torch.log_softmax for second derivatives");
-    return {};
+    detail::refuse_second_backward(kName);
   }
 
  private:
   static void fill(const Upstream& upstream, double LogitsKl::* member,
                    std::vector<LogitsKl>& out) {
     if (!upstream) return;
-    const at::Tensor values = upstream->to(at::kDouble).contiguous();
+    const at::Tensor values = detail::doubles(upstream);
     const double* data = values.const_data_ptr<double>();
     for (size_t i = 0; i < out.size(); ++i) out[i].*member = data[i];
   }
@@ -119,12 +89,9 @@ class CategoricalKlFunction : public Function<CategoricalKlFunction> {
         {detail::savable(q), detail::savable(p), statistics, detail::savable(mask)});
     context->saved_data["temperature"] = options->temperature;
     context->set_materialize_grads(false);
-    const at::IntArrayRef sizes = q.sizes().slice(0, static_cast<size_t>(q.dim() - 1));
     const auto values = [&](double LogitsKl::* member) {
-      const at::Tensor out = at::empty(sizes, at::dtype(at::kDouble));
-      double* data = out.data_ptr<double>();
-      for (int64_t i = 0; i < rows; ++i) data[i] = logits_kl(rows_in(statistics)[i]).*member;
-      return out.to(detail::result_type(q));
+      return detail::from_rows(rows_in(statistics), detail::positions_of(q), detail::result_type(q),
+                               [&](const KlStatistics& row) { return logits_kl(row).*member; });
     };
     return {values(&LogitsKl::kl), values(&LogitsKl::reverse_kl), values(&LogitsKl::entropy)};
   }
@@ -181,10 +148,13 @@ CategoricalKl categorical_kl_any_device(const at::Tensor& q_logits, const at::Te
 
 CategoricalKl categorical_kl(const at::Tensor& q_logits, const at::Tensor& p_logits,
                              const CategoricalKlOptions& options) {
-  check_inputs(q_logits, p_logits, options);
-  if (!q_logits.is_cpu()) return detail::categorical_kl_any_device(q_logits, p_logits, options);
-  const variable_list out = CategoricalKlFunction::apply(q_logits, p_logits, &options);
-  return {out[0], out[1], out[2]};
+  return detail::with_public_errors([&]() -> CategoricalKl {
+    face::check_arguments(kName, CategoricalKlInputs<at::Tensor>{q_logits, p_logits, options.mask});
+    check_fields(kName, options);
+    if (!q_logits.is_cpu()) return detail::categorical_kl_any_device(q_logits, p_logits, options);
+    const variable_list out = CategoricalKlFunction::apply(q_logits, p_logits, &options);
+    return {out[0], out[1], out[2]};
+  });
 }
 
 }  // namespace tether

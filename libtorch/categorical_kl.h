@@ -2,11 +2,19 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <tuple>
+
+#include "../core/fields.h"
+
 namespace tether {
 
 struct CategoricalKlOptions {
-  double temperature = 1;  // both are divided by it; in [1e-6, 1e6]
+  double temperature = 1;  // both are divided by it
   at::Tensor mask = {};    // [...] bool: positions with 0 are not read and get zeros
+
+  static constexpr auto fields() {
+    return std::tuple{field("temperature", &CategoricalKlOptions::temperature, Range{1e-6, 1e6})};
+  }
 };
 
 // Each [...], in nats.

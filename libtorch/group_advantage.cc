@@ -14,8 +14,8 @@ at::Tensor advantages_of(const at::Tensor& rewards, const at::Tensor& group_ids,
   return detail::with_public_errors([&] {
     const auto batch = detail::on_host(detail::checked(
         function, GroupInputs<at::Tensor>{.rewards = rewards, .group_ids = group_ids}));
-    const bool wide = rewards.scalar_type() == at::kDouble;
-    const at::Tensor in = batch.rewards.to(wide ? at::kDouble : at::kFloat).contiguous();
+    const auto type = detail::result_type(rewards);
+    const at::Tensor in = batch.rewards.to(type).contiguous();
     const at::Tensor out = at::empty_like(in);
     const auto run = [&]<class T>(T) {
       const T* values = in.const_data_ptr<T>();
@@ -27,7 +27,7 @@ at::Tensor advantages_of(const at::Tensor& rewards, const at::Tensor& group_ids,
         group_advantage(values, in.size(0), group_size, options, out.data_ptr<T>());
       }
     };
-    wide ? run(double{}) : run(float{});
+    type == at::kDouble ? run(double{}) : run(float{});
     return out.to(rewards.options());
   });
 }

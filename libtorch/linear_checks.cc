@@ -7,89 +7,48 @@
 #include "libtorch/logits_rows.h"
 
 namespace tether::detail {
+
 namespace {
 
-void check_like_hidden(const std::string& function, const std::string& name,
-                       const at::Tensor& tensor, const at::Tensor& hidden) {
-  check_type(tensor.scalar_type() == hidden.scalar_type(),
-             function + ": " + name + " must be " + dtype_text(hidden.scalar_type()) +
-                 " like hidden, got " + dtype_text(tensor.scalar_type()));
-  check_device(function, name, tensor, "hidden", hidden);
-}
-
-void check_head(const std::string& function, const at::Tensor& hidden, const LinearHead& head) {
-  const auto must = [&](bool holds, const std::string& rest) {
-    check_value(holds, function + ": " + rest);
-  };
-  must(head.weight.defined(), "weight must be a tensor, got none");
-  check_like_hidden(function, "weight", head.weight, hidden);
-  must(head.weight.dim() == 2 && head.weight.size(0) >= 1 && head.weight.size(1) == hidden.size(-1),
-       "weight must be [V, " + text(hidden.size(-1)) + "] with V at least 1, for hidden " +
-           shape_text(hidden.sizes()) + ", got " + shape_text(head.weight.sizes()));
-  if (!head.bias.defined()) return;
-  check_like_hidden(function, "bias", head.bias, hidden);
-  must(head.bias.dim() == 1 && head.bias.size(0) == head.weight.size(0),
-       "bias must be [" + text(head.weight.size(0)) + "] like the rows of weight, got " +
-           shape_text(head.bias.sizes()));
-}
-
-}  // namespace
-
-LinearOperands in_one_type(const at::Tensor& hidden, const LinearHead& head) {
-  const auto floating = [](const at::Tensor& tensor) {
-    return tensor.defined() && at::isFloatingType(tensor.scalar_type());
-  };
-  if (!floating(hidden) || !floating(head.weight)) return {hidden, head};
-  at::ScalarType type = c10::promoteTypes(hidden.scalar_type(), head.weight.scalar_type());
-  if (floating(head.bias)) type = c10::promoteTypes(type, head.bias.scalar_type());
+LinearInputs in_one_type(const LinearInputs& given) {
+  const auto& [hidden, weight, bias, targets] = given;
+  at::ScalarType type = c10::promoteTypes(hidden.scalar_type(), weight.scalar_type());
+  if (bias.defined()) type = c10::promoteTypes(type, bias.scalar_type());
   const at::DeviceType device = hidden.device().type();
   if (at::autocast::is_autocast_enabled(device) && type != at::kDouble) {
     type = at::autocast::get_autocast_dtype(device);
   }
-  return {hidden.to(type),
-          {head.weight.to(type), floating(head.bias) ? head.bias.to(type) : head.bias}};
+  return {hidden.to(type), weight.to(type), bias.defined() ? bias.to(type) : bias,
+          targets.to(at::kLong).contiguous()};
 }
 
-LinearInputs checked_linear(const std::string& function, const at::Tensor& hidden,
+}  // namespace
+
+LinearInputs checked_linear(std::string_view function, const at::Tensor& hidden,
                             const LinearHead& head, const at::Tensor& targets,
                             const LinearOptions& options) {
-  check_value(hidden.defined(), function + ": hidden must be a tensor, got none");
-  check_floating(function, "hidden", hidden);
-  check_value(
-      hidden.dim() >= 1 && hidden.size(-1) >= 1,
-      function + ": hidden must be [..., H] with H at least 1, got " + shape_text(hidden.sizes()));
-  check_head(function, hidden, head);
-  check_targets(function, targets, "hidden", hidden);
-  check_value(options.chunk_bytes >= 1,
-              function + ": chunk_bytes must be at least 1, got " + text(options.chunk_bytes));
-  check_value(options.rows_per_chunk >= 0, function + ": rows_per_chunk must be at least 0, got " +
-                                               text(options.rows_per_chunk));
-  with_public_errors([&] { check_fields(function, row_options(options)); });
-  const at::Tensor ids = targets.to(at::kLong).contiguous();
-  check_ids(function, ids.cpu(), head.weight.size(0), options.ignore_index);
-  return {.hidden = hidden.detach().reshape({ids.numel(), hidden.size(-1)}),
-          .weight = head.weight.detach(),
-          .bias = head.bias.defined() ? head.bias.detach() : at::Tensor(),
-          .targets = ids.view({-1})};
+  const auto at_least = [&](std::string_view name, int64_t least, int64_t value) {
+    require(value >= least, [&] {
+      return named(function, name) + " must be at least " + text(least) + ", got " + text(value);
+    });
+  };
+  const LinearInputs given{hidden, head.weight, head.bias, targets};
+  face::check_arguments(function, given);
+  at_least("chunk_bytes", 1, options.chunk_bytes);
+  at_least("rows_per_chunk", 0, options.rows_per_chunk);
+  check_fields(function, options.row);
+  return in_one_type(given);
 }
 
-RowOptions row_options(const LinearOptions& options) {
-  return {.temperature = options.temperature,
-          .scale = options.scale,
-          .softcap = options.softcap,
-          .ignore_index = options.ignore_index,
-          .sums = options.statistics  ? RowSums::all
-                  : options.entropies ? RowSums::entropy
-                                      : RowSums::logp};
+void check_targets(std::string_view function, const LinearInputs& inputs,
+                   const LinearOptions& options) {
+  check_ids(function, "targets", inputs.targets, inputs.weight.size(0), options.row.ignore_index);
 }
 
-TokenLogpsOptions token_options(const LinearOptions& options) {
-  return {.temperature = options.temperature,
-          .scale = options.scale,
-          .softcap = options.softcap,
-          .entropies = options.entropies,
-          .statistics = options.statistics,
-          .ignore_index = options.ignore_index};
+LinearInputs as_rows(const LinearInputs& inputs) {
+  const auto& [hidden, weight, bias, targets] = inputs;
+  return {hidden.detach().reshape({targets.numel(), hidden.size(-1)}), weight.detach(),
+          bias.defined() ? bias.detach() : bias, targets.view({-1})};
 }
 
 }  // namespace tether::detail

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <string>
+#include <string_view>
 
 #include "linear_sweep.h"
 #include "linear_types.h"
@@ -8,26 +8,21 @@
 
 namespace tether::detail {
 
-// Hidden states and head in one floating-point type, differentiably: that of autocast where it is
-// on, as torch's own linear takes them; else the widest of theirs, so that nothing is rounded.
-struct LinearOperands {
-  at::Tensor hidden;
-  LinearHead head;
-};
-LinearOperands in_one_type(const at::Tensor& hidden, const LinearHead& head);
-
-// The inputs as [N, H], detached, with every rule of linear_token_logps checked; ids only on the
-// CPU's side. Throws before anything is computed.
-LinearInputs checked_linear(const std::string& function, const at::Tensor& hidden,
+// Throws unless tensors and options are what linear_token_logps takes, but for the ids. Inputs in
+// one floating-point type, differentiably: that of autocast where it is on, as torch's own linear
+// takes them; else the widest of theirs, so that nothing is rounded. Targets in int64, contiguous.
+LinearInputs checked_linear(std::string_view function, const at::Tensor& hidden,
                             const LinearHead& head, const at::Tensor& targets,
                             const LinearOptions& options);
 
-RowOptions row_options(const LinearOptions& options);
-inline ChunkSize chunk_size(const LinearOptions& options) {
-  return {options.chunk_bytes, options.rows_per_chunk};
-}
+// IndexError unless every target is in [0, V) or ignored.
+void check_targets(std::string_view function, const LinearInputs& inputs,
+                   const LinearOptions& options);
 
-// What goes with targets.
-TokenLogpsOptions token_options(const LinearOptions& options);
+// hidden [N, H] and targets [N], detached.
+LinearInputs as_rows(const LinearInputs& inputs);
+
+// linear_token_logps of inputs that are checked and in one type.
+TokenLogps linear_token_logps(const LinearInputs& inputs, const LinearOptions& options);
 
 }  // namespace tether::detail

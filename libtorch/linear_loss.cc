@@ -9,7 +9,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <optional>
-#include <string>
+#include <string_view>
 
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
@@ -18,14 +18,20 @@
 #include "libtorch/policy_inputs.h"
 #include "libtorch/stored_gradient.h"
 #include "rl/kernels/chunked_policy_loss.h"
+#include "rl/kernels/policy_checks.h"
+#include "rl/kernels/preference_loss.h"
 
 namespace tether {
 namespace {
 
 using detail::LinearGradient;
+using detail::LinearInputs;
 using detail::LinearSweep;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
+
+constexpr const char* kPolicy = "linear_policy_loss";
+constexpr const char* kPreference = "linear_preference_loss";
 
 struct SweepResult {
   PolicyTotals totals;
@@ -41,21 +47,20 @@ at::Tensor scattered(const at::Tensor& values, const at::Tensor& places, at::Int
   return out;
 }
 
-SweepResult policy_sweep(const detail::LinearInputs& inputs, const LinearOptions& options,
+SweepResult policy_sweep(const LinearInputs& inputs, const LinearOptions& options,
                          const PolicyBatch& batch, const PolicyObjective& objective,
                          const Normalizer& normalizer, detail::WantedLinear wanted) {
-  PolicyArrays arrays = face::arrays_of("linear_policy_loss", batch);
+  PolicyArrays arrays = face::arrays_of(kPolicy, batch);
   arrays.logps = arrays.entropies = {};
   const auto type = detail::result_type(inputs.hidden);
-  ChunkedPolicyLoss loss("linear_policy_loss", arrays,
-                         type == at::kDouble ? DType::float64 : DType::float32, objective,
-                         normalizer, torch_executor());
+  ChunkedPolicyLoss loss(kPolicy, arrays, type == at::kDouble ? DType::float64 : DType::float32,
+                         objective, normalizer, torch_executor());
 
   const at::Tensor places = at::nonzero(batch.response_mask.reshape({-1})).view({-1});
   const at::Tensor logps = at::empty({places.numel()}, at::dtype(at::kDouble));
   const at::Tensor entropies =
       options.entropies ? at::empty({places.numel()}, at::dtype(at::kDouble)) : at::Tensor();
-  LinearSweep sweep(inputs, places, detail::chunk_size(options));
+  LinearSweep sweep(inputs, places, options);
   detail::LinearGradientSum sum(inputs, wanted, sweep.chunks());
   for (int64_t i = 0; i < sweep.chunks(); ++i) {
     const LinearSweep::Chunk chunk = sweep.load(i);
@@ -94,94 +99,121 @@ class LinearPolicyLoss : public torch::autograd::Function<LinearPolicyLoss> {
     const variable_list saved = context->get_saved_variables();
     variable_list gradients(5);
     for (size_t i = 0; i < 3; ++i) {
-      gradients[i] = detail::scaled("linear_policy_loss", upstream[0], saved[i], saved[i + 3]);
+      gradients[i] = detail::scaled(kPolicy, upstream[0], saved[i], saved[i + 3]);
     }
     return gradients;
   }
 };
 
-// ---- doors --------------------------------------------------------------------------------------
-
-void check_absent(const std::string& function, const char* name, const at::Tensor& tensor) {
-  detail::check_value(!tensor.defined(),
-                      function + ": " + name + " must be absent, got a tensor. It is made here");
+LinearPolicyOutput loss_by_sweep(const LinearInputs& inputs, const PolicyBatch& batch,
+                                 const PolicyObjective& objective, const Normalizer& normalizer,
+                                 const LinearOptions& options) {
+  const LinearInputs rows = detail::as_rows(inputs);
+  SweepResult result;
+  const auto compute = [&](detail::WantedLinear wanted) {
+    return policy_sweep(rows, options, batch, objective, normalizer, wanted);
+  };
+  const at::Tensor loss = LinearPolicyLoss::apply(
+      *detail::input_of_graph(inputs.hidden), *detail::input_of_graph(inputs.weight),
+      detail::input_of_graph(inputs.bias), &compute, &result);
+  return {loss, detail::metric_tensors(result.totals.metrics), result.logps, result.entropies};
 }
 
-// Masked positions are ignored ones.
-at::Tensor active_targets(const at::Tensor& targets, const at::Tensor& mask,
-                          const LinearOptions& options) {
-  return mask.defined() && mask.sizes() == targets.sizes()
-             ? targets.masked_fill(mask == 0, options.ignore_index)
-             : targets;
+LinearPolicyOutput loss_of_logps(const LinearInputs& inputs, const PolicyBatch& given,
+                                 const PolicyObjective& objective, const Normalizer& normalizer,
+                                 const LinearOptions& options) {
+  if (inputs.hidden.is_cpu()) {  // what policy_loss would refuse in its own name
+    const PolicyArrays arrays = face::arrays_of(kPolicy, given);
+    step_counts(kPolicy, normalizer, checked_counts(kPolicy, arrays, torch_executor()));
+  }
+  const TokenLogps made = detail::linear_token_logps(inputs, options);
+  PolicyBatch batch = given;
+  batch.logps = made.logps;
+  batch.entropies = made.entropies;
+  const LossOutput out = policy_loss(batch, objective, normalizer);
+  return {out.loss, out.metrics, made.logps.detach(),
+          options.entropies ? made.entropies.detach() : at::Tensor()};
+}
+
+// ---- doors --------------------------------------------------------------------------------------
+
+void check_absent(std::string_view function, std::string_view name, const at::Tensor& tensor) {
+  require(!tensor.defined(),
+          [&] { return named(function, name) + " must be absent, got a tensor. It is made here"; });
+}
+
+// What the log-probabilities of the targets will be like.
+at::Tensor like_logps(const LinearInputs& inputs) {
+  const at::Tensor& hidden = inputs.hidden;
+  return at::zeros(inputs.targets.sizes(),
+                   at::dtype(detail::result_type(hidden)).device(hidden.device()));
+}
+
+// Masked positions become ignored ones, whatever their ids are; the others are checked.
+void ignore_masked(std::string_view function, const at::Tensor& mask, const LinearOptions& options,
+                   LinearInputs& inputs) {
+  at::Tensor& targets = inputs.targets;
+  const at::Tensor masked = mask.reshape(targets.sizes()) == 0;
+  targets = targets.masked_fill(masked, options.row.ignore_index);
+  detail::check_targets(function, inputs, options);
+}
+
+// Answers [2 B] are rows of one token, as in preference_loss.
+PreferenceBatch answers_as_rows(const PreferenceBatch& batch) {
+  if (batch.logps.dim() != 1 || batch.offsets.defined()) return batch;
+  const auto column = [](const at::Tensor& tensor) {
+    return tensor.defined() && tensor.dim() == 1 ? tensor.unsqueeze(1) : tensor;
+  };
+  return {.logps = column(batch.logps),
+          .ref_logps = column(batch.ref_logps),
+          .response_mask = column(batch.response_mask)};
 }
 
 }  // namespace
 
-LinearPolicyOutput linear_policy_loss(const at::Tensor& given_hidden, const LinearHead& given_head,
+LinearPolicyOutput linear_policy_loss(const at::Tensor& hidden, const LinearHead& head,
                                       const at::Tensor& targets, const PolicyBatch& given,
                                       const PolicyObjective& objective,
                                       const Normalizer& normalizer, const LinearOptions& options) {
-  const std::string name = "linear_policy_loss";
-  check_absent(name, "logps", given.logps);
-  check_absent(name, "entropies", given.entropies);
-  LinearOptions asked = options;
-  asked.statistics = false;
-  asked.entropies = options.entropies || objective.entropy.coefficient != 0;
-  const auto [hidden, head] = detail::in_one_type(given_hidden, given_head);
-  const bool tokens = targets.defined() && given.response_mask.defined();
-  const at::Tensor active =
-      tokens ? active_targets(targets, given.response_mask, options) : targets;
-  const detail::LinearInputs inputs = detail::checked_linear(name, hidden, head, active, asked);
-
-  PolicyBatch batch = given;
-  const auto type = at::dtype(detail::result_type(hidden)).device(hidden.device());
-  batch.logps = at::zeros(targets.sizes(), type);
-  if (asked.entropies) batch.entropies = at::zeros(targets.sizes(), type);
-  detail::with_public_errors([&] {
-    batch = detail::checked(name, batch);
-    check_objective(name, objective);
-  });
-
-  if (objective.level != RatioLevel::token || !hidden.is_cpu()) {
-    const TokenLogps made = linear_token_logps(hidden, head, active, asked);
-    batch.logps = made.logps;
-    batch.entropies = made.entropies;
-    const LossOutput out = policy_loss(batch, objective, normalizer);
-    return {out.loss, out.metrics, made.logps.detach(),
-            asked.entropies ? made.entropies.detach() : at::Tensor()};
-  }
-  SweepResult result;
-  const auto compute = [&](detail::WantedLinear wanted) {
-    return policy_sweep(inputs, asked, batch, objective, normalizer, wanted);
-  };
   return detail::with_public_errors([&] {
-    const at::Tensor loss = LinearPolicyLoss::apply(
-        *detail::input_of_graph(hidden), *detail::input_of_graph(head.weight),
-        detail::input_of_graph(head.bias), &compute, &result);
-    return LinearPolicyOutput{loss, detail::metric_tensors(result.totals.metrics), result.logps,
-                              result.entropies};
+    check_absent(kPolicy, "logps", given.logps);
+    check_absent(kPolicy, "entropies", given.entropies);
+    LinearOptions asked = options;
+    asked.statistics = false;
+    asked.entropies = options.entropies || objective.entropy.coefficient != 0;
+    LinearInputs inputs = detail::checked_linear(kPolicy, hidden, head, targets, asked);
+    PolicyBatch batch = given;
+    batch.logps = like_logps(inputs);
+    if (asked.entropies) batch.entropies = batch.logps;
+    batch = detail::checked(kPolicy, batch);
+    check_objective(kPolicy, objective);
+    check_needs(kPolicy, presence_of(batch), objective);
+    ignore_masked(kPolicy, batch.response_mask, asked, inputs);
+    const bool of_tokens = objective.level == RatioLevel::token && inputs.hidden.is_cpu();
+    return (of_tokens ? loss_by_sweep : loss_of_logps)(inputs, batch, objective, normalizer, asked);
   });
 }
 
-PreferenceOutput linear_preference_loss(const at::Tensor& given_hidden,
-                                        const LinearHead& given_head, const at::Tensor& targets,
-                                        const PreferenceBatch& given,
+PreferenceOutput linear_preference_loss(const at::Tensor& hidden, const LinearHead& head,
+                                        const at::Tensor& targets, const PreferenceBatch& given,
                                         const PreferenceObjective& objective,
                                         const PairNormalizer& normalizer,
                                         const LinearOptions& options) {
-  const std::string name = "linear_preference_loss";
-  check_absent(name, "logps", given.logps);
-  detail::check_value(given.response_mask.defined(),
-                      name + ": response_mask must be given, got none");
-  LinearOptions asked = options;
-  asked.statistics = asked.entropies = false;
-  const auto [hidden, head] = detail::in_one_type(given_hidden, given_head);
-  const at::Tensor active =
-      targets.defined() ? active_targets(targets, given.response_mask, options) : targets;
-  detail::checked_linear(name, hidden, head, active, asked);
-  PreferenceBatch batch = given;
-  batch.logps = linear_token_logps(hidden, head, active, asked).logps;
-  return preference_loss(batch, objective, normalizer);
+  return detail::with_public_errors([&] {
+    check_absent(kPreference, "logps", given.logps);
+    LinearOptions asked = options;
+    asked.statistics = asked.entropies = false;
+    LinearInputs inputs = detail::checked_linear(kPreference, hidden, head, targets, asked);
+    PreferenceBatch batch = given;
+    batch.logps = like_logps(inputs);
+    batch = detail::checked(kPreference, answers_as_rows(batch));
+    check_objective(kPreference, objective);
+    const int64_t rows = batch.offsets.defined() ? batch.offsets.size(0) - 1 : batch.logps.size(0);
+    check_needs(kPreference, presence_of(batch), rows, objective);
+    ignore_masked(kPreference, batch.response_mask, asked, inputs);
+    batch.logps = detail::linear_token_logps(inputs, asked).logps.view(batch.logps.sizes());
+    return preference_loss(batch, objective, normalizer);
+  });
 }
 
 }  // namespace tether

@@ -16,9 +16,12 @@
 
 namespace tether::detail {
 
-LinearSweep::LinearSweep(const LinearInputs& inputs, const at::Tensor& rows, const ChunkSize& size,
-                         const at::Tensor& kept)
-    : inputs_(inputs), count_(rows.numel()), padded_(size.rows), kept_(kept.defined()) {
+LinearSweep::LinearSweep(const LinearInputs& inputs, const at::Tensor& rows,
+                         const LinearOptions& options, const at::Tensor& kept)
+    : inputs_(inputs),
+      count_(rows.numel()),
+      padded_(options.rows_per_chunk),
+      kept_(kept.defined()) {
   if (count_ < inputs.hidden.size(0)) rows_ = rows;
   if (kept_) {
     chunks_ = 1;
@@ -27,7 +30,8 @@ LinearSweep::LinearSweep(const LinearInputs& inputs, const at::Tensor& rows, con
   }
   const int64_t vocabulary = inputs.weight.size(0);
   const int64_t row_bytes = vocabulary * static_cast<int64_t>(inputs.weight.element_size());
-  const int64_t fitting = padded_ > 0 ? padded_ : std::max<int64_t>(size.bytes / row_bytes, 1);
+  const int64_t fitting =
+      padded_ > 0 ? padded_ : std::max<int64_t>(options.chunk_bytes / row_bytes, 1);
   chunks_ = (count_ + fitting - 1) / fitting;
   const int64_t largest = chunks_ > 0 ? (count_ + chunks_ - 1) / chunks_ : 0;
   buffer_ = at::empty({padded_ > 0 ? padded_ : largest, vocabulary}, inputs.weight.options());

@@ -5,24 +5,14 @@
 
 #include <cstdint>
 
-#include "../logits/rows.h"
+#include "../logits/inputs.h"
+#include "linear_types.h"
 
 // The head of a language model, logits = hidden weight^T + bias, a chunk of rows at a time.
 
 namespace tether::detail {
 
-struct LinearInputs {
-  at::Tensor hidden;   // [N, H]
-  at::Tensor weight;   // [V, H]
-  at::Tensor bias;     // [V], may be undefined
-  at::Tensor targets;  // [N] int64, contiguous
-};
-
-// LinearOptions::chunk_bytes and rows_per_chunk.
-struct ChunkSize {
-  int64_t bytes;
-  int64_t rows;
-};
+using LinearInputs = LinearLogpsInputs<at::Tensor>;
 
 struct WantedLinear {
   bool hidden, weight, bias;
@@ -41,9 +31,9 @@ struct LinearGradient {
 // chunk overwrites.
 class LinearSweep {
  public:
-  // rows: int64 [M], the rows of the inputs to visit, ascending.
+  // inputs: of as_rows (linear_checks.h). rows: int64 [M], those to visit, ascending.
   // kept: the logits of these rows, made before, which are then the only chunk.
-  LinearSweep(const LinearInputs& inputs, const at::Tensor& rows, const ChunkSize& size,
+  LinearSweep(const LinearInputs& inputs, const at::Tensor& rows, const LinearOptions& options,
               const at::Tensor& kept = {});
 
   struct Chunk {

@@ -1,16 +1,15 @@
 #include "libtorch/linear_token_logps.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/zeros.h>
-#include <c10/util/Exception.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <optional>
 #include <vector>
 
+#include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/linear_checks.h"
 #include "libtorch/logits_rows.h"
@@ -32,52 +31,45 @@ constexpr const char* kName = "linear_token_logps";
 
 at::Tensor rows_where(const at::Tensor& condition) { return at::nonzero(condition).view({-1}); }
 
-// What a call shares between forward and backward, beside tensors.
-struct Call {
-  RowOptions row;
-  detail::ChunkSize chunk;
-};
-
 // Returns the logits if they are one chunk.
-at::Tensor forward_sweep(const LinearInputs& inputs, const Call& call,
+at::Tensor forward_sweep(const LinearInputs& inputs, const LinearOptions& options,
                          const at::Tensor& statistics) {
+  const RowOptions row = detail::row_options(options);
   RowStatistics* all = statistics_of(statistics);
   const int64_t* ids = inputs.targets.const_data_ptr<int64_t>();
-  const at::Tensor rows = rows_where(inputs.targets != call.row.ignore_index);
+  const at::Tensor rows = rows_where(inputs.targets != row.ignore_index);
   for (int64_t i = 0; i < inputs.targets.numel(); ++i) {
-    if (ids[i] == call.row.ignore_index) all[i] = ignored_row();
+    if (ids[i] == row.ignore_index) all[i] = ignored_row();
   }
-  LinearSweep sweep(inputs, rows, call.chunk);
+  LinearSweep sweep(inputs, rows, options);
   const int64_t* places = rows.const_data_ptr<int64_t>();
   std::vector<RowStatistics> part;
   at::Tensor logits;
   for (int64_t i = 0; i < sweep.chunks(); ++i) {
     const LinearSweep::Chunk chunk = sweep.load(i);
     part.resize(static_cast<size_t>(chunk.logits.size(0)));
-    row_statistics(rows_of(chunk.logits), chunk.targets.const_data_ptr<int64_t>(), call.row,
-                   part.data(), torch_executor());
+    row_statistics(rows_of(chunk.logits), chunk.targets.const_data_ptr<int64_t>(), row, part.data(),
+                   torch_executor());
     for (size_t k = 0; k < part.size(); ++k) all[places[chunk.begin + int64_t(k)]] = part[k];
     logits = chunk.logits;
   }
   return sweep.chunks() == 1 ? logits : at::Tensor();
 }
 
-detail::LinearGradient backward_sweep(const LinearInputs& inputs, const Call& call,
+detail::LinearGradient backward_sweep(const LinearInputs& inputs, const LinearOptions& options,
                                       const at::Tensor& statistics,
                                       const std::optional<at::Tensor>& dlogps,
                                       const std::optional<at::Tensor>& dentropies,
                                       const at::Tensor& kept, detail::WantedLinear wanted) {
-  const auto doubles = [](const std::optional<at::Tensor>& upstream) {
-    return upstream ? upstream->reshape({-1}).to(at::kDouble) : at::Tensor();
-  };
-  const at::Tensor upstreams[] = {doubles(dlogps), doubles(dentropies)};
+  const RowOptions row = detail::row_options(options);
+  const at::Tensor upstreams[] = {detail::doubles(dlogps), detail::doubles(dentropies)};
   at::Tensor active = at::zeros(inputs.targets.sizes(), at::dtype(at::kBool));
   for (const at::Tensor& upstream : upstreams) {
     if (upstream.defined()) active = active.logical_or(upstream != 0);
   }
-  const at::Tensor rows = rows_where(active.logical_and(inputs.targets != call.row.ignore_index));
+  const at::Tensor rows = rows_where(active.logical_and(inputs.targets != row.ignore_index));
   const bool same_rows = kept.defined() && kept.size(0) == rows.numel();
-  LinearSweep sweep(inputs, rows, call.chunk, same_rows ? kept : at::Tensor());
+  LinearSweep sweep(inputs, rows, options, same_rows ? kept : at::Tensor());
   detail::LinearGradientSum sum(inputs, wanted, sweep.chunks());
   for (int64_t i = 0; i < sweep.chunks(); ++i) {
     const LinearSweep::Chunk chunk = sweep.load(i);
@@ -91,7 +83,7 @@ detail::LinearGradient backward_sweep(const LinearInputs& inputs, const Call& ca
       parts[k] = upstreams[k].index_select(0, places);
       data[k] = parts[k].const_data_ptr<double>();
     }
-    row_gradients(rows_of(chunk.logits), chunk.targets.const_data_ptr<int64_t>(), call.row,
+    row_gradients(rows_of(chunk.logits), chunk.targets.const_data_ptr<int64_t>(), row,
                   statistics_of(part), data[0], data[1], detail::writable(chunk.logits),
                   torch_executor());
     sum.add(chunk);
@@ -107,12 +99,12 @@ class LinearGradientFunction : public Function<LinearGradientFunction> {
   static variable_list forward(AutogradContext*, const at::Tensor& hidden, const at::Tensor& weight,
                                const Maybe& bias, const Maybe& dlogps, const Maybe& dentropies,
                                const at::Tensor& targets, const at::Tensor& statistics,
-                               const at::Tensor* kept, const Call* call,
+                               const at::Tensor* kept, const LinearOptions* options,
                                const detail::WantedLinear* wanted) {
     const LinearInputs inputs{hidden.reshape({targets.numel(), hidden.size(-1)}), weight,
                               bias.value_or(at::Tensor()), targets};
     const detail::LinearGradient gradient =
-        backward_sweep(inputs, *call, statistics, dlogps, dentropies, *kept, *wanted);
+        backward_sweep(inputs, *options, statistics, dlogps, dentropies, *kept, *wanted);
     // A Function returns tensors only.
     const auto defined = [&](const at::Tensor& tensor) {
       return tensor.defined() ? tensor : at::zeros({0}, hidden.options());
@@ -123,10 +115,7 @@ class LinearGradientFunction : public Function<LinearGradientFunction> {
   }
 
   static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        false, kName,
-        ": the gradient must not be differentiated again, got a second backward. Detach it");
-    return {};
+    detail::refuse_second_backward(kName);
   }
 };
 
@@ -134,46 +123,29 @@ class LinearTokenLogps : public Function<LinearTokenLogps> {
  public:
   static variable_list forward(AutogradContext* context, const at::Tensor& hidden,
                                const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                               const LinearInputs* inputs, const Call* call,
-                               const at::Tensor* statistics, const LinearOptions* options,
-                               at::IntArrayRef sizes) {
-    const at::Tensor logits = forward_sweep(*inputs, *call, *statistics);
+                               const LinearInputs* rows, const LinearOptions* options,
+                               const at::Tensor& statistics, at::IntArrayRef sizes) {
+    const at::Tensor logits = forward_sweep(*rows, *options, statistics);
     const bool differentiated =
         hidden.requires_grad() || weight.requires_grad() || (bias && bias->requires_grad());
     context->saved_data["logits"] = differentiated ? logits : at::Tensor();
     context->save_for_backward({detail::savable(hidden), detail::savable(weight),
                                 detail::savable(bias.value_or(at::Tensor()))});
-    context->saved_data["targets"] = inputs->targets;
-    context->saved_data["statistics"] = *statistics;
-    context->saved_data["temperature"] = call->row.temperature;
-    context->saved_data["scale"] = call->row.scale;
-    context->saved_data["softcap"] = call->row.softcap;
-    context->saved_data["ignore_index"] = call->row.ignore_index;
-    context->saved_data["chunk_bytes"] = call->chunk.bytes;
-    context->saved_data["rows_per_chunk"] = call->chunk.rows;
+    context->saved_data["targets"] = rows->targets;
+    context->saved_data["statistics"] = statistics;
+    context->saved_data["options"] = detail::packed(*options);
     context->set_materialize_grads(false);
-    const auto type = detail::result_type(hidden);
-    const auto logp_of = [&](const RowStatistics& of) { return logp(of, call->row); };
-    variable_list results = {detail::from_rows(*statistics, sizes, type, logp_of)};
-    if (options->entropies) {
-      results.push_back(detail::from_rows(*statistics, sizes, type, entropy));
-    }
-    return results;
+    return detail::values_of(statistics, sizes, detail::result_type(hidden),
+                             detail::row_options(*options), options->entropies);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
-    const auto upstream = [&](size_t i) {
-      const bool used = i < upstreams.size() && upstreams[i].defined();
-      return used ? std::optional<at::Tensor>(upstreams[i]) : std::nullopt;
-    };
-    variable_list gradients(8);
-    if (!upstream(0) && !upstream(1)) return gradients;
+    const auto dlogps = detail::upstream_of(upstreams, 0);
+    const auto dentropies = detail::upstream_of(upstreams, 1);
+    variable_list gradients(7);
+    if (!dlogps && !dentropies) return gradients;
     const auto& data = context->saved_data;
-    const Call call{{.temperature = data.at("temperature").toDouble(),
-                     .scale = data.at("scale").toDouble(),
-                     .softcap = data.at("softcap").toDouble(),
-                     .ignore_index = data.at("ignore_index").toInt()},
-                    {data.at("chunk_bytes").toInt(), data.at("rows_per_chunk").toInt()}};
+    const auto options = detail::unpacked<LinearOptions>(data.at("options"));
     const variable_list saved = context->get_saved_variables();
     const bool has_bias = saved[2].defined();
     const detail::WantedLinear wanted{context->needs_input_grad(0), context->needs_input_grad(1),
@@ -182,9 +154,9 @@ class LinearTokenLogps : public Function<LinearTokenLogps> {
     const at::Tensor kept = data.at("logits").toTensor();
     context->saved_data["logits"] = at::Tensor();
     const variable_list out = LinearGradientFunction::apply(
-        saved[0], saved[1], has_bias ? std::optional<at::Tensor>(saved[2]) : std::nullopt,
-        upstream(0), upstream(1), data.at("targets").toTensor(), data.at("statistics").toTensor(),
-        &kept, &call, &wanted);
+        saved[0], saved[1], has_bias ? std::optional<at::Tensor>(saved[2]) : std::nullopt, dlogps,
+        dentropies, data.at("targets").toTensor(), data.at("statistics").toTensor(), &kept,
+        &options, &wanted);
     if (wanted.hidden) gradients[0] = out[0];
     if (wanted.weight) gradients[1] = out[1];
     if (wanted.bias) gradients[2] = out[2];
@@ -199,31 +171,34 @@ namespace detail {
 TokenLogps linear_token_logps_any_device(const at::Tensor& hidden, const LinearHead& head,
                                          const at::Tensor& targets, const LinearOptions& options) {
   // 0 times NaN would reach the gradient of the weight.
-  const at::Tensor ignored = (targets == options.ignore_index).unsqueeze(-1);
-  return token_logps_any_device(at::linear(hidden.masked_fill(ignored, 0), head.weight, head.bias),
-                                targets, token_options(options));
+  const at::Tensor ignored = (targets == options.row.ignore_index).unsqueeze(-1);
+  return token_logps_any_device(
+      at::linear(hidden.masked_fill(ignored, 0), head.weight, head.bias), targets,
+      {.row = options.row, .entropies = options.entropies, .statistics = options.statistics});
+}
+
+TokenLogps linear_token_logps(const LinearInputs& inputs, const LinearOptions& options) {
+  const auto& [hidden, weight, bias, targets] = inputs;
+  if (!hidden.is_cpu()) {
+    return linear_token_logps_any_device(hidden, {weight, bias}, targets, options);
+  }
+  const LinearInputs rows = as_rows(inputs);
+  const at::Tensor statistics = empty_statistics(targets.numel());
+  const variable_list values =
+      LinearTokenLogps::apply(*input_of_graph(hidden), *input_of_graph(weight),
+                              input_of_graph(bias), &rows, &options, statistics, targets.sizes());
+  return token_logps_of(values, statistics, row_options(options));
 }
 
 }  // namespace detail
 
-TokenLogps linear_token_logps(const at::Tensor& given_hidden, const LinearHead& given_head,
+TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
                               const at::Tensor& targets, const LinearOptions& options) {
-  const auto [hidden, head] = detail::in_one_type(given_hidden, given_head);
-  const LinearInputs inputs = detail::checked_linear(kName, hidden, head, targets, options);
-  if (!hidden.is_cpu()) {
-    return detail::linear_token_logps_any_device(hidden, head, inputs.targets.view(targets.sizes()),
-                                                 options);
-  }
-  const Call call{detail::row_options(options), detail::chunk_size(options)};
-  const at::Tensor statistics = detail::empty_statistics(inputs.targets.numel());
-  const variable_list results = LinearTokenLogps::apply(
-      *detail::input_of_graph(hidden), *detail::input_of_graph(head.weight),
-      detail::input_of_graph(head.bias), &inputs, &call, &statistics, &options, targets.sizes());
-  TokenLogps out = {.logps = results[0]};
-  if (options.entropies) out.entropies = results[1];
-  if (options.statistics)
-    detail::add_statistics(statistics, targets.sizes(), call.row, hidden, out);
-  return out;
+  return detail::with_public_errors([&] {
+    const LinearInputs inputs = detail::checked_linear(kName, hidden, head, targets, options);
+    detail::check_targets(kName, inputs, options);
+    return detail::linear_token_logps(inputs, options);
+  });
 }
 
 }  // namespace tether

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../logits/statistics.h"
+
 namespace tether {
 
 // The last layer of a language model: logits = hidden weight^T + bias.
@@ -13,12 +15,9 @@ struct LinearHead {
 };
 
 struct LinearOptions {
-  double temperature = 1;  // these six as in TokenLogpsOptions
-  double scale = 1;
-  double softcap = 0;
+  RowOptions row = {};  // these three as in TokenLogpsOptions
   bool entropies = false;
   bool statistics = false;
-  int64_t ignore_index = -100;
   // Of logits at a time; below 256 rows of them is slower.
   int64_t chunk_bytes = int64_t{256} << 20;
   // 0: chunks of about equal size, as few as chunk_bytes allow. Else every matrix product has this

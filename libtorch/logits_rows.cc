@@ -26,8 +26,8 @@ RowStatistics* statistics_of(const at::Tensor& tensor) {
   return reinterpret_cast<RowStatistics*>(tensor.data_ptr<double>());
 }
 
-at::ScalarType result_type(const at::Tensor& input) {
-  return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+at::IntArrayRef positions_of(const at::Tensor& logits) {
+  return logits.sizes().slice(0, static_cast<size_t>(logits.dim() - 1));
 }
 
 ConstLogits rows_of(const at::Tensor& logits) {
@@ -47,35 +47,48 @@ at::Tensor with_rows(const at::Tensor& logits) {
   return rows_of(logits).vocabulary == 0 ? logits.contiguous() : logits;
 }
 
-void check_targets(const std::string& function, const at::Tensor& targets, const std::string& name,
-                   const at::Tensor& like) {
-  check_value(targets.defined(), function + ": targets must be a tensor, got none");
-  check_type(
-      targets.scalar_type() == at::kLong || targets.scalar_type() == at::kInt,
-      function + ": targets must be int32 or int64, got " + dtype_text(targets.scalar_type()));
-  check_device(function, "targets", targets, name, like);
-  const at::IntArrayRef expected = like.sizes().slice(0, static_cast<size_t>(like.dim() - 1));
-  check_value(targets.sizes() == expected, function + ": targets must be " + shape_text(expected) +
-                                               " like " + name + " " + shape_text(like.sizes()) +
-                                               ", got " + shape_text(targets.sizes()));
+std::vector<at::Tensor> values_of(const at::Tensor& statistics, at::IntArrayRef sizes,
+                                  at::ScalarType type, const RowOptions& options, bool entropies) {
+  const RowStatistics* rows = statistics_of(statistics);
+  const auto logp_of = [&](const RowStatistics& row) { return logp(row, options); };
+  std::vector<at::Tensor> out = {from_rows(rows, sizes, type, logp_of)};
+  if (entropies) out.push_back(from_rows(rows, sizes, type, entropy));
+  return out;
 }
 
-void check_ids(const std::string& function, const at::Tensor& targets, int64_t vocabulary,
-               int64_t ignore_index) {
-  const int64_t* ids = targets.const_data_ptr<int64_t>();
-  const int64_t bad = first_bad_target(ids, targets.numel(), vocabulary, ignore_index);
-  if (bad == targets.numel()) return;
-  TORCH_CHECK_INDEX(false, function, ": targets must be in [0, ", vocabulary, ") or ignore_index ",
-                    ignore_index, ", got ", ids[bad], " at ",
-                    shape_text(unravelled(bad, targets.sizes())));
+TokenLogps token_logps_of(const std::vector<at::Tensor>& values, const at::Tensor& statistics,
+                          const RowOptions& options) {
+  TokenLogps out = {.logps = values[0]};
+  if (values.size() > 1) out.entropies = values[1];
+  if (options.sums != RowSums::all) return out;
+  const RowStatistics* rows = statistics_of(statistics);
+  const at::IntArrayRef sizes = values[0].sizes();
+  const at::ScalarType type = values[0].scalar_type();
+  const auto mean = [&](const RowStatistics& row) { return mean_logit(row, options); };
+  out.sum_of_squared_p = from_rows(rows, sizes, type, sum_of_squared_p);
+  out.mean_logits = from_rows(rows, sizes, type, mean);
+  out.target_is_largest = from_rows(rows, sizes, at::kBool, target_is_largest);
+  return out;
 }
 
-void check_head_ids(const std::string& function, const at::Tensor& head_ids, int64_t vocabulary) {
-  const int64_t* ids = head_ids.const_data_ptr<int64_t>();
-  const int64_t bad = first_bad_target(ids, head_ids.numel(), vocabulary, /*ignore_index=*/0);
-  if (bad == head_ids.numel()) return;
-  TORCH_CHECK_INDEX(false, function, ": head_ids must be in [0, ", vocabulary, "), got ", ids[bad],
-                    " at ", shape_text(unravelled(bad, head_ids.sizes())));
+std::optional<at::Tensor> upstream_of(const std::vector<at::Tensor>& upstreams, size_t output) {
+  const bool used = output < upstreams.size() && upstreams[output].defined();
+  return used ? std::optional(upstreams[output]) : std::nullopt;
+}
+
+at::Tensor doubles(const std::optional<at::Tensor>& upstream) {
+  return upstream ? upstream->reshape({-1}).to(at::kDouble).contiguous() : at::Tensor();
+}
+
+void check_ids(std::string_view function, std::string_view name, const at::Tensor& ids,
+               int64_t vocabulary, std::optional<int64_t> ignored) {
+  const at::Tensor on_host = ids.cpu();
+  const int64_t* data = on_host.const_data_ptr<int64_t>();
+  const int64_t bad = first_bad_target(data, ids.numel(), vocabulary, ignored.value_or(0));
+  if (bad == ids.numel()) return;
+  TORCH_CHECK_INDEX(false, function, ": ", name, " must be in [0, ", vocabulary, ")",
+                    ignored ? " or ignore_index " + text(*ignored) : "", ", got ", data[bad],
+                    " at ", shape_text(unravelled(bad, ids.sizes())));
 }
 
 }  // namespace tether::detail

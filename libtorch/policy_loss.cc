@@ -74,8 +74,7 @@ ComputedLoss compute_on_cpu(const PolicyBatch& batch, const PolicyObjective& obj
   out.dentropies = gradient_buffer(wanted.entropies, batch.entropies, gradients.entropies);
   const PolicyTotals totals = policy_loss(face::arrays_of("policy_loss", batch), objective,
                                           normalizer, gradients, torch_executor());
-  const bool wide = batch.logps.scalar_type() == at::kDouble;
-  out.loss = at::scalar_tensor(totals.loss, at::dtype(wide ? at::kDouble : at::kFloat));
+  out.loss = at::scalar_tensor(totals.loss, at::dtype(detail::result_type(batch.logps)));
   out.metrics = detail::metric_tensors(totals.metrics);
   return out;
 }

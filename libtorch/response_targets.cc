@@ -4,6 +4,7 @@
 #include <ATen/ops/arange.h>
 
 #include <string>
+#include <string_view>
 
 #include "libtorch/arrays.h"
 
@@ -12,51 +13,45 @@ namespace {
 
 constexpr const char* kName = "response_targets";
 
-void check_integer(const char* argument, const at::Tensor& tensor) {
-  detail::check_type(tensor.scalar_type() == at::kLong || tensor.scalar_type() == at::kInt,
-                     std::string(kName) + ": " + argument + " must be int32 or int64, got " +
-                         detail::dtype_text(tensor.scalar_type()));
-}
+struct Rule {
+  std::string_view name;
+  Shape shape;
+  Kind kind = Kind::ids;
+  Use use = Use::required;
+  Flow flow = Flow::constant;
+};
 
-void check_shape(const char* argument, const at::Tensor& tensor, at::IntArrayRef expected,
-                 const at::Tensor& input_ids) {
-  detail::check_value(tensor.sizes() == expected,
-                      std::string(kName) + ": " + argument + " must be " +
-                          detail::shape_text(expected) + " like input_ids " +
-                          detail::shape_text(input_ids.sizes()) + ", got " +
-                          detail::shape_text(tensor.sizes()));
+void check_mask(const at::Tensor& attention_mask, const face::Like<at::Tensor>& like) {
+  const std::string where = named(kName, "attention_mask");
+  require_type(at::isIntegralType(attention_mask.scalar_type(), /*includeBool=*/true), [&] {
+    return where + " must be bool or integer, got " +
+           detail::dtype_text(attention_mask.scalar_type());
+  });
+  face::check_device(where, attention_mask, like);
+  face::check_shape(where, Shape::tokens, attention_mask, like);
 }
 
 void check_lengths(const at::Tensor& prompt_lengths, int64_t length) {
   const at::Tensor on_cpu = prompt_lengths.to(at::kLong).cpu().contiguous();
   const int64_t* lengths = on_cpu.const_data_ptr<int64_t>();
   for (int64_t row = 0; row < on_cpu.numel(); ++row) {
-    detail::check_value(1 <= lengths[row] && lengths[row] <= length,
-                        std::string(kName) + ": prompt_lengths must be in [1, " + text(length) +
-                            "], got " + text(lengths[row]) + " at [" + text(row) + "]");
+    require(1 <= lengths[row] && lengths[row] <= length, [&] {
+      return named(kName, "prompt_lengths") + " must be in [1, " + text(length) + "], got " +
+             text(lengths[row]) + " at [" + text(row) + "]";
+    });
   }
 }
 
 void check_tensors(const at::Tensor& input_ids, const at::Tensor& prompt_lengths,
                    const at::Tensor& attention_mask) {
-  using namespace detail;
-  const std::string name = kName;
-  check_value(input_ids.defined(), name + ": input_ids must be a tensor, got none");
-  check_value(prompt_lengths.defined(), name + ": prompt_lengths must be a tensor, got none");
-  check_integer("input_ids", input_ids);
-  check_integer("prompt_lengths", prompt_lengths);
-  check_value(
-      input_ids.dim() == 2 && input_ids.size(1) >= 1,
-      name + ": input_ids must be [B, L] with L at least 1, got " + shape_text(input_ids.sizes()));
-  check_device(name, "prompt_lengths", prompt_lengths, "input_ids", input_ids);
-  check_shape("prompt_lengths", prompt_lengths, {input_ids.size(0)}, input_ids);
-  if (attention_mask.defined()) {
-    check_type(at::isIntegralType(attention_mask.scalar_type(), /*includeBool=*/true),
-               name + ": attention_mask must be bool or integer, got " +
-                   dtype_text(attention_mask.scalar_type()));
-    check_device(name, "attention_mask", attention_mask, "input_ids", input_ids);
-    check_shape("attention_mask", attention_mask, input_ids.sizes(), input_ids);
-  }
+  const face::Like<at::Tensor> like{"input_ids", input_ids, Shape::tokens, false, 0};
+  face::check_argument(kName, Rule{"input_ids", Shape::tokens}, input_ids, like);
+  require(input_ids.dim() == 2 && input_ids.size(1) >= 1, [&] {
+    return named(kName, "input_ids") + " must be [B, L] with L at least 1, got " +
+           detail::shape_text(input_ids.sizes());
+  });
+  face::check_argument(kName, Rule{"prompt_lengths", Shape::positions}, prompt_lengths, like);
+  if (attention_mask.defined()) check_mask(attention_mask, like);
   check_lengths(prompt_lengths, input_ids.size(1));
 }
 
@@ -64,7 +59,7 @@ void check_tensors(const at::Tensor& input_ids, const at::Tensor& prompt_lengths
 
 ResponseTargets response_targets(const at::Tensor& input_ids, const at::Tensor& prompt_lengths,
                                  const at::Tensor& attention_mask) {
-  check_tensors(input_ids, prompt_lengths, attention_mask);
+  detail::with_public_errors([&] { check_tensors(input_ids, prompt_lengths, attention_mask); });
   const int64_t length = input_ids.size(1);
   const at::Tensor position = at::arange(length, input_ids.options().dtype(at::kLong));
   at::Tensor response_start = prompt_lengths.to(at::kLong).unsqueeze(1);

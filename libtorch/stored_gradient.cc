@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/where.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/util/Exception.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
@@ -47,6 +48,13 @@ at::Tensor scaled(const char* function, const at::Tensor& upstream, const at::Te
   }
   const bool once = upstream.is_cpu() && upstream.item<double>() == 1;
   return (once ? stored : product(stored, upstream)).to(input.scalar_type());
+}
+
+void refuse_second_backward(const char* function) {
+  C10_THROW_ERROR(NotImplementedError,
+                  std::string(function) +
+                      ": the gradient must not be differentiated again, got a second backward. "
+                      "Detach it, or use torch.log_softmax for second derivatives");
 }
 
 at::Tensor savable(const at::Tensor& tensor) {

@@ -1,10 +1,14 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
 
+#include <cstring>
 #include <optional>
+#include <string>
+#include <type_traits>
 
-// Gradients that are found with the loss and wait for the upstream gradient.
+// What waits for backward: gradients that are found with the loss, tensors and options.
 
 namespace tether::detail {
 
@@ -17,6 +21,23 @@ at::ScalarType stored_type(const at::Tensor& input);
 // without that torch would take the stored gradient for a constant and return zero.
 at::Tensor scaled(const char* function, const at::Tensor& upstream, const at::Tensor& stored,
                   const at::Tensor& input);
+
+// Raises in the name of `function`: the backward of a gradient that has none of its own, which
+// torch would otherwise take for a constant.
+[[noreturn]] void refuse_second_backward(const char* function);
+
+// The bytes of options, for saved_data.
+template <class Options>
+c10::IValue packed(const Options& options) {
+  static_assert(std::is_trivially_copyable_v<Options>);
+  return std::string(reinterpret_cast<const char*>(&options), sizeof(options));
+}
+template <class Options>
+Options unpacked(const c10::IValue& packed) {
+  Options out;
+  std::memcpy(&out, packed.toStringRef().data(), sizeof(out));
+  return out;
+}
 
 // A tensor to be saved for backward: of inference mode none can be.
 at::Tensor savable(const at::Tensor& tensor);

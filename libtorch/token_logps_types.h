@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <functional>
 
+#include "../logits/statistics.h"
+
 namespace tether {
 
 // Where the vocabulary is split over ranks (tensor parallel): logits [..., V] hold the columns of
@@ -19,12 +21,9 @@ struct VocabularyShard {
 };
 
 struct TokenLogpsOptions {
-  double temperature = 1;       // logits are divided by it; in [1e-6, 1e6]
-  double scale = 1;             // and multiplied by this before the softcap; in [1e-6, 1e6]
-  double softcap = 0;           // > 0: logits become softcap tanh(scale logits / softcap)
-  bool entropies = false;       // also return entropies
-  bool statistics = false;      // also return what has no gradient, see TokenLogps
-  int64_t ignore_index = -100;  // targets that are not looked up: logp 0, entropy 0, gradient 0
+  RowOptions row = {};      // but for sums, first_id and ids, which follow from the rest
+  bool entropies = false;   // also return entropies
+  bool statistics = false;  // also return what has no gradient, see TokenLogps
 
   // Where backward writes the gradient of logits, instead of fresh memory, which costs more than
   // the arithmetic: a tensor like logits that is used for nothing else until then, or logits
@@ -44,5 +43,20 @@ struct TokenLogps {
   at::Tensor mean_logits = {};        // of x, over the columns above -inf
   at::Tensor target_is_largest = {};  // bool: no other id is more probable
 };
+
+namespace detail {
+
+// Of options with `row`, `entropies` and `statistics`.
+template <class Options>
+RowOptions row_options(const Options& options) {
+  RowOptions row = options.row;
+  row.sums = options.statistics  ? RowSums::all
+             : options.entropies ? RowSums::entropy
+                                 : RowSums::logp;
+  row.first_id = row.ids = 0;
+  return row;
+}
+
+}  // namespace detail
 
 }  // namespace tether

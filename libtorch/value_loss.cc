@@ -36,8 +36,7 @@ class ValueLoss : public torch::autograd::Function<ValueLoss> {
                                           *normalizer, gradient, torch_executor());
     *metrics = totals.metrics;
     context->save_for_backward({dvalues, values.requires_grad() ? values : at::Tensor()});
-    const bool wide = values.scalar_type() == at::kDouble;
-    return at::scalar_tensor(totals.loss, at::dtype(wide ? at::kDouble : at::kFloat));
+    return at::scalar_tensor(totals.loss, at::dtype(detail::result_type(values)));
   }
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const variable_list saved = context->get_saved_variables();

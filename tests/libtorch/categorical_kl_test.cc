@@ -128,7 +128,7 @@ std::string refusal(const at::Tensor& q, const at::Tensor& p,
 TEST(CategoricalKl, BadInputIsRefused) {
   const at::Tensor q = at::zeros({4, 8}), p = at::zeros({4, 8});
   EXPECT_EQ(refusal<c10::ValueError>(at::Tensor(), p),
-            "categorical_kl: q_logits must be a tensor, got none");
+            "categorical_kl: q_logits must be given, got none");
   EXPECT_EQ(refusal<c10::ValueError>(at::zeros({4, 0}), p),
             "categorical_kl: q_logits must be [..., V] with V at least 1, got [4, 0]");
   EXPECT_EQ(refusal<c10::TypeError>(q, p.to(at::kDouble)),
@@ -140,7 +140,7 @@ TEST(CategoricalKl, BadInputIsRefused) {
   EXPECT_EQ(refusal<c10::TypeError>(q, p, {.mask = at::ones({4})}),
             "categorical_kl: mask must be bool, got float32");
   EXPECT_EQ(refusal<c10::ValueError>(q, p, {.mask = at::ones({3}, at::kBool)}),
-            "categorical_kl: mask must be [4], got [3]");
+            "categorical_kl: mask must be [4] like q_logits [4, 8], got [3]");
 }
 
 }  // namespace

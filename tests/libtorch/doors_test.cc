@@ -315,7 +315,7 @@ TEST(Doors, TheSlopeOfASoftcapKeepsItsDigits) {
   for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
     for (const auto call : {token_logps, detail::token_logps_any_device}) {
       const at::Tensor logits = values.detach().clone().to(type).requires_grad_();
-      call(logits, at::zeros({1}, at::kLong), {.softcap = 30}).logps.sum().backward();
+      call(logits, at::zeros({1}, at::kLong), {.row = {.softcap = 30}}).logps.sum().backward();
       const at::Tensor error = (logits.grad().to(at::kDouble) - expected).abs() / expected.abs();
       EXPECT_LT(error.max().item<double>(), type == at::kDouble ? 1e-12 : 1e-5) << error;
     }
@@ -328,7 +328,7 @@ TEST(Doors, IgnoredRowsMayHoldNaNUnderASoftcapOnAnyDevice) {
   const at::Tensor logits = values.requires_grad_();
   const at::Tensor targets = at::tensor({1, -100}, at::kLong);
   const TokenLogps out =
-      detail::token_logps_any_device(logits, targets, {.softcap = 5, .entropies = true});
+      detail::token_logps_any_device(logits, targets, {.row = {.softcap = 5}, .entropies = true});
   (out.logps.sum() + out.entropies.sum()).backward();
   EXPECT_TRUE(logits.grad().isfinite().all().item<bool>());
 }

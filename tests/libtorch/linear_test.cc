@@ -79,11 +79,7 @@ std::vector<at::Tensor> token_results(const Inputs& in, LinearOptions options, b
     out = linear_token_logps(hidden, {weight, bias}, in.targets, options);
   } else {
     out = token_logps(at::linear(hidden, weight, bias), in.targets,
-                      {.temperature = options.temperature,
-                       .scale = options.scale,
-                       .softcap = options.softcap,
-                       .entropies = true,
-                       .ignore_index = options.ignore_index});
+                      {.row = options.row, .entropies = true});
   }
   const at::Tensor a = at::linspace(-0.5, 2, in.targets.numel(), at::kDouble).view_as(in.targets);
   const at::Tensor loss = (out.logps * a + out.entropies * (1.7 - a)).sum();
@@ -100,10 +96,9 @@ TEST(Linear, TokenLogpsAreThoseOfTheWholeLogits) {
       for (int64_t rows_a_chunk : {1, 7, 20, 1000}) {
         Inputs in = random_inputs(at::kDouble, with_bias);
         in.targets[3][1] = -100;
-        const LinearOptions options = {.temperature = 0.8,
-                                       .scale = 1.3,
-                                       .softcap = softcap,
-                                       .chunk_bytes = rows_a_chunk * kVocabulary * 8};
+        const LinearOptions options = {
+            .row = {.temperature = 0.8, .scale = 1.3, .softcap = softcap},
+            .chunk_bytes = rows_a_chunk * kVocabulary * 8};
         const auto got = token_results(in, options, true), want = token_results(in, options, false);
         ASSERT_EQ(got.size(), want.size());
         for (size_t i = 0; i < got.size(); ++i) {
@@ -176,11 +171,11 @@ TEST(Linear, FixedChunksAreTheSameLoss) {
 
 TEST(Linear, FiniteDifferences) {
   Inputs in = random_inputs();
-  const auto analytic = token_results(in, {.temperature = 0.7}, true);
+  const auto analytic = token_results(in, {.row = {.temperature = 0.7}}, true);
   const at::Tensor a = at::linspace(-0.5, 2, in.targets.numel(), at::kDouble).view_as(in.targets);
   const auto value = [&] {
     const TokenLogps out = linear_token_logps(in.hidden, in.head(), in.targets,
-                                              {.temperature = 0.7, .entropies = true});
+                                              {.row = {.temperature = 0.7}, .entropies = true});
     return (out.logps * a + out.entropies * (1.7 - a)).sum().item<double>();
   };
   at::Tensor* tensors[] = {&in.hidden, &in.weight, &in.bias};
@@ -336,7 +331,7 @@ PolicyResult policy_result(const Inputs& in, const PolicyBatch& batch,
     logps = made.logps;
   } else {
     const TokenLogps made = token_logps(at::linear(hidden, weight, bias), in.targets,
-                                        {.temperature = options.temperature, .entropies = true});
+                                        {.row = options.row, .entropies = true});
     PolicyBatch whole = batch;
     whole.logps = made.logps;
     if (objective.entropy.coefficient != 0) whole.entropies = made.entropies;
@@ -367,7 +362,7 @@ TEST(Linear, PolicyLossOfEveryPresetIsThatOfTheWholeLogits) {
     PolicyObjective objective = preset("test", row.name);
     objective.entropy.coefficient = 0.01;
     for (int64_t rows_a_chunk : {1, 3, 7, 1000}) {
-      const LinearOptions options = {.temperature = 0.9,
+      const LinearOptions options = {.row = {.temperature = 0.9},
                                      .chunk_bytes = rows_a_chunk * kVocabulary * 8};
       for (const Normalizer& normalizer :
            {Normalizer{}, Normalizer{.policy = 40, .sequences = 9, .world_size = 2}}) {
@@ -563,15 +558,15 @@ TEST(Linear, BadInputIsRefused) {
   const auto index = static_cast<c10::IndexError*>(nullptr);
   const std::string name = "linear_token_logps: ";
   EXPECT_EQ(refusal([](Inputs& in, auto&) { in.hidden = at::Tensor(); }, value),
-            name + "hidden must be a tensor, got none");
+            name + "hidden must be given, got none");
   EXPECT_EQ(refusal([](Inputs& in, auto&) { in.hidden = in.hidden.to(at::kLong); }, type),
             name + "hidden must be float32, float64, bfloat16 or float16, got int64");
   EXPECT_EQ(refusal([](Inputs& in, auto&) { in.weight = at::Tensor(); }, value),
-            name + "weight must be a tensor, got none");
+            name + "weight must be given, got none");
   EXPECT_EQ(refusal([](Inputs& in, auto&) { in.weight = in.weight.t(); }, value),
             name + "weight must be [V, 6] with V at least 1, for hidden [4, 5, 6], got [6, 37]");
   EXPECT_EQ(refusal([](Inputs& in, auto&) { in.weight = in.weight.to(at::kLong); }, type),
-            name + "weight must be float64 like hidden, got int64");
+            name + "weight must be float32, float64, bfloat16 or float16, got int64");
   EXPECT_EQ(refusal([](Inputs& in, auto&) { in.bias = in.bias.slice(0, 1); }, value),
             name + "bias must be [37] like the rows of weight, got [36]");
   EXPECT_EQ(refusal([](Inputs& in, auto&) { in.targets = in.targets.slice(1, 1); }, value),
@@ -580,7 +575,7 @@ TEST(Linear, BadInputIsRefused) {
             name + "targets must be in [0, 37) or ignore_index -100, got 37 at [0, 0]");
   EXPECT_EQ(refusal([](Inputs&, LinearOptions& options) { options.chunk_bytes = 0; }, value),
             name + "chunk_bytes must be at least 1, got 0");
-  EXPECT_EQ(refusal([](Inputs&, LinearOptions& options) { options.softcap = -1; }, value),
+  EXPECT_EQ(refusal([](Inputs&, LinearOptions& options) { options.row.softcap = -1; }, value),
             name + "softcap must be in [0, 1e+06], got -1");
 }
 
@@ -621,6 +616,82 @@ TEST(Linear, BadLossesAreRefused) {
                                      presets::dpo());
             }),
             "linear_preference_loss: response_mask must be given, got none");
+}
+
+// On the way to the loss other doors are passed.
+TEST(Linear, ErrorsOfLossesBearTheirNames) {
+  const Inputs good = random_inputs();
+  const auto first_word = [&](const PolicyObjective& objective, auto change) {
+    Inputs in = good;
+    Normalizer normalizer;
+    LinearOptions options;
+    change(in, normalizer, options);
+    const auto policy = [&] {
+      linear_policy_loss(in.hidden, in.head(), in.targets, in.policy(), objective, normalizer,
+                         options);
+    };
+    const std::string said = message<c10::Error>(policy);
+    return said.substr(0, said.find(" must"));
+  };
+  const std::string name = "linear_policy_loss: ";
+  for (const PolicyObjective& objective : {presets::ppo(), presets::gspo()}) {
+    const auto named = [&](auto change) { return first_word(objective, change); };
+    EXPECT_EQ(named([](Inputs& in, auto&, auto&) { in.hidden = at::Tensor(); }), name + "hidden");
+    EXPECT_EQ(named([](Inputs& in, auto&, auto&) { in.targets = at::Tensor(); }), name + "targets");
+    EXPECT_EQ(named([](Inputs& in, auto&, auto&) { in.targets = in.targets + kVocabulary; }),
+              name + "targets");
+    EXPECT_EQ(named([](Inputs& in, auto&, auto&) { in.old_logps = in.old_logps.slice(0, 1); }),
+              name + "old_logps");
+    EXPECT_EQ(named([](Inputs& in, auto&, auto&) { in.mask = in.mask.to(at::kFloat) * 2; }),
+              name + "response_mask");
+    EXPECT_EQ(named([](Inputs&, Normalizer& by, auto&) { by.world_size = 0; }),
+              name + "normalizer.world_size");
+    EXPECT_EQ(named([](Inputs&, auto&, LinearOptions& options) { options.row.scale = 0; }),
+              name + "scale");
+  }
+}
+
+TEST(Linear, ErrorsOfPreferenceLossesBearItsName) {
+  const Inputs in = random_inputs();
+  const PreferenceBatch good{
+      .logps = {}, .ref_logps = in.ref_logps, .response_mask = at::ones_like(in.mask)};
+  const auto refusal = [&](const at::Tensor& targets, const PreferenceBatch& batch,
+                           const LinearOptions& options = {}) {
+    return message<c10::Error>([&] {
+      linear_preference_loss(in.hidden, in.head(), targets, batch, presets::dpo(), {}, options);
+    });
+  };
+  const std::string name = "linear_preference_loss: ";
+  EXPECT_EQ(refusal(in.targets, good), "no error");
+  PreferenceBatch bad = good;
+  bad.logps = in.old_logps;
+  EXPECT_EQ(refusal(in.targets, bad), name + "logps must be absent, got a tensor. It is made here");
+  bad = good;
+  bad.ref_logps = in.ref_logps.slice(0, 1);
+  EXPECT_EQ(refusal(in.targets, bad), name + "ref_logps must be [4, 5] like logps, got [3, 5]");
+  bad = good;
+  bad.ref_logps = at::Tensor();
+  EXPECT_EQ(refusal(in.targets, bad).substr(0, name.size() + 23), name + "ref_logps must be given");
+  EXPECT_EQ(refusal(at::Tensor(), good), name + "targets must be given, got none");
+  EXPECT_EQ(refusal(at::full_like(in.targets, 37), good),
+            name + "targets must be in [0, 37) or ignore_index -100, got 37 at [0, 0]");
+  EXPECT_EQ(refusal(in.targets, good, {.chunk_bytes = 0}),
+            name + "chunk_bytes must be at least 1, got 0");
+}
+
+TEST(Linear, PreferenceLossOfAnswersOfOneToken) {
+  const Inputs in = random_inputs();
+  const at::Tensor hidden = in.hidden.select(1, 0), targets = in.targets.select(1, 0);
+  const at::Tensor ref_logps = in.ref_logps.select(1, 0), mask = at::ones({kRows});
+  const auto loss = [&](auto shaped) {
+    return linear_preference_loss(
+               shaped(hidden), in.head(), shaped(targets),
+               {.logps = {}, .ref_logps = shaped(ref_logps), .response_mask = shaped(mask)},
+               presets::dpo())
+        .loss.template item<double>();
+  };
+  EXPECT_EQ(loss([](const at::Tensor& tensor) { return tensor; }),
+            loss([](const at::Tensor& tensor) { return tensor.unsqueeze(1); }));
 }
 
 }  // namespace

@@ -113,9 +113,9 @@ std::string refusal(const at::Tensor& input_ids, const at::Tensor& prompt_length
 TEST(ResponseTargets, BadInputIsRefused) {
   const at::Tensor ids = at::zeros({2, 5}, at::kLong), lengths = at::ones({2}, at::kLong);
   EXPECT_EQ(refusal<c10::ValueError>(at::Tensor(), lengths),
-            "response_targets: input_ids must be a tensor, got none");
+            "response_targets: input_ids must be given, got none");
   EXPECT_EQ(refusal<c10::ValueError>(ids, at::Tensor()),
-            "response_targets: prompt_lengths must be a tensor, got none");
+            "response_targets: prompt_lengths must be given, got none");
   EXPECT_EQ(refusal<c10::TypeError>(ids.to(at::kFloat), lengths),
             "response_targets: input_ids must be int32 or int64, got float32");
   EXPECT_EQ(refusal<c10::TypeError>(ids, lengths.to(at::kDouble)),
@@ -129,7 +129,7 @@ TEST(ResponseTargets, BadInputIsRefused) {
   EXPECT_EQ(refusal<c10::ValueError>(ids, at::ones({3}, at::kLong)),
             "response_targets: prompt_lengths must be [2] like input_ids [2, 5], got [3]");
   EXPECT_EQ(refusal<c10::ValueError>(ids, lengths, ids.slice(1, 1)),
-            "response_targets: attention_mask must be [2, 5] like input_ids [2, 5], got [2, 4]");
+            "response_targets: attention_mask must be [2, 5] like input_ids, got [2, 4]");
   EXPECT_EQ(refusal<c10::ValueError>(ids, lengths.to(at::kMeta)),
             "response_targets: prompt_lengths must be on cpu like input_ids, got meta");
   EXPECT_EQ(refusal<c10::ValueError>(ids, lengths, ids.to(at::kMeta)),

@@ -55,9 +55,9 @@ void expect_same(const std::vector<at::Tensor>& got, const std::vector<at::Tenso
 
 TokenLogps by_log_softmax(const at::Tensor& logits, const at::Tensor& targets,
                           const TokenLogpsOptions& options) {
-  at::Tensor x = logits * options.scale;
-  if (options.softcap > 0) x = options.softcap * at::tanh(x / options.softcap);
-  x = x / options.temperature;
+  at::Tensor x = logits * options.row.scale;
+  if (options.row.softcap > 0) x = options.row.softcap * at::tanh(x / options.row.softcap);
+  x = x / options.row.temperature;
   const at::Tensor log_p = at::log_softmax(x, -1), p = log_p.exp();
   return {.logps = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1),
           .entropies = -(p * log_p).sum(-1),
@@ -74,7 +74,7 @@ TEST(TokenLogps, MatchesLogSoftmaxInDouble) {
     for (int64_t vocabulary : {1, 3, 17, 2049, 32000}) {
       const at::Tensor logits = random_logits({2, 3, vocabulary}, type);
       const at::Tensor targets = random_targets(logits);
-      const TokenLogpsOptions options = {.temperature = 0.8};
+      const TokenLogpsOptions options = {.row = {.temperature = 0.8}};
       const auto got = results(token_logps, logits, targets, options);
       const auto want = results(by_log_softmax, logits.to(at::kDouble), targets, options);
       const bool wide = type == at::kDouble;
@@ -99,7 +99,7 @@ TEST(TokenLogps, AnyDevicePathGivesTheSame) {
     logits[1][2].fill_(kNan);
     logits[3][0][7] = -kInfinity;
     targets[3][0] = 7;  // a target that is not there
-    const TokenLogpsOptions options = {.temperature = 1.3, .ignore_index = -5};
+    const TokenLogpsOptions options = {.row = {.temperature = 1.3, .ignore_index = -5}};
     const auto got = results(detail::token_logps_any_device, logits, targets, options);
     const auto want = results(token_logps, logits, targets, options);
     const double tolerance = type == at::kDouble ? 1e-13 : type == at::kFloat ? 4e-6 : 0x1p-7;
@@ -122,7 +122,8 @@ TEST(TokenLogps, ScaleAndSoftcap) {
     const at::Tensor logits = random_logits({3, 4, 333}, type, 9);
     const at::Tensor targets = random_targets(logits);
     for (double softcap : {0.0, 12.0}) {
-      const TokenLogpsOptions options = {.temperature = 0.7, .scale = 1.5, .softcap = softcap};
+      const TokenLogpsOptions options = {
+          .row = {.temperature = 0.7, .scale = 1.5, .softcap = softcap}};
       const auto want = results(by_log_softmax, logits.to(at::kDouble), targets, options);
       for (Call call : {token_logps, detail::token_logps_any_device}) {
         const auto got = results(call, logits, targets, options);
@@ -140,7 +141,7 @@ TEST(TokenLogps, StatisticsOnRequest) {
   const at::Tensor logits = random_logits({5, 60}, at::kDouble);
   at::Tensor targets = random_targets(logits);
   targets[2] = logits[2].argmax();
-  TokenLogpsOptions options = {.temperature = 0.6, .softcap = 20, .statistics = true};
+  TokenLogpsOptions options = {.row = {.temperature = 0.6, .softcap = 20}, .statistics = true};
   const TokenLogps want = by_log_softmax(logits, targets, options);
   for (Call call : {token_logps, detail::token_logps_any_device}) {
     const TokenLogps got = call(leaf(logits), targets, options);
@@ -365,9 +366,9 @@ TEST(TokenLogps, ShapesAreChecked) {
   EXPECT_EQ(refusal<c10::ValueError>(at::zeros({}), at::zeros({}, at::kLong)),
             "token_logps: logits must be [..., V] with V at least 1, got []");
   EXPECT_EQ(refusal<c10::ValueError>(at::Tensor(), at::zeros({4}, at::kLong)),
-            "token_logps: logits must be a tensor, got none");
+            "token_logps: logits must be given, got none");
   EXPECT_EQ(refusal<c10::ValueError>(logits, at::Tensor()),
-            "token_logps: targets must be a tensor, got none");
+            "token_logps: targets must be given, got none");
 }
 
 TEST(TokenLogps, DtypesAndDevicesAreChecked) {
@@ -418,7 +419,7 @@ TEST(TokenLogps, IdsAreChecked) {
     EXPECT_EQ(refusal<c10::IndexError>(logits, targets),
               "token_logps: targets must be in [0, 32) or ignore_index -100, got " +
                   std::to_string(id) + " at [1, 2]");
-    EXPECT_EQ(refusal<c10::IndexError>(logits, targets, {.ignore_index = id}), "no error");
+    EXPECT_EQ(refusal<c10::IndexError>(logits, targets, {.row = {.ignore_index = id}}), "no error");
   }
   EXPECT_EQ(refusal<c10::IndexError>(at::zeros({4}), at::full({}, 9, at::kLong)),
             "token_logps: targets must be in [0, 4) or ignore_index -100, got 9 at []");
@@ -428,7 +429,7 @@ TEST(TokenLogps, TemperatureIsChecked) {
   const at::Tensor logits = at::zeros({4, 32}), targets = at::zeros({4}, at::kLong);
   for (const auto& [temperature, shown] :
        {std::pair{0.0, "0"}, {-1.0, "-1"}, {kNan, "nan"}, {kInfinity, "inf"}}) {
-    EXPECT_EQ(refusal<c10::ValueError>(logits, targets, {.temperature = temperature}),
+    EXPECT_EQ(refusal<c10::ValueError>(logits, targets, {.row = {.temperature = temperature}}),
               "token_logps: temperature must be in [1e-06, 1e+06], got " + std::string(shown));
   }
 }

@@ -226,18 +226,18 @@ TEST(TopKKlTensors, BadInputIsRefused) {
             "of the loss: pass head_logps.detach()");
   p = good;
   p.targets = at::Tensor();
-  EXPECT_EQ(refusal<Value>(q, p), "top_k_kl: targets must be a tensor, got none");
+  EXPECT_EQ(refusal<Value>(q, p), "top_k_kl: targets must be given, got none");
   p.targets = at::full({2, 3}, 9, at::kLong);
   EXPECT_EQ(refusal<c10::IndexError>(q, p),
             "top_k_kl: targets must be in [0, 9) or ignore_index -100, got 9 at [0, 0]");
   p = good;
   p.target_logps = at::Tensor();
-  EXPECT_EQ(refusal<Value>(q, p), "top_k_kl: target_logps must be a tensor, got none");
+  EXPECT_EQ(refusal<Value>(q, p), "top_k_kl: target_logps must be given, got none");
   EXPECT_EQ(refusal<Value>(q, good, {.temperature = 0}),
             "top_k_kl: temperature must be in [1e-06, 1e+06], got 0");
   EXPECT_EQ(refusal<Value>(q, good, {.precision = 0}).substr(0, 30),
             "top_k_kl: precision must be in");
-  EXPECT_EQ(refusal<Value>(at::Tensor(), good), "top_k_kl: q_logits must be a tensor, got none");
+  EXPECT_EQ(refusal<Value>(at::Tensor(), good), "top_k_kl: q_logits must be given, got none");
   EXPECT_EQ(refusal<Value>(at::zeros({2, 3, 0}), good),
             "top_k_kl: q_logits must be [..., V] with V at least 1, got [2, 3, 0]");
 }

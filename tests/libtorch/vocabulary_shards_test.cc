@@ -79,7 +79,7 @@ TEST(VocabularyShards, AreTheWhole) {
       targets[0][0] = 0;
       targets[0][1] = 4999;
       targets[1][0] = -100;
-      const TokenLogpsOptions options = {.temperature = 0.8, .softcap = softcap};
+      const TokenLogpsOptions options = {.row = {.temperature = 0.8, .softcap = softcap}};
       const Outcome whole = outcome(logits, targets, options);
       for (const auto& bounds : cuts) {
         const std::vector<Outcome> shards = by_shards(logits, targets, options, bounds);
