@@ -87,9 +87,8 @@ void check_kind(const std::string& where, std::string_view name, Kind kind, cons
                 const Like<Tensor>& like) {
   const Element element = Access<Tensor>::element(tensor);
   const auto must = [&](bool holds, std::string_view rule) {
-    require_type(holds, [&] {
-      return where + " must be " + std::string(rule) + ", got " + element.name;
-    });
+    require_type(holds,
+                 [&] { return where + " must be " + std::string(rule) + ", got " + element.name; });
   };
   if (kind == Kind::flags) return must(element.dtype == DType::boolean, "bool");
   if (kind == Kind::ids) return must(element.index, "int32 or int64");
@@ -144,11 +143,10 @@ std::string rule_of_shape(Shape shape, const Like<Tensor>& like) {
     case Shape::heads:
       return "[..., k]" + like_text(like);
     case Shape::weight:
-      return "[V, " + text(like.tensor.size(like.tensor.dim() - 1)) +
-             "] with V at least 1, for " + std::string(like.name) + " " + shape_text(like.tensor);
+      return "[V, " + text(like.tensor.size(like.tensor.dim() - 1)) + "] with V at least 1, for " +
+             std::string(like.name) + " " + shape_text(like.tensor);
     case Shape::bias:
-      return in_brackets(text(like.tensor.size(0))) + " like the rows of " +
-             std::string(like.name);
+      return in_brackets(text(like.tensor.size(0))) + " like the rows of " + std::string(like.name);
     case Shape::tokens:
       break;
   }

@@ -3,14 +3,14 @@
 #include <Eigen/Core>
 #include <string_view>
 
-#include "eigen_estimators.h"
 #include "../rl/catalogue.h"
 #include "../rl/kernels/policy_loss.h"
 #include "../rl/kernels/preference_loss.h"
 #include "../rl/kernels/value_loss.h"
+#include "eigen_estimators.h"
 
-// The objectives on Eigen arrays (face/eigen_estimators.h says which): loss, metrics and gradients by
-// the fused kernels. Arithmetic is in double if logps (values) are, else in float.
+// The objectives on Eigen arrays (face/eigen_estimators.h says which): loss, metrics and gradients
+// by the fused kernels. Arithmetic is in double if logps (values) are, else in float.
 //
 //   const tether::eigen::PolicyResult out = tether::eigen::policy_loss(
 //       {.logps = logps, .advantages = advantages, .response_mask = mask, .old_logps = old_logps},

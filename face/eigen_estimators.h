@@ -150,7 +150,8 @@ Eigen::ArrayXXd elementwise(Formula formula, const Eigen::ArrayBase<First>& firs
 
 }  // namespace detail
 
-// ---- one-sample KL estimators (estimators/kl/forms.h): any expression of log_ratios -------------------
+// ---- one-sample KL estimators (estimators/kl/forms.h): any expression of log_ratios
+// -------------------
 
 template <class Derived>
 Eigen::ArrayXXd k1(const Eigen::ArrayBase<Derived>& log_ratios) {
@@ -193,8 +194,8 @@ CategoricalKl categorical_kl(const Eigen::ArrayBase<Q>& log_q, const Eigen::Arra
   using Rows = Eigen::Array<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   const Rows q = log_q.template cast<double>(), p = log_p.template cast<double>();
   require(q.rows() == p.rows() && q.cols() == p.cols(), [&] {
-    return "categorical_kl: log_p must be " + detail::shape_text(q) +
-           " like log_q, got " + detail::shape_text(p);
+    return "categorical_kl: log_p must be " + detail::shape_text(q) + " like log_q, got " +
+           detail::shape_text(p);
   });
   Rows dq(q.rows(), q.cols()), dp(q.rows(), q.cols());
   CategoricalKl out{Eigen::ArrayXd(q.rows()), {}, {}};
@@ -225,7 +226,8 @@ Eigen::ArrayXXd gaussian_kl(const Eigen::ArrayBase<MeanQ>& mean_q,
       mean_q, log_std_q, mean_p, log_std_p);
 }
 
-// ---- advantages (estimators/advantage/gae.h) --------------------------------------------------------
+// ---- advantages (estimators/advantage/gae.h)
+// --------------------------------------------------------
 
 inline Eigen::ArrayXXd discounted_returns(const Tokens& rewards, const Tokens& response_mask,
                                           const DiscountedReturns& options = {},
@@ -280,7 +282,8 @@ inline Eigen::ArrayXd group_advantage(
   return out;
 }
 
-// ---- whitening (estimators/advantage/whitening.h) ---------------------------------------------------------
+// ---- whitening (estimators/advantage/whitening.h)
+// ---------------------------------------------------------
 
 inline Moments moments(const Tokens& values, const Tokens& response_mask) {
   const WhiteningInputs<Tokens> batch{.values = values, .response_mask = response_mask};

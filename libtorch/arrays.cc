@@ -43,6 +43,8 @@ face::Element face::Access<at::Tensor>::element(const at::Tensor& tensor) {
 
 void face::Access<at::Tensor>::check_gradient(const std::string& where, std::string_view name,
                                               const at::Tensor& tensor, Flow flow) {
+  detail::check_type(tensor.layout() == at::kStrided,
+                     where + " must be a dense tensor, got another layout");
   if (tensor._fw_grad(/*level=*/0).defined()) {
     TORCH_CHECK_NOT_IMPLEMENTED(false, where,
                                 " must have no tangent, got one. Forward-mode derivatives are not "

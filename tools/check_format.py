@@ -11,6 +11,8 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = [
+    "face",
+    "logits",
     "bench",
     "core",
     "estimators",

@@ -19,15 +19,17 @@ from tether.estimators import (
     moments,
     whiten,
 )
-from tether.logits import (
-    CategoricalKl,
+from tether.linear import (
     LinearPolicyOutput,
-    TokenLogps,
-    VocabularyShard,
-    categorical_kl,
     linear_policy_loss,
     linear_preference_loss,
     linear_token_logps,
+)
+from tether.logits import (
+    CategoricalKl,
+    TokenLogps,
+    VocabularyShard,
+    categorical_kl,
     token_logps,
 )
 from tether.policy import (

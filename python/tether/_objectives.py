@@ -8,15 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tether._checks import Number, check_strings
-from tether._functions import (
-    FUNCTIONS,
-    OBJECTIVES,
-    Call,
-    Choice,
-    Option,
-    Value,
-    checked_settings,
-)
+from tether._functions import FUNCTIONS, OBJECTIVES, Call
+from tether._lists import Choice, Option, Value, checked_settings
 
 
 class Objective(NamedTuple):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tether._checks import check_number, check_positive
-from tether._functions import FUNCTIONS, Call, Settings
+from tether._functions import FUNCTIONS, Call
+from tether._lists import Settings
 
 
 class AdvantagesAndReturns(NamedTuple):

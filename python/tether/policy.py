@@ -16,7 +16,7 @@ from tether._checks import (
     check_weight_values,
     in_name_of,
 )
-from tether._functions import Value
+from tether._lists import Value
 from tether._objectives import objective_call
 from tether._ops import has_kernel, ops
 

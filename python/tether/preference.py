@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tether import reference
 from tether._checks import Number, check_positive
-from tether._functions import Call, Value
+from tether._functions import Call
+from tether._lists import Value
 from tether._objectives import objective_call
 from tether._ops import has_kernel, ops
 

@@ -1,0 +1,265 @@
+"""The walks over chunks of logits behind tether.linear, with their autograd."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tether._checks import savable
+from tether._logits_ops import again, doubles
+from tether._ops import ops, scaled
+
+_IGNORED_ROW = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0)  # ignored_row() of logits/rows.h
+
+
+def _without_autocast(function):
+    """Matrix products inside are in the dtype of their tensors, which the caller has chosen."""
+
+    @functools.wraps(function)
+    def run(*arguments):
+        with torch.autocast("cpu", enabled=False):
+            return function(*arguments)
+
+    return run
+
+
+def _rows_of(condition: Tensor) -> Tensor | None:
+    """The places where it holds; None if everywhere."""
+    return None if bool(condition.all()) else condition.nonzero()[:, 0]
+
+
+class Chunk(NamedTuple):
+    """How many rows of logits exist at a time: about so many, or exactly, the last ones padded."""
+
+    rows: int
+    padded: bool
+
+    def pieces(self, count: int) -> list[tuple[int, int]]:
+        parts = -(-count // self.rows)
+        if self.padded:
+            return [(i * self.rows, min((i + 1) * self.rows, count)) for i in range(parts)]
+        return [(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
+
+
+def chunk_of(weight: Tensor, chunk_bytes: int, rows_per_chunk: int) -> Chunk:
+    if rows_per_chunk > 0:
+        return Chunk(rows_per_chunk, True)
+    return Chunk(max(chunk_bytes // (weight.shape[0] * weight.element_size()), 1), False)
+
+
+class LinearTokenLogps(torch.autograd.Function):
+    """The walks of libtorch/linear_token_logps.cc: one product a chunk, then two more."""
+
+    @staticmethod
+    @_without_autocast
+    def forward(ctx, hidden, weight, bias, targets, words, with_entropies, active, chunk):
+        shape, targets = targets.shape, targets.reshape(-1)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        logps = hidden.new_zeros(targets.shape, dtype=wide)
+        entropies = torch.zeros_like(logps) if with_entropies else None
+        statistics = hidden.new_tensor(_IGNORED_ROW, dtype=torch.float64)
+        statistics = statistics.repeat(targets.numel(), 1)
+        ctx.chunk, ctx.kept = chunk, None
+        active = active.reshape(-1)
+        for places, logits in _logits_of_chunks(rows, weight, bias, active, chunk):
+            part = ops.token_logps_forward(logits, targets[places], *words)
+            logps[places], statistics[places] = part[0], part[2]
+            if with_entropies:
+                entropies[places] = part[1]
+            if logits.shape[0] == active.sum() and any(ctx.needs_input_grad[:3]):
+                ctx.kept = logits
+        ctx.words, ctx.active = words, active
+        ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*map(savable, (hidden, weight, bias, targets)), statistics)
+        return logps.view(shape), (entropies.view(shape) if with_entropies else None), statistics
+
+    @staticmethod
+    def backward(ctx, dlogps, dentropies, _):
+        gradients = [None] * 3
+        if dlogps is not None or dentropies is not None:
+            # Kept logits become their gradient; another backward makes them again.
+            kept, ctx.kept = ctx.kept, None
+            gradients = _LinearGradient.apply(
+                *ctx.saved_tensors,
+                dlogps,
+                dentropies,
+                ctx.words,
+                ctx.active,
+                ctx.chunk,
+                kept,
+                tuple(ctx.needs_input_grad[:3]),
+            )
+        return *gradients, *[None] * 5
+
+
+def _logits_of_chunks(hidden, weight, bias, active, chunk, kept=None):
+    """(places, logits) of one chunk of active rows after another, all in one buffer."""
+    rows = _rows_of(active)
+    count = hidden.shape[0] if rows is None else rows.numel()
+    if count == 0:
+        return
+    if kept is not None and kept.shape[0] == count:
+        yield (slice(0, count) if rows is None else rows), kept
+        return
+    pieces = chunk.pieces(count)
+    largest = chunk.rows if chunk.padded else max(end - begin for begin, end in pieces)
+    buffer = weight.new_empty(largest, weight.shape[0])
+    for begin, end in pieces:
+        places = slice(begin, end) if rows is None else rows[begin:end]
+        inputs, product = hidden[places], buffer[: end - begin]
+        if chunk.padded:
+            inputs = torch.nn.functional.pad(inputs, (0, 0, 0, chunk.rows - (end - begin)))
+            inputs = inputs.contiguous()  # bits depend on strides too
+            product = buffer
+        if bias is None:
+            torch.mm(inputs, weight.t(), out=product)
+        else:
+            torch.addmm(bias, inputs, weight.t(), out=product)
+        yield places, buffer[: end - begin]
+
+
+class _Gradients:
+    """Sums over chunks of what the gradients of logits give hidden, weight and bias."""
+
+    def __init__(self, hidden, weight, wanted):
+        self.weight, self.wanted = weight, wanted
+        # Sums of many chunks of half weights are in float32.
+        self.wide = torch.float32 if weight.element_size() == 2 else weight.dtype
+        self.dhidden = torch.zeros_like(hidden) if wanted[0] else None
+        self.dweight = self.dbias = None
+
+    def add(self, places, dlogits, hidden):
+        if self.wanted[0]:
+            self.dhidden[places] = dlogits @ self.weight
+        if self.wanted[1] and self.dweight is not None and self.wide == self.weight.dtype:
+            self.dweight.addmm_(dlogits.t(), hidden[places])
+        elif self.wanted[1]:
+            self.dweight = self._sum(self.dweight, dlogits.t() @ hidden[places])
+        if self.wanted[2]:
+            self.dbias = self._sum(self.dbias, dlogits.sum(0, dtype=self.wide))
+
+    def _sum(self, sum_so_far, part):
+        if sum_so_far is None:
+            return part
+        return sum_so_far.to(self.wide).add_(part)
+
+    def taken(self, hidden):
+        def like(shape, value, wanted):
+            if not wanted:
+                return None
+            return self.weight.new_zeros(shape) if value is None else value.to(self.weight.dtype)
+
+        return (
+            None if self.dhidden is None else self.dhidden.view(hidden.shape),
+            like(self.weight.shape, self.dweight, self.wanted[1]),
+            like(self.weight.shape[:1], self.dbias, self.wanted[2]),
+        )
+
+
+class _LinearGradient(torch.autograd.Function):
+    @staticmethod
+    @_without_autocast
+    def forward(
+        ctx,
+        hidden,
+        weight,
+        bias,
+        targets,
+        statistics,
+        dlogps,
+        dentropies,
+        words,
+        known,
+        chunk,
+        kept,
+        wanted,
+    ):
+        upstreams = [doubles(dlogps), doubles(dentropies)]
+        active = torch.zeros_like(targets, dtype=torch.bool)
+        for each in upstreams:
+            if each is not None:
+                active |= each != 0
+        active &= known
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        gradients = _Gradients(flat, weight, wanted)
+        for places, logits in _logits_of_chunks(flat, weight, bias, active, chunk, kept):
+            ops.token_logps_backward(
+                logits,
+                targets[places],
+                statistics[places],
+                *(None if each is None else each[places] for each in upstreams),
+                *words,
+                logits,
+            )
+            gradients.add(places, logits, flat)
+        return gradients.taken(hidden)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotImplementedError(again("linear_token_logps"))
+
+
+class LinearPolicyLoss(torch.autograd.Function):
+    """Loss and gradients in one walk; backward is a scaling."""
+
+    @staticmethod
+    @_without_autocast
+    def forward(
+        ctx, hidden, weight, bias, targets, batch, words, row_words, with_entropies, chunk, wanted
+    ):
+        mask = batch[1]
+        flat, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        active = (mask != 0).reshape(-1)
+        places = active.nonzero()[:, 0]
+        gradients = _Gradients(flat, weight, wanted)
+        result = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        logps = hidden.new_zeros(targets.shape, dtype=result)
+        entropies = torch.zeros_like(logps) if with_entropies else None
+        loss = hidden.new_zeros((), dtype=torch.float64)
+        sums, maxima, begin = None, None, 0
+        # A batch without tokens still has a loss and metrics: those of a chunk of none.
+        none = [(places, weight.new_empty(0, weight.shape[0]))]
+        walk = _logits_of_chunks(flat, weight, bias, active, chunk) if len(places) else none
+        for chosen, logits in walk:
+            end = begin + logits.shape[0]
+            part = ops.policy_loss_of_logits(
+                logits,
+                targets[chosen],
+                places[begin:end],
+                *batch,
+                *words,
+                *row_words,
+                any(wanted),
+            )
+            loss += part[0]
+            logps[chosen] = part[1].to(result)
+            if with_entropies:
+                entropies[chosen] = part[2].to(result)
+            sums = part[3] if sums is None else sums + part[3]
+            maxima = part[4] if maxima is None else torch.maximum(maxima, part[4])
+            if len(places):
+                gradients.add(chosen, logits, flat)
+            begin = end
+        inputs = zip((hidden, weight, bias), wanted, strict=True)
+        inputs = [each if needed else None for each, needed in inputs]
+        ctx.save_for_backward(*gradients.taken(hidden), *inputs)
+        shape = mask.shape
+        entropies = None if entropies is None else entropies.view(shape)
+        ctx.mark_non_differentiable(logps, sums, maxima)
+        ctx.set_materialize_grads(False)
+        return loss.to(result), logps.view(shape), entropies, sums, maxima
+
+    @staticmethod
+    def backward(ctx, upstream, *_):
+        gradients = [None] * 3
+        if upstream is not None:
+            saved = ctx.saved_tensors
+            for i, (each, tensor) in enumerate(zip(saved[:3], saved[3:], strict=True)):
+                if each is not None:
+                    gradients[i] = scaled("linear_policy_loss", upstream, each, tensor)
+        return *gradients, *[None] * 7
