@@ -11,7 +11,7 @@
 
 // Options from strings and numbers, for Python and command lines. Whatever has options has
 //   for_each_option(options, visit)   visit(name, value, range) for its numbers
-//   for_each_choice(options, visit)   visit(name, value, names) for its enums and bools
+//   for_each_choice(options, visit)   visit(name, value, names) for its enums, bools and formulas
 // An option struct has them by listing its members in fields() and choices().
 
 namespace tether {
@@ -57,6 +57,19 @@ void for_each_choice(Options& options, Visit visit) {
   }
 }
 
+// The value of a choice by the index of its name. A set of formulas has functions of its own
+// (estimators/kl/catalogue.h).
+template <class Value>
+  requires(std::is_enum_v<Value> || std::same_as<Value, bool>)
+void choose(Value& value, size_t index) {
+  value = static_cast<Value>(index);
+}
+template <class Value>
+  requires(std::is_enum_v<Value> || std::same_as<Value, bool>)
+size_t chosen(Value value) {
+  return static_cast<size_t>(value);
+}
+
 // Objective or const Objective.
 template <class T, class Objective>
 concept SameBut = std::same_as<std::remove_const_t<T>, Objective>;
@@ -97,19 +110,18 @@ void set_choice(std::string_view function, Objective& objective, std::string_vie
                 std::string_view value) {
   bool found = false;
   std::string known;
-  for_each_choice(objective,
-                  [&]<class Enum>(std::string_view each, Enum& choice, const auto& names) {
-                    detail::append(known, each);
-                    if (each != name) return;
-                    std::string values;
-                    for (size_t i = 0; i < names.size() && !found; ++i) {
-                      detail::append(values, names[i]);
-                      if (names[i] != value) continue;
-                      choice = static_cast<Enum>(i);
-                      found = true;
-                    }
-                    if (!found) detail::throw_unknown(function, name, values, value);
-                  });
+  for_each_choice(objective, [&](std::string_view each, auto& choice, const auto& names) {
+    detail::append(known, each);
+    if (each != name) return;
+    std::string values;
+    for (size_t i = 0; i < names.size() && !found; ++i) {
+      detail::append(values, names[i]);
+      if (names[i] != value) continue;
+      choose(choice, i);
+      found = true;
+    }
+    if (!found) detail::throw_unknown(function, name, values, value);
+  });
   if (!found) detail::throw_unknown(function, "choice", known, name);
 }
 

@@ -154,6 +154,51 @@ at::Tensor sum_of_others(const FlatBatch& batch, const at::Tensor& terms) {
   return (row_sums(large) - large) + (row_sums(small) - small);
 }
 
+// d value / d x; 0 where value does not depend on x, which torch takes for a mistake.
+at::Tensor derivative(const at::Tensor& value, const at::Tensor& x) {
+  if (!value.requires_grad()) return at::zeros_like(x);
+  const at::Tensor slope = torch::autograd::grad({value}, {x}, {}, /*retain_graph=*/true,
+                                                 /*create_graph=*/false, /*allow_unused=*/true)[0];
+  return slope.defined() ? slope : at::zeros_like(x);
+}
+
+// A form on tensors, found by its type among those of the catalogue.
+struct TensorKl {
+  const KlForm& form;
+  std::string_view name;  // of the option
+
+  TensorNumber operator()(const TensorNumber& d) const {
+    return evaluated([&](const auto& known) { return known(d); });
+  }
+  // Of a d without a gradient.
+  TensorNumber score(const TensorNumber& d) const {
+    return evaluated([&](const auto& known) -> TensorNumber {
+      if constexpr (requires { known.score(d); }) {
+        return known.score(d);
+      } else {
+        const c10::InferenceMode normal(false);
+        at::AutoGradMode enabled(true);
+        const at::Tensor x = d.value.detach().clone().requires_grad_(true);
+        const at::Tensor value = known(TensorNumber{x}).value;
+        return {value.detach() - derivative(value.sum(), x)};
+      }
+    });
+  }
+
+ private:
+  template <class Call>
+  TensorNumber evaluated(Call call) const {
+    TensorNumber out;
+    for_each_kl_form([&]<class Form>(const KlRow<Form>&) {
+      if (const Form* known = form.target<Form>()) out = call(*known);
+    });
+    check_value(out.value.defined(), "policy_loss: " + std::string(name) +
+                                         " must be one of the library's on devices other than the "
+                                         "CPU, got another type");
+    return out;
+  }
+};
+
 // What the gradient of a penalty is taken for: terms that their row adds up with its weights, or
 // each token's own.
 enum class PenaltyUse { row_sum, token };
@@ -166,27 +211,30 @@ at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch, const
   const bool wide = logp.scalar_type() == at::kDouble;
   const double bound = wide ? kWeightSaturation<double> : kWeightSaturation<float>;
   const KlPenalty& penalty = objective.kl;
+  const TensorKl estimator{penalty.estimator, "kl_estimator"};
+  const TensorKl gradient{penalty.gradient, "kl_gradient"};
   const TensorNumber number{logp}, ref_logp{batch.ref_logp};
   const TensorNumber log_ratio{of_level(penalty.correction) ? level_log_ratio
                                                             : logp - batch.old_logp};
   if (penalty.correction != KlCorrection::level_ratio || !shares_ratio(objective.level)) {
-    return kl_term(penalty, number, log_ratio, ref_logp, bound).value;
+    return kl_term(estimator, gradient, penalty.correction, number, log_ratio, ref_logp, bound)
+        .value;
   }
   const TensorNumber d = ref_logp - stop_gradient(number);
   const TensorNumber rho = kl_weight(log_ratio, bound);
   const at::Tensor n = row_tokens.index_select(0, batch.row);
   const at::Tensor scale =
       objective.level == RatioLevel::sequence_mean ? 1 / at::where(n > 0, n, 1) : at::ones_like(n);
-  const at::Tensor own = (rho * kl_value(penalty.gradient, d)).value;
-  at::Tensor slope = (rho * kl_score(penalty.gradient, d)).value + own * (scale * batch.weight - 1);
-  const TensorNumber value{(rho * kl_value(penalty.estimator, d)).value};
+  const at::Tensor own = (rho * gradient(d)).value;
+  at::Tensor slope = (rho * gradient.score(d)).value + own * (scale * batch.weight - 1);
+  const TensorNumber value{(rho * estimator(d)).value};
   if (use == PenaltyUse::row_sum) {
     const at::Tensor terms = (batch.weight * own).to(at::kDouble);
     slope = slope + (scale * sum_of_others(batch, terms)).to(slope.scalar_type());
     return with_gradient_of(value, {slope * logp}).value;
   }
   const TensorNumber live = exp(with_gradient_of(clamp(log_ratio, -bound, bound), log_ratio));
-  const TensorNumber source = live * kl_value(penalty.gradient, ref_logp - number);
+  const TensorNumber source = live * gradient(ref_logp - number);
   return with_gradient_of(value, {at::where(n == batch.weight, slope * logp, source.value)}).value;
 }
 
@@ -203,14 +251,6 @@ at::Tensor sound_tokens(const FlatBatch& batch, const at::Tensor& log_ratio, con
     sound = sound.logical_and(at::isnan(each).logical_not());
   }
   return sound;
-}
-
-// d value / d x; 0 where value does not depend on x, which torch takes for a mistake.
-at::Tensor derivative(const at::Tensor& value, const at::Tensor& x) {
-  if (!value.requires_grad()) return at::zeros_like(x);
-  const at::Tensor slope = torch::autograd::grad({value}, {x}, {}, /*retain_graph=*/true,
-                                                 /*create_graph=*/false, /*allow_unused=*/true)[0];
-  return slope.defined() ? slope : at::zeros_like(x);
 }
 
 PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch& batch,

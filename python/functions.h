@@ -265,9 +265,9 @@ std::string json_of_options(Options options) {
                              json_text(text(range))},
                   [](const std::string& part) { return part; });
   });
-  for_each_choice(options, [&](std::string_view name, auto value, const auto& names) {
+  for_each_choice(options, [&](std::string_view name, const auto& value, const auto& names) {
     choices += (choices.empty() ? "" : ", ") +
-               json_list(std::array{json_text(name), json_text(names[static_cast<size_t>(value)]),
+               json_list(std::array{json_text(name), json_text(names[chosen(value)]),
                                     json_list(names, json_text)},
                          [](const std::string& part) { return part; });
   });

@@ -3,16 +3,12 @@
 #include <array>
 #include <string>
 #include <string_view>
-#include <utility>
 
 #include "../core/fields.h"
 #include "../core/number.h"
-#include "../estimators/kl/forms.h"
+#include "../estimators/kl/catalogue.h"
 
 namespace tether {
-
-// Those that a penalty may be made of.
-inline constexpr std::array<std::string_view, 3> kPenaltyEstimatorNames{"k1", "k2", "k3"};
 
 enum class KlCorrection { none, ratio, detached_ratio, level_ratio, detached_level_ratio };
 inline constexpr std::array<std::string_view, 5> kKlCorrectionNames{
@@ -35,9 +31,10 @@ TETHER_INLINE constexpr bool through_ratio(KlCorrection correction) {
 //
 // where the ratio is the token's own, or that of the objective's level: at levels of sequences one
 // number for the row, as TRL has it for GSPO (use_bias_correction_kl).
-// K is the estimator (estimators/kl/forms.h) of KL(policy || reference); the gradient may be
-// another one's, straight through. What the gradient of rho G(d) is, in expectation over the old
-// policy's samples (with rho = 1: over the policy's own), where rho is the token's own:
+// K is the estimator of KL(policy || reference), a form of estimators/kl/catalogue.h or a user's
+// own; the gradient may be another one's, straight through. What the gradient of rho G(d) is, in
+// expectation over the old policy's samples (with rho = 1: over the policy's own), where rho is the
+// token's own:
 //
 //   gradient \ correction   none                  ratio                 detached_ratio
 //   k1                      0, pure noise         KL(policy || ref)     0, pure noise
@@ -45,12 +42,12 @@ TETHER_INLINE constexpr bool through_ratio(KlCorrection correction) {
 //   k3                      KL(ref || policy)     KL(policy || ref)     KL(ref || policy)
 //
 // GRPO: k3, none (arXiv:2402.03300, eq. 4). DeepSeek-V3.2: k3, ratio (arXiv:2512.02556, eq. 7),
-// unbiased in value and gradient on- and off-policy. The three that follow no KL divergence are
-// refused unless allow_biased_gradient.
+// unbiased in value and gradient on- and off-policy. What follows no KL divergence by the labels of
+// the form is refused unless allow_biased_gradient: the slope's, with ratio the score's.
 struct KlPenalty {
   double beta = 0;  // 0: none, and no reference is needed
-  KlEstimator estimator = KlEstimator::k3;
-  KlEstimator gradient = KlEstimator::k3;
+  KlForm estimator = K3{};
+  KlForm gradient = K3{};
   KlCorrection correction = KlCorrection::none;
   bool allow_biased_gradient = false;
 };
@@ -67,70 +64,40 @@ TETHER_INLINE auto kl_weight(const Number& log_ratio, double weight_bound) {
   return stop_gradient(exp(clamp(log_ratio, -weight_bound, weight_bound)));
 }
 
-template <class Number>
-TETHER_INLINE Number kl_value(KlEstimator estimator, const Number& log_ratio) {
-  switch (estimator) {
-    case KlEstimator::k1:
-      return k1(log_ratio);
-    case KlEstimator::k2:
-      return k2(log_ratio);
-    case KlEstimator::k3:
-    case KlEstimator::k_lambda:
-      break;
-  }
-  return k3(log_ratio);
-}
-
-// K + dK / d logp of an estimator, what a ratio in the graph multiplies.
-template <class Number>
-TETHER_INLINE Number kl_score(KlEstimator estimator, const Number& log_ratio) {
-  switch (estimator) {
-    case KlEstimator::k1:
-      return k1_score(log_ratio);
-    case KlEstimator::k2:
-      return k2_score(log_ratio);
-    case KlEstimator::k3:
-    case KlEstimator::k_lambda:
-      break;
-  }
-  return k3_score(log_ratio);
-}
-
 // rho K(d) of one token whose log-ratio is its own, with the gradient of rho G(d). `weight_bound`:
 // kWeightSaturation.
-template <class Number, class Constant>
-TETHER_INLINE Number kl_term(const KlPenalty& penalty, const Number& logp, const Number& log_ratio,
-                             const Constant& ref_logp, double weight_bound) {
+template <class Form, class Source, class Number, class Constant>
+TETHER_INLINE Number kl_term(const Form& estimator, const Source& gradient, KlCorrection correction,
+                             const Number& logp, const Number& log_ratio, const Constant& ref_logp,
+                             double weight_bound) {
   const Number d = ref_logp - logp;
-  const Number value = kl_value(penalty.estimator, d);
-  if (penalty.correction == KlCorrection::none) {
-    return with_gradient_of(value, kl_value(penalty.gradient, d));
-  }
+  const Number value = estimator(d);
+  if (correction == KlCorrection::none) return with_gradient_of(value, gradient(d));
   const auto rho = kl_weight(log_ratio, weight_bound);
-  if (through_ratio(penalty.correction)) {
-    const auto slope = rho * kl_score(penalty.gradient, stop_gradient(d));
+  if (through_ratio(correction)) {
+    const auto slope = rho * kl_score(gradient, stop_gradient(d));
     return with_gradient_of(rho * value, slope * logp);
   }
-  return with_gradient_of(rho * value, rho * kl_value(penalty.gradient, d));
+  return with_gradient_of(rho * value, rho * gradient(d));
+}
+
+// Whether the gradient of the penalty is that of a KL divergence.
+constexpr bool follows_kl(const KlLabels& labels, KlCorrection correction) {
+  return (through_ratio(correction) ? labels.score : labels.slope) != KlDirection::none;
 }
 
 inline void check_kl_penalty(std::string_view function, const KlPenalty& penalty) {
-  const auto name = [](const auto& names, auto value) {
-    return std::string(names[static_cast<size_t>(value)]);
-  };
-  for (const auto& [option, estimator] :
-       {std::pair("kl_estimator", penalty.estimator), std::pair("kl_gradient", penalty.gradient)}) {
-    require(estimator != KlEstimator::k_lambda, [&] {
-      return std::string(function) + ": " + option + " must be k1, k2 or k3, got k_lambda";
-    });
-  }
-  const bool corrected = through_ratio(penalty.correction);
-  const bool biased = penalty.gradient == (corrected ? KlEstimator::k2 : KlEstimator::k1);
+  const bool biased = !follows_kl(penalty.gradient.labels(), penalty.correction);
   require(!biased || penalty.beta == 0 || penalty.allow_biased_gradient, [&] {
-    return std::string(function) + ": kl_gradient must be " +
-           (corrected ? "k1 or k3" : "k2 or k3") + " with kl_correction " +
-           name(kKlCorrectionNames, penalty.correction) + ", got " +
-           name(kPenaltyEstimatorNames, penalty.gradient) +
+    std::string others;
+    for_each_kl_form([&](const auto& row) {
+      if (!follows_kl(row.labels(), penalty.correction)) return;
+      others += (others.empty() ? "" : " or ") + std::string(row.name);
+    });
+    const size_t index = chosen(penalty.gradient);
+    return std::string(function) + ": kl_gradient must be " + others + " with kl_correction " +
+           std::string(kKlCorrectionNames[static_cast<size_t>(penalty.correction)]) + ", got " +
+           (index < kKlFormNames.size() ? std::string(kKlFormNames[index]) : "another type") +
            ", whose gradient is not that of a KL divergence. Choose another one or set "
            "allow_biased_gradient";
   });

@@ -31,22 +31,30 @@ struct PolicyObjective {
   Aggregation aggregation = {};
 };
 
-// visit(name, value, range) for every number of the objective, the surrogate's first.
+// visit(name, value, range) for every number of the objective, the surrogate's first. Those of a
+// form of the penalty are called kl_estimator.NAME and kl_gradient.NAME.
 template <SameBut<PolicyObjective> Objective, class Visit>
 void for_each_option(Objective& objective, Visit visit) {
   objective.surrogate.for_each_field(visit);
   visit("beta", objective.kl.beta, Range{0, largest_finite});
   visit("entropy_coef", objective.entropy.coefficient, Range{0, largest_finite});
   visit("constant", objective.aggregation.constant, Range{0, largest_finite, true});
+  const auto visit_form = [&](const std::string& prefix, auto& form) {
+    form.for_each_field([&](std::string_view name, auto& value, const Range& range) {
+      visit(prefix + std::string(name), value, range);
+    });
+  };
+  visit_form("kl_estimator.", objective.kl.estimator);
+  visit_form("kl_gradient.", objective.kl.gradient);
 }
 
-// visit(name, value, names) for every choice of the objective, an enum whose names are `names`.
+// visit(name, value, names) for every choice of the objective, whose values are called `names`.
 template <SameBut<PolicyObjective> Objective, class Visit>
 void for_each_choice(Objective& objective, Visit visit) {
   visit("level", objective.level, kRatioLevelNames);
   visit("aggregation", objective.aggregation.mode, kAggregationNames);
-  visit("kl_estimator", objective.kl.estimator, kPenaltyEstimatorNames);
-  visit("kl_gradient", objective.kl.gradient, kPenaltyEstimatorNames);
+  visit("kl_estimator", objective.kl.estimator, kKlFormNames);
+  visit("kl_gradient", objective.kl.gradient, kKlFormNames);
   visit("kl_correction", objective.kl.correction, kKlCorrectionNames);
   visit("allow_biased_gradient", objective.kl.allow_biased_gradient, kBoolNames);
 }

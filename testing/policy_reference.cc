@@ -41,31 +41,19 @@ Dual<double> surrogate_of(const PolicyObjective& objective, const View& view, do
   return {value[0], slope[0]};
 }
 
-Dual<double> estimate(KlEstimator estimator, double d) {
-  switch (estimator) {
-    case KlEstimator::k1:
-      return {-d, 1};
-    case KlEstimator::k2:
-      return {d * d / 2, -d};
-    case KlEstimator::k3:
-    case KlEstimator::k_lambda:
-      break;
-  }
-  return {std::expm1(d) - d, -std::expm1(d)};
-}
-
-// d/d log sampled [rho K] / rho, by hand.
-double score(KlEstimator estimator, double d) {
-  switch (estimator) {
-    case KlEstimator::k1:
-      return 1 - d;
-    case KlEstimator::k2:
-      return d * d / 2 - d;
-    case KlEstimator::k3:
-    case KlEstimator::k_lambda:
-      break;
-  }
-  return -d;
+// Value, slope and score of a form at one token, by its own loops.
+struct Estimate {
+  double value = 0, slope = 0, score = 0;
+};
+Estimate estimate(const KlForm& form, double logp, double ref_logp) {
+  constexpr int size = 16;
+  double logps[size], ref_logps[size], value[size], slope[size], score[size];
+  std::fill_n(logps, size, logp);
+  std::fill_n(ref_logps, size, ref_logp);
+  const KlColumns<double> in{logps, ref_logps, size};
+  form.value_and_slope(in, value, slope);
+  form.score(in, score);
+  return {value[0], slope[0], score[0]};
 }
 
 // rl/kl_penalty.h: value, its derivative by the token's own logp, and by the log-ratio that a row
@@ -80,13 +68,13 @@ Penalty penalty_of(const PolicyObjective& objective, double logp, double old_log
   const double log_ratio = of_level(kl.correction) ? level_log_ratio : logp - old_logp;
   const double rho =
       kl.correction == KlCorrection::none ? 1 : std::exp(std::clamp(log_ratio, -100.0, 100.0));
-  const Dual<double> source = estimate(kl.gradient, ref_logp - logp);
-  Penalty out{rho * estimate(kl.estimator, ref_logp - logp).value, rho * source.grad, 0};
+  const Estimate source = estimate(kl.gradient, logp, ref_logp);
+  Penalty out{rho * estimate(kl.estimator, logp, ref_logp).value, rho * source.slope, 0};
   if (!through_ratio(kl.correction)) return out;
   if (of_level(kl.correction) && shares_ratio(objective.level)) {
     out.shared_slope = rho * source.value;
   } else {
-    out.own_slope = rho * score(kl.gradient, ref_logp - logp);
+    out.own_slope = rho * source.score;
   }
   return out;
 }

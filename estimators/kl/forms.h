@@ -1,15 +1,8 @@
 #pragma once
 
-#include <array>
-#include <string_view>
-
 #include "../../core/number.h"
 
 namespace tether {
-
-// The estimators by name.
-enum class KlEstimator { k1, k2, k3, k_lambda };
-inline constexpr std::array<std::string_view, 4> kKlEstimatorNames{"k1", "k2", "k3", "k_lambda"};
 
 // One-sample estimators of a KL divergence from log-probabilities.
 //
@@ -19,12 +12,41 @@ inline constexpr std::array<std::string_view, 4> kKlEstimatorNames{"k1", "k2", "
 // and the divergence is KL(policy || reference). Schulman 2020, "Approximating KL divergence",
 // joschu.net/blog/kl-approx.html.
 
+// Two things may be followed, by log sampled: the slope dK, and the score K + dK, which is the
+// derivative of rho K over rho = sampled / old (Williams 1992). A form states the score where the
+// sum would cancel.
+
+// A divergence between the two: of what the mean of a form is an unbiased estimate, or what its
+// slope or score is the gradient of, in the mean over x ~ sampled.
+enum class KlDirection {
+  none,
+  reverse,  // KL(sampled || other)
+  forward   // KL(other || sampled)
+};
+struct KlLabels {
+  KlDirection value = KlDirection::none;
+  KlDirection slope = KlDirection::none;
+  KlDirection score = KlDirection::none;
+};
+
 //   k1 = -d          unbiased, signed; std / KL ~ sqrt(2 / KL)
 // As a loss its gradient has expectation 0: it pulls nowhere.
 template <class Number>
 TETHER_INLINE Number k1(const Number& log_ratio) {
   return -log_ratio;
 }
+struct K1 {
+  static constexpr KlLabels labels{.value = KlDirection::reverse, .score = KlDirection::reverse};
+
+  template <class Number>
+  TETHER_FORMULA Number operator()(const Number& d) const {
+    return k1(d);
+  }
+  template <class Constant>
+  TETHER_FORMULA Constant score(const Constant& d) const {
+    return 1 - d;
+  }
+};
 
 //   k2 = d^2 / 2     biased, >= 0
 // As a loss its gradient is that of KL(sampled || other), sample by sample -d grad log sampled.
@@ -32,30 +54,41 @@ template <class Number>
 TETHER_INLINE Number k2(const Number& log_ratio) {
   return log_ratio * log_ratio * 0.5;
 }
+struct K2 {
+  static constexpr KlLabels labels{.slope = KlDirection::reverse};
+
+  template <class Number>
+  TETHER_FORMULA Number operator()(const Number& d) const {
+    return k2(d);
+  }
+  template <class Constant>
+  TETHER_FORMULA Constant score(const Constant& d) const {
+    return d * (d * 0.5 - 1);
+  }
+};
 
 //   k3 = e^d - 1 - d     unbiased where the supports agree, >= 0
-// As a loss its gradient is that of KL(other || sampled): (1 - e^d) grad log sampled.
+// As a loss its gradient is that of KL(other || sampled): (1 - e^d) grad log sampled. Its score is
+// exactly -d.
 // Evaluated without cancellation (2 ulp) and saturated above d = kSaturation, where peers that
 // clamp the result lose the gradient. DeepSeekMath, arXiv:2402.03300, eq. 4.
 template <class Number>
 TETHER_INLINE Number k3(const Number& log_ratio) {
   return expm1_minus(log_ratio);
 }
+struct K3 {
+  static constexpr KlLabels labels{
+      .value = KlDirection::reverse, .slope = KlDirection::forward, .score = KlDirection::reverse};
 
-// The score of an estimator K: K + dK / d log sampled, the derivative of rho K by log sampled over
-// rho = sampled / old. In closed form, where the sum would cancel: that of k3 is exactly -d.
-template <class Number>
-TETHER_INLINE Number k1_score(const Number& log_ratio) {
-  return 1 - log_ratio;
-}
-template <class Number>
-TETHER_INLINE Number k2_score(const Number& log_ratio) {
-  return log_ratio * (log_ratio * 0.5 - 1);
-}
-template <class Number>
-TETHER_INLINE Number k3_score(const Number& log_ratio) {
-  return -log_ratio;
-}
+  template <class Number>
+  TETHER_FORMULA Number operator()(const Number& d) const {
+    return k3(d);
+  }
+  template <class Constant>
+  TETHER_FORMULA Constant score(const Constant& d) const {
+    return -d;
+  }
+};
 
 //   k_lambda = -d + lambda (e^d - 1)     unbiased for every lambda where the supports agree
 // lambda = 0 is k1, lambda = 1 is k3. The variance is least at lambda* = Cov(d, r) / Var r, r =

@@ -1,20 +1,24 @@
 #pragma once
 
 #include <array>
+#include <string_view>
 #include <tuple>
 
 #include "../../core/arguments.h"
 #include "../../core/batch.h"
 #include "../../core/options.h"
-#include "forms.h"
 
 namespace tether {
 
 // KL(sampled || other) from the log-ratios of a batch of sampled sequences, and how far to trust
 // it.
 
+// Of a KL (forms.h): k_lambda needs the batch, and forms that estimate none have no place here.
+enum class KlEstimator { k1, k2, k3, k_lambda };
+inline constexpr std::array<std::string_view, 4> kKlEstimatorNames{"k1", "k2", "k3", "k_lambda"};
+
 struct KlReportOptions {
-  KlEstimator estimator = KlEstimator::k3;  // forms.h
+  KlEstimator estimator = KlEstimator::k3;
   double lambda = -1;  // of k_lambda; below 0: fitted on the batch, with a bias of order 1 / tokens
 
   static constexpr auto fields() {

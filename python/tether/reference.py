@@ -132,11 +132,13 @@ def is_reinforce(
 
 # ---- the penalty ---------------------------------------------------------------------------------
 
-_KL = {"k1": k1, "k2": k2, "k3": k3}
+# Each form and its score, K + dK / dlogp.
+_KL = {
+    "k1": (k1, lambda d: 1 - d),
+    "k2": (k2, lambda d: d * (d / 2 - 1)),
+    "k3": (k3, lambda d: -d),
+}
 _KL_CHOICES = ("kl_estimator", "kl_gradient", "kl_correction")
-
-
-_KL_SCORES = {"k1": lambda d: 1 - d, "k2": lambda d: d * (d / 2 - 1), "k3": lambda d: -d}
 
 
 def with_gradient_of(value: Tensor, source: Tensor) -> Tensor:
@@ -166,7 +168,7 @@ def kl_term(
     form, as the sum would cancel. Where a row shares its log-ratio, each token gets a part of it.
     """
     d = ref_logp - logp
-    value, source = (_KL[each](d) for each in (kl_estimator, kl_gradient))
+    value, source = (_KL[each][0](d) for each in (kl_estimator, kl_gradient))
     if kl_correction == "none":
         return with_gradient_of(value, source)
     log_ratio = level_log_ratio if "level" in kl_correction else logp - old_logp
@@ -174,7 +176,7 @@ def kl_term(
     rho = torch.exp(log_ratio.detach().clamp(-bound, bound))
     if kl_correction.startswith("detached"):
         return with_gradient_of(rho * value, rho * source)
-    slope = rho * _KL_SCORES[kl_gradient](d.detach())
+    slope = rho * _KL[kl_gradient][1](d.detach())
     if kl_correction == "level_ratio" and shared is not None:
         own = rho * source.detach()
         share = (shared.share - 1).to(own.dtype)

@@ -9,39 +9,9 @@
 #include "token_block.h"
 
 // The loops that fill the penalty of a block of tokens (rl/kl_penalty.h): K in `kl`, its derivative
-// by logp in `dkl`. An estimator has three: its value, value and slope, and its score.
+// by logp in `dkl`. A form brings three of its own (estimators/kl/kl_form.h).
 
 namespace tether {
-
-template <KlEstimator kEstimator, class T>
-TETHER_CLONES void fill_kl_value(const TokenBlock<T>& block, T* value) {
-  const int size = block.size / kLanes * kLanes;
-#pragma GCC ivdep
-  for (int i = 0; i < size; ++i) {  // VECTOR
-    value[i] = kl_value(kEstimator, Constant<T>{block.ref_logp[i] - block.logp[i]}).value;
-  }
-}
-
-template <KlEstimator kEstimator, class T>
-TETHER_CLONES void fill_kl_slope(const TokenBlock<T>& block, T* value, T* slope) {
-  const int size = block.size / kLanes * kLanes;
-#pragma GCC ivdep
-  for (int i = 0; i < size; ++i) {  // VECTOR
-    const Dual<T> logp{block.logp[i], T(1)};
-    const Dual<T> term = kl_value(kEstimator, Constant<T>{block.ref_logp[i]} - logp);
-    value[i] = term.value;
-    slope[i] = term.grad;
-  }
-}
-
-template <KlEstimator kEstimator, class T>
-TETHER_CLONES void fill_kl_score(const TokenBlock<T>& block, T* score) {
-  const int size = block.size / kLanes * kLanes;
-#pragma GCC ivdep
-  for (int i = 0; i < size; ++i) {  // VECTOR
-    score[i] = kl_score(kEstimator, Constant<T>{block.ref_logp[i] - block.logp[i]}).value;
-  }
-}
 
 // Weighs K and its derivative by the token's own ratio.
 template <class T>
@@ -102,45 +72,19 @@ inline bool shares_penalty(const KlPenalty& penalty, RatioLevel level) {
   return penalty.correction == KlCorrection::level_ratio && shares_ratio(level);
 }
 
-// call(estimator), the estimator known to the compiler. Not a table of functions: the address of a
-// function with clones does not resolve in a program that has the kernels twice, as tether::core
-// and in libtether.so.
-template <class Call>
-void with_estimator(KlEstimator estimator, Call call) {
-  switch (estimator) {
-    case KlEstimator::k1:
-      return call.template operator()<KlEstimator::k1>();
-    case KlEstimator::k2:
-      return call.template operator()<KlEstimator::k2>();
-    case KlEstimator::k3:
-      return call.template operator()<KlEstimator::k3>();
-    case KlEstimator::k_lambda:  // refused at the door
-      break;
-  }
-}
-
 // rho K(d) with the gradient of rho G(d). At levels of sequences a correction by the level's ratio
 // has rho = `row_weight`. Where the gradient goes through a ratio that the row shares, it is not
 // the token's alone: dkl is then its part without the others', and `kl_of_gradient` is rho G.
 template <class T>
 void fill_penalty(const KlPenalty& penalty, RatioLevel level, T row_weight, TokenBlock<T>& block) {
   const bool by_row = of_level(penalty.correction) && level != RatioLevel::token;
-  if (through_ratio(penalty.correction)) {
-    with_estimator(penalty.gradient,
-                   [&]<KlEstimator kEstimator>() { fill_kl_score<kEstimator>(block, block.dkl); });
-  } else {
-    with_estimator(penalty.gradient, [&]<KlEstimator kEstimator>() {
-      fill_kl_slope<kEstimator>(block, block.kl, block.dkl);
-    });
-  }
-  if (through_ratio(penalty.correction) || penalty.estimator != penalty.gradient) {
-    with_estimator(penalty.estimator,
-                   [&]<KlEstimator kEstimator>() { fill_kl_value<kEstimator>(block, block.kl); });
-  }
+  const KlColumns<T> in{block.logp, block.ref_logp, block.size};
+  const bool by_score = through_ratio(penalty.correction);
+  by_score ? penalty.gradient.score(in, block.dkl)
+           : penalty.gradient.value_and_slope(in, block.kl, block.dkl);
+  if (by_score || penalty.estimator != penalty.gradient) penalty.estimator.value(in, block.kl);
   if (shares_penalty(penalty, level)) {
-    with_estimator(penalty.gradient, [&]<KlEstimator kEstimator>() {
-      fill_kl_value<kEstimator>(block, block.kl_of_gradient);
-    });
+    penalty.gradient.value(in, block.kl_of_gradient);
     weigh(row_weight, block.size, block.kl_of_gradient);
   }
   if (by_row) {

@@ -46,8 +46,8 @@ TEST(Blocks, OwnSurrogate) {
 TEST(Blocks, Penalty) {
   auto penalised = tether::presets::dapo();
   penalised.kl = {.beta = 0.04,
-                  .estimator = tether::KlEstimator::k3,
-                  .gradient = tether::KlEstimator::k2,
+                  .estimator = tether::K3{},
+                  .gradient = tether::K2{},
                   .correction = tether::KlCorrection::none};
   const tether::PolicyBatch batch = example();
   const auto difference = tether::policy_loss(batch, penalised).loss -

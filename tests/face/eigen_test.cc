@@ -52,7 +52,7 @@ TEST(EigenObjectives, PolicyLossIsItsDefinition) {
   Data data;
   PolicyObjective objective = presets::ppo({.epsilon_low = 0.1, .epsilon_high = 0.2});
   objective.kl.beta = 0.3;
-  objective.kl.gradient = KlEstimator::k3;
+  objective.kl.gradient = K3{};
   objective.kl.allow_biased_gradient = true;
   objective.entropy.coefficient = 0.05;
   const eigen::PolicyResult out = eigen::policy_loss(data.batch(), objective);

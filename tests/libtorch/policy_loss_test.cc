@@ -123,8 +123,8 @@ TEST(PolicyLossFace, EveryDevicePathEqualsTheKernel) {
 
 TEST(PolicyLossFace, EveryDevicePathEqualsTheKernelForEveryPenaltyAndLevel) {
   const PolicyBatch batch = random_batch(4, 19, at::kDouble);
-  for (std::string_view estimator : kPenaltyEstimatorNames) {
-    for (std::string_view source : kPenaltyEstimatorNames) {
+  for (std::string_view estimator : kKlFormNames) {
+    for (std::string_view source : kKlFormNames) {
       for (std::string_view correction : kKlCorrectionNames) {
         for (std::string_view level : kRatioLevelNames) {
           PolicyObjective objective = presets::grpo(0.3);
@@ -265,6 +265,36 @@ TEST(PolicyLossFace, ASurrogateWithoutGradientHasAGradientOf0) {
   for (const LossOutput& out :
        {policy_loss(batch, objective), detail::policy_loss_any_device(batch, objective)}) {
     EXPECT_EQ(gradient(out.loss, batch.logps).abs().max().item<double>(), 0);
+  }
+}
+
+struct Quartic {
+  template <class Number>
+  TETHER_FORMULA Number operator()(const Number& d) const {
+    return d * d * d * d;
+  }
+};
+
+TEST(PolicyLossFace, AUsersFormOfTheKlRunsOnTheCpuAlone) {
+  const PolicyBatch batch = random_batch(3, 20, at::kDouble);
+  const auto penalised = [](const KlForm& estimator, const KlForm& gradient) {
+    PolicyObjective objective = presets::grpo(0.04);
+    objective.kl.estimator = estimator;
+    objective.kl.gradient = gradient;
+    objective.kl.allow_biased_gradient = true;
+    return objective;
+  };
+  const PolicyObjective own = penalised(Quartic{}, Quartic{});
+  const at::Tensor d = (batch.ref_logps - batch.logps).detach();
+  const at::Tensor w = batch.response_mask.to(at::kDouble);
+  const LossOutput out = policy_loss(batch, own);
+  EXPECT_NEAR(out.metrics.to_map().at("kl"), ((d.pow(4) * w).sum() / w.sum()).item<double>(),
+              1e-12);
+  for (const auto& [objective, name] :
+       {std::pair(own, "kl_estimator"), std::pair(penalised(K3{}, Quartic{}), "kl_gradient")}) {
+    EXPECT_EQ(message<c10::ValueError>([&] { detail::policy_loss_any_device(batch, objective); }),
+              std::string("policy_loss: ") + name +
+                  " must be one of the library's on devices other than the CPU, got another type");
   }
 }
 

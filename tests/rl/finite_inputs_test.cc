@@ -66,10 +66,10 @@ void expect_finite_policy_losses() {
       objective.level = RatioLevel(random() % kRatioLevelNames.size());
       objective.aggregation.mode = Aggregation::Mode(random() % kAggregationNames.size());
       objective.kl = {.beta = random() % 2 ? 0 : 0.5,
-                      .estimator = KlEstimator(random() % 3),
-                      .gradient = KlEstimator(random() % 3),
                       .correction = KlCorrection(random() % kKlCorrectionNames.size()),
                       .allow_biased_gradient = true};
+      choose(objective.kl.estimator, random() % kKlFormNames.size());
+      choose(objective.kl.gradient, random() % kKlFormNames.size());
       expect_no_nan(batch, objective, std::string(row.name) + " " + text(trial));
     }
   }

@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <string>
+#include <tuple>
+#include <vector>
 
 #include "rl/policy/ppo.h"
 #include "tests/rl/policy_batch.h"
@@ -10,7 +13,7 @@
 namespace tether {
 namespace {
 
-PolicyObjective penalty_alone(KlEstimator estimator, KlCorrection correction) {
+PolicyObjective penalty_alone(const KlForm& estimator, KlCorrection correction) {
   PolicyObjective objective = presets::ppo();
   objective.kl = {.beta = 1,
                   .estimator = estimator,
@@ -37,8 +40,8 @@ T gradient_at(double d, PolicyObjective objective, RatioLevel level) {
 // from d = 17 in float and from d = 37 in double.
 template <class T>
 void expect_minus_d() {
-  const PolicyObjective token = penalty_alone(KlEstimator::k3, KlCorrection::ratio);
-  const PolicyObjective level = penalty_alone(KlEstimator::k3, KlCorrection::level_ratio);
+  const PolicyObjective token = penalty_alone(K3{}, KlCorrection::ratio);
+  const PolicyObjective level = penalty_alone(K3{}, KlCorrection::level_ratio);
   for (const double d : {0.25, 20.0, 25.0, 45.0, 100.0}) {
     EXPECT_EQ(gradient_at<T>(d, token, RatioLevel::token), T(-d)) << d;
     for (const RatioLevel each : {RatioLevel::token, RatioLevel::sequence_mean,
@@ -51,15 +54,6 @@ void expect_minus_d() {
 TEST(KlPenalty, TheGradientOfK3UnderARatioIsMinusDInFloat) { expect_minus_d<float>(); }
 TEST(KlPenalty, TheGradientOfK3UnderARatioIsMinusDInDouble) { expect_minus_d<double>(); }
 
-TEST(KlPenalty, ScoresAreValuePlusSlope) {
-  for (const KlEstimator each : {KlEstimator::k1, KlEstimator::k2, KlEstimator::k3}) {
-    for (const double d : {-3.0, -0.5, 0.0, 0.5, 3.0}) {
-      const Dual<double> by_logp = kl_value(each, Constant<double>{d} - Dual<double>{0, 1});
-      EXPECT_NEAR(kl_score(each, Constant<double>{d}).value, by_logp.value + by_logp.grad, 1e-15);
-    }
-  }
-}
-
 // TRL weighs the penalty of GSPO by the sequence's ratio: rho_i = exp(mean log-ratio), in the
 // graph.
 //   logp - old = (0.2, 0.4): rho = e^0.3.   d = (0.5, -0.5), k2 = (1/8, 1/8)
@@ -70,7 +64,7 @@ TEST(KlPenalty, TheRatioOfASequenceHasItsGradientAtEveryToken) {
   batch.old_logps = {-1.2, -2.4};
   batch.ref_logps = {-0.5, -2.5};
   batch.mask = {1, 1};
-  PolicyObjective objective = penalty_alone(KlEstimator::k2, KlCorrection::level_ratio);
+  PolicyObjective objective = penalty_alone(K2{}, KlCorrection::level_ratio);
   objective.level = RatioLevel::sequence_mean;
   const double rho = std::exp(0.3);
   EXPECT_NEAR(batch.run(objective).loss, rho / 8, 1e-15);
@@ -92,7 +86,7 @@ void expect_others(double d0, double d1, double relative) {
   Batch<T> batch(1, 2);
   batch.ref_logps = {T(d0), T(d1)};
   batch.mask = {T(1), T(1)};
-  PolicyObjective objective = penalty_alone(KlEstimator::k3, KlCorrection::level_ratio);
+  PolicyObjective objective = penalty_alone(K3{}, KlCorrection::level_ratio);
   objective.level = RatioLevel::sequence_sum;
   objective.aggregation = token_sum();
   batch.run(objective);
@@ -115,13 +109,82 @@ TEST(KlPenalty, AnInfiniteReferenceSpoilsAllThatItsRowShares) {
       Batch<float> batch(2, 3);
       batch.mask.assign(6, 1);
       batch.ref_logps[1] = -INFINITY;
-      PolicyObjective objective = penalty_alone(KlEstimator::k3, correction);
+      PolicyObjective objective = penalty_alone(K3{}, correction);
       objective.level = level;
       EXPECT_TRUE(std::isnan(batch.run(objective).loss));
       for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(std::isnan(batch.dlogps[i])) << i;
       for (size_t i = 3; i < 6; ++i) EXPECT_TRUE(std::isfinite(batch.dlogps[i])) << i;
     }
   }
+}
+
+// A user's own: scale d^2, twice k2 where scale is 1.
+struct Square {
+  double scale = 1;
+
+  static constexpr auto fields() { return std::tuple{field("scale", &Square::scale, {0, 10})}; }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const Number& d) const {
+    return d * d * scale;
+  }
+};
+
+template <class T>
+void expect_own_form() {
+  for (const KlCorrection correction :
+       {KlCorrection::none, KlCorrection::ratio, KlCorrection::detached_ratio,
+        KlCorrection::level_ratio, KlCorrection::detached_level_ratio}) {
+    for (const RatioLevel level : {RatioLevel::token, RatioLevel::sequence_mean,
+                                   RatioLevel::sequence_token, RatioLevel::sequence_sum}) {
+      Batch<T> batch = random_batch<T>(3, 37);
+      PolicyObjective own = penalty_alone(Square{0.5}, correction);
+      PolicyObjective known = penalty_alone(K2{}, correction);
+      own.level = known.level = level;
+      const double loss = batch.run(known).loss;
+      const std::vector<T> gradient = batch.dlogps;
+      EXPECT_EQ(batch.run(own).loss, loss);
+      for (size_t i = 0; i < gradient.size(); ++i) {
+        EXPECT_NEAR(batch.dlogps[i], gradient[i], 1e-6) << i;
+      }
+    }
+  }
+}
+TEST(KlPenalty, OfAUsersOwnFormInFloat) { expect_own_form<float>(); }
+TEST(KlPenalty, OfAUsersOwnFormInDouble) { expect_own_form<double>(); }
+
+TEST(KlPenalty, AUsersValueGoesWithAKnownGradient) {
+  Batch<double> batch = random_batch<double>(3, 37);
+  PolicyObjective objective = presets::ppo();
+  objective.kl = {.beta = 1, .gradient = K2{}};
+  batch.run(objective);
+  const std::vector<double> gradient = batch.dlogps;
+  objective.kl.estimator = Square{};
+  batch.run(objective);
+  EXPECT_EQ(batch.dlogps, gradient);
+}
+
+TEST(KlPenalty, AUsersFormIsCheckedAsTheOthers) {
+  const auto message = [](const PolicyObjective& objective) -> std::string {
+    try {
+      check_objective("f", objective);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  PolicyObjective objective = presets::ppo();
+  objective.kl.beta = 1;
+  objective.kl.estimator = Square{};
+  EXPECT_EQ(message(objective), "no error");
+  set_option("f", objective, "kl_estimator.scale", 3);
+  EXPECT_EQ(objective.kl.estimator.target<Square>()->scale, 3);
+  objective.kl.estimator = Square{11};
+  EXPECT_EQ(message(objective), "f: kl_estimator.scale must be in [0, 10], got 11");
+  objective.kl.estimator = objective.kl.gradient = Square{};
+  EXPECT_EQ(message(objective),
+            "f: kl_gradient must be k2 or k3 with kl_correction none, got another type, whose "
+            "gradient is not that of a KL divergence. Choose another one or set "
+            "allow_biased_gradient");
 }
 
 }  // namespace

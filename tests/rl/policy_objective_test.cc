@@ -98,7 +98,9 @@ TEST(PolicyObjective, ChoicesAreSetByName) {
   set_choice("policy_loss", objective, "allow_biased_gradient", "true");
   EXPECT_EQ(objective.level, RatioLevel::sequence_mean);
   EXPECT_EQ(objective.aggregation.mode, Aggregation::Mode::sequence_mean_token_sum);
-  EXPECT_EQ(objective.kl.gradient, KlEstimator::k2);
+  EXPECT_TRUE(objective.kl.gradient == KlForm(K2{}));
+  EXPECT_EQ(message([&] { set_choice("f", objective, "kl_estimator", "x"); }),
+            "f: kl_estimator must be one of k1, k2, k3, got \"x\"");
   EXPECT_EQ(objective.kl.correction, KlCorrection::ratio);
   EXPECT_TRUE(objective.kl.allow_biased_gradient);
   EXPECT_EQ(message([&] { set_choice("f", objective, "level", "turn"); }),
@@ -113,27 +115,30 @@ TEST(PolicyObjective, ChoicesAreSetByName) {
 TEST(PolicyObjective, BiasedGradientsOfThePenaltyAreRefusedUnlessAllowed) {
   for (size_t i = 0; i < kKlCorrectionNames.size(); ++i) {
     const auto correction = static_cast<KlCorrection>(i);
-    for (const auto gradient : {KlEstimator::k1, KlEstimator::k2, KlEstimator::k3}) {
+    for (const KlForm& gradient : {KlForm(K1{}), KlForm(K2{}), KlForm(K3{})}) {
       PolicyObjective objective = presets::grpo(0.04);
       objective.kl.gradient = gradient;
       objective.kl.correction = correction;
       const bool through =
           correction == KlCorrection::ratio || correction == KlCorrection::level_ratio;
-      const bool biased = gradient == (through ? KlEstimator::k2 : KlEstimator::k1);
+      const bool biased = gradient == (through ? KlForm(K2{}) : KlForm(K1{}));
       EXPECT_EQ(message([&] { check_objective("f", objective); }) != "no error", biased);
       objective.kl.allow_biased_gradient = true;
       EXPECT_EQ(message([&] { check_objective("f", objective); }), "no error");
     }
   }
   PolicyObjective objective = presets::grpo(0.04);
-  objective.kl.gradient = KlEstimator::k1;
+  objective.kl.gradient = K1{};
   EXPECT_EQ(message([&] { check_objective("policy_loss", objective); }),
             "policy_loss: kl_gradient must be k2 or k3 with kl_correction none, got k1, whose "
             "gradient is not that of a KL divergence. Choose another one or set "
             "allow_biased_gradient");
-  objective.kl.gradient = KlEstimator::k_lambda;
+  objective.kl.gradient = K2{};
+  objective.kl.correction = KlCorrection::ratio;
   EXPECT_EQ(message([&] { check_objective("policy_loss", objective); }),
-            "policy_loss: kl_gradient must be k1, k2 or k3, got k_lambda");
+            "policy_loss: kl_gradient must be k1 or k3 with kl_correction ratio, got k2, whose "
+            "gradient is not that of a KL divergence. Choose another one or set "
+            "allow_biased_gradient");
 }
 
 }  // namespace

@@ -93,24 +93,22 @@ void check_categorical(Golden& golden) {
     expect_near(forward, gradients["exact_kl_qp"], 1e-13);
     expect_near(reverse, gradients["exact_kl_pq"], 1e-13);
     // The table of rl/kl_penalty.h on-policy, where the ratio is 1 and its gradient is not 0.
-    const auto penalty = [&](KlEstimator gradient, KlCorrection correction) {
+    const auto penalty = [&](const auto& form, KlCorrection correction) {
       return logit_gradient(q, p, [&](double log_q, double log_p) {
-        const KlPenalty kl{.estimator = gradient, .gradient = gradient, .correction = correction};
-        return kl_term(kl, Dual<double>{log_q, 1}, Dual<double>{0, 1}, Constant<double>{log_p},
-                       kWeightSaturation<double>)
+        return kl_term(form, form, correction, Dual<double>{log_q, 1}, Dual<double>{0, 1},
+                       Constant<double>{log_p}, kWeightSaturation<double>)
             .grad;
       });
     };
-    using K = KlEstimator;
     using C = KlCorrection;
     for (const C c : {C::none, C::detached_ratio}) {
-      expect_near(penalty(K::k1, c), gradients["k1_as_loss"], 1e-13);
-      expect_near(penalty(K::k2, c), gradients["k2_as_loss"], 1e-12);
-      expect_near(penalty(K::k3, c), gradients["k3_as_loss"], 1e-12);
+      expect_near(penalty(K1{}, c), gradients["k1_as_loss"], 1e-13);
+      expect_near(penalty(K2{}, c), gradients["k2_as_loss"], 1e-12);
+      expect_near(penalty(K3{}, c), gradients["k3_as_loss"], 1e-12);
     }
-    expect_near(penalty(K::k1, C::ratio), gradients["ratio_in_graph_times_k1"], 1e-12);
-    expect_near(penalty(K::k2, C::ratio), gradients["ratio_in_graph_times_k2"], 1e-12);
-    expect_near(penalty(K::k3, C::ratio), gradients["exact_kl_qp"], 1e-12);
+    expect_near(penalty(K1{}, C::ratio), gradients["ratio_in_graph_times_k1"], 1e-12);
+    expect_near(penalty(K2{}, C::ratio), gradients["ratio_in_graph_times_k2"], 1e-12);
+    expect_near(penalty(K3{}, C::ratio), gradients["exact_kl_qp"], 1e-12);
   }
   for (const char* key :
        {"name", "vocab", "logits_q", "logits_p", "logprob_q", "logprob_p", "divergences/kl_qp",
