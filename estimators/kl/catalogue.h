@@ -26,6 +26,7 @@ inline constexpr std::tuple kKlCatalogue{
     KlRow{"k1", K1{}, "-d", "Schulman 2020, joschu.net/blog/kl-approx.html"},
     KlRow{"k2", K2{}, "d^2 / 2", "Schulman 2020, joschu.net/blog/kl-approx.html"},
     KlRow{"k3", K3{}, "e^d - 1 - d", "arXiv:2402.03300, eq. 4"},
+    KlRow{"abs", KlAbs{}, "|d|", "verl, kl_penalty abs"},
 };
 
 // visit(row) for every form.

@@ -90,6 +90,16 @@ struct K3 {
   }
 };
 
+//   abs = |d|     biased, >= 0
+// As a loss its gradient is of no KL: sign(log sampled - log other) grad log sampled is that of the
+// sum over x of |sampled - other|, twice the total variation. verl's "abs".
+struct KlAbs {
+  template <class Number>
+  TETHER_FORMULA Number operator()(const Number& d) const {
+    return abs(d);
+  }
+};
+
 //   k_lambda = -d + lambda (e^d - 1)     unbiased for every lambda where the supports agree
 // lambda = 0 is k1, lambda = 1 is k3. The variance is least at lambda* = Cov(d, r) / Var r, r =
 // e^d, which is J(sampled, other) / chi2(other || sampled); fitted_lambda (report.h) measures

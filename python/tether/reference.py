@@ -137,6 +137,7 @@ _KL = {
     "k1": (k1, lambda d: 1 - d),
     "k2": (k2, lambda d: d * (d / 2 - 1)),
     "k3": (k3, lambda d: -d),
+    "abs": (torch.abs, lambda d: d.abs() - d.sign()),
 }
 _KL_CHOICES = ("kl_estimator", "kl_gradient", "kl_correction")
 

@@ -99,7 +99,11 @@ def k3(d):
     return mp.exp(d) - 1 - d, 1 - mp.exp(d)
 
 
-KL = {"k1": k1, "k2": k2, "k3": k3}
+def k_abs(d):
+    return abs(d), -mp.sign(d)
+
+
+KL = {"k1": k1, "k2": k2, "k3": k3, "abs": k_abs}
 
 
 def log_ratios(row, frozen, level):

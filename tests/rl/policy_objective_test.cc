@@ -100,7 +100,7 @@ TEST(PolicyObjective, ChoicesAreSetByName) {
   EXPECT_EQ(objective.aggregation.mode, Aggregation::Mode::sequence_mean_token_sum);
   EXPECT_TRUE(objective.kl.gradient == KlForm(K2{}));
   EXPECT_EQ(message([&] { set_choice("f", objective, "kl_estimator", "x"); }),
-            "f: kl_estimator must be one of k1, k2, k3, got \"x\"");
+            "f: kl_estimator must be one of k1, k2, k3, abs, got \"x\"");
   EXPECT_EQ(objective.kl.correction, KlCorrection::ratio);
   EXPECT_TRUE(objective.kl.allow_biased_gradient);
   EXPECT_EQ(message([&] { set_choice("f", objective, "level", "turn"); }),
@@ -115,13 +115,14 @@ TEST(PolicyObjective, ChoicesAreSetByName) {
 TEST(PolicyObjective, BiasedGradientsOfThePenaltyAreRefusedUnlessAllowed) {
   for (size_t i = 0; i < kKlCorrectionNames.size(); ++i) {
     const auto correction = static_cast<KlCorrection>(i);
-    for (const KlForm& gradient : {KlForm(K1{}), KlForm(K2{}), KlForm(K3{})}) {
+    for (const KlForm& gradient : {KlForm(K1{}), KlForm(K2{}), KlForm(K3{}), KlForm(KlAbs{})}) {
       PolicyObjective objective = presets::grpo(0.04);
       objective.kl.gradient = gradient;
       objective.kl.correction = correction;
       const bool through =
           correction == KlCorrection::ratio || correction == KlCorrection::level_ratio;
-      const bool biased = gradient == (through ? KlForm(K2{}) : KlForm(K1{}));
+      const bool biased =
+          gradient == KlForm(KlAbs{}) || gradient == (through ? KlForm(K2{}) : KlForm(K1{}));
       EXPECT_EQ(message([&] { check_objective("f", objective); }) != "no error", biased);
       objective.kl.allow_biased_gradient = true;
       EXPECT_EQ(message([&] { check_objective("f", objective); }), "no error");
