@@ -63,15 +63,14 @@ __global__ void value_loss(Formula formula, Columns columns) {
                 formula(columns.number<N>(0, i), columns.number<0>(1, i), columns.number<0>(2, i)));
 }
 
-template <int N>
-__global__ void kl_forms(KlPenalty penalty, double lambda, Columns columns) {
+template <class Form, int N>
+__global__ void kl_form(Form form, KlCorrection correction, double lambda, Columns columns) {
   const int i = index();
   const Dual<float, N> log_ratio = columns.number<N>(0, i);
   columns.store(0, i, k_lambda(log_ratio, lambda));
-  columns.store(3, i, kl_score(penalty.gradient, log_ratio));
-  columns.store(6, i,
-                kl_term(penalty, columns.number<N>(1, i), log_ratio, columns.number<0>(2, i),
-                        kWeightSaturation<float>));
+  columns.store(3, i,
+                kl_term(form, form, correction, columns.number<N>(1, i), log_ratio,
+                        columns.number<0>(2, i), kWeightSaturation<float>));
 }
 
 // The functions of core/number.h that no formula calls.
@@ -95,7 +94,9 @@ void instantiate(const Columns& columns) {
     pair_loss<decltype(formula), N><<<1, 1>>>(formula, Link::js, 0.1, columns);
   });
   value_loss<ClippedSquaredError, N><<<1, 1>>>({}, columns);
-  kl_forms<N><<<1, 1>>>({}, 0.5, columns);
+  for_each_kl_form([&]<class Form>(const KlRow<Form>& row) {
+    kl_form<Form, N><<<1, 1>>>(row.form, KlCorrection::ratio, 0.5, columns);
+  });
   functions<N><<<1, 1>>>(columns);
 }
 
