@@ -65,8 +65,7 @@ Computed compute_on_cpu(const PreferenceBatch& batch, const PreferenceObjective&
   }
   const PreferenceTotals totals = preference_loss(face::arrays_of("preference_loss", batch),
                                                   objective, normalizer, dlogps, torch_executor());
-  const bool wide = batch.logps.scalar_type() == at::kDouble;
-  out.loss = at::scalar_tensor(totals.loss, at::dtype(wide ? at::kDouble : at::kFloat));
+  out.loss = at::scalar_tensor(totals.loss, at::dtype(detail::result_type(batch.logps)));
   out.sums = at::empty({PreferenceMetrics::kSums, 2}, at::dtype(at::kDouble));
   std::memcpy(out.sums.data_ptr(), totals.metrics.sums.data(), sizeof(totals.metrics.sums));
   return out;
@@ -96,68 +95,92 @@ class RowSums {
   at::Tensor row_;
 };
 
-Computed compute_on_tensors(const PreferenceBatch& batch, const PreferenceObjective& objective,
-                            const PairNormalizer& normalizer, bool with_gradient) {
-  const c10::InferenceMode normal(false);
+// A column of the batch in the type of the arithmetic, with 0 in masked slots; a constant.
+at::Tensor selected(const PreferenceBatch& batch, const at::Tensor& tensor) {
+  const at::Tensor values = tensor.detach().to(detail::result_type(batch.logps));
+  return at::where(batch.response_mask != 0, values, at::zeros_like(values));
+}
+
+// What every pair has, side by side [pairs].
+struct PairTerms {
+  at::Tensor chosen, rejected;  // scores
+  at::Tensor logps;             // of the answers, the chosen ones first
+  at::Tensor loss;
+  at::Tensor present;  // not padding
+  at::Tensor finite;
+};
+
+PairTerms terms_of(const PreferenceBatch& batch, const PreferenceObjective& objective,
+                   const at::Tensor& logp) {
   const RowSums sum_rows(batch);
   const int64_t half = sum_rows.rows() / 2;
-  const bool wide = batch.logps.scalar_type() == at::kDouble;
-  const auto dtype = wide ? at::kDouble : at::kFloat;
-  const at::Tensor weight = batch.response_mask.to(dtype);
-  const at::Tensor active = weight != 0;
-  const auto selected = [&](const at::Tensor& tensor) {
-    const at::Tensor values = tensor.detach().to(dtype);
-    return at::where(active, values, at::zeros_like(values));
-  };
-  at::AutoGradMode enabled(true);
-  const at::Tensor logp = selected(batch.logps).requires_grad_(true);
+  const at::Tensor weight = batch.response_mask.to(logp.scalar_type());
   const at::Tensor n = sum_rows(weight).to(at::kDouble);
   const at::Tensor over =
       objective.score == PairScore::mean ? at::where(n > 0, n, at::ones_like(n)) : at::ones_like(n);
   const at::Tensor logps = sum_rows((weight * logp).to(at::kDouble));
   at::Tensor score = logps / over;
   if (objective.reference) {
-    const at::Tensor gap = logp - selected(batch.ref_logps);
+    const at::Tensor gap = logp - selected(batch, batch.ref_logps);
     score = sum_rows((weight * gap).to(at::kDouble)) / over;
   }
   const at::Tensor chosen = score.narrow(0, 0, half), rejected = score.narrow(0, half, half);
   const TensorPair pair{linked(objective.link, TensorNumber{chosen}),
                         linked(objective.link, TensorNumber{rejected}), objective.beta};
-  const at::Tensor each = detail::on_tensors(objective.loss, pair);
-  const at::Tensor present = (n.narrow(0, 0, half) > 0).logical_or(n.narrow(0, half, half) > 0);
-  const at::Tensor finite = at::isfinite(chosen.detach())
-                                .logical_and(at::isfinite(rejected.detach()))
-                                .logical_and(at::isfinite(each.detach()));
-  const at::Tensor spoil = at::where(finite, at::ones_like(each.detach()), NAN);
-  const at::Tensor count = present.sum().to(at::kDouble);
-  const at::Tensor pairs =
-      normalizer.pairs ? at::scalar_tensor(*normalizer.pairs, count.options()) : count;
-  const at::Tensor share =
-      at::where(pairs > 0, normalizer.factor() / pairs,
-                at::where(count > 0, at::full_like(pairs, NAN), at::zeros_like(pairs)));
-  const at::Tensor terms = at::where(present, each * spoil, at::zeros_like(each));
-  const at::Tensor total = terms.sum() * share;
+  const at::Tensor loss = detail::on_tensors(objective.loss, pair);
+  const auto finite = [](const at::Tensor& tensor) { return at::isfinite(tensor.detach()); };
+  return {.chosen = chosen,
+          .rejected = rejected,
+          .logps = logps,
+          .loss = loss,
+          .present = (n.narrow(0, 0, half) > 0).logical_or(n.narrow(0, half, half) > 0),
+          .finite = finite(chosen).logical_and(finite(rejected)).logical_and(finite(loss))};
+}
 
-  Computed out;
-  if (with_gradient) out.dlogps = torch::autograd::grad({total}, {logp}, {}, true)[0].to(dtype);
-  at::AutoGradMode disabled(false);
-  out.loss = total.detach().to(dtype);
+// The blocks of PreferenceMetrics. loss: of each pair, 0 for padding.
+at::Tensor sums_of(double beta, const PairTerms& pairs, const at::Tensor& loss,
+                   const at::Tensor& count) {
   using M = PreferenceMetrics;
   std::vector<at::Tensor> sums(M::kSums);
   const auto sum = [&](const at::Tensor& values) {
-    return at::where(present, values.to(at::kDouble), at::zeros({}, count.options())).sum();
+    return at::where(pairs.present, values.to(at::kDouble), at::zeros({}, count.options())).sum();
   };
-  const at::Tensor margin = objective.beta * (chosen - rejected);
-  sums[M::kLoss] = terms.detach().sum();
-  sums[M::kRewardChosen] = sum(objective.beta * chosen);
-  sums[M::kRewardRejected] = sum(objective.beta * rejected);
+  const int64_t half = pairs.loss.size(0);
+  const at::Tensor margin = beta * (pairs.chosen - pairs.rejected);
+  sums[M::kLoss] = loss.sum();
+  sums[M::kRewardChosen] = sum(beta * pairs.chosen);
+  sums[M::kRewardRejected] = sum(beta * pairs.rejected);
   sums[M::kMargin] = sum(margin);
   sums[M::kAccuracy] = sum(margin > 0);
-  sums[M::kLogpChosen] = sum(logps.narrow(0, 0, half));
-  sums[M::kLogpRejected] = sum(logps.narrow(0, half, half));
-  sums[M::kNonfinite] = sum(finite.logical_not());
+  sums[M::kLogpChosen] = sum(pairs.logps.narrow(0, 0, half));
+  sums[M::kLogpRejected] = sum(pairs.logps.narrow(0, half, half));
+  sums[M::kNonfinite] = sum(pairs.finite.logical_not());
   const at::Tensor values = at::stack(sums);
-  out.sums = at::stack({values, count.expand_as(values)}, 1).detach();
+  return at::stack({values, count.expand_as(values)}, 1).detach();
+}
+
+Computed compute_on_tensors(const PreferenceBatch& batch, const PreferenceObjective& objective,
+                            const PairNormalizer& normalizer, bool with_gradient) {
+  const c10::InferenceMode normal(false);
+  at::AutoGradMode enabled(true);
+  const at::Tensor logp = selected(batch, batch.logps).requires_grad_(true);
+  const PairTerms pairs = terms_of(batch, objective, logp);
+  const at::Tensor spoil = at::where(pairs.finite, at::ones_like(pairs.loss.detach()), NAN);
+  const at::Tensor count = pairs.present.sum().to(at::kDouble);
+  const at::Tensor of_step =
+      normalizer.pairs ? at::scalar_tensor(*normalizer.pairs, count.options()) : count;
+  const at::Tensor share =
+      at::where(of_step > 0, normalizer.factor() / of_step,
+                at::where(count > 0, at::full_like(of_step, NAN), at::zeros_like(of_step)));
+  const at::Tensor terms = at::where(pairs.present, pairs.loss * spoil, at::zeros_like(pairs.loss));
+  const at::Tensor total = terms.sum() * share;
+
+  Computed out;
+  const auto dtype = logp.scalar_type();
+  if (with_gradient) out.dlogps = torch::autograd::grad({total}, {logp}, {}, true)[0].to(dtype);
+  at::AutoGradMode disabled(false);
+  out.loss = total.detach().to(dtype);
+  out.sums = sums_of(objective.beta, pairs, terms.detach(), count);
   return out;
 }
 

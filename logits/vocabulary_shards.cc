@@ -104,6 +104,11 @@ void merge_shards(std::string_view function, const RowStatistics* blocks, int64_
   for (int64_t i = 0; i < shards; ++i) ranks.push_back({i, std::bit_cast<ShardHeader>(*block(i))});
   const std::string where = std::string(function) + ": shards";
   for (const Rank& rank : ranks) check_same(where, ranks.front(), rank);
+  const double ids = ranks.front().header.ids;
+  require(options.ids == 0 || ids == static_cast<double>(options.ids), [&] {
+    return where + " must be what was gathered, of " + text(options.ids) + " ids, got of " +
+           text(ids);
+  });
   check_tiling(where, ranks);
   for (int64_t row = 0; row < rows; ++row) {
     RowStatistics sum = block(0)[1 + row];

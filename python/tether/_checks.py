@@ -30,8 +30,9 @@ def check_given(where: str, tensor: Tensor | None) -> None:
         raise ValueError(f"{where} must be given, got none")
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{where} must be a tensor, got {type(tensor).__name__}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{where} must be a dense tensor, got {dtype_text(tensor.layout)}")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        got = "a nested one" if tensor.is_nested else dtype_text(tensor.layout)
+        raise TypeError(f"{where} must be a dense tensor, got {got}")
 
 
 def check_floating(where: str, tensor: Tensor) -> None:
@@ -102,8 +103,21 @@ def check_constant(where: str, name: str, tensor: Tensor) -> None:
 # ---- numbers, strings, flags ---------------------------------------------------------------------
 
 
+def number_of(value: Number) -> float | None:
+    """What is known of it without waiting for a device or breaking a graph."""
+    if not isinstance(value, Tensor):
+        return value
+    known = value.device.type == "cpu" and not torch.compiler.is_compiling()
+    return value.item() if known and type(value) is Tensor else None
+
+
 def check_number(function: str, name: str, value: Number) -> None:
     if isinstance(value, Tensor):
+        check_given(f"{function}: {name}", value)
+        if value.dtype not in FLOATING + INTEGERS:
+            raise TypeError(
+                f"{function}: {name} must be a number, got a tensor of {dtype_text(value.dtype)}"
+            )
         if value.numel() != 1:
             raise ValueError(f"{function}: {name} must be one number, got {shape_text(value)}")
         if value.device.type == "meta":
@@ -121,12 +135,13 @@ def check_numbers(function: str, **values: Number) -> None:
 
 
 def check_positive(function: str, name: str, value: Number, *, zero: bool = False) -> None:
-    """A finite number above 0, or with `zero` at least 0. What a tensor holds is not looked at."""
+    """A finite number above 0, or with `zero` at least 0."""
     check_number(function, name, value)
-    legal = isinstance(value, Tensor) or ((value > 0 or (zero and value == 0)) and value < math.inf)
-    if not legal:
-        rule = "at least 0" if zero else "greater than 0"
-        raise ValueError(f"{function}: {name} must be {rule} and finite, got {value:g}")
+    number = number_of(value)
+    if number is None or ((number > 0 or (zero and number == 0)) and number < math.inf):
+        return
+    rule = "at least 0" if zero else "greater than 0"
+    raise ValueError(f"{function}: {name} must be {rule} and finite, got {number:g}")
 
 
 def check_integers(function: str, **values: int) -> None:

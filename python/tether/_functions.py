@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import INTEGERS, Number, check_given, check_no_tangents
+from tether._checks import INTEGERS, Number, check_given, check_no_tangents, number_of
 from tether._lists import (
     Argument,
     Like,
@@ -80,7 +80,7 @@ class Call(NamedTuple):
         options are not waited for; where a graph is traced nothing can be asked."""
         if torch.compiler.is_compiling():
             return
-        numbers = {k: v for k, v in self.settings.numbers.items() if not isinstance(v, Tensor)}
+        numbers = {k: v for k, v in self.settings.numbers.items() if number_of(v) is not None}
         given = [name for name, each in self.tensors.items() if each is not None]
         words = self.settings._replace(numbers=numbers).words()
         ops.check_settings(function, self.function.name, given, rows, *words)
@@ -122,6 +122,8 @@ class Function:
         function = function or self.name
         first, *others = self.arguments
         offsets = tensors.get("offsets")
+        if offsets is not None:
+            check_given(f"{function}: offsets", offsets)
         rows = tensors[first.name]
         check_given(f"{function}: {first.name}", rows)
         like = Like(first.name, rows, offsets is not None, 0)

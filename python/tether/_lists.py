@@ -8,6 +8,7 @@ hold is checked by the operators.
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from tether._checks import (
     check_given,
     check_number,
     dtype_text,
+    number_of,
     shape_text,
 )
 
@@ -98,10 +100,11 @@ def packed(numbers: Sequence[Number]) -> Tensor:
 
 
 def check_range(function: str, name: str, value: Number, option: Option) -> None:
-    """What a tensor holds is not looked at."""
+    """What a tensor holds is looked at where it is on the host."""
     check_number(function, name, value)
-    if not isinstance(value, Tensor) and not option.contains(value):
-        raise ValueError(f"{function}: {name} must be {option.range}, got {value:g}")
+    number = number_of(value)
+    if number is not None and not option.contains(number):
+        raise ValueError(f"{function}: {name} must be {option.range}, got {number:g}")
 
 
 def checked_settings(
@@ -110,15 +113,15 @@ def checked_settings(
     choices: Mapping[str, Choice],
     values: Mapping[str, Value],
 ) -> Settings:
-    """A name that ends in _ is that of an option which Python has as a word."""
+    """The name of an option which Python has as a word ends in _."""
     numbers, names = {}, {}
     for name, value in values.items():
-        option = name.removesuffix("_")
+        option = name[:-1] if keyword.iskeyword(name[:-1]) else name
         if option in choices:
             names[option] = _checked_choice(function, name, value, choices[option])
         elif option in options:
             check_range(function, name, value, options[option])
-            numbers[option] = value
+            numbers[option] = value.reshape(()) if isinstance(value, Tensor) else value
         else:
             what, known = ("choice", choices) if isinstance(value, str) else ("option", options)
             raise ValueError(f'{function}: {what} must be one of {", ".join(known)}, got "{name}"')
@@ -129,7 +132,7 @@ def _checked_choice(function: str, name: str, value: Value, choice: Choice) -> s
     flag = choice.legal == ("false", "true")
     if flag and isinstance(value, bool):
         return "true" if value else "false"
-    if flag and value not in choice.legal:
+    if flag and not (isinstance(value, str) and value in choice.legal):
         raise TypeError(f"{function}: {name} must be a bool, got {type(value).__name__}")
     if not isinstance(value, str):
         raise TypeError(f"{function}: {name} must be a string, got {type(value).__name__}")

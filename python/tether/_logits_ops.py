@@ -167,6 +167,8 @@ def _gathered(shard, ours: Tensor) -> Tensor:
     shards = shard.gather(ours)
     if not isinstance(shards, Tensor):
         raise TypeError(f"{where} a tensor, got {type(shards).__name__}")
+    if shards.layout != torch.strided:
+        raise TypeError(f"{where} a dense tensor, got {dtype_text(shards.layout)}")
     right = shards.dim() == 3 and shards.shape[0] >= 1 and shards.shape[1:] == ours.shape
     if not right or shards.dtype != ours.dtype or shards.device != ours.device:
         raise ValueError(

@@ -31,6 +31,7 @@ _FAMILIES = {
 
 def objectives(family: str = "policy") -> dict[str, Objective]:
     """Every objective of a family by name, with its formula, paper, options and choices."""
+    check_strings("objectives", family=family)
     if family not in _FAMILIES:
         raise ValueError(
             f'objectives: family must be one of {", ".join(_FAMILIES)}, got "{family}"'

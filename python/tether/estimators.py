@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import check_number, check_positive
+from tether._checks import check_number, check_positive, number_of
 from tether._functions import FUNCTIONS, Call
 from tether._lists import Settings
 
@@ -146,8 +146,9 @@ def group_advantage(
             raise TypeError(
                 f"{function}: groups must be a size or a tensor of ids, got {type(groups).__name__}"
             )
-        if groups < 1:
-            raise ValueError(f"{function}: groups must be at least 1, got {groups}")
+        if not 1 <= groups <= 2**53:
+            rule = "at least 1" if groups < 1 else f"at most {2**53}"
+            raise ValueError(f"{function}: groups must be {rule}, got {groups}")
         settings["group_size"] = groups
     group_advantages = FUNCTIONS[function].naming(group_ids="groups")
     call = group_advantages.call({"rewards": rewards, "groups": ids}, settings).on_cpu()
@@ -188,6 +189,9 @@ def whiten(
     sums = {f"step.{name}": each for name, each in step._asdict().items()}
     for name, each in sums.items():
         check_number(function, name, each)
+        negative = name != "step.mean" and (number_of(each) or 0) < 0
+        if negative:
+            raise ValueError(f"{function}: {name} must be at least 0, got {number_of(each):g}")
     return call.with_numbers(sums).run().to(values.device)
 
 

@@ -198,7 +198,7 @@ def _check_shard(where: str, shard: VocabularyShard, logits: Tensor) -> None:
         raise TypeError(f"{where} must be a VocabularyShard, got {type(shard).__name__}")
     for name in ("first_id", "ids"):
         value = getattr(shard, name)
-        if not isinstance(value, int):
+        if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{where}.{name} must be an int, got {type(value).__name__}")
     if not callable(shard.gather):
         raise TypeError(f"{where}.gather must be callable, got {type(shard.gather).__name__}")
@@ -220,7 +220,10 @@ def with_index_error(function: str, run, targets: Tensor, vocabulary: int, ignor
         return run()
     except ValueError as error:
         if ": targets must be in [" not in str(error):
-            raise
+            callee = "token_logps: "
+            if not str(error).startswith(callee):
+                raise
+            raise ValueError(f"{function}: " + str(error).removeprefix(callee)) from None
         bad = ((targets < 0) | (targets >= vocabulary)) & (targets != ignore_index)
         place = bad.nonzero()[0].tolist()
         raise IndexError(

@@ -160,7 +160,9 @@ def policy_loss(
     call = objective_call(function, tensors, objective, options, counts)
     if not has_kernel(logps):
         call.check_settings(function)
-        out = reference.policy_loss(**call.tensors, normalizer=normalizer, **call.named_settings())
+        out = reference.policy_loss(
+            **call.tensors, normalizer=of_denominators(counts), **call.named_settings()
+        )
         return PolicyLoss(out.loss, PolicyMetrics(out.sums, out.maxima))
     loss, _, _, sums, maxima = call.run_with_gradient()
     return PolicyLoss(loss, PolicyMetrics(sums, maxima))
@@ -253,8 +255,13 @@ def denominators(function: str, normalizer: Normalizer | None) -> dict[str, Numb
         )
     out = {}
     for name in (*_COUNTS, "world_size", "scale"):
-        value = getattr(normalizer, name)
-        if value is not None:
-            check_positive(function, f"normalizer.{name}", value, zero=name in _COUNTS)
-            out[f"normalizer.{name}"] = value
+        value, is_count = getattr(normalizer, name), name in _COUNTS
+        if value is not None or not is_count:
+            check_positive(function, f"normalizer.{name}", value, zero=is_count)
+            out[f"normalizer.{name}"] = value.reshape(()) if isinstance(value, Tensor) else value
     return out
+
+
+def of_denominators(counts: dict[str, Number]) -> Normalizer:
+    """The normalizer of checked words."""
+    return Normalizer(**{name.removeprefix("normalizer."): each for name, each in counts.items()})

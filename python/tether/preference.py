@@ -81,9 +81,14 @@ def preference_loss(
         call.check_settings(function, rows)
         out = reference.preference_loss(
             **tensors,
-            pairs=pairs,
-            world_size=world_size,
-            loss_scale=loss_scale,
+            **{
+                name: each.reshape(()) if isinstance(each, Tensor) else each
+                for name, each in (
+                    ("pairs", pairs),
+                    ("world_size", world_size),
+                    ("loss_scale", loss_scale),
+                )
+            },
             **call.named_settings(),
         )
         return PreferenceLoss(out.loss, PreferenceMetrics(out.sums))
@@ -107,7 +112,7 @@ def preference_call(
 ) -> Call:
     """A checked call in the name of `function`: answers [2 B] become rows of one token."""
     for name, value in counts.items():
-        if value is not None:
+        if value is not None or name != "pairs":
             words = "loss_scale" if name == "scale" else name
             check_positive(function, words, value, zero=name == "pairs")
     if isinstance(logps, Tensor) and logps.dim() == 1 and offsets is None:

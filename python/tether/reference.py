@@ -227,7 +227,7 @@ class Rows(NamedTuple):
     def largest(self, tokens: Tensor) -> Tensor:
         """Of each row; 0 where that is larger."""
         if self.index is None:
-            return torch.cat([tokens, torch.zeros_like(tokens[:, :1])], 1).amax(1)
+            return torch.cat([tokens, tokens.new_zeros(tokens.shape[0], 1)], 1).amax(1)
         return tokens.new_zeros(self.count).scatter_reduce(0, self.index, tokens, "amax")
 
     def sum_of_others(self, tokens: Tensor) -> Tensor:

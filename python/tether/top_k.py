@@ -58,7 +58,7 @@ def top_k_kl(
         "targets": targets,
         "target_logps": target_logps,
     }
-    sampled = tail != "bucket"
+    sampled = tail in ("k1", "k3")
     for name in ("targets", "target_logps") if sampled else ():
         check_given(f"{function}: {name}", tensors[name])
     if targets is None:

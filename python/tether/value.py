@@ -9,7 +9,7 @@ from torch import Tensor
 from tether import reference
 from tether._functions import FUNCTIONS
 from tether._ops import has_kernel, ops
-from tether.policy import Normalizer, denominators
+from tether.policy import Normalizer, denominators, of_denominators
 
 
 class ValueMetrics(NamedTuple):
@@ -76,7 +76,7 @@ def value_loss(
     counts = denominators(function, normalizer)
     if not has_kernel(values):
         out = reference.value_loss(
-            **call.tensors, normalizer=normalizer or Normalizer(), **call.named_settings()
+            **call.tensors, normalizer=of_denominators(counts), **call.named_settings()
         )
         return ValueLoss(out.loss, ValueMetrics(out.sums))
     loss, _, sums = call.with_numbers(counts).run_with_gradient()

@@ -373,3 +373,76 @@ def test_operators_that_do_not_load_are_one_sentence(tmp_path):
         f"tether: libtether_ops.so must load with torch >= 2.10, got torch {torch.__version__} and "
         f"the error: {broken}: file too short"
     )
+
+
+X, ADVANTAGES, ROWS = -torch.rand(2, 3), torch.randn(2), torch.ones(2, 3)
+NUMBERS_IN_TENSORS = {
+    "policy_token_losses: epsilon_low must be in [0, 1], got 5": lambda: tether.policy_token_losses(
+        X, ADVANTAGES, ROWS, epsilon_low=torch.tensor(5.0)
+    ),
+    "policy_loss: beta must be a number, got a tensor of complex64": lambda: tether.policy_loss(
+        X, ADVANTAGES, ROWS, beta=torch.tensor(1j)
+    ),
+    "policy_loss: beta must be a number, got a tensor of bool": lambda: tether.policy_loss(
+        X, ADVANTAGES, ROWS, beta=torch.tensor(True)
+    ),
+    "kl_report: lambda_ must be at least 0 and finite, got -0.5": lambda: tether.kl_report(
+        X, ROWS, estimator="k_lambda", lambda_=torch.tensor(-0.5)
+    ),
+    "generalized_advantage_estimation: lambda_ must be in [0, 1], got 2": lambda: (
+        tether.generalized_advantage_estimation(X, X, ROWS, lambda_=torch.tensor(2.0))
+    ),
+    "whiten: step.count must be at least 0, got -1": lambda: tether.whiten(
+        X, ROWS, step=tether.Moments(-1.0, 0.0, 1.0)
+    ),
+    "policy_loss: normalizer.scale must be a number, got NoneType": lambda: tether.policy_loss(
+        X, ADVANTAGES, ROWS, normalizer=tether.Normalizer(scale=None)
+    ),
+    "preference_loss: world_size must be a number, got NoneType": lambda: tether.preference_loss(
+        X, X, ROWS, world_size=None
+    ),
+    "policy_loss: option must be one of epsilon_low, epsilon_high, dual_clip, beta, entropy_coef, "
+    'constant, got "beta_"': lambda: tether.policy_loss(X, ADVANTAGES, ROWS, beta_=0.1),
+    "policy_loss: offsets must be a tensor, got str": lambda: tether.policy_loss(
+        X, ADVANTAGES, ROWS, offsets="x"
+    ),
+    "moments: values must be a dense tensor, got a nested one": lambda: tether.moments(
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), ROWS
+    ),
+    "group_advantage: groups must be at most 9007199254740992, got 9223372036854775808": lambda: (
+        tether.group_advantage(ADVANTAGES, 2**63)
+    ),
+    'top_k_kl: tail must be one of bucket, k1, k3, got "bogus"': lambda: tether.top_k_kl(
+        LOGITS, HEAD_IDS, HEAD_LOGPS, tail="bogus"
+    ),
+    "linear_token_logps: temperature must be in [1e-06, 1e+06], got nan": lambda: (
+        tether.linear_token_logps(*LINEAR, temperature=torch.tensor(math.nan))
+    ),
+    "objectives: family must be a string, got list": lambda: tether.objectives([]),
+    "token_logps: shards must be what was gathered, of 4 ids, got of 0": lambda: tether.token_logps(
+        LOGITS, IDS, shard=tether.VocabularyShard(0, 4, lambda ours: torch.zeros_like(ours)[None])
+    ),
+}
+
+
+@pytest.mark.parametrize("message", NUMBERS_IN_TENSORS)
+def test_what_tensors_hold_and_odd_types(message):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        NUMBERS_IN_TENSORS[message]()
+    assert str(caught.value) == message
+
+
+def test_a_number_in_a_tensor_of_any_shape_gives_a_scalar_elsewhere(monkeypatch):
+    monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    step = tether.Normalizer(scale=torch.tensor([0.5]), policy=torch.full((1, 1), 6.0))
+    beta = torch.tensor([[0.5]])
+    out = tether.policy_loss(X, ADVANTAGES, ROWS, ref_logps=X, normalizer=step, beta=beta)
+    assert out.loss.shape == ()
+    empty = tether.policy_loss(
+        *(X[:, :0], ADVANTAGES, ROWS[:, :0]),
+        ref_logps=X[:, :0],
+        beta=0.1,
+        level="sequence_mean",
+        kl_correction="level_ratio",
+    )
+    assert empty.loss == 0

@@ -494,12 +494,12 @@ def test_ranges_in_words():
     }
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "abs"])
 @pytest.mark.parametrize("correction", ["none", "ratio", "detached_ratio"])
 @pytest.mark.parametrize("level", ["token", "sequence_mean", "sequence_token", "sequence_sum"])
 def test_every_choice_equals_reference(estimator, correction, level):
     batch = padded_batch(spread=0.4)
-    for gradient in ("k1", "k2", "k3"):
+    for gradient in ("k1", "k2", "k3", "abs"):
         settings = {
             "objective": "grpo",
             "beta": 0.5,
