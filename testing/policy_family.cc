@@ -101,6 +101,12 @@ PolicyBatch batch_of(const Tensors& tensors, const LossTraits& traits) {
   out.advantages = tensors.arrays[kAdvantages];
   out.response_mask = tensors.response_mask;
   out.offsets = tensors.offsets;
+  // Rows of one token each: one number a row is one a token.
+  const at::Tensor& advantages = out.advantages;
+  const bool twofold = out.offsets.defined() && advantages.dim() == 1 &&
+                       advantages.numel() == out.logps.numel() &&
+                       advantages.numel() == out.offsets.numel() - 1;
+  if (twofold) out.advantages = advantages.unsqueeze(1);
   return out;
 }
 

@@ -6,6 +6,8 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <sstream>
@@ -43,14 +45,28 @@ struct Packing {
   std::vector<double> slots, offsets = {0};
 };
 
-Packing packing_of(const Case& batch) {
-  Packing out;
+std::vector<int64_t> packed_lengths(const Case& batch) {
+  std::vector<int64_t> out(static_cast<size_t>(batch.rows));
+  int64_t tokens = 0;
   for (int64_t row = 0; row < batch.rows; ++row) {
-    int64_t length = 0;
+    int64_t& length = out[static_cast<size_t>(row)];
     for (int64_t column = 0; column < batch.columns; ++column) {
       if (batch.active(batch.index(row, column))) length = column + 1;
     }
-    for (int64_t column = 0; column < length; ++column) {
+    tokens += length;
+  }
+  // As many tokens as rows, and one number each may be read in two ways: a masked slot more.
+  const auto shorter =
+      std::find_if(out.begin(), out.end(), [&](int64_t length) { return length < batch.columns; });
+  if (tokens == batch.rows && shorter != out.end()) ++*shorter;
+  return out;
+}
+
+Packing packing_of(const Case& batch) {
+  Packing out;
+  const std::vector<int64_t> lengths = packed_lengths(batch);
+  for (int64_t row = 0; row < batch.rows; ++row) {
+    for (int64_t column = 0; column < lengths[static_cast<size_t>(row)]; ++column) {
       out.slots.push_back(static_cast<double>(batch.index(row, column)));
     }
     out.offsets.push_back(static_cast<double>(out.slots.size()));

@@ -9,8 +9,8 @@ int main() {
   logps << -1, -2, -1.5, -3;
   ref_logps << -1.2, -2.1, -1.4, -2.8;
   const Eigen::ArrayXXd mask = Eigen::ArrayXXd::Ones(2, 2);
-  const auto loss =
-      tether::eigen::preference_loss({logps, mask, ref_logps}, tether::presets::dpo());
+  const auto loss = tether::eigen::preference_loss(
+      {.logps = logps, .ref_logps = ref_logps, .response_mask = mask}, tether::presets::dpo());
   std::cout << "loss " << loss.loss << "\n" << loss.dlogps << "\n";
 
   Eigen::ArrayXXd rewards(1, 3), values(1, 3), active = Eigen::ArrayXXd::Ones(1, 3);
