@@ -23,7 +23,7 @@ from tether._lists import (
     choices_of,
     options_of,
 )
-from tether._ops import ops, scaled
+from tether._ops import once_differentiable, ops, scaled
 
 
 class Call(NamedTuple):
@@ -68,6 +68,13 @@ class Call(NamedTuple):
             name: None if each is None else each.cpu() for name, each in call.tensors.items()
         }
         return call._replace(tensors=tensors)
+
+    def once_differentiable(self, function: str) -> dict[str, Tensor | None]:
+        """The tensors, for torch's own operations."""
+        leaves = self.function.leaves
+        return self.tensors | {
+            name: once_differentiable(function, self.tensors[name]) for name in leaves
+        }
 
     def named_settings(self) -> dict[str, Value]:
         """As `tether.reference` takes them; a normalizer is an argument of its own there."""

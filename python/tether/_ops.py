@@ -76,3 +76,46 @@ def scaled(function, upstream, stored, tensor):
     if _number(upstream) == 1:
         return stored.to(tensor.dtype)
     return _product(stored, upstream).to(tensor.dtype)
+
+
+# ---- where torch differentiates: slopes that are constants have no second derivative -------------
+
+
+class _Refused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gradient, function):
+        ctx.function = function
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotImplementedError(f"{ctx.function}: {_SECOND_DERIVATIVE}")
+
+
+class _Once(torch.autograd.Function):
+    """The tensor; its gradient has none."""
+
+    @staticmethod
+    def forward(tensor, function):
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.function = inputs[1]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if torch.is_grad_enabled():
+            graph = gradient if gradient.requires_grad else gradient.detach().requires_grad_()
+            gradient = _Refused.apply(graph, ctx.function)
+        return gradient, None
+
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        return tangent.view_as(tangent)
+
+
+def once_differentiable(function: str, tensor: torch.Tensor | None) -> torch.Tensor | None:
+    if tensor is None or not tensor.requires_grad or torch.compiler.is_compiling():
+        return tensor
+    return _Once.apply(tensor, function)

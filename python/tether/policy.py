@@ -161,7 +161,9 @@ def policy_loss(
     if not has_kernel(logps):
         call.check_settings(function)
         out = reference.policy_loss(
-            **call.tensors, normalizer=of_denominators(counts), **call.named_settings()
+            **call.once_differentiable(function),
+            normalizer=of_denominators(counts),
+            **call.named_settings(),
         )
         return PolicyLoss(out.loss, PolicyMetrics(out.sums, out.maxima))
     loss, _, _, sums, maxima = call.run_with_gradient()
@@ -203,7 +205,9 @@ def policy_token_losses(
     call.check_settings(function)
 
     def run():
-        return reference.policy_token_losses(**call.tensors, **call.named_settings())
+        return reference.policy_token_losses(
+            **call.once_differentiable(function), **call.named_settings()
+        )
 
     return in_name_of(function, "policy_loss", run)
 

@@ -80,7 +80,7 @@ def preference_loss(
         rows = tensors["logps"].shape[0] if offsets is None else offsets.shape[0] - 1
         call.check_settings(function, rows)
         out = reference.preference_loss(
-            **tensors,
+            **call.once_differentiable(function),
             **{
                 name: each.reshape(()) if isinstance(each, Tensor) else each
                 for name, each in (

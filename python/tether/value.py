@@ -76,7 +76,9 @@ def value_loss(
     counts = denominators(function, normalizer)
     if not has_kernel(values):
         out = reference.value_loss(
-            **call.tensors, normalizer=of_denominators(counts), **call.named_settings()
+            **call.once_differentiable(function),
+            normalizer=of_denominators(counts),
+            **call.named_settings(),
         )
         return ValueLoss(out.loss, ValueMetrics(out.sums))
     loss, _, sums = call.with_numbers(counts).run_with_gradient()

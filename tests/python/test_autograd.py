@@ -497,3 +497,19 @@ def test_autocast_changes_nothing_on_other_devices(name):
 
     row = function, leaves, constants
     assert_equal(results(*row, wrap=under_autocast), results(*row))
+
+
+@pytest.mark.parametrize("name", ["policy_token_losses", "policy_loss", "preference_loss"])
+def test_where_torch_differentiates_a_second_derivative_is_refused(name, monkeypatch):
+    monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    x, ones = -torch.rand(2, 3, dtype=torch.float64), torch.ones(2, 3)
+    leaf = x.clone().requires_grad_()
+    if name == "preference_loss":
+        loss = tether.preference_loss(leaf, x - 0.1, ones).loss
+    else:
+        settings = {"ref_logps": x - 0.1, "beta": 0.5, "kl_correction": "ratio"}
+        out = getattr(tether, name)(leaf, x[:, 0].clone(), ones, objective="ppo", **settings)
+        loss = out.sum() if name == "policy_token_losses" else out.loss
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match=f"{name}: backward must run once"):
+        gradient.sum().backward()
