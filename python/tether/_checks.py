@@ -25,6 +25,11 @@ def dtype_text(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def result_dtype(tensor: Tensor) -> torch.dtype:
+    """Of the arithmetic and of results: float64 for float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
 def check_given(where: str, tensor: Tensor | None) -> None:
     if tensor is None:
         raise ValueError(f"{where} must be given, got none")
@@ -101,6 +106,11 @@ def check_constant(where: str, name: str, tensor: Tensor) -> None:
 
 
 # ---- numbers, strings, flags ---------------------------------------------------------------------
+
+
+def scalar(value: Number) -> Number:
+    """A tensor of one number has no dimensions, whatever shape it came in."""
+    return value.reshape(()) if isinstance(value, Tensor) else value
 
 
 def number_of(value: Number) -> float | None:

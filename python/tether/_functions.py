@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import INTEGERS, Number, check_given, check_no_tangents, number_of
+from tether._checks import INTEGERS, Number, check_given, check_no_tangents, number_of, result_dtype
 from tether._lists import (
     Argument,
     Like,
@@ -182,8 +182,7 @@ def _fake_result(result: Result, tensors: Mapping[str, Tensor | None], first: st
     if result.kind == "like":
         return like.new_empty(like.shape)
     if result.kind == "scalar":
-        wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return like.new_empty((), dtype=wide)
+        return like.new_empty((), dtype=result_dtype(like))
     if result.kind == "block":
         return like.new_empty(result.sizes, dtype=torch.float64)
     wanted = wanted and tensors[result.of] is not None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import savable
+from tether._checks import result_dtype, savable
 from tether._logits_ops import again, doubles
 from tether._ops import ops, scaled
 
@@ -58,8 +58,7 @@ class LinearTokenLogps(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, targets, words, with_entropies, active, chunk):
         shape, targets = targets.shape, targets.reshape(-1)
         rows = hidden.reshape(-1, hidden.shape[-1])
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        logps = hidden.new_zeros(targets.shape, dtype=wide)
+        logps = hidden.new_zeros(targets.shape, dtype=result_dtype(hidden))
         entropies = torch.zeros_like(logps) if with_entropies else None
         statistics = hidden.new_tensor(_IGNORED_ROW, dtype=torch.float64)
         statistics = statistics.repeat(targets.numel(), 1)
@@ -217,7 +216,7 @@ class LinearPolicyLoss(torch.autograd.Function):
         active = (mask != 0).reshape(-1)
         places = active.nonzero()[:, 0]
         gradients = _Gradients(flat, weight, wanted)
-        result = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        result = result_dtype(hidden)
         logps = hidden.new_zeros(targets.shape, dtype=result)
         entropies = torch.zeros_like(logps) if with_entropies else None
         loss = hidden.new_zeros((), dtype=torch.float64)

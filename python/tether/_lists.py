@@ -1,9 +1,9 @@
 """The lists of the library's functions, and the checks at the door that come from them.
 
 They stand beside the structs of C++ (core/arguments.h, core/options.h); the checks are the same in
-words and order as those of the C++ faces. Only presence, types, devices, shapes and numbers of
-Python are looked at, so nothing waits for a device and nothing breaks a traced graph: what tensors
-hold is checked by the operators.
+words and order as those of the C++ faces. Only presence, types, devices, shapes and single numbers
+that are on the host are looked at, so nothing waits for a device and nothing breaks a traced graph:
+what arrays hold is checked by the operators.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tether._checks import (
     check_number,
     dtype_text,
     number_of,
+    scalar,
     shape_text,
 )
 
@@ -121,7 +122,7 @@ def checked_settings(
             names[option] = _checked_choice(function, name, value, choices[option])
         elif option in options:
             check_range(function, name, value, options[option])
-            numbers[option] = value.reshape(()) if isinstance(value, Tensor) else value
+            numbers[option] = scalar(value)
         else:
             what, known = ("choice", choices) if isinstance(value, str) else ("option", options)
             raise ValueError(f'{function}: {what} must be one of {", ".join(known)}, got "{name}"')

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tether._checks import dtype_text, savable, shape_text
+from tether._checks import dtype_text, result_dtype, savable, shape_text
 from tether._ops import ops
 
 STATISTICS, _KL_STATISTICS = 8, 9  # float64 numbers a row
@@ -20,9 +20,8 @@ def again(function: str) -> str:
     )
 
 
-def _like_result(logits: Tensor) -> Tensor:
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return logits.new_empty(logits.shape[:-1], dtype=wide)
+def like_result(logits: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape[:-1], dtype=result_dtype(logits))
 
 
 def doubles(upstream: Tensor | None) -> Tensor | None:
@@ -36,9 +35,9 @@ def doubles(upstream: Tensor | None) -> Tensor | None:
 def _like_results(logits: Tensor, targets: Tensor, words: Sequence) -> tuple[Tensor, ...]:
     """logps, entropies and statistics."""
     asked = "true" in words[3]
-    entropies = _like_result(logits) if asked else logits.new_empty((0,)).float()
+    entropies = like_result(logits) if asked else logits.new_empty((0,)).float()
     statistics = logits.new_empty((targets.numel(), STATISTICS), dtype=torch.float64)
-    return _like_result(logits), entropies, statistics
+    return like_result(logits), entropies, statistics
 
 
 @torch.library.register_fake("tether::token_logps_forward")
@@ -58,7 +57,7 @@ def _(blocks, targets, logits, *words):
 
 @torch.library.register_fake("tether::token_statistics")
 def _(statistics, inputs, *_):
-    return _like_result(inputs), _like_result(inputs), _like_result(inputs)
+    return like_result(inputs), like_result(inputs), like_result(inputs)
 
 
 def token_statistics(statistics, inputs, words):
@@ -183,7 +182,7 @@ def _gathered(shard, ours: Tensor) -> Tensor:
 
 @torch.library.register_fake("tether::categorical_kl_forward")
 def _(q_logits, p_logits, mask, *_):
-    result = _like_result(q_logits)
+    result = like_result(q_logits)
     statistics = q_logits.new_empty((result.numel(), _KL_STATISTICS), dtype=torch.float64)
     return result, torch.empty_like(result), torch.empty_like(result), statistics
 

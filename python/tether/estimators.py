@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import check_number, check_positive, number_of
+from tether._checks import check_number, check_positive, number_of, result_dtype
 from tether._functions import FUNCTIONS, Call
 from tether._lists import Settings
 
@@ -152,8 +152,7 @@ def group_advantage(
         settings["group_size"] = groups
     group_advantages = FUNCTIONS[function].naming(group_ids="groups")
     call = group_advantages.call({"rewards": rewards, "groups": ids}, settings).on_cpu()
-    wide = torch.float64 if rewards.dtype == torch.float64 else torch.float32
-    call.tensors["rewards"] = call.tensors["rewards"].to(wide).contiguous()
+    call.tensors["rewards"] = call.tensors["rewards"].to(result_dtype(rewards)).contiguous()
     if ids is not None:
         call.tensors["groups"] = call.tensors["groups"].to(torch.int64).contiguous()
     return call.run().to(rewards)

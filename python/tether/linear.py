@@ -14,6 +14,7 @@ from tether._checks import (
     check_integers,
     check_no_tangents,
     in_name_of,
+    result_dtype,
     savable,
 )
 from tether._functions import FUNCTIONS, Call
@@ -61,14 +62,9 @@ def linear_token_logps(
     on the result. Half weights: their gradient is added up in float32.
     """
     function = "linear_token_logps"
-    settings = {
-        "temperature": temperature,
-        "scale": scale,
-        "softcap": softcap,
-        "ignore_index": ignore_index,
-        "entropies": entropies,
-        "statistics": statistics,
-    }
+    settings = _row_settings(
+        temperature, scale, softcap, ignore_index, entropies=entropies, statistics=statistics
+    )
     linear, targets, call = _checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
@@ -166,14 +162,7 @@ def linear_policy_loss(
     three where they are one chunk.
     """
     function = "linear_policy_loss"
-    settings = {
-        "temperature": temperature,
-        "scale": scale,
-        "softcap": softcap,
-        "ignore_index": ignore_index,
-        "entropies": entropies,
-        "statistics": False,
-    }
+    settings = _row_settings(temperature, scale, softcap, ignore_index, entropies=entropies)
     linear, targets, rows = _checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
@@ -271,14 +260,7 @@ def linear_preference_loss(
     """
     function = "linear_preference_loss"
     check_given(f"{function}: response_mask", response_mask)
-    settings = {
-        "temperature": temperature,
-        "scale": scale,
-        "softcap": softcap,
-        "ignore_index": ignore_index,
-        "entropies": False,
-        "statistics": False,
-    }
+    settings = _row_settings(temperature, scale, softcap, ignore_index)
     linear, targets, rows = _checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
@@ -308,16 +290,31 @@ def linear_preference_loss(
     return in_name_of(function, "preference_loss", run)
 
 
-def _result_type(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 # ---- checks --------------------------------------------------------------------------------------
+
+
+def _row_settings(
+    temperature: float,
+    scale: float,
+    softcap: float,
+    ignore_index: int,
+    *,
+    entropies: bool = False,
+    statistics: bool = False,
+) -> dict[str, Value]:
+    return {
+        "temperature": temperature,
+        "scale": scale,
+        "softcap": softcap,
+        "ignore_index": ignore_index,
+        "entropies": entropies,
+        "statistics": statistics,
+    }
 
 
 def _stand_in(linear: Linear, targets: Tensor) -> Tensor:
     """For the checks, log-probabilities that are still to be made."""
-    return linear.hidden.new_zeros(targets.shape, dtype=_result_type(linear.hidden))
+    return linear.hidden.new_zeros(targets.shape, dtype=result_dtype(linear.hidden))
 
 
 def _checked_linear(

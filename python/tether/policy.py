@@ -15,6 +15,7 @@ from tether._checks import (
     check_positive,
     check_weight_values,
     in_name_of,
+    scalar,
 )
 from tether._lists import Value
 from tether._objectives import objective_call
@@ -130,7 +131,7 @@ def policy_loss(
 
     logps            [B, T], or packed [N] with offsets: log-probabilities [nats] of the tokens;
                      float32, float64, bfloat16 or float16, of any strides
-    advantages       [B] or [B, 1], or like logps, as which [B] is read if B = N
+    advantages       [B] or [B, 1], or like logps; packed [B] with B = N is refused, pass [B, 1]
     response_mask    like logps: bool, or weights in [0, 1]; slots of weight 0 may hold anything
     objective        a row of `objectives()`, which also lists the options and their defaults
     old_logps        like logps, under the policy that the step began with; None: logps, detached
@@ -262,7 +263,7 @@ def denominators(function: str, normalizer: Normalizer | None) -> dict[str, Numb
         value, is_count = getattr(normalizer, name), name in _COUNTS
         if value is not None or not is_count:
             check_positive(function, f"normalizer.{name}", value, zero=is_count)
-            out[f"normalizer.{name}"] = value.reshape(()) if isinstance(value, Tensor) else value
+            out[f"normalizer.{name}"] = scalar(value)
     return out
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import Number, check_positive
+from tether._checks import Number, check_positive, scalar
 from tether._functions import Call
 from tether._lists import Value
 from tether._objectives import objective_call
@@ -81,14 +81,9 @@ def preference_loss(
         call.check_settings(function, rows)
         out = reference.preference_loss(
             **call.once_differentiable(function),
-            **{
-                name: each.reshape(()) if isinstance(each, Tensor) else each
-                for name, each in (
-                    ("pairs", pairs),
-                    ("world_size", world_size),
-                    ("loss_scale", loss_scale),
-                )
-            },
+            pairs=scalar(pairs),
+            world_size=scalar(world_size),
+            loss_scale=scalar(loss_scale),
             **call.named_settings(),
         )
         return PreferenceLoss(out.loss, PreferenceMetrics(out.sums))

@@ -6,9 +6,16 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import check_given, check_integers, check_no_tangents, check_strings, savable
+from tether._checks import (
+    check_given,
+    check_integers,
+    check_no_tangents,
+    check_strings,
+    result_dtype,
+    savable,
+)
 from tether._functions import FUNCTIONS
-from tether._logits_ops import STATISTICS, again
+from tether._logits_ops import STATISTICS, again, like_result
 from tether._ops import has_kernel, ops
 
 
@@ -105,7 +112,7 @@ def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) ->
     tensors = {"logits": logits, "head_ids": head_ids}
     call = FUNCTIONS[function].call(tensors, {"temperature": temperature})
     check_no_tangents(function, logits=logits)
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    wide = result_dtype(logits)
     if not has_kernel(logits):
         log_p = torch.log_softmax(logits.detach().to(wide) / temperature, -1)
         return log_p.gather(-1, head_ids.to(torch.int64))
@@ -124,8 +131,7 @@ def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) ->
 
 @torch.library.register_fake("tether::top_k_kl_forward")
 def _(q_logits, *_):
-    wide = torch.float64 if q_logits.dtype == torch.float64 else torch.float32
-    kl = q_logits.new_empty(q_logits.shape[:-1], dtype=wide)
+    kl = like_result(q_logits)
     return kl, q_logits.new_empty((kl.numel(), STATISTICS), dtype=torch.float64)
 
 
