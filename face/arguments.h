@@ -227,6 +227,16 @@ template <template <class> class Inputs, class Tensor>
   requires requires(Inputs<Tensor> batch) { batch.offsets.dim(); }
 constexpr bool kHasOffsets<Inputs<Tensor>> = true;
 
+// The rows of a batch of tokens.
+template <template <class> class Inputs, class Tensor>
+int64_t count_rows(const Inputs<Tensor>& batch) {
+  if constexpr (kHasOffsets<Inputs<Tensor>>) {
+    if (batch.offsets.defined()) return batch.offsets.size(0) - 1;
+  }
+  const Tensor& first = batch.*Inputs<Tensor>::arguments()[0].member;
+  return first.dim() > 0 ? first.size(0) : 0;
+}
+
 // Throws unless every array is what the function's list says.
 template <template <class> class Inputs, class Tensor>
 void check_arguments(std::string_view function, const Inputs<Tensor>& batch) {
@@ -235,13 +245,10 @@ void check_arguments(std::string_view function, const Inputs<Tensor>& batch) {
   Like<Tensor> like{list[0].name, first, list[0].shape, false, 0};
   if constexpr (kHasOffsets<Inputs<Tensor>>) like.packed = batch.offsets.defined();
   check_argument(function, list[0], first, like);
-  like.rows = first.dim() > 0 ? first.size(0) : 0;
   if constexpr (kHasOffsets<Inputs<Tensor>>) {
-    if (like.packed) {
-      check_offsets(function, batch.offsets, like);
-      like.rows = batch.offsets.size(0) - 1;
-    }
+    if (like.packed) check_offsets(function, batch.offsets, like);
   }
+  like.rows = count_rows(batch);
   for (size_t i = 1; i < list.size(); ++i) {
     const auto* of = &list[0];
     for (const auto& other : list) of = other.name == list[i].like ? &other : of;

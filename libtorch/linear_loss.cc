@@ -158,17 +158,6 @@ void ignore_masked(std::string_view function, const at::Tensor& mask, const Line
   detail::check_targets(function, inputs, options);
 }
 
-// Answers [2 B] are rows of one token, as in preference_loss.
-PreferenceBatch answers_as_rows(const PreferenceBatch& batch) {
-  if (batch.logps.dim() != 1 || batch.offsets.defined()) return batch;
-  const auto column = [](const at::Tensor& tensor) {
-    return tensor.defined() && tensor.dim() == 1 ? tensor.unsqueeze(1) : tensor;
-  };
-  return {.logps = column(batch.logps),
-          .ref_logps = column(batch.ref_logps),
-          .response_mask = column(batch.response_mask)};
-}
-
 }  // namespace
 
 LinearPolicyOutput linear_policy_loss(const at::Tensor& hidden, const LinearHead& head,
@@ -206,10 +195,9 @@ PreferenceOutput linear_preference_loss(const at::Tensor& hidden, const LinearHe
     LinearInputs inputs = detail::checked_linear(kPreference, hidden, head, targets, asked);
     PreferenceBatch batch = given;
     batch.logps = like_logps(inputs);
-    batch = detail::checked(kPreference, answers_as_rows(batch));
+    batch = detail::checked(kPreference, detail::answers_as_rows(batch));
     check_objective(kPreference, objective);
-    const int64_t rows = batch.offsets.defined() ? batch.offsets.size(0) - 1 : batch.logps.size(0);
-    check_needs(kPreference, presence_of(batch), rows, objective);
+    check_needs(kPreference, presence_of(batch), face::count_rows(batch), objective);
     ignore_masked(kPreference, batch.response_mask, asked, inputs);
     batch.logps = detail::linear_token_logps(inputs, asked).logps.view(batch.logps.sizes());
     return preference_loss(batch, objective, normalizer);

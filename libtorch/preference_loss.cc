@@ -35,24 +35,15 @@ struct Computed {
   at::Tensor loss, dlogps, sums;
 };
 
-// Answers [2 B] as rows of one token.
+// Of answers [2 B] every one counts where there is no mask.
 PreferenceBatch as_rows(const PreferenceBatch& batch) {
-  if (!batch.logps.defined() || batch.logps.dim() != 1 || batch.offsets.defined()) return batch;
-  const auto column = [](const at::Tensor& tensor) {
-    return tensor.defined() && tensor.dim() == 1 ? tensor.unsqueeze(1) : tensor;
-  };
-  PreferenceBatch out{.logps = column(batch.logps),
-                      .ref_logps = column(batch.ref_logps),
-                      .response_mask = column(batch.response_mask)};
-  if (!out.response_mask.defined()) {
+  PreferenceBatch out = detail::answers_as_rows(batch);
+  const bool answers = batch.logps.defined() && batch.logps.dim() == 1 && !batch.offsets.defined();
+  if (answers && !out.response_mask.defined()) {
     out.response_mask =
         at::ones(out.logps.sizes(), at::dtype(at::kBool).device(out.logps.device()));
   }
   return out;
-}
-
-int64_t rows_of(const PreferenceBatch& batch) {
-  return batch.offsets.defined() ? batch.offsets.size(0) - 1 : batch.logps.size(0);
 }
 
 Computed compute_on_cpu(const PreferenceBatch& batch, const PreferenceObjective& objective,
@@ -77,7 +68,7 @@ Computed compute_on_cpu(const PreferenceBatch& batch, const PreferenceObjective&
 class RowSums {
  public:
   explicit RowSums(const PreferenceBatch& batch)
-      : padded_(!batch.offsets.defined()), rows_(rows_of(batch)) {
+      : padded_(!batch.offsets.defined()), rows_(face::count_rows(batch)) {
     if (padded_) return;
     const auto options = at::dtype(at::kLong).device(batch.logps.device());
     row_ = at::repeat_interleave(at::arange(rows_, options),
@@ -211,7 +202,7 @@ PreferenceOutput run(const PreferenceBatch& unchecked, const PreferenceObjective
   return detail::with_public_errors([&] {
     const PreferenceBatch batch = detail::checked("preference_loss", as_rows(unchecked));
     check_objective("preference_loss", objective);
-    check_needs("preference_loss", presence_of(batch), rows_of(batch), objective);
+    check_needs("preference_loss", presence_of(batch), face::count_rows(batch), objective);
     PreferenceOutput out;
     out.loss = PreferenceLoss::apply(*detail::input_of_graph(batch.logps), compute, &batch,
                                      &objective, &normalizer, &out.metrics.sums);
@@ -220,6 +211,16 @@ PreferenceOutput run(const PreferenceBatch& unchecked, const PreferenceObjective
 }
 
 }  // namespace
+
+PreferenceBatch detail::answers_as_rows(const PreferenceBatch& batch) {
+  if (!batch.logps.defined() || batch.logps.dim() != 1 || batch.offsets.defined()) return batch;
+  const auto column = [](const at::Tensor& tensor) {
+    return tensor.defined() && tensor.dim() == 1 ? tensor.unsqueeze(1) : tensor;
+  };
+  return {.logps = column(batch.logps),
+          .ref_logps = column(batch.ref_logps),
+          .response_mask = column(batch.response_mask)};
+}
 
 PreferenceMetrics PreferenceMetricTensors::to_host() const {
   PreferenceMetrics out;

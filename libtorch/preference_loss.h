@@ -52,6 +52,9 @@ inline PreferenceOutput dpo_loss(const PreferenceBatch& batch, double beta = 0.1
 
 namespace detail {
 
+// Answers [2 B] as rows of one token; other batches as they are.
+PreferenceBatch answers_as_rows(const PreferenceBatch& batch);
+
 // preference_loss as other devices take it, on any device.
 PreferenceOutput preference_loss_any_device(const PreferenceBatch& batch,
                                             const PreferenceObjective& objective,

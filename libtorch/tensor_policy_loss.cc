@@ -55,10 +55,10 @@ at::Tensor saturated(const at::Tensor& x, double largest) {
 }
 
 FlatBatch flattened(const PolicyBatch& batch) {
-  const bool wide = batch.logps.scalar_type() == at::kDouble;
-  const auto dtype = wide ? at::kDouble : at::kFloat;
+  const auto dtype = result_type(batch.logps);
+  const bool wide = dtype == at::kDouble;
   FlatBatch out;
-  out.rows = batch.offsets.defined() ? batch.offsets.size(0) - 1 : batch.logps.size(0);
+  out.rows = face::count_rows(batch);
   out.row = row_of_tokens(batch, out.rows);
   out.weight = batch.response_mask.to(dtype, /*non_blocking=*/false, /*copy=*/true).reshape({-1});
   out.active = out.weight != 0;

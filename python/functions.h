@@ -227,7 +227,7 @@ class Operator {
 };
 
 // ---- what Python knows of a function, in JSON
-// -----------------------------------------------------
+// ----------------------------------------------------
 
 inline std::string json_text(std::string_view text) {
   std::string out = "\"";
@@ -253,23 +253,25 @@ std::string json_list(const Range& range, Each each) {
   return in_brackets(out);
 }
 
+// [a, b, ...]
+inline std::string json_list(std::initializer_list<std::string> parts) {
+  return json_list(parts, [](const std::string& part) { return part; });
+}
+
 // "options": ..., "choices": ... of anything that has them.
 template <class Options>
 std::string json_of_options(Options options) {
   std::string numbers, choices;
   for_each_option(options, [&](std::string_view name, double value, const Range& range) {
-    numbers +=
-        (numbers.empty() ? "" : ", ") +
-        json_list(std::array{json_text(name), number_text(value), number_text(range.low),
-                             number_text(range.high), std::string(range.above ? "true" : "false"),
-                             json_text(text(range))},
-                  [](const std::string& part) { return part; });
+    numbers += (numbers.empty() ? "" : ", ") +
+               json_list({json_text(name), number_text(value), number_text(range.low),
+                          number_text(range.high), range.above ? "true" : "false",
+                          json_text(text(range))});
   });
   for_each_choice(options, [&](std::string_view name, const auto& value, const auto& names) {
-    choices += (choices.empty() ? "" : ", ") +
-               json_list(std::array{json_text(name), json_text(names[chosen(value)]),
-                                    json_list(names, json_text)},
-                         [](const std::string& part) { return part; });
+    choices +=
+        (choices.empty() ? "" : ", ") +
+        json_list({json_text(name), json_text(names[chosen(value)]), json_list(names, json_text)});
   });
   return "\"options\": [" + numbers + "], \"choices\": [" + choices + "]";
 }
@@ -283,18 +285,15 @@ std::string json_of_function() {
   constexpr std::string_view kKinds[] = {"floating", "narrow", "mask", "flags", "ids", "same"};
   const auto flag = [](bool value) { return std::string(value ? "true" : "false"); };
   const std::string arguments = json_list(Inputs::arguments(), [&](const auto& each) {
-    return json_list(
-        std::array{json_text(each.name), json_text(kShapes[static_cast<size_t>(each.shape)]),
-                   json_text(kKinds[static_cast<size_t>(each.kind)]),
-                   flag(each.use == Use::required), flag(each.flow == Flow::differentiable),
-                   json_text(each.like)},
-        [](const std::string& part) { return part; });
+    return json_list({json_text(each.name), json_text(kShapes[static_cast<size_t>(each.shape)]),
+                      json_text(kKinds[static_cast<size_t>(each.kind)]),
+                      flag(each.use == Use::required), flag(each.flow == Flow::differentiable),
+                      json_text(each.like)});
   });
   const std::string results = json_list(Function::kResults, [&](const Result& each) {
     const auto size = [](int64_t n) { return text(n); };
-    return json_list(std::array{json_text(each.name), json_text(each.kind), json_text(each.of),
-                                json_list(each.sizes, size)},
-                     [](const std::string& part) { return part; });
+    return json_list({json_text(each.name), json_text(each.kind), json_text(each.of),
+                      json_list(each.sizes, size)});
   });
   std::string options = "\"options\": [], \"choices\": []";
   if constexpr (std::is_default_constructible_v<typename Function::Options>) {

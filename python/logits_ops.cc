@@ -47,25 +47,29 @@ std::tuple<Tensor, Tensor, Tensor> results_of(const Tensor& statistics, const Te
 
 // Of the columns of the ids [first_id, first_id + V) of `ids`, behind their header; ids 0: of all,
 // and no header.
+Tensor statistics_of(const Tensor& logits, const Tensor& targets, const RowOptions& options) {
+  Tensor owner;
+  const ConstLogits in = rows_of("token_logps", "logits", logits, owner);
+  const int64_t* wanted = targets_of("token_logps", targets, in, options);
+  const int64_t headers = options.ids > 0 ? 1 : 0;
+  const Tensor block = torch::stable::empty({headers + in.rows, kStatistics}, ScalarType::Double);
+  RowStatistics* rows = rows_in<RowStatistics>("token_logps", block, headers + in.rows) + headers;
+  row_statistics(in, wanted, options, rows, torch_executor());
+  clear_unasked(options.sums, rows, in.rows);
+  if (headers > 0) {
+    const ShardHeader header = shard_header(options, in.vocabulary, wanted, in.rows);
+    std::memcpy(block.mutable_data_ptr(), &header, sizeof(header));
+  }
+  return block;
+}
+
 Tensor shard_statistics(const Tensor& logits, const Tensor& targets, const Names& option_names,
                         const Tensor& option_values, const Names& choice_names,
                         const Names& choice_values) {
   return with_public_errors([&] {
-    Tensor owner;
-    const ConstLogits in = rows_of("token_logps", "logits", logits, owner);
-    const RowOptions options =
-        row_options("token_logps", {option_names, option_values, choice_names, choice_values});
-    const int64_t* wanted = targets_of("token_logps", targets, in, options);
-    const int64_t headers = options.ids > 0 ? 1 : 0;
-    const Tensor block = torch::stable::empty({headers + in.rows, kStatistics}, ScalarType::Double);
-    RowStatistics* rows = rows_in<RowStatistics>("token_logps", block, headers + in.rows) + headers;
-    row_statistics(in, wanted, options, rows, torch_executor());
-    clear_unasked(options.sums, rows, in.rows);
-    if (headers > 0) {
-      const ShardHeader header = shard_header(options, in.vocabulary, wanted, in.rows);
-      std::memcpy(block.mutable_data_ptr(), &header, sizeof(header));
-    }
-    return block;
+    return statistics_of(
+        logits, targets,
+        row_options("token_logps", {option_names, option_values, choice_names, choice_values}));
   });
 }
 
@@ -92,12 +96,10 @@ std::tuple<Tensor, Tensor, Tensor> token_logps_forward(const Tensor& logits, con
                                                        const Tensor& option_values,
                                                        const Names& choice_names,
                                                        const Names& choice_values) {
-  const Tensor statistics =
-      shard_statistics(logits, targets, option_names, option_values, choice_names, choice_values);
   return with_public_errors([&] {
-    return results_of(
-        statistics, logits,
-        row_options("token_logps", {option_names, option_values, choice_names, choice_values}));
+    const RowOptions options =
+        row_options("token_logps", {option_names, option_values, choice_names, choice_values});
+    return results_of(statistics_of(logits, targets, options), logits, options);
   });
 }
 
@@ -185,10 +187,8 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(
     const ConstLogits p_rows = rows_of(function, "p_logits", p, p_owner);
     require(face::same_shape(q, p),
             [] { return "categorical_kl: p_logits must be like q_logits"; });
-    std::vector<int64_t> sizes;
-    for (int64_t d = 0; d < q.dim(); ++d) sizes.push_back(q.size(d));
     const auto memory = [&](bool wanted) {
-      return torch::stable::empty(wanted ? sizes : std::vector<int64_t>{0}, q.scalar_type());
+      return wanted ? new_like(q) : torch::stable::empty({0}, q.scalar_type());
     };
     const Tensor dq = memory(with_q), dp = memory(with_p);
     static_assert(sizeof(LogitsKl) == 3 * sizeof(double));

@@ -66,11 +66,11 @@ std::vector<std::string> description() {
   for_each_row_function(add_function);
   const auto add = [&](std::string_view family, const auto& rows) {
     for (const auto& row : rows) {
-      const auto parts = {json_text(family), json_text(row.name), json_text(row.formula),
-                          json_text(row.paper), json_text(row.agreement)};
-      objectives += (objectives.empty() ? "" : ", ") + std::string("{\"row\": ") +
-                    json_list(parts, [](const std::string& part) { return part; }) + ", " +
-                    json_of_options(row.preset()) + "}";
+      const std::string parts =
+          json_list({json_text(family), json_text(row.name), json_text(row.formula),
+                     json_text(row.paper), json_text(row.agreement)});
+      objectives += objectives.empty() ? "{\"row\": " : ", {\"row\": ";
+      objectives += parts + ", " + json_of_options(row.preset()) + "}";
     }
   };
   add("policy", kCatalogue);
@@ -78,8 +78,8 @@ std::vector<std::string> description() {
   return {"{\"functions\": {" + functions + "}, \"objectives\": [" + objectives + "]}"};
 }
 
-// ---- metrics: to_map of a block; the values, in the order of the names
-// ---------------------------
+// ---- metrics: the values of to_map of a block, in the order of the names
+// -------------------------
 
 Tensor policy_metrics(const Tensor& sums, const Tensor& maxima) {
   return with_public_errors([&] {

@@ -65,9 +65,7 @@ Tensor top_k_kl_backward(const Tensor& q, const Tensor& ids, const Tensor& logps
                          const Names& choice_names, const Names& choice_values) {
   return with_public_errors([&] {
     Tensor owner;
-    std::vector<int64_t> sizes;
-    for (int64_t d = 0; d < q.dim(); ++d) sizes.push_back(q.size(d));
-    const Tensor dq = torch::stable::empty(sizes, q.scalar_type());
+    const Tensor dq = new_like(q);
     const auto function = "top_k_kl";
     const ConstLogits rows = rows_of(function, "q_logits", q, owner);
     top_k_kl_gradients(heads_of(rows, ids, logps, targets, target_logps),
