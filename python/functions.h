@@ -231,7 +231,10 @@ class Operator {
 
 inline std::string json_text(std::string_view text) {
   std::string out = "\"";
-  for (const char c : text) out += (c == '"' || c == '\\' ? "\\" : "") + std::string(1, c);
+  for (const char c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    out += c;
+  }
   return out + "\"";
 }
 
@@ -273,7 +276,9 @@ std::string json_of_options(Options options) {
         (choices.empty() ? "" : ", ") +
         json_list({json_text(name), json_text(names[chosen(value)]), json_list(names, json_text)});
   });
-  return "\"options\": [" + numbers + "], \"choices\": [" + choices + "]";
+  std::string out = "\"options\": ";
+  out += in_brackets(numbers) + ", \"choices\": " + in_brackets(choices);
+  return out;
 }
 
 template <class Function>
