@@ -226,8 +226,7 @@ class Operator {
   }
 };
 
-// ---- what Python knows of a function, in JSON
-// ----------------------------------------------------
+// ---- what Python knows of a function, in JSON --------------------------------------------------
 
 inline std::string json_text(std::string_view text) {
   std::string out = "\"";
