@@ -16,6 +16,7 @@
 #include "policy/ppo.h"
 #include "policy/reinforce.h"
 #include "policy/rloo.h"
+#include "policy/sapo.h"
 #include "policy_objective.h"
 #include "preference/dpo.h"
 #include "preference/hinge.h"
@@ -86,6 +87,10 @@ inline const std::array kCatalogue{
     CatalogueRow{"reinforce", "token mean of -A logp", "Williams 1992, eq. 4",
                  "rl/policy/reinforce.h", "mpmath; verl reinforce",
                  [] { return presets::reinforce(); }, GroupAdvantage{}},
+    CatalogueRow{"sapo",
+                 "sequence mean of -(4 / tau) sigmoid(tau (ratio - 1)) A, tau by the sign of A",
+                 "arXiv:2511.20347, eq. 5", "rl/policy/sapo.h", "mpmath; TRL sapo",
+                 [] { return presets::sapo(); }, GroupAdvantage{}},
 };
 
 inline const std::array kPreferenceCatalogue{
@@ -108,6 +113,7 @@ void for_each_surrogate(Visit visit) {
   visit(PpoClip{});
   visit(Reinforce{});
   visit(IsReinforce{});
+  visit(SoftGate{});
 }
 
 // visit(Formula{}) for the formula of every preference row, once.

@@ -130,6 +130,25 @@ def is_reinforce(
     return -weight * advantage * logp, (ratio < ratio_low) | (ratio > ratio_high) | (weight == 0)
 
 
+def soft_gate(
+    logp: Tensor,
+    log_ratio: Tensor,
+    advantage: Tensor,
+    *,
+    tau_pos: float = 1,
+    tau_neg: float = 1.05,
+) -> tuple[Tensor, Tensor]:
+    """-(4 / tau) sigmoid(tau (ratio - 1)) A, tau_pos where A > 0. SAPO, arXiv:2511.20347, eq. 5.
+
+    The gate by its logarithm: torch's derivative of sigmoid cancels where the gate is near 1.
+    """
+    zeros = torch.zeros_like(advantage)  # where() takes numbers as float32
+    tau = torch.where(advantage > 0, zeros + tau_pos, zeros + tau_neg)
+    x = tau * (exp(log_ratio) - 1)
+    gate = torch.exp(torch.nn.functional.logsigmoid(x))
+    return -4 / tau * gate * advantage, gate.detach() * torch.sigmoid(-x.detach()) == 0
+
+
 # ---- the penalty ---------------------------------------------------------------------------------
 
 # Each form and its score, K + dK / dlogp.
@@ -343,6 +362,8 @@ OBJECTIVES = {
     "rloo": Row(ppo_clip, _PPO, 0, "sequence_mean_token_mean", "sequence_sum"),
     # Williams 1992, eq. 4
     "reinforce": Row(reinforce, {}, 0, "token_mean"),
+    # arXiv:2511.20347, eq. 5
+    "sapo": Row(soft_gate, {"tau_pos": 1, "tau_neg": 1.05}, 0, "sequence_mean_token_mean"),
 }
 
 

@@ -43,6 +43,14 @@ def is_reinforce(token, frozen, ratio_low, ratio_high):
     return -weight * token["advantage"] * token["logp"], -weight * token["advantage"]
 
 
+def soft_gate(token, frozen, tau_pos, tau_neg):
+    """-(4 / tau) sigmoid(tau (ratio - 1)) A, arXiv:2511.20347 eq. 5."""
+    ratio, advantage = mp.exp(token["log_ratio"]), token["advantage"]
+    tau = mpf(tau_pos if advantage > 0 else tau_neg)
+    up, down = (1 / (1 + mp.exp(sign * tau * (ratio - 1))) for sign in (-1, 1))
+    return -4 / tau * up * advantage, -4 * up * down * ratio * advantage
+
+
 class Row(NamedTuple):
     """A row of rl/catalogue.h, as its preset has it."""
 
@@ -67,6 +75,7 @@ ROWS = {
     "cispo": Row(is_reinforce, {"ratio_low": 0, "ratio_high": 5}),
     "rloo": Row(ppo_clip, CLIP, "sequence_sum", BY_SEQUENCE),
     "reinforce": Row(reinforce, {}),
+    "sapo": Row(soft_gate, {"tau_pos": 1, "tau_neg": 1.05}, aggregation=BY_SEQUENCE),
 }
 
 

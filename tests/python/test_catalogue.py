@@ -23,7 +23,7 @@ def compared_with(row):
         settings = case["settings"]
         kind, sequence = settings["loss_type"], settings["importance_sampling_level"] == "sequence"
         same = (
-            (kind == "cispo") == (row.name == "cispo")
+            all((kind == each) == (row.name == each) for each in ("cispo", "sapo"))
             and test_trl_parity.AGGREGATIONS[kind] == row.choices["aggregation"].default
             and row.choices["level"].default == ("sequence_mean" if sequence else "token")
         )

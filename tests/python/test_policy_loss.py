@@ -51,6 +51,8 @@ def test_every_option_reaches_the_formula(objective):
         "dual_clip": 1.6,
         "ratio_low": 0.8,
         "ratio_high": 1.3,
+        "tau_pos": 1.7,
+        "tau_neg": 2.3,
         "beta": 0.7,
         "entropy_coef": 0.3,
         "constant": 6,

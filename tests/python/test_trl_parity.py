@@ -17,8 +17,9 @@ AGGREGATIONS = {
     "dapo": "token_mean",
     "luspo": "sequence_mean_token_sum",
     "cispo": "token_mean",
+    "sapo": "sequence_mean_token_mean",
 }
-NOT_YET = {"sapo", "vespo"}  # surrogates that tether does not have
+NOT_YET = {"vespo"}  # a surrogate that tether does not have
 COMPARED = [case for case in RECORDING["cases"] if case["settings"]["loss_type"] not in NOT_YET]
 
 
@@ -33,8 +34,15 @@ def normalizer(settings, mask):
 
 
 def surrogate(settings):
-    """TRL's cispo weighs each token's own logp, at the level of sequences too."""
+    """TRL's cispo weighs each token's own logp, at the level of sequences too; the temperatures of
+    its sapo are float32, whatever the losses are."""
     sequence = settings["importance_sampling_level"] == "sequence"
+    if settings["loss_type"] == "sapo":
+        return {
+            "objective": "sapo",
+            "tau_pos": torch.tensor(settings["sapo_temperature_pos"], dtype=torch.float32).item(),
+            "tau_neg": torch.tensor(settings["sapo_temperature_neg"], dtype=torch.float32).item(),
+        }
     if settings["loss_type"] == "cispo":
         level = "sequence_token" if sequence else "token"
         return {"objective": "cispo", "level": level, "ratio_high": settings["epsilon_high"]}
