@@ -38,11 +38,9 @@ def surrogate(settings):
     its sapo are float32, whatever the losses are."""
     sequence = settings["importance_sampling_level"] == "sequence"
     if settings["loss_type"] == "sapo":
-        return {
-            "objective": "sapo",
-            "tau_pos": torch.tensor(settings["sapo_temperature_pos"], dtype=torch.float32).item(),
-            "tau_neg": torch.tensor(settings["sapo_temperature_neg"], dtype=torch.float32).item(),
-        }
+        temperatures = [settings[f"sapo_temperature_{sign}"] for sign in ("pos", "neg")]
+        tau_pos, tau_neg = torch.tensor(temperatures, dtype=torch.float32).tolist()
+        return {"objective": "sapo", "tau_pos": tau_pos, "tau_neg": tau_neg}
     if settings["loss_type"] == "cispo":
         level = "sequence_token" if sequence else "token"
         return {"objective": "cispo", "level": level, "ratio_high": settings["epsilon_high"]}
