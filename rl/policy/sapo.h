@@ -33,7 +33,8 @@ struct SoftGate {
   template <class Number, class Constant>
   TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
     const Constant A = token.advantage;
-    const Constant tau = select(A > 0, 0 * A + tau_pos, 0 * A + tau_neg);
+    const Constant zero = 0 * A;  // options as numbers to choose from
+    const Constant tau = select(A > 0, zero + tau_pos, zero + tau_neg);
     return -(4 / tau) * sigmoid(tau * (token.ratio - 1)) * A;
   }
 };
