@@ -24,6 +24,10 @@ struct Traits {
   // dual_clip.
   bool clips = false;
   bool pulls_back = true;  // what ran away to the wrong side keeps a gradient that brings it back
+  // Of a weight (rl/token_weight.h):
+  bool needs_ref_logps = false;
+  bool needs_rollout_logps = false;
+  bool reads_policy = false;  // looks at logp: known in the step alone
 };
 
 namespace detail {

@@ -34,9 +34,12 @@ struct PolicyMetrics {
     kRatio,             // exp(log_ratio), at most kLargestRatio
     kRatioSquared,
     kNonfinite,  // active tokens with a NaN or infinity in an input or in the result
+    kWeight,     // W, the product of the weights (rl/token_weight.h), at most kLargestRatio
+    kWeightSquared,
+    kWeightZero,  // tokens that a weight takes out
     kSums
   };
-  enum Maximum { kLogRatioMax, kNegLogRatioMax, kMaxima };
+  enum Maximum { kLogRatioMax, kNegLogRatioMax, kWeightMax, kMaxima };
 
   static constexpr bool is_of_ratio(int sum) {
     return sum >= kClipFractionLow && sum <= kRatioSquared;
@@ -45,7 +48,7 @@ struct PolicyMetrics {
   // [value, count] pairs, as one flat block for an all-reduce.
   static constexpr int kPairs = kSums;
   std::array<double, 2 * kPairs> sums{};
-  std::array<double, kMaxima> maxima{-kUnseen, -kUnseen};
+  std::array<double, kMaxima> maxima{-kUnseen, -kUnseen, -kUnseen};
 
   static constexpr double kUnseen = std::numeric_limits<double>::infinity();
   static constexpr std::array<std::string_view, kSums> kNames{"policy_loss",
@@ -58,7 +61,16 @@ struct PolicyMetrics {
                                                               "approx_kl_k3",
                                                               "ratio_mean",
                                                               "ratio_squared_mean",
-                                                              "nonfinite"};
+                                                              "nonfinite",
+                                                              "weight_mean",
+                                                              "weight_squared_mean",
+                                                              "weight_zero_fraction"};
+
+  // Where there are no weights every token weighs 1.
+  void set_unweighted(double tokens) {
+    sums[2 * kWeight] = sums[2 * kWeightSquared] = tokens;
+    if (tokens > 0) maxima[kWeightMax] = 1;
+  }
 
   void merge(const PolicyMetrics& other) {
     for (size_t i = 0; i < sums.size(); ++i) sums[i] += other.sums[i];
@@ -66,7 +78,8 @@ struct PolicyMetrics {
   }
 
   // Means by name; `nonfinite` is the count itself, `ess` the effective share of the tokens or
-  // sequences, (sum w)^2 / (n sum w^2) of the importance weights w = ratio. 0 without tokens.
+  // sequences, (sum w)^2 / (n sum w^2) of the importance weights w = ratio, `weight_ess` that of
+  // w = W over tokens. 0 without tokens; without weights W is 1.
   std::map<std::string, double> to_map() const {
     std::map<std::string, double> out;
     const auto mean = [&](int i) {
@@ -75,12 +88,17 @@ struct PolicyMetrics {
     };
     for (int i = 0; i < kSums; ++i) out[std::string(kNames[static_cast<size_t>(i)])] = mean(i);
     out["nonfinite"] = sums[2 * kNonfinite];
-    const double squared = mean(kRatioSquared);
-    out["ess"] = squared > 0 ? mean(kRatio) / squared * mean(kRatio) : 0;
+    const auto effective_share = [&](int weight, int square) {
+      const double squared = mean(square);
+      return squared > 0 ? mean(weight) / squared * mean(weight) : 0;
+    };
+    out["ess"] = effective_share(kRatio, kRatioSquared);
+    out["weight_ess"] = effective_share(kWeight, kWeightSquared);
     out["tokens"] = sums[2 * kPolicyLoss + 1];
     const bool any = sums[2 * kPolicyLoss + 1] > 0;
     out["ratio_max"] = any ? std::exp(maxima[kLogRatioMax]) : 0;
     out["ratio_min"] = any ? std::exp(-maxima[kNegLogRatioMax]) : 0;
+    out["weight_max"] = any ? maxima[kWeightMax] : 0;
     return out;
   }
 };

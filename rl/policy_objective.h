@@ -2,12 +2,14 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "../core/options.h"
 #include "aggregation.h"
 #include "kl_penalty.h"
 #include "level.h"
 #include "surrogate.h"
+#include "weight_catalogue.h"
 
 namespace tether {
 
@@ -18,21 +20,24 @@ struct EntropyBonus {
 
 // A policy objective is a product:
 //
-//   loss = Agg[ S(token) ] + beta Agg[ K(token) ] - entropy_coef Agg[ H(token) ]
+//   loss = Agg[ W S(token) ] + beta Agg[ K(token) ] - entropy_coef Agg[ H(token) ]
 //
-// S sees the log-ratio of the level; K and H are the token's own. A plain value; presets
+// S sees the log-ratio of the level; K and H are the token's own. W, the product of the weights, is
+// a constant. A plain value; presets
 // (rl/policy/grpo.h, ...) are functions that return one, to be changed at will:
 //   auto objective = presets::grpo();  objective.surrogate = MySurrogate{};
 struct PolicyObjective {
   RatioLevel level = RatioLevel::token;
   Surrogate surrogate;
+  std::vector<TokenWeight> weights = {};
   KlPenalty kl = {};
   EntropyBonus entropy = {};
   Aggregation aggregation = {};
 };
 
 // visit(name, value, range) for every number of the objective, the surrogate's first. Those of a
-// form of the penalty are called kl_estimator.NAME and kl_gradient.NAME.
+// form of the penalty are called kl_estimator.NAME and kl_gradient.NAME, those of a weight by its
+// name in the catalogue.
 template <SameBut<PolicyObjective> Objective, class Visit>
 void for_each_option(Objective& objective, Visit visit) {
   objective.surrogate.for_each_field(visit);
@@ -46,6 +51,9 @@ void for_each_option(Objective& objective, Visit visit) {
   };
   visit_form("kl_estimator.", objective.kl.estimator);
   visit_form("kl_gradient.", objective.kl.gradient);
+  for (auto& weight : objective.weights) {
+    visit_form(std::string(name_of(weight)) + ".", weight.formula);
+  }
 }
 
 // visit(name, value, names) for every choice of the objective, whose values are called `names`.
@@ -57,6 +65,10 @@ void for_each_choice(Objective& objective, Visit visit) {
   visit("kl_gradient", objective.kl.gradient, kKlFormNames);
   visit("kl_correction", objective.kl.correction, kKlCorrectionNames);
   visit("allow_biased_gradient", objective.kl.allow_biased_gradient, kBoolNames);
+  for_each_weight([&](const auto& row) {
+    WeightChoice choice{objective.weights, row};
+    visit(row.name, choice, kWeightChoiceNames);
+  });
 }
 
 // Throws unless every option is legal; the message begins with `function`.
@@ -64,12 +76,28 @@ inline void check_objective(std::string_view function, const PolicyObjective& ob
   for_each_option(objective, [&](std::string_view name, double value, const Range& range) {
     check_range(function, name, value, range);
   });
-  const RatioInterval weights = objective.surrogate.truncation();
-  require(weights.low <= weights.high, [&] {
-    return named(function, "ratio_low") + " must be at most ratio_high " + text(weights.high) +
-           ", got " + text(weights.low);
+  const auto check_interval = [&](const std::string& prefix, const RatioInterval& inside) {
+    require(inside.low <= inside.high, [&] {
+      return named(function, prefix + "low") + " must be at most " + prefix + "high " +
+             text(inside.high) + ", got " + text(inside.low);
+    });
+  };
+  check_interval("ratio_", objective.surrogate.truncation());
+  require(objective.weights.size() <= kMaxWeights, [&] {
+    return named(function, "weights") + " must be at most " + text(kMaxWeights) + ", got " +
+           text(objective.weights.size());
   });
+  for (const TokenWeight& weight : objective.weights) {
+    check_interval(std::string(name_of(weight)) + ".", weight.formula.truncation());
+  }
   check_kl_penalty(function, objective.kl);
+}
+
+// Whether what a token adds can be said of the token alone.
+inline bool is_per_token(const PolicyObjective& objective) {
+  bool out = objective.level == RatioLevel::token;
+  for (const TokenWeight& weight : objective.weights) out &= weight.level == WeightLevel::token;
+  return out;
 }
 
 }  // namespace tether

@@ -23,6 +23,7 @@ struct PolicyInputs {
   Array old_logps = {};      // absent: logps, as constants (the ratio is 1, its gradient is not 0)
   Array ref_logps = {};      // needed when beta > 0
   Array entropies = {};      // of the policy at each token; needed when entropy_coef is not 0
+  Array rollout_logps = {};  // under the engine that sampled; needed where a weight compares
   OffsetsOf<Array> offsets = {};
 
   static constexpr auto arguments() {
@@ -35,8 +36,8 @@ struct PolicyInputs {
         A{"response_mask", &In::response_mask, Shape::tokens, Kind::mask},
         A{"old_logps", &In::old_logps, Shape::tokens, Kind::narrow, optional},
         A{"ref_logps", &In::ref_logps, Shape::tokens, Kind::narrow, optional},
-        A{"entropies", &In::entropies, Shape::tokens, Kind::narrow, optional,
-          Flow::differentiable}};
+        A{"entropies", &In::entropies, Shape::tokens, Kind::narrow, optional, Flow::differentiable},
+        A{"rollout_logps", &In::rollout_logps, Shape::tokens, Kind::narrow, optional}};
   }
 };
 using PolicyArrays = PolicyInputs<ConstArray>;

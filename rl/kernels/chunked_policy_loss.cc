@@ -34,7 +34,8 @@ PolicyArrays part_of(const PolicyArrays& batch, int64_t row, int64_t first, int6
           .response_mask = of(batch.response_mask),
           .old_logps = of(batch.old_logps),
           .ref_logps = of(batch.ref_logps),
-          .entropies = of(batch.entropies)};
+          .entropies = of(batch.entropies),
+          .rollout_logps = of(batch.rollout_logps)};
 }
 
 // One number that stands for an array of tokens where only its type and presence matter.
@@ -54,6 +55,9 @@ ChunkedPolicyLoss::ChunkedPolicyLoss(std::string_view function, const PolicyArra
   require(objective.level == RatioLevel::token, [&] {
     return std::string(function) + ": level must be token for chunks of logits, got " +
            std::string(kRatioLevelNames[static_cast<size_t>(objective.level)]);
+  });
+  require(is_per_token(objective), [&] {
+    return std::string(function) + ": weights must be of the token for chunks of logits";
   });
   batch_.logps = placeholder(arithmetic);
   if (objective.entropy.coefficient != 0) batch_.entropies = placeholder(arithmetic);

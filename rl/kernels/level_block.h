@@ -63,7 +63,7 @@ TETHER_CLONES void fill_ratios(const RowRatio<T>& row, TokenBlock<T>& block) {
   }
 }
 
-// Adds w dS/dL of a block; a broken token spoils the sum, as in sum_block.
+// Adds w W dS/dL of a block; a broken token spoils the sum, as in sum_block.
 template <bool kPenalty, class T>
 TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
   double sums[kLanes];
@@ -74,9 +74,9 @@ TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
     int start = 0;
     do {
       const int i = start + lane;
-      const T w = block.weight[i], dloss = block.dloss[i];
+      const T w = block.weight[i], W = block.token_weight[i], dloss = W * block.dloss[i];
       const Mask<T> active = mask<T>(w != T(0));
-      T trace = zero_or_nan(block.log_ratio[i], block.advantage[i], block.loss[i], dloss);
+      T trace = zero_or_nan(block.log_ratio[i], block.advantage[i], W * block.loss[i], dloss);
       if constexpr (kPenalty) trace += zero_or_nan(block.ref_logp[i], block.kl[i], T(0), T(0));
       const Mask<T> broken = active & mask<T>(trace != T(0));
       sum += double(spoil(broken, keep(active, w * dloss)));

@@ -12,6 +12,8 @@
 #include "rl/kernels/penalty_block.h"
 #include "rl/kernels/policy_checks.h"
 #include "rl/kernels/token_block.h"
+#include "rl/kernels/token_rows.h"
+#include "rl/kernels/weight_block.h"
 
 namespace tether {
 namespace {
@@ -26,96 +28,6 @@ struct Call {
   TermCounts local;  // of this batch
 };
 
-const ConstArray& old_logps_of(const PolicyArrays& batch) {
-  return batch.old_logps ? batch.old_logps : batch.logps;
-}
-
-// Whether load_plain can read the batch.
-template <class T>
-bool is_plain(const PolicyArrays& batch) {
-  constexpr DType kType = sizeof(T) == 8 ? DType::float64 : DType::float32;
-  const auto plain = [](const ConstArray& array, DType type) {
-    return array.dtype == type && array.column_stride == 1 && !array.per_row;
-  };
-  return plain(batch.logps, kType) && plain(old_logps_of(batch), kType) &&
-         plain(batch.advantages, kType);
-}
-
-template <class T>
-PlainTokens<T> plain_tokens(const PolicyArrays& batch, int64_t row, int64_t column) {
-  const auto at = [&](const ConstArray& array) {
-    return static_cast<const T*>(array.data) + array.index(batch.layout, row, column);
-  };
-  return {at(batch.logps), at(old_logps_of(batch)), at(batch.advantages)};
-}
-
-template <class T>
-void load_tokens(const PolicyArrays& batch, int64_t row, int64_t column, int count,
-                 TokenBlock<T>& block) {
-  const auto load = [&](const ConstArray& array, const T* weights, T* out) {
-    load_block(batch.layout, array, row, column, count, weights, out);
-  };
-  block.size = whole_lanes(count);
-  load(batch.response_mask, nullptr, block.weight);
-  if (is_plain<T>(batch)) {
-    load_plain(plain_tokens<T>(batch, row, column), count, block);
-  } else {
-    load(batch.logps, block.weight, block.logp);
-    load(old_logps_of(batch), block.weight, block.old_logp);
-    load(batch.advantages, block.weight, block.advantage);
-  }
-  if (batch.ref_logps) load(batch.ref_logps, block.weight, block.ref_logp);
-}
-
-// The number of true ones.
-TETHER_CLONES int64_t count_true(const uint8_t* mask, int64_t size) {
-  int64_t count = 0;
-  for (int64_t begin = 0; begin < size; begin += kBlock) {
-    const int64_t end = begin + kBlock < size ? begin + kBlock : size;
-    int32_t part = 0;
-    for (int64_t i = begin; i < end; ++i) part += mask[i] != 0;  // VECTOR
-    count += part;
-  }
-  return count;
-}
-
-template <class T>
-double row_tokens(const PolicyArrays& batch, int64_t row) {
-  const ConstArray& mask = batch.response_mask;
-  const int64_t length = batch.layout.length(row);
-  if (mask.dtype == DType::boolean && mask.column_stride == 1) {
-    const auto* data = static_cast<const uint8_t*>(mask.data);
-    return static_cast<double>(count_true(data + mask.index(batch.layout, row, 0), length));
-  }
-  alignas(64) T weight[kBlock];
-  LaneSum tokens;
-  for (int64_t column = 0; column < length; column += kBlock) {
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
-    load_block<T>(batch.layout, mask, row, column, count, nullptr, weight);
-    sum_weights(weight, whole_lanes(count), tokens);
-  }
-  return tokens.total();
-}
-
-// Zeros for the formulas of a batch without a reference.
-template <class T>
-constexpr T kNoRefLogp[kBlock] = {};
-
-// Where a block is.
-struct Place {
-  int64_t row, column;
-  int count;
-
-  Place next(const RowLayout& layout) const {
-    const int64_t column_after = column + count;
-    if (column_after < layout.length(row)) return at(layout, row, column_after);
-    return row + 1 < layout.rows ? at(layout, row + 1, 0) : Place{row, column, 0};
-  }
-  static Place at(const RowLayout& layout, int64_t row, int64_t column) {
-    return {row, column, static_cast<int>(std::min<int64_t>(kBlock, layout.length(row) - column))};
-  }
-};
-
 template <class Array>
 TETHER_INLINE void prefetch(const RowLayout& layout, const Array& array, const Place& place) {
   prefetch_block(layout, array, place.row, place.column, place.count);
@@ -126,6 +38,7 @@ template <class T>
 struct RowFactors {
   TokenFactors<T> token;
   RowRatio<T> ratio = {};  // above the level of tokens
+  WeightStatistics<T> weights = {};
 
   // Of a penalty that the level's ratio weighs.
   T kl_weight() const {
@@ -151,7 +64,7 @@ void fill_terms(const Call& call, const Place& place, const RowFactors<T>& row,
   prefetch(batch.layout, old_logps_of(batch), next);
   prefetch(batch.layout, call.gradients.logps, place);
   const T* logp = shares_ratio(objective.level) ? block.level_logp : block.logp;
-  const T* ref_logp = batch.ref_logps ? block.ref_logp : kNoRefLogp<T>;
+  const T* ref_logp = batch.ref_logps ? block.ref_logp : kNoLogp<T>;
   objective.surrogate(TokenColumns<T>{logp, block.log_ratio, block.ratio, block.advantage,
                                       block.old_logp, ref_logp, block.size},
                       block.loss, block.dloss);
@@ -164,24 +77,18 @@ void fill_terms(const Call& call, const Place& place, const RowFactors<T>& row,
 template <bool kBounded, class T>
 void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& row,
                     TokenBlock<T>& block, MetricSums& metrics) {
-  if constexpr (kBounded) saturate(bool(call.batch.ref_logps), block);
+  if constexpr (kBounded)
+    saturate(bool(call.batch.ref_logps), bool(call.batch.rollout_logps), block);
   fill_terms(call, place, row, block);
+  if (!call.objective.weights.empty()) {
+    fill_weights(call.batch, call.objective.weights, row.weights, block);
+    sum_token_weights(block, metrics);
+  }
   call.objective.kl.beta > 0 ? sum_block<true, kBounded>(row.token, block, metrics)
                              : sum_block<false, kBounded>(row.token, block, metrics);
   const RatioInterval inside = call.objective.surrogate.truncation();
   if (inside.low > 0 || inside.high < infinity) {
     sum_truncated(inside, row.token.share, block, metrics);
-  }
-}
-
-// visit(place) for every block of the row, with its tokens loaded.
-template <class T, class Visit>
-void for_each_block(const PolicyArrays& batch, int64_t row, TokenBlock<T>& block, Visit visit) {
-  const int64_t length = batch.layout.length(row);
-  for (int64_t column = 0; column < length; column += kBlock) {
-    const Place place = Place::at(batch.layout, row, column);
-    load_tokens(batch, row, column, place.count, block);
-    visit(place);
   }
 }
 
@@ -261,7 +168,7 @@ double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums&
   const double beta = objective.kl.beta;
   const bool by_row = objective.level != RatioLevel::token;
   const bool needs_tokens =
-      by_row || aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
+      !is_per_token(objective) || aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
   const double n = needs_tokens ? row_tokens<T>(call.batch, row) : 0;
   const double loss_factor = call.factor * row_factor(aggregation, call.counts.policy, n);
   const double kl_factor = call.factor * beta * row_factor(aggregation, call.counts.kl, n);
@@ -270,6 +177,7 @@ double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums&
                          .kl = narrow<T>(kl_factor),
                          .share = narrow<T>(by_row && n > 0 ? 1 / n : 1)}};
   if (by_row) factors.ratio = row_ratio(call, row, n, block);
+  factors.weights = row_statistics<kBounded>(call.batch, objective.weights, row, n, block);
   const bool shared = shares_ratio(objective.level);
   SharedSlopes slopes;
   for_each_block(call.batch, row, block, [&](const Place& place) {
@@ -296,6 +204,7 @@ double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums&
 template <bool kBounded, class T>
 PartTotals chunk_loss(const Call& call, const Chunks& chunks, int64_t chunk) {
   TokenBlock<T> block;
+  std::fill_n(block.token_weight, kBlock, T(1));
   MetricSums metrics;
   double loss = 0;
   for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
@@ -326,6 +235,7 @@ PolicyTotals total_loss(const Call& call, const Executor& executor) {
     out.metrics.sums[2 * static_cast<size_t>(i) + 1] =
         sequences ? call.local.sequences : call.local.tokens;
   }
+  if (call.objective.weights.empty()) out.metrics.set_unweighted(call.local.tokens);
   return out;
 }
 

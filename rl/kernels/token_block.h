@@ -27,6 +27,7 @@ struct TokenBlock {
   alignas(64) T level_logp[kBlock];  // of the ratio's level, where that is not the token
   alignas(64) T old_logp[kBlock];
   alignas(64) T ref_logp[kBlock];
+  alignas(64) T rollout_logp[kBlock];
   alignas(64) T advantage[kBlock];
   alignas(64) T log_ratio[kBlock];
   alignas(64) T ratio[kBlock];
@@ -36,6 +37,8 @@ struct TokenBlock {
   alignas(64) T kl[kBlock];
   alignas(64) T dkl[kBlock];
   alignas(64) T kl_of_gradient[kBlock];  // where a shared ratio weighs the penalty
+  alignas(64) T token_weight[kBlock];    // W; 1 where the objective has no weights
+  alignas(64) T statistic[kBlock];       // of one of them
   alignas(64) T dlogp[kBlock];
   alignas(64) T entropy[kBlock];
   alignas(64) T dentropy[kBlock];
@@ -95,21 +98,21 @@ T narrow(double x, T largest = Largest<T>::kResult) {
   return T(saturated(x, double(largest)));
 }
 
+template <class T>
+TETHER_CLONES void saturate_column(T largest, int count, T* column) {
+  const int size = count / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) column[i] = saturated(column[i], largest);  // VECTOR
+}
+
 // Inputs as the few batches need them in which something overflowed.
 template <class T>
-TETHER_CLONES void saturate(bool with_ref_logp, TokenBlock<T>& block) {
-  const int size = block.size / kLanes * kLanes;
-#pragma GCC ivdep
-  for (int i = 0; i < size; ++i) {  // VECTOR
-    block.logp[i] = saturated(block.logp[i], Largest<T>::kLogp);
-    block.old_logp[i] = saturated(block.old_logp[i], Largest<T>::kLogp);
-    block.advantage[i] = saturated(block.advantage[i], Largest<T>::kAdvantage);
-  }
-  if (!with_ref_logp) return;
-#pragma GCC ivdep
-  for (int i = 0; i < size; ++i) {  // VECTOR
-    block.ref_logp[i] = saturated(block.ref_logp[i], Largest<T>::kLogp);
-  }
+void saturate(bool with_ref_logp, bool with_rollout_logp, TokenBlock<T>& block) {
+  saturate_column(Largest<T>::kLogp, block.size, block.logp);
+  saturate_column(Largest<T>::kLogp, block.size, block.old_logp);
+  saturate_column(Largest<T>::kAdvantage, block.size, block.advantage);
+  if (with_ref_logp) saturate_column(Largest<T>::kLogp, block.size, block.ref_logp);
+  if (with_rollout_logp) saturate_column(Largest<T>::kLogp, block.size, block.rollout_logp);
 }
 
 // `saturation` is an argument because GCC makes cases of a constant.
@@ -191,7 +194,7 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
   using Order = Order<T>;
   constexpr Order kLast = order_of(std::numeric_limits<T>::infinity()), kFirst = ~kLast;
   double losses[kLanes], kls[kLanes];
-  T sums[M::kSums][kLanes], highest[kLanes], lowest[kLanes];
+  T sums[M::kNonfinite + 1][kLanes], highest[kLanes], lowest[kLanes];
 #pragma GCC ivdep
 #pragma GCC unroll 1
   for (int lane = 0; lane < kLanes; ++lane) {  // VECTOR
@@ -206,10 +209,13 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
         block.loss[i] = bounded(block.loss[i]);
         block.dloss[i] = bounded(block.dloss[i]);
       }
-      const T loss = block.loss[i], dloss = block.dloss[i];
+      const T dloss = block.dloss[i], W = block.token_weight[i];
+      T loss = W * block.loss[i], gradient = loss_factor * (W * dloss);
+      if constexpr (kBounded) {
+        loss = bounded(loss);
+        gradient = bounded(loss_factor * bounded(W * dloss));
+      }
       const Mask<T> active = mask<T>(w != T(0));
-      T gradient = loss_factor * dloss;
-      if constexpr (kBounded) gradient = bounded(gradient);
       T trace = T(0);
       if constexpr (kPenalty) {
         if constexpr (kBounded) {
@@ -222,7 +228,7 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
         kl_sum += double(keep(active, w * kl));
       }
       if constexpr (kBounded) gradient = bounded(gradient);
-      trace += zero_or_nan(d, A, loss, gradient);
+      trace += zero_or_nan(d, A, loss, gradient) + W * T(0);
       const Mask<T> broken = active & mask<T>(trace != T(0));
       loss_sum += double(spoil(broken, keep(active, w * loss)));
       block.dlogp[i] = spoil(broken, keep(active, w * gradient));
@@ -261,7 +267,7 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
   }
   metrics.sums[M::kPolicyLoss].add(losses);
   metrics.sums[M::kKl].add(kls);
-  for (int i = M::kClipFractionLow; i < M::kSums; ++i) metrics.sums[i].add(sums[i]);
+  for (int i = M::kClipFractionLow; i <= M::kNonfinite; ++i) metrics.sums[i].add(sums[i]);
   metrics.maxima[M::kLogRatioMax].add(highest);
   metrics.maxima[M::kNegLogRatioMax].add(lowest);
 }

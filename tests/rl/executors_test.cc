@@ -65,6 +65,14 @@ TEST(Executors, ChangeNoBitOfAPolicyLoss) {
   }
 }
 
+TEST(Executors, ChangeNoBitOfAWeightedLoss) {
+  Batch<float> batch = random_batch<float>(60, 300);
+  PolicyObjective objective = presets::gspo();
+  objective.weights = {{TruncatedImportance{}}, {TvMask{}, WeightLevel::sequence_mean}};
+  expect_same_bits("weighted gspo", batch.dlogps,
+                   [&](const Executor& executor) { return batch.run(objective, {}, executor); });
+}
+
 TEST(Executors, ChangeNoBitOfAPreferenceLoss) {
   PairRows<float> batch(20, 1500);
   for (const PreferenceRow& row : kPreferenceCatalogue) {

@@ -16,10 +16,11 @@ constexpr DType dtype() {
 template <class T>
 struct Batch {
   int64_t rows, columns;
-  std::vector<T> logps, old_logps, ref_logps, advantages, mask, dlogps;
+  std::vector<T> logps, old_logps, ref_logps, rollout_logps, advantages, mask, dlogps;
 
   Batch(int64_t b, int64_t t) : rows(b), columns(t) {
-    for (auto* array : {&logps, &old_logps, &ref_logps, &advantages, &mask, &dlogps}) {
+    for (auto* array :
+         {&logps, &old_logps, &ref_logps, &rollout_logps, &advantages, &mask, &dlogps}) {
       array->assign(size_t(b * t), T(0));
     }
   }
@@ -32,7 +33,8 @@ struct Batch {
             .advantages = view(advantages),
             .response_mask = view(mask),
             .old_logps = view(old_logps),
-            .ref_logps = view(ref_logps)};
+            .ref_logps = view(ref_logps),
+            .rollout_logps = view(rollout_logps)};
   }
   PolicyTotals run(const PolicyObjective& objective, const Normalizer& normalizer = {},
                    const Executor& executor = {}) {
@@ -52,6 +54,9 @@ Batch<T> random_batch(int64_t rows, int64_t columns, unsigned seed = 1) {
     batch.ref_logps[i] = batch.logps[i] + T(0.3 * normal(random));
     batch.advantages[i] = T(normal(random));
     batch.mask[i] = random() % 4 != 0 ? T(1) : T(0);
+  }
+  for (size_t i = 0; i < batch.logps.size(); ++i) {
+    batch.rollout_logps[i] = batch.old_logps[i] + T(0.3 * normal(random));
   }
   return batch;
 }

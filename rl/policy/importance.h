@@ -1,0 +1,41 @@
+#pragma once
+
+#include <tuple>
+
+#include "../../core/fields.h"
+#include "../../core/formula.h"
+#include "../../core/number.h"
+#include "../token_weight.h"
+
+namespace tether {
+
+// The importance weight of tokens that an engine sampled by other arithmetic than the policy is
+// trained with, truncated.
+//
+//   W = clamp(e^x, low, high),   x = old_logp - rollout_logp
+//
+// At the level of sequences x is its sum (the ratio of the answers) or its mean (the geometric
+// mean of the ratios) over the row. Truncation bounds the variance at the price of a bias.
+// Truncated importance sampling: Ionides 2008, doi:10.1198/106186008X320456, eq. 4.
+struct TruncatedImportance {
+  double low = 0;
+  double high = 2;
+
+  static constexpr Traits traits{.needs_rollout_logps = true};
+  static constexpr auto fields() {
+    return std::tuple{field("low", &TruncatedImportance::low, {0, infinity}),
+                      field("high", &TruncatedImportance::high, {0, infinity, true})};
+  }
+  RatioInterval truncation() const { return {low, high}; }
+
+  template <class Number>
+  TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
+    return token.old_logp - token.rollout_logp;
+  }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
+    return clamp(exp(x), low, high);
+  }
+};
+
+}  // namespace tether

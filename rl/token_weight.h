@@ -1,0 +1,156 @@
+#pragma once
+
+#include <array>
+#include <concepts>
+#include <string_view>
+#include <type_traits>
+
+#include "../core/formula.h"
+#include "../core/number.h"
+#include "surrogate.h"
+
+namespace tether {
+
+// What a weight sees of one token [nats]: constants all, the policy's own log-probability too.
+template <class Number>
+struct WeightToken {
+  Number logp;          // log pi_theta(token | prefix)
+  Number old_logp;      // under the policy at the start of the optimizer step
+  Number ref_logp;      // under the reference policy
+  Number rollout_logp;  // under the engine that sampled the token, by its own arithmetic
+  Number advantage;     // A
+};
+
+// Where a weight takes its statistic: at the token alone, or over the active tokens of its row.
+enum class WeightLevel { token, sequence_mean, sequence_sum, sequence_min, sequence_max };
+
+// The same quantity of many tokens side by side; `size` is a multiple of 16.
+template <class T>
+struct WeightColumns {
+  const T* logp;
+  const T* old_logp;
+  const T* ref_logp;
+  const T* rollout_logp;
+  const T* advantage;
+  int size;
+
+  TETHER_INLINE WeightToken<Constant<T>> at(int i) const {
+    return {{logp[i]}, {old_logp[i]}, {ref_logp[i]}, {rollout_logp[i]}, {advantage[i]}};
+  }
+};
+
+template <class Formula>
+concept TokenWeightFormula =
+    SmallFormula<Formula> &&
+    requires(const Formula formula, const WeightToken<Constant<double>> token) {
+      { formula.measure(token) } -> std::convertible_to<Constant<double>>;
+      { formula(token, formula.measure(token)) } -> std::convertible_to<Constant<double>>;
+    };
+
+template <class Formula, class T>
+TETHER_HEADER_CLONES void fill_measures(const Formula& formula_in, const WeightColumns<T>& in_place,
+                                        T* measure) {
+  const Formula formula = formula_in;
+  const WeightColumns<T> in = in_place;
+  const int size = in.size / 16 * 16;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) measure[i] = formula.measure(in.at(i)).value;  // VECTOR
+}
+
+// A weight made of a NaN or infinity is NaN, although its formula may hide it.
+template <class Formula, class T>
+TETHER_HEADER_CLONES void multiply_by_weights(const Formula& formula_in,
+                                              const WeightColumns<T>& in_place, const T* statistic,
+                                              T* weight) {
+  const Formula formula = formula_in;
+  const WeightColumns<T> in = in_place;
+  const int size = in.size / 16 * 16;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    const T own = formula(in.at(i), Constant<T>{statistic[i]}).value;
+    const T trace = statistic[i] * T(0) + (in.rollout_logp[i] * T(0) + in.ref_logp[i] * T(0));
+    weight[i] *= own + trace;
+  }
+}
+
+namespace detail {
+
+template <class T>
+struct WeightLoops {
+  void (*measure)(const void*, const WeightColumns<T>&, T*);
+  void (*multiply)(const void*, const WeightColumns<T>&, const T*, T*);
+
+  template <class Formula>
+  static constexpr WeightLoops of() {
+    return {&measure_erased<Formula>, &multiply_erased<Formula>};
+  }
+  template <class Formula>
+  static void measure_erased(const void* formula, const WeightColumns<T>& in, T* measure) {
+    fill_measures(*static_cast<const Formula*>(formula), in, measure);
+  }
+  template <class Formula>
+  static void multiply_erased(const void* formula, const WeightColumns<T>& in, const T* statistic,
+                              T* weight) {
+    multiply_by_weights(*static_cast<const Formula*>(formula), in, statistic, weight);
+  }
+};
+
+struct WeightCalls {
+  WeightLoops<float> in_float;
+  WeightLoops<double> in_double;
+  RatioInterval (*truncation)(const void*);
+
+  template <class Formula>
+  static constexpr WeightCalls of() {
+    return {WeightLoops<float>::of<Formula>(), WeightLoops<double>::of<Formula>(),
+            &truncation_of<Formula>};
+  }
+};
+
+}  // namespace detail
+
+// Any formula of one token's weight, as a value: an option struct with
+//   template <class Number>
+//   TETHER_FORMULA Number measure(const WeightToken<Number>&) const
+//   template <class Number>
+//   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& statistic) const
+// and, if it has options, fields(). The measures of a level are reduced to the statistic.
+class WeightFormula : public AnyFormula<detail::WeightCalls> {
+ public:
+  template <TokenWeightFormula Formula>
+  WeightFormula(const Formula& formula) : AnyFormula(formula) {}
+
+  // Where it truncates a ratio, as Surrogate has it.
+  RatioInterval truncation() const { return calls().truncation(formula()); }
+
+  template <class T>
+  void measure(const WeightColumns<T>& in, T* out) const {
+    loops<T>().measure(formula(), in, out);
+  }
+  template <class T>
+  void multiply(const WeightColumns<T>& in, const T* statistic, T* weight) const {
+    loops<T>().multiply(formula(), in, statistic, weight);
+  }
+
+ private:
+  template <class T>
+  const detail::WeightLoops<T>& loops() const {
+    if constexpr (std::is_same_v<T, float>) {
+      return calls().in_float;
+    } else {
+      return calls().in_double;
+    }
+  }
+};
+
+// A weight W of the tokens under the surrogate, never differentiated: W S in place of S, in value
+// and gradient. Penalty, entropies, clip fractions and denominators do not see it.
+struct TokenWeight {
+  WeightFormula formula;
+  WeightLevel level = WeightLevel::token;
+};
+
+// Those of one objective; their product counts.
+inline constexpr size_t kMaxWeights = 8;
+
+}  // namespace tether

@@ -1,0 +1,280 @@
+#include "rl/token_weight.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "rl/catalogue.h"
+#include "tests/error_message.h"
+#include "tests/rl/policy_batch.h"
+
+namespace tether {
+namespace {
+
+// A user's own: one number for every token, and one that a token brings.
+struct Fixed {
+  double value = 0.5;
+
+  template <class Number>
+  TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
+    return token.advantage;
+  }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
+    return 0 * x + value;
+  }
+};
+struct OfRollout {
+  static constexpr Traits traits{.needs_rollout_logps = true};
+  template <class Number>
+  TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
+    return token.rollout_logp;
+  }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
+    return x;
+  }
+};
+
+PolicyObjective weighted(PolicyObjective objective, std::vector<TokenWeight> weights) {
+  objective.weights = std::move(weights);
+  return objective;
+}
+
+std::map<std::string, double> metrics_of(Batch<double>& batch, const PolicyObjective& objective) {
+  return batch.run(objective).metrics.to_map();
+}
+
+// What a weight of one half does to every part of a loss: S alone sees it.
+TEST(TokenWeight, IsSeenByTheSurrogateAlone) {
+  for (const CatalogueRow& row : kCatalogue) {
+    for (const Aggregation::Mode mode :
+         {Aggregation::Mode::token_mean, Aggregation::Mode::sequence_mean_token_mean}) {
+      SCOPED_TRACE(row.name);
+      Batch<double> batch = random_batch<double>(5, 37);
+      PolicyObjective plain = row.preset();
+      plain.aggregation.mode = mode;
+      const double without = batch.run(plain).loss;
+      const std::vector<double> slopes = batch.dlogps;
+      const auto before = metrics_of(batch, plain);
+      const PolicyObjective half = weighted(plain, {{Fixed{}}});
+      EXPECT_NEAR(batch.run(half).loss, without / 2, 1e-15 * std::abs(without));
+      for (size_t i = 0; i < slopes.size(); ++i) EXPECT_EQ(batch.dlogps[i], slopes[i] / 2) << i;
+      auto after = metrics_of(batch, half);
+      EXPECT_NEAR(after.at("policy_loss"), before.at("policy_loss") / 2, 1e-15);
+      EXPECT_EQ(after.at("weight_mean"), 0.5);
+      EXPECT_EQ(after.at("weight_squared_mean"), 0.25);
+      EXPECT_EQ(after.at("weight_ess"), 1);
+      EXPECT_EQ(after.at("weight_max"), 0.5);
+      for (const auto name : {"policy_loss", "weight_mean", "weight_squared_mean", "weight_max"}) {
+        after[name] = before.at(name);
+      }
+      EXPECT_EQ(after, before);
+
+      plain.kl = {.beta = 0.5};
+      const double penalised = batch.run(plain).loss;
+      const std::vector<double> all = batch.dlogps;
+      EXPECT_NEAR(batch.run(weighted(plain, {{Fixed{}}})).loss, penalised - without / 2,
+                  1e-14 * std::abs(penalised));
+      for (size_t i = 0; i < all.size(); ++i) {
+        EXPECT_NEAR(batch.dlogps[i], all[i] - slopes[i] / 2, 1e-15) << i;
+      }
+    }
+  }
+}
+
+TEST(TokenWeight, EntropiesDoNotSeeIt) {
+  Batch<double> batch = random_batch<double>(3, 20);
+  PolicyArrays arrays = batch.arrays();
+  std::vector<double> entropies(60, 0.7), gradient(60), weighted_gradient(60);
+  arrays.entropies = batch.view(entropies);
+  PolicyObjective objective = presets::ppo();
+  objective.entropy.coefficient = 0.25;
+  const auto into = [&](std::vector<double>& out) {
+    return PolicyGradients{.entropies = {out.data(), DType::float64, 20, 1}};
+  };
+  const double bonus = policy_loss(arrays, presets::ppo(), {}, {}).loss -
+                       policy_loss(arrays, objective, {}, into(gradient)).loss;
+  const PolicyObjective none = weighted(objective, {{Fixed{0}}});
+  EXPECT_NEAR(policy_loss(arrays, none, {}, into(weighted_gradient)).loss, -bonus, 1e-15);
+  EXPECT_EQ(weighted_gradient, gradient);
+}
+
+TEST(TokenWeight, WithoutOneEveryTokenWeighsOne) {
+  Batch<double> batch = random_batch<double>(2, 9);
+  const auto metrics = metrics_of(batch, presets::ppo());
+  for (const auto name : {"weight_mean", "weight_squared_mean", "weight_ess", "weight_max"}) {
+    EXPECT_EQ(metrics.at(name), 1) << name;
+  }
+  EXPECT_EQ(metrics.at("weight_zero_fraction"), 0);
+  batch.mask.assign(batch.mask.size(), 0);
+  EXPECT_EQ(metrics_of(batch, presets::ppo()).at("weight_max"), 0);
+}
+
+// Trainers multiply by the importance weight after the smaller of both surrogates was taken, and
+// add the penalty unweighted (TRL, verl).
+TEST(TokenWeight, MultipliesAfterTheClip) {
+  Batch<double> batch(1, 1);
+  batch.mask = {1};
+  batch.old_logps = {-1};
+  batch.logps = {-1 + std::log(1.5)};
+  batch.advantages = {2};
+  batch.rollout_logps = {-1 - std::log(1.25)};
+  batch.ref_logps = {batch.logps[0] + 0.3};
+  PolicyObjective objective = presets::ppo();
+  objective.weights = {{TruncatedImportance{}}};
+  EXPECT_NEAR(batch.run(objective).loss, -1.25 * 1.2 * 2, 1e-15);
+  EXPECT_EQ(batch.dlogps[0], 0);
+  EXPECT_EQ(metrics_of(batch, objective).at("clip_fraction_high"), 1);
+  objective.kl.beta = 0.5;
+  const double k3 = std::exp(0.3) - 1 - 0.3;
+  EXPECT_NEAR(batch.run(objective).loss, -1.25 * 1.2 * 2 + 0.5 * k3, 1e-15);
+  EXPECT_NEAR(batch.dlogps[0], 0.5 * (1 - std::exp(0.3)), 1e-15);
+}
+
+TEST(TokenWeight, SeveralMultiply) {
+  Batch<double> batch = random_batch<double>(4, 30);
+  const double plain = batch.run(presets::ppo()).loss;
+  const auto both = weighted(presets::ppo(), {{Fixed{0.5}}, {Fixed{0.25}, WeightLevel::token}});
+  EXPECT_NEAR(batch.run(both).loss, plain / 8, 1e-15);
+}
+
+// By the weights of the mask: mean and sum over w, extremes over what is active.
+TEST(TokenWeight, ReducesOverTheActiveTokensOfItsRow) {
+  Batch<double> batch(2, 4);
+  batch.mask = {1, 0, 0.5, 0.25, 0, 0, 0, 1};
+  batch.rollout_logps = {2, NAN, 3, -4, NAN, 9, 9, 5};
+  batch.advantages.assign(8, -1);  // each token's loss is 1
+  struct Row {
+    WeightLevel level;
+    double statistic;
+  };
+  for (const Row& row : {Row{WeightLevel::sequence_sum, 2 + 1.5 - 1},
+                         Row{WeightLevel::sequence_mean, (2 + 1.5 - 1) / 1.75},
+                         Row{WeightLevel::sequence_min, -4}, Row{WeightLevel::sequence_max, 3}}) {
+    PolicyObjective objective = weighted(presets::ppo(), {{OfRollout{}, row.level}});
+    objective.aggregation = token_sum();
+    EXPECT_NEAR(batch.run(objective).loss, 1.75 * row.statistic + 5, 1e-15);
+    const auto metrics = metrics_of(batch, objective);
+    EXPECT_NEAR(metrics.at("weight_mean"), (1.75 * row.statistic + 5) / 2.75, 1e-15);
+    EXPECT_EQ(metrics.at("weight_max"), 5);
+    EXPECT_EQ(metrics.at("nonfinite"), 0);
+  }
+}
+
+// The gradient is that of the value with W held, at every level of the ratio.
+TEST(TokenWeight, GradientIsThatOfTheWeightedLoss) {
+  for (const RatioLevel level :
+       {RatioLevel::token, RatioLevel::sequence_mean, RatioLevel::sequence_sum}) {
+    for (const WeightLevel of : {WeightLevel::token, WeightLevel::sequence_mean}) {
+      Batch<double> batch = random_batch<double>(3, 6);
+      PolicyObjective objective = weighted(presets::ppo(), {{TruncatedImportance{}, of}});
+      objective.level = level;
+      batch.run(objective);
+      const std::vector<double> slopes = batch.dlogps;
+      for (size_t i = 0; i < slopes.size(); ++i) {
+        const double logp = batch.logps[i], h = 1e-6;
+        batch.logps[i] = logp + h;
+        const double above = batch.run(objective).loss;
+        batch.logps[i] = logp - h;
+        const double below = batch.run(objective).loss;
+        batch.logps[i] = logp;
+        EXPECT_NEAR((above - below) / (2 * h), slopes[i], 1e-9) << i;
+      }
+    }
+  }
+}
+
+template <class T>
+void expect_broken_token(WeightLevel level, T rollout_logp) {
+  Batch<T> batch = random_batch<T>(3, 40);
+  batch.mask.assign(120, 1);
+  const auto objective = weighted(presets::ppo(), {{TruncatedImportance{}, level}});
+  batch.run(objective);
+  const std::vector<T> before = batch.dlogps;
+  batch.rollout_logps[45] = rollout_logp;
+  const PolicyTotals out = batch.run(objective);
+  EXPECT_TRUE(std::isnan(out.loss));
+  const bool of_row = level != WeightLevel::token;
+  EXPECT_EQ(out.metrics.to_map().at("nonfinite"), of_row ? 40 : 1);
+  for (size_t i = 0; i < 120; ++i) {
+    const bool broken = of_row ? i / 40 == 1 : i == 45;
+    EXPECT_TRUE(broken ? std::isnan(batch.dlogps[i]) : batch.dlogps[i] == before[i]) << i;
+  }
+}
+
+// The clamp would hide an infinity.
+TEST(TokenWeight, ABrokenOneSpoilsTheTokensThatItWeighs) {
+  for (const double broken : {double(NAN), infinity, -infinity}) {
+    for (const WeightLevel level :
+         {WeightLevel::token, WeightLevel::sequence_sum, WeightLevel::sequence_mean,
+          WeightLevel::sequence_min, WeightLevel::sequence_max}) {
+      expect_broken_token<double>(level, broken);
+      expect_broken_token<float>(level, float(broken));
+    }
+  }
+}
+
+TEST(TokenWeight, FiniteInputsGiveFiniteResults) {
+  for (const float rollout : {-3e38f, 3e38f}) {
+    for (const float old : {-1.0f, -3e38f}) {
+      for (const WeightLevel level : {WeightLevel::token, WeightLevel::sequence_sum}) {
+        Batch<float> batch(1, 20);
+        batch.mask.assign(20, 1);
+        batch.logps.assign(20, -1);
+        batch.old_logps.assign(20, old);
+        batch.rollout_logps.assign(20, rollout);
+        batch.advantages.assign(20, 1e12f);
+        const TruncatedImportance formula{.high = 1e30};
+        const PolicyTotals out = batch.run(weighted(presets::ppo(), {{formula, level}}));
+        EXPECT_TRUE(std::isfinite(out.loss)) << rollout << " " << old;
+        EXPECT_EQ(out.metrics.to_map().at("nonfinite"), 0);
+        for (const float slope : batch.dlogps) EXPECT_TRUE(std::isfinite(slope));
+      }
+    }
+  }
+}
+
+TEST(TokenWeight, IsAChoiceByItsName) {
+  PolicyObjective objective = presets::grpo();
+  set_choice("f", objective, "truncated_importance", "sequence_sum");
+  set_option("f", objective, "truncated_importance.high", 3);
+  ASSERT_EQ(objective.weights.size(), 1u);
+  EXPECT_EQ(objective.weights[0].level, WeightLevel::sequence_sum);
+  EXPECT_EQ(objective.weights[0].formula.target<TruncatedImportance>()->high, 3);
+  set_choice("f", objective, "tv_mask", "token");
+  set_option("f", objective, "tv_mask.high", 0.1);
+  set_choice("f", objective, "truncated_importance", "none");
+  ASSERT_EQ(objective.weights.size(), 1u);
+  EXPECT_EQ(objective.weights[0].formula.target<TvMask>()->high, 0.1);
+  EXPECT_EQ(message([&] { set_choice("f", objective, "tv_mask", "row"); }),
+            "f: tv_mask must be one of none, token, sequence_mean, sequence_sum, sequence_min, "
+            "sequence_max, got \"row\"");
+}
+
+TEST(TokenWeight, WhatAnObjectiveCannotHaveIsRefused) {
+  Batch<double> batch = random_batch<double>(1, 4);
+  PolicyArrays arrays = batch.arrays();
+  arrays.rollout_logps = {};
+  PolicyObjective objective = weighted(presets::ppo(), {{TruncatedImportance{}}});
+  EXPECT_EQ(message([&] { policy_loss(arrays, objective, {}, {}); }),
+            "policy_loss: rollout_logps must be given for the weight truncated_importance, got "
+            "none");
+  objective.weights = {{TruncatedImportance{.low = 3, .high = 2}}};
+  EXPECT_EQ(message([&] { check_objective("f", objective); }),
+            "f: truncated_importance.low must be at most truncated_importance.high 2, got 3");
+  objective.weights = {{TvMask{.low = -1}}};
+  EXPECT_EQ(message([&] { check_objective("f", objective); }),
+            "f: tv_mask.low must be at least 0, got -1");
+  objective.weights.assign(9, {Fixed{}});
+  EXPECT_EQ(message([&] { check_objective("f", objective); }),
+            "f: weights must be at most 8, got 9");
+}
+
+}  // namespace
+}  // namespace tether
