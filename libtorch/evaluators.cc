@@ -1,5 +1,8 @@
 #include "libtorch/evaluators.h"
 
+#include <string>
+#include <string_view>
+
 #include "core/type_table.h"
 #include "libtorch/arrays.h"
 #include "rl/catalogue.h"
@@ -33,6 +36,22 @@ auto& pair_losses() {
       new_table<PairLoss, TensorPair>([](auto visit) { for_each_pair_loss(visit); });
   return table;
 }
+auto& weights() {
+  static auto& table = new_table<WeightFormula, detail::TensorWeightInput>(
+      [](auto visit) { for_each_weight([&](const auto& row) { visit(row.weight); }); });
+  return table;
+}
+
+template <class Any, class Input>
+at::Tensor evaluated(Table<Any, Input>& table, std::string_view what, const Any& formula,
+                     const Input& input) {
+  const auto evaluator = table.find(formula.type());
+  detail::check_value(evaluator.has_value(),
+                      std::string(what) +
+                          " must be one of the library's or wrapped by on_any_device on devices "
+                          "other than the CPU, got another type");
+  return (*evaluator)(formula, input);
+}
 
 }  // namespace
 
@@ -42,21 +61,18 @@ void detail::add_evaluator(std::type_index formula, SurrogateEvaluator evaluator
 void detail::add_evaluator(std::type_index formula, PairLossEvaluator evaluator) {
   pair_losses().add(formula, evaluator);
 }
-
-at::Tensor detail::on_tensors(const Surrogate& surrogate, const TensorToken& token) {
-  const auto evaluator = surrogates().find(surrogate.type());
-  check_value(evaluator.has_value(),
-              "policy_loss: surrogate must be one of the library's or wrapped by on_any_device on "
-              "devices other than the CPU, got another type");
-  return (*evaluator)(surrogate, token);
+void detail::add_evaluator(std::type_index formula, WeightEvaluator evaluator) {
+  weights().add(formula, evaluator);
 }
 
+at::Tensor detail::on_tensors(const Surrogate& surrogate, const TensorToken& token) {
+  return evaluated(surrogates(), "policy_loss: surrogate", surrogate, token);
+}
 at::Tensor detail::on_tensors(const PairLoss& loss, const TensorPair& pair) {
-  const auto evaluator = pair_losses().find(loss.type());
-  check_value(evaluator.has_value(),
-              "preference_loss: loss must be one of the library's or wrapped by on_any_device on "
-              "devices other than the CPU, got another type");
-  return (*evaluator)(loss, pair);
+  return evaluated(pair_losses(), "preference_loss: loss", loss, pair);
+}
+at::Tensor detail::on_tensors(const WeightFormula& weight, const TensorWeightInput& input) {
+  return evaluated(weights(), "policy_loss: weight", weight, input);
 }
 
 }  // namespace tether

@@ -2,11 +2,13 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <type_traits>
 #include <typeindex>
 #include <typeinfo>
 
 #include "../rl/preference_objective.h"
 #include "../rl/surrogate.h"
+#include "../rl/token_weight.h"
 #include "tensor_number.h"
 
 // How formulas run on tensors, by their type: a table a family, which has those of rl/catalogue.h
@@ -16,23 +18,39 @@ namespace tether {
 
 using TensorToken = Token<TensorNumber, TensorNumber>;
 using TensorPair = Pair<TensorNumber>;
+using TensorWeightToken = WeightToken<TensorNumber>;
 
 namespace detail {
 
 using SurrogateEvaluator = at::Tensor (*)(const Surrogate&, const TensorToken&);
 using PairLossEvaluator = at::Tensor (*)(const PairLoss&, const TensorPair&);
 
+// The weight of tokens with their statistic; without one, what it is made of.
+struct TensorWeightInput {
+  const TensorWeightToken& token;
+  const TensorNumber* statistic;
+};
+using WeightEvaluator = at::Tensor (*)(const WeightFormula&, const TensorWeightInput&);
+
 void add_evaluator(std::type_index formula, SurrogateEvaluator evaluator);
 void add_evaluator(std::type_index formula, PairLossEvaluator evaluator);
+void add_evaluator(std::type_index formula, WeightEvaluator evaluator);
 
 template <class Formula, class Any, class Input>
 at::Tensor evaluate_on_tensors(const Any& formula, const Input& input) {
-  return (*formula.template target<Formula>())(input).value;
+  const Formula& known = *formula.template target<Formula>();
+  if constexpr (std::is_same_v<Input, TensorWeightInput>) {
+    return (input.statistic ? known(input.token, *input.statistic) : known.measure(input.token))
+        .value;
+  } else {
+    return known(input).value;
+  }
 }
 
 // The loss of each token or pair. Throws c10::ValueError for a formula that is in no table.
 at::Tensor on_tensors(const Surrogate& surrogate, const TensorToken& token);
 at::Tensor on_tensors(const PairLoss& loss, const TensorPair& pair);
+at::Tensor on_tensors(const WeightFormula& weight, const TensorWeightInput& input);
 
 }  // namespace detail
 
@@ -40,7 +58,7 @@ at::Tensor on_tensors(const PairLoss& loss, const TensorPair& pair);
 // case, elsewhere its TensorNumber form has to be made where its type is. From any thread, any
 // number of times; a library whose formulas are registered must stay loaded.
 template <class Formula>
-  requires(TokenFormula<Formula> || PairFormula<Formula>)
+  requires(TokenFormula<Formula> || PairFormula<Formula> || TokenWeightFormula<Formula>)
 void register_formula() {
   if constexpr (TokenFormula<Formula>) {
     detail::add_evaluator(typeid(Formula),
@@ -49,6 +67,11 @@ void register_formula() {
   if constexpr (PairFormula<Formula>) {
     detail::add_evaluator(typeid(Formula),
                           &detail::evaluate_on_tensors<Formula, PairLoss, TensorPair>);
+  }
+  if constexpr (TokenWeightFormula<Formula>) {
+    detail::add_evaluator(
+        typeid(Formula),
+        &detail::evaluate_on_tensors<Formula, WeightFormula, detail::TensorWeightInput>);
   }
 }
 
@@ -61,6 +84,11 @@ Surrogate on_any_device(const Formula& formula) {
 }
 template <PairFormula Formula>
 PairLoss on_any_device(const Formula& formula) {
+  register_formula<Formula>();
+  return formula;
+}
+template <TokenWeightFormula Formula>
+WeightFormula on_any_device(const Formula& formula) {
   register_formula<Formula>();
   return formula;
 }

@@ -178,7 +178,7 @@ LinearPolicyOutput linear_policy_loss(const at::Tensor& hidden, const LinearHead
     check_objective(kPolicy, objective);
     check_needs(kPolicy, presence_of(batch), objective);
     ignore_masked(kPolicy, batch.response_mask, asked, inputs);
-    const bool of_tokens = objective.level == RatioLevel::token && inputs.hidden.is_cpu();
+    const bool of_tokens = is_per_token(objective) && inputs.hidden.is_cpu();
     return (of_tokens ? loss_by_sweep : loss_of_logps)(inputs, batch, objective, normalizer, asked);
   });
 }

@@ -21,6 +21,7 @@
 
 #include "libtorch/arrays.h"
 #include "libtorch/evaluators.h"
+#include "libtorch/flat_batch.h"
 #include "libtorch/policy_inputs.h"
 #include "rl/kernels/token_block.h"
 
@@ -29,13 +30,6 @@
 
 namespace tether::detail {
 namespace {
-
-struct FlatBatch {
-  at::Tensor weight, active;  // [N]
-  at::Tensor row;             // [N], the row of each token
-  int64_t rows;
-  at::Tensor logp, old_logp, ref_logp, advantage, entropy;  // [N], 0 in masked slots
-};
 
 at::Tensor row_of_tokens(const PolicyBatch& batch, int64_t rows) {
   const auto options = at::dtype(at::kLong).device(batch.logps.device());
@@ -54,7 +48,7 @@ at::Tensor saturated(const at::Tensor& x, double largest) {
   return at::where(at::isfinite(x), x.clamp(-largest, largest), x);
 }
 
-FlatBatch flattened(const PolicyBatch& batch) {
+FlatBatch flattened(const PolicyBatch& batch, const PolicyObjective& objective) {
   const auto dtype = result_type(batch.logps);
   const bool wide = dtype == at::kDouble;
   FlatBatch out;
@@ -70,11 +64,15 @@ FlatBatch flattened(const PolicyBatch& batch) {
   out.logp = selected(batch.logps);
   out.old_logp = batch.old_logps.defined() ? selected(batch.old_logps) : out.logp;
   out.ref_logp = batch.ref_logps.defined() ? selected(batch.ref_logps) : at::zeros_like(out.logp);
+  out.rollout_logp =
+      batch.rollout_logps.defined() ? selected(batch.rollout_logps) : at::zeros_like(out.logp);
   out.entropy = batch.entropies.defined() ? selected(batch.entropies) : at::zeros_like(out.logp);
   out.advantage =
       selected(per_row ? batch.advantages.select(1, 0).index_select(0, out.row) : batch.advantages);
   out.advantage = saturated(
       out.advantage, wide ? Largest<double>::kAdvantage : double(Largest<float>::kAdvantage));
+  out.row_tokens = row_sums(out, out.weight);
+  out.token_weight = token_weights(objective.weights, out);
   return out;
 }
 
@@ -127,8 +125,7 @@ Levelled levelled(RatioLevel level, const FlatBatch& batch, const at::Tensor& lo
   const at::Tensor log_ratio = logp - batch.old_logp;
   if (level == RatioLevel::token) return {logp, log_ratio};
   const auto spread = [&](const at::Tensor& values) {
-    at::Tensor sums = at::zeros({batch.rows}, batch.weight.options())
-                          .index_add(0, batch.row, batch.weight * values);
+    at::Tensor sums = row_sums(batch, batch.weight * values);
     if (level != RatioLevel::sequence_sum) {
       sums = sums / at::where(row_tokens > 0, row_tokens, at::ones_like(row_tokens));
     }
@@ -242,7 +239,7 @@ at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch, const
 // counts under a penalty.
 at::Tensor sound_tokens(const FlatBatch& batch, const at::Tensor& log_ratio, const at::Tensor& loss,
                         const at::Tensor& dloss, const at::Tensor& kl, bool penalty) {
-  at::Tensor sound = at::isfinite(log_ratio);
+  at::Tensor sound = at::isfinite(log_ratio).logical_and(at::isfinite(batch.token_weight));
   for (const at::Tensor& each :
        {batch.logp, batch.old_logp, batch.advantage, penalty ? batch.ref_logp : batch.advantage}) {
     sound = sound.logical_and(at::isfinite(each));
@@ -262,8 +259,9 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   const TensorNumber log_ratio{d};
   const at::Tensor ratio = exp(log_ratio).value;
   const bool wide = ratio.scalar_type() == at::kDouble;
-  const at::Tensor seen_ratio =
-      ratio.clamp_max(wide ? kLargestRatio<double> : double(kLargestRatio<float>));
+  const double largest_ratio = wide ? kLargestRatio<double> : double(kLargestRatio<float>);
+  const at::Tensor seen_ratio = ratio.clamp_max(largest_ratio);
+  const at::Tensor W = batch.token_weight.clamp(-largest_ratio, largest_ratio);
   const RatioInterval inside = objective.surrogate.truncation();
   const at::Tensor truncated = (dloss != 0).logical_and(ratio < inside.low);
   const at::Tensor stuck = (dloss == 0).logical_or(ratio > inside.high);
@@ -278,7 +276,7 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
     return by_row ? sum(values / row_tokens.index_select(0, batch.row)) : sum(values);
   };
   std::vector<at::Tensor> sums(M::kSums);
-  sums[M::kPolicyLoss] = sum(loss);
+  sums[M::kPolicyLoss] = sum(bounded(batch.token_weight * loss));
   sums[M::kKl] = sum(kl);
   sums[M::kEntropy] = sum(batch.entropy);
   sums[M::kClipFractionLow] = ratio_sum(bad.logical_and(d < 0).logical_or(truncated));
@@ -292,6 +290,9 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   for (const at::Tensor& each : {sound, at::isfinite(batch.entropy)}) {
     sums[M::kNonfinite] += batch.active.logical_and(each.logical_not()).to(at::kDouble).sum();
   }
+  sums[M::kWeight] = sum(W);
+  sums[M::kWeightSquared] = sum(W.square());
+  sums[M::kWeightZero] = sum((W == 0).to(W.scalar_type()));
   const at::Tensor count = batch.weight.to(at::kDouble).sum();
   const at::Tensor lowest = at::zeros({1}, d.options()) - M::kUnseen;
   const auto largest = [&](const at::Tensor& values) {
@@ -304,17 +305,13 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
     counts[static_cast<size_t>(i)] = by_row && M::is_of_ratio(i) ? sequences : count;
   }
   return {.sums = at::stack({at::stack(sums), at::stack(counts)}, 1),
-          .maxima = at::stack({largest(d), largest(-d)})};
-}
-
-at::Tensor row_sums_of_weights(const FlatBatch& flat) {
-  return at::zeros({flat.rows}, flat.weight.options()).index_add(0, flat.row, flat.weight);
+          .maxima = at::stack({largest(d), largest(-d), largest(W)})};
 }
 
 }  // namespace
 
 at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& objective) {
-  FlatBatch flat = flattened(batch);
+  FlatBatch flat = flattened(batch, objective);
   const bool wide = flat.weight.scalar_type() == at::kDouble;
   const auto selected = [&](const at::Tensor& tensor) {
     const at::Tensor values = tensor.to(flat.weight.scalar_type()).reshape({-1});
@@ -322,7 +319,7 @@ at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& 
     return with_gradient_of({saturated(x.detach(), largest_logp(wide))}, TensorNumber{x}).value;
   };
   const at::Tensor logp = selected(batch.logps);
-  const at::Tensor n = row_sums_of_weights(flat);
+  const at::Tensor& n = flat.row_tokens;
   const Levelled level = levelled(objective.level, flat, logp, n);
   const TensorNumber log_ratio{level.log_ratio};
   const TensorToken token{{level.logp},     log_ratio,       exp(log_ratio),
@@ -334,7 +331,7 @@ at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& 
               : at::zeros_like(loss);
   const at::Tensor sound = sound_tokens(flat, level.log_ratio.detach(), loss.detach(),
                                         at::zeros_like(loss), kl.detach(), penalty);
-  at::Tensor each = loss + kl * objective.kl.beta;
+  at::Tensor each = bounded(flat.token_weight * loss) + kl * objective.kl.beta;
   if (objective.entropy.coefficient != 0) {
     each = each - selected(batch.entropies) * objective.entropy.coefficient;
   }
@@ -350,8 +347,8 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective&
   step_counts("policy_loss", normalizer, TermCounts{});
   // Under the caller's inference mode there would be no gradient to take here.
   const c10::InferenceMode normal(false);
-  FlatBatch flat = flattened(batch);
-  const at::Tensor n = row_sums_of_weights(flat);
+  FlatBatch flat = flattened(batch, objective);
+  const at::Tensor& n = flat.row_tokens;
 
   // The gradient is taken here, with the loss, so that backward is a scaling as on the CPU.
   at::AutoGradMode enabled(true);
@@ -380,7 +377,7 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective&
     return at::where(flat.active, terms * spoil * flat.weight * factor, at::zeros_like(terms))
         .sum();
   };
-  at::Tensor sum = total(loss, normalizer.policy);
+  at::Tensor sum = total(bounded(flat.token_weight * loss), normalizer.policy);
   if (penalty) sum = sum + total(kl, kl_tokens) * objective.kl.beta;
   if (entropy_coef != 0) sum = sum - total(entropy, normalizer.policy) * entropy_coef;
 

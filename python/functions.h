@@ -93,12 +93,13 @@ Options options_of(std::string_view function, const Words& words) {
       return Options{};
     }
   }();
-  for (size_t i = 0; i < options; ++i) {
-    set_option(function, out, words.option_names[i].text, values[i]);
-  }
   for (size_t i = 0; i < choices; ++i) {
     if (words.choice_names[i].text == "objective") continue;
     set_choice(function, out, words.choice_names[i].text, words.choice_values[i].text);
+  }
+  // After the choices: a weight has options once it is chosen.
+  for (size_t i = 0; i < options; ++i) {
+    set_option(function, out, words.option_names[i].text, values[i]);
   }
   return out;
 }

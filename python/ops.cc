@@ -56,9 +56,9 @@ bool check_settings(const Name& function, const Name& name, const std::vector<Na
   });
 }
 
-// {"functions": {name: ...}, "objectives": [...]}, what Python reads once.
+// {"functions": {name: ...}, "objectives": [...], "weights": [...]}, what Python reads once.
 std::vector<std::string> description() {
-  std::string functions, objectives;
+  std::string functions, objectives, weights;
   const auto add_function = [&]<class Function>() {
     functions += (functions.empty() ? "" : ", ") + json_of_function<Function>();
   };
@@ -75,7 +75,13 @@ std::vector<std::string> description() {
   };
   add("policy", kCatalogue);
   add("preference", kPreferenceCatalogue);
-  return {"{\"functions\": {" + functions + "}, \"objectives\": [" + objectives + "]}"};
+  for_each_weight([&](const auto& row) {
+    weights += weights.empty() ? "{\"row\": " : ", {\"row\": ";
+    weights += json_list({json_text(row.name), json_text(row.formula), json_text(row.paper)});
+    weights += ", " + json_of_options(row.weight) + "}";
+  });
+  return {"{\"functions\": {" + functions + "}, \"objectives\": [" + objectives +
+          "], \"weights\": [" + weights + "]}"};
 }
 
 // ---- metrics: the values of to_map of a block, in the order of the names

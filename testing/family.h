@@ -56,7 +56,8 @@ Report check(const Subject& subject, const CheckOptions& options);
 
 // The indices of the arrays of each family.
 namespace policy {
-inline constexpr size_t kLogps = 0, kOldLogps = 1, kRefLogps = 2, kAdvantages = 3;
+inline constexpr size_t kLogps = 0, kOldLogps = 1, kRefLogps = 2, kRolloutLogps = 3,
+                        kAdvantages = 4;
 }
 namespace preference {
 inline constexpr size_t kLogps = 0, kRefLogps = 1;

@@ -12,7 +12,7 @@ Case one_token(double logp, double old_logp, double ref_logp, double advantage) 
   return {.rows = 1,
           .columns = 1,
           .response_mask = {1},
-          .arrays = {{logp}, {old_logp}, {ref_logp}, {advantage}}};
+          .arrays = {{logp}, {old_logp}, {ref_logp}, {old_logp}, {advantage}}};
 }
 
 Case simplest() { return one_token(-1, -1.1, -1.5, 1); }
@@ -33,7 +33,7 @@ double advantage(Random& random) {
 // Ragged rows of every kind, advantages with zeros among them. All numbers are float32.
 Case drawn(Random& random, const LossTraits& traits, int64_t rows, int64_t columns) {
   Case out{.rows = rows, .columns = columns};
-  out.arrays.resize(4);
+  out.arrays.resize(5);
   out.per_row = traits.takes_row_advantages && random.integer(0, 1) == 0;
   const bool fractional = traits.takes_fractional_mask && random.integer(0, 3) == 0;
   for (int64_t row = 0; row < rows; ++row) {
@@ -45,6 +45,7 @@ Case drawn(Random& random, const LossTraits& traits, int64_t rows, int64_t colum
       out[kLogps].push_back(logp);
       out[kOldLogps].push_back(static_cast<float>(logp - random.log_ratio()));
       out[kRefLogps].push_back(static_cast<float>(logp + random.log_ratio()));
+      out[kRolloutLogps].push_back(static_cast<float>(logp + random.log_ratio()));
       out[kAdvantages].push_back(static_cast<float>(out.per_row ? shared : advantage(random)));
     }
   }
@@ -98,6 +99,7 @@ PolicyBatch batch_of(const Tensors& tensors, const LossTraits& traits) {
   out.logps = tensors.arrays[kLogps];
   out.old_logps = tensors.arrays[kOldLogps];
   if (traits.needs_ref_logps) out.ref_logps = tensors.arrays[kRefLogps];
+  if (traits.needs_rollout_logps) out.rollout_logps = tensors.arrays[kRolloutLogps];
   out.advantages = tensors.arrays[kAdvantages];
   out.response_mask = tensors.response_mask;
   out.offsets = tensors.offsets;
@@ -118,7 +120,7 @@ Loss loss_of(const PolicyLoss& loss, const LossTraits& traits) {
 }
 
 const Family kPolicy{.batch = "tether::PolicyBatch",
-                     .arrays = {"logps", "old_logps", "ref_logps", "advantages"},
+                     .arrays = {"logps", "old_logps", "ref_logps", "rollout_logps", "advantages"},
                      .free_array = kAdvantages,
                      .simplest = simplest,
                      .drawn = drawn,

@@ -155,7 +155,7 @@ Failure check_advantage_scale(const Probe& probe, const Case& given) {
 // On a grid on which every difference is exact.
 Failure check_shift(const Probe& probe, const Case& given) {
   Case batch = given, shifted = given;
-  for (size_t array : {kLogps, kOldLogps, kRefLogps}) {
+  for (size_t array : {kLogps, kOldLogps, kRefLogps, kRolloutLogps}) {
     for (size_t i = 0; i < batch.size(); ++i) {
       batch[array][i] = std::round(batch[array][i] * 256) / 256;
       shifted[array][i] = batch[array][i] - 4;

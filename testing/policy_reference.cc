@@ -96,6 +96,15 @@ double denominator(const Aggregation& aggregation, double tokens, double sequenc
   return 0;
 }
 
+// A column of 16 equal tokens, for a loop over them.
+struct WeightColumn {
+  double logp[16], old_logp[16], ref_logp[16], rollout_logp[16], advantage[16];
+
+  WeightColumns<double> columns() const {
+    return {logp, old_logp, ref_logp, rollout_logp, advantage, 16};
+  }
+};
+
 // The tokens of one row with a weight.
 struct Row {
   std::vector<size_t> slots;
@@ -139,7 +148,7 @@ View view_of(RatioLevel level, const Row& row, double logp, double log_ratio) {
 
 // The numbers of a batch, an advantage for each token, and what is counted in them.
 struct Tokens {
-  std::vector<double> logps, weights, olds, refs, advantages;
+  std::vector<double> logps, weights, olds, refs, rollouts, advantages;
   std::vector<Row> rows;
   double tokens = 0, sequences = 0;
 };
@@ -150,6 +159,7 @@ Tokens tokens_of(const PolicyBatch& batch) {
              .weights = doubles(batch.response_mask),
              .olds = doubles(batch.old_logps.defined() ? batch.old_logps : batch.logps),
              .refs = doubles(batch.ref_logps.defined() ? batch.ref_logps : batch.logps),
+             .rollouts = doubles(batch.rollout_logps.defined() ? batch.rollout_logps : batch.logps),
              .advantages = doubles(batch.advantages.dim() == 1
                                        ? batch.advantages.unsqueeze(1).expand_as(batch.logps)
                                        : batch.advantages),
@@ -168,6 +178,56 @@ Tokens tokens_of(const PolicyBatch& batch) {
   return out;
 }
 
+WeightColumn column_of(const Tokens& in, size_t i) {
+  WeightColumn out;
+  std::fill_n(out.logp, 16, in.logps[i]);
+  std::fill_n(out.old_logp, 16, in.olds[i]);
+  std::fill_n(out.ref_logp, 16, in.refs[i]);
+  std::fill_n(out.rollout_logp, 16, in.rollouts[i]);
+  std::fill_n(out.advantage, 16, in.advantages[i]);
+  return out;
+}
+
+// The measures of a row at its level (rl/token_weight.h).
+double reduced(WeightLevel level, const std::vector<double>& measures, const Tokens& in,
+               const Row& row) {
+  double sum = 0;
+  for (size_t k = 0; k < measures.size(); ++k) sum += in.weights[row.slots[k]] * measures[k];
+  switch (level) {
+    case WeightLevel::sequence_mean:
+      return sum / row.n;
+    case WeightLevel::sequence_min:
+      return *std::min_element(measures.begin(), measures.end());
+    case WeightLevel::sequence_max:
+      return *std::max_element(measures.begin(), measures.end());
+    default:
+      return sum;
+  }
+}
+
+// W of the tokens of a row.
+std::vector<double> token_weights(const Tokens& in, const Row& row,
+                                  const PolicyObjective& objective) {
+  std::vector<double> out(row.slots.size(), 1);
+  for (const auto& [formula, level] : objective.weights) {
+    std::vector<double> measures;
+    for (const size_t i : row.slots) {
+      double measure[16];
+      formula.measure(column_of(in, i).columns(), measure);
+      measures.push_back(measure[0]);
+    }
+    for (size_t k = 0; k < out.size(); ++k) {
+      double statistic[16], weight[16];
+      const bool own = level == WeightLevel::token;
+      std::fill_n(statistic, 16, own ? measures[k] : reduced(level, measures, in, row));
+      std::fill_n(weight, 16, out[k]);
+      formula.multiply(column_of(in, row.slots[k]).columns(), statistic, weight);
+      out[k] = weight[0];
+    }
+  }
+  return out;
+}
+
 // Adds a row to the totals, before the factor of the step.
 void add_row(const Tokens& in, const Row& row, const PolicyObjective& objective,
              const Normalizer& step, Totals& out) {
@@ -178,21 +238,27 @@ void add_row(const Tokens& in, const Row& row, const PolicyObjective& objective,
            denominator(objective.aggregation, count, step.sequences.value_or(in.sequences), row.n);
   };
   double row_slope = 0;  // by the row's log-ratio, where its tokens share one
-  for (size_t i : row.slots) {
+  const std::vector<double> of_tokens = token_weights(in, row, objective);
+  for (size_t k = 0; k < row.slots.size(); ++k) {
+    const size_t i = row.slots[k];
+    const double W = of_tokens[k];
     const double logp = in.logps[i], old = in.olds[i], ref = in.refs[i], A = in.advantages[i];
     const View view = view_of(objective.level, row, logp, logp - old);
     const Dual<double> loss = surrogate_of(objective, view, old, ref, A);
     const Penalty kl = penalty_of(objective, logp, old, ref, view.log_ratio);
     const double share = share_of(i, policy_tokens);
     const double kl_share = beta * share_of(i, step.kl.value_or(policy_tokens));
-    out.loss += share * loss.value + kl_share * kl.value;
-    row_slope += share * loss.grad + kl_share * kl.shared_slope;
+    out.loss += share * W * loss.value + kl_share * kl.value;
+    row_slope += share * W * loss.grad + kl_share * kl.shared_slope;
     out.gradient[i] =
-        (shares_ratio(objective.level) ? 0 : share * loss.grad) + kl_share * kl.own_slope;
+        (shares_ratio(objective.level) ? 0 : share * W * loss.grad) + kl_share * kl.own_slope;
     const double weight = in.weights[i] / in.tokens;
     add_ratio_metrics(out.metrics, by_row ? in.weights[i] / (row.n * in.sequences) : weight,
                       view.log_ratio, A, loss, objective.surrogate.truncation());
-    out.metrics["policy_loss"] += weight * loss.value;
+    out.metrics["policy_loss"] += weight * W * loss.value;
+    out.metrics["weight_mean"] += weight * W;
+    out.metrics["weight_squared_mean"] += weight * W * W;
+    out.metrics["weight_zero_fraction"] += weight * (W == 0);
     if (beta > 0) out.metrics["kl"] += weight * kl.value;
   }
   if (!shares_ratio(objective.level)) return;

@@ -21,7 +21,7 @@ PolicyTraits traits_of(const PolicyObjective& objective) {
                    .needs_ref_logps = objective.kl.beta > 0,
                    .is_function_of_log_ratio = formula.of_log_ratio,
                    .scales_with_advantages = formula.homogeneous,
-                   .is_per_token = objective.level == RatioLevel::token,
+                   .is_per_token = is_per_token(objective),
                    .gradient_is_derivative =
                        !formula.stops_gradient && objective.level != RatioLevel::sequence_token,
                    .bitwise = true,
@@ -32,8 +32,17 @@ PolicyTraits traits_of(const PolicyObjective& objective) {
             .high = option_of(objective.surrogate, "epsilon_high"),
             .dual = option_of(objective.surrogate, "dual_clip")};
   }
+  for (const auto& [weight, level] : objective.weights) {
+    const Traits& of_weight = weight.traits();
+    out.needs_ref_logps |= of_weight.needs_ref_logps;
+    out.needs_rollout_logps |= of_weight.needs_rollout_logps;
+    if (!of_weight.reads_policy) continue;
+    // It moves with logp, and W is held.
+    out.gradient_is_derivative = out.is_function_of_log_ratio = false;
+  }
   out.pulls_back = formula.pulls_back && out.is_per_token && clip.dual == infinity;
-  if (out.is_per_token && (formula.clips || formula.homogeneous)) out.clip = clip;
+  const bool stops_tokens = !out.gradient_is_derivative && !objective.weights.empty();
+  if (out.is_per_token && !stops_tokens && (formula.clips || formula.homogeneous)) out.clip = clip;
   out.reference = reference_of(objective);
   out.counts = [objective](const PolicyBatch& batch) { return local_counts(batch, objective); };
   return out;

@@ -235,6 +235,7 @@ std::string as_code(const Case& batch, const Subject& subject, at::ScalarType dt
   out << subject.family.batch << " batch;\n";
   for (size_t k = 0; k < names.size(); ++k) {
     if (names[k] == "ref_logps" && !subject.traits.needs_ref_logps) continue;
+    if (names[k] == "rollout_logps" && !subject.traits.needs_rollout_logps) continue;
     array(names[k], batch[k], batch.per_row && k + 1 == names.size() && batch.columns > 0);
   }
   array("response_mask", batch.response_mask, false);

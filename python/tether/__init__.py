@@ -3,11 +3,12 @@
     loss, metrics = tether.policy_loss(logps, advantages, response_mask, objective="dapo")
     loss.backward()
 
-`tether.objectives()` lists the objectives; `tether.reference` states every formula in plain torch.
+`tether.objectives()` lists the objectives, `tether.weights()` the weights of tokens;
+`tether.reference` states every formula in plain torch.
 """
 
 from tether import reference
-from tether._objectives import Choice, Objective, Option, objectives
+from tether._objectives import Choice, Objective, Option, Weight, objectives, weights
 from tether.estimators import (
     AdvantagesAndReturns,
     KlReport,
@@ -64,6 +65,7 @@ __all__ = [
     "ValueLoss",
     "ValueMetrics",
     "VocabularyShard",
+    "Weight",
     "categorical_kl",
     "discounted_returns",
     "dpo_loss",
@@ -85,5 +87,6 @@ __all__ = [
     "token_logps",
     "top_k_kl",
     "value_loss",
+    "weights",
     "whiten",
 ]

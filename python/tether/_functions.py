@@ -79,7 +79,7 @@ class Call(NamedTuple):
     def named_settings(self) -> dict[str, Value]:
         """As `tether.reference` takes them; a normalizer is an argument of its own there."""
         numbers, choices = self.settings
-        named = {name: each for name, each in numbers.items() if "." not in name}
+        named = {k: each for k, each in numbers.items() if not k.startswith("normalizer.")}
         return named | choices
 
     def check_settings(self, function: str, rows: int = 0) -> None:
@@ -236,3 +236,4 @@ def _register_autograd(function: Function) -> None:
 _DESCRIPTION = json.loads(ops.description()[0])
 FUNCTIONS = {name: Function(name, each) for name, each in _DESCRIPTION["functions"].items()}
 OBJECTIVES = [(row["row"], options_of(row), choices_of(row)) for row in _DESCRIPTION["objectives"]]
+WEIGHTS = [(row["row"], options_of(row)) for row in _DESCRIPTION["weights"]]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tether._checks import Number, check_strings
-from tether._functions import FUNCTIONS, OBJECTIVES, Call
-from tether._lists import Choice, Option, Value, checked_settings
+from tether._functions import FUNCTIONS, OBJECTIVES, WEIGHTS, Call
+from tether._lists import Choice, Option, Settings, Value, checked_settings
 
 
 class Objective(NamedTuple):
@@ -22,7 +22,26 @@ class Objective(NamedTuple):
     choices: dict[str, Choice]
 
 
-_CATALOGUE = {row[1]: Objective(*row, options, choices) for row, options, choices in OBJECTIVES}
+class Weight(NamedTuple):
+    """A weight of tokens, never differentiated: W S in place of the surrogate S."""
+
+    name: str
+    formula: str
+    paper: str
+    options: dict[str, Option]
+    levels: tuple[str, ...]
+
+
+Weights = Mapping[str, Mapping[str, Value]]
+
+# Every policy objective has them among its choices: none, or a level.
+_WEIGHTS = {
+    row[0]: Weight(*row, options, OBJECTIVES[0][2][row[0]].legal[1:]) for row, options in WEIGHTS
+}
+_CATALOGUE = {
+    row[1]: Objective(*row, options, {k: v for k, v in choices.items() if k not in _WEIGHTS})
+    for row, options, choices in OBJECTIVES
+}
 _FAMILIES = {
     family: {name: row for name, row in _CATALOGUE.items() if row.family == family}
     for family in dict.fromkeys(row.family for row in _CATALOGUE.values())
@@ -39,6 +58,34 @@ def objectives(family: str = "policy") -> dict[str, Objective]:
     return dict(_FAMILIES[family])
 
 
+def weights() -> dict[str, Weight]:
+    """Every weight by name, for `weights=` of the policy losses."""
+    return dict(_WEIGHTS)
+
+
+def _weight_settings(function: str, weights: Weights | None) -> Settings:
+    """As the operators take them: the level under the weight's name, its options behind it."""
+    if weights is not None and not isinstance(weights, Mapping):
+        raise TypeError(f"{function}: weights must be a dict, got {type(weights).__name__}")
+    out = Settings({}, {})
+    for name, values in (weights or {}).items():
+        if name not in _WEIGHTS:
+            raise ValueError(f'{function}: weights must be of {", ".join(_WEIGHTS)}, got "{name}"')
+        if not isinstance(values, Mapping):
+            raise TypeError(
+                f"{function}: weights of {name} must be a dict of its options, got "
+                f"{type(values).__name__}"
+            )
+        row = _WEIGHTS[name]
+        options = {f"{name}.{key}": option for key, option in row.options.items()}
+        levels = {f"{name}.level": Choice("token", row.levels)}
+        named = {f"{name}.{key}": value for key, value in values.items()}
+        settings = checked_settings(function, options, levels, named)
+        out.numbers.update(settings.numbers)
+        out.choices[name] = settings.choices.get(f"{name}.level", "token")
+    return out
+
+
 def objective_call(
     callee: str,
     tensors: Mapping[str, Tensor | None],
@@ -47,6 +94,7 @@ def objective_call(
     denominators: Mapping[str, Number],
     *,
     family: str = "policy",
+    weights: Weights | None = None,
     function: str = "",
 ) -> Call:
     """A checked call of the loss `callee`, in the name of `function`."""
@@ -61,8 +109,9 @@ def objective_call(
         )
     row = rows[objective]
     settings = checked_settings(function, row.options, row.choices, options)
+    of_weights = _weight_settings(function, weights)
     settings = settings._replace(
-        numbers={**settings.numbers, **denominators},
-        choices={"objective": objective, **settings.choices},
+        numbers={**settings.numbers, **of_weights.numbers, **denominators},
+        choices={"objective": objective, **settings.choices, **of_weights.choices},
     )
     return Call(loss, checked, settings)

@@ -21,7 +21,7 @@ from tether._functions import FUNCTIONS, Call
 from tether._linear_ops import Chunk, LinearPolicyLoss, LinearTokenLogps, chunk_of
 from tether._lists import Settings, Value
 from tether._logits_ops import token_statistics
-from tether._objectives import objective_call, objectives
+from tether._objectives import Weights, objective_call, objectives
 from tether._ops import has_kernel
 from tether.logits import TokenLogps, token_logps, with_index_error
 from tether.policy import Normalizer, PolicyMetrics, denominators, policy_loss
@@ -140,8 +140,10 @@ def linear_policy_loss(
     objective: str = "grpo",
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
+    rollout_logps: Tensor | None = None,
     offsets: Tensor | None = None,
     normalizer: Normalizer | None = None,
+    weights: Weights | None = None,
     temperature: float = 1.0,
     scale: float = 1.0,
     softcap: float = 0.0,
@@ -156,9 +158,9 @@ def linear_policy_loss(
     hidden  [B, T, H], or packed [N, H] with offsets; targets, response_mask and the rest of the
             batch like policy_loss. Positions with mask 0 are not multiplied, whatever they hold
 
-    Differentiable once in hidden, weight and bias. Where the ratio is that of a token, loss and
-    gradients come in one walk over chunks of tokens, three matrix products, and backward is a
-    scaling. Ratios of sequences (level=...) need all log-probabilities first: four products, or
+    Differentiable once in hidden, weight and bias. Where ratio and weights are those of a token,
+    loss and gradients come in one walk over chunks of tokens, three matrix products, and backward
+    is a scaling. Those of sequences (level=...) need all log-probabilities first: four products, or
     three where they are one chunk.
     """
     function = "linear_policy_loss"
@@ -171,17 +173,22 @@ def linear_policy_loss(
         "response_mask": response_mask,
         "old_logps": old_logps,
         "ref_logps": ref_logps,
+        "rollout_logps": rollout_logps,
         "offsets": offsets,
     }
     counts = denominators(function, normalizer)
     tensors = {"logps": _stand_in(linear, targets), "entropies": None, **batch}
-    call = objective_call("policy_loss", tensors, objective, options, counts, function=function)
+    call = objective_call(
+        "policy_loss", tensors, objective, options, counts, weights=weights, function=function
+    )
     active = targets.masked_fill(call.tensors["response_mask"] == 0, ignore_index)
     bonus = float(call.settings.numbers.get("entropy_coef", 0)) != 0
     rows.settings.choices["entropies"] = "true" if entropies or bonus else "false"
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
-    level = call.settings.choices.get("level", objectives()[objective].choices["level"].default)
-    if level == "token" and has_kernel(hidden):
+    choices = call.settings.choices
+    levels = {choices.get("level", objectives()[objective].choices["level"].default)}
+    levels |= {choices[name] for name in weights or ()}
+    if levels == {"token"} and has_kernel(hidden):
         return _loss_of_tokens(linear, active, call, rows.settings, chunk)
     made = _linear_token_logps(function, linear, active, rows.settings, chunk)
     found = None if made.entropies is None else made.entropies.detach()
@@ -192,6 +199,7 @@ def linear_policy_loss(
             objective=objective,
             entropies=made.entropies if bonus else found,
             normalizer=normalizer,
+            weights=weights,
             **batch,
             **options,
         )
@@ -206,7 +214,7 @@ def _loss_of_tokens(
     """Loss and gradients in one walk over the chunks."""
     function = "linear_policy_loss"
     check_no_tangents(function, **linear._asdict())
-    names = ("advantages", "response_mask", "old_logps", "ref_logps", "offsets")
+    names = ("advantages", "response_mask", "old_logps", "ref_logps", "rollout_logps", "offsets")
     batch = tuple(call.tensors[name] for name in names)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in linear]
 

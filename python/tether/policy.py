@@ -18,7 +18,7 @@ from tether._checks import (
     scalar,
 )
 from tether._lists import Value
-from tether._objectives import objective_call
+from tether._objectives import Weights, objective_call
 from tether._ops import has_kernel, ops
 
 
@@ -92,8 +92,8 @@ def _agreed(name: str, first: Normalizer, second: Normalizer) -> Number:
 class PolicyMetrics(NamedTuple):
     """What a training loop logs, as two blocks: all-reduce `sums` by sum and `maxima` by max."""
 
-    sums: Tensor  # [11, 2] float64: value and count
-    maxima: Tensor  # [2] float64
+    sums: Tensor  # [14, 2] float64: value and count
+    maxima: Tensor  # [3] float64
 
     def merge(self, other: PolicyMetrics) -> PolicyMetrics:
         """Of the micro-batches of both."""
@@ -123,8 +123,10 @@ def policy_loss(
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
+    rollout_logps: Tensor | None = None,
     offsets: Tensor | None = None,
     normalizer: Normalizer | None = None,
+    weights: Weights | None = None,
     **options: Value,
 ) -> PolicyLoss:
     """The loss of a policy objective and its metrics, differentiable once in logps and entropies.
@@ -137,8 +139,14 @@ def policy_loss(
     old_logps        like logps, under the policy that the step began with; None: logps, detached
     ref_logps        like logps, under the reference policy; needed when beta > 0
     entropies        like logps, of the policy; needed when entropy_coef is not 0
+    rollout_logps    like logps, under the engine that sampled the tokens; needed by weights that
+                     compare with it
     offsets          [B + 1] int32 or int64, from 0 to N: row i is offsets[i] .. offsets[i + 1]
     normalizer       the denominators of the optimizer step; None: of this batch
+    weights          of the tokens, never differentiated, by name (`weights()` lists them):
+                     {"truncated_importance": {"high": 2.0, "level": "sequence_sum"}}; level is
+                     "token" unless said. They multiply the surrogate S alone, in value and
+                     gradient: penalty, entropies, clip fractions and denominators do not see them
     options          of the objective, as epsilon_low=0.1 (see Normalizer for tensors), and its
                      choices, as aggregation="token_mean", level="sequence_mean",
                      kl_estimator="k3", kl_gradient="k2", kl_correction="ratio"
@@ -155,10 +163,11 @@ def policy_loss(
         "old_logps": old_logps,
         "ref_logps": ref_logps,
         "entropies": entropies,
+        "rollout_logps": rollout_logps,
         "offsets": offsets,
     }
     counts = denominators(function, normalizer)
-    call = objective_call(function, tensors, objective, options, counts)
+    call = objective_call(function, tensors, objective, options, counts, weights=weights)
     if not has_kernel(logps):
         call.check_settings(function)
         out = reference.policy_loss(
@@ -180,10 +189,12 @@ def policy_token_losses(
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
+    rollout_logps: Tensor | None = None,
     offsets: Tensor | None = None,
+    weights: Weights | None = None,
     **options: Value,
 ) -> Tensor:
-    """The terms S + beta K - entropy_coef H of each token, before weights and aggregation.
+    """The terms W S + beta K - entropy_coef H of each token, before weights and aggregation.
 
     Like logps; 0 in masked slots. Arguments as in policy_loss. For aggregations of your own:
     backward takes any gradient of it. By torch's operations on every device, at torch's speed;
@@ -197,9 +208,12 @@ def policy_token_losses(
         "old_logps": old_logps,
         "ref_logps": ref_logps,
         "entropies": entropies,
+        "rollout_logps": rollout_logps,
         "offsets": offsets,
     }
-    call = objective_call("policy_loss", tensors, objective, options, {}, function=function)
+    call = objective_call(
+        "policy_loss", tensors, objective, options, {}, weights=weights, function=function
+    )
     if offsets is not None:
         check_offset_values(function, offsets, "logps", logps.shape[0])
     check_weight_values(function, call.tensors["response_mask"])
@@ -222,7 +236,9 @@ def local_counts(
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
+    rollout_logps: Tensor | None = None,
     offsets: Tensor | None = None,
+    weights: Weights | None = None,
     **options: Value,
 ) -> Normalizer:
     """The denominators that this batch contributes to its optimizer step, as float64 tensors.
@@ -238,9 +254,10 @@ def local_counts(
         "old_logps": old_logps,
         "ref_logps": ref_logps,
         "entropies": entropies,
+        "rollout_logps": rollout_logps,
         "offsets": offsets,
     }
-    call = objective_call(function, tensors, objective, options, {})
+    call = objective_call(function, tensors, objective, options, {}, weights=weights)
     if not has_kernel(logps):
         call.check_settings(function)
         counts = reference.local_counts(call.tensors["response_mask"], offsets)

@@ -149,6 +149,36 @@ def soft_gate(
     return -4 / tau * gate * advantage, gate.detach() * torch.sigmoid(-x.detach()) == 0
 
 
+# ---- weights: W of a token; `of` makes a statistic of its level ----------------------------------
+
+
+def truncated_importance(
+    tokens: Tokens, of: Callable[[Tensor], Tensor], *, low: Number = 0, high: Number = 2
+) -> Tensor:
+    """clamp(e^x, low, high), x = old_logp - rollout_logp. doi:10.1198/106186008X320456, eq. 4."""
+    return clamp(exp(of(tokens.old_logp - tokens.rollout_logp)), low, high)
+
+
+def tv_mask(
+    tokens: Tokens, of: Callable[[Tensor], Tensor], *, low: Number = 0.2, high: Number = 0.2
+) -> Tensor:
+    """1 where e^logp - e^old_logp <= high (A > 0) or >= -low (A <= 0). DPPO, arXiv:2602.04879."""
+    x = of(exp(tokens.logp) - exp(tokens.old_logp))
+    beyond = torch.where(tokens.advantage > 0, x - high, -x - low)
+    return (beyond <= 0).to(x.dtype)
+
+
+class Weight(NamedTuple):
+    formula: Callable[..., Tensor]
+    compares: str = ""  # the array that it needs
+
+
+WEIGHTS = {
+    "truncated_importance": Weight(truncated_importance, "rollout_logps"),
+    "tv_mask": Weight(tv_mask),
+}
+
+
 # ---- the penalty ---------------------------------------------------------------------------------
 
 # Each form and its score, K + dK / dlogp.
@@ -243,11 +273,12 @@ class Rows(NamedTuple):
             return tokens.sum(1)
         return tokens.new_zeros(self.count).index_add(0, self.index, tokens)
 
-    def largest(self, tokens: Tensor) -> Tensor:
-        """Of each row; 0 where that is larger."""
+    def largest(self, tokens: Tensor, least: float = 0) -> Tensor:
+        """Of each row; `least` where that is larger."""
         if self.index is None:
-            return torch.cat([tokens, tokens.new_zeros(tokens.shape[0], 1)], 1).amax(1)
-        return tokens.new_zeros(self.count).scatter_reduce(0, self.index, tokens, "amax")
+            return torch.cat([tokens, tokens.new_full((tokens.shape[0], 1), least)], 1).amax(1)
+        none = tokens.new_full((self.count,), least)
+        return none.scatter_reduce(0, self.index, tokens, "amax")
 
     def sum_of_others(self, tokens: Tensor) -> Tensor:
         """At each token the sum of its row without it, which total - own would cancel."""
@@ -369,8 +400,8 @@ OBJECTIVES = {
 
 class PolicyTotals(NamedTuple):
     loss: Tensor
-    sums: Tensor  # [11, 2]: value and count of every metric, in the order of rl/policy_metrics.h
-    maxima: Tensor  # [2]: largest log_ratio and -log_ratio
+    sums: Tensor  # [14, 2]: value and count of every metric, in the order of rl/policy_metrics.h
+    maxima: Tensor  # [3]: largest log_ratio, -log_ratio and weight
 
 
 class Tokens(NamedTuple):
@@ -379,8 +410,9 @@ class Tokens(NamedTuple):
     weight: Tensor
     logp: Tensor
     old_logp: Tensor
-    ref_logp: Tensor
     advantage: Tensor
+    ref_logp: Tensor
+    rollout_logp: Tensor
     entropy: Tensor
 
     @property
@@ -395,6 +427,7 @@ def policy_loss(
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
+    rollout_logps: Tensor | None = None,
     offsets: Tensor | None = None,
     *,
     objective: str = "grpo",
@@ -407,7 +440,12 @@ def policy_loss(
     allow_biased_gradient: str = "false",  # looked at by the operator's check
     **options: float | Tensor | str,
 ) -> PolicyTotals:
-    """world_size (Agg[S] + beta Agg[K] - entropy_coef Agg[H]), as tether.policy_loss."""
+    """world_size (Agg[W S] + beta Agg[K] - entropy_coef Agg[H]), as tether.policy_loss.
+
+    options: of the surrogate, choices of the penalty, and weights as they stand on the wire, the
+    level by its name and the options behind: truncated_importance="token",
+    **{"truncated_importance.high": 3}.
+    """
     beta, entropy_coef = savable(beta), savable(entropy_coef)
     terms = _terms(
         logps,
@@ -416,6 +454,7 @@ def policy_loss(
         old_logps,
         ref_logps,
         entropies,
+        rollout_logps,
         offsets,
         objective=objective,
         beta=beta,
@@ -425,7 +464,7 @@ def policy_loss(
         **options,
     )
     rows, tokens, n, row = terms.rows, terms.tokens, terms.n, OBJECTIVES[objective]
-    loss, kl = terms.loss, terms.kl
+    loss, kl = terms.weighted, terms.kl
     spoil = spoiling(terms.sound, loss)  # no saturation hides a NaN or infinity
     policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
 
@@ -453,11 +492,17 @@ class Terms(NamedTuple):
     level: str
     log_ratio: Tensor
     loss: Tensor  # S
+    weight: Tensor  # W
     clipped: Tensor
     kl: Tensor  # K
     sound: Tensor  # finite inputs, and nothing that is NaN
     beta: float | Tensor
     entropic: bool
+
+    @property
+    def weighted(self) -> Tensor:
+        """W S"""
+        return bounded(self.weight * self.loss)
 
 
 def _terms(
@@ -467,6 +512,7 @@ def _terms(
     old_logps,
     ref_logps,
     entropies,
+    rollout_logps,
     offsets,
     *,
     objective,
@@ -479,8 +525,11 @@ def _terms(
     row = OBJECTIVES[objective]
     beta = row.beta if beta is None else beta
     kl_choices = {name: options.pop(name) for name in _KL_CHOICES if name in options}
+    weights = _weights_of(options, rollout_logps=rollout_logps)
     rows = Rows.of("policy_loss", "logps", logps, offsets)
-    tokens = _selected(rows, logps, advantages, response_mask, old_logps, ref_logps, entropies)
+    tokens = _selected(
+        rows, logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps
+    )
     n = rows.sum(tokens.weight.double())
     level = level or row.level
     logp, log_ratio = levelled(rows, tokens, n, level)
@@ -494,8 +543,61 @@ def _terms(
         each = (tokens.logp, tokens.old_logp, tokens.ref_logp)
         kl = bounded(kl_term(*each, level_log_ratio=log_ratio, shared=shared, **kl_choices))
     entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, entropies)
-    sound = _sound(tokens, log_ratio, loss, kl, penalised)
-    return Terms(rows, tokens, n, level, log_ratio, loss, clipped, kl, sound, beta, entropic)
+    weight = _token_weights(rows, tokens, n, weights)
+    sound = _sound(tokens, weight, log_ratio, loss, kl, penalised)
+    return Terms(
+        rows, tokens, n, level, log_ratio, loss, weight, clipped, kl, sound, beta, entropic
+    )
+
+
+def _weights_of(
+    options: dict, **arrays: Tensor | None
+) -> list[tuple[Weight, str, dict[str, Number]]]:
+    """Takes the weights out of the options: each with its level and options of its own."""
+    out = []
+    for name, row in WEIGHTS.items():
+        prefix = f"{name}."
+        own = {each[len(prefix) :]: options.pop(each) for each in list(options) if prefix in each}
+        level = options.pop(name, "none")
+        if level == "none":
+            continue
+        if row.compares and arrays[row.compares] is None:
+            raise ValueError(
+                f"policy_loss: {row.compares} must be given for the weight {name}, got none"
+            )
+        out.append((row, level, {key: savable(value) for key, value in own.items()}))
+    return out
+
+
+def _token_weights(rows: Rows, tokens: Tokens, n: Tensor, weights: list) -> Tensor:
+    """W, the product of the weights; 1 in masked slots."""
+    with torch.no_grad():
+        tokens = tokens._replace(logp=tokens.logp.detach())
+        out = torch.ones_like(tokens.logp)
+        for row, level, options in weights:
+            broken = [torch.zeros_like(out), tokens.rollout_logp * 0 if row.compares else out * 0]
+
+            def statistic(x: Tensor, level=level, broken=broken) -> Tensor:
+                if level != "token":
+                    x = rows.spread(_reduced(rows, tokens, n, x, level)).to(x.dtype).expand_as(x)
+                broken[0] = x * 0
+                return x
+
+            # A bound may hide what is not finite.
+            out = out * (row.formula(tokens, statistic, **options) + broken[0] + broken[1])
+        return torch.where(tokens.active, out, 1.0)
+
+
+def _reduced(rows: Rows, tokens: Tokens, n: Tensor, x: Tensor, level: str) -> Tensor:
+    """Of the active tokens of each row. The extremes have the sum's NaN and infinity."""
+    total = rows.sum(tokens.weight.double() * torch.where(tokens.active, x, 0.0).double())
+    if level == "sequence_sum":
+        return total
+    if level == "sequence_mean":
+        return total / n
+    sign = 1.0 if level == "sequence_max" else -1.0
+    seen = torch.where(tokens.active, sign * x.double(), -math.inf)
+    return sign * rows.largest(seen, -math.inf) + 0 * total
 
 
 def policy_token_losses(
@@ -505,6 +607,7 @@ def policy_token_losses(
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
+    rollout_logps: Tensor | None = None,
     offsets: Tensor | None = None,
     *,
     objective: str = "grpo",
@@ -516,7 +619,7 @@ def policy_token_losses(
     allow_biased_gradient: str = "false",
     **options: float | Tensor | str,
 ) -> Tensor:
-    """S + beta K - entropy_coef H at each token, like logps; 0 in masked slots."""
+    """W S + beta K - entropy_coef H at each token, like logps; 0 in masked slots."""
     beta, entropy_coef = savable(beta), savable(entropy_coef)
     terms = _terms(
         logps,
@@ -525,6 +628,7 @@ def policy_token_losses(
         old_logps,
         ref_logps,
         entropies,
+        rollout_logps,
         offsets,
         objective=objective,
         beta=beta,
@@ -533,7 +637,7 @@ def policy_token_losses(
         is_aggregated=False,
         **options,
     )
-    each = terms.loss + terms.beta * terms.kl
+    each = terms.weighted + terms.beta * terms.kl
     if terms.entropic:
         each = each - entropy_coef * terms.tokens.entropy
     each = each * spoiling(terms.sound, each)
@@ -567,22 +671,23 @@ def _step_counts(normalizer: Any) -> tuple:
 
 
 def _selected(
-    rows: Rows, logps, advantages, response_mask, old_logps, ref_logps, entropies
+    rows: Rows, logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps
 ) -> Tokens:
     wide = _wide(logps.dtype)
     weight = rows.weights(response_mask, wide)
     if advantages.shape != logps.shape:
         advantages = rows.spread(advantages.reshape(-1))
 
-    def select(tensor: Tensor, largest: float = _LARGEST_LOGP[wide]) -> Tensor:
+    def select(tensor: Tensor | None, largest: float = _LARGEST_LOGP[wide]) -> Tensor:
+        if tensor is None:
+            return torch.zeros_like(weight)
         return saturated(torch.where(weight != 0, tensor.to(wide), 0.0), largest)
 
     logp = select(logps)
     old_logp = logp.detach() if old_logps is None else select(old_logps)
-    ref_logp = torch.zeros_like(old_logp) if ref_logps is None else select(ref_logps)
-    entropy = torch.zeros_like(old_logp) if entropies is None else select(entropies)
     advantage = select(advantages, 1e40 if wide == torch.float64 else 1e12)
-    return Tokens(weight, logp, old_logp, ref_logp, advantage, entropy)
+    further = (select(each) for each in (ref_logps, rollout_logps, entropies))
+    return Tokens(weight, logp, old_logp, advantage, *further)
 
 
 # Finite log-probabilities beyond this count as this: products of their squares stay finite.
@@ -628,9 +733,11 @@ def levelled(rows: Rows, tokens: Tokens, n: Tensor, level: str) -> tuple[Tensor,
     return spread(tokens.logp), spread(log_ratio)
 
 
-def _sound(tokens: Tokens, log_ratio: Tensor, loss: Tensor, kl: Tensor, penalised: bool) -> Tensor:
+def _sound(
+    tokens: Tokens, weight: Tensor, log_ratio: Tensor, loss: Tensor, kl: Tensor, penalised: bool
+) -> Tensor:
     """Whether the inputs of a token are finite and nothing that comes of them is NaN."""
-    seen = [tokens.weight, log_ratio, tokens.logp, tokens.old_logp, tokens.advantage]
+    seen = [tokens.weight, weight, log_ratio, tokens.logp, tokens.old_logp, tokens.advantage]
     if penalised:
         seen.append(tokens.ref_logp)
     right = [torch.isfinite(each) for each in seen] + [~torch.isnan(each) for each in (loss, kl)]
@@ -640,7 +747,9 @@ def _sound(tokens: Tokens, log_ratio: Tensor, loss: Tensor, kl: Tensor, penalise
 def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
     tokens, log_ratio, clipped = terms.tokens, terms.log_ratio, terms.clipped
     # A larger ratio counts as this: its square stays finite.
-    seen_ratio = exp(log_ratio).clamp_max(1e150 if log_ratio.dtype == torch.float64 else 1e17)
+    largest_ratio = 1e150 if log_ratio.dtype == torch.float64 else 1e17
+    seen_ratio = exp(log_ratio).clamp_max(largest_ratio)
+    weight = terms.weight.clamp(-largest_ratio, largest_ratio)
     good, bad = clipped & (tokens.advantage > 0), clipped & (tokens.advantage < 0)
     below = clipped & (tokens.advantage != 0) & (log_ratio < 0)  # CISPO truncates for either sign
     count = tokens.weight.sum(dtype=torch.float64)
@@ -666,12 +775,13 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
         seen_ratio**2,
     ]
     broken = (terms.sound, torch.isfinite(tokens.entropy))
-    sums = [total(each) for each in (terms.loss, terms.kl, tokens.entropy)]
+    sums = [total(each) for each in (terms.weighted, terms.kl, tokens.entropy)]
     sums += [total(each, ratio_weight) for each in of_ratio]
     sums += [sum((tokens.active & ~each).sum(dtype=torch.float64) for each in broken)]
-    counts = [count] * 3 + [ratio_count] * len(of_ratio) + [count]
+    sums += [total(each) for each in (weight, weight**2, (weight == 0).to(weight.dtype))]
+    counts = [count] * 3 + [ratio_count] * len(of_ratio) + [count] * 4
     return torch.stack([torch.stack(sums), torch.stack(counts)], 1), torch.stack(
-        [largest(log_ratio), largest(-log_ratio)]
+        [largest(log_ratio), largest(-log_ratio), largest(weight)]
     )
 
 

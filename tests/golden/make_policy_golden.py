@@ -152,6 +152,45 @@ def row_penalties(row, frozen, level, estimator="k3", gradient="k3", correction=
     return list(zip(values, slopes, strict=True))
 
 
+# ---- weights -------------------------------------------------------------------------------------
+
+
+def truncated_importance(token, x, low=0, high=2):
+    return min(max(mp.exp(x), mpf(low)), mpf(high))
+
+
+def tv_mask(token, x, low=0.2, high=0.2):
+    """arXiv:2602.04879."""
+    return mpf(x <= mpf(high) if token["advantage"] > 0 else x >= -mpf(low))
+
+
+WEIGHTS = {
+    "truncated_importance": (lambda t: t["old_logp"] - t["rollout_logp"], truncated_importance),
+    "tv_mask": (lambda t: mp.exp(t["own_logp"]) - mp.exp(t["old_logp"]), tv_mask),
+}
+REDUCTIONS = {
+    "sequence_mean": lambda xs: mp.fsum(xs) / len(xs),
+    "sequence_sum": mp.fsum,
+    "sequence_min": min,
+    "sequence_max": max,
+}
+
+
+def row_weights(frozen, weights):
+    """W of each token: constants, however the row moves."""
+    out = [mpf(1)] * len(frozen)
+    for name, options in weights.items():
+        measure, formula = WEIGHTS[name]
+        options = dict(options)
+        level = options.pop("level", "token")
+        xs = [measure(token) for token in frozen]
+        if level != "token":
+            xs = [REDUCTIONS[level](xs)] * len(xs)
+        own = [formula(token, x, **options) for token, x in zip(frozen, xs, strict=True)]
+        out = [a * b for a, b in zip(out, own, strict=True)]
+    return out
+
+
 # ---- rows and batches ----------------------------------------------------------------------------
 
 
@@ -201,13 +240,17 @@ class Objective(NamedTuple):
     level: str
     beta: float
     kl: dict
+    weights: dict
 
 
 def row_loss(row, frozen, factor, objective):
     """The loss of a row."""
     level = objective.level
     tokens = zip(levelled(row, frozen, level), levelled(frozen, frozen, level), strict=True)
-    surrogate = mp.fsum(objective.formula(*pair, **objective.options)[0] for pair in tokens)
+    surrogate = mp.fsum(
+        W * objective.formula(*pair, **objective.options)[0]
+        for W, pair in zip(row_weights(frozen, objective.weights), tokens, strict=True)
+    )
     penalty = mp.fsum(value for value, _ in row_penalties(row, frozen, level, **objective.kl))
     return factor * (surrogate + mpf(objective.beta) * penalty)
 
@@ -216,8 +259,10 @@ def row_slopes(row, factor, objective):
     """The derivatives of the loss of a row by every logp."""
     level = objective.level
     slopes = [
-        factor * checked(objective.formula, token, **objective.options)[1]
-        for token in levelled(row, row, level)
+        factor * W * checked(objective.formula, token, **objective.options)[1]
+        for W, token in zip(
+            row_weights(row, objective.weights), levelled(row, row, level), strict=True
+        )
     ]
     if level in ("sequence_mean", "sequence_sum"):
         over = 1 if level == "sequence_sum" else len(row)
@@ -268,19 +313,32 @@ def batch(name, row, lengths=(5, 0, 1, 7, 3), columns=7, beta=0, mode=None, cons
     choices |= {f"kl_{key}": value for key, value in kl.items()}
     if kl:
         choices["allow_biased_gradient"] = "true"
+    options_of_weights = {}
     rng = stream(name)
     rows = [[random_token(rng, 0.4) for _ in range(columns)] for _ in lengths]
-    objective = Objective(preset.formula, options, level, beta, kl)
+    weights, columns_of = changes.get("weights", {}), COLUMNS
+    if weights:
+        rollouts, columns_of = (
+            stream(f"{name} rollouts"),
+            COLUMNS | {"rollout_logps": "rollout_logp"},
+        )
+        for token in (token for row in rows for token in row):
+            token["rollout_logp"] = token["old_logp"] + mpf(grid(rollouts.gauss(0, 0.6)))
+    for weight, of_weight in weights.items():
+        choices[weight] = of_weight.get("level", "token")
+        settings = {key: value for key, value in of_weight.items() if key != "level"}
+        options_of_weights |= {f"{weight}.{key}": value for key, value in settings.items()}
+    objective = Objective(preset.formula, options, level, beta, kl, weights)
     loss, dlogps = solved(rows, lengths, objective, mode, constant)
     arrays = {
         array: [float(token[key]) for row in rows for token in row]
-        for array, key in COLUMNS.items()
+        for array, key in columns_of.items()
     }
     return {
         "name": name,
         "preset": name == f"{row} preset",
         "objective": row,
-        "options": options,
+        "options": options | options_of_weights,
         "beta": beta,
         "choices": choices,
         "constant": constant,
@@ -357,6 +415,20 @@ def penalty_batches():
                 yield penalised(f"{correction}, {level}", (4, 0, 1, 3), level, kl)
 
 
+def weighted_batches():
+    levels = ("token", *REDUCTIONS)
+    for level in LEVELS:
+        for of_weight in levels:
+            weights = {"truncated_importance": {"low": 0.25, "high": 1.5, "level": of_weight}}
+            name = f"ppo, {level}, truncated importance of {of_weight}"
+            yield batch(name, "ppo", (4, 0, 1, 3), beta=0.5, level=level, weights=weights)
+    for of_weight in levels:
+        weights = {"tv_mask": {"low": 0.03125, "high": 0.0625, "level": of_weight}}
+        yield batch(f"cispo, tv mask of {of_weight}", "cispo", weights=weights)
+    both = {"truncated_importance": {"high": 3, "level": "sequence_sum"}, "tv_mask": {}}
+    yield batch("gspo_token, two weights", "gspo_token", weights=both)
+
+
 def main():
     write(
         "policy_golden.json",
@@ -368,6 +440,7 @@ def main():
                 *aggregation_batches(),
                 *level_batches(),
                 *penalty_batches(),
+                *weighted_batches(),
             ],
         },
     )

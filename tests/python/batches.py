@@ -46,6 +46,7 @@ def padded_batch(
         "response_mask": mask,
         "old_logps": tokens(logps - spread * normal(*shape)),
         "ref_logps": tokens(logps + spread * normal(*shape)),
+        "rollout_logps": tokens(logps + spread * normal(*shape)),
     }
 
 

@@ -83,7 +83,7 @@ CALLS = {
     "policy_loss_of_logits": (
         (
             *(LOGITS.clone(), TARGETS, torch.tensor([0, 2, 3, 5]), zeros(2), MASK, ROWS, ROWS),
-            *(None, *OBJECTIVE, *ALL, True),
+            *(ROWS, None, *OBJECTIVE, *ALL, True),
         ),
         {
             0: (spread(4, 8), zeros(8, 4).t(), zeros(4)),
@@ -92,11 +92,12 @@ CALLS = {
             3: (zeros(3),),
             5: WRONG_ROWS,
             6: WRONG_ROWS,
+            7: WRONG_ROWS,
         },
     ),
     "policy_metrics": (
-        (zeros(11, 2, dtype=DOUBLE), zeros(2, dtype=DOUBLE)),
-        {0: (zeros(11, dtype=DOUBLE), zeros(11, 2)), 1: (zeros(3, dtype=DOUBLE), zeros(2))},
+        (zeros(14, 2, dtype=DOUBLE), zeros(3, dtype=DOUBLE)),
+        {0: (zeros(14, dtype=DOUBLE), zeros(14, 2)), 1: (zeros(2, dtype=DOUBLE), zeros(3))},
     ),
     "preference_metrics": (
         (zeros(8, 2, dtype=DOUBLE),),

@@ -18,7 +18,7 @@ def forward_arguments(batch, with_gradient=True):
     }
     names = ("logps", "advantages", "response_mask", "old_logps", "ref_logps", "entropies")
     return (
-        *(batch.get(name) for name in (*names, "offsets")),
+        *(batch.get(name) for name in (*names, "rollout_logps", "offsets")),
         list(numbers),
         torch.tensor(list(numbers.values()), dtype=torch.float64),
         ["objective", "aggregation"],
@@ -138,4 +138,4 @@ def test_meta_tensors_have_the_shapes_of_the_results():
     meta = {name: each.to("meta") for name, each in padded_batch(dtype=torch.bfloat16).items()}
     loss, metrics = tether.policy_loss(**meta)
     assert (loss.shape, loss.dtype, loss.device.type) == ((), torch.float32, "meta")
-    assert (metrics.sums.shape, metrics.maxima.shape) == ((11, 2), (2,))
+    assert (metrics.sums.shape, metrics.maxima.shape) == ((14, 2), (3,))

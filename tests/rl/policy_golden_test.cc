@@ -95,17 +95,20 @@ void expect_batch_goldens(double tolerance) {
     batch.logps = each["logps"].get<std::vector<T>>();
     batch.old_logps = each["old_logps"].get<std::vector<T>>();
     batch.ref_logps = each["ref_logps"].get<std::vector<T>>();
+    if (each.contains("rollout_logps")) {
+      batch.rollout_logps = each["rollout_logps"].get<std::vector<T>>();
+    }
     batch.advantages = each["advantages"].get<std::vector<T>>();
     batch.mask = each["response_mask"].get<std::vector<T>>();
     PolicyObjective objective = preset("test", each["objective"].get<std::string>());
     if (!each["preset"]) {
-      for (const auto& [name, value] : each["options"].items()) {
-        set_option("test", objective, name, value);
-      }
       objective.kl.beta = each["beta"];
       objective.aggregation.constant = each["constant"];
       for (const auto& [name, value] : each["choices"].items()) {
         set_choice("test", objective, name, std::string(value));
+      }
+      for (const auto& [name, value] : each["options"].items()) {
+        set_option("test", objective, name, value);
       }
     }
     const PolicyTotals out = batch.run(objective);

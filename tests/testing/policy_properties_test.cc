@@ -66,6 +66,29 @@ TEST_P(PolicyCatalogue, TheTraitsOfItsFormulaAreNoExcuse) {
 INSTANTIATE_TEST_SUITE_P(Rows, PolicyCatalogue, ::testing::ValuesIn(kCatalogue),
                          [](const auto& row) { return std::string(row.param.name); });
 
+// Every weight of the library at every level, under a ratio of tokens and of sequences.
+class WeightLevels : public ::testing::TestWithParam<WeightLevel> {};
+
+TEST_P(WeightLevels, KeepEveryPromise) {
+  for_each_weight([&](const auto& row) {
+    for (const RatioLevel level : {RatioLevel::token, RatioLevel::sequence_mean}) {
+      SCOPED_TRACE(row.name);
+      PolicyObjective objective = presets::grpo(0.1);
+      objective.level = level;
+      objective.weights = {{row.weight, GetParam()}};
+      PolicyTraits traits = traits_of(objective);
+      expect_good(objective, policy_loss, traits, {.batches = 3});
+      traits.bitwise = false;
+      expect_good(objective, detail::policy_loss_any_device, traits, {.batches = 2});
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Levels, WeightLevels,
+                         ::testing::Values(WeightLevel::token, WeightLevel::sequence_mean,
+                                           WeightLevel::sequence_sum, WeightLevel::sequence_min,
+                                           WeightLevel::sequence_max));
+
 TEST(Aggregations, KeepEveryPromiseWithPenaltyAndUnequalClip) {
   for (const Aggregation& aggregation :
        {token_mean(), sequence_mean_token_mean(), sequence_mean_token_sum(),

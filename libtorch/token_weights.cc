@@ -1,0 +1,70 @@
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <limits>
+
+#include "libtorch/evaluators.h"
+#include "libtorch/flat_batch.h"
+
+namespace tether::detail {
+namespace {
+
+// The measures of the active tokens of each row, at each of its tokens. The extremes have the sum's
+// NaN and infinity.
+at::Tensor reduced(WeightLevel level, const FlatBatch& batch, const at::Tensor& measure) {
+  const at::Tensor wide = at::where(batch.active, measure, at::zeros_like(measure)).to(at::kDouble);
+  at::Tensor sums = row_sums(batch, batch.weight.to(at::kDouble) * wide);
+  const auto extreme = [&](const char* reduce, double none) {
+    const at::Tensor seen = at::where(batch.active, wide, at::full({}, none, wide.options()));
+    return at::full({batch.rows}, none, wide.options()).scatter_reduce(0, batch.row, seen, reduce) +
+           0 * sums;
+  };
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  switch (level) {
+    case WeightLevel::token:
+    case WeightLevel::sequence_sum:
+      break;
+    case WeightLevel::sequence_mean:
+      sums = sums / batch.row_tokens;
+      break;
+    case WeightLevel::sequence_min:
+      sums = extreme("amin", kInfinity);
+      break;
+    case WeightLevel::sequence_max:
+      sums = extreme("amax", -kInfinity);
+      break;
+  }
+  return sums.index_select(0, batch.row).to(measure.scalar_type());
+}
+
+}  // namespace
+
+at::Tensor row_sums(const FlatBatch& batch, const at::Tensor& tokens) {
+  return at::zeros({batch.rows}, tokens.options()).index_add(0, batch.row, tokens);
+}
+
+at::Tensor token_weights(const std::vector<TokenWeight>& weights, const FlatBatch& batch) {
+  at::Tensor out = at::ones_like(batch.logp);
+  const TensorNumber none{at::zeros_like(batch.logp)};
+  for (const auto& [formula, level] : weights) {
+    const Traits& traits = formula.traits();
+    const TensorWeightToken token{
+        {batch.logp},
+        {batch.old_logp},
+        traits.needs_ref_logps ? TensorNumber{batch.ref_logp} : none,
+        traits.needs_rollout_logps ? TensorNumber{batch.rollout_logp} : none,
+        {batch.advantage}};
+    TensorNumber statistic{on_tensors(formula, {token, nullptr})};
+    if (level != WeightLevel::token) statistic.value = reduced(level, batch, statistic.value);
+    const at::Tensor own = on_tensors(formula, {token, &statistic});
+    // The formula may hide what is broken.
+    out = out * (own + 0 * (statistic + token.rollout_logp + token.ref_logp).value);
+  }
+  return at::where(batch.active, out, at::ones_like(out));
+}
+
+}  // namespace tether::detail
