@@ -29,7 +29,8 @@ struct Shape {
 constexpr std::array kShapes{Shape{8, 16}, Shape{64, 1024}, Shape{512, 4096}};
 
 struct Tensors {
-  at::Tensor logps, old_logps, ref_logps, advantages, row_advantages, response_mask, dlogps;
+  at::Tensor logps, old_logps, ref_logps, rollout_logps, advantages, row_advantages, response_mask,
+      dlogps;
 };
 
 // A batch in the middle of an optimizer step: about a tenth of the tokens is clipped, a tenth is
@@ -43,6 +44,7 @@ const Tensors& tensors(Shape shape, at::ScalarType type) {
   const at::Tensor logps = at::randn(sizes) * 0.5 - 1;
   out.old_logps = (logps - at::randn(sizes) * 0.15).to(type);
   out.ref_logps = (logps + at::randn(sizes) * 0.3).to(type);
+  out.rollout_logps = (logps + at::randn(sizes) * 0.3).to(type);
   out.advantages = at::randn(sizes).to(type);
   out.row_advantages = at::randn({shape.rows}).to(type);
   out.response_mask = at::rand(sizes) > 0.1;
@@ -74,7 +76,8 @@ void raw(benchmark::State& state, const PolicyObjective& objective, const Tensor
                             .advantages = array(advantages),
                             .response_mask = array(batch.response_mask),
                             .old_logps = array(batch.old_logps),
-                            .ref_logps = reference ? array(batch.ref_logps) : ConstArray{}};
+                            .ref_logps = reference ? array(batch.ref_logps) : ConstArray{},
+                            .rollout_logps = array(batch.rollout_logps)};
   const ConstArray like = array(batch.dlogps);
   const MutableArray dlogps{batch.dlogps.data_ptr(), like.dtype, like.row_stride};
   for (auto _ : state) {
@@ -152,6 +155,21 @@ void add_objective(Shape shape, const std::string& objective_name, PolicyObjecti
       [=](benchmark::State& state) { autograd(state, preset(), tensors(shape, at::kFloat)); });
 }
 
+void add_weights(Shape shape) {
+  for_each_weight([&](const auto& row) {
+    for (const WeightLevel level : {WeightLevel::token, WeightLevel::sequence_sum}) {
+      PolicyObjective objective = presets::ppo();
+      objective.weights = {{row.weight, level}};
+      const std::string of = level == WeightLevel::token ? "" : " of sequences";
+      add(shape, "raw/ppo, " + std::string(row.name) + of + "/float32",
+          [=](benchmark::State& state) {
+            const Tensors& batch = tensors(shape, at::kFloat);
+            raw(state, objective, batch, batch.advantages);
+          });
+    }
+  });
+}
+
 void add_stream(Shape shape, const std::string& row, bool reference) {
   add(shape, row + "/float32", [=](benchmark::State& state) {
     stream<uint32_t>(state, tensors(shape, at::kFloat), reference);
@@ -171,6 +189,7 @@ void register_token_losses() {
       add_objective(shape, std::string(row.name), row.preset);
     }
     add_objective(shape, "user", user_objective);
+    add_weights(shape);
     add(shape, "eager/ppo/float32",
         [=](benchmark::State& state) { eager(state, tensors(shape, at::kFloat)); });
   }

@@ -64,7 +64,7 @@ TETHER_CLONES void fill_ratios(const RowRatio<T>& row, TokenBlock<T>& block) {
 }
 
 // Adds w W dS/dL of a block; a broken token spoils the sum, as in sum_block.
-template <bool kPenalty, class T>
+template <bool kPenalty, bool kWeighted, class T>
 TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
   double sums[kLanes];
 #pragma GCC ivdep
@@ -74,9 +74,14 @@ TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
     int start = 0;
     do {
       const int i = start + lane;
-      const T w = block.weight[i], W = block.token_weight[i], dloss = W * block.dloss[i];
+      const T w = block.weight[i];
+      T loss = block.loss[i], dloss = block.dloss[i];
+      if constexpr (kWeighted) {
+        loss *= block.token_weight[i];
+        dloss *= block.token_weight[i];
+      }
       const Mask<T> active = mask<T>(w != T(0));
-      T trace = zero_or_nan(block.log_ratio[i], block.advantage[i], W * block.loss[i], dloss);
+      T trace = zero_or_nan(block.log_ratio[i], block.advantage[i], loss, dloss);
       if constexpr (kPenalty) trace += zero_or_nan(block.ref_logp[i], block.kl[i], T(0), T(0));
       const Mask<T> broken = active & mask<T>(trace != T(0));
       sum += double(spoil(broken, keep(active, w * dloss)));

@@ -73,6 +73,16 @@ void fill_terms(const Call& call, const Place& place, const RowFactors<T>& row,
   if (objective.kl.beta > 0) fill_penalty(objective.kl, objective.level, row.kl_weight(), block);
 }
 
+// run<kPenalty, kWeighted>()
+template <class Run>
+void with_terms(bool penalty, bool weighted, Run run) {
+  if (penalty) {
+    weighted ? run.template operator()<true, true>() : run.template operator()<true, false>();
+  } else {
+    weighted ? run.template operator()<false, true>() : run.template operator()<false, false>();
+  }
+}
+
 // Adds the tokens in the block to the sums and makes their gradient.
 template <bool kBounded, class T>
 void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& row,
@@ -80,12 +90,14 @@ void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& r
   if constexpr (kBounded)
     saturate(bool(call.batch.ref_logps), bool(call.batch.rollout_logps), block);
   fill_terms(call, place, row, block);
-  if (!call.objective.weights.empty()) {
+  const bool weighted = !call.objective.weights.empty();
+  if (weighted) {
     fill_weights(call.batch, call.objective.weights, row.weights, block);
     sum_token_weights(block, metrics);
   }
-  call.objective.kl.beta > 0 ? sum_block<true, kBounded>(row.token, block, metrics)
-                             : sum_block<false, kBounded>(row.token, block, metrics);
+  with_terms(call.objective.kl.beta > 0, weighted, [&]<bool kPenalty, bool kWeighted>() {
+    sum_block<kPenalty, kWeighted, kBounded>(row.token, block, metrics);
+  });
   const RatioInterval inside = call.objective.surrogate.truncation();
   if (inside.low > 0 || inside.high < infinity) {
     sum_truncated(inside, row.token.share, block, metrics);
@@ -184,8 +196,9 @@ double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums&
     evaluate_block<kBounded>(call, place, factors, block, metrics);
     if (!call.gradients.logps) return;
     if (!shared) return store_gradient(call, place, block);
-    beta > 0 ? sum_slopes<true>(block, slopes.surrogate)
-             : sum_slopes<false>(block, slopes.surrogate);
+    with_terms(beta > 0, !objective.weights.empty(), [&]<bool kPenalty, bool kWeighted>() {
+      sum_slopes<kPenalty, kWeighted>(block, slopes.surrogate);
+    });
     if (shares_penalty(objective.kl, objective.level)) sum_kl_of_gradient(block, slopes.kl);
   });
   if (shared && call.gradients.logps) {
@@ -204,7 +217,6 @@ double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums&
 template <bool kBounded, class T>
 PartTotals chunk_loss(const Call& call, const Chunks& chunks, int64_t chunk) {
   TokenBlock<T> block;
-  std::fill_n(block.token_weight, kBlock, T(1));
   MetricSums metrics;
   double loss = 0;
   for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
@@ -262,6 +274,17 @@ TermCounts count_tokens(std::string_view function, const PolicyArrays& batch,
   return total;
 }
 
+// Without what no weight looks at. (A surrogate may look at ref_logps.)
+PolicyArrays arrays_read(const PolicyArrays& batch, const PolicyObjective& objective) {
+  PolicyArrays out = batch;
+  bool by_rollout = false;
+  for (const TokenWeight& weight : objective.weights) {
+    by_rollout |= weight.formula.traits().needs_rollout_logps;
+  }
+  if (!by_rollout) out.rollout_logps = {};
+  return out;
+}
+
 }  // namespace
 
 TermCounts checked_counts(std::string_view function, const PolicyArrays& batch,
@@ -275,7 +298,8 @@ PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objec
                          const Executor& executor) {
   check_call("policy_loss", batch, objective, gradients);
   const TermCounts local = checked_counts("policy_loss", batch, executor);
-  const Call call{batch,
+  const PolicyArrays read = arrays_read(batch, objective);
+  const Call call{read,
                   objective,
                   gradients,
                   step_counts("policy_loss", normalizer, local),

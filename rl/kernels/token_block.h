@@ -27,7 +27,6 @@ struct TokenBlock {
   alignas(64) T level_logp[kBlock];  // of the ratio's level, where that is not the token
   alignas(64) T old_logp[kBlock];
   alignas(64) T ref_logp[kBlock];
-  alignas(64) T rollout_logp[kBlock];
   alignas(64) T advantage[kBlock];
   alignas(64) T log_ratio[kBlock];
   alignas(64) T ratio[kBlock];
@@ -37,11 +36,12 @@ struct TokenBlock {
   alignas(64) T kl[kBlock];
   alignas(64) T dkl[kBlock];
   alignas(64) T kl_of_gradient[kBlock];  // where a shared ratio weighs the penalty
-  alignas(64) T token_weight[kBlock];    // W; 1 where the objective has no weights
-  alignas(64) T statistic[kBlock];       // of one of them
   alignas(64) T dlogp[kBlock];
   alignas(64) T entropy[kBlock];
   alignas(64) T dentropy[kBlock];
+  alignas(64) T rollout_logp[kBlock];
+  alignas(64) T token_weight[kBlock];  // W
+  alignas(64) T statistic[kBlock];     // of one weight
   int size;
 };
 
@@ -185,8 +185,9 @@ struct TokenFactors {
 // the others in T within the block. A broken token, which has a NaN or infinity somewhere, spoils
 // the loss and its own gradient: saturation would hide it.
 //
-// kBounded: what overflows counts as the largest number, in `loss`, `dloss`, `kl` and `dkl` too.
-template <bool kPenalty, bool kBounded, class T>
+// kWeighted: by W. kBounded: what overflows counts as the largest number, in `loss`, `dloss`, `kl`
+// and `dkl` too.
+template <bool kPenalty, bool kWeighted, bool kBounded, class T>
 TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& block,
                              MetricSums& metrics) {
   const T loss_factor = factors.loss, kl_factor = factors.kl, share = factors.share;
@@ -209,14 +210,17 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
         block.loss[i] = bounded(block.loss[i]);
         block.dloss[i] = bounded(block.dloss[i]);
       }
-      const T dloss = block.dloss[i], W = block.token_weight[i];
-      T loss = W * block.loss[i], gradient = loss_factor * (W * dloss);
-      if constexpr (kBounded) {
-        loss = bounded(loss);
-        gradient = bounded(loss_factor * bounded(W * dloss));
+      const T dloss = block.dloss[i];
+      T loss = block.loss[i], slope = dloss, trace = T(0);
+      if constexpr (kWeighted) {
+        const T W = block.token_weight[i];
+        loss = kBounded ? bounded(W * loss) : W * loss;
+        slope = kBounded ? bounded(W * slope) : W * slope;
+        trace = W * T(0);
       }
+      T gradient = loss_factor * slope;
+      if constexpr (kBounded) gradient = bounded(gradient);
       const Mask<T> active = mask<T>(w != T(0));
-      T trace = T(0);
       if constexpr (kPenalty) {
         if constexpr (kBounded) {
           block.kl[i] = bounded(block.kl[i]);
@@ -224,11 +228,11 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
         }
         const T kl = block.kl[i], of_penalty = kl_factor * block.dkl[i];
         gradient += kBounded ? bounded(of_penalty) : of_penalty;
-        trace = kl * T(0) + block.ref_logp[i] * T(0);
+        trace += kl * T(0) + block.ref_logp[i] * T(0);
         kl_sum += double(keep(active, w * kl));
       }
       if constexpr (kBounded) gradient = bounded(gradient);
-      trace += zero_or_nan(d, A, loss, gradient) + W * T(0);
+      trace += zero_or_nan(d, A, loss, gradient);
       const Mask<T> broken = active & mask<T>(trace != T(0));
       loss_sum += double(spoil(broken, keep(active, w * loss)));
       block.dlogp[i] = spoil(broken, keep(active, w * gradient));
