@@ -20,15 +20,20 @@ struct WeightRow {
   Formula weight;
   std::string_view formula;
   std::string_view paper;
+  std::string_view header;
+  std::string_view agreement;  // as ObjectiveRow has it (rl/catalogue.h)
 };
 
 // The only list of weights in the project: one line each.
 inline constexpr std::tuple kWeightCatalogue{
     WeightRow{"truncated_importance", TruncatedImportance{},
               "clamp(e^x, low, high), x = old_logp - rollout_logp",
-              "doi:10.1198/106186008X320456, eq. 4"},
+              "doi:10.1198/106186008X320456, eq. 4", "rl/policy/importance.h",
+              "mpmath; verl rollout_is"},
+    WeightRow{"masked_importance", MaskedImportance{}, "e^x where low <= e^x <= high, else 0",
+              "arXiv:2510.18855", "rl/policy/importance.h", "mpmath; verl rollout_is"},
     WeightRow{"tv_mask", TvMask{}, "1 where e^logp - e^old_logp <= high (A > 0), >= -low (A <= 0)",
-              "arXiv:2602.04879"},
+              "arXiv:2602.04879", "rl/policy/trust_region.h", "mpmath; verl dppo_tv"},
 };
 
 // visit(row) for every weight.

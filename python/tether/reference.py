@@ -159,6 +159,14 @@ def truncated_importance(
     return clamp(exp(of(tokens.old_logp - tokens.rollout_logp)), low, high)
 
 
+def masked_importance(
+    tokens: Tokens, of: Callable[[Tensor], Tensor], *, low: Number = 0.5, high: Number = 5
+) -> Tensor:
+    """e^x where low <= e^x <= high, else 0. IcePop, arXiv:2510.18855."""
+    ratio = exp(of(tokens.old_logp - tokens.rollout_logp))
+    return torch.where((ratio < low) | (ratio > high), 0.0, ratio)
+
+
 def tv_mask(
     tokens: Tokens, of: Callable[[Tensor], Tensor], *, low: Number = 0.2, high: Number = 0.2
 ) -> Tensor:
@@ -175,6 +183,7 @@ class Weight(NamedTuple):
 
 WEIGHTS = {
     "truncated_importance": Weight(truncated_importance, "rollout_logps"),
+    "masked_importance": Weight(masked_importance, "rollout_logps"),
     "tv_mask": Weight(tv_mask),
 }
 

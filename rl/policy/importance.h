@@ -38,4 +38,32 @@ struct TruncatedImportance {
   }
 };
 
+// The importance weight within its bounds, and 0 beyond them: what the engine and the trainer see
+// too differently has no gradient.
+//
+//   W = e^x where low <= e^x <= high, else 0
+//
+// IcePop: arXiv:2510.18855.
+struct MaskedImportance {
+  double low = 0.5;
+  double high = 5;
+
+  static constexpr Traits traits{.needs_rollout_logps = true};
+  static constexpr auto fields() {
+    return std::tuple{field("low", &MaskedImportance::low, {0, infinity}),
+                      field("high", &MaskedImportance::high, {0, infinity, true})};
+  }
+  RatioInterval truncation() const { return {low, high}; }
+
+  template <class Number>
+  TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
+    return token.old_logp - token.rollout_logp;
+  }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
+    const Number ratio = exp(x);
+    return select(ratio < low, 0 * x, select(ratio > high, 0 * x, ratio));
+  }
+};
+
 }  // namespace tether

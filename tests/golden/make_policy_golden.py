@@ -159,13 +159,23 @@ def truncated_importance(token, x, low=0, high=2):
     return min(max(mp.exp(x), mpf(low)), mpf(high))
 
 
+def masked_importance(token, x, low=0.5, high=5):
+    """arXiv:2510.18855."""
+    return mp.exp(x) if mpf(low) <= mp.exp(x) <= mpf(high) else mpf(0)
+
+
+def mismatch(token):
+    return token["old_logp"] - token["rollout_logp"]
+
+
 def tv_mask(token, x, low=0.2, high=0.2):
     """arXiv:2602.04879."""
     return mpf(x <= mpf(high) if token["advantage"] > 0 else x >= -mpf(low))
 
 
 WEIGHTS = {
-    "truncated_importance": (lambda t: t["old_logp"] - t["rollout_logp"], truncated_importance),
+    "truncated_importance": (mismatch, truncated_importance),
+    "masked_importance": (mismatch, masked_importance),
     "tv_mask": (lambda t: mp.exp(t["own_logp"]) - mp.exp(t["old_logp"]), tv_mask),
 }
 REDUCTIONS = {
@@ -425,6 +435,10 @@ def weighted_batches():
     for of_weight in levels:
         weights = {"tv_mask": {"low": 0.03125, "high": 0.0625, "level": of_weight}}
         yield batch(f"cispo, tv mask of {of_weight}", "cispo", weights=weights)
+    weights = {"masked_importance": {"low": 0.75, "high": 1.5}}
+    yield batch("dapo, masked importance of token", "dapo", weights=weights)
+    weights = {"masked_importance": {"level": "sequence_sum"}}
+    yield batch("grpo, masked importance of sequence_sum", "grpo", weights=weights)
     both = {"truncated_importance": {"high": 3, "level": "sequence_sum"}, "tv_mask": {}}
     yield batch("gspo_token, two weights", "gspo_token", weights=both)
 

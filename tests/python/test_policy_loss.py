@@ -179,8 +179,9 @@ def test_infinity_at_an_active_slot_is_nan_and_counted_like_in_the_reference(nam
         seen = name != "ref_logps" or beta > 0
         assert math.isnan(out.loss) == math.isnan(expected.loss) == seen
         assert torch.equal(out.dlogps.isnan(), expected.dlogps.isnan())
-        counts = (tether.PolicyMetrics(each.sums, each.maxima).to_dict()["nonfinite"] for each in (out, expected))
-            assert list(counts) == [5 * seen] * 2
+        for each in (out, expected):
+            metrics = tether.PolicyMetrics(each.sums, each.maxima).to_dict()
+            assert metrics["nonfinite"] == 5 * seen
         assert torch.equal(out.maxima, expected.maxima)
 
 

@@ -13,6 +13,8 @@ WEIGHTS = {
     "geometric mean": {"truncated_importance": {"level": "sequence_mean"}},
     "smallest": {"truncated_importance": {"level": "sequence_min"}},
     "largest": {"truncated_importance": {"level": "sequence_max", "high": 3}},
+    "masked": {"masked_importance": {"low": 0.8, "high": 1.4}},
+    "masked answers": {"masked_importance": {"level": "sequence_sum"}},
     "tv mask": {"tv_mask": {"low": 0.05, "high": 0.1}},
     "both": {"truncated_importance": {"level": "sequence_sum"}, "tv_mask": {"high": 0.1}},
 }
@@ -154,7 +156,7 @@ def test_are_listed():
 
 
 WRONG = {
-    'weights must be of truncated_importance, tv_mask, got "tis"': {"tis": {}},
+    'weights must be of truncated_importance, masked_importance, tv_mask, got "tis"': {"tis": {}},
     "weights of tv_mask must be a dict of its options, got float": {"tv_mask": 0.2},
     "truncated_importance.high must be greater than 0, got 0": {
         "truncated_importance": {"high": 0}

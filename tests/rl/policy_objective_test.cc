@@ -108,7 +108,8 @@ TEST(PolicyObjective, ChoicesAreSetByName) {
             "\"turn\"");
   EXPECT_EQ(message([&] { set_choice("f", objective, "levels", "token"); }),
             "f: choice must be one of level, aggregation, kl_estimator, kl_gradient, "
-            "kl_correction, allow_biased_gradient, truncated_importance, tv_mask, got \"levels\"");
+            "kl_correction, allow_biased_gradient, truncated_importance, masked_importance, "
+            "tv_mask, got \"levels\"");
 }
 
 // kl_penalty.h: the three that are the gradient of no KL divergence.

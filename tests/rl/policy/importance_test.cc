@@ -23,6 +23,19 @@ TEST(TruncatedImportance, IsTheRatioToTheRolloutPolicyWithinItsBounds) {
   EXPECT_EQ(weight_of({.low = 0.5, .high = 5}, 1e300), 5);
 }
 
+double masked_weight_of(const MaskedImportance& formula, double ratio) {
+  const WeightToken<Constant<double>> token{{-1}, {-1}, {-1}, {-1 - std::log(ratio)}, {1}};
+  return formula(token, formula.measure(token)).value;
+}
+
+TEST(MaskedImportance, IsTheRatioToTheRolloutPolicyOrNothing) {
+  EXPECT_NEAR(masked_weight_of({}, 1.5), 1.5, 1e-15);
+  EXPECT_NEAR(masked_weight_of({}, 4.9), 4.9, 1e-14);
+  EXPECT_EQ(masked_weight_of({}, 5.1), 0);
+  EXPECT_EQ(masked_weight_of({}, 0.49), 0);
+  EXPECT_EQ(masked_weight_of({.low = 1, .high = 1}, 1), 1);  // the interval is closed
+}
+
 // Two answers, whose tokens the engine found e^0.1, e^-0.2 and e^0.3 times, and e^3 times less
 // likely than the trainer.
 Batch<double> mismatched() {
