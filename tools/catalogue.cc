@@ -23,8 +23,8 @@ std::string cell(std::string_view text) {
 }
 
 // The cells that every family has.
-template <class Objective>
-std::string cells(const tether::ObjectiveRow<Objective>& row) {
+template <class Row>
+std::string cells(const Row& row) {
   const std::string link(row.header.substr(row.header.find('/') + 1));
   const std::string file(link.substr(link.rfind('/') + 1));
   return "| `" + std::string(row.name) + "` | " + cell(row.formula) + " | " + cell(row.paper) +
@@ -53,6 +53,12 @@ std::string preference_table() {
   return out;
 }
 
+std::string weight_table() {
+  std::string out = "| name | W | paper | header | agreement |\n|---|---|---|---|---|\n";
+  tether::for_each_weight([&](const auto& row) { out += cells(row) + "\n"; });
+  return out;
+}
+
 std::string page() {
   return "# Objectives\n\n"
          "Every objective is a plain value that `tether::presets::NAME()` returns and that may "
@@ -63,8 +69,10 @@ std::string page() {
          "or,\n"
          "where that leaves them open, the field's: GAE, or relative to a group (baseline, "
          "scale).\n\n"
-         "## Policy objectives: ratio level, surrogate, KL penalty, entropy, aggregation\n\n" +
-         policy_table() + "\n## Preference objectives: score, link, loss of the pair\n\n" +
+         "## Policy objectives: ratio level, surrogate, weights, KL penalty, entropy, "
+         "aggregation\n\n" +
+         policy_table() + "\n## Weights of tokens, of any policy objective (docs/weights.md)\n\n" +
+         weight_table() + "\n## Preference objectives: score, link, loss of the pair\n\n" +
          preference_table();
 }
 

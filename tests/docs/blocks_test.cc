@@ -6,6 +6,7 @@
 #include <testing/policy_checks.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,6 +21,19 @@ struct MySurrogate {
   }
 };
 
+struct MyWeight {
+  double high = 0.5;
+  static constexpr tether::Traits traits{.needs_rollout_logps = true};
+  template <class Number>
+  TETHER_FORMULA Number measure(const tether::WeightToken<Number>& token) const {
+    return abs(token.old_logp - token.rollout_logp);
+  }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const tether::WeightToken<Number>&, const Number& x) const {
+    return tether::select(x > high, 0 * x, 0 * x + 1);
+  }
+};
+
 // Two prompts, two answers each, of three tokens.
 tether::PolicyBatch example() {
   const at::Tensor logps = (at::arange(1, 13, at::kDouble).reshape({4, 3}) / -10).requires_grad_();
@@ -27,7 +41,8 @@ tether::PolicyBatch example() {
           .advantages = at::tensor({1.0, -1.0, 0.5, -0.5}, at::kDouble),
           .response_mask = at::ones({4, 3}),
           .old_logps = at::full({4, 3}, -0.6, at::kDouble),
-          .ref_logps = at::full({4, 3}, -0.7, at::kDouble)};
+          .ref_logps = at::full({4, 3}, -0.7, at::kDouble),
+          .rollout_logps = at::full({4, 3}, -0.6 - std::log(1.5), at::kDouble)};
 }
 
 TEST(Blocks, OwnSurrogate) {
@@ -41,6 +56,28 @@ TEST(Blocks, OwnSurrogate) {
   const at::Tensor d = batch.ref_logps - batch.logps.detach();
   const at::Tensor expected = -batch.advantages.unsqueeze(1) + 0.2 * u - 0.04 * at::expm1(d);
   EXPECT_TRUE(at::allclose(batch.logps.grad(), expected / 12, 1e-12, 1e-14));
+}
+
+TEST(Blocks, Weights) {
+  const tether::PolicyBatch batch = example();
+  const double plain = tether::policy_loss(batch, tether::presets::grpo()).loss.item<double>();
+  auto objective = tether::presets::grpo();
+  objective.weights = {{tether::TruncatedImportance{.high = 2}}};
+  const auto weighted = tether::policy_loss(batch, objective);
+  EXPECT_NEAR(weighted.loss.item<double>(), 1.5 * plain, 1e-15);
+}
+
+TEST(Blocks, OwnWeight) {
+  tether::PolicyBatch batch = example();
+  batch.rollout_logps[1][2] = -2;
+  auto objective = tether::presets::grpo();
+  objective.weights = {{MyWeight{}, tether::WeightLevel::sequence_max}};
+  const auto kept = tether::policy_loss(batch, objective);
+  EXPECT_DOUBLE_EQ(kept.metrics.to_map().at("weight_zero_fraction"), 0.25);
+
+  objective.weights = {{tether::on_any_device(MyWeight{}), tether::WeightLevel::sequence_max}};
+  const auto elsewhere = tether::detail::policy_loss_any_device(batch, objective);
+  EXPECT_NEAR(elsewhere.loss.item<double>(), kept.loss.item<double>(), 1e-15);
 }
 
 TEST(Blocks, Penalty) {

@@ -15,7 +15,7 @@ import numpy as np
 import recording
 import torch
 from recording import grid, normal, ragged_mask
-from verl.trainer.ppo import core_algos
+from verl.trainer.ppo import core_algos, rollout_corr_helper
 from verl.utils import torch_functional
 from verl.workers.config import ActorConfig
 
@@ -26,6 +26,7 @@ LOSSES = {
     "gspo": core_algos.compute_policy_loss_gspo,
     "cispo": core_algos.compute_policy_loss_cispo,
     "reinforce": core_algos.compute_policy_loss_reinforce,
+    "dppo_tv": core_algos.compute_policy_loss_dppo_tv,
 }
 MODES = (
     "token-mean",
@@ -55,12 +56,18 @@ def policy_batch(seed, *, per_token, rows=4, columns=7):
     }
 
 
-def policy_loss(name, batch, mode, clips, step):
+def policy_loss(name, batch, mode, clips, step, weights=None):
     required = {"strategy": "fsdp", "rollout_n": 1, "ppo_micro_batch_size_per_gpu": 1}
     config = ActorConfig(**required, **clips, global_batch_info=step)
     log_prob = batch["log_prob"].clone().requires_grad_()
     loss, _ = LOSSES[name](
-        batch["old_log_prob"], log_prob, batch["advantages"], batch["response_mask"], mode, config
+        batch["old_log_prob"],
+        log_prob,
+        batch["advantages"],
+        batch["response_mask"],
+        mode,
+        config,
+        weights,
     )
     return loss, *torch.autograd.grad(loss, log_prob)
 
@@ -94,11 +101,53 @@ def beyond_the_clamp():
 def policy_cases():
     plans = [
         (name, mode, step, bool(step) == (name == "gspo"))  # advantages per token in half of them
-        for name in LOSSES
+        for name in CLIPS
         for mode in MODES
         for step in ({}, STEP)
     ]
     return [policy_case(seed, *plan) for seed, plan in enumerate(plans)] + [beyond_the_clamp()]
+
+
+# ---- importance weights of the rollout policy, and what a loss does with them --------------------
+
+ROLLOUT_IS = {  # rollout_is, its threshold
+    "token, truncated": ("token", 1.25),
+    "sequence, truncated": ("sequence", 1.5),
+    "token, IcePop": ("token", "0.75_1.25"),
+    "sequence, IcePop": ("sequence", "0.5_2.0"),
+}
+
+
+def weighted_case(seed, name, what):
+    rollout_is, threshold = ROLLOUT_IS[what]
+    batch = policy_batch(seed, per_token=True)
+    generator = torch.Generator().manual_seed(1000 + seed)
+    mask = batch["response_mask"]
+    gap = grid(0.3 * normal(generator, *mask.shape))
+    batch["rollout_log_prob"] = batch["old_log_prob"] - gap
+    weights, _ = rollout_corr_helper.compute_rollout_correction_weights(
+        gap, mask, rollout_is=rollout_is, rollout_is_threshold=threshold
+    )
+    loss, gradient = policy_loss(name, batch, "token-mean", CLIPS[name], {}, weights)
+    settings = {"loss": name, "loss_agg_mode": "token-mean", "clips": CLIPS[name], "step": {}}
+    settings |= {"rollout_is": rollout_is, "threshold": threshold}
+    case = {"name": f"{name}, {what}", "settings": settings}
+    return case | batch | {"loss": loss, "dlog_prob": gradient}
+
+
+def trust_region_case(seed):
+    clips = {"clip_ratio_low": 0.0625, "clip_ratio_high": 0.125, "clip_ratio_c": 1.25}
+    batch = policy_batch(seed, per_token=True)
+    loss, gradient = policy_loss("dppo_tv", batch, "token-mean", clips, {})
+    settings = {"loss": "dppo_tv", "loss_agg_mode": "token-mean", "clips": clips, "step": {}}
+    case = {"name": f"dppo_tv {seed}", "settings": settings}
+    return case | batch | {"loss": loss, "dlog_prob": gradient}
+
+
+def weighted_cases():
+    plans = [(name, what) for name in ("vanilla", "gspo") for what in ROLLOUT_IS]
+    weighted = [weighted_case(seed, *plan) for seed, plan in enumerate(plans)]
+    return weighted + [trust_region_case(seed) for seed in range(3)]
 
 
 # ---- the loss of a value head --------------------------------------------------------------------
@@ -226,7 +275,9 @@ def main():
     def write(name, functions, cases):
         recording.write(name, "verl", functions, cases)
 
-    write("verl_policy.json", list(LOSSES.values()), policy_cases())
+    write("verl_policy.json", [LOSSES[name] for name in CLIPS], policy_cases())
+    weights = rollout_corr_helper.compute_rollout_correction_weights
+    write("verl_weights.json", [*LOSSES.values(), weights], weighted_cases())
     write("verl_value.json", [core_algos.compute_value_loss], value_cases())
     write("verl_kl.json", [core_algos.kl_penalty], kl_cases())
     advantages = [core_algos.compute_gae_advantage_return, torch_functional.masked_whiten]

@@ -14,6 +14,9 @@ import torch
 RECORDING = json.loads(
     (pathlib.Path(__file__).parent.parent / "golden/peers/verl_policy.json").read_text()
 )
+WEIGHTED = json.loads(
+    (pathlib.Path(__file__).parent.parent / "golden/peers/verl_weights.json").read_text()
+)["cases"]
 CASES = [case for case in RECORDING["cases"] if "beyond" not in case["name"]]
 (BEYOND,) = [case for case in RECORDING["cases"] if "beyond" in case["name"]]
 
@@ -27,6 +30,8 @@ def objective(settings):
         "gspo": {"objective": "gspo_token", "epsilon_low": low, "epsilon_high": high},
         "cispo": {"objective": "cispo", "ratio_low": 1 - (low or 0), "ratio_high": 1 + (high or 0)},
         "reinforce": {"objective": "reinforce"},
+        "dppo_tv": {"objective": "cispo", "ratio_low": 0, "ratio_high": clips.get("clip_ratio_c"),
+                    "weights": {"tv_mask": {"low": low, "high": high}}},
     }[settings["loss"]]  # fmt: skip
 
 
@@ -51,6 +56,18 @@ def aggregation(settings, mask):
     return {"aggregation": "sequence_mean_token_mean", "normalizer": normalizer}
 
 
+def weights(settings):
+    """verl's threshold is a number, or bounds outside of which a weight is 0."""
+    if "rollout_is" not in settings:
+        return {}
+    level = {"token": "token", "sequence": "sequence_sum"}[settings["rollout_is"]]
+    if isinstance(settings["threshold"], float):
+        bounds = {"high": settings["threshold"]}
+        return {"weights": {"truncated_importance": bounds | {"level": level}}}
+    low, high = map(float, settings["threshold"].split("_"))
+    return {"weights": {"masked_importance": {"low": low, "high": high, "level": level}}}
+
+
 def tensor(rows):
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -63,6 +80,8 @@ def evaluated(case):
         tensor(case["advantages"]),
         mask,
         old_logps=tensor(case["old_log_prob"]),
+        rollout_logps=tensor(case["rollout_log_prob"]) if "rollout_log_prob" in case else None,
+        **weights(settings),
         **objective(settings),
         **aggregation(settings, mask),
     )
@@ -70,7 +89,7 @@ def evaluated(case):
     return loss.item(), log_prob.grad
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", CASES + WEIGHTED, ids=lambda case: case["name"])
 def test_value_and_gradient_equal_verl(case):
     loss, gradient = evaluated(case)
     assert loss == pytest.approx(case["loss"], rel=1e-12, abs=1e-14)
