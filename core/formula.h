@@ -28,6 +28,7 @@ struct Traits {
   bool needs_ref_logps = false;
   bool needs_rollout_logps = false;
   bool reads_policy = false;  // looks at logp: known in the step alone
+  bool leaves = false;        // 0 or 1, of constants: tokens of weight 0 leave the mask
 };
 
 namespace detail {

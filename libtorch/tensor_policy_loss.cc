@@ -48,7 +48,7 @@ at::Tensor saturated(const at::Tensor& x, double largest) {
   return at::where(at::isfinite(x), x.clamp(-largest, largest), x);
 }
 
-FlatBatch flattened(const PolicyBatch& batch, const PolicyObjective& objective) {
+FlatBatch flattened(const PolicyBatch& batch, const std::vector<TokenWeight>& weights) {
   const auto dtype = result_type(batch.logps);
   const bool wide = dtype == at::kDouble;
   FlatBatch out;
@@ -72,7 +72,19 @@ FlatBatch flattened(const PolicyBatch& batch, const PolicyObjective& objective) 
   out.advantage = saturated(
       out.advantage, wide ? Largest<double>::kAdvantage : double(Largest<float>::kAdvantage));
   out.row_tokens = row_sums(out, out.weight);
-  out.token_weight = token_weights(objective.weights, out);
+  out.token_weight = token_weights(weights, out);
+  return out;
+}
+
+// The batch without the tokens that weights take out; NaN stays in its mask.
+PolicyBatch gated(const PolicyBatch& batch, const PolicyObjective& objective) {
+  const std::vector<TokenWeight> gates = weights_that(true, objective.weights);
+  if (gates.empty()) return batch;
+  const FlatBatch flat = flattened(batch, gates);
+  const at::Tensor kept = flat.weight + 0 * flat.token_weight;
+  PolicyBatch out = batch;
+  out.response_mask =
+      at::where(flat.token_weight == 0, at::zeros_like(kept), kept).view(batch.logps.sizes());
   return out;
 }
 
@@ -250,6 +262,11 @@ at::Tensor sound_tokens(const FlatBatch& batch, const at::Tensor& log_ratio, con
   return sound;
 }
 
+// 0, or NaN with a gradient of NaN: saturation and clips hide what is not sound.
+at::Tensor spoiled(const at::Tensor& sound, const at::Tensor& logp) {
+  return at::where(sound, at::zeros_like(logp), NAN).detach() * logp;
+}
+
 PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch& batch,
                                const at::Tensor& row_tokens, const at::Tensor& d,
                                const at::Tensor& loss, const at::Tensor& dloss,
@@ -310,8 +327,9 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
 
 }  // namespace
 
-at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& objective) {
-  FlatBatch flat = flattened(batch, objective);
+at::Tensor tensor_token_losses(const PolicyBatch& given, const PolicyObjective& objective) {
+  const PolicyBatch batch = gated(given, objective);
+  FlatBatch flat = flattened(batch, weights_that(false, objective.weights));
   const bool wide = flat.weight.scalar_type() == at::kDouble;
   const auto selected = [&](const at::Tensor& tensor) {
     const at::Tensor values = tensor.to(flat.weight.scalar_type()).reshape({-1});
@@ -335,11 +353,11 @@ at::Tensor tensor_token_losses(const PolicyBatch& batch, const PolicyObjective& 
   if (objective.entropy.coefficient != 0) {
     each = each - selected(batch.entropies) * objective.entropy.coefficient;
   }
-  each = each * at::where(sound, at::ones_like(loss), NAN);  // saturation hides it
+  each = each + spoiled(sound, level.logp);
   return at::where(flat.active, each, at::zeros_like(each)).view(batch.logps.sizes());
 }
 
-ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,
+ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective& objective,
                                 const Normalizer& normalizer, WantedGradients wanted) {
   const bool penalty = objective.kl.beta > 0;
   const double entropy_coef = objective.entropy.coefficient;
@@ -347,7 +365,8 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective&
   step_counts("policy_loss", normalizer, TermCounts{});
   // Under the caller's inference mode there would be no gradient to take here.
   const c10::InferenceMode normal(false);
-  FlatBatch flat = flattened(batch, objective);
+  const PolicyBatch batch = gated(given, objective);
+  FlatBatch flat = flattened(batch, weights_that(false, objective.weights));
   const at::Tensor& n = flat.row_tokens;
 
   // The gradient is taken here, with the loss, so that backward is a scaling as on the CPU.
@@ -367,17 +386,15 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& batch, const PolicyObjective&
   const at::Tensor dloss = derivative(loss.sum(), step);
   const at::Tensor sound =
       sound_tokens(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach(), penalty);
-  const at::Tensor spoil = at::where(sound, at::ones_like(dloss), NAN);  // saturation hides it
-
+  const at::Tensor spoil = spoiled(sound, level.logp);
   const auto& kl_tokens = normalizer.kl ? normalizer.kl : normalizer.policy;
   const auto total = [&](const at::Tensor& terms, const std::optional<double>& tokens) {
     const at::Tensor factor = row_factors(objective.aggregation, tokens, normalizer.sequences, n)
                                   .index_select(0, flat.row) *
                               normalizer.factor();
-    return at::where(flat.active, terms * spoil * flat.weight * factor, at::zeros_like(terms))
-        .sum();
+    return at::where(flat.active, terms * flat.weight * factor, at::zeros_like(terms)).sum();
   };
-  at::Tensor sum = total(bounded(flat.token_weight * loss), normalizer.policy);
+  at::Tensor sum = total(bounded(flat.token_weight * loss) + spoil, normalizer.policy);
   if (penalty) sum = sum + total(kl, kl_tokens) * objective.kl.beta;
   if (entropy_coef != 0) sum = sum - total(entropy, normalizer.policy) * entropy_coef;
 

@@ -1,10 +1,12 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <cmath>
 #include <limits>
 
 #include "libtorch/evaluators.h"
@@ -29,7 +31,7 @@ at::Tensor reduced(WeightLevel level, const FlatBatch& batch, const at::Tensor& 
     case WeightLevel::sequence_sum:
       break;
     case WeightLevel::sequence_mean:
-      sums = sums / batch.row_tokens;
+      sums = sums / row_sums(batch, batch.weight.to(at::kDouble));
       break;
     case WeightLevel::sequence_min:
       sums = extreme("amin", kInfinity);
@@ -49,20 +51,24 @@ at::Tensor row_sums(const FlatBatch& batch, const at::Tensor& tokens) {
 
 at::Tensor token_weights(const std::vector<TokenWeight>& weights, const FlatBatch& batch) {
   at::Tensor out = at::ones_like(batch.logp);
-  const TensorNumber none{at::zeros_like(batch.logp)};
+  const TensorNumber unread{at::full_like(batch.logp, NAN)};
   for (const auto& [formula, level] : weights) {
     const Traits& traits = formula.traits();
     const TensorWeightToken token{
-        {batch.logp},
+        traits.reads_policy ? TensorNumber{batch.logp} : unread,
         {batch.old_logp},
-        traits.needs_ref_logps ? TensorNumber{batch.ref_logp} : none,
-        traits.needs_rollout_logps ? TensorNumber{batch.rollout_logp} : none,
+        traits.needs_ref_logps ? TensorNumber{batch.ref_logp} : unread,
+        traits.needs_rollout_logps ? TensorNumber{batch.rollout_logp} : unread,
         {batch.advantage}};
-    TensorNumber statistic{on_tensors(formula, {token, nullptr})};
+    // What is not finite, the formula may hide.
+    at::Tensor trace = 0 * (batch.old_logp + 0 * batch.advantage);
+    if (traits.reads_policy) trace = trace + 0 * batch.logp;
+    if (traits.needs_ref_logps) trace = trace + 0 * batch.ref_logp;
+    if (traits.needs_rollout_logps) trace = trace + 0 * batch.rollout_logp;
+    TensorNumber statistic{on_tensors(formula, {token, nullptr}) + trace};
     if (level != WeightLevel::token) statistic.value = reduced(level, batch, statistic.value);
     const at::Tensor own = on_tensors(formula, {token, &statistic});
-    // The formula may hide what is broken.
-    out = out * (own + 0 * (statistic + token.rollout_logp + token.ref_logp).value);
+    out = out * (own + 0 * statistic.value);
   }
   return at::where(batch.active, out, at::ones_like(out));
 }

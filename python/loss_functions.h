@@ -118,9 +118,10 @@ struct LocalCountsFunction {
     const double values[] = {*counts.policy, *counts.kl, *counts.sequences};
     return {new_doubles({3}, values)};
   }
-  static void check(std::string_view function, const Inputs<bool>&, int64_t,
+  static void check(std::string_view function, const Inputs<bool>& given, int64_t,
                     const Options& options) {
     check_objective(function, options.objective);
+    check_weight_needs(function, given, weights_that(true, options.objective.weights));
   }
 };
 

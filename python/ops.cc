@@ -77,7 +77,8 @@ std::vector<std::string> description() {
   add("preference", kPreferenceCatalogue);
   for_each_weight([&](const auto& row) {
     weights += weights.empty() ? "{\"row\": " : ", {\"row\": ";
-    weights += json_list({json_text(row.name), json_text(row.formula), json_text(row.paper)});
+    weights += json_list({json_text(row.name), json_text(row.formula), json_text(row.paper),
+                          row.weight.traits.leaves ? "true" : "false"});
     weights += ", " + json_of_options(row.weight) + "}";
   });
   return {"{\"functions\": {" + functions + "}, \"objectives\": [" + objectives +

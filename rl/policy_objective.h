@@ -93,10 +93,12 @@ inline void check_objective(std::string_view function, const PolicyObjective& ob
   check_kl_penalty(function, objective.kl);
 }
 
-// Whether what a token adds can be said of the token alone.
+// Whether what a token adds can be said of the token alone, once it is known who leaves.
 inline bool is_per_token(const PolicyObjective& objective) {
   bool out = objective.level == RatioLevel::token;
-  for (const TokenWeight& weight : objective.weights) out &= weight.level == WeightLevel::token;
+  for (const TokenWeight& weight : weights_that(false, objective.weights)) {
+    out &= weight.level == WeightLevel::token;
+  }
   return out;
 }
 

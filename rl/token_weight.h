@@ -1,9 +1,9 @@
 #pragma once
 
-#include <array>
 #include <concepts>
-#include <string_view>
+#include <cstddef>
 #include <type_traits>
+#include <vector>
 
 #include "../core/formula.h"
 #include "../core/number.h"
@@ -47,6 +47,7 @@ concept TokenWeightFormula =
       { formula(token, formula.measure(token)) } -> std::convertible_to<Constant<double>>;
     };
 
+// The measure of a token with a NaN or infinity is NaN, although its formula may hide it.
 template <class Formula, class T>
 TETHER_HEADER_CLONES void fill_measures(const Formula& formula_in, const WeightColumns<T>& in_place,
                                         T* measure) {
@@ -54,10 +55,17 @@ TETHER_HEADER_CLONES void fill_measures(const Formula& formula_in, const WeightC
   const WeightColumns<T> in = in_place;
   const int size = in.size / 16 * 16;
 #pragma GCC ivdep
-  for (int i = 0; i < size; ++i) measure[i] = formula.measure(in.at(i)).value;  // VECTOR
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    constexpr Traits kReads = detail::traits_of<Formula>();
+    T trace = in.old_logp[i] * T(0) + in.advantage[i] * T(0);
+    if constexpr (kReads.reads_policy) trace += in.logp[i] * T(0);
+    if constexpr (kReads.needs_ref_logps) trace += in.ref_logp[i] * T(0);
+    if constexpr (kReads.needs_rollout_logps) trace += in.rollout_logp[i] * T(0);
+    measure[i] = formula.measure(in.at(i)).value + trace;
+  }
 }
 
-// A weight made of a NaN or infinity is NaN, although its formula may hide it.
+// Likewise the weight of such a statistic.
 template <class Formula, class T>
 TETHER_HEADER_CLONES void multiply_by_weights(const Formula& formula_in,
                                               const WeightColumns<T>& in_place, const T* statistic,
@@ -68,8 +76,7 @@ TETHER_HEADER_CLONES void multiply_by_weights(const Formula& formula_in,
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
     const T own = formula(in.at(i), Constant<T>{statistic[i]}).value;
-    const T trace = statistic[i] * T(0) + (in.rollout_logp[i] * T(0) + in.ref_logp[i] * T(0));
-    weight[i] *= own + trace;
+    weight[i] *= own + statistic[i] * T(0);
   }
 }
 
@@ -114,11 +121,17 @@ struct WeightCalls {
 //   TETHER_FORMULA Number measure(const WeightToken<Number>&) const
 //   template <class Number>
 //   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& statistic) const
-// and, if it has options, fields(). The measures of a level are reduced to the statistic.
+// and, if it has options, fields(). The measures of a level are reduced to the statistic. Beside
+// old_logp and advantage a formula sees what it says in its traits: reads_policy (logp),
+// needs_ref_logps, needs_rollout_logps. Else the loss is NaN.
 class WeightFormula : public AnyFormula<detail::WeightCalls> {
  public:
   template <TokenWeightFormula Formula>
-  WeightFormula(const Formula& formula) : AnyFormula(formula) {}
+  WeightFormula(const Formula& formula) : AnyFormula(formula) {
+    constexpr Traits kTraits = detail::traits_of<Formula>();
+    static_assert(!kTraits.leaves || !kTraits.reads_policy,
+                  "the tokens of a step must be known before its policy is");
+  }
 
   // Where it truncates a ratio, as Surrogate has it.
   RatioInterval truncation() const { return calls().truncation(formula()); }
@@ -145,6 +158,9 @@ class WeightFormula : public AnyFormula<detail::WeightCalls> {
 
 // A weight W of the tokens under the surrogate, never differentiated: W S in place of S, in value
 // and gradient. Penalty, entropies, clip fractions and denominators do not see it.
+//
+// One that leaves (by the traits of its formula) changes the mask instead, before everything: what
+// it takes out is seen by nothing and counted by nothing.
 struct TokenWeight {
   WeightFormula formula;
   WeightLevel level = WeightLevel::token;
@@ -152,5 +168,14 @@ struct TokenWeight {
 
 // Those of one objective; their product counts.
 inline constexpr size_t kMaxWeights = 8;
+
+// Those that leave, or the others.
+inline std::vector<TokenWeight> weights_that(bool leave, const std::vector<TokenWeight>& weights) {
+  std::vector<TokenWeight> out;
+  for (const TokenWeight& weight : weights) {
+    if (weight.formula.traits().leaves == leave) out.push_back(weight);
+  }
+  return out;
+}
 
 }  // namespace tether

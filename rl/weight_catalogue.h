@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "policy/importance.h"
+#include "policy/rejection.h"
 #include "policy/trust_region.h"
 #include "token_weight.h"
 
@@ -32,6 +33,8 @@ inline constexpr std::tuple kWeightCatalogue{
               "mpmath; verl rollout_is"},
     WeightRow{"masked_importance", MaskedImportance{}, "e^x where low <= e^x <= high, else 0",
               "arXiv:2510.18855", "rl/policy/importance.h", "mpmath; verl rollout_is"},
+    WeightRow{"ratio_gate", RatioGate{}, "1 where low <= e^x <= high, else out of the mask",
+              "verl, rollout_rs k1", "rl/policy/rejection.h", "mpmath; verl rollout_rs"},
     WeightRow{"tv_mask", TvMask{}, "1 where e^logp - e^old_logp <= high (A > 0), >= -low (A <= 0)",
               "arXiv:2602.04879", "rl/policy/trust_region.h", "mpmath; verl dppo_tv"},
 };

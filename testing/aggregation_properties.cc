@@ -133,6 +133,7 @@ std::string_view needs_weights(const Subject& subject) {
   return subject.traits.takes_fractional_mask ? "" : "the loss takes no weights between 0 and 1";
 }
 std::string_view needs_counts(const Subject& subject) {
+  if (subject.traits.takes_tokens_out) return "weights may take a token out";
   return subject.counts ? "" : "no counts given";
 }
 

@@ -167,7 +167,11 @@ Failure check_shift(const Probe& probe, const Case& given) {
 std::string_view needs_reference(const Subject& subject) {
   return subject.reference ? "" : "no reference given";
 }
+std::string_view needs_tokens(const Subject& subject) {
+  return subject.traits.stops_tokens ? "weights may stop a token" : "";
+}
 std::string_view needs_penalty(const Subject& subject) {
+  if (subject.traits.takes_tokens_out) return "weights may take a token out";
   if (!subject.traits.needs_ref_logps) return "the loss has no KL penalty";
   return subject.traits.penalty_pulls ? "" : "the loss does not promise it for each token";
 }
@@ -193,7 +197,7 @@ constexpr Property kProperties[] = {
     {"clip", "The gradient is 0 exactly where the ratio is beyond the clip range, or A = 0",
      Batches::bounds, needs_clip, check_clip},
     {"on_policy", "With the ratio at 1 and no penalty the gradient is -A times the token's weight",
-     Batches::small, never, check_on_policy},
+     Batches::small, needs_tokens, check_on_policy},
     {"advantage_scale", "Advantages times a power of two give loss and gradient times it, exactly",
      Batches::small, needs_scaling, check_advantage_scale},
     {"shift", "A constant added to all log-probabilities changes nothing", Batches::small,

@@ -153,10 +153,10 @@ struct Tokens {
   double tokens = 0, sequences = 0;
 };
 
-Tokens tokens_of(const PolicyBatch& batch) {
+Tokens tokens_of(const PolicyBatch& batch, const std::vector<double>& weights) {
   const auto columns = static_cast<size_t>(batch.logps.size(1));
   Tokens out{.logps = doubles(batch.logps),
-             .weights = doubles(batch.response_mask),
+             .weights = weights,
              .olds = doubles(batch.old_logps.defined() ? batch.old_logps : batch.logps),
              .refs = doubles(batch.ref_logps.defined() ? batch.ref_logps : batch.logps),
              .rollouts = doubles(batch.rollout_logps.defined() ? batch.rollout_logps : batch.logps),
@@ -207,9 +207,9 @@ double reduced(WeightLevel level, const std::vector<double>& measures, const Tok
 
 // W of the tokens of a row.
 std::vector<double> token_weights(const Tokens& in, const Row& row,
-                                  const PolicyObjective& objective) {
+                                  const std::vector<TokenWeight>& weights) {
   std::vector<double> out(row.slots.size(), 1);
-  for (const auto& [formula, level] : objective.weights) {
+  for (const auto& [formula, level] : weights) {
     std::vector<double> measures;
     for (const size_t i : row.slots) {
       double measure[16];
@@ -228,6 +228,16 @@ std::vector<double> token_weights(const Tokens& in, const Row& row,
   return out;
 }
 
+// The weights of the mask, 0 where a weight of the objective takes a token out.
+std::vector<double> kept_weights(const Tokens& in, const PolicyObjective& objective) {
+  std::vector<double> out = in.weights;
+  for (const Row& row : in.rows) {
+    const std::vector<double> gate = token_weights(in, row, weights_that(true, objective.weights));
+    for (size_t k = 0; k < gate.size(); ++k) out[row.slots[k]] *= gate[k];
+  }
+  return out;
+}
+
 // Adds a row to the totals, before the factor of the step.
 void add_row(const Tokens& in, const Row& row, const PolicyObjective& objective,
              const Normalizer& step, Totals& out) {
@@ -238,7 +248,8 @@ void add_row(const Tokens& in, const Row& row, const PolicyObjective& objective,
            denominator(objective.aggregation, count, step.sequences.value_or(in.sequences), row.n);
   };
   double row_slope = 0;  // by the row's log-ratio, where its tokens share one
-  const std::vector<double> of_tokens = token_weights(in, row, objective);
+  const std::vector<double> of_tokens =
+      token_weights(in, row, weights_that(false, objective.weights));
   for (size_t k = 0; k < row.slots.size(); ++k) {
     const size_t i = row.slots[k];
     const double W = of_tokens[k];
@@ -267,7 +278,8 @@ void add_row(const Tokens& in, const Row& row, const PolicyObjective& objective,
 }
 
 Totals totals(const PolicyBatch& batch, const PolicyObjective& objective, const Normalizer& step) {
-  const Tokens in = tokens_of(batch);
+  const Tokens all = tokens_of(batch, doubles(batch.response_mask));
+  const Tokens in = tokens_of(batch, kept_weights(all, objective));
   Totals out{.loss = 0, .gradient = std::vector<double>(in.logps.size()), .metrics = {}};
   for (const Row& row : in.rows) add_row(in, row, objective, step, out);
   for (double& slope : out.gradient) slope *= step.factor();

@@ -36,13 +36,20 @@ PolicyTraits traits_of(const PolicyObjective& objective) {
     const Traits& of_weight = weight.traits();
     out.needs_ref_logps |= of_weight.needs_ref_logps;
     out.needs_rollout_logps |= of_weight.needs_rollout_logps;
+    out.stops_tokens = true;
+    if (of_weight.leaves) {
+      out.takes_tokens_out = true;
+      out.takes_no_old_logps = false;
+      out.is_per_token &= level == WeightLevel::token;
+    }
     if (!of_weight.reads_policy) continue;
     // It moves with logp, and W is held.
     out.gradient_is_derivative = out.is_function_of_log_ratio = false;
   }
-  out.pulls_back = formula.pulls_back && out.is_per_token && clip.dual == infinity;
-  const bool stops_tokens = !out.gradient_is_derivative && !objective.weights.empty();
-  if (out.is_per_token && !stops_tokens && (formula.clips || formula.homogeneous)) out.clip = clip;
+  out.pulls_back =
+      formula.pulls_back && !out.stops_tokens && out.is_per_token && clip.dual == infinity;
+  if (out.is_per_token && !out.stops_tokens && (formula.clips || formula.homogeneous))
+    out.clip = clip;
   out.reference = reference_of(objective);
   out.counts = [objective](const PolicyBatch& batch) { return local_counts(batch, objective); };
   return out;

@@ -71,7 +71,8 @@ std::string page() {
          "scale).\n\n"
          "## Policy objectives: ratio level, surrogate, weights, KL penalty, entropy, "
          "aggregation\n\n" +
-         policy_table() + "\n## Weights of tokens, of any policy objective (docs/weights.md)\n\n" +
+         policy_table() +
+         "\n## Weights of tokens, of any policy objective ([how](../docs/weights.md))\n\n" +
          weight_table() + "\n## Preference objectives: score, link, loss of the pair\n\n" +
          preference_table();
 }

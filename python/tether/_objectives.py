@@ -28,6 +28,7 @@ class Weight(NamedTuple):
     name: str
     formula: str
     paper: str
+    leaves: bool  # changes the mask instead: what it takes out is counted by nothing
     options: dict[str, Option]
     levels: tuple[str, ...]
 
@@ -77,6 +78,10 @@ def _weight_settings(function: str, weights: Weights | None) -> Settings:
                 f"{type(values).__name__}"
             )
         row = _WEIGHTS[name]
+        for key in values:
+            if key != "level" and key not in row.options:
+                known = ", ".join((*row.options, "level"))
+                raise ValueError(f'{function}: weights of {name} must be of {known}, got "{key}"')
         options = {f"{name}.{key}": option for key, option in row.options.items()}
         levels = {f"{name}.level": Choice("token", row.levels)}
         named = {f"{name}.{key}": value for key, value in values.items()}

@@ -22,6 +22,7 @@ from tether._linear_ops import Chunk, LinearPolicyLoss, LinearTokenLogps, chunk_
 from tether._lists import Settings, Value
 from tether._logits_ops import token_statistics
 from tether._objectives import Weights, objective_call, objectives
+from tether._objectives import weights as known_weights
 from tether._ops import has_kernel
 from tether.logits import TokenLogps, token_logps, with_index_error
 from tether.policy import Normalizer, PolicyMetrics, denominators, policy_loss
@@ -187,7 +188,7 @@ def linear_policy_loss(
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
     choices = call.settings.choices
     levels = {choices.get("level", objectives()[objective].choices["level"].default)}
-    levels |= {choices[name] for name in weights or ()}
+    levels |= {choices[name] for name in weights or () if not known_weights()[name].leaves}
     if levels == {"token"} and has_kernel(hidden):
         return _loss_of_tokens(linear, active, call, rows.settings, chunk)
     made = _linear_token_logps(function, linear, active, rows.settings, chunk)

@@ -146,7 +146,8 @@ def policy_loss(
     weights          of the tokens, never differentiated, by name (`weights()` lists them):
                      {"truncated_importance": {"high": 2.0, "level": "sequence_sum"}}; level is
                      "token" unless said. They multiply the surrogate S alone, in value and
-                     gradient: penalty, entropies, clip fractions and denominators do not see them
+                     gradient: penalty, entropies, clip fractions and denominators do not see them.
+                     One that leaves changes response_mask instead, before everything
     options          of the objective, as epsilon_low=0.1 (see Normalizer for tensors), and its
                      choices, as aggregation="token_mean", level="sequence_mean",
                      kl_estimator="k3", kl_gradient="k2", kl_correction="ratio"
@@ -260,7 +261,7 @@ def local_counts(
     call = objective_call(function, tensors, objective, options, {}, weights=weights)
     if not has_kernel(logps):
         call.check_settings(function)
-        counts = reference.local_counts(call.tensors["response_mask"], offsets)
+        counts = reference.local_counts(**call.detached().tensors, **call.named_settings())
     else:
         counts = call.detached().run()
     policy, kl, sequences = counts.unbind()

@@ -167,6 +167,14 @@ def masked_importance(
     return torch.where((ratio < low) | (ratio > high), 0.0, ratio)
 
 
+def ratio_gate(
+    tokens: Tokens, of: Callable[[Tensor], Tensor], *, low: Number = 0.5, high: Number = 2
+) -> Tensor:
+    """1 where low <= e^x <= high, x = old_logp - rollout_logp; else out of the mask. verl's k1."""
+    ratio = exp(of(tokens.old_logp - tokens.rollout_logp))
+    return ((ratio >= low) & (ratio <= high)).to(ratio.dtype)
+
+
 def tv_mask(
     tokens: Tokens, of: Callable[[Tensor], Tensor], *, low: Number = 0.2, high: Number = 0.2
 ) -> Tensor:
@@ -178,13 +186,15 @@ def tv_mask(
 
 class Weight(NamedTuple):
     formula: Callable[..., Tensor]
-    compares: str = ""  # the array that it needs
+    reads: tuple[str, ...]  # beside old_logp and advantage
+    leaves: bool = False  # what it takes out is out of the mask
 
 
 WEIGHTS = {
-    "truncated_importance": Weight(truncated_importance, "rollout_logps"),
-    "masked_importance": Weight(masked_importance, "rollout_logps"),
-    "tv_mask": Weight(tv_mask),
+    "truncated_importance": Weight(truncated_importance, ("rollout_logp",)),
+    "masked_importance": Weight(masked_importance, ("rollout_logp",)),
+    "ratio_gate": Weight(ratio_gate, ("rollout_logp",), leaves=True),
+    "tv_mask": Weight(tv_mask, ("logp",)),
 }
 
 
@@ -473,8 +483,6 @@ def policy_loss(
         **options,
     )
     rows, tokens, n, row = terms.rows, terms.tokens, terms.n, OBJECTIVES[objective]
-    loss, kl = terms.weighted, terms.kl
-    spoil = spoiling(terms.sound, loss)  # no saturation hides a NaN or infinity
     policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
 
     def mean(terms: Tensor, count: float | Tensor | None) -> Tensor:
@@ -484,7 +492,7 @@ def policy_loss(
         weighted = torch.where(tokens.active, tokens.weight * terms, 0.0).double()
         return (rows.spread(factors) * weighted).sum()
 
-    total = mean(spoil * loss, policy) + terms.beta * mean(spoil * kl, kl_tokens)
+    total = mean(terms.weighted + terms.spoil, policy) + terms.beta * mean(terms.kl, kl_tokens)
     if terms.entropic:
         total = total - entropy_coef * mean(tokens.entropy, policy)
     with torch.no_grad():
@@ -499,6 +507,7 @@ class Terms(NamedTuple):
     tokens: Tokens
     n: Tensor  # weights of each row
     level: str
+    logp: Tensor  # of the level, as the next
     log_ratio: Tensor
     loss: Tensor  # S
     weight: Tensor  # W
@@ -507,6 +516,10 @@ class Terms(NamedTuple):
     sound: Tensor  # finite inputs, and nothing that is NaN
     beta: float | Tensor
     entropic: bool
+
+    @property
+    def spoil(self) -> Tensor:
+        return spoil_of(self.sound, self.logp)
 
     @property
     def weighted(self) -> Tensor:
@@ -534,12 +547,10 @@ def _terms(
     row = OBJECTIVES[objective]
     beta = row.beta if beta is None else beta
     kl_choices = {name: options.pop(name) for name in _KL_CHOICES if name in options}
-    weights = _weights_of(options, rollout_logps=rollout_logps)
+    weights = _weights_of(options, logps=logps, old_logps=old_logps, rollout_logps=rollout_logps)
     rows = Rows.of("policy_loss", "logps", logps, offsets)
-    tokens = _selected(
-        rows, logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps
-    )
-    n = rows.sum(tokens.weight.double())
+    arrays = (logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps)
+    tokens, n = _kept(rows, arrays, weights)
     level = level or row.level
     logp, log_ratio = levelled(rows, tokens, n, level)
     surrogate_options = row.surrogate_options | options
@@ -552,11 +563,14 @@ def _terms(
         each = (tokens.logp, tokens.old_logp, tokens.ref_logp)
         kl = bounded(kl_term(*each, level_log_ratio=log_ratio, shared=shared, **kl_choices))
     entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, entropies)
-    weight = _token_weights(rows, tokens, n, weights)
+    weight = _token_weights(rows, tokens, n, [each for each in weights if not each[0].leaves])
     sound = _sound(tokens, weight, log_ratio, loss, kl, penalised)
     return Terms(
-        rows, tokens, n, level, log_ratio, loss, weight, clipped, kl, sound, beta, entropic
+        rows, tokens, n, level, logp, log_ratio, loss, weight, clipped, kl, sound, beta, entropic
     )
+
+
+_WEIGHT_LEVELS = ("token", "sequence_mean", "sequence_sum", "sequence_min", "sequence_max")
 
 
 def _weights_of(
@@ -565,17 +579,37 @@ def _weights_of(
     """Takes the weights out of the options: each with its level and options of its own."""
     out = []
     for name, row in WEIGHTS.items():
-        prefix = f"{name}."
-        own = {each[len(prefix) :]: options.pop(each) for each in list(options) if prefix in each}
         level = options.pop(name, "none")
         if level == "none":
             continue
-        if row.compares and arrays[row.compares] is None:
+        if level not in _WEIGHT_LEVELS:
             raise ValueError(
-                f"policy_loss: {row.compares} must be given for the weight {name}, got none"
+                f"policy_loss: {name} must be one of {', '.join(('none', *_WEIGHT_LEVELS))}, got "
+                f'"{level}"'
             )
+        prefix = f"{name}."
+        dotted = [each for each in options if each.startswith(prefix)]
+        own = {each.removeprefix(prefix): options.pop(each) for each in dotted}
+        for array in (*(["old_logp"] if row.leaves else []), *row.reads):
+            if arrays[f"{array}s"] is None:
+                raise ValueError(
+                    f"policy_loss: {array}s must be given for the weight {name}, got none"
+                )
         out.append((row, level, {key: savable(value) for key, value in own.items()}))
     return out
+
+
+def _kept(rows: Rows, arrays: tuple, weights: list) -> tuple[Tokens, Tensor]:
+    """The tokens that no weight takes out, and the weights of each row."""
+    tokens = _selected(rows, *arrays)
+    n = rows.sum(tokens.weight.double())
+    gates = [each for each in weights if each[0].leaves]
+    if not gates:
+        return tokens, n
+    gate = _token_weights(rows, tokens, n, gates)
+    weight = torch.where(gate == 0, 0.0, tokens.weight + 0 * gate)  # NaN stays in it
+    tokens = _selected(rows._replace(broken=None), *arrays[:2], weight, *arrays[3:])
+    return tokens, rows.sum(weight.double())
 
 
 def _token_weights(rows: Rows, tokens: Tokens, n: Tensor, weights: list) -> Tensor:
@@ -584,16 +618,21 @@ def _token_weights(rows: Rows, tokens: Tokens, n: Tensor, weights: list) -> Tens
         tokens = tokens._replace(logp=tokens.logp.detach())
         out = torch.ones_like(tokens.logp)
         for row, level, options in weights:
-            broken = [torch.zeros_like(out), tokens.rollout_logp * 0 if row.compares else out * 0]
+            # A bound may hide what is not finite.
+            trace = 0 * (tokens.old_logp + 0 * tokens.advantage)
+            for each in row.reads:
+                trace = trace + 0 * getattr(tokens, each)
+            statistics = []
 
-            def statistic(x: Tensor, level=level, broken=broken) -> Tensor:
+            def of(x: Tensor, level=level, trace=trace, statistics=statistics) -> Tensor:
+                x = x + trace
                 if level != "token":
                     x = rows.spread(_reduced(rows, tokens, n, x, level)).to(x.dtype).expand_as(x)
-                broken[0] = x * 0
+                statistics.append(x)
                 return x
 
-            # A bound may hide what is not finite.
-            out = out * (row.formula(tokens, statistic, **options) + broken[0] + broken[1])
+            own = row.formula(tokens, of, **options)
+            out = out * (own + 0 * statistics[0])
         return torch.where(tokens.active, out, 1.0)
 
 
@@ -646,17 +685,33 @@ def policy_token_losses(
         is_aggregated=False,
         **options,
     )
-    each = terms.weighted + terms.beta * terms.kl
+    each = terms.weighted + terms.spoil + terms.beta * terms.kl
     if terms.entropic:
         each = each - entropy_coef * terms.tokens.entropy
-    each = each * spoiling(terms.sound, each)
     return torch.where(terms.tokens.active, each, 0.0)
 
 
-def local_counts(response_mask: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """[tokens under the surrogate, tokens under the penalty, rows with a token], float64."""
-    rows = Rows.of("local_counts", "logps", response_mask, offsets)
-    n = rows.sum(rows.weights(response_mask, torch.float64))
+def local_counts(
+    logps: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    old_logps: Tensor | None = None,
+    ref_logps: Tensor | None = None,
+    entropies: Tensor | None = None,
+    rollout_logps: Tensor | None = None,
+    offsets: Tensor | None = None,
+    **options: Number | str,
+) -> Tensor:
+    """[tokens under the surrogate, tokens under the penalty, rows with a token], float64.
+
+    Arguments as policy_loss; of the options only the weights that take tokens out change a count.
+    """
+    gates = [name for name, row in WEIGHTS.items() if row.leaves]
+    options = {name: value for name, value in options.items() if name.split(".")[0] in gates}
+    weights = _weights_of(options, logps=logps, old_logps=old_logps, rollout_logps=rollout_logps)
+    rows = Rows.of("local_counts", "logps", logps, offsets)
+    arrays = (logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps)
+    n = _kept(rows, arrays, weights)[1]
     sequences = torch.where(torch.isnan(n), n, (n > 0).double()).sum()
     return torch.stack([n.sum(), n.sum(), sequences])
 
@@ -706,6 +761,11 @@ _LARGEST_LOGP = {torch.float32: 1e14, torch.float64: 1e130}
 def saturated(x: Tensor, largest: float) -> Tensor:
     """A finite number beyond `largest` counts as this, with derivative 1; infinity as it is."""
     return with_gradient_of(torch.where(x.isfinite(), x.detach().clamp(-largest, largest), x), x)
+
+
+def spoil_of(sound: Tensor, x: Tensor) -> Tensor:
+    """0, or NaN with a gradient of NaN by x: saturation and clips hide what is not sound."""
+    return torch.where(sound, torch.zeros_like(x), math.nan).detach() * x
 
 
 def spoiling(sound: Tensor, like: Tensor) -> Tensor:
@@ -961,7 +1021,7 @@ def value_loss(
     inside = minimum(maximum(value, old - clip_range), old + clip_range)
     plain, clipped = (value - target).square(), (inside - target).square()
     each = 0.5 * maximum(plain, clipped)
-    each = each * spoiling(value.isfinite() & target.isfinite() & old.isfinite(), each)
+    each = each + spoil_of(value.isfinite() & target.isfinite() & old.isfinite(), value)
     n = rows.sum(weight.double())
     tokens, sequences, world_size = None, None, 1
     if normalizer is not None:

@@ -62,6 +62,9 @@ ChunkedPolicyLoss::ChunkedPolicyLoss(std::string_view function, const PolicyArra
   batch_.logps = placeholder(arithmetic);
   if (objective.entropy.coefficient != 0) batch_.entropies = placeholder(arithmetic);
   check_call(function, batch_, objective, {});
+  gated_ = GatedMask(function, batch_, objective, executor);
+  batch_ = gated_.applied_to(batch_);
+  objective_.weights = weights_that(false, objective.weights);
   const TermCounts local = checked_counts(function, batch_, executor);
   const StepCounts counts = step_counts(function, normalizer, local);
   normalizer_ = {.policy = counts.policy.tokens,

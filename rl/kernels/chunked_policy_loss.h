@@ -6,6 +6,7 @@
 
 #include "../../core/parallel.h"
 #include "../../logits/rows.h"
+#include "gated_mask.h"
 #include "policy_loss.h"
 
 namespace tether {
@@ -39,6 +40,7 @@ class ChunkedPolicyLoss {
   void add_piece(const Piece& piece, const int64_t* places, const double* logps,
                  const double* entropies, double* dlogps, double* dentropies);
 
+  GatedMask gated_;
   PolicyArrays batch_;
   DType arithmetic_;
   PolicyObjective objective_;

@@ -64,7 +64,7 @@ TETHER_CLONES void fill_ratios(const RowRatio<T>& row, TokenBlock<T>& block) {
 }
 
 // Adds w W dS/dL of a block; a broken token spoils the sum, as in sum_block.
-template <bool kPenalty, bool kWeighted, class T>
+template <bool kPenalty, bool kWeighted, bool kBounded, class T>
 TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
   double sums[kLanes];
 #pragma GCC ivdep
@@ -77,8 +77,9 @@ TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
       const T w = block.weight[i];
       T loss = block.loss[i], dloss = block.dloss[i];
       if constexpr (kWeighted) {
-        loss *= block.token_weight[i];
-        dloss *= block.token_weight[i];
+        const T W = block.token_weight[i];
+        loss = kBounded ? bounded(W * loss) : W * loss;
+        dloss = kBounded ? bounded(W * dloss) : W * dloss;
       }
       const Mask<T> active = mask<T>(w != T(0));
       T trace = zero_or_nan(block.log_ratio[i], block.advantage[i], loss, dloss);

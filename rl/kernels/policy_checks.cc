@@ -4,6 +4,22 @@
 
 namespace tether {
 
+void check_weight_needs(std::string_view function, const PolicyInputs<bool>& given,
+                        const std::vector<TokenWeight>& weights) {
+  for (const TokenWeight& weight : weights) {
+    const auto check = [&](bool needed, bool is_given, std::string_view array) {
+      require(!needed || is_given, [&] {
+        return named(function, array) + " must be given for the weight " +
+               std::string(name_of(weight)) + ", got none";
+      });
+    };
+    const Traits& traits = weight.formula.traits();
+    check(traits.leaves, given.old_logps, "old_logps");
+    check(traits.needs_ref_logps, given.ref_logps, "ref_logps");
+    check(traits.needs_rollout_logps, given.rollout_logps, "rollout_logps");
+  }
+}
+
 void check_needs(std::string_view function, const PolicyInputs<bool>& given,
                  const PolicyObjective& objective) {
   require(objective.kl.beta == 0 || given.ref_logps, [&] {
@@ -15,17 +31,7 @@ void check_needs(std::string_view function, const PolicyInputs<bool>& given,
            " must be given when entropy_coef is not 0, got entropy_coef " +
            text(objective.entropy.coefficient) + " and none. Pass entropies or entropy_coef = 0";
   });
-  for (const TokenWeight& weight : objective.weights) {
-    const auto check = [&](bool needed, bool is_given, std::string_view array) {
-      require(!needed || is_given, [&] {
-        return named(function, array) + " must be given for the weight " +
-               std::string(name_of(weight)) + ", got none";
-      });
-    };
-    const Traits& traits = weight.formula.traits();
-    check(traits.needs_ref_logps, given.ref_logps, "ref_logps");
-    check(traits.needs_rollout_logps, given.rollout_logps, "rollout_logps");
-  }
+  check_weight_needs(function, given, objective.weights);
 }
 
 void check_call(std::string_view function, const PolicyArrays& batch,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string_view>
+#include <vector>
 
 #include "../../core/parallel.h"
 #include "../policy_objective.h"
@@ -14,6 +15,10 @@ namespace tether {
 // The arrays that the objective needs.
 void check_needs(std::string_view function, const PolicyInputs<bool>& given,
                  const PolicyObjective& objective);
+
+// Those that these weights need.
+void check_weight_needs(std::string_view function, const PolicyInputs<bool>& given,
+                        const std::vector<TokenWeight>& weights);
 
 // All that is asked before a token is looked at.
 void check_call(std::string_view function, const PolicyArrays& batch,

@@ -5,8 +5,10 @@
 #include <cmath>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "core/sum.h"
+#include "rl/kernels/gated_mask.h"
 #include "rl/kernels/level_block.h"
 #include "rl/kernels/metric_sums.h"
 #include "rl/kernels/penalty_block.h"
@@ -20,13 +22,18 @@ namespace {
 
 // What every row of the call shares.
 struct Call {
-  const PolicyArrays& batch;
+  const PolicyArrays& batch;  // under its gated mask
   const PolicyObjective& objective;
+  std::vector<TokenWeight> weights;  // those that stay
   const PolicyGradients& gradients;
   StepCounts counts;
   double factor;     // of the whole loss
   TermCounts local;  // of this batch
 };
+
+// Zeros for the formulas of a batch without a reference.
+template <class T>
+constexpr T kNoRefLogp[kBlock] = {};
 
 template <class Array>
 TETHER_INLINE void prefetch(const RowLayout& layout, const Array& array, const Place& place) {
@@ -64,7 +71,7 @@ void fill_terms(const Call& call, const Place& place, const RowFactors<T>& row,
   prefetch(batch.layout, old_logps_of(batch), next);
   prefetch(batch.layout, call.gradients.logps, place);
   const T* logp = shares_ratio(objective.level) ? block.level_logp : block.logp;
-  const T* ref_logp = batch.ref_logps ? block.ref_logp : kNoLogp<T>;
+  const T* ref_logp = batch.ref_logps ? block.ref_logp : kNoRefLogp<T>;
   objective.surrogate(TokenColumns<T>{logp, block.log_ratio, block.ratio, block.advantage,
                                       block.old_logp, ref_logp, block.size},
                       block.loss, block.dloss);
@@ -90,9 +97,9 @@ void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& r
   if constexpr (kBounded)
     saturate(bool(call.batch.ref_logps), bool(call.batch.rollout_logps), block);
   fill_terms(call, place, row, block);
-  const bool weighted = !call.objective.weights.empty();
+  const bool weighted = !call.weights.empty();
   if (weighted) {
-    fill_weights(call.batch, call.objective.weights, row.weights, block);
+    fill_weights(call.weights, row.weights, block);
     sum_token_weights(block, metrics);
   }
   with_terms(call.objective.kl.beta > 0, weighted, [&]<bool kPenalty, bool kWeighted>() {
@@ -189,15 +196,15 @@ double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums&
                          .kl = narrow<T>(kl_factor),
                          .share = narrow<T>(by_row && n > 0 ? 1 / n : 1)}};
   if (by_row) factors.ratio = row_ratio(call, row, n, block);
-  factors.weights = row_statistics<kBounded>(call.batch, objective.weights, row, n, block);
+  factors.weights = row_statistics<kBounded>(call.batch, call.weights, row, n, block);
   const bool shared = shares_ratio(objective.level);
   SharedSlopes slopes;
   for_each_block(call.batch, row, block, [&](const Place& place) {
     evaluate_block<kBounded>(call, place, factors, block, metrics);
     if (!call.gradients.logps) return;
     if (!shared) return store_gradient(call, place, block);
-    with_terms(beta > 0, !objective.weights.empty(), [&]<bool kPenalty, bool kWeighted>() {
-      sum_slopes<kPenalty, kWeighted>(block, slopes.surrogate);
+    with_terms(beta > 0, !call.weights.empty(), [&]<bool kPenalty, bool kWeighted>() {
+      sum_slopes<kPenalty, kWeighted, kBounded>(block, slopes.surrogate);
     });
     if (shares_penalty(objective.kl, objective.level)) sum_kl_of_gradient(block, slopes.kl);
   });
@@ -247,7 +254,7 @@ PolicyTotals total_loss(const Call& call, const Executor& executor) {
     out.metrics.sums[2 * static_cast<size_t>(i) + 1] =
         sequences ? call.local.sequences : call.local.tokens;
   }
-  if (call.objective.weights.empty()) out.metrics.set_unweighted(call.local.tokens);
+  if (call.weights.empty()) out.metrics.set_unweighted(call.local.tokens);
   return out;
 }
 
@@ -275,10 +282,10 @@ TermCounts count_tokens(std::string_view function, const PolicyArrays& batch,
 }
 
 // Without what no weight looks at. (A surrogate may look at ref_logps.)
-PolicyArrays arrays_read(const PolicyArrays& batch, const PolicyObjective& objective) {
+PolicyArrays arrays_read(const PolicyArrays& batch, const std::vector<TokenWeight>& weights) {
   PolicyArrays out = batch;
   bool by_rollout = false;
-  for (const TokenWeight& weight : objective.weights) {
+  for (const TokenWeight& weight : weights) {
     by_rollout |= weight.formula.traits().needs_rollout_logps;
   }
   if (!by_rollout) out.rollout_logps = {};
@@ -297,10 +304,13 @@ PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objec
                          const Normalizer& normalizer, const PolicyGradients& gradients,
                          const Executor& executor) {
   check_call("policy_loss", batch, objective, gradients);
-  const TermCounts local = checked_counts("policy_loss", batch, executor);
-  const PolicyArrays read = arrays_read(batch, objective);
+  const GatedMask gated("policy_loss", batch, objective, executor);
+  const std::vector<TokenWeight> weights = weights_that(false, objective.weights);
+  const PolicyArrays read = arrays_read(gated.applied_to(batch), weights);
+  const TermCounts local = checked_counts("policy_loss", read, executor);
   const Call call{read,
                   objective,
+                  weights,
                   gradients,
                   step_counts("policy_loss", normalizer, local),
                   normalizer.factor(),
@@ -314,7 +324,9 @@ Normalizer local_counts(const PolicyArrays& batch, const PolicyObjective& object
   const auto function = "local_counts";
   check_objective(function, objective);
   check_inputs(function, batch);
-  const TermCounts local = checked_counts(function, batch, executor);
+  check_weight_needs(function, presence_of(batch), weights_that(true, objective.weights));
+  const GatedMask gated(function, batch, objective, executor);
+  const TermCounts local = checked_counts(function, gated.applied_to(batch), executor);
   return {.policy = local.tokens, .kl = local.tokens, .sequences = local.sequences};
 }
 

@@ -16,20 +16,26 @@
 
 namespace tether {
 
-// Zeros for the formulas of a batch without an array.
+// For what a weight does not say that it reads: one that reads it all the same is NaN.
 template <class T>
-constexpr T kNoLogp[kBlock] = {};
+struct Unread {
+  T logp[kBlock];
+
+  constexpr Unread() : logp{} {
+    for (T& each : logp) each = std::numeric_limits<T>::quiet_NaN();
+  }
+};
+template <class T>
+constexpr Unread<T> kUnread;
 
 // The columns of a block that a weight reads.
 template <class T>
-WeightColumns<T> weight_columns(const PolicyArrays& batch, const WeightFormula& formula,
-                                const TokenBlock<T>& block) {
-  const bool by_ref = formula.traits().needs_ref_logps && batch.ref_logps;
-  const bool by_rollout = formula.traits().needs_rollout_logps && batch.rollout_logps;
-  return {block.logp,
+WeightColumns<T> weight_columns(const WeightFormula& formula, const TokenBlock<T>& block) {
+  const Traits& traits = formula.traits();
+  return {traits.reads_policy ? block.logp : kUnread<T>.logp,
           block.old_logp,
-          by_ref ? block.ref_logp : kNoLogp<T>,
-          by_rollout ? block.rollout_logp : kNoLogp<T>,
+          traits.needs_ref_logps ? block.ref_logp : kUnread<T>.logp,
+          traits.needs_rollout_logps ? block.rollout_logp : kUnread<T>.logp,
           block.advantage,
           block.size};
 }
@@ -103,7 +109,7 @@ WeightStatistics<T> row_statistics(const PolicyArrays& batch,
     MeasureSums sums;
     for_each_block(batch, row, block, [&](const Place&) {
       if constexpr (kBounded) saturate(bool(batch.ref_logps), bool(batch.rollout_logps), block);
-      weight.formula.measure(weight_columns(batch, weight.formula, block), block.statistic);
+      weight.formula.measure(weight_columns(weight.formula, block), block.statistic);
       sum_measures(block.weight, block.statistic, block.size, sums);
     });
     out[k] = narrow<T>(sums.reduced(weight.level, n), Largest<T>::kLogp);
@@ -113,12 +119,12 @@ WeightStatistics<T> row_statistics(const PolicyArrays& batch,
 
 // W of the tokens in a block.
 template <class T>
-void fill_weights(const PolicyArrays& batch, const std::vector<TokenWeight>& weights,
-                  const WeightStatistics<T>& statistics, TokenBlock<T>& block) {
+void fill_weights(const std::vector<TokenWeight>& weights, const WeightStatistics<T>& statistics,
+                  TokenBlock<T>& block) {
   std::fill_n(block.token_weight, block.size, T(1));
   for (size_t k = 0; k < weights.size(); ++k) {
     const WeightFormula& formula = weights[k].formula;
-    const WeightColumns<T> columns = weight_columns(batch, formula, block);
+    const WeightColumns<T> columns = weight_columns(formula, block);
     if (weights[k].level == WeightLevel::token) {
       formula.measure(columns, block.statistic);
     } else {
@@ -143,9 +149,9 @@ TETHER_CLONES void sum_token_weights(const TokenBlock<T>& block, MetricSums& met
     int start = 0;
     do {
       const T w = block.weight[start + lane];
-      const T W = bounded(block.token_weight[start + lane], kLargestRatio<T>);
       const Mask<T> active = mask<T>(w != T(0));
-      const T weighted = keep(active, w * W);
+      const T W = bounded(keep(active, block.token_weight[start + lane]), kLargestRatio<T>);
+      const T weighted = w * W;
       sum += weighted;
       square += weighted * W;
       zero += keep(mask<T>(W == T(0)), w);

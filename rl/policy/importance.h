@@ -23,7 +23,7 @@ struct TruncatedImportance {
 
   static constexpr Traits traits{.needs_rollout_logps = true};
   static constexpr auto fields() {
-    return std::tuple{field("low", &TruncatedImportance::low, {0, infinity}),
+    return std::tuple{field("low", &TruncatedImportance::low, {0, largest_finite}),
                       field("high", &TruncatedImportance::high, {0, infinity, true})};
   }
   RatioInterval truncation() const { return {low, high}; }
@@ -50,7 +50,7 @@ struct MaskedImportance {
 
   static constexpr Traits traits{.needs_rollout_logps = true};
   static constexpr auto fields() {
-    return std::tuple{field("low", &MaskedImportance::low, {0, infinity}),
+    return std::tuple{field("low", &MaskedImportance::low, {0, largest_finite}),
                       field("high", &MaskedImportance::high, {0, infinity, true})};
   }
   RatioInterval truncation() const { return {low, high}; }

@@ -164,6 +164,10 @@ def masked_importance(token, x, low=0.5, high=5):
     return mp.exp(x) if mpf(low) <= mp.exp(x) <= mpf(high) else mpf(0)
 
 
+def ratio_gate(token, x, low=0.5, high=2):
+    return mpf(mpf(low) <= mp.exp(x) <= mpf(high))
+
+
 def mismatch(token):
     return token["old_logp"] - token["rollout_logp"]
 
@@ -176,8 +180,10 @@ def tv_mask(token, x, low=0.2, high=0.2):
 WEIGHTS = {
     "truncated_importance": (mismatch, truncated_importance),
     "masked_importance": (mismatch, masked_importance),
+    "ratio_gate": (mismatch, ratio_gate),
     "tv_mask": (lambda t: mp.exp(t["own_logp"]) - mp.exp(t["old_logp"]), tv_mask),
 }
+LEAVE = {"ratio_gate"}
 REDUCTIONS = {
     "sequence_mean": lambda xs: mp.fsum(xs) / len(xs),
     "sequence_sum": mp.fsum,
@@ -194,7 +200,7 @@ def row_weights(frozen, weights):
         options = dict(options)
         level = options.pop("level", "token")
         xs = [measure(token) for token in frozen]
-        if level != "token":
+        if level != "token" and xs:
             xs = [REDUCTIONS[level](xs)] * len(xs)
         own = [formula(token, x, **options) for token, x in zip(frozen, xs, strict=True)]
         out = [a * b for a, b in zip(out, own, strict=True)]
@@ -302,15 +308,26 @@ COLUMNS = {
 
 
 def solved(rows, lengths, objective, mode, constant):
-    """Loss and derivatives of a ragged batch: row i has lengths[i] tokens, the rest is masked."""
-    tokens, sequences = sum(lengths), sum(n > 0 for n in lengths)
+    """Loss and derivatives of a ragged batch: row i has lengths[i] tokens, the rest is masked, as
+    are those that a weight takes out."""
+    gates = {name: each for name, each in objective.weights.items() if name in LEAVE}
+    stay = {name: each for name, each in objective.weights.items() if name not in LEAVE}
+    objective = objective._replace(weights=stay)
+    places = [
+        [t for t, W in enumerate(row_weights(row[:n], gates)) if W != 0]
+        for row, n in zip(rows, lengths, strict=True)
+    ]
+    tokens, sequences = sum(map(len, places)), sum(len(each) > 0 for each in places)
     loss, dlogps = mpf(0), []
-    for row, n in zip(rows, lengths, strict=True):
-        if n > 0:
-            factor = row_factor(mode, constant, tokens, sequences, n)
-            loss += row_loss(row[:n], row[:n], factor, objective)
-            dlogps += [number(slope) for slope in row_slopes(row[:n], factor, objective)]
-        dlogps += [0.0] * (len(row) - n)
+    for row, kept in zip(rows, places, strict=True):
+        slopes = [0.0] * len(row)
+        if kept:
+            part = [row[t] for t in kept]
+            factor = row_factor(mode, constant, tokens, sequences, len(kept))
+            loss += row_loss(part, part, factor, objective)
+            for t, slope in zip(kept, row_slopes(part, factor, objective), strict=True):
+                slopes[t] = number(slope)
+        dlogps += slopes
     return number(loss), dlogps
 
 
@@ -439,6 +456,12 @@ def weighted_batches():
     yield batch("dapo, masked importance of token", "dapo", weights=weights)
     weights = {"masked_importance": {"level": "sequence_sum"}}
     yield batch("grpo, masked importance of sequence_sum", "grpo", weights=weights)
+    for of_weight in levels:
+        weights = {"ratio_gate": {"low": 0.625, "high": 1.75, "level": of_weight}}
+        name = f"grpo, ratio gate of {of_weight}"
+        yield batch(name, "grpo", beta=0.5, weights=weights)
+    weights = {"ratio_gate": {}, "truncated_importance": {"level": "sequence_mean"}}
+    yield batch("gspo, ratio gate and importance of sequence_mean", "gspo", weights=weights)
     both = {"truncated_importance": {"high": 3, "level": "sequence_sum"}, "tv_mask": {}}
     yield batch("gspo_token, two weights", "gspo_token", weights=both)
 

@@ -135,6 +135,29 @@ def weighted_case(seed, name, what):
     return case | batch | {"loss": loss, "dlog_prob": gradient}
 
 
+REJECTION = {  # rollout_rs, its bounds, of e^-x
+    "token": ("token_k1", "0.8_1.25"),
+    "sum": ("seq_sum_k1", "0.5_2.0"),
+    "mean": ("seq_mean_k1", "0.9_1.1"),
+}
+
+
+def rejection_case(seed, what):
+    rollout_rs, threshold = REJECTION[what]
+    batch = policy_batch(seed, per_token=True)
+    gap = grid(0.3 * normal(torch.Generator().manual_seed(2000 + seed), *batch["log_prob"].shape))
+    batch["rollout_log_prob"] = batch["old_log_prob"] - gap
+    kept, _ = rollout_corr_helper.compute_rollout_rejection_mask(
+        gap, batch["response_mask"], rollout_rs=rollout_rs, rollout_rs_threshold=threshold
+    )
+    part = batch | {"response_mask": kept.long()}
+    loss, gradient = policy_loss("vanilla", part, "token-mean", CLIPS["vanilla"], {})
+    settings = {"loss": "vanilla", "loss_agg_mode": "token-mean", "clips": CLIPS["vanilla"]}
+    settings |= {"step": {}, "rollout_rs": rollout_rs, "threshold": threshold}
+    case = {"name": f"vanilla, rejection by {what}", "settings": settings}
+    return case | batch | {"kept": kept.long(), "loss": loss, "dlog_prob": gradient}
+
+
 def trust_region_case(seed):
     clips = {"clip_ratio_low": 0.0625, "clip_ratio_high": 0.125, "clip_ratio_c": 1.25}
     batch = policy_batch(seed, per_token=True)
@@ -147,7 +170,8 @@ def trust_region_case(seed):
 def weighted_cases():
     plans = [(name, what) for name in ("vanilla", "gspo") for what in ROLLOUT_IS]
     weighted = [weighted_case(seed, *plan) for seed, plan in enumerate(plans)]
-    return weighted + [trust_region_case(seed) for seed in range(3)]
+    rejected = [rejection_case(seed, what) for seed, what in enumerate(REJECTION)]
+    return weighted + rejected + [trust_region_case(seed) for seed in range(3)]
 
 
 # ---- the loss of a value head --------------------------------------------------------------------
@@ -276,8 +300,11 @@ def main():
         recording.write(name, "verl", functions, cases)
 
     write("verl_policy.json", [LOSSES[name] for name in CLIPS], policy_cases())
-    weights = rollout_corr_helper.compute_rollout_correction_weights
-    write("verl_weights.json", [*LOSSES.values(), weights], weighted_cases())
+    correction = [
+        rollout_corr_helper.compute_rollout_correction_weights,
+        rollout_corr_helper.compute_rollout_rejection_mask,
+    ]
+    write("verl_weights.json", [*LOSSES.values(), *correction], weighted_cases())
     write("verl_value.json", [core_algos.compute_value_loss], value_cases())
     write("verl_kl.json", [core_algos.kl_penalty], kl_cases())
     advantages = [core_algos.compute_gae_advantage_return, torch_functional.masked_whiten]

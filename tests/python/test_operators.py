@@ -250,7 +250,7 @@ def packed_calls(module, offsets, advantages):
             "logps",
             lambda: module.preference_loss(PACKED, full, PACKED, **on).loss,
         ),
-        "local_counts": ("logps", lambda: module.local_counts(full, offsets)),
+        "local_counts": ("logps", lambda: module.local_counts(*policy, **on)),
     }
 
 

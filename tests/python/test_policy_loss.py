@@ -396,7 +396,7 @@ def test_local_counts():
     assert [counts.policy.item(), counts.kl.item(), counts.sequences.item()] == [18, 18, 4]
     assert not counts.policy.requires_grad
     assert torch.equal(
-        tether.reference.local_counts(batch["response_mask"]),
+        tether.reference.local_counts(**batch),
         torch.stack([counts.policy, counts.kl, counts.sequences]),
     )
 

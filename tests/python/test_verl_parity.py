@@ -57,7 +57,13 @@ def aggregation(settings, mask):
 
 
 def weights(settings):
-    """verl's threshold is a number, or bounds outside of which a weight is 0."""
+    """verl's threshold is a number, or bounds outside of which a weight is 0. Those of a rejection
+    are of the inverse ratio."""
+    if "rollout_rs" in settings:
+        low, high = map(float, settings["threshold"].split("_"))
+        levels = {"token": "token", "seq_sum": "sequence_sum", "seq_mean": "sequence_mean"}
+        level = levels[settings["rollout_rs"].removesuffix("_k1")]
+        return {"weights": {"ratio_gate": {"low": 1 / high, "high": 1 / low, "level": level}}}
     if "rollout_is" not in settings:
         return {}
     level = {"token": "token", "sequence": "sequence_sum"}[settings["rollout_is"]]
@@ -74,6 +80,7 @@ def tensor(rows):
 
 def evaluated(case):
     settings, mask = case["settings"], torch.tensor(case["response_mask"])
+    kept = torch.tensor(case.get("kept", case["response_mask"]))
     log_prob = tensor(case["log_prob"]).requires_grad_()
     loss, _ = tether.policy_loss(
         log_prob,
@@ -83,7 +90,7 @@ def evaluated(case):
         rollout_logps=tensor(case["rollout_log_prob"]) if "rollout_log_prob" in case else None,
         **weights(settings),
         **objective(settings),
-        **aggregation(settings, mask),
+        **aggregation(settings, kept),
     )
     loss.backward()
     return loss.item(), log_prob.grad

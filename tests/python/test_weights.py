@@ -16,6 +16,13 @@ WEIGHTS = {
     "masked": {"masked_importance": {"low": 0.8, "high": 1.4}},
     "masked answers": {"masked_importance": {"level": "sequence_sum"}},
     "tv mask": {"tv_mask": {"low": 0.05, "high": 0.1}},
+    "gate": {"ratio_gate": {"low": 0.7, "high": 1.6}},
+    "gate of answers": {"ratio_gate": {"low": 0.9, "high": 1.2, "level": "sequence_mean"}},
+    "veto": {"ratio_gate": {"low": 0.4, "high": 1e6, "level": "sequence_min"}},
+    "gate and importance": {
+        "ratio_gate": {"low": 0.7},
+        "truncated_importance": {"level": "sequence_mean"},
+    },
     "both": {"truncated_importance": {"level": "sequence_sum"}, "tv_mask": {"high": 0.1}},
 }
 IMPORTANCE = WEIGHTS["importance of tokens"]
@@ -96,6 +103,32 @@ def test_weights_of_a_token_that_is_not_finite_spoil_it():
             torch.testing.assert_close(out.dlogps[same], plain.dlogps[same], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("weights", ["importance of tokens", "importance of sequences"])
+@pytest.mark.parametrize("objective", ["ppo", "gspo", "rloo", "gspo_token"])
+def test_a_clip_does_not_hide_what_is_broken(objective, weights):
+    batch = padded_batch(lengths=(2, 2), columns=2)
+    batch["advantages"] = torch.ones(2, dtype=torch.float64)
+    batch["old_logps"] = batch["logps"] - 3  # beyond the clip
+    batch["rollout_logps"][0, 1] = math.nan
+    weights = WEIGHTS[weights]
+    out = evaluated(batch, objective=objective, weights=weights)
+    expected = referenced(batch, objective=objective, **on_wire(weights))
+    assert out.loss.isnan() and expected.loss.isnan()
+    assert torch.equal(out.dlogps.isnan(), expected.dlogps.isnan())
+    assert out.dlogps[0, 1].isnan() and not out.dlogps[1].isnan().any()
+
+
+def test_the_reference_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError) as caught:
+        tether.reference.policy_loss(**padded_batch(), truncated_importance="sequence")
+    assert str(caught.value) == (
+        "policy_loss: truncated_importance must be one of none, token, sequence_mean, "
+        'sequence_sum, sequence_min, sequence_max, got "sequence"'
+    )
+    with pytest.raises(TypeError, match=r"truncated_importance\.high"):
+        tether.reference.policy_loss(**padded_batch(), **{"truncated_importance.high": 1.5})
+
+
 def test_penalty_entropies_and_denominators_do_not_see_them():
     batch = padded_batch(poison=0.0)
     entropies = torch.rand_like(batch["logps"])
@@ -116,6 +149,54 @@ def test_penalty_entropies_and_denominators_do_not_see_them():
     assert counts == tether.local_counts(**moved)
 
 
+def test_what_leaves_is_out_of_the_mask():
+    """Each gate gives what the mask without its tokens gives, in every part, bit by bit."""
+    batch = padded_batch(lengths=(9, 4, 0, 7, 8))
+    settings = {"beta": 0.3, "entropy_coef": 0.2}
+    settings["entropies"] = torch.rand_like(batch["logps"])
+    x = batch["old_logps"] - batch["rollout_logps"]
+    tokens = batch["response_mask"] & (x.exp() >= 0.7) & (x.exp() <= 1.6)
+    means = torch.where(batch["response_mask"], x, 0).sum(1) / batch["response_mask"].sum(1)
+    rows = batch["response_mask"] & ((means.exp() >= 0.9) & (means.exp() <= 1.2))[:, None]
+    for gate, left in (("gate", tokens), ("gate of answers", rows)):
+        assert 0 < left.sum() < batch["response_mask"].sum()
+        for objective in tether.objectives():
+            by_hand = evaluated(batch | {"response_mask": left}, objective=objective, **settings)
+            gated = evaluated(batch, objective=objective, weights=WEIGHTS[gate], **settings)
+            assert_same_bits(gated, by_hand)
+        counts = tether.local_counts(**batch, weights=WEIGHTS[gate])
+        assert counts.policy == counts.kl == left.sum()
+        assert counts.sequences == left.any(1).sum()
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_what_leaves_may_not_be_nan_and_compares_constants(kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr("tether.policy.has_kernel", lambda tensor: False)
+    for function in ("policy_loss", "policy_token_losses", "local_counts"):
+        with pytest.raises(ValueError) as caught:
+            call = padded_batch() | {"old_logps": None}
+            getattr(tether, function)(**call, weights=WEIGHTS["gate"])
+        assert str(caught.value) == (
+            f"{function}: old_logps must be given for the weight ratio_gate, got none"
+        )
+    batch = padded_batch()
+    place = tuple(batch["response_mask"].nonzero()[3].tolist())
+    batch["rollout_logps"][place] = -math.inf
+    for gate in ("gate", "gate of answers"):
+        if not kernel:
+            assert tether.policy_loss(**batch, weights=WEIGHTS[gate]).loss.isnan()
+            continue
+        first = list(place) if gate == "gate" else [place[0], 0]
+        for function in ("policy_loss", "local_counts"):
+            with pytest.raises(ValueError) as caught:
+                getattr(tether, function)(**batch, weights=WEIGHTS[gate])
+            assert str(caught.value) == (
+                f"{function}: weights that take tokens out, ratio_gate, must be numbers, got nan "
+                f"at {first}"
+            )
+
+
 @pytest.mark.parametrize("level", ["token", "sequence_sum"])
 def test_the_head_takes_them(level):
     generator = torch.Generator().manual_seed(3)
@@ -127,6 +208,7 @@ def test_the_head_takes_them(level):
     batch = padded_batch()
     del batch["logps"]
     weights = {"truncated_importance": {"level": level}, "tv_mask": {"high": 0.05}}
+    weights["ratio_gate"] = {"low": 0.6, "level": "sequence_mean"}
     leaves = [each.clone().requires_grad_() for each in (hidden, weight)]
     out = tether.linear_policy_loss(*leaves, targets, **batch, weights=weights, chunk_bytes=700)
     out.loss.backward()
@@ -156,7 +238,9 @@ def test_are_listed():
 
 
 WRONG = {
-    'weights must be of truncated_importance, masked_importance, tv_mask, got "tis"': {"tis": {}},
+    'weights must be of truncated_importance, masked_importance, ratio_gate, tv_mask, got "tis"': {
+        "tis": {}
+    },
     "weights of tv_mask must be a dict of its options, got float": {"tv_mask": 0.2},
     "truncated_importance.high must be greater than 0, got 0": {
         "truncated_importance": {"high": 0}
@@ -164,7 +248,11 @@ WRONG = {
     'tv_mask.level must be one of token, sequence_mean, sequence_sum, sequence_min, sequence_max, got "row"': {  # noqa: E501
         "tv_mask": {"level": "row"}
     },
-    'option must be one of tv_mask.low, tv_mask.high, got "tv_mask.hi"': {"tv_mask": {"hi": 0.1}},
+    'weights of tv_mask must be of low, high, level, got "hi"': {"tv_mask": {"hi": 0.1}},
+    'weights of tv_mask must be of low, high, level, got "mode"': {"tv_mask": {"mode": "x"}},
+    "truncated_importance.low must be at least 0 and finite, got inf": {
+        "truncated_importance": {"low": math.inf, "high": math.inf}
+    },
     "truncated_importance.low must be at most truncated_importance.high 2, got 3": {
         "truncated_importance": {"low": 3}
     },

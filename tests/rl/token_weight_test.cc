@@ -88,6 +88,46 @@ TEST(TokenWeight, IsSeenByTheSurrogateAlone) {
   }
 }
 
+// What leaves is as if the mask had been 0 from the start: every part of the loss sees that.
+TEST(TokenWeight, ThatLeavesIsOutOfTheMask) {
+  for (const CatalogueRow& row : kCatalogue) {
+    SCOPED_TRACE(row.name);
+    Batch<double> batch = random_batch<double>(5, 37), left = batch;
+    PolicyObjective objective = row.preset();
+    objective.kl.beta = 0.5;
+    size_t gone = 0;
+    for (size_t i = 0; i < left.mask.size(); ++i) {
+      const double ratio = std::exp(left.old_logps[i] - left.rollout_logps[i]);
+      if (left.mask[i] == 0 || (ratio >= 0.8 && ratio <= 1.5)) continue;
+      left.mask[i] = 0;
+      batch.logps[i] = NAN;  // nor is it read
+      ++gone;
+    }
+    EXPECT_GT(gone, 10u);
+    const PolicyTotals by_hand = left.run(objective);
+    const auto gate = weighted(objective, {{RatioGate{.low = 0.8, .high = 1.5}}});
+    const PolicyTotals gated = batch.run(gate);
+    EXPECT_EQ(gated.loss, by_hand.loss);
+    EXPECT_EQ(batch.dlogps, left.dlogps);
+    EXPECT_EQ(gated.metrics.sums, by_hand.metrics.sums);
+    EXPECT_EQ(gated.metrics.maxima, by_hand.metrics.maxima);
+    const Normalizer counts = local_counts(batch.arrays(), gate);
+    EXPECT_EQ(*counts.policy, by_hand.metrics.to_map().at("tokens"));
+  }
+}
+
+// The statistic of one that stays is of the tokens that are left; those that leave see the mask.
+TEST(TokenWeight, ThoseThatStaySeeWhoIsLeft) {
+  Batch<double> batch(1, 3);
+  batch.mask = {1, 1, 1};
+  batch.rollout_logps = {-0.1, -0.2, -3};
+  batch.advantages.assign(3, -1);
+  const auto objective =
+      weighted(presets::ppo(), {{TruncatedImportance{.high = 100}, WeightLevel::sequence_sum},
+                                {RatioGate{.low = 0.1, .high = 2}}});
+  EXPECT_NEAR(batch.run(objective).loss, std::exp(0.3), 1e-15);
+}
+
 TEST(TokenWeight, EntropiesDoNotSeeIt) {
   Batch<double> batch = random_batch<double>(3, 20);
   PolicyArrays arrays = batch.arrays();
@@ -103,6 +143,53 @@ TEST(TokenWeight, EntropiesDoNotSeeIt) {
   const PolicyObjective none = weighted(objective, {{Fixed{0}}});
   EXPECT_NEAR(policy_loss(arrays, none, {}, into(weighted_gradient)).loss, -bonus, 1e-15);
   EXPECT_EQ(weighted_gradient, gradient);
+}
+
+struct Silent {  // about what it reads
+  template <class Number>
+  TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
+    return token.rollout_logp;
+  }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
+    return x;
+  }
+};
+
+TEST(TokenWeight, SaysWhatItReads) {
+  Batch<double> batch = random_batch<double>(2, 9);
+  EXPECT_TRUE(std::isnan(batch.run(weighted(presets::ppo(), {{Silent{}}})).loss));
+}
+
+// 0 / 0 where there are no tokens, and nothing of it in the metrics.
+struct Fraction {
+  template <class Number>
+  TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
+    return token.old_logp / token.old_logp;
+  }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
+    return x;
+  }
+};
+
+TEST(TokenWeight, IsOfActiveTokensAlone) {
+  Batch<double> batch = random_batch<double>(2, 9);
+  for (const WeightLevel level : {WeightLevel::token, WeightLevel::sequence_mean}) {
+    const auto metrics = metrics_of(batch, weighted(presets::ppo(), {{Fraction{}, level}}));
+    EXPECT_EQ(metrics.at("weight_squared_mean"), 1);
+    EXPECT_EQ(metrics.at("weight_ess"), 1);
+    EXPECT_EQ(metrics.at("weight_max"), 1);
+  }
+}
+
+// Of a row's statistic a broken token is a part, even where the measure saturates.
+TEST(TokenWeight, AnInfiniteLogpSpoilsTheRowThatItIsMeasuredIn) {
+  Batch<double> batch = random_batch<double>(2, 20);
+  batch.mask.assign(40, 1);
+  batch.logps[3] = infinity;
+  const auto objective = weighted(presets::ppo(), {{TvMask{}, WeightLevel::sequence_max}});
+  EXPECT_EQ(batch.run(objective).metrics.to_map().at("nonfinite"), 20);
 }
 
 TEST(TokenWeight, WithoutOneEveryTokenWeighsOne) {
@@ -220,6 +307,25 @@ TEST(TokenWeight, ABrokenOneSpoilsTheTokensThatItWeighs) {
   }
 }
 
+// At every level of the ratio, where a row's slopes are added up too.
+TEST(TokenWeight, ThatOverflowsTheLossGivesFiniteResults) {
+  for (const RatioLevel level : {RatioLevel::token, RatioLevel::sequence_mean,
+                                 RatioLevel::sequence_token, RatioLevel::sequence_sum}) {
+    Batch<float> batch(1, 2);
+    batch.mask = {1, 1};
+    batch.logps = {-1, -1};
+    batch.old_logps = {-80, -80};
+    batch.rollout_logps = {-85, -85};
+    batch.advantages = {-1e12f, -1e12f};
+    PolicyObjective objective = weighted(presets::ppo(), {{TruncatedImportance{.high = 3}}});
+    objective.level = level;
+    const PolicyTotals out = batch.run(objective);
+    EXPECT_TRUE(std::isfinite(out.loss));
+    EXPECT_EQ(out.metrics.to_map().at("nonfinite"), 0);
+    for (const float slope : batch.dlogps) EXPECT_TRUE(std::isfinite(slope) && slope > 0);
+  }
+}
+
 TEST(TokenWeight, FiniteInputsGiveFiniteResults) {
   for (const float rollout : {-3e38f, 3e38f}) {
     for (const float old : {-1.0f, -3e38f}) {
@@ -270,7 +376,7 @@ TEST(TokenWeight, WhatAnObjectiveCannotHaveIsRefused) {
             "f: truncated_importance.low must be at most truncated_importance.high 2, got 3");
   objective.weights = {{TvMask{.low = -1}}};
   EXPECT_EQ(message([&] { check_objective("f", objective); }),
-            "f: tv_mask.low must be at least 0, got -1");
+            "f: tv_mask.low must be at least 0 and finite, got -1");
   objective.weights.assign(9, {Fixed{}});
   EXPECT_EQ(message([&] { check_objective("f", objective); }),
             "f: weights must be at most 8, got 9");

@@ -66,22 +66,32 @@ TEST_P(PolicyCatalogue, TheTraitsOfItsFormulaAreNoExcuse) {
 INSTANTIATE_TEST_SUITE_P(Rows, PolicyCatalogue, ::testing::ValuesIn(kCatalogue),
                          [](const auto& row) { return std::string(row.param.name); });
 
-// Every weight of the library at every level, under a ratio of tokens and of sequences.
+// Every weight of the library at every level, and all of them at once.
 class WeightLevels : public ::testing::TestWithParam<WeightLevel> {};
+
+PolicyObjective weighted_grpo() {
+  PolicyObjective out = presets::grpo(0.1);
+  out.surrogate = PpoClip{.epsilon_low = 0.2, .epsilon_high = 0.28};
+  return out;
+}
 
 TEST_P(WeightLevels, KeepEveryPromise) {
   for_each_weight([&](const auto& row) {
-    for (const RatioLevel level : {RatioLevel::token, RatioLevel::sequence_mean}) {
-      SCOPED_TRACE(row.name);
-      PolicyObjective objective = presets::grpo(0.1);
-      objective.level = level;
-      objective.weights = {{row.weight, GetParam()}};
-      PolicyTraits traits = traits_of(objective);
-      expect_good(objective, policy_loss, traits, {.batches = 1});
-      traits.bitwise = false;
-      expect_good(objective, detail::policy_loss_any_device, traits, {.batches = 1});
-    }
+    SCOPED_TRACE(row.name);
+    PolicyObjective objective = weighted_grpo();
+    objective.weights = {{row.weight, GetParam()}};
+    expect_good(objective, policy_loss, traits_of(objective), {.batches = 1});
   });
+}
+
+TEST_P(WeightLevels, TogetherKeepEveryPromiseOnAnyDevice) {
+  PolicyObjective objective = weighted_grpo();
+  objective.level = RatioLevel::sequence_mean;
+  for_each_weight([&](const auto& row) { objective.weights.push_back({row.weight, GetParam()}); });
+  PolicyTraits traits = traits_of(objective);
+  expect_good(objective, policy_loss, traits, {.batches = 1});
+  traits.bitwise = false;
+  expect_good(objective, detail::policy_loss_any_device, traits, {.batches = 1});
 }
 
 INSTANTIATE_TEST_SUITE_P(Levels, WeightLevels,

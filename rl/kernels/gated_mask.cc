@@ -1,0 +1,85 @@
+#include "rl/kernels/gated_mask.h"
+
+#include <cmath>
+#include <string>
+
+#include "core/check.h"
+#include "rl/kernels/token_rows.h"
+#include "rl/kernels/weight_block.h"
+
+namespace tether {
+namespace {
+
+int64_t place_of(const RowLayout& layout, int64_t row, int64_t column) {
+  return (layout.packed() ? layout.offset(row) : row * layout.columns) + column;
+}
+
+template <class T>
+void fill_row(const PolicyArrays& batch, const std::vector<TokenWeight>& gates, int64_t row,
+              TokenBlock<T>& block, T* mask) {
+  const auto statistics = row_statistics<true>(batch, gates, row, row_tokens<T>(batch, row), block);
+  for_each_block(batch, row, block, [&](const Place& place) {
+    saturate(bool(batch.ref_logps), bool(batch.rollout_logps), block);
+    fill_weights(gates, statistics, block);
+    T* out = mask + place_of(batch.layout, place.row, place.column);
+    for (int i = 0; i < place.count; ++i) {
+      const T w = block.weight[i], gate = block.token_weight[i];
+      out[i] = w == T(0) || gate == T(0) ? T(0) : w + gate * T(0);
+    }
+  });
+}
+
+}  // namespace
+
+GatedMask::GatedMask(std::string_view function, const PolicyArrays& batch,
+                     const PolicyObjective& objective, const Executor& executor) {
+  const std::vector<TokenWeight> gates = weights_that(true, objective.weights);
+  if (gates.empty()) return;
+  check_weights(function, batch.layout, batch.response_mask);
+  if (batch.logps.dtype == DType::float64) {
+    fill(function, batch, gates, executor, doubles_);
+  } else {
+    fill(function, batch, gates, executor, floats_);
+  }
+}
+
+template <class T>
+void GatedMask::fill(std::string_view function, const PolicyArrays& batch,
+                     const std::vector<TokenWeight>& gates, const Executor& executor,
+                     std::vector<T>& mask) {
+  const RowLayout& layout = batch.layout;
+  mask.resize(static_cast<size_t>(layout.elements()));
+  const Chunks chunks = Chunks::of(layout.rows, layout.elements());
+  parallel_for(executor, chunks.count, [&](int64_t chunk) {
+    TokenBlock<T> block;
+    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
+      fill_row(batch, gates, row, block, mask.data());
+    }
+  });
+  for (int64_t row = 0; row < layout.rows; ++row) {
+    for (int64_t column = 0; column < layout.length(row); ++column) {
+      require(!std::isnan(mask[static_cast<size_t>(place_of(layout, row, column))]), [&] {
+        std::string names;
+        for (const TokenWeight& gate : gates) detail::append(names, name_of(gate));
+        return std::string(function) + ": weights that take tokens out, " + names +
+               ", must be numbers, got nan at [" + text(row) + ", " + text(column) + "]";
+      });
+    }
+  }
+}
+
+PolicyArrays GatedMask::applied_to(const PolicyArrays& batch) const {
+  PolicyArrays out = batch;
+  const auto apply = [&](const auto& mask, DType dtype) {
+    if (mask.empty()) return;
+    out.response_mask = {.data = mask.data(),
+                         .dtype = dtype,
+                         .row_stride = batch.layout.columns,
+                         .column_stride = 1};
+  };
+  apply(floats_, DType::float32);
+  apply(doubles_, DType::float64);
+  return out;
+}
+
+}  // namespace tether
