@@ -45,6 +45,10 @@ constexpr void for_each_weight(Visit visit) {
   std::apply([&](const auto&... row) { (visit(row), ...); }, kWeightCatalogue);
 }
 
+// That of the row called `name`, with its defaults. The loops of the library's weights are compiled
+// with it.
+WeightFormula weight_formula(std::string_view name);
+
 // The choice of a weight: none, or the others in the order of WeightLevel.
 inline constexpr std::array<std::string_view, 6> kWeightChoiceNames{
     "none", "token", "sequence_mean", "sequence_sum", "sequence_min", "sequence_max"};
@@ -72,7 +76,7 @@ void choose(const WeightChoice<std::vector<TokenWeight>, Formula>& choice, size_
   if (found != choice.weights.end()) {
     found->level = level;
   } else {
-    choice.weights.push_back({choice.row.weight, level});
+    choice.weights.push_back({weight_formula(choice.row.name), level});
   }
 }
 template <class Weights, class Formula>

@@ -54,8 +54,10 @@ std::string preference_table() {
 }
 
 std::string weight_table() {
-  std::string out = "| name | W | paper | header | agreement |\n|---|---|---|---|---|\n";
-  tether::for_each_weight([&](const auto& row) { out += cells(row) + "\n"; });
+  std::string out = "| name | W | paper | header | agreement | of 0 |\n|---|---|---|---|---|---|\n";
+  tether::for_each_weight([&](const auto& row) {
+    out += cells(row) + (row.weight.traits.leaves ? " leaves the mask |\n" : " stays |\n");
+  });
   return out;
 }
 

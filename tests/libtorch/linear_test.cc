@@ -387,6 +387,24 @@ TEST(Linear, PolicyLossOfEveryAggregation) {
   }
 }
 
+TEST(Linear, PolicyLossWithWeightsOfEveryLevel) {
+  const Inputs in = random_inputs();
+  PolicyBatch batch = in.policy();
+  batch.rollout_logps = batch.old_logps + 0.3 * at::randn_like(batch.old_logps);
+  LinearOptions options;
+  options.chunk_bytes = 3 * kVocabulary * 8;
+  for_each_weight([&](const auto& row) {
+    for (const WeightLevel level : {WeightLevel::token, WeightLevel::sequence_mean}) {
+      PolicyObjective objective = presets::dapo();
+      objective.kl.beta = 0.1;
+      objective.weights = {{row.weight, level}, {TruncatedImportance{.high = 1.2}}};
+      expect_same(policy_result(in, batch, objective, {}, options, true),
+                  policy_result(in, batch, objective, {}, options, false), 1e-12,
+                  std::string(row.name));
+    }
+  });
+}
+
 TEST(Linear, PackedPolicyLossIsThePaddedOne) {
   Inputs in = random_inputs();
   const PolicyObjective objective = presets::grpo(0.04);
