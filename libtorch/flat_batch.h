@@ -5,7 +5,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "../rl/token_weight.h"
+#include "../rl/policy_objective.h"
+#include "policy_batch.h"
 
 namespace tether::detail {
 
@@ -18,6 +19,16 @@ struct FlatBatch {
   at::Tensor row_tokens;    // [rows], the weights of each row
   at::Tensor token_weight;  // [N], W
 };
+
+// Without masked slots' values, under these weights.
+FlatBatch flattened(const PolicyBatch& batch, const std::vector<TokenWeight>& weights);
+
+// The batch without the tokens that weights take out; NaN stays in its mask.
+PolicyBatch gated(const PolicyBatch& batch, const PolicyObjective& objective);
+
+// Finite log-probabilities beyond this count as this: products of their squares stay finite.
+double largest_logp(bool wide);
+at::Tensor saturated(const at::Tensor& x, double largest);
 
 // [rows]
 at::Tensor row_sums(const FlatBatch& batch, const at::Tensor& tokens);

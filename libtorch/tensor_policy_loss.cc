@@ -1,10 +1,8 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/ones_like.h>
-#include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
@@ -30,63 +28,6 @@
 
 namespace tether::detail {
 namespace {
-
-at::Tensor row_of_tokens(const PolicyBatch& batch, int64_t rows) {
-  const auto options = at::dtype(at::kLong).device(batch.logps.device());
-  const at::Tensor rows_index = at::arange(rows, options);
-  if (!batch.offsets.defined()) {
-    return rows_index.unsqueeze(1).expand(batch.logps.sizes()).reshape({-1});
-  }
-  const at::Tensor lengths = batch.offsets.diff().to(at::kLong);
-  return at::repeat_interleave(rows_index, lengths.to(batch.logps.device()));
-}
-
-// Finite log-probabilities beyond this count as this: products of their squares stay finite.
-double largest_logp(bool wide) { return wide ? 1e130 : 1e14; }
-
-at::Tensor saturated(const at::Tensor& x, double largest) {
-  return at::where(at::isfinite(x), x.clamp(-largest, largest), x);
-}
-
-FlatBatch flattened(const PolicyBatch& batch, const std::vector<TokenWeight>& weights) {
-  const auto dtype = result_type(batch.logps);
-  const bool wide = dtype == at::kDouble;
-  FlatBatch out;
-  out.rows = face::count_rows(batch);
-  out.row = row_of_tokens(batch, out.rows);
-  out.weight = batch.response_mask.to(dtype, /*non_blocking=*/false, /*copy=*/true).reshape({-1});
-  out.active = out.weight != 0;
-  const auto selected = [&](const at::Tensor& tensor) {
-    const at::Tensor values = tensor.detach().to(dtype).reshape({-1});
-    return saturated(at::where(out.active, values, at::zeros_like(values)), largest_logp(wide));
-  };
-  const bool per_row = batch.advantages.sizes() != batch.logps.sizes();
-  out.logp = selected(batch.logps);
-  out.old_logp = batch.old_logps.defined() ? selected(batch.old_logps) : out.logp;
-  out.ref_logp = batch.ref_logps.defined() ? selected(batch.ref_logps) : at::zeros_like(out.logp);
-  out.rollout_logp =
-      batch.rollout_logps.defined() ? selected(batch.rollout_logps) : at::zeros_like(out.logp);
-  out.entropy = batch.entropies.defined() ? selected(batch.entropies) : at::zeros_like(out.logp);
-  out.advantage =
-      selected(per_row ? batch.advantages.select(1, 0).index_select(0, out.row) : batch.advantages);
-  out.advantage = saturated(
-      out.advantage, wide ? Largest<double>::kAdvantage : double(Largest<float>::kAdvantage));
-  out.row_tokens = row_sums(out, out.weight);
-  out.token_weight = token_weights(weights, out);
-  return out;
-}
-
-// The batch without the tokens that weights take out; NaN stays in its mask.
-PolicyBatch gated(const PolicyBatch& batch, const PolicyObjective& objective) {
-  const std::vector<TokenWeight> gates = weights_that(true, objective.weights);
-  if (gates.empty()) return batch;
-  const FlatBatch flat = flattened(batch, gates);
-  const at::Tensor kept = flat.weight + 0 * flat.token_weight;
-  PolicyBatch out = batch;
-  out.response_mask =
-      at::where(flat.token_weight == 0, at::zeros_like(kept), kept).view(batch.logps.sizes());
-  return out;
-}
 
 // 1 / denominator of each row's terms, as row_factor (rl/aggregation.h), without a look at the
 // values.

@@ -3,7 +3,6 @@
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <cmath>
@@ -44,10 +43,6 @@ at::Tensor reduced(WeightLevel level, const FlatBatch& batch, const at::Tensor& 
 }
 
 }  // namespace
-
-at::Tensor row_sums(const FlatBatch& batch, const at::Tensor& tokens) {
-  return at::zeros({batch.rows}, tokens.options()).index_add(0, batch.row, tokens);
-}
 
 at::Tensor token_weights(const std::vector<TokenWeight>& weights, const FlatBatch& batch) {
   at::Tensor out = at::ones_like(batch.logp);

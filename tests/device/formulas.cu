@@ -48,6 +48,15 @@ __global__ void surrogate(Formula formula, Columns columns) {
   columns.store(0, i, formula(token));
 }
 
+template <class Formula>
+__global__ void weight(Formula formula, Columns columns) {
+  const int i = index();
+  const WeightToken<Constant<float>> token{columns.number<0>(0, i), columns.number<0>(1, i),
+                                           columns.number<0>(2, i), columns.number<0>(3, i),
+                                           columns.number<0>(4, i)};
+  columns.store(0, i, formula(token, formula.measure(token)));
+}
+
 template <class Formula, int N>
 __global__ void pair_loss(Formula formula, Link link, double beta, Columns columns) {
   const int i = index();
@@ -105,6 +114,7 @@ void instantiate(const Columns& columns) {
 void instantiate_formulas(const Columns& columns, const Float16* in, BFloat16* out) {
   instantiate<1>(columns);
   instantiate<2>(columns);
+  for_each_weight([&](const auto& row) { weight<<<1, 1>>>(row.weight, columns); });
   halves<<<1, 1>>>(in, out);
 }
 
