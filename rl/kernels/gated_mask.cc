@@ -1,5 +1,6 @@
 #include "rl/kernels/gated_mask.h"
 
+#include <atomic>
 #include <cmath>
 #include <string>
 
@@ -14,9 +15,11 @@ int64_t place_of(const RowLayout& layout, int64_t row, int64_t column) {
   return (layout.packed() ? layout.offset(row) : row * layout.columns) + column;
 }
 
+// Whether none of them is NaN.
 template <class T>
-void fill_row(const PolicyArrays& batch, const std::vector<TokenWeight>& gates, int64_t row,
+bool fill_row(const PolicyArrays& batch, const std::vector<TokenWeight>& gates, int64_t row,
               TokenBlock<T>& block, T* mask) {
+  T trace = 0;
   const auto statistics = row_statistics<true>(batch, gates, row, row_tokens<T>(batch, row), block);
   for_each_block(batch, row, block, [&](const Place& place) {
     saturate(bool(batch.ref_logps), bool(batch.rollout_logps), block);
@@ -25,8 +28,10 @@ void fill_row(const PolicyArrays& batch, const std::vector<TokenWeight>& gates, 
     for (int i = 0; i < place.count; ++i) {
       const T w = block.weight[i], gate = block.token_weight[i];
       out[i] = w == T(0) || gate == T(0) ? T(0) : w + gate * T(0);
+      trace += out[i] * T(0);
     }
   });
+  return trace == T(0);
 }
 
 }  // namespace
@@ -35,7 +40,6 @@ GatedMask::GatedMask(std::string_view function, const PolicyArrays& batch,
                      const PolicyObjective& objective, const Executor& executor) {
   const std::vector<TokenWeight> gates = weights_that(true, objective.weights);
   if (gates.empty()) return;
-  check_weights(function, batch.layout, batch.response_mask);
   if (batch.logps.dtype == DType::float64) {
     fill(function, batch, gates, executor, doubles_);
   } else {
@@ -50,12 +54,15 @@ void GatedMask::fill(std::string_view function, const PolicyArrays& batch,
   const RowLayout& layout = batch.layout;
   mask.resize(static_cast<size_t>(layout.elements()));
   const Chunks chunks = Chunks::of(layout.rows, layout.elements());
+  std::atomic<bool> sound = true;
   parallel_for(executor, chunks.count, [&](int64_t chunk) {
     TokenBlock<T> block;
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-      fill_row(batch, gates, row, block, mask.data());
+      if (!fill_row(batch, gates, row, block, mask.data())) sound = false;
     }
   });
+  if (sound) return;
+  check_weights(function, layout, batch.response_mask);
   for (int64_t row = 0; row < layout.rows; ++row) {
     for (int64_t column = 0; column < layout.length(row); ++column) {
       require(!std::isnan(mask[static_cast<size_t>(place_of(layout, row, column))]), [&] {
