@@ -116,6 +116,24 @@ TEST(TokenWeight, ThatLeavesIsOutOfTheMask) {
   }
 }
 
+TEST(TokenWeight, ThatLeavesIsRefusedWhereItIsNan) {
+  Batch<float> batch = random_batch<float>(2, 30);
+  batch.mask.assign(60, 1);
+  batch.rollout_logps[37] = float(infinity);
+  const auto gate = [](WeightLevel level) {
+    return weighted(presets::ppo(), {{RatioGate{}, level}});
+  };
+  EXPECT_EQ(message([&] { batch.run(gate(WeightLevel::token)); }),
+            "policy_loss: weights that take tokens out, ratio_gate, must be numbers, got nan at "
+            "[1, 7]");
+  EXPECT_EQ(message([&] { local_counts(batch.arrays(), gate(WeightLevel::sequence_sum)); }),
+            "local_counts: weights that take tokens out, ratio_gate, must be numbers, got nan at "
+            "[1, 0]");
+  batch.mask[37] = 2;
+  EXPECT_EQ(message([&] { batch.run(gate(WeightLevel::token)); }),
+            message([&] { batch.run(presets::ppo()); }));
+}
+
 // The statistic of one that stays is of the tokens that are left; those that leave see the mask.
 TEST(TokenWeight, ThoseThatStaySeeWhoIsLeft) {
   Batch<double> batch(1, 3);
