@@ -5,6 +5,7 @@ import re
 import pytest
 import tether
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 def batch_of(**more):
@@ -174,3 +175,14 @@ def test_options_and_counts_on_meta_are_refused():
         with pytest.raises(ValueError) as caught:
             tether.policy_loss(**batch, **settings)
         assert str(caught.value) == f"policy_loss: {name} must be a number, got a tensor on meta"
+
+
+def test_tensors_that_hold_nothing_have_the_shape_of_the_results(monkeypatch):
+    """Options are tensors of the mode too, and are not read."""
+    monkeypatch.setattr("tether.policy.has_kernel", lambda tensor: False)
+    with FakeTensorMode():
+        x = torch.ones(2, 3)
+        options = {"beta": 0.1, "epsilon_low": 0.1, "epsilon_high": 0.2}
+        for _ in range(5):
+            out = tether.policy_loss(x, x[:, 0], x, old_logps=x, ref_logps=x, **options)
+    assert (out.loss.shape, out.metrics.sums.shape) == ((), (14, 2))
