@@ -12,6 +12,7 @@ Arithmetic is in float32, in float64 for float64 log-probabilities or logits.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -615,37 +616,31 @@ def _kept(rows: Rows, arrays: tuple, weights: list) -> tuple[Tokens, Tensor]:
 def _token_weights(rows: Rows, tokens: Tokens, n: Tensor, weights: list) -> Tensor:
     """W, the product of the weights; 1 in masked slots."""
     with torch.no_grad():
-        tokens = tokens._replace(logp=tokens.logp.detach())
         out = torch.ones_like(tokens.logp)
         for row, level, options in weights:
-            # A bound may hide what is not finite.
+            of = functools.partial(_statistic, rows, tokens, n, level)
             trace = 0 * (tokens.old_logp + 0 * tokens.advantage)
             for each in row.reads:
                 trace = trace + 0 * getattr(tokens, each)
-            statistics = []
-
-            def of(x: Tensor, level=level, trace=trace, statistics=statistics) -> Tensor:
-                x = x + trace
-                if level != "token":
-                    x = rows.spread(_reduced(rows, tokens, n, x, level)).to(x.dtype).expand_as(x)
-                statistics.append(x)
-                return x
-
-            own = row.formula(tokens, of, **options)
-            out = out * (own + 0 * statistics[0])
+            # NaN where something that it reads is not finite: the formula may hide it.
+            out = out * (row.formula(tokens, of, **options) + of(trace))
         return torch.where(tokens.active, out, 1.0)
 
 
-def _reduced(rows: Rows, tokens: Tokens, n: Tensor, x: Tensor, level: str) -> Tensor:
-    """Of the active tokens of each row. The extremes have the sum's NaN and infinity."""
+def _statistic(rows: Rows, tokens: Tokens, n: Tensor, level: str, x: Tensor) -> Tensor:
+    """x of each token, or of the active tokens of its row. The extremes have the sum's NaN."""
+    if level == "token":
+        return x
     total = rows.sum(tokens.weight.double() * torch.where(tokens.active, x, 0.0).double())
     if level == "sequence_sum":
-        return total
-    if level == "sequence_mean":
-        return total / n
-    sign = 1.0 if level == "sequence_max" else -1.0
-    seen = torch.where(tokens.active, sign * x.double(), -math.inf)
-    return sign * rows.largest(seen, -math.inf) + 0 * total
+        found = total
+    elif level == "sequence_mean":
+        found = total / n
+    else:
+        sign = 1.0 if level == "sequence_max" else -1.0
+        seen = torch.where(tokens.active, sign * x.double(), -math.inf)
+        found = sign * rows.largest(seen, -math.inf) + 0 * total
+    return rows.spread(found).to(x.dtype).expand_as(x)
 
 
 def policy_token_losses(
@@ -710,8 +705,11 @@ def local_counts(
     options = {name: value for name, value in options.items() if name.split(".")[0] in gates}
     weights = _weights_of(options, logps=logps, old_logps=old_logps, rollout_logps=rollout_logps)
     rows = Rows.of("local_counts", "logps", logps, offsets)
-    arrays = (logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps)
-    n = _kept(rows, arrays, weights)[1]
+    if weights:
+        arrays = (logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps)
+        n = _kept(rows, arrays, weights)[1]
+    else:
+        n = rows.sum(rows.weights(response_mask, torch.float64))
     sequences = torch.where(torch.isnan(n), n, (n > 0).double()).sum()
     return torch.stack([n.sum(), n.sum(), sequences])
 

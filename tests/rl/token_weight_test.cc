@@ -29,8 +29,9 @@ struct Fixed {
     return 0 * x + value;
   }
 };
+template <bool kSaid = true>
 struct OfRollout {
-  static constexpr Traits traits{.needs_rollout_logps = true};
+  static constexpr Traits traits{.needs_rollout_logps = kSaid};
   template <class Number>
   TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
     return token.rollout_logp;
@@ -163,20 +164,9 @@ TEST(TokenWeight, EntropiesDoNotSeeIt) {
   EXPECT_EQ(weighted_gradient, gradient);
 }
 
-struct Silent {  // about what it reads
-  template <class Number>
-  TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
-    return token.rollout_logp;
-  }
-  template <class Number>
-  TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
-    return x;
-  }
-};
-
 TEST(TokenWeight, SaysWhatItReads) {
   Batch<double> batch = random_batch<double>(2, 9);
-  EXPECT_TRUE(std::isnan(batch.run(weighted(presets::ppo(), {{Silent{}}})).loss));
+  EXPECT_TRUE(std::isnan(batch.run(weighted(presets::ppo(), {{OfRollout<false>{}}})).loss));
 }
 
 // 0 / 0 where there are no tokens, and nothing of it in the metrics.
@@ -262,7 +252,7 @@ TEST(TokenWeight, ReducesOverTheActiveTokensOfItsRow) {
   for (const Row& row : {Row{WeightLevel::sequence_sum, 2 + 1.5 - 1},
                          Row{WeightLevel::sequence_mean, (2 + 1.5 - 1) / 1.75},
                          Row{WeightLevel::sequence_min, -4}, Row{WeightLevel::sequence_max, 3}}) {
-    PolicyObjective objective = weighted(presets::ppo(), {{OfRollout{}, row.level}});
+    PolicyObjective objective = weighted(presets::ppo(), {{OfRollout<>{}, row.level}});
     objective.aggregation = token_sum();
     EXPECT_NEAR(batch.run(objective).loss, 1.75 * row.statistic + 5, 1e-15);
     const auto metrics = metrics_of(batch, objective);
