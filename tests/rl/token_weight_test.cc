@@ -239,6 +239,18 @@ TEST(TokenWeight, SeveralMultiply) {
   EXPECT_NEAR(batch.run(both).loss, plain / 8, 1e-15);
 }
 
+TEST(TokenWeight, SeveralOfSequencesHaveStatisticsOfTheirOwn) {
+  Batch<double> batch(1, 3);
+  batch.mask = {1, 1, 1};
+  batch.rollout_logps = {2, 3, -4};
+  batch.advantages.assign(3, -1);  // each token's loss is 1
+  const auto objective = weighted(presets::ppo(), {{OfRollout<>{}, WeightLevel::sequence_sum},
+                                                   {OfRollout<>{}, WeightLevel::sequence_min},
+                                                   {OfRollout<>{}, WeightLevel::token},
+                                                   {OfRollout<>{}, WeightLevel::sequence_max}});
+  EXPECT_NEAR(batch.run(objective).loss, 1 * -4 * (2 + 3 - 4) * 3 / 3.0, 1e-14);
+}
+
 // By the weights of the mask: mean and sum over w, extremes over what is active.
 TEST(TokenWeight, ReducesOverTheActiveTokensOfItsRow) {
   Batch<double> batch(2, 4);
