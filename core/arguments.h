@@ -35,6 +35,7 @@ enum class Kind : uint8_t {
   floating,  // float32, float64, bfloat16 or float16
   narrow,    // one of them that is not wider than the rows, whose arithmetic it enters
   mask,      // weights in [0, 1]: floating, integer or bool
+  counts,    // at least 0: floating or integer
   flags,     // bool
   ids,       // int32 or int64
   same,      // the type of what it is like

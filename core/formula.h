@@ -2,11 +2,13 @@
 
 #include <cstddef>
 #include <cstring>
+#include <span>
 #include <string_view>
 #include <type_traits>
 #include <typeinfo>
 
 #include "fields.h"
+#include "options.h"
 
 namespace tether {
 
@@ -29,7 +31,20 @@ struct Traits {
   bool needs_rollout_logps = false;
   bool reads_policy = false;  // looks at logp: known in the step alone
   bool leaves = false;        // 0 or 1, of constants: tokens of weight 0 leave the mask
+  // Of an advantage (estimators/advantage/catalogue.h):
+  bool needs_values = false;
+  bool needs_log_ratios = false;
+  bool needs_lengths = false;
 };
+
+// One choice of a formula inside an AnyFormula (core/options.h).
+struct FormulaChoice {
+  void* value;
+  void (*set)(void*, size_t);
+  size_t (*get)(const void*);
+};
+inline void choose(FormulaChoice& choice, size_t index) { choice.set(choice.value, index); }
+inline size_t chosen(const FormulaChoice& choice) { return choice.get(choice.value); }
 
 namespace detail {
 
@@ -79,17 +94,37 @@ class AnyFormula {
     });
   }
 
+  // visit(name, choice, names) for every choice of the formula.
+  template <class Visit>
+  void for_each_choice(Visit visit) {
+    methods_->visit_choices(storage_, &visit,
+                            [](void* context, std::string_view name, FormulaChoice choice,
+                               std::span<const std::string_view> names) {
+                              (*static_cast<Visit*>(context))(name, choice, names);
+                            });
+  }
+  template <class Visit>
+  void for_each_choice(Visit visit) const {
+    AnyFormula copy = *this;
+    copy.for_each_choice(
+        [&](std::string_view name, const FormulaChoice& choice,
+            std::span<const std::string_view> names) { visit(name, choice, names); });
+  }
+
  protected:
   const Calls& calls() const { return methods_->calls; }
   const void* formula() const { return storage_; }
 
  private:
   using VisitField = void (*)(void*, std::string_view, double&, const Range&);
+  using VisitChoice = void (*)(void*, std::string_view, FormulaChoice,
+                               std::span<const std::string_view>);
   struct Methods {
     const std::type_info* type;
     Traits traits;
     Calls calls;
     void (*visit)(void*, void*, VisitField);
+    void (*visit_choices)(void*, void*, VisitChoice);
   };
 
   template <class Formula>
@@ -100,8 +135,22 @@ class AnyFormula {
                            });
   }
   template <class Formula>
+  static void visit_choices_erased(void* formula, void* context, VisitChoice visit) {
+    if constexpr (HasChoices<Formula>) {
+      tether::for_each_choice(
+          *static_cast<Formula*>(formula),
+          [&]<class Value>(std::string_view name, Value& value, const auto& names) {
+            visit(context, name,
+                  {&value, [](void* to, size_t index) { choose(*static_cast<Value*>(to), index); },
+                   [](const void* of) { return chosen(*static_cast<const Value*>(of)); }},
+                  names);
+          });
+    }
+  }
+  template <class Formula>
   static constexpr Methods kMethods{&typeid(Formula), detail::traits_of<Formula>(),
-                                    Calls::template of<Formula>(), &visit_erased<Formula>};
+                                    Calls::template of<Formula>(), &visit_erased<Formula>,
+                                    &visit_choices_erased<Formula>};
 
   alignas(double) std::byte storage_[64] = {};
   const Methods* methods_;

@@ -10,9 +10,8 @@
 
 #include "../core/batch.h"
 #include "../core/check.h"
-#include "../estimators/advantage/gae.h"
-#include "../estimators/advantage/group.h"
-#include "../estimators/advantage/returns.h"
+#include "../estimators/advantage/catalogue.h"
+#include "../estimators/advantage/row_scan.h"
 #include "../estimators/advantage/whitening.h"
 #include "../estimators/kl/exact.h"
 #include "../estimators/kl/forms.h"
@@ -150,8 +149,7 @@ Eigen::ArrayXXd elementwise(Formula formula, const Eigen::ArrayBase<First>& firs
 
 }  // namespace detail
 
-// ---- one-sample KL estimators (estimators/kl/forms.h): any expression of log_ratios
-// -------------------
+// ---- one-sample KL estimators (estimators/kl/forms.h): any expression of log_ratios -------------
 
 template <class Derived>
 Eigen::ArrayXXd k1(const Eigen::ArrayBase<Derived>& log_ratios) {
@@ -226,33 +224,43 @@ Eigen::ArrayXXd gaussian_kl(const Eigen::ArrayBase<MeanQ>& mean_q,
       mean_q, log_std_q, mean_p, log_std_p);
 }
 
-// ---- advantages (estimators/advantage/gae.h)
-// --------------------------------------------------------
-
-inline Eigen::ArrayXXd discounted_returns(const Tokens& rewards, const Tokens& response_mask,
-                                          const DiscountedReturns& options = {},
-                                          const Tokens& bootstrap = {}) {
-  const ReturnsInputs<Tokens> batch{
-      .rewards = rewards, .response_mask = response_mask, .bootstrap = bootstrap};
-  const ReturnsArrays arrays = detail::arrays_of("discounted_returns", batch);
-  Eigen::ArrayXXd out = detail::new_like(rewards);
-  tether::discounted_returns(arrays, options, detail::output(out));
-  return out;
-}
+// ---- advantages (estimators/advantage/catalogue.h) ----------------------------------------------
 
 struct AdvantagesAndReturns {
   Eigen::ArrayXXd advantages;
   Eigen::ArrayXXd returns;
 };
-using GaeBatch = GaeInputs<Tokens>;
+using AdvantageBatch = AdvantageInputs<Tokens>;
+using GaeBatch = AdvantageBatch;
+
+namespace detail {
+
+inline AdvantagesAndReturns scanned(std::string_view function, const AdvantageBatch& batch,
+                                    const Recursion& recursion) {
+  const AdvantageArrays arrays = arrays_of(function, batch);
+  AdvantagesAndReturns out{new_like(batch.rewards), new_like(batch.rewards)};
+  scan_rows(function, arrays, recursion, output(out.advantages), output(out.returns));
+  return out;
+}
+
+}  // namespace detail
+
+// By any recursion, the library's own or yours: advantage(batch, Gae{.lambda = 0.95}).
+inline AdvantagesAndReturns advantage(const AdvantageBatch& batch, const Recursion& recursion) {
+  return detail::scanned("advantage", batch, recursion);
+}
+
+inline Eigen::ArrayXXd discounted_returns(const Tokens& rewards, const Tokens& response_mask,
+                                          const DiscountedReturns& options = {},
+                                          const Tokens& bootstrap = {}) {
+  const AdvantageBatch batch{
+      .rewards = rewards, .response_mask = response_mask, .bootstrap = bootstrap};
+  return detail::scanned("discounted_returns", batch, options).returns;
+}
 
 inline AdvantagesAndReturns generalized_advantage_estimation(const GaeBatch& batch,
                                                              const Gae& options = {}) {
-  const GaeArrays arrays = detail::arrays_of("generalized_advantage_estimation", batch);
-  AdvantagesAndReturns out{detail::new_like(batch.rewards), detail::new_like(batch.rewards)};
-  tether::generalized_advantage_estimation(arrays, options, detail::output(out.advantages),
-                                           detail::output(out.returns));
-  return out;
+  return detail::scanned("generalized_advantage_estimation", batch, options);
 }
 inline AdvantagesAndReturns generalized_advantage_estimation(const Tokens& rewards,
                                                              const Tokens& values,
@@ -262,12 +270,51 @@ inline AdvantagesAndReturns generalized_advantage_estimation(const Tokens& rewar
       GaeBatch{.rewards = rewards, .values = values, .response_mask = response_mask}, options);
 }
 
+// The rewards of sequences, their groups by `group_size` or ids, and their lengths for rules that
+// need them.
+struct GroupBatch {
+  Eigen::ArrayXd rewards;
+  Eigen::Array<int64_t, Eigen::Dynamic, 1> group_ids = {};
+  Eigen::ArrayXd lengths = {};
+  int64_t group_size = 0;
+};
+
+namespace detail {
+
+inline Eigen::ArrayXd grouped(std::string_view function, const GroupBatch& batch,
+                              const GroupRule& rule) {
+  const auto check_size = [&](std::string_view name, Eigen::Index size) {
+    require(size == 0 || size == batch.rewards.size(), [&] {
+      return std::string(function) + ": " + std::string(name) + " must be " +
+             in_brackets(text(int64_t(batch.rewards.size()))) + " like rewards, got " +
+             in_brackets(text(int64_t(size)));
+    });
+  };
+  check_size("group_ids", batch.group_ids.size());
+  check_size("lengths", batch.lengths.size());
+  Eigen::ArrayXd out(batch.rewards.size());
+  advantages_of_groups(function,
+                       {.rewards = batch.rewards.data(),
+                        .group_ids = batch.group_ids.size() ? batch.group_ids.data() : nullptr,
+                        .lengths = batch.lengths.size() ? batch.lengths.data() : nullptr,
+                        .group_size = batch.group_size,
+                        .count = batch.rewards.size()},
+                       rule, out.data());
+  return out;
+}
+
+}  // namespace detail
+
+// By any rule of groups, the library's own or yours.
+inline Eigen::ArrayXd advantage(const GroupBatch& batch, const GroupRule& rule) {
+  return detail::grouped("advantage", batch, rule);
+}
+
 // Groups of `group_size` consecutive rewards, or by id.
 inline Eigen::ArrayXd group_advantage(const Eigen::Ref<const Eigen::ArrayXd>& rewards,
                                       int64_t group_size, const GroupAdvantage& options = {}) {
-  Eigen::ArrayXd out(rewards.size());
-  tether::group_advantage(rewards.data(), rewards.size(), group_size, options, out.data());
-  return out;
+  return detail::grouped("group_advantage", {.rewards = rewards, .group_size = group_size},
+                         options);
 }
 inline Eigen::ArrayXd group_advantage(
     const Eigen::Ref<const Eigen::ArrayXd>& rewards,
@@ -277,13 +324,10 @@ inline Eigen::ArrayXd group_advantage(
     return "group_advantage: group_ids must be [" + text(int64_t(rewards.size())) +
            "] like rewards, got [" + text(int64_t(group_ids.size())) + "]";
   });
-  Eigen::ArrayXd out(rewards.size());
-  tether::group_advantage(rewards.data(), group_ids.data(), rewards.size(), options, out.data());
-  return out;
+  return detail::grouped("group_advantage", {.rewards = rewards, .group_ids = group_ids}, options);
 }
 
-// ---- whitening (estimators/advantage/whitening.h)
-// ---------------------------------------------------------
+// ---- whitening (estimators/advantage/whitening.h) -----------------------------------------------
 
 inline Moments moments(const Tokens& values, const Tokens& response_mask) {
   const WhiteningInputs<Tokens> batch{.values = values, .response_mask = response_mask};

@@ -2,10 +2,8 @@
 
 // The LibTorch face of the library.
 
+#include "advantage.h"
 #include "categorical_kl.h"
-#include "discounted_returns.h"
-#include "generalized_advantage.h"
-#include "group_advantage.h"
 #include "kl_report.h"
 #include "linear_loss.h"
 #include "linear_token_logps.h"

@@ -3,9 +3,8 @@
 #include <string_view>
 #include <vector>
 
-#include "estimators/advantage/gae.h"
-#include "estimators/advantage/group.h"
-#include "estimators/advantage/returns.h"
+#include "estimators/advantage/catalogue.h"
+#include "estimators/advantage/row_scan.h"
 #include "estimators/advantage/whitening.h"
 #include "estimators/kl/report.h"
 #include "python/functions.h"
@@ -14,88 +13,71 @@
 
 namespace tether::python {
 
-// What estimators share: they have no gradient, and no rules beyond their lists.
+// What estimators share: they have no gradient, and no rules beyond their lists but what an
+// estimator of advantages reads.
 struct Estimator {
   static constexpr bool kGradient = false;
   template <class Given, class Options>
   static void check(std::string_view function, const Given&, int64_t, const Options& options) {
     if constexpr (HasFields<Options>) check_fields(function, options);
   }
-};
-
-struct GaeFunction : Estimator {
-  template <class Array>
-  using Inputs = GaeInputs<Array>;
-  using Options = Gae;
-  static constexpr std::string_view kName = "generalized_advantage_estimation";
-  static constexpr std::array kResults{Result{"advantages", "like"}, Result{"returns", "like"}};
-
-  static std::vector<Tensor> run(const Call<GaeFunction>& call) {
-    const Tensor advantages = new_like(call.tensors.rewards), returns = new_like(advantages);
-    generalized_advantage_estimation(call.arrays, call.options,
-                                     face::mutable_token_array(advantages),
-                                     face::mutable_token_array(returns), torch_executor());
-    return {advantages, returns};
+  template <class Given, class Any>
+  static void check(std::string_view function, const Given& given, int64_t,
+                    const AdvantageOptions<Any>& options) {
+    check_reads(function, given, options.estimator);
   }
 };
 
-struct ReturnsFunction : Estimator {
+struct AdvantageFunction : Estimator {
   template <class Array>
-  using Inputs = ReturnsInputs<Array>;
-  using Options = DiscountedReturns;
-  static constexpr std::string_view kName = "discounted_returns";
-  static constexpr std::array kResults{Result{"returns", "like"}};
+  using Inputs = AdvantageInputs<Array>;
+  using Options = AdvantageOptions<Recursion>;
+  static constexpr std::string_view kName = "advantage";
+  static constexpr std::array kResults{Result{"advantages", "like"}, Result{"returns", "like"}};
 
-  static std::vector<Tensor> run(const Call<ReturnsFunction>& call) {
-    const Tensor out = new_like(call.tensors.rewards);
-    discounted_returns(call.arrays, call.options, face::mutable_token_array(out));
-    return {out};
+  static std::vector<Tensor> run(const Call<AdvantageFunction>& call) {
+    const Tensor advantages = new_like(call.tensors.rewards), returns = new_like(advantages);
+    scan_rows(kName, call.arrays, call.options.estimator, face::mutable_token_array(advantages),
+              face::mutable_token_array(returns), torch_executor());
+    return {advantages, returns};
   }
 };
 
 struct GroupFunction : Estimator {
   template <class Array>
   using Inputs = GroupInputs<Array>;
-  struct Options {
-    GroupAdvantage rule;
-    double group_size = 1;  // where there are no ids
+  struct Options : AdvantageOptions<GroupRule> {
+    double group_size = 0;  // where there are no ids
   };
+  static void check(std::string_view function, const GroupInputs<bool>& given, int64_t,
+                    const Options& options) {
+    check_reads(function, given, options.estimator);
+  }
   static constexpr std::string_view kName = "group_advantage";
   static constexpr std::array kResults{Result{"advantages", "like"}};
 
-  // rewards: contiguous, float32 or float64. group_ids: contiguous int64, or none.
+  // Contiguous: rewards and lengths float64, group_ids int64.
   static std::vector<Tensor> run(const Call<GroupFunction>& call) {
-    const Tensor& rewards = call.tensors.rewards;
-    const Tensor& ids = call.tensors.group_ids;
-    const bool wide = rewards.scalar_type() == ScalarType::Double;
-    require((wide || rewards.scalar_type() == ScalarType::Float) && rewards.is_contiguous(), [] {
-      return std::string("group_advantage: rewards must be contiguous float32 or float64");
-    });
-    const Tensor out = new_like(rewards);
-    const auto run = [&]<class T>(T) {
-      const T* in = static_cast<const T*>(rewards.const_data_ptr());
-      T* values = static_cast<T*>(out.mutable_data_ptr());
-      if (ids.defined()) {
-        const auto* groups = numbers_of<const int64_t>(kName, "group_ids", ids, rewards.numel());
-        group_advantage(in, groups, rewards.numel(), call.options.rule, values);
-      } else {
-        const auto size = static_cast<int64_t>(call.options.group_size);
-        group_advantage(in, rewards.numel(), size, call.options.rule, values);
-      }
+    const auto& in = call.tensors;
+    const Tensor out = new_like(in.rewards);
+    const int64_t count = in.rewards.numel();
+    const auto given = [&]<class T>(std::string_view name, const Tensor& tensor, T*& numbers) {
+      if (tensor.defined()) numbers = numbers_of<T>(kName, name, tensor, count);
     };
-    wide ? run(double{}) : run(float{});
+    GroupArrays batch{.group_size = static_cast<int64_t>(call.options.group_size), .count = count};
+    given("rewards", in.rewards, batch.rewards);
+    given("group_ids", in.group_ids, batch.group_ids);
+    given("lengths", in.lengths, batch.lengths);
+    advantages_of_groups(kName, batch, call.options.estimator,
+                         static_cast<double*>(out.mutable_data_ptr()));
     return {out};
   }
 };
 
 template <class Visit>
 void for_each_option(GroupFunction::Options& options, Visit visit) {
-  for_each_field(options.rule, visit);
+  options.estimator.for_each_field(visit);
   visit("group_size", options.group_size, Range{1, 0x1p53});
-}
-template <class Visit>
-void for_each_choice(GroupFunction::Options& options, Visit visit) {
-  tether::for_each_choice(options.rule, visit);
 }
 
 struct MomentsFunction : Estimator {

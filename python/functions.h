@@ -287,7 +287,8 @@ std::string json_of_function() {
   constexpr std::string_view kShapes[] = {"rows",      "tokens",  "per_row", "either",
                                           "elements",  "answers", "logits",  "hidden",
                                           "positions", "heads",   "weight",  "bias"};
-  constexpr std::string_view kKinds[] = {"floating", "narrow", "mask", "flags", "ids", "same"};
+  constexpr std::string_view kKinds[] = {"floating", "narrow", "mask", "counts",
+                                         "flags",    "ids",    "same"};
   const auto flag = [](bool value) { return std::string(value ? "true" : "false"); };
   const std::string arguments = json_list(Inputs::arguments(), [&](const auto& each) {
     return json_list({json_text(each.name), json_text(kShapes[static_cast<size_t>(each.shape)]),

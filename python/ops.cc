@@ -31,8 +31,7 @@ void for_each_function(Visit visit) {
   visit.template operator()<LocalCountsFunction>();
   visit.template operator()<PreferenceLossFunction>();
   visit.template operator()<ValueLossFunction>();
-  visit.template operator()<GaeFunction>();
-  visit.template operator()<ReturnsFunction>();
+  visit.template operator()<AdvantageFunction>();
   visit.template operator()<GroupFunction>();
   visit.template operator()<MomentsFunction>();
   visit.template operator()<WhitenFunction>();
@@ -56,9 +55,10 @@ bool check_settings(const Name& function, const Name& name, const std::vector<Na
   });
 }
 
-// {"functions": {name: ...}, "objectives": [...], "weights": [...]}, what Python reads once.
+// {"functions": {name: ...}, "objectives": [...], "weights": [...], "advantages": [...]}, what
+// Python reads once.
 std::vector<std::string> description() {
-  std::string functions, objectives, weights;
+  std::string functions, objectives, weights, advantages;
   const auto add_function = [&]<class Function>() {
     functions += (functions.empty() ? "" : ", ") + json_of_function<Function>();
   };
@@ -81,8 +81,16 @@ std::vector<std::string> description() {
                           row.weight.traits.leaves ? "true" : "false"});
     weights += ", " + json_of_options(row.weight) + "}";
   });
+  const auto add_advantage = [&](std::string_view function, const auto& row) {
+    advantages += advantages.empty() ? "{\"row\": " : ", {\"row\": ";
+    advantages += json_list({json_text(function), json_text(row.name), json_text(row.formula),
+                             json_text(row.paper), json_text(row.agreement)});
+    advantages += ", " + json_of_options(row.estimator) + "}";
+  };
+  for_each_recursion([&](const auto& row) { add_advantage(AdvantageFunction::kName, row); });
+  for_each_group_rule([&](const auto& row) { add_advantage(GroupFunction::kName, row); });
   return {"{\"functions\": {" + functions + "}, \"objectives\": [" + objectives +
-          "], \"weights\": [" + weights + "]}"};
+          "], \"weights\": [" + weights + "], \"advantages\": [" + advantages + "]}"};
 }
 
 // ---- metrics: the values of to_map of a block, in the order of the names

@@ -1,4 +1,4 @@
-// The table of rl/README.md, from rl/catalogue.h.
+// The tables of rl/README.md, from the catalogues.
 //   tether_catalogue FILE           prints it; exit code 1 when FILE says something else
 //   tether_catalogue FILE --write   writes FILE
 #include "rl/catalogue.h"
@@ -9,6 +9,8 @@
 #include <string>
 #include <string_view>
 #include <variant>
+
+#include "estimators/advantage/catalogue.h"
 
 namespace {
 
@@ -25,7 +27,9 @@ std::string cell(std::string_view text) {
 // The cells that every family has.
 template <class Row>
 std::string cells(const Row& row) {
-  const std::string link(row.header.substr(row.header.find('/') + 1));
+  const bool here = row.header.starts_with("rl/");
+  const std::string link =
+      here ? std::string(row.header.substr(3)) : "../" + std::string(row.header);
   const std::string file(link.substr(link.rfind('/') + 1));
   return "| `" + std::string(row.name) + "` | " + cell(row.formula) + " | " + cell(row.paper) +
          " | [" + file + "](" + link + ") | " + cell(row.agreement) + " |";
@@ -61,6 +65,13 @@ std::string weight_table() {
   return out;
 }
 
+std::string advantage_table() {
+  std::string out = "| name | A | paper | header | agreement | of |\n|---|---|---|---|---|---|\n";
+  tether::for_each_recursion([&](const auto& row) { out += cells(row) + " tokens |\n"; });
+  tether::for_each_group_rule([&](const auto& row) { out += cells(row) + " groups |\n"; });
+  return out;
+}
+
 std::string page() {
   return "# Objectives\n\n"
          "Every objective is a plain value that `tether::presets::NAME()` returns and that may "
@@ -76,7 +87,9 @@ std::string page() {
          policy_table() +
          "\n## Weights of tokens, of any policy objective ([how](../docs/weights.md))\n\n" +
          weight_table() + "\n## Preference objectives: score, link, loss of the pair\n\n" +
-         preference_table();
+         preference_table() +
+         "\n## Advantages, by `advantage(batch, Gae{})` and `tether.advantage(\"gae\", ...)`\n\n" +
+         advantage_table();
 }
 
 std::string contents(const char* path) {

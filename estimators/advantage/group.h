@@ -5,12 +5,12 @@
 #include <string_view>
 #include <tuple>
 
-#include "../../core/arguments.h"
 #include "../../core/options.h"
+#include "group_rule.h"
 
 namespace tether {
 
-// Advantages relative to a group.
+// Advantages relative to a group, a baseline and a scale:
 //
 //   A_i = (r_i - b_i) / (std + epsilon),   g the group of i
 //
@@ -22,26 +22,23 @@ namespace tether {
 //             none            no division                                   Dr. GRPO, RLOO
 //
 // GRPO: Shao et al. 2024, arXiv:2402.03300, section 4.1.2. Dr. GRPO: arXiv:2503.20783. RLOO:
-// Ahmadian et al. 2024, arXiv:2402.14740, eq. 6. One reward per sequence; its tokens share the
-// advantage.
+// Ahmadian et al. 2024, arXiv:2402.14740, eq. 6.
 //
-// Sums are of deviations from the first reward, in long double: equal rewards give exactly 0, where
-// peers give up to 0.8 (their mean of equal floats is not that float). A group of one gives 0 with
-// a baseline (verl gives the raw reward). A standard deviation of 0 gives 0 with a baseline.
+// Equal rewards give exactly 0 with a baseline, where peers give up to 0.8 (their mean of equal
+// floats is not that float), and so does a group of one (verl gives the raw reward). A standard
+// deviation of 0 gives 0.
 enum class AdvantageBaseline { mean, leave_one_out, none };
 enum class AdvantageScale { group_std, batch_std, none };
-enum class NanReward { error, missing };
 inline constexpr std::array<std::string_view, 3> kAdvantageBaselineNames{"mean", "leave_one_out",
                                                                          "none"};
 inline constexpr std::array<std::string_view, 3> kAdvantageScaleNames{"group_std", "batch_std",
                                                                       "none"};
-inline constexpr std::array<std::string_view, 2> kNanRewardNames{"error", "missing"};
 
 struct GroupAdvantage {
   AdvantageBaseline baseline = AdvantageBaseline::mean;
   AdvantageScale scale = AdvantageScale::group_std;
-  double epsilon = 1e-6;                    // at least 0; TRL has 1e-4
-  NanReward nan_reward = NanReward::error;  // missing: 0, and the group is as if it were absent
+  double epsilon = 1e-6;  // at least 0; TRL has 1e-4
+  NanReward nan_reward = NanReward::error;
 
   static constexpr auto fields() {
     return std::tuple{field("epsilon", &GroupAdvantage::epsilon, {0, largest_finite})};
@@ -51,30 +48,23 @@ struct GroupAdvantage {
                       choice("scale", &GroupAdvantage::scale, kAdvantageScaleNames),
                       choice("nan_reward", &GroupAdvantage::nan_reward, kNanRewardNames)};
   }
-};
 
-// One reward per sequence, and the group of each unless groups are of one size.
-template <class Array>
-struct GroupInputs {
-  LayoutOf<Array> layout = {};
-  Array rewards = {};    // [B]
-  Array group_ids = {};  // like rewards
-
-  static constexpr auto arguments() {
-    using In = GroupInputs;
-    using A = Argument<In, Array>;
-    return std::array{A{"rewards", &In::rewards, Shape::answers},
-                      A{"group_ids", &In::group_ids, Shape::tokens, Kind::ids, Use::optional}};
+  bool reads_batch() const { return scale == AdvantageScale::batch_std; }
+  Group::Number operator()(const Group& group, int64_t i) const {
+    const Group::Number std = (reads_batch() ? group.batch_std : group.std) + epsilon;
+    Group::Number factor = scale == AdvantageScale::none ? 1 : std > 0 ? 1 / std : 0;
+    if (baseline == AdvantageBaseline::none) return group.reward[i] * factor;
+    const Group::Number n = group.size;
+    if (baseline == AdvantageBaseline::leave_one_out) factor *= n > 1 ? n / (n - 1) : 0;
+    return (group.deviation(i) - group.mean) * factor;
   }
 };
 
-// Groups of `group_size` consecutive rewards; `count` must be a multiple of it. T is float or
+// The rewards of raw memory, in groups of `group_size` or by id (group_rule.h). T is float or
 // double.
 template <class T>
 void group_advantage(const T* rewards, int64_t count, int64_t group_size,
                      const GroupAdvantage& options, T* advantages);
-
-// Groups by id: any ids, in any order, groups of any size.
 template <class T>
 void group_advantage(const T* rewards, const int64_t* group_ids, int64_t count,
                      const GroupAdvantage& options, T* advantages);

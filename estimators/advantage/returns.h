@@ -1,12 +1,10 @@
 #pragma once
 
 #include <array>
-#include <string_view>
 #include <tuple>
 
-#include "../../core/arguments.h"
-#include "../../core/batch.h"
 #include "../../core/options.h"
+#include "recursion.h"
 
 namespace tether {
 
@@ -14,12 +12,7 @@ namespace tether {
 //
 //   G_t = r_t + gamma G_{t+1},   G after the last token = bootstrap
 //
-// Over a masked gap (tool output, observations) the return is carried: one step passes between the
-// tokens around it. With decay, every masked slot between tokens costs a factor gamma; what follows
-// the last token is padding. Rewards at masked slots are not looked at; G is 0 there.
-enum class MaskGap { carry, decay };
-inline constexpr std::array<std::string_view, 2> kMaskGapNames{"carry", "decay"};
-
+// recursion.h says how rows end and what a masked gap does. Values are not looked at.
 struct DiscountedReturns {
   double gamma = 1;
   MaskGap gap = MaskGap::carry;
@@ -29,6 +22,11 @@ struct DiscountedReturns {
   }
   static constexpr auto choices() {
     return std::tuple{choice("gap", &DiscountedReturns::gap, kMaskGapNames)};
+  }
+
+  template <class Number>
+  TETHER_FORMULA Step<Number> step(const RecursionToken<Number>& token) const {
+    return {token.reward, Number{gamma}, Number{gamma}};
   }
 };
 

@@ -3,23 +3,23 @@
     loss, metrics = tether.policy_loss(logps, advantages, response_mask, objective="dapo")
     loss.backward()
 
-`tether.objectives()` lists the objectives, `tether.weights()` the weights of tokens;
-`tether.reference` states every formula in plain torch.
+`tether.objectives()` lists the objectives, `tether.weights()` the weights of tokens,
+`tether.advantages()` the estimators of advantages; `tether.reference` states every formula in plain
+torch.
 """
 
 from tether import reference
 from tether._objectives import Choice, Objective, Option, Weight, objectives, weights
-from tether.estimators import (
+from tether.advantages import (
+    AdvantageEstimator,
     AdvantagesAndReturns,
-    KlReport,
-    Moments,
+    advantage,
+    advantages,
     discounted_returns,
     generalized_advantage_estimation,
     group_advantage,
-    kl_report,
-    moments,
-    whiten,
 )
+from tether.estimators import KlReport, Moments, kl_report, moments, whiten
 from tether.linear import (
     LinearPolicyOutput,
     linear_policy_loss,
@@ -47,6 +47,7 @@ from tether.top_k import head_logps, top_k_kl
 from tether.value import ValueLoss, ValueMetrics, value_loss
 
 __all__ = [
+    "AdvantageEstimator",
     "AdvantagesAndReturns",
     "CategoricalKl",
     "Choice",
@@ -66,6 +67,8 @@ __all__ = [
     "ValueMetrics",
     "VocabularyShard",
     "Weight",
+    "advantage",
+    "advantages",
     "categorical_kl",
     "discounted_returns",
     "dpo_loss",

@@ -59,6 +59,9 @@ class Call(NamedTuple):
     def on_cpu(self) -> Call:
         """For functions without a gradient: what lies on a device comes over."""
         call = self.detached()
+        given = [each for each in call.tensors.values() if each is not None]
+        if any(each.device.type != "cpu" for each in given):
+            self.check_settings(self.function.name)
         for name, each in call.tensors.items():
             if each is not None and each.device.type == "meta":
                 raise ValueError(
@@ -127,7 +130,8 @@ class Function:
     def checked(
         self, tensors: Mapping[str, Tensor | None], function: str = ""
     ) -> dict[str, Tensor | None]:
-        """The tensors as the operator takes them, or an error in the name of `function`."""
+        """The tensors as the operator takes them, or an error in the name of `function`. What is
+        not named is not given."""
         function = function or self.name
         first, *others = self.arguments
         offsets = tensors.get("offsets")
@@ -144,8 +148,8 @@ class Function:
             like = like._replace(rows=count)
         for each in others:
             of = like._replace(name=each.like, tensor=tensors[each.like]) if each.like else like
-            check_argument(function, each, tensors[each.name], of)
-        out = {each.name: tensors[each.name] for each in self.arguments}
+            check_argument(function, each, tensors.get(each.name), of)
+        out = {each.name: tensors.get(each.name) for each in self.arguments}
         for each in others:
             if each.kind == "mask" or each.shape == "either":
                 out[each.name] = _as_taken(each, out[each.name], like)
@@ -239,3 +243,4 @@ _DESCRIPTION = json.loads(ops.description()[0])
 FUNCTIONS = {name: Function(name, each) for name, each in _DESCRIPTION["functions"].items()}
 OBJECTIVES = [(row["row"], options_of(row), choices_of(row)) for row in _DESCRIPTION["objectives"]]
 WEIGHTS = [(row["row"], options_of(row)) for row in _DESCRIPTION["weights"]]
+ADVANTAGES = [(row["row"], options_of(row), choices_of(row)) for row in _DESCRIPTION["advantages"]]

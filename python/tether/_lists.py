@@ -168,6 +168,8 @@ def _check_kind(where: str, argument: Argument, tensor: Tensor, like: Like) -> N
         return
     if kind == "mask" and (dtype == torch.bool or dtype in INTEGERS):
         return
+    if kind == "counts" and dtype in INTEGERS:
+        return
     if kind == "same":
         if dtype != like.tensor.dtype:
             raise TypeError(

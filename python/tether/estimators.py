@@ -1,20 +1,14 @@
-"""Advantages, returns, whitening and KL estimates. Constants all: nothing here has a gradient."""
+"""Whitening and KL estimates. Constants all: nothing here has a gradient."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from tether._checks import check_number, check_positive, number_of, result_dtype
+from tether._checks import check_number, check_positive, number_of
 from tether._functions import FUNCTIONS, Call
 from tether._lists import Settings
-
-
-class AdvantagesAndReturns(NamedTuple):
-    advantages: Tensor  # like rewards, in their dtype; 0 at masked slots
-    returns: Tensor  # advantages + values
 
 
 class Moments(NamedTuple):
@@ -43,119 +37,6 @@ class KlReport(NamedTuple):
     ess: float  # tokens that carry the ratios
     tokens: float
     sequences: float
-
-
-def generalized_advantage_estimation(
-    rewards: Tensor,
-    values: Tensor,
-    response_mask: Tensor,
-    *,
-    gamma: float = 1.0,
-    lambda_: float = 1.0,
-    gap: str = "carry",
-    bootstrap: Tensor | None = None,
-    done: Tensor | None = None,
-    truncated: Tensor | None = None,
-    truncation_values: Tensor | None = None,
-    lambdas: Tensor | None = None,
-    offsets: Tensor | None = None,
-) -> AdvantagesAndReturns:
-    """A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t; returns A + V.
-
-    Schulman et al. 2015, arXiv:1506.02438, eq. 16.
-
-    rewards, values    [B, T], or packed [N] with offsets
-    response_mask      like rewards; slots that are 0 may hold anything and come out as 0
-    gap                over masked slots between tokens: "carry", nothing passes; "decay", each is a
-                       step without reward
-    bootstrap          [B], the value after the last token; None: 0
-    done, truncated    like rewards, bool: the episode ends at this token; it is cut off, and the
-                       value after it is truncation_values, like rewards
-    lambdas            [B] or like rewards, goes before lambda_
-
-    Recursions are in float64 on the CPU; tensors elsewhere come over and the results go back.
-    """
-    tensors = {
-        "rewards": rewards,
-        "values": values,
-        "response_mask": response_mask,
-        "bootstrap": bootstrap,
-        "done": done,
-        "truncated": truncated,
-        "truncation_values": truncation_values,
-        "lambdas": lambdas,
-        "offsets": offsets,
-    }
-    call = FUNCTIONS["generalized_advantage_estimation"].call(
-        tensors, {"gamma": gamma, "lambda_": lambda_, "gap": gap}
-    )
-    return AdvantagesAndReturns(*(each.to(rewards.device) for each in call.on_cpu().run()))
-
-
-def discounted_returns(
-    rewards: Tensor,
-    response_mask: Tensor,
-    *,
-    gamma: float = 1.0,
-    gap: str = "carry",
-    bootstrap: Tensor | None = None,
-    offsets: Tensor | None = None,
-) -> Tensor:
-    """G_t = r_t + gamma G_{t+1}, with G = bootstrap [B] after the last token; 0 at masked slots.
-
-    rewards [B, T], or packed [N] with offsets; `gap` as in generalized_advantage_estimation.
-    """
-    tensors = {
-        "rewards": rewards,
-        "response_mask": response_mask,
-        "bootstrap": bootstrap,
-        "offsets": offsets,
-    }
-    call = FUNCTIONS["discounted_returns"].call(tensors, {"gamma": gamma, "gap": gap})
-    return call.on_cpu().run().to(rewards.device)
-
-
-def group_advantage(
-    rewards: Tensor,
-    groups: Tensor | int,
-    *,
-    baseline: str = "mean",
-    scale: str = "group_std",
-    epsilon: float = 1e-6,
-    nan_reward: str = "error",
-) -> Tensor:
-    """(r - baseline) / (std + epsilon), one reward per sequence; [B] in the dtype of the rewards.
-
-    groups      a size, of consecutive rewards, or ids [B], int32 or int64, in any order
-    baseline    "mean" of the group (GRPO), "leave_one_out" (RLOO), "none"
-    scale       "group_std" (GRPO), "batch_std", "none" (Dr. GRPO, RLOO); with N - 1
-    nan_reward  "error", or "missing": 0, and the group is as if it were absent
-
-    With a baseline, equal rewards give exactly 0, and so does a group of one.
-    """
-    function = "group_advantage"
-    settings = {
-        "baseline": baseline,
-        "scale": scale,
-        "epsilon": epsilon,
-        "nan_reward": nan_reward,
-    }
-    ids = groups if isinstance(groups, Tensor) else None
-    if ids is None:
-        if not isinstance(groups, int) or isinstance(groups, bool):
-            raise TypeError(
-                f"{function}: groups must be a size or a tensor of ids, got {type(groups).__name__}"
-            )
-        if not 1 <= groups <= 2**53:
-            rule = "at least 1" if groups < 1 else f"at most {2**53}"
-            raise ValueError(f"{function}: groups must be {rule}, got {groups}")
-        settings["group_size"] = groups
-    group_advantages = FUNCTIONS[function].naming(group_ids="groups")
-    call = group_advantages.call({"rewards": rewards, "groups": ids}, settings).on_cpu()
-    call.tensors["rewards"] = call.tensors["rewards"].to(result_dtype(rewards)).contiguous()
-    if ids is not None:
-        call.tensors["groups"] = call.tensors["groups"].to(torch.int64).contiguous()
-    return call.run().to(rewards)
 
 
 def moments(values: Tensor, response_mask: Tensor) -> Moments:

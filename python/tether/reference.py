@@ -1044,104 +1044,184 @@ def value_loss(
 # ---- advantages ----------------------------------------------------------------------------------
 
 
-def group_advantage(
-    rewards: Tensor, group_ids: Tensor, *, scale: str = "group_std", epsilon: float = 1e-6
-) -> Tensor:
-    """(r - mean of its group) / (std of its group + epsilon), std with N - 1; "none": r - mean.
+def _deviations(rewards: Tensor) -> Tensor:
+    """From the first: sums of them give exactly 0 for equal rewards."""
+    first = rewards - rewards[0]
+    return first - first.mean()
 
-    Shao et al. 2024, arXiv:2402.03300, section 4.1.2; without the std: arXiv:2503.20783. Sums are
-    of deviations from the group's first reward: equal rewards give exactly 0. A group of one gives
-    0, and so does a NaN reward, which is left out of its group.
+
+def _std(deviations: Tensor) -> Tensor:
+    n = len(deviations)
+    return (deviations.square().sum() / max(n - 1, 1)).sqrt()
+
+
+def grpo(
+    rewards: Tensor,
+    lengths: Tensor | None,
+    *,
+    baseline: str = "mean",
+    scale: str = "group_std",
+    epsilon: float = 1e-6,
+    batch_std: Tensor,
+) -> Tensor:
+    """(r - mean) / (std + epsilon), std with N - 1; baseline and scale as in group_advantage.
+
+    Shao et al. 2024, arXiv:2402.03300, section 4.1.2; without the std: arXiv:2503.20783.
+    """
+    n = len(rewards)
+    above = rewards if baseline == "none" else _deviations(rewards)
+    if baseline == "leave_one_out":
+        above = above * (n / (n - 1) if n > 1 else 0)
+    if scale == "none":
+        return above
+    std = (_std(_deviations(rewards)) if scale == "group_std" else batch_std) + epsilon
+    return above / std if std > 0 else torch.zeros_like(above)
+
+
+def dr_grpo(rewards: Tensor, lengths: Tensor | None, *, scale: str = "none", **options) -> Tensor:
+    """r - mean. Liu et al. 2025, arXiv:2503.20783."""
+    return grpo(rewards, lengths, scale=scale, **options)
+
+
+def rloo(
+    rewards: Tensor,
+    lengths: Tensor | None,
+    *,
+    baseline: str = "leave_one_out",
+    scale: str = "none",
+    **options,
+) -> Tensor:
+    """r - mean of the others. Ahmadian et al. 2024, arXiv:2402.14740, eq. 6."""
+    return grpo(rewards, lengths, baseline=baseline, scale=scale, **options)
+
+
+GROUP_RULES = {each.__name__: each for each in (grpo, dr_grpo, rloo)}
+
+
+def group_advantage(
+    rewards: Tensor,
+    group_ids: Tensor,
+    *,
+    estimator: str = "grpo",
+    lengths: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """Advantages of rewards [B] relative to their groups, in float64 inside.
+
+    With a baseline a group of one gives 0, and so does a NaN reward, which is left out.
     """
     advantages = torch.zeros_like(rewards, dtype=torch.float64)
-    for group in group_ids.unique():
-        members = (group_ids == group) & ~torch.isnan(rewards)
-        if members.sum() < 2:
-            continue
-        deviations = rewards[members].double() - rewards[members][0].double()
-        centred = deviations - deviations.mean()
-        std = centred.square().sum().div(members.sum() - 1).sqrt()
-        if scale == "group_std":
-            centred = centred / (std + epsilon) if std > 0 else torch.zeros_like(centred)
-        advantages[members] = centred
+    there = ~torch.isnan(rewards)
+    if there.any():
+        options["batch_std"] = _std(_deviations(rewards[there].double()))
+    for group in group_ids[there].unique():
+        members = (group_ids == group) & there
+        counts = None if lengths is None else lengths[members].double()
+        advantages[members] = GROUP_RULES[estimator](rewards[members].double(), counts, **options)
     return advantages.to(rewards.dtype)
 
 
-def discounted_returns(
-    rewards: Tensor,
-    response_mask: Tensor,
-    *,
-    gamma: float = 1,
-    gap: str = "carry",
-    bootstrap: Tensor | None = None,
-) -> Tensor:
-    """G_t = r_t + gamma G_{t+1}, with G = bootstrap after the last token; rewards [B, T].
+class Step(NamedTuple):
+    """x_t = base + next V_{t+1} + keep x_{t+1}; the advantage is x, or as `own` says likewise."""
 
-    Over masked slots the return is carried; with gap="decay" each of them between two tokens costs
-    a factor gamma.
+    base: Tensor
+    next: Tensor | float
+    keep: Tensor | float
+    own: Step | None = None
+
+
+def gae(reward: Tensor, value: Tensor, log_ratio: Tensor, lambda_: Tensor, *, gamma: float) -> Step:
+    """A_t = r_t + gamma V_{t+1} - V_t + gamma lambda A_{t+1}.
+
+    Schulman et al. 2015, arXiv:1506.02438, eq. 16.
     """
-    following = torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap
-    returns = torch.zeros_like(rewards)
-    in_response = torch.zeros_like(response_mask[:, 0], dtype=torch.bool)
-    for t in reversed(range(rewards.shape[1])):
-        token = response_mask[:, t] != 0
-        reward = torch.where(token, rewards[:, t], 0.0)
-        in_response = in_response | token
-        passed = token if gap == "carry" else in_response
-        following = torch.where(passed, reward + gamma * following, following)
-        returns[:, t] = torch.where(token, following, 0.0)
-    return returns
+    return Step(reward - value, gamma, gamma * lambda_)
 
 
-def generalized_advantage_estimation(
+def returns(
+    reward: Tensor, value: Tensor, log_ratio: Tensor, lambda_: Tensor, *, gamma: float
+) -> Step:
+    """G_t = r_t + gamma G_{t+1}, whatever the values."""
+    return Step(reward, gamma, gamma)
+
+
+RECURSIONS = {each.__name__: each for each in (gae, returns)}
+_NO_VALUES = ("returns",)
+
+
+def advantage(
+    estimator: str,
     rewards: Tensor,
-    values: Tensor,
     response_mask: Tensor,
     *,
-    gamma: float = 1,
-    lambda_: float = 1,
-    gap: str = "carry",
+    values: Tensor | None = None,
     bootstrap: Tensor | None = None,
     done: Tensor | None = None,
     truncated: Tensor | None = None,
     truncation_values: Tensor | None = None,
     lambdas: Tensor | None = None,
+    log_ratios: Tensor | None = None,
+    gamma: float = 1,
+    lambda_: float = 1,
+    gap: str = "carry",
+    **options: float,
 ) -> tuple[Tensor, Tensor]:
-    """A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t; A, A + V, [B, T].
+    """Advantages and returns x + V by a recursion over rows [B, T].
 
-    Schulman et al. 2015, arXiv:1506.02438, eq. 16. V after the last token is `bootstrap`, 0 after a
-    token that is done, truncation_values at one that is truncated; A is 0 after all three. Over
-    masked slots between tokens nothing passes; with gap="decay" each is a step without reward.
+    V after the last token is `bootstrap`, 0 after a token that is done, truncation_values at one
+    that is truncated; x is 0 after all three. Over masked slots between tokens nothing passes; with
+    gap="decay" each is a step without reward: V = gamma V_{t+1}, x = keep x_{t+1} at ratio 1.
     """
-    next_value = torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap
-    next_advantage = torch.zeros_like(rewards[:, 0])
-    in_response = torch.zeros_like(response_mask[:, 0], dtype=torch.bool)
+    zeros = torch.zeros_like(rewards)
+    reads_values = values is not None and estimator not in _NO_VALUES
+    value_of = values if reads_values else zeros
+    log_ratio_of = zeros if log_ratios is None else log_ratios
     if lambdas is None:
         lambdas = torch.full_like(rewards, lambda_)
     elif lambdas.dim() == 1:
         lambdas = lambdas[:, None].expand_as(rewards)
-    gap_lambda = torch.full_like(rewards[:, 0], lambda_)
-    advantages, returns = torch.zeros_like(rewards), torch.zeros_like(rewards)
+    following = zeros[:, 0] if bootstrap is None else bootstrap
+    carried, behind = zeros[:, 0], torch.full_like(zeros[:, 0], lambda_)
+    in_response = torch.zeros_like(response_mask[:, 0], dtype=torch.bool)
+    advantages, returns = zeros.clone(), zeros.clone()
     for t in reversed(range(rewards.shape[1])):
         token = response_mask[:, t] != 0
-        decayed = ~token & in_response & (gap == "decay")
-        next_value = torch.where(decayed, gamma * next_value, next_value)
-        next_advantage = torch.where(decayed, gamma * gap_lambda * next_advantage, next_advantage)
-        after, carried = next_value, next_advantage
+        reward, value, log_ratio = (
+            torch.where(token, each[:, t], 0.0) for each in (rewards, value_of, log_ratio_of)
+        )
+        behind = torch.where(token, lambdas[:, t], behind)
+        step = RECURSIONS[estimator](reward, value, log_ratio, behind, gamma=gamma, **options)
+        after, x_after = following, carried
         if truncated is not None:
             after = torch.where(truncated[:, t], truncation_values[:, t], after)
-            carried = torch.where(truncated[:, t], 0.0, carried)
+            x_after = torch.where(truncated[:, t], 0.0, x_after)
         if done is not None:
-            after, carried = (torch.where(done[:, t], 0.0, each) for each in (after, carried))
-        delta = rewards[:, t] + gamma * after - values[:, t]
-        advantage = delta + gamma * lambdas[:, t] * carried
-        advantages[:, t] = torch.where(token, advantage, 0.0)
-        returns[:, t] = torch.where(token, advantage + values[:, t], 0.0)
-        next_value = torch.where(token, values[:, t], next_value)
-        next_advantage = torch.where(token, advantage, next_advantage)
-        gap_lambda = torch.where(token, lambdas[:, t], gap_lambda)
+            after, x_after = (torch.where(done[:, t], 0.0, each) for each in (after, x_after))
+        x = sum_of(step, after, x_after)
+        own = x if step.own is None else sum_of(step.own, after, x_after)
+        advantages[:, t] = torch.where(token, own, 0.0)
+        returns[:, t] = torch.where(token, x + value, 0.0)
+        decayed = ~token & in_response & (gap == "decay")
+        following = torch.where(token, value, torch.where(decayed, gamma * following, following))
+        carried = torch.where(token, x, torch.where(decayed, step.keep * carried, carried))
         in_response = in_response | token
     return advantages, returns
+
+
+def sum_of(step: Step, following: Tensor, carried: Tensor) -> Tensor:
+    return step.base + step.next * following + step.keep * carried
+
+
+def discounted_returns(rewards: Tensor, response_mask: Tensor, **options: Any) -> Tensor:
+    """G_t = r_t + gamma G_{t+1}, with G = bootstrap after the last token; rewards [B, T]."""
+    return advantage("returns", rewards, response_mask, **options)[1]
+
+
+def generalized_advantage_estimation(
+    rewards: Tensor, values: Tensor, response_mask: Tensor, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """A and A + V, [B, T]: Schulman et al. 2015, arXiv:1506.02438, eq. 16."""
+    return advantage("gae", rewards, response_mask, values=values, **options)
 
 
 def whiten(

@@ -51,7 +51,7 @@ def value_loss(
 
     values         [B, T], or packed [N] with offsets; float32, float64, bfloat16 or float16, of any
                    strides; differentiable once
-    returns        like values: what generalized_advantage_estimation gives
+    returns        like values: what `tether.advantage` gives
     response_mask  like values: bool, or weights in [0, 1]; slots of weight 0 may hold anything
     old_values     like values, at the start of the step; None: nothing is clipped
     offsets        [B + 1] int32 or int64, from 0 to N

@@ -80,6 +80,27 @@ TEST(EigenEstimators, AdvantagesAreTheRecursions) {
   expect_equal(out.returns, (ArrayXXd(1, 3) << 2.75, 0, 6).finished());
 }
 
+TEST(EigenEstimators, AdvantagesByAnyEstimator) {
+  const ArrayXXd rewards = random_array(3, 4, 6), values = random_array(3, 4, 7),
+                 mask = ArrayXXd::Ones(3, 4);
+  const eigen::AdvantageBatch batch{.rewards = rewards, .values = values, .response_mask = mask};
+  const Gae options{.gamma = 0.5, .lambda = 0.5};
+  expect_equal(eigen::advantage(batch, options).advantages,
+               eigen::generalized_advantage_estimation(batch, options).advantages);
+  EXPECT_EQ(message([&] { eigen::advantage({.rewards = rewards, .response_mask = mask}, Gae{}); }),
+            "advantage: values must be given, got none");
+
+  const ArrayXd answers = (ArrayXd(4) << 1, 2, 6, 0).finished();
+  const ArrayXd want = (ArrayXd(4) << -0.5, 0.5, 3, -3).finished();
+  const GroupAdvantage rule{.scale = AdvantageScale::none};
+  EXPECT_TRUE((eigen::advantage({.rewards = answers, .group_size = 2}, rule) == want).all());
+  EXPECT_EQ(message([&] {
+              eigen::advantage({.rewards = answers, .lengths = ArrayXd::Ones(3), .group_size = 2},
+                               rule);
+            }),
+            "advantage: lengths must be [4] like rewards, got [3]");
+}
+
 TEST(EigenEstimators, OneValuePerRowMayLieInARowOrAColumn) {
   const ArrayXXd rewards = random_array(3, 4, 6), mask = ArrayXXd::Ones(3, 4);
   const ArrayXd column = random_array(3, 1, 7);

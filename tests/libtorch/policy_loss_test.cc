@@ -6,7 +6,7 @@
 #include <functional>
 #include <string>
 
-#include "libtorch/group_advantage.h"
+#include "libtorch/advantage.h"
 
 namespace tether {
 namespace {

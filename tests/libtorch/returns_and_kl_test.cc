@@ -5,7 +5,7 @@
 #include <limits>
 #include <string>
 
-#include "libtorch/discounted_returns.h"
+#include "libtorch/advantage.h"
 #include "libtorch/kl_report.h"
 
 namespace tether {

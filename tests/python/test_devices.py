@@ -75,6 +75,16 @@ def calls():
             "target_logps": log_p.gather(-1, targets.clamp_min(0)[..., None])[..., 0],
         },
         "head_logps": {"logits": logits, **head},
+        "advantage": {
+            "estimator": "gae",
+            **tokens,
+            "values": rows,
+            "done": ~mask,
+            "truncated": ~mask,
+            "truncation_values": rows,
+            "lambdas": normal(2).sigmoid(),
+            "log_ratios": rows,
+        },
         "generalized_advantage_estimation": {
             **tokens,
             "values": rows,
@@ -113,7 +123,7 @@ def numbers(out):
 
 
 LEAVES = ("logps", "entropies", "values", "logits", "hidden", "weight", "bias", "q_logits")
-CONSTANT = ("whiten", "moments", "generalized_advantage_estimation")
+CONSTANT = ("whiten", "moments", "advantage", "generalized_advantage_estimation")
 
 
 def evaluated(function, arguments):
@@ -133,7 +143,7 @@ def evaluated(function, arguments):
 
 def test_every_public_function_is_here():
     public = {name for name in tether.__all__ if name[0].islower()}
-    assert public - {"objectives", "reference", "weights"} == set(CALLS)
+    assert public - {"advantages", "objectives", "reference", "weights"} == set(CALLS)
 
 
 @pytest.mark.parametrize("function", CALLS)

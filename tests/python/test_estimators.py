@@ -109,6 +109,98 @@ def test_value_loss_gradcheck_metrics_and_second_derivative():
 # ---- advantages ----------------------------------------------------------------------------------
 
 
+RECURSIONS = [name for name, row in tether.advantages().items() if not row.of_groups]
+GROUP_RULES = [name for name, row in tether.advantages().items() if row.of_groups]
+
+
+@pytest.mark.parametrize("estimator", RECURSIONS)
+@pytest.mark.parametrize("gap", ["carry", "decay"])
+@pytest.mark.parametrize("lambdas", [None, (5,), SHAPE])
+def test_recursions_equal_reference(estimator, gap, lambdas):
+    mask, ends = mask_of(), torch.rand(SHAPE, generator=generator(4))
+    tokens = {
+        "rewards": normal(*SHAPE, seed=1),
+        "values": normal(*SHAPE, seed=2),
+        "truncation_values": normal(*SHAPE, seed=5),
+        "log_ratios": normal(*SHAPE, seed=7),
+    }
+    others = {
+        "bootstrap": normal(5, seed=3),
+        "done": ends < 0.1,
+        "truncated": (ends > 0.1) & (ends < 0.2),
+    }
+    if lambdas is not None:
+        others["lambdas"] = torch.rand(lambdas, generator=generator(6), dtype=torch.float64)
+    options = {"gamma": 0.98, "gap": gap}
+    row = tether.advantages()[estimator]
+    for i, (name, option) in enumerate(row.options.items()):
+        if name != "gamma":
+            options[name + "_" * (name == "lambda")] = min(option.high, 1.3) * (0.9 - 0.1 * i)
+    want = tether.reference.advantage(estimator, response_mask=mask, **tokens, **others, **options)
+    poisoned = {name: torch.where(mask, each, math.nan) for name, each in tokens.items()}
+    got = tether.advantage(estimator, response_mask=mask, **poisoned, **others, **options)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+    narrow = {name: each.to(torch.bfloat16) for name, each in tokens.items()}
+    wide = {name: each.double() for name, each in narrow.items()}
+    got = tether.advantage(estimator, response_mask=mask, **narrow, **others, **options)
+    want = tether.advantage(estimator, response_mask=mask, **wide, **others, **options)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("estimator", GROUP_RULES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rules_of_groups_equal_reference(estimator, dtype):
+    rewards = normal(24, dtype=dtype)
+    rewards[8:16], rewards[20] = 0.7, math.nan
+    ids = (torch.arange(24) // 8)[torch.randperm(24, generator=generator(3))]
+    lengths = torch.randint(1, 90, (24,), generator=generator(4))
+    row = tether.advantages()[estimator]
+    choices = {name: each.legal for name, each in row.choices.items() if name != "nan_reward"}
+    pairs = [(name, value) for name, legal in choices.items() for value in legal]
+    for name, value in [(None, None), *pairs]:
+        options = {name: value} if name else {}
+        want = tether.reference.group_advantage(
+            rewards, ids, estimator=estimator, lengths=lengths, **options
+        )
+        for counts in (lengths, lengths.to(torch.int32), lengths.float()):
+            got = tether.advantage(
+                estimator, rewards, groups=ids, lengths=counts, nan_reward="missing", **options
+            )
+            torch.testing.assert_close(got.advantages, want, rtol=1e-6, atol=1e-7)
+            assert got.returns is rewards
+
+
+def test_advantage_by_name_refuses_what_it_does_not_know():
+    rewards, mask = torch.zeros(2, 3), torch.ones(2, 3)
+
+    def said(*arguments, **options):
+        with pytest.raises(ValueError) as error:
+            tether.advantage(*arguments, **options)
+        return str(error.value)
+
+    known = ", ".join((*RECURSIONS, *GROUP_RULES))
+    assert said("gea", rewards, mask) == (f'advantage: estimator must be one of {known}, got "gea"')
+    assert said("gae", rewards, mask) == "advantage: values must be given, got none"
+    assert said("gae", rewards, mask, values=rewards, groups=2) == (
+        "advantage: groups must not be given for gae, a recursion"
+    )
+    assert said("grpo", rewards[0], mask[0], groups=3) == (
+        "advantage: response_mask must not be given for grpo, a rule of groups"
+    )
+    assert said("returns", rewards, mask, lambda_=0.5) == (
+        'advantage: option must be one of gamma, got "lambda_"'
+    )
+    assert said("returns", rewards, 2 * mask) == (
+        "advantage: response_mask must be in [0, 1], got 2 at [0, 0]"
+    )
+    assert said("grpo", torch.tensor([0.0, math.nan]), groups=2) == (
+        "advantage: rewards must be finite, got nan at [1]. Pass nan_reward = missing to leave it "
+        "out of its group"
+    )
+
+
 @pytest.mark.parametrize("gap", ["carry", "decay"])
 @pytest.mark.parametrize("extras", [False, True])
 def test_gae_equals_reference(gap, extras):

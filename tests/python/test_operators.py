@@ -40,6 +40,8 @@ def right(argument):
     shapes = {"per_row": (2,), "either": (2,), "answers": (2,)}
     if argument.kind == "ids":
         return zeros(2, dtype=LONG)
+    if argument.kind == "counts" or argument.shape == "answers":
+        return torch.ones(2, dtype=DOUBLE)
     dtype = torch.bool if argument.kind == "flags" else torch.float32
     return torch.ones(shapes.get(argument.shape, (2, 3)), dtype=dtype)
 

@@ -1,4 +1,4 @@
-#include "libtorch/generalized_advantage.h"
+#include "libtorch/advantage.h"
 
 #include <gtest/gtest.h>
 #include <torch/types.h>
@@ -95,6 +95,62 @@ TEST(GaeFace, BadInputGetsOneClearError) {
                 "loss: pass values.detach()");
   EXPECT_EQ(error_of([](B& b) { b.truncated = torch::zeros({2, 3}, at::kBool); }),
             name + "truncation_values must be given, got none");
+}
+
+TEST(AdvantageFace, TakesAnyRecursion) {
+  const AdvantageBatch batch = random_batch(5, 40);
+  const Gae options{.gamma = 0.9, .lambda = 0.8};
+  const AdvantagesAndReturns typed = generalized_advantage_estimation(batch, options);
+  const AdvantagesAndReturns named = advantage(batch, options);
+  EXPECT_TRUE(at::equal(named.advantages, typed.advantages));
+  EXPECT_TRUE(at::equal(named.returns, typed.returns));
+  const at::Tensor returns = advantage(batch, DiscountedReturns{.gamma = 0.9}).returns;
+  EXPECT_TRUE(at::equal(returns, discounted_returns({.rewards = batch.rewards,
+                                                     .response_mask = batch.response_mask,
+                                                     .bootstrap = batch.bootstrap},
+                                                    {.gamma = 0.9})));
+}
+
+struct Centred {
+  NanReward nan_reward = NanReward::error;
+
+  static constexpr Traits traits{.needs_lengths = true};
+  Group::Number operator()(const Group& group, int64_t i) const {
+    return group.length[i] * (group.deviation(i) - group.mean);
+  }
+};
+
+TEST(AdvantageFace, TakesAnyRuleOfGroups) {
+  const at::Tensor rewards = torch::tensor({1.0f, 5.0f, 3.0f, 9.0f}),
+                   ids = torch::tensor({4, 7, 4, 7});
+  const at::Tensor lengths = torch::tensor({10, 1, 100, 2});
+  const at::Tensor expected = torch::tensor({-10.0f, -2.0f, 100.0f, 4.0f});
+  const GroupBatch batch{.rewards = rewards, .group_ids = ids, .lengths = lengths};
+  EXPECT_TRUE(at::equal(advantage(batch, Centred{}), expected));
+  GroupBatch fractional = batch;
+  fractional.lengths = lengths.to(at::kBFloat16);
+  EXPECT_TRUE(at::equal(advantage(fractional, Centred{}), expected));
+  EXPECT_TRUE(at::equal(advantage({.rewards = rewards, .group_size = 2}, GroupAdvantage{}),
+                        group_advantage(rewards, 2)));
+
+  const auto error = [&](const GroupBatch& wrong) {
+    try {
+      advantage(wrong, Centred{});
+    } catch (const c10::Error& thrown) {
+      return std::string(thrown.what_without_backtrace());
+    }
+    return std::string("no error");
+  };
+  EXPECT_EQ(error({.rewards = rewards, .group_ids = ids}),
+            "advantage: lengths must be given, got none");
+  EXPECT_EQ(error({.rewards = rewards, .group_ids = ids, .lengths = lengths.to(at::kBool)}),
+            "advantage: lengths must be float32, float64, bfloat16 or float16, got bool");
+  EXPECT_EQ(error({.rewards = rewards, .group_ids = ids, .lengths = torch::ones({3})}),
+            "advantage: lengths must be [4] like rewards, got [3]");
+  EXPECT_EQ(error({.rewards = rewards, .group_ids = ids, .lengths = -lengths}),
+            "advantage: lengths must be at least 0 and finite, got -10 at [0]");
+  EXPECT_EQ(error({.rewards = rewards, .lengths = lengths}),
+            "advantage: group_size must be at least 1, got 0");
 }
 
 }  // namespace

@@ -1,0 +1,256 @@
+#include "estimators/advantage/row_scan.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "core/bit_cast.h"
+#include "core/check.h"
+#include "core/fields.h"
+#include "core/macros.h"
+#include "core/sum.h"
+
+namespace tether {
+
+namespace {
+
+// One row of AdvantageArrays, a block at a time.
+struct ScanBlock {
+  alignas(64) double weight[kBlock], reward[kBlock], value[kBlock], log_ratio[kBlock],
+      lambda[kBlock], done[kBlock], truncated[kBlock], truncation_value[kBlock];
+  alignas(64) double base[kBlock], next[kBlock], keep[kBlock];
+  alignas(64) double next_value[kBlock], next_x[kBlock];  // V_{t+1}, x_{t+1}, past the ends
+  alignas(64) double advantage[kBlock], result[kBlock];
+  alignas(64) uint64_t token[kBlock], ends[kBlock];  // all ones where it is one, or ends
+
+  // What is not there stays as it is here.
+  explicit ScanBlock(double lambda_of_all) {
+    for (double* each : {value, log_ratio, done, truncated, truncation_value}) {
+      std::fill_n(each, kBlock, 0.0);
+    }
+    std::fill_n(lambda, kBlock, lambda_of_all);
+  }
+
+  void load(const AdvantageArrays& batch, const Traits& reads, int64_t row, int64_t column,
+            int count) {
+    const auto read = [&](bool wanted, const ConstArray& array, double* out) {
+      if (wanted && array) load_block<double>(batch.layout, array, row, column, count, weight, out);
+    };
+    load_block<double>(batch.layout, batch.response_mask, row, column, count, nullptr, weight);
+    read(true, batch.rewards, reward);
+    read(reads.needs_values, batch.values, value);
+    read(reads.needs_log_ratios, batch.log_ratios, log_ratio);
+    read(true, batch.lambdas, lambda);
+    read(true, batch.done, done);
+    read(true, batch.truncated, truncated);
+    read(true, batch.truncation_values, truncation_value);
+  }
+
+  RecursionColumns columns(int count) const {
+    return {reward, value, log_ratio, lambda, (count + kLanes - 1) / kLanes * kLanes};
+  }
+  StepColumns steps() { return {base, next, keep}; }
+};
+
+// What one token passes to the one before it.
+struct ScanState {
+  double value = 0, x = 0;
+  double lambda = 1;    // of the nearest token behind
+  bool inside = false;  // not so in the padding after the last token
+};
+
+// x where the mask is all ones, 0 where it is 0, whatever x is there.
+TETHER_INLINE double keep(uint64_t mask, double x) {
+  return bit_cast<double>(mask & bit_cast<uint64_t>(x));
+}
+// y where the mask is all ones, x where it is 0; y is 0 there. Without arithmetic: V waits for
+// nothing but the V behind it.
+TETHER_INLINE double either(uint64_t mask, double y, double x) {
+  return bit_cast<double>(bit_cast<uint64_t>(y) | (~mask & bit_cast<uint64_t>(x)));
+}
+
+uint64_t all_ones_where(bool holds) { return holds ? ~uint64_t{0} : 0; }
+
+// The number of slots up to the last token of the row, which the block may hold.
+int without_padding(const ScanBlock& block, int count, ScanState& state) {
+  while (!state.inside && count > 0 && block.weight[count - 1] == 0) --count;
+  state.inside |= count > 0;
+  return count;
+}
+
+// A masked slot that decays has the lambda of the token behind it.
+void spread_lambdas(int count, ScanState& state, ScanBlock& block) {
+  for (int i = count - 1; i >= 0; --i) {
+    if (block.weight[i] != 0) state.lambda = block.lambda[i];
+    block.lambda[i] = state.lambda;
+  }
+}
+
+// base and keep of a masked slot are 0 and, unless it decays, 1.
+TETHER_CLONES void fill_masks(bool decays, int count, ScanBlock& block) {
+  for (int i = 0; i < count; ++i) {
+    const bool token = block.weight[i] != 0;
+    block.token[i] = token ? ~uint64_t{0} : 0;
+    block.base[i] = token ? block.base[i] : 0.0;
+    block.keep[i] = token | decays ? block.keep[i] : 1.0;
+  }
+}
+
+// The recursion, without a branch: a mask is nothing that a processor could predict. It selects:
+// what follows may be NaN. Unless kPlain, x and V do not pass an end, and gaps cost a factor. Where
+// kOwn, what the tokens saw of x and V stays for the advantages.
+template <bool kPlain, bool kOwn>
+TETHER_CLONES void scan(double gap_gamma, int count, ScanState& state, ScanBlock& block) {
+  double value = state.value, x = state.x;
+  for (int i = count - 1; i >= 0; --i) {
+    if constexpr (!kPlain) {
+      x = keep(~block.ends[i], x);
+      value = either(block.ends[i], block.truncation_value[i], value);
+    }
+    if constexpr (kOwn) {
+      block.next_value[i] = value;
+      block.next_x[i] = x;
+    }
+    x = (block.base[i] + keep(block.token[i], block.next[i] * value)) + block.keep[i] * x;
+    if constexpr (!kPlain) value *= gap_gamma;
+    value = either(block.token[i], block.value[i], value);
+    block.advantage[i] = x;
+  }
+  state.value = value;
+  state.x = x;
+}
+
+TETHER_CLONES void fill_returns(int count, ScanBlock& block) {
+  for (int i = 0; i < count; ++i) {
+    block.advantage[i] = keep(block.token[i], block.advantage[i]);
+    block.result[i] = block.advantage[i] + block.value[i];
+  }
+}
+
+TETHER_CLONES void fill_own_advantages(int count, ScanBlock& block) {
+  for (int i = 0; i < count; ++i) {
+    const double own =
+        (block.base[i] + block.next[i] * block.next_value[i]) + block.keep[i] * block.next_x[i];
+    block.advantage[i] = keep(block.token[i], own);
+  }
+}
+
+// Where an episode ends, and V behind the end: 0 where it is over.
+void fill_ends(int count, ScanBlock& block) {
+  for (int i = 0; i < count; ++i) {
+    const bool done = block.done[i] != 0, truncated = block.truncated[i] != 0;
+    block.ends[i] = all_ones_where(done || truncated);
+    block.truncation_value[i] = truncated && !done ? block.truncation_value[i] : 0.0;
+  }
+}
+
+class RowScan {
+ public:
+  RowScan(const AdvantageArrays& batch, const Recursion& recursion, const MutableArray& advantages,
+          const MutableArray& returns)
+      : batch_(batch), recursion_(recursion), advantages_(advantages), returns_(returns) {}
+
+  void run(int64_t row, ScanBlock& block) const {
+    const RowLayout& layout = batch_.layout;
+    ScanState state{.lambda = recursion_.lambda()};
+    if (batch_.bootstrap) {
+      load_block<double>(layout, batch_.bootstrap, row, 0, 1, nullptr, block.reward);
+      state.value = block.reward[0];
+    }
+    for (int64_t end = layout.length(row); end > 0; end -= kBlock) {
+      const int64_t column = std::max<int64_t>(0, end - kBlock);
+      const int count = static_cast<int>(end - column);
+      block.load(batch_, recursion_.traits(), row, column, count);
+      prefetch_next(row, column);
+      scan_block(count, state, block);
+      const auto store = [&](const MutableArray& array, const double* values) {
+        if (array) store_block(layout, array, row, column, count, values);
+      };
+      store(advantages_, block.advantage);
+      store(returns_, block.result);
+    }
+  }
+
+ private:
+  void scan_block(int count, ScanState& state, ScanBlock& block) const {
+    const bool decays = recursion_.gap() == MaskGap::decay, own = recursion_.has_own_advantage();
+    const bool ends = batch_.done || batch_.truncated;
+    const int inside = without_padding(block, count, state);
+    std::fill(block.advantage + inside, block.advantage + count, 0.0);
+    std::fill(block.result + inside, block.result + count, 0.0);
+    if (decays && batch_.lambdas) spread_lambdas(inside, state, block);
+    if (ends || decays) fill_ends(inside, block);
+    recursion_.steps(block.columns(inside), block.steps());
+    fill_masks(decays, inside, block);
+    const auto loop = ends || decays ? (own ? &scan<false, true> : &scan<false, false>)
+                                     : (own ? &scan<true, true> : &scan<true, false>);
+    loop(decays ? recursion_.gamma() : 1, inside, state, block);
+    fill_returns(inside, block);
+    if (!own) return;
+    recursion_.advantages(block.columns(inside), block.steps());
+    fill_own_advantages(inside, block);
+  }
+
+  // Asks for the block that is wanted after the one of `row` that ends before `column`: rows are
+  // walked from their ends, which no processor expects.
+  void prefetch_next(int64_t row, int64_t column) const {
+    const RowLayout& layout = batch_.layout;
+    if (column == 0 && ++row < layout.rows) column = layout.length(row);
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, column));
+    if (count == 0 || row == layout.rows) return;
+    for (const ConstArray* array : {&batch_.response_mask, &batch_.rewards, &batch_.values}) {
+      prefetch_block(layout, *array, row, column - count, count);
+    }
+    for (const MutableArray* array : {&advantages_, &returns_}) {
+      prefetch_block(layout, *array, row, column - count, count);
+    }
+  }
+
+  const AdvantageArrays& batch_;
+  const Recursion& recursion_;
+  const MutableArray &advantages_, &returns_;
+};
+
+void check(std::string_view function, const AdvantageArrays& batch, const Recursion& recursion,
+           const MutableArray& advantages, const MutableArray& returns) {
+  const RowLayout& layout = batch.layout;
+  recursion.for_each_field([&](std::string_view name, double value, const Range& range) {
+    check_range(function, name, value, range);
+  });
+  check_inputs(function, batch);
+  check_reads(function, presence_of(batch), recursion);
+  check_array(function, "advantages", layout, advantages);
+  check_array(function, "returns", layout, returns);
+  check_weights(function, layout, batch.response_mask);
+  if (batch.lambdas) {
+    check_numbers(function, "lambdas", layout, batch.lambdas, batch.response_mask, {0, 1});
+  }
+}
+
+}  // namespace
+
+void check_reads(std::string_view function, const AdvantageInputs<bool>& given,
+                 const Recursion& recursion) {
+  const auto must = [&](bool there, const char* name) {
+    require(there,
+            [&] { return std::string(function) + ": " + name + " must be given, got none"; });
+  };
+  const Traits& reads = recursion.traits();
+  must(given.values || !reads.needs_values, "values");
+  must(given.truncation_values || !given.truncated, "truncation_values");
+  must(given.log_ratios || !reads.needs_log_ratios, "log_ratios");
+}
+
+void scan_rows(std::string_view function, const AdvantageArrays& batch, const Recursion& recursion,
+               const MutableArray& advantages, const MutableArray& returns,
+               const Executor& executor) {
+  check(function, batch, recursion, advantages, returns);
+  const RowScan scan(batch, recursion, advantages, returns);
+  const Chunks chunks = Chunks::of(batch.layout.rows, batch.layout.elements());
+  parallel_for(executor, chunks.count, [&](int64_t chunk) {
+    ScanBlock block(recursion.lambda());
+    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) scan.run(row, block);
+  });
+}
+
+}  // namespace tether

@@ -1,0 +1,264 @@
+"""Advantages and returns. Constants all: nothing here has a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tether._checks import check_strings, in_name_of
+from tether._functions import ADVANTAGES, FUNCTIONS, Call
+from tether._lists import Choice, Option, Value, checked_settings
+
+
+class AdvantagesAndReturns(NamedTuple):
+    advantages: Tensor  # like rewards, in their dtype; 0 at masked slots
+    returns: Tensor  # advantages + values
+
+
+class AdvantageEstimator(NamedTuple):
+    """A recursion over the tokens of a row, or a rule of groups."""
+
+    function: str  # advantage or group_advantage
+    name: str
+    formula: str
+    paper: str
+    agreement: str  # who computes the same in the tests
+    options: dict[str, Option]
+    choices: dict[str, Choice]
+
+    @property
+    def of_groups(self) -> bool:
+        return self.function == "group_advantage"
+
+
+_CATALOGUE = {row[1]: AdvantageEstimator(*row, *rest) for row, *rest in ADVANTAGES}
+
+
+def advantages() -> dict[str, AdvantageEstimator]:
+    """Every estimator by name, for `advantage`, with its formula, paper, options and choices."""
+    return dict(_CATALOGUE)
+
+
+def advantage(
+    estimator: str,
+    rewards: Tensor,
+    response_mask: Tensor | None = None,
+    *,
+    values: Tensor | None = None,
+    bootstrap: Tensor | None = None,
+    done: Tensor | None = None,
+    truncated: Tensor | None = None,
+    truncation_values: Tensor | None = None,
+    lambdas: Tensor | None = None,
+    log_ratios: Tensor | None = None,
+    offsets: Tensor | None = None,
+    groups: Tensor | int | None = None,
+    lengths: Tensor | None = None,
+    **options: Value,
+) -> AdvantagesAndReturns:
+    """Advantages by any estimator of `tether.advantages()`; options are those of its row.
+
+    A recursion ("gae") takes tokens, [B, T] or packed [N] with offsets:
+
+    rewards, values    like each other; what the estimator does not read may be absent
+    response_mask      slots that are 0 may hold anything and come out as 0
+    bootstrap          [B], the value after the last token; None: 0
+    done, truncated    bool: the episode ends at this token; it is cut off, and the value after it
+                       is truncation_values
+    lambdas            [B] or like rewards, in place of the option lambda_
+    log_ratios         log pi(token) - log mu(token) [nats], mu the policy that sampled it
+
+    A rule of groups ("rloo") takes one reward a sequence:
+
+    rewards            [B]; they are the returns too
+    groups             a size, of consecutive rewards, or ids [B], int32 or int64, in any order
+    lengths            [B], tokens of each answer, for rules that need them
+    """
+    function = "advantage"
+    check_strings(function, estimator=estimator)
+    if estimator not in _CATALOGUE:
+        raise ValueError(
+            f'{function}: estimator must be one of {", ".join(_CATALOGUE)}, got "{estimator}"'
+        )
+    of_rows = {
+        "response_mask": response_mask,
+        "values": values,
+        "bootstrap": bootstrap,
+        "done": done,
+        "truncated": truncated,
+        "truncation_values": truncation_values,
+        "lambdas": lambdas,
+        "log_ratios": log_ratios,
+        "offsets": offsets,
+    }
+    of_groups = {"groups": groups, "lengths": lengths}
+    grouped = _CATALOGUE[estimator].of_groups
+    for name, each in (of_rows if grouped else of_groups).items():
+        if each is not None:
+            kind = "a rule of groups" if grouped else "a recursion"
+            raise ValueError(f"{function}: {name} must not be given for {estimator}, {kind}")
+    if grouped:
+        out = _of_groups(function, estimator, rewards, groups, lengths, options)
+        return AdvantagesAndReturns(out, rewards)
+    return _of_rows(function, estimator, {"rewards": rewards, **of_rows}, options)
+
+
+def _of_rows(
+    function: str,
+    estimator: str,
+    tensors: Mapping[str, Tensor | None],
+    options: Mapping[str, Value],
+) -> AdvantagesAndReturns:
+    call = _call(function, estimator, tensors, options)
+    out = in_name_of(function, call.function.name, lambda: call.on_cpu().run())
+    return AdvantagesAndReturns(*(each.to(tensors["rewards"].device) for each in out))
+
+
+def _of_groups(
+    function: str,
+    estimator: str,
+    rewards: Tensor,
+    groups: Tensor | int | None,
+    lengths: Tensor | None,
+    options: Mapping[str, Value],
+) -> Tensor:
+    ids = groups if isinstance(groups, Tensor) else None
+    if ids is None:
+        _check_size(function, groups)
+    tensors = {"rewards": rewards, "groups": ids, "lengths": lengths}
+    call = _call(function, estimator, tensors, options)
+    if ids is None:
+        call = call.with_numbers({"group_size": groups})
+
+    def run():
+        there = call.on_cpu()
+        types = {"rewards": torch.float64, "groups": torch.int64, "lengths": torch.float64}
+        for name, each in there.tensors.items():
+            there.tensors[name] = None if each is None else each.to(types[name]).contiguous()
+        return there.run().to(rewards)
+
+    return in_name_of(function, "group_advantage", run)
+
+
+def _check_size(function: str, groups: int | None) -> None:
+    if not isinstance(groups, int) or isinstance(groups, bool):
+        raise TypeError(
+            f"{function}: groups must be a size or a tensor of ids, got {type(groups).__name__}"
+        )
+    if not 1 <= groups <= 2**53:
+        rule = "at least 1" if groups < 1 else f"at most {2**53}"
+        raise ValueError(f"{function}: groups must be {rule}, got {groups}")
+
+
+def _call(
+    function: str,
+    estimator: str,
+    tensors: Mapping[str, Tensor | None],
+    options: Mapping[str, Value],
+) -> Call:
+    row = _CATALOGUE[estimator]
+    callee = FUNCTIONS[row.function].naming(group_ids="groups")
+    checked = callee.checked(tensors, function)
+    settings = checked_settings(function, row.options, row.choices, options)
+    choices = {"estimator": estimator, **settings.choices}
+    return Call(callee, checked, settings._replace(choices=choices))
+
+
+# ---- by name -------------------------------------------------------------------------------------
+
+
+def generalized_advantage_estimation(
+    rewards: Tensor,
+    values: Tensor,
+    response_mask: Tensor,
+    *,
+    gamma: float = 1.0,
+    lambda_: float = 1.0,
+    gap: str = "carry",
+    bootstrap: Tensor | None = None,
+    done: Tensor | None = None,
+    truncated: Tensor | None = None,
+    truncation_values: Tensor | None = None,
+    lambdas: Tensor | None = None,
+    offsets: Tensor | None = None,
+) -> AdvantagesAndReturns:
+    """A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t; returns A + V.
+
+    Schulman et al. 2015, arXiv:1506.02438, eq. 16.
+
+    rewards, values    [B, T], or packed [N] with offsets
+    response_mask      like rewards; slots that are 0 may hold anything and come out as 0
+    gap                over masked slots between tokens: "carry", nothing passes; "decay", each is a
+                       step without reward
+    bootstrap          [B], the value after the last token; None: 0
+    done, truncated    like rewards, bool: the episode ends at this token; it is cut off, and the
+                       value after it is truncation_values, like rewards
+    lambdas            [B] or like rewards, goes before lambda_
+
+    Recursions are in float64 on the CPU; tensors elsewhere come over and the results go back.
+    """
+    tensors = {
+        "rewards": rewards,
+        "values": values,
+        "response_mask": response_mask,
+        "bootstrap": bootstrap,
+        "done": done,
+        "truncated": truncated,
+        "truncation_values": truncation_values,
+        "lambdas": lambdas,
+        "offsets": offsets,
+    }
+    options = {"gamma": gamma, "lambda_": lambda_, "gap": gap}
+    return _of_rows("generalized_advantage_estimation", "gae", tensors, options)
+
+
+def discounted_returns(
+    rewards: Tensor,
+    response_mask: Tensor,
+    *,
+    gamma: float = 1.0,
+    gap: str = "carry",
+    bootstrap: Tensor | None = None,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """G_t = r_t + gamma G_{t+1}, with G = bootstrap [B] after the last token; 0 at masked slots.
+
+    rewards [B, T], or packed [N] with offsets; `gap` as in generalized_advantage_estimation.
+    """
+    tensors = {
+        "rewards": rewards,
+        "response_mask": response_mask,
+        "bootstrap": bootstrap,
+        "offsets": offsets,
+    }
+    return _of_rows("discounted_returns", "returns", tensors, {"gamma": gamma, "gap": gap}).returns
+
+
+def group_advantage(
+    rewards: Tensor,
+    groups: Tensor | int,
+    *,
+    baseline: str = "mean",
+    scale: str = "group_std",
+    epsilon: float = 1e-6,
+    nan_reward: str = "error",
+) -> Tensor:
+    """(r - baseline) / (std + epsilon), one reward per sequence; [B] in the dtype of the rewards.
+
+    groups      a size, of consecutive rewards, or ids [B], int32 or int64, in any order
+    baseline    "mean" of the group (GRPO), "leave_one_out" (RLOO), "none"
+    scale       "group_std" (GRPO), "batch_std", "none" (Dr. GRPO, RLOO); with N - 1
+    nan_reward  "error", or "missing": 0, and the group is as if it were absent
+
+    With a baseline, equal rewards give exactly 0, and so does a group of one.
+    """
+    options = {
+        "baseline": baseline,
+        "scale": scale,
+        "epsilon": epsilon,
+        "nan_reward": nan_reward,
+    }
+    return _of_groups("group_advantage", "grpo", rewards, groups, None, options)
