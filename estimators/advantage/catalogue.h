@@ -8,6 +8,7 @@
 
 #include "gae.h"
 #include "group.h"
+#include "opo.h"
 #include "returns.h"
 
 namespace tether {
@@ -40,6 +41,8 @@ inline constexpr std::tuple kGroupCatalogue{
         GroupAdvantage{.baseline = AdvantageBaseline::leave_one_out, .scale = AdvantageScale::none},
         "r - mean of the others", "arXiv:2402.14740, eq. 6", "estimators/advantage/group.h",
         "verl rloo"},
+    AdvantageRow{"opo", Opo{}, "r - sum L r / sum L", "arXiv:2505.23585",
+                 "estimators/advantage/opo.h", "verl opo"},
 };
 
 // visit(row) for every recursion, every rule.

@@ -87,7 +87,7 @@ class Members {
       tokens += out.length[i];
       weighted += out.length[i] * out.deviation(i);
     }
-    if (tokens > 0) out.length_mean = weighted / tokens;
+    out.length_mean = tokens > 0 ? weighted / tokens : out.mean;
     return out;
   }
 

@@ -50,7 +50,7 @@ struct Group {
   const double* length = nullptr;  // null without lengths
   Number first = 0;
   Number mean = 0;         // of the deviations
-  Number length_mean = 0;  // of the deviations, each counted by its length; 0 without tokens
+  Number length_mean = 0;  // of the deviations, each counted by its length; without tokens: mean
   Number std = 0;          // with size - 1; 0 for a group of one
   Number batch_std = 0;    // of all rewards of the batch, for rules that say that they read it
 

@@ -1095,7 +1095,13 @@ def rloo(
     return grpo(rewards, lengths, baseline=baseline, scale=scale, **options)
 
 
-GROUP_RULES = {each.__name__: each for each in (grpo, dr_grpo, rloo)}
+def opo(rewards: Tensor, lengths: Tensor, *, batch_std: Tensor) -> Tensor:
+    """r - sum L r / sum L, L the tokens of an answer. Hao et al. 2025, arXiv:2505.23585."""
+    first, tokens = rewards - rewards[0], lengths.sum()
+    return first - ((lengths * first).sum() / tokens if tokens > 0 else first.mean())
+
+
+GROUP_RULES = {each.__name__: each for each in (grpo, dr_grpo, rloo, opo)}
 
 
 def group_advantage(

@@ -9,6 +9,7 @@
 
 #include "estimators/advantage/gae.h"
 #include "estimators/advantage/group.h"
+#include "estimators/advantage/opo.h"
 #include "estimators/advantage/whitening.h"
 
 // Advantages against verl's own functions, as recorded by tests/peers/record_verl.py. Where the two
@@ -101,11 +102,19 @@ TEST(VerlAdvantages, MaskedWhiten) {
 }
 
 // The recorded advantage of an answer is that of its first token; a group of one is `alone`.
-void expect_groups(const Json& recorded, const GroupAdvantage& options, double alone) {
+void expect_groups(const Json& recorded, const GroupRule& rule, double alone) {
   const auto rewards = recorded["rewards"].get<Doubles>();
   const auto ids = recorded["ids"].get<std::vector<int64_t>>();
-  Doubles advantages(rewards.size(), NAN);
-  group_advantage(rewards.data(), ids.data(), int64_t(rewards.size()), options, advantages.data());
+  Doubles advantages(rewards.size(), NAN), lengths;
+  for (const Json& row : recorded["response_mask"]) {
+    lengths.push_back(double(std::count(row.begin(), row.end(), 1)));
+  }
+  advantages_of_groups("advantage",
+                       {.rewards = rewards.data(),
+                        .group_ids = ids.data(),
+                        .lengths = lengths.data(),
+                        .count = int64_t(rewards.size())},
+                       rule, advantages.data());
   int singles = 0;
   for (size_t i = 0; i < ids.size(); ++i) {
     const double expected = recorded["advantages"][i][0];
@@ -127,7 +136,8 @@ TEST(VerlAdvantages, Grpo) {
     const bool scaled = each["options"]["norm_adv_by_std_in_grpo"];
     const double epsilon = each["options"].value("epsilon", 1e-6);
     const auto scale = scaled ? AdvantageScale::group_std : AdvantageScale::none;
-    expect_groups(each, {.scale = scale, .epsilon = epsilon}, scaled ? 1 / (1 + epsilon) : 1);
+    expect_groups(each, GroupAdvantage{.scale = scale, .epsilon = epsilon},
+                  scaled ? 1 / (1 + epsilon) : 1);
   }
 }
 
@@ -138,6 +148,11 @@ TEST(VerlAdvantages, Rloo) {
   expect_groups(recorded("rloo")[0], rloo, 1);
   ASSERT_EQ(recorded("rloo_vectorized").size(), 1u);
   expect_groups(recorded("rloo_vectorized")[0], rloo, 0);
+}
+
+TEST(VerlAdvantages, Opo) {
+  ASSERT_EQ(recorded("opo").size(), 1u);
+  expect_groups(recorded("opo")[0], Opo{}, 1);
 }
 
 }  // namespace

@@ -264,17 +264,24 @@ GROUPED = {
     "grpo": core_algos.compute_grpo_outcome_advantage,
     "rloo": core_algos.compute_rloo_outcome_advantage,
     "rloo_vectorized": core_algos.compute_rloo_vectorized_outcome_advantage,
+    "opo": core_algos.compute_opo_outcome_advantage,
 }
 
 
-def grouped_case(name, **options):
-    """Ragged groups that interleave; one of equal rewards, one of a single answer (id 5)."""
+def grouped_case(name, columns=2, **options):
+    """Ragged groups that interleave; one of equal rewards, one of a single answer (id 5). The
+    answers have 1 to `columns` tokens."""
     generator = torch.Generator().manual_seed(7)
     ids = np.array([0, 1, 0, 2, 5, 1, 0, 2, 1, 0, 2])
     rewards = normal(generator, len(ids))
     rewards[ids == 2] = 0.75
-    token_level = torch.stack([torch.zeros_like(rewards), rewards], 1)
-    mask = torch.tensor([[1, 1]] * (len(ids) - 1) + [[1, 0]])
+    token_level = torch.zeros(len(ids), columns, dtype=torch.float64)
+    token_level[:, -1] = rewards
+    lengths = torch.full((len(ids),), columns)
+    lengths[-1] = 1
+    if columns > 2:
+        lengths = torch.randint(1, columns + 1, (len(ids),), generator=generator)
+    mask = (torch.arange(columns) < lengths[:, None]).long()
     advantages, _ = GROUPED[name](token_level, mask, ids, **options)
     case = {"estimator": name, "options": options, "rewards": rewards, "ids": ids.tolist()}
     return case | {"response_mask": mask, "advantages": advantages}
@@ -292,6 +299,7 @@ def advantage_cases():
         grouped_case("grpo", norm_adv_by_std_in_grpo=False),
         grouped_case("rloo"),
         grouped_case("rloo_vectorized"),
+        grouped_case("opo", columns=6),
     ]
 
 
