@@ -10,6 +10,7 @@
 #include "group.h"
 #include "opo.h"
 #include "returns.h"
+#include "vtrace.h"
 
 namespace tether {
 
@@ -30,6 +31,9 @@ inline constexpr std::tuple kRecursionCatalogue{
                  "estimators/advantage/gae.h", "the sum; verl gae"},
     AdvantageRow{"returns", DiscountedReturns{}, "G = r + gamma G'", "",
                  "estimators/advantage/returns.h", "GAE with lambda 1"},
+    AdvantageRow{"vtrace", Vtrace{}, "v = V + rho (r + gamma V' - V) + gamma c (v' - V')",
+                 "arXiv:1802.01561, eq. 1", "estimators/advantage/vtrace.h",
+                 "the sum; torchrl vtrace"},
 };
 inline constexpr std::tuple kGroupCatalogue{
     AdvantageRow{"grpo", GroupAdvantage{}, "(r - mean) / (std + epsilon)",

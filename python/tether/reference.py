@@ -1151,7 +1151,32 @@ def returns(
     return Step(reward, gamma, gamma)
 
 
-RECURSIONS = {each.__name__: each for each in (gae, returns)}
+def vtrace(
+    reward: Tensor,
+    value: Tensor,
+    log_ratio: Tensor,
+    lambda_: Tensor,
+    *,
+    gamma: float,
+    rho_bar: float = 1,
+    c_bar: float = 1,
+    pg_rho_bar: float = 1,
+) -> Step:
+    """v = V + rho (r + gamma V' - V) + gamma c (v' - V'), with ratios truncated to rho and c.
+
+    The advantage is that of the return r + gamma (V' + lambda (v' - V')), by a ratio of its own.
+    Espeholt et al. 2018, arXiv:1802.01561, eq. 1 and section 4.2.
+    """
+    ratio, delta = exp(log_ratio), reward - value
+
+    def step(rho: Tensor, c: Tensor, own: Step | None = None) -> Step:
+        return Step(rho * delta, gamma * rho, gamma * lambda_ * c, own)
+
+    rho, c, pg_rho = (ratio.clamp_max(bar) for bar in (rho_bar, c_bar, pg_rho_bar))
+    return step(rho, c, step(pg_rho, pg_rho))
+
+
+RECURSIONS = {each.__name__: each for each in (gae, returns, vtrace)}
 _NO_VALUES = ("returns",)
 
 

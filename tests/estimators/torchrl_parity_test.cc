@@ -76,5 +76,16 @@ TEST(TorchrlAdvantages, Gae) {
   EXPECT_EQ(count, 2);
 }
 
+TEST(TorchrlAdvantages, Vtrace) {
+  const int count = compared("vtrace", [](const Json& options) {
+    const double rho_bar = options["rho_bar"];  // of the advantage too
+    return Vtrace{.gamma = options["gamma"],
+                  .rho_bar = rho_bar,
+                  .c_bar = options["c_bar"],
+                  .pg_rho_bar = rho_bar};
+  });
+  EXPECT_EQ(count, 3);
+}
+
 }  // namespace
 }  // namespace tether
