@@ -113,6 +113,11 @@ RECURSIONS = [name for name, row in tether.advantages().items() if not row.of_gr
 GROUP_RULES = [name for name, row in tether.advantages().items() if row.of_groups]
 
 
+def test_the_reference_has_the_rows_of_the_catalogue():
+    assert list(tether.reference.RECURSIONS) == RECURSIONS
+    assert list(tether.reference.GROUP_RULES) == GROUP_RULES
+
+
 @pytest.mark.parametrize("estimator", RECURSIONS)
 @pytest.mark.parametrize("gap", ["carry", "decay"])
 @pytest.mark.parametrize("lambdas", [None, (5,), SHAPE])
