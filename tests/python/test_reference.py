@@ -27,20 +27,20 @@ def derivative(function, *values):
 
 def test_ties_take_the_first():
     x = doubles(1.0).requires_grad_()
-    for function in (reference.minimum, reference.maximum):
+    for function in (reference.numbers.minimum, reference.numbers.maximum):
         (gradient,) = torch.autograd.grad(function(3 * x, 3 + 0 * x), x)
         assert gradient.item() == 3
 
 
 def test_clamp_passes_the_gradient_on_the_closed_interval():
-    gradient = derivative(lambda x: reference.clamp(x, -1, 2), -1.1, -1.0, 0.5, 2.0, 2.1)
+    gradient = derivative(lambda x: reference.numbers.clamp(x, -1, 2), -1.1, -1.0, 0.5, 2.0, 2.1)
     assert gradient.tolist() == [0, 1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 60), (torch.float64, 600)])
 def test_exp_saturates_with_the_derivative_of_the_bound(dtype, bound):
     x = torch.tensor([-1e30, -bound, 0, bound, 1e30], dtype=dtype, requires_grad=True)
-    y = reference.exp(x)
+    y = reference.numbers.exp(x)
     y.sum().backward()
     edge = torch.exp(torch.tensor(float(bound), dtype=dtype)).item()
     assert y.tolist() == pytest.approx([1 / edge, 1 / edge, 1, edge, edge], rel=1e-6)
@@ -88,7 +88,7 @@ def test_k3_saturates_above_and_not_below():
 def test_ppo_clip_in_six_cases(ratio, advantage, loss, gradient):
     def surrogate(d):
         options = {"epsilon_low": 0.2, "epsilon_high": 0.3, "dual_clip": 2.0}
-        return reference.ppo_clip(d, d, doubles(advantage), **options)[0]
+        return reference.objectives.ppo_clip(d, d, doubles(advantage), **options)[0]
 
     d = math.log(ratio)
     assert surrogate(doubles(d)).item() == pytest.approx(loss, rel=1e-15)
@@ -108,7 +108,7 @@ def test_surrogates_equal_sixty_digit_arithmetic():
 
 
 def test_reinforce():
-    assert reference.reinforce(doubles(-0.5), doubles(0), doubles(3))[0].item() == 1.5
+    assert reference.objectives.reinforce(doubles(-0.5), doubles(0), doubles(3))[0].item() == 1.5
 
 
 # ---- aggregation ---------------------------------------------------------------------------------
@@ -125,13 +125,13 @@ def test_reinforce():
     ],
 )
 def test_row_factors(aggregation, expected):
-    factors = reference.row_factors(aggregation, doubles(2, 0, 4), constant=10)
+    factors = reference.rows.row_factors(aggregation, doubles(2, 0, 4), constant=10)
     assert factors.tolist() == pytest.approx(expected, rel=1e-15)
 
 
 def test_row_factors_of_nothing_are_0():
     for aggregation in ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"):
-        assert reference.row_factors(aggregation, doubles(0, 0)).tolist() == [0, 0]
+        assert reference.rows.row_factors(aggregation, doubles(0, 0)).tolist() == [0, 0]
 
 
 # ---- preference losses ---------------------------------------------------------------------------
@@ -352,7 +352,7 @@ def confident_head(distance):
 @pytest.mark.parametrize("distance", [10.0, 20.0, 30.0])
 def test_tails_of_confident_heads_keep_their_digits(distance):
     log_q, ids, tail = confident_head(distance)
-    mass = reference._mass_beside(log_q.gather(-1, ids))
+    mass = reference.logps.mass_beside(log_q.gather(-1, ids))
     torch.testing.assert_close(mass[0], tail, rtol=1e-14, atol=0)
     # Of uniform p: log(Q / P) of the sample, with all of the digits.
     uniform = torch.full((1, 2), -math.log(9), dtype=torch.float64)

@@ -1,0 +1,109 @@
+"""One-sample estimators of a KL divergence, the penalty made of them, their report."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tether.reference.numbers import saturate, with_gradient_of
+from tether.reference.rows import SharedRatio
+
+# x ~ sampled, log_ratio = log other(x) - log sampled(x), of KL(sampled || other).
+# Schulman 2020, joschu.net/blog/kl-approx.html.
+
+
+def k1(log_ratio: Tensor) -> Tensor:
+    """-d: unbiased, of either sign."""
+    return -log_ratio
+
+
+def k2(log_ratio: Tensor) -> Tensor:
+    """d^2 / 2: biased; its gradient is the one of KL(sampled || other)."""
+    return log_ratio**2 / 2
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """e^d - 1 - d: unbiased, never negative. arXiv:2402.03300, eq. 4.
+
+    By its series d^2/2 (1 + d/3 (1 + d/4 (...))) for |d| < 1/2, where the difference cancels.
+    """
+    d = saturate(log_ratio, below=False)
+    near = d.abs() < 0.5
+    small = torch.where(near, d, 0.0)
+    series = torch.ones_like(small)
+    for n in range(16, 2, -1):
+        series = 1 + small / n * series
+    return torch.where(near, small**2 / 2 * series, torch.expm1(d) - d)
+
+
+# Each form and its score, K + dK / dlogp.
+_KL = {
+    "k1": (k1, lambda d: 1 - d),
+    "k2": (k2, lambda d: d * (d / 2 - 1)),
+    "k3": (k3, lambda d: -d),
+    "abs": (torch.abs, lambda d: d.abs() - d.sign()),
+}
+
+KL_CHOICES = ("kl_estimator", "kl_gradient", "kl_correction")
+
+
+def kl_term(
+    logp: Tensor,
+    old_logp: Tensor,
+    ref_logp: Tensor,
+    *,
+    level_log_ratio: Tensor | None = None,
+    shared: SharedRatio | None = None,
+    kl_estimator: str = "k3",
+    kl_gradient: str = "k3",
+    kl_correction: str = "none",
+) -> Tensor:
+    """rho K(ref_logp - logp) with the gradient of rho G(ref_logp - logp).
+
+    rho = policy / old policy with kl_correction "ratio" (DeepSeek-V3.2, arXiv:2512.02556, eq. 7),
+    1 with "none" (GRPO, arXiv:2402.03300, eq. 4); of the log-ratio that the surrogate sees with
+    "level_ratio" (TRL's use_bias_correction_kl); its value alone with "detached_...". A ratio
+    beyond e^20 (float64: e^100) weighs as this one.
+
+    The derivative of rho G by logp is rho (G + dG / dlogp), of k3 exactly -rho d: by that closed
+    form, as the sum would cancel. Where a row shares its log-ratio, each token gets a part of it.
+    """
+    d = ref_logp - logp
+    value, source = (_KL[each][0](d) for each in (kl_estimator, kl_gradient))
+    if kl_correction == "none":
+        return with_gradient_of(value, source)
+    log_ratio = level_log_ratio if "level" in kl_correction else logp - old_logp
+    bound = 100.0 if logp.dtype == torch.float64 else 20.0
+    rho = torch.exp(log_ratio.detach().clamp(-bound, bound))
+    if kl_correction.startswith("detached"):
+        return with_gradient_of(rho * value, rho * source)
+    slope = rho * _KL[kl_gradient][1](d.detach())
+    if kl_correction == "level_ratio" and shared is not None:
+        own = rho * source.detach()
+        share = (shared.share - 1).to(own.dtype)
+        if shared.is_aggregated:
+            slope = slope + (shared.of_others(own) + own * share)
+        else:  # each token's own upstream gradient: by the product rule, where it does not cancel
+            slope = slope + own * share
+            live = torch.exp(with_gradient_of(log_ratio.detach().clamp(-bound, bound), log_ratio))
+            return with_gradient_of(
+                rho * value, torch.where(shared.is_alone, slope * logp, live * source)
+            )
+    return with_gradient_of(rho * value, slope * logp)
+
+
+def kl_report(
+    log_ratios: Tensor, response_mask: Tensor, *, estimator: str = "k3"
+) -> tuple[Tensor, Tensor]:
+    """The mean of k1, k2 or k3 over tokens [B, T], and its standard error over sequences.
+
+    Of a ratio of sums over sequences: sqrt(n / (n - 1) sum_i (S_i - mean n_i)^2) / sum_i n_i.
+    """
+    weight = response_mask.double()
+    each = {"k1": k1, "k2": k2, "k3": k3}[estimator](log_ratios.double())
+    sums = torch.where(weight != 0, weight * each, 0.0).sum(1)
+    tokens = weight.sum(1)
+    mean = sums.sum() / tokens.sum()
+    n = (tokens > 0).sum().double()
+    error = (n / (n - 1) * (sums - mean * tokens).square().sum()).sqrt() / tokens.sum()
+    return mean, error

@@ -1,0 +1,196 @@
+"""Log-probabilities of rows of logits, and exact KL divergences of two rows."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tether.reference.kl import k3
+from tether.reference.numbers import saturated, spoiling, wide_dtype, with_gradient_of
+
+
+def token_logps(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1,
+    scale: float = 1,
+    softcap: float = 0,
+    ignore_index: int = -100,
+) -> tuple[Tensor, Tensor]:
+    """log softmax(x / temperature) at the targets, and the entropies -sum_v p_v log p_v.
+
+    x = scale logits, or softcap tanh(scale logits / softcap). logits [..., V], targets [...];
+    results are like targets. A logit of -inf is a column that is not there. Ignored targets get 0
+    and no gradient.
+    """
+    ignored = targets == ignore_index
+    x = _final_logits(logits, ignored, temperature, scale, softcap)
+    below, rest = _below_largest(x)
+    log_sum = torch.log1p(rest)
+    logps = below.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0] - log_sum
+    finite = below.masked_fill(below == -math.inf, 0)
+    entropies = log_sum - (below.exp() * finite).sum(-1) / (1 + rest)
+    return logps.masked_fill(ignored, 0), entropies.masked_fill(ignored, 0)
+
+
+def token_statistics(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1,
+    scale: float = 1,
+    softcap: float = 0,
+    ignore_index: int = -100,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """sum_v p_v^2, the mean of x / temperature and whether no p_v is above that of the target.
+
+    x and p as in token_logps; the mean is over the columns above -inf. Constants like targets, the
+    last one bool. Ignored targets get 1, 0 and True, those of a single column.
+    """
+    ignored = targets == ignore_index
+    x = _final_logits(logits.detach(), ignored, temperature, scale, softcap)
+    present = x > -math.inf
+    p = torch.softmax(x, -1)
+    mean = torch.where(present, x, 0).sum(-1) / present.sum(-1)
+    reached = x.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0]
+    return (
+        p.square().sum(-1).masked_fill(ignored, 1),
+        mean.masked_fill(ignored, 0),
+        (reached >= x.amax(-1)) | ignored,
+    )
+
+
+def _below_largest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x less the largest of its row, and the sum of the exponentials of all others.
+
+    The largest term, 1, is not added: what it is more than others keeps its digits. It is a
+    constant: its gradient is minus the sum of the others', where its own terms would cancel.
+    """
+    largest = x.detach().argmax(-1, keepdim=True)
+    top = x.gather(-1, largest)
+    is_largest = torch.zeros_like(x, dtype=torch.bool).scatter(-1, largest, True)
+    below = torch.where(is_largest, (top - top).detach(), x - top)
+    return below, torch.where(is_largest, 0.0, below.exp()).sum(-1)
+
+
+# Finite log-probabilities, and logits over the temperature, beyond this count as this.
+_FARTHEST = {torch.float32: 2.0**110, torch.float64: 2.0**900}
+
+
+def _log_softmax(logits: Tensor, inactive: Tensor | None, temperature: float) -> Tensor:
+    """Of rows of zeros where inactive."""
+    x = logits.to(wide_dtype(logits.dtype))
+    x = x.masked_fill(x == -math.inf, -math.inf)
+    if inactive is not None:
+        x = x.masked_fill(inactive[..., None], 0)
+    largest = min(_FARTHEST[x.dtype] * temperature, torch.finfo(x.dtype).max)
+    below, rest = _below_largest(saturated(x, largest) / temperature)
+    return below - torch.log1p(rest)[..., None]
+
+
+def mass_beside(logps: Tensor) -> Tensor:
+    """1 - sum exp(logps): what the largest leaves of 1, without loss, less the others."""
+    if logps.shape[-1] == 0:
+        return logps.new_ones(logps.shape[:-1])
+    largest = logps.detach().argmax(-1, keepdim=True)
+    others = logps.exp().scatter(-1, largest, 0.0).sum(-1)
+    return -torch.expm1(logps.gather(-1, largest))[..., 0] - others
+
+
+def _final_logits(
+    logits: Tensor, ignored: Tensor, temperature: float, scale: float, softcap: float
+) -> Tensor:
+    """What the softmax is of; rows of zeros where ignored."""
+    logits = logits.masked_fill(ignored[..., None], 0)
+    absent, infinite = logits == -math.inf, logits == math.inf
+    x = logits.to(wide_dtype(logits.dtype)) * scale
+    if softcap > 0:
+        z = x.masked_fill(absent, 0) / softcap
+        q = torch.exp(-2 * z.detach().abs())  # 1 - tanh^2 = 4 q / (1 + q)^2
+        x = with_gradient_of(softcap * torch.tanh(z), softcap * (4 * q / (1 + q) ** 2) * z)
+    largest = torch.finfo(x.dtype).max  # of finite ones; their products may overflow
+    x = (x / temperature).clamp(-largest, largest)
+    return x.masked_fill(absent, -math.inf).masked_fill(infinite, math.inf)
+
+
+def categorical_kl(
+    q_logits: Tensor, p_logits: Tensor, *, mask: Tensor | None = None, temperature: float = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(q || p), KL(p || q) and H(q), q = softmax(q_logits / temperature); [..., V] to [...].
+
+    KL(q || p) = sum_v q_v (log q_v - log p_v). Columns at -inf in both are not there; one at
+    -inf in one of them adds nothing where the other is below 2^-100. Positions with mask False get
+    zeros and no gradient.
+    """
+
+    def expectation(log_of, what):
+        p = log_of.exp()
+        nothing = (p == 0) | ((p < 2.0**-100) & what.isinf())
+        return (p * what.masked_fill(nothing, 0)).sum(-1)
+
+    inactive = None if mask is None else ~mask
+    log_q, log_p = (_log_softmax(each, inactive, temperature) for each in (q_logits, p_logits))
+    values = (
+        expectation(log_q, log_q - log_p),
+        expectation(log_p, log_p - log_q),
+        -expectation(log_q, log_q),
+    )
+    return values if mask is None else tuple(each.masked_fill(~mask, 0) for each in values)
+
+
+def top_k_kl(
+    q_logits: Tensor,
+    head_ids: Tensor,
+    head_logps: Tensor,
+    targets: Tensor | None = None,
+    target_logps: Tensor | None = None,
+    *,
+    tail: str = "k3",
+    temperature: float = 1,
+    ignore_index: int = -100,
+    precision: float = 2.0**-23,
+) -> Tensor:
+    """KL(q || p) from a head S of ids and one sample y of q for the tail; [..., V] to [...].
+
+    With u = log q - log p and the tail masses Q, P, not below `precision`:
+        B = sum_S q u + Q log(Q / P)
+        k1: B + [y not in S] rho (u_y - log(Q / P)),  k3: B + [y not in S] rho k3(log(Q / P) - u_y)
+    where rho = q_y / stop_gradient(q_y). Never negative but with k1. Ignored targets get 0. NaN or
+    +inf among the log-probabilities makes the position NaN; -inf is a mass of 0.
+    """
+    shape = q_logits.shape[:-1]
+    y = head_ids.new_zeros(shape) if targets is None else targets.to(torch.int64)
+    ignored = torch.zeros_like(y, dtype=torch.bool) if targets is None else y == ignore_index
+    log_softmax = _log_softmax(q_logits, ignored, temperature)
+    farthest = _FARTHEST[log_softmax.dtype]
+    head_logps = head_logps.to(log_softmax.dtype).masked_fill(ignored[..., None], 0)
+    ids = head_ids.to(torch.int64).masked_fill(ignored[..., None], 0)
+    y = y.masked_fill(ignored, 0)
+    sound = ~log_softmax.isnan().any(-1) & (head_logps < math.inf).all(-1)
+    head_logps = saturated(head_logps, farthest)
+
+    log_q = log_softmax.gather(-1, ids)
+    absent = log_q.exp() == 0
+    u = (log_q - head_logps).masked_fill(absent, 0)
+    q_mass, p_mass = (mass_beside(each).clamp_min(precision) for each in (log_q, head_logps))
+    gap = q_mass.log() - p_mass.log()
+    kl = (log_q.exp() * u).sum(-1) + q_mass * gap
+    if tail != "bucket":
+        log_q_y = log_softmax.gather(-1, y[..., None])[..., 0]
+        target_logps = target_logps.to(log_softmax.dtype).masked_fill(ignored, 0)
+        sound = sound & (target_logps < math.inf)
+        held = log_q_y.detach()
+        d = saturated(target_logps, farthest) - held + gap
+        if tail == "k1":
+            sampled = (log_q_y - held).exp() * (log_q_y - held - d)
+        else:
+            # The derivative of rho k3 by log q_y, k3(d) - expm1(d), is -d.
+            sampled = k3(d) - torch.where(d.isfinite(), d, 0.0).detach() * (log_q_y - held)
+        inside = (ids == y[..., None]).any(-1)
+        kl = kl + torch.where(inside, 0, sampled)
+    if tail != "k1":
+        kl = kl - kl.detach().clamp_max(0)
+    return (kl * spoiling(sound | ignored, kl)).masked_fill(ignored, 0)

@@ -1,0 +1,111 @@
+"""Policy objectives: the loss of a token and whether it was clipped, its gradient or its weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tether.reference.numbers import clamp, exp, minimum
+
+
+def ppo_clip(
+    logp: Tensor,
+    log_ratio: Tensor,
+    advantage: Tensor,
+    *,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    dual_clip: float = math.inf,
+) -> tuple[Tensor, Tensor]:
+    """-min(ratio A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A); A < 0: at most -dual_clip A.
+
+    Schulman et al. 2017, arXiv:1707.06347, eq. 7. Two epsilons: arXiv:2503.14476, eq. 10.
+    Dual clip: Ye et al. 2020, arXiv:1912.09729, eq. 5.
+    """
+    ratio = exp(log_ratio)
+    low, high = 1 - epsilon_low, 1 + epsilon_high
+    loss = -minimum(ratio * advantage, clamp(ratio, low, high) * advantage)
+    loss = torch.where(advantage < 0, minimum(loss, -dual_clip * advantage), loss)
+    punished = (advantage < 0) & ((ratio < low) | (ratio > dual_clip))
+    return loss, ((advantage > 0) & (ratio > high)) | punished
+
+
+def reinforce(logp: Tensor, log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
+    """-A logp. Williams 1992, eq. 4."""
+    return -advantage * logp, torch.zeros_like(logp, dtype=torch.bool)
+
+
+def is_reinforce(
+    logp: Tensor,
+    log_ratio: Tensor,
+    advantage: Tensor,
+    *,
+    ratio_low: float = 0,
+    ratio_high: float = 5,
+) -> tuple[Tensor, Tensor]:
+    """-sg(clip(ratio, ratio_low, ratio_high)) A logp. CISPO, arXiv:2506.13585, eq. 4."""
+    ratio = exp(log_ratio)
+    weight = clamp(ratio, ratio_low, ratio_high).detach()
+    return -weight * advantage * logp, (ratio < ratio_low) | (ratio > ratio_high) | (weight == 0)
+
+
+def soft_gate(
+    logp: Tensor,
+    log_ratio: Tensor,
+    advantage: Tensor,
+    *,
+    tau_pos: float = 1,
+    tau_neg: float = 1.05,
+) -> tuple[Tensor, Tensor]:
+    """-(4 / tau) sigmoid(tau (ratio - 1)) A, tau_pos where A > 0. SAPO, arXiv:2511.20347, eq. 5.
+
+    The gate by its logarithm: torch's derivative of sigmoid cancels where the gate is near 1.
+    """
+    zeros = torch.zeros_like(advantage)  # where() takes numbers as float32
+    tau = torch.where(advantage > 0, zeros + tau_pos, zeros + tau_neg)
+    x = tau * (exp(log_ratio) - 1)
+    gate = torch.exp(torch.nn.functional.logsigmoid(x))
+    return -4 / tau * gate * advantage, gate.detach() * torch.sigmoid(-x.detach()) == 0
+
+
+class Row(NamedTuple):
+    surrogate: Callable[..., tuple[Tensor, Tensor]]
+    surrogate_options: dict[str, float]
+    beta: float
+    aggregation: str
+    level: str = "token"
+
+
+_PPO = {"epsilon_low": 0.2, "epsilon_high": 0.2, "dual_clip": math.inf}
+
+_TIGHT = _PPO | {"epsilon_low": 3e-4, "epsilon_high": 4e-4}
+
+OBJECTIVES = {
+    # arXiv:1707.06347, eq. 7
+    "ppo": Row(ppo_clip, _PPO, 0, "token_mean"),
+    # arXiv:1912.09729, eq. 5
+    "ppo_dual_clip": Row(ppo_clip, _PPO | {"dual_clip": 3}, 0, "token_mean"),
+    # arXiv:2402.03300, eq. 3: the clipped surrogate + beta k3 of KL(policy || reference)
+    "grpo": Row(ppo_clip, _PPO, 0, "sequence_mean_token_mean"),
+    # arXiv:2503.14476, eq. 10 and 12
+    "dapo": Row(ppo_clip, _PPO | {"epsilon_high": 0.28}, 0, "token_mean"),
+    # TRL's loss_type
+    "bnpo": Row(ppo_clip, _PPO, 0, "token_mean"),
+    # arXiv:2503.20783, section 3.2
+    "dr_grpo": Row(ppo_clip, _PPO, 0, "sequence_sum_over_constant"),
+    # arXiv:2507.18071, eq. 5 and 13
+    "gspo": Row(ppo_clip, _TIGHT, 0, "sequence_mean_token_mean", "sequence_mean"),
+    "gspo_token": Row(ppo_clip, _TIGHT, 0, "sequence_mean_token_mean", "sequence_token"),
+    # arXiv:2506.13585, eq. 4
+    "cispo": Row(is_reinforce, {"ratio_low": 0, "ratio_high": 5}, 0, "token_mean"),
+    # arXiv:2402.14740, eq. 6
+    "rloo": Row(ppo_clip, _PPO, 0, "sequence_mean_token_mean", "sequence_sum"),
+    # Williams 1992, eq. 4
+    "reinforce": Row(reinforce, {}, 0, "token_mean"),
+    # arXiv:2511.20347, eq. 5
+    "sapo": Row(soft_gate, {"tau_pos": 1, "tau_neg": 1.05}, 0, "sequence_mean_token_mean"),
+}

@@ -1,0 +1,294 @@
+"""Policy losses: the product of an objective, weights, a penalty and an aggregation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tether._checks import savable
+from tether.reference.kl import KL_CHOICES, k1, k3, kl_term
+from tether.reference.numbers import Number, bounded, exp, spoil_of, wide_dtype
+from tether.reference.objectives import OBJECTIVES
+from tether.reference.rows import Rows, SharedRatio, Tokens, levelled, row_factors
+from tether.reference.weights import WEIGHTS, chosen_weights, kept_tokens, product_of_weights
+
+
+class PolicyTotals(NamedTuple):
+    loss: Tensor
+    sums: Tensor  # [14, 2]: value and count of every metric, in the order of rl/policy_metrics.h
+    maxima: Tensor  # [3]: largest log_ratio, -log_ratio and weight
+
+
+def policy_loss(
+    logps: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    old_logps: Tensor | None = None,
+    ref_logps: Tensor | None = None,
+    entropies: Tensor | None = None,
+    rollout_logps: Tensor | None = None,
+    offsets: Tensor | None = None,
+    *,
+    objective: str = "grpo",
+    normalizer: Any = None,  # tether.Normalizer
+    beta: float | Tensor | None = None,
+    entropy_coef: float | Tensor = 0,
+    constant: float | Tensor = 1,
+    level: str | None = None,
+    aggregation: str | None = None,
+    allow_biased_gradient: str = "false",  # looked at by the operator's check
+    **options: float | Tensor | str,
+) -> PolicyTotals:
+    """world_size (Agg[W S] + beta Agg[K] - entropy_coef Agg[H]), as tether.policy_loss.
+
+    options: of the surrogate, choices of the penalty, and weights as they stand on the wire, the
+    level by its name and the options behind: truncated_importance="token",
+    **{"truncated_importance.high": 3}.
+    """
+    beta, entropy_coef = savable(beta), savable(entropy_coef)
+    terms = _terms(
+        logps,
+        advantages,
+        response_mask,
+        old_logps,
+        ref_logps,
+        entropies,
+        rollout_logps,
+        offsets,
+        objective=objective,
+        beta=beta,
+        entropy_coef=entropy_coef,
+        level=level,
+        is_aggregated=True,
+        **options,
+    )
+    rows, tokens, n, row = terms.rows, terms.tokens, terms.n, OBJECTIVES[objective]
+    policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
+
+    def mean(terms: Tensor, count: float | Tensor | None) -> Tensor:
+        factors = row_factors(
+            aggregation or row.aggregation, n, constant=constant, tokens=count, sequences=sequences
+        )
+        weighted = torch.where(tokens.active, tokens.weight * terms, 0.0).double()
+        return (rows.spread(factors) * weighted).sum()
+
+    total = mean(terms.weighted + terms.spoil, policy) + terms.beta * mean(terms.kl, kl_tokens)
+    if terms.entropic:
+        total = total - entropy_coef * mean(tokens.entropy, policy)
+    with torch.no_grad():
+        sums, maxima = _metrics(terms)
+    return PolicyTotals((world_size * total).to(wide_dtype(logps.dtype)), sums, maxima)
+
+
+class Terms(NamedTuple):
+    """What every token adds to a policy loss, before weights and aggregation."""
+
+    rows: Rows
+    tokens: Tokens
+    n: Tensor  # weights of each row
+    level: str
+    logp: Tensor  # of the level, as the next
+    log_ratio: Tensor
+    loss: Tensor  # S
+    weight: Tensor  # W
+    clipped: Tensor
+    kl: Tensor  # K
+    sound: Tensor  # finite inputs, and nothing that is NaN
+    beta: float | Tensor
+    entropic: bool
+
+    @property
+    def spoil(self) -> Tensor:
+        return spoil_of(self.sound, self.logp)
+
+    @property
+    def weighted(self) -> Tensor:
+        """W S"""
+        return bounded(self.weight * self.loss)
+
+
+def _terms(
+    logps,
+    advantages,
+    response_mask,
+    old_logps,
+    ref_logps,
+    entropies,
+    rollout_logps,
+    offsets,
+    *,
+    objective,
+    beta,
+    entropy_coef,
+    level,
+    is_aggregated,
+    **options,
+) -> Terms:
+    row = OBJECTIVES[objective]
+    beta = row.beta if beta is None else beta
+    kl_choices = {name: options.pop(name) for name in KL_CHOICES if name in options}
+    weights = chosen_weights(options, logps=logps, old_logps=old_logps, rollout_logps=rollout_logps)
+    rows = Rows.of("policy_loss", "logps", logps, offsets)
+    arrays = (logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps)
+    tokens, n = kept_tokens(rows, arrays, weights)
+    level = level or row.level
+    logp, log_ratio = levelled(rows, tokens, n, level)
+    surrogate_options = row.surrogate_options | options
+    loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **surrogate_options)
+    loss = bounded(loss)
+    kl = torch.zeros_like(loss)
+    penalised = _needs("ref_logps", "beta", "greater than 0", beta, ref_logps)
+    if penalised:
+        shared = SharedRatio.of(rows, tokens.weight, n, level, is_aggregated)
+        each = (tokens.logp, tokens.old_logp, tokens.ref_logp)
+        kl = bounded(kl_term(*each, level_log_ratio=log_ratio, shared=shared, **kl_choices))
+    entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, entropies)
+    weight = product_of_weights(rows, tokens, n, [each for each in weights if not each[0].leaves])
+    sound = _sound(tokens, weight, log_ratio, loss, kl, penalised)
+    return Terms(
+        rows, tokens, n, level, logp, log_ratio, loss, weight, clipped, kl, sound, beta, entropic
+    )
+
+
+def policy_token_losses(
+    logps: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    old_logps: Tensor | None = None,
+    ref_logps: Tensor | None = None,
+    entropies: Tensor | None = None,
+    rollout_logps: Tensor | None = None,
+    offsets: Tensor | None = None,
+    *,
+    objective: str = "grpo",
+    beta: float | Tensor | None = None,
+    entropy_coef: float | Tensor = 0,
+    level: str | None = None,
+    constant: float | Tensor = 1,  # of the aggregation, as are these two
+    aggregation: str | None = None,
+    allow_biased_gradient: str = "false",
+    **options: float | Tensor | str,
+) -> Tensor:
+    """W S + beta K - entropy_coef H at each token, like logps; 0 in masked slots."""
+    beta, entropy_coef = savable(beta), savable(entropy_coef)
+    terms = _terms(
+        logps,
+        advantages,
+        response_mask,
+        old_logps,
+        ref_logps,
+        entropies,
+        rollout_logps,
+        offsets,
+        objective=objective,
+        beta=beta,
+        entropy_coef=entropy_coef,
+        level=level,
+        is_aggregated=False,
+        **options,
+    )
+    each = terms.weighted + terms.spoil + terms.beta * terms.kl
+    if terms.entropic:
+        each = each - entropy_coef * terms.tokens.entropy
+    return torch.where(terms.tokens.active, each, 0.0)
+
+
+def local_counts(
+    logps: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    old_logps: Tensor | None = None,
+    ref_logps: Tensor | None = None,
+    entropies: Tensor | None = None,
+    rollout_logps: Tensor | None = None,
+    offsets: Tensor | None = None,
+    **options: Number | str,
+) -> Tensor:
+    """[tokens under the surrogate, tokens under the penalty, rows with a token], float64.
+
+    Arguments as policy_loss; of the options only the weights that take tokens out change a count.
+    """
+    gates = [name for name, row in WEIGHTS.items() if row.leaves]
+    options = {name: value for name, value in options.items() if name.split(".")[0] in gates}
+    weights = chosen_weights(options, logps=logps, old_logps=old_logps, rollout_logps=rollout_logps)
+    rows = Rows.of("local_counts", "logps", logps, offsets)
+    if weights:
+        arrays = (logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps)
+        n = kept_tokens(rows, arrays, weights)[1]
+    else:
+        n = rows.sum(rows.weights(response_mask, torch.float64))
+    sequences = torch.where(torch.isnan(n), n, (n > 0).double()).sum()
+    return torch.stack([n.sum(), n.sum(), sequences])
+
+
+def _needs(array: str, option: str, rule: str, value: float | Tensor, given: Tensor | None) -> bool:
+    """Whether the option asks for the array. A value in a tensor is not looked at and does."""
+    needed = isinstance(value, Tensor) or value != 0
+    if needed and given is None:
+        raise ValueError(
+            f"policy_loss: {array} must be given when {option} is {rule}, got {option} "
+            f"{value} and none. Pass {array} or {option} = 0"
+        )
+    return needed
+
+
+def _step_counts(normalizer: Any) -> tuple:
+    if normalizer is None:
+        return None, None, None, 1
+    kl = normalizer.policy if normalizer.kl is None else normalizer.kl
+    return normalizer.policy, kl, normalizer.sequences, normalizer.factor
+
+
+def _sound(
+    tokens: Tokens, weight: Tensor, log_ratio: Tensor, loss: Tensor, kl: Tensor, penalised: bool
+) -> Tensor:
+    """Whether the inputs of a token are finite and nothing that comes of them is NaN."""
+    seen = [tokens.weight, weight, log_ratio, tokens.logp, tokens.old_logp, tokens.advantage]
+    if penalised:
+        seen.append(tokens.ref_logp)
+    right = [torch.isfinite(each) for each in seen] + [~torch.isnan(each) for each in (loss, kl)]
+    return torch.stack(right).all(0)
+
+
+def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
+    tokens, log_ratio, clipped = terms.tokens, terms.log_ratio, terms.clipped
+    # A larger ratio counts as this: its square stays finite.
+    largest_ratio = 1e150 if log_ratio.dtype == torch.float64 else 1e17
+    seen_ratio = exp(log_ratio).clamp_max(largest_ratio)
+    weight = terms.weight.clamp(-largest_ratio, largest_ratio)
+    good, bad = clipped & (tokens.advantage > 0), clipped & (tokens.advantage < 0)
+    below = clipped & (tokens.advantage != 0) & (log_ratio < 0)  # CISPO truncates for either sign
+    count = tokens.weight.sum(dtype=torch.float64)
+    # What is said of the ratio of a sequence counts the sequence: each token for 1 / n of it.
+    by_row = terms.level != "token"
+    ratio_weight = tokens.weight / terms.rows.spread(terms.n) if by_row else tokens.weight
+    ratio_count = (terms.n > 0).sum().double() if by_row else count
+
+    def total(values: Tensor, weight: Tensor = tokens.weight) -> Tensor:
+        return torch.where(tokens.active, weight * values, 0.0).sum(dtype=torch.float64)
+
+    def largest(values: Tensor) -> Tensor:
+        seen = torch.where(tokens.active & terms.sound, values, -math.inf).reshape(-1)
+        return torch.cat([seen, seen.new_full((1,), -math.inf)]).max().double()
+
+    of_ratio = [
+        below,
+        good & (log_ratio > 0),
+        bad & (log_ratio > 0),
+        k1(log_ratio),
+        k3(log_ratio),
+        seen_ratio,
+        seen_ratio**2,
+    ]
+    broken = (terms.sound, torch.isfinite(tokens.entropy))
+    sums = [total(each) for each in (terms.weighted, terms.kl, tokens.entropy)]
+    sums += [total(each, ratio_weight) for each in of_ratio]
+    sums += [sum((tokens.active & ~each).sum(dtype=torch.float64) for each in broken)]
+    sums += [total(each) for each in (weight, weight**2, (weight == 0).to(weight.dtype))]
+    counts = [count] * 3 + [ratio_count] * len(of_ratio) + [count] * 4
+    return torch.stack([torch.stack(sums), torch.stack(counts)], 1), torch.stack(
+        [largest(log_ratio), largest(-log_ratio), largest(weight)]
+    )

@@ -1,0 +1,184 @@
+"""Rows of tokens, what they sum to, and the ratios that their tokens share."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tether._checks import check_offset_values, savable
+from tether.reference.numbers import LARGEST_LOGP, saturated, wide_dtype, with_gradient_of
+
+
+class Rows(NamedTuple):
+    """Which row each token belongs to: padded [B, T], or packed [N] with its row indices."""
+
+    count: int
+    index: Tensor | None = None  # packed only, as is the next
+    broken: Tensor | None = None  # whether the offsets are not those of rows of these tokens
+
+    @staticmethod
+    def of(function: str, name: str, tokens: Tensor, offsets: Tensor | None) -> Rows:
+        if offsets is None:
+            return Rows(tokens.shape[0])
+        size, count = tokens.shape[0], offsets.shape[0] - 1
+        check_offset_values(function, offsets, name, size)
+        offsets = offsets.to(torch.int64)
+        places = torch.arange(size, device=tokens.device)
+        index = torch.searchsorted(offsets[1:], places, right=True).clamp_max(count - 1)
+        broken = (offsets[0] != 0) | (offsets[-1] != size) | (offsets[1:] < offsets[:-1]).any()
+        return Rows(count, index, broken)
+
+    def weights(self, response_mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of tokens; NaN where offsets are broken, so that results and gradients are, too."""
+        weight = savable(response_mask).to(dtype)
+        return weight if self.broken is None else torch.where(self.broken, math.nan, weight)
+
+    def sum(self, tokens: Tensor) -> Tensor:
+        if self.index is None:
+            return tokens.sum(1)
+        return tokens.new_zeros(self.count).index_add(0, self.index, tokens)
+
+    def largest(self, tokens: Tensor, least: float = 0) -> Tensor:
+        """Of each row; `least` where that is larger."""
+        if self.index is None:
+            return torch.cat([tokens, tokens.new_full((tokens.shape[0], 1), least)], 1).amax(1)
+        none = tokens.new_full((self.count,), least)
+        return none.scatter_reduce(0, self.index, tokens, "amax")
+
+    def sum_of_others(self, tokens: Tensor) -> Tensor:
+        """At each token the sum of its row without it, which total - own would cancel."""
+        magnitude = tokens.abs()
+        is_largest = (magnitude == self.spread(self.largest(magnitude))) & (magnitude > 0)
+        large = torch.where(is_largest, tokens, 0.0)
+        small = tokens - large
+        return (self.spread(self.sum(large)) - large) + (self.spread(self.sum(small)) - small)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """One value per row, at each of its tokens."""
+        return values[:, None] if self.index is None else values[self.index]
+
+
+def row_factors(
+    aggregation: str,
+    row_tokens: Tensor,
+    *,
+    constant: float = 1,
+    tokens: float | Tensor | None = None,
+    sequences: float | Tensor | None = None,
+) -> Tensor:
+    """What the terms w x of each row are multiplied by before they are summed.
+
+    With n_i = sum_t w_it, tokens = sum_i n_i and sequences = rows with n_i > 0, of the whole step:
+
+      token_mean                   1 / tokens                       DAPO, arXiv:2503.14476, eq. 12
+      sequence_mean_token_mean     1 / (sequences n_i)              GRPO, arXiv:2402.03300, eq. 3
+      sequence_mean_token_sum      1 / sequences                    RLOO, arXiv:2402.14740
+      sequence_sum_over_constant   1 / (sequences constant)         Dr. GRPO, arXiv:2503.20783
+      token_sum                    1                                scaled by the caller
+    """
+    tokens = row_tokens.sum() if tokens is None else tokens
+    sequences = (row_tokens > 0).sum() if sequences is None else sequences
+    one = torch.ones_like(row_tokens)
+    denominator = {
+        "token_mean": one * tokens,
+        "sequence_mean_token_mean": row_tokens * sequences,
+        "sequence_mean_token_sum": one * sequences,
+        "sequence_sum_over_constant": one * sequences * constant,
+        "token_sum": one,
+    }[aggregation]
+    # A row with tokens whose denominator from the caller is no positive number spoils the loss.
+    otherwise = torch.where(row_tokens > 0, math.nan, 0.0)
+    return torch.where((denominator > 0) & denominator.isfinite(), 1 / denominator, otherwise)
+
+
+class SharedRatio(NamedTuple):
+    """How the tokens of a row share a log-ratio: d log_ratio / d logp is w for the sum, w / n for
+    the mean. With is_aggregated the terms of a row are added up with weights w."""
+
+    rows: Rows
+    weight: Tensor
+    n: Tensor  # weights of each row
+    scale: Tensor  # 1, or 1 / n, at each token
+    is_aggregated: bool
+
+    @staticmethod
+    def of(rows: Rows, weight: Tensor, n: Tensor, level: str, is_aggregated: bool):
+        if level not in ("sequence_mean", "sequence_sum"):
+            return None
+        over = torch.where(n > 0, n, 1.0) if level == "sequence_mean" else torch.ones_like(n)
+        return SharedRatio(rows, weight.double(), n, rows.spread(1 / over), is_aggregated)
+
+    @property
+    def share(self) -> Tensor:
+        return self.scale * self.weight
+
+    @property
+    def is_alone(self) -> Tensor:
+        return self.rows.spread(self.n) == self.weight
+
+    def of_others(self, terms: Tensor) -> Tensor:
+        """What the row's other tokens give a token by way of the ratio."""
+        rest = self.scale * self.rows.sum_of_others(self.weight * terms.double())
+        return rest.to(terms.dtype)
+
+
+class Tokens(NamedTuple):
+    """What a loss sees of its tokens: 0 where the weight is 0, whatever was there."""
+
+    weight: Tensor
+    logp: Tensor
+    old_logp: Tensor
+    advantage: Tensor
+    ref_logp: Tensor
+    rollout_logp: Tensor
+    entropy: Tensor
+
+    @property
+    def active(self) -> Tensor:
+        return self.weight != 0
+
+
+def selected_tokens(
+    rows: Rows, logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps
+) -> Tokens:
+    wide = wide_dtype(logps.dtype)
+    weight = rows.weights(response_mask, wide)
+    if advantages.shape != logps.shape:
+        advantages = rows.spread(advantages.reshape(-1))
+
+    def select(tensor: Tensor | None, largest: float = LARGEST_LOGP[wide]) -> Tensor:
+        if tensor is None:
+            return torch.zeros_like(weight)
+        return saturated(torch.where(weight != 0, tensor.to(wide), 0.0), largest)
+
+    logp = select(logps)
+    old_logp = logp.detach() if old_logps is None else select(old_logps)
+    advantage = select(advantages, 1e40 if wide == torch.float64 else 1e12)
+    further = (select(each) for each in (ref_logps, rollout_logps, entropies))
+    return Tokens(weight, logp, old_logp, advantage, *further)
+
+
+def levelled(rows: Rows, tokens: Tokens, n: Tensor, level: str) -> tuple[Tensor, Tensor]:
+    """logp and log_ratio as a surrogate sees them.
+
+    token            logp - old_logp
+    sequence_mean    their mean over the row; logp likewise      GSPO, arXiv:2507.18071, eq. 7
+    sequence_token   the mean, with the token's own gradient     GSPO-token, the same, eq. 14
+    sequence_sum     their sum over the row; logp likewise       RLOO, arXiv:2402.14740
+    """
+    log_ratio = tokens.logp - tokens.old_logp
+    if level == "token":
+        return tokens.logp, log_ratio
+
+    def spread(values: Tensor) -> Tensor:
+        sums = rows.sum((tokens.weight * values).double())
+        if level != "sequence_sum":
+            sums = sums / torch.where(n > 0, n, 1.0)
+        return rows.spread(sums.to(values.dtype)).expand_as(values)
+
+    if level == "sequence_token":
+        return tokens.logp, with_gradient_of(spread(log_ratio), log_ratio)
+    return spread(tokens.logp), spread(log_ratio)
