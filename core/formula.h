@@ -156,4 +156,14 @@ class AnyFormula {
   const Methods* methods_;
 };
 
+// Its options and choices, as those of an option struct (core/options.h).
+template <class Calls, class Visit>
+void for_each_option(AnyFormula<Calls>& formula, Visit visit) {
+  formula.for_each_field(visit);
+}
+template <class Calls, class Visit>
+void for_each_choice(AnyFormula<Calls>& formula, Visit visit) {
+  formula.for_each_choice(visit);
+}
+
 }  // namespace tether

@@ -78,8 +78,9 @@ namespace detail {
 
 [[noreturn]] inline void throw_unknown(std::string_view function, std::string_view what,
                                        const std::string& known, std::string_view got) {
-  throw Error(std::string(function) + ": " + std::string(what) + " must be one of " + known +
-              ", got \"" + std::string(got) + "\"");
+  const std::string rule = known.empty() ? " must not be given" : " must be one of " + known;
+  throw Error(std::string(function) + ": " + std::string(what) + rule + ", got \"" +
+              std::string(got) + "\"");
 }
 
 inline void append(std::string& list, std::string_view name) {

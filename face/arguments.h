@@ -97,7 +97,8 @@ void check_kind(const std::string& where, std::string_view name, Kind kind, cons
     return must(element.name == wanted, wanted + " like " + std::string(like.name));
   }
   if (kind == Kind::mask && (element.integer || element.dtype == DType::boolean)) return;
-  if (kind == Kind::counts && element.integer) return;
+  if (kind == Kind::counts)
+    return must(element.floating() || element.integer, "floating or integer");
   must(element.floating(), "float32, float64, bfloat16 or float16");
   if (kind != Kind::narrow || element.dtype != DType::float64) return;
   const Element arithmetic = Access<Tensor>::element(like.tensor);

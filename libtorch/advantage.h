@@ -13,7 +13,7 @@ using GroupBatch = GroupInputs<at::Tensor>;
 
 struct AdvantagesAndReturns {
   at::Tensor advantages;  // like rewards, in their dtype; 0 in masked slots
-  at::Tensor returns;     // advantages + values: what a value head learns
+  at::Tensor returns;     // what a value head learns: of GAE advantages + values
 };
 
 // Advantages by any recursion (estimators/advantage/recursion.h): one of catalogue.h or your own,
@@ -28,8 +28,7 @@ AdvantagesAndReturns advantage(const AdvantageBatch& batch, const Recursion& rec
 // of the rewards. Ids are [B], int32 or int64; lengths [B].
 at::Tensor advantage(const GroupBatch& batch, const GroupRule& rule);
 
-// ---- by name
-// -------------------------------------------------------------------------------------
+// ---- by name ------------------------------------------------------------------------------------
 
 AdvantagesAndReturns generalized_advantage_estimation(const GaeBatch& batch,
                                                       const Gae& options = {});

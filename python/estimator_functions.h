@@ -76,7 +76,7 @@ struct GroupFunction : Estimator {
 
 template <class Visit>
 void for_each_option(GroupFunction::Options& options, Visit visit) {
-  options.estimator.for_each_field(visit);
+  for_each_option(options.estimator, visit);
   visit("group_size", options.group_size, Range{1, 0x1p53});
 }
 

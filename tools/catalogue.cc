@@ -66,7 +66,8 @@ std::string weight_table() {
 }
 
 std::string advantage_table() {
-  std::string out = "| name | A | paper | header | agreement | of |\n|---|---|---|---|---|---|\n";
+  std::string out =
+      "| name | formula | paper | header | agreement | of |\n|---|---|---|---|---|---|\n";
   tether::for_each_recursion([&](const auto& row) { out += cells(row) + " tokens |\n"; });
   tether::for_each_group_rule([&](const auto& row) { out += cells(row) + " groups |\n"; });
   return out;

@@ -14,7 +14,7 @@
 
 namespace tether {
 
-// One estimator of the library: its name, with its defaults, who has it.
+// One estimator of the library: its name, and the formula with its defaults.
 template <class Formula>
 struct AdvantageRow {
   std::string_view name;
@@ -31,7 +31,8 @@ inline constexpr std::tuple kRecursionCatalogue{
                  "estimators/advantage/gae.h", "the sum; verl gae"},
     AdvantageRow{"returns", DiscountedReturns{}, "G = r + gamma G'", "",
                  "estimators/advantage/returns.h", "GAE with lambda 1"},
-    AdvantageRow{"vtrace", Vtrace{}, "v = V + rho (r + gamma V' - V) + gamma c (v' - V')",
+    AdvantageRow{"vtrace", Vtrace{},
+                 "v = V + rho (r + gamma V' - V) + gamma c (v' - V'), A = rho (r + gamma v' - V)",
                  "arXiv:1802.01561, eq. 1", "estimators/advantage/vtrace.h",
                  "the sum; torchrl vtrace"},
 };
@@ -91,12 +92,12 @@ struct AdvantageOptions {
 };
 template <class Any, class Visit>
 void for_each_option(AdvantageOptions<Any>& options, Visit visit) {
-  options.estimator.for_each_field(visit);
+  for_each_option(options.estimator, visit);
 }
 template <class Any, class Visit>
 void for_each_choice(AdvantageOptions<Any>& options, Visit visit) {
   visit("estimator", options.estimator, kAdvantageNames<Any>);
-  options.estimator.for_each_choice(visit);
+  for_each_choice(options.estimator, visit);
 }
 
 }  // namespace tether

@@ -25,8 +25,7 @@ namespace tether {
 // Ahmadian et al. 2024, arXiv:2402.14740, eq. 6.
 //
 // Equal rewards give exactly 0 with a baseline, where peers give up to 0.8 (their mean of equal
-// floats is not that float), and so does a group of one (verl gives the raw reward). A standard
-// deviation of 0 gives 0.
+// floats is not that float), and so does a group of one (verl gives the raw reward).
 enum class AdvantageBaseline { mean, leave_one_out, none };
 enum class AdvantageScale { group_std, batch_std, none };
 inline constexpr std::array<std::string_view, 3> kAdvantageBaselineNames{"mean", "leave_one_out",

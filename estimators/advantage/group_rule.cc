@@ -41,6 +41,9 @@ void check(const std::string& function, const GroupArrays& batch, const GroupRul
   });
   require(batch.count >= 0,
           [&] { return function + ": count must be at least 0, got " + text(batch.count); });
+  require(batch.group_ids == nullptr || batch.group_size == 0, [&] {
+    return function + ": group_size must be 0 beside group_ids, got " + text(batch.group_size);
+  });
   if (batch.group_ids == nullptr && batch.count > 0) {
     require(batch.group_size >= 1, [&] {
       return function + ": group_size must be at least 1, got " + text(batch.group_size);
@@ -51,14 +54,16 @@ void check(const std::string& function, const GroupArrays& batch, const GroupRul
     });
   }
   check_rewards(function, batch, rule.nan_reward());
-  check_reads(function, {.lengths = batch.lengths != nullptr}, rule);
-  if (batch.lengths != nullptr) check_lengths(function, batch);
+  const bool empty = batch.count == 0;  // then no array has memory
+  check_reads(function, {.lengths = batch.lengths != nullptr || empty}, rule);
+  if (rule.traits().needs_lengths) check_lengths(function, batch);
 }
 
 // The members of one group that are there, as rules read them.
 class Members {
  public:
-  explicit Members(const GroupArrays& batch) : batch_(batch) {}
+  Members(const GroupArrays& batch, bool with_lengths)
+      : batch_(batch), with_lengths_(with_lengths) {}
 
   // Those that are there of the places from `first` up to `last`.
   void set(const int64_t* first, const int64_t* last) {
@@ -80,7 +85,7 @@ class Members {
       squares += (out.deviation(i) - out.mean) * (out.deviation(i) - out.mean);
     }
     if (out.size > 1) out.std = std::sqrt(squares / Number(out.size - 1));
-    if (batch_.lengths == nullptr) return out;
+    if (!with_lengths_) return out;
     out.length = gathered(batch_.lengths, lengths_);
     Number tokens = 0, weighted = 0;
     for (int64_t i = 0; i < out.size; ++i) {
@@ -99,6 +104,7 @@ class Members {
   }
 
   const GroupArrays& batch_;
+  bool with_lengths_;
   std::vector<int64_t> places_;
   std::vector<double> rewards_, lengths_;
 };
@@ -124,7 +130,7 @@ void advantages_of_groups(std::string_view function, const GroupArrays& batch,
                           const GroupRule& rule, double* advantages) {
   check(std::string(function), batch, rule);
   std::fill_n(advantages, batch.count, 0.0);
-  Members members(batch);
+  Members members(batch, rule.traits().needs_lengths);
   const std::vector<int64_t> places = places_by_group(batch);
   const int64_t *first = places.data(), *last = first + batch.count;
   Number batch_std = 0;

@@ -41,13 +41,14 @@ struct GroupInputs {
 
 // What rules read of a group: the rewards that are there, in the order of the batch. Sums are of
 // deviations from the first reward, in long double: equal rewards have deviations and a mean of
-// exactly 0, and neither the difference nor the square of two doubles overflows or vanishes.
+// exactly 0, and where it is wider than double neither the difference nor the square of two doubles
+// overflows or vanishes.
 struct Group {
   using Number = long double;
 
   int64_t size = 0;
   const double* reward = nullptr;
-  const double* length = nullptr;  // null without lengths
+  const double* length = nullptr;  // null for rules that do not need lengths
   Number first = 0;
   Number mean = 0;         // of the deviations
   Number length_mean = 0;  // of the deviations, each counted by its length; without tokens: mean

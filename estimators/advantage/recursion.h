@@ -26,6 +26,9 @@ namespace tether {
 // the tokens around it (verl, NeMo-RL). With decay every masked slot between tokens is a step
 // without reward: V = gamma V_{t+1} and x = keep x_{t+1}, keep as of a token whose ratio is 1. What
 // follows the last token is padding. Masked slots are not looked at and come out as 0.
+//
+// NaN or infinity at a token comes out as NaN there and before it; what overflows is bounded at
+// 1e300.
 enum class MaskGap { carry, decay };
 inline constexpr std::array<std::string_view, 2> kMaskGapNames{"carry", "decay"};
 
@@ -140,14 +143,16 @@ namespace detail {
 struct RecursionCalls {
   double (*gamma)(const void*);
   double (*lambda)(const void*);
+  bool has_lambda;
   MaskGap (*gap)(const void*);
   void (*steps)(const void*, const RecursionColumns&, const StepColumns&);
   void (*advantages)(const void*, const RecursionColumns&, const StepColumns&);  // or null
 
   template <class Formula>
   static constexpr RecursionCalls of() {
-    RecursionCalls out{&gamma_of<Formula>, &lambda_of<Formula>, &gap_of<Formula>,
-                       &steps_of<Formula>, nullptr};
+    constexpr bool kLambda = requires(const Formula recursion) { recursion.lambda; };
+    RecursionCalls out{&gamma_of<Formula>, &lambda_of<Formula>, kLambda,
+                       &gap_of<Formula>,   &steps_of<Formula>,  nullptr};
     if constexpr (HasOwnAdvantage<Formula>) out.advantages = &advantages_of<Formula>;
     return out;
   }
@@ -198,6 +203,7 @@ class Recursion : public AnyFormula<detail::RecursionCalls> {
   double gamma() const { return calls().gamma(formula()); }
   double lambda() const { return calls().lambda(formula()); }
   MaskGap gap() const { return calls().gap(formula()); }
+  bool has_lambda() const { return calls().has_lambda; }
   bool has_own_advantage() const { return calls().advantages != nullptr; }
 
   void steps(const RecursionColumns& in, const StepColumns& out) const {

@@ -19,6 +19,7 @@ struct ScanBlock {
   alignas(64) double weight[kBlock], reward[kBlock], value[kBlock], log_ratio[kBlock],
       lambda[kBlock], done[kBlock], truncated[kBlock], truncation_value[kBlock];
   alignas(64) double base[kBlock], next[kBlock], keep[kBlock];
+  alignas(64) double seen[kBlock];  // 0, or NaN where something is no finite number
   alignas(64) double next_value[kBlock], next_x[kBlock];  // V_{t+1}, x_{t+1}, past the ends
   alignas(64) double advantage[kBlock], result[kBlock];
   alignas(64) uint64_t token[kBlock], ends[kBlock];  // all ones where it is one, or ends
@@ -31,8 +32,9 @@ struct ScanBlock {
     std::fill_n(lambda, kBlock, lambda_of_all);
   }
 
-  void load(const AdvantageArrays& batch, const Traits& reads, int64_t row, int64_t column,
+  void load(const AdvantageArrays& batch, const Recursion& recursion, int64_t row, int64_t column,
             int count) {
+    const Traits& reads = recursion.traits();
     const auto read = [&](bool wanted, const ConstArray& array, double* out) {
       if (wanted && array) load_block<double>(batch.layout, array, row, column, count, weight, out);
     };
@@ -40,7 +42,7 @@ struct ScanBlock {
     read(true, batch.rewards, reward);
     read(reads.needs_values, batch.values, value);
     read(reads.needs_log_ratios, batch.log_ratios, log_ratio);
-    read(true, batch.lambdas, lambda);
+    read(recursion.has_lambda(), batch.lambdas, lambda);
     read(true, batch.done, done);
     read(true, batch.truncated, truncated);
     read(true, batch.truncation_values, truncation_value);
@@ -59,15 +61,25 @@ struct ScanState {
   bool inside = false;  // not so in the padding after the last token
 };
 
-// x where the mask is all ones, 0 where it is 0, whatever x is there.
-TETHER_INLINE double keep(uint64_t mask, double x) {
+// y where the mask is all ones, x where it is 0, whatever the other is. Without arithmetic: V waits
+// for nothing but the V behind it.
+TETHER_INLINE double select(uint64_t mask, double y, double x) {
+  return bit_cast<double>((mask & bit_cast<uint64_t>(y)) | (~mask & bit_cast<uint64_t>(x)));
+}
+TETHER_INLINE double selected(uint64_t mask, double x) {
   return bit_cast<double>(mask & bit_cast<uint64_t>(x));
 }
-// y where the mask is all ones, x where it is 0; y is 0 there. Without arithmetic: V waits for
-// nothing but the V behind it.
-TETHER_INLINE double either(uint64_t mask, double y, double x) {
-  return bit_cast<double>(bit_cast<uint64_t>(y) | (~mask & bit_cast<uint64_t>(x)));
+
+// What is beyond counts as this: 0 times it is 0, and the sum of three is finite.
+constexpr double kLargest = 1e300;
+
+TETHER_INLINE double bounded(double x) {
+  const double above = x > kLargest ? kLargest : x;
+  return above < -kLargest ? -kLargest : above;
 }
+
+// 0, or NaN where x is no finite number.
+TETHER_INLINE double trace(double x) { return x * 0; }
 
 uint64_t all_ones_where(bool holds) { return holds ? ~uint64_t{0} : 0; }
 
@@ -86,52 +98,73 @@ void spread_lambdas(int count, ScanState& state, ScanBlock& block) {
   }
 }
 
-// base and keep of a masked slot are 0 and, unless it decays, 1.
-TETHER_CLONES void fill_masks(bool decays, int count, ScanBlock& block) {
+// What formulas do not see: where a token is, and whether all that is known of it is finite.
+TETHER_CLONES void fill_masks(int count, ScanBlock& block) {
+  for (int i = 0; i < count; ++i) {
+    block.token[i] = block.weight[i] != 0 ? ~uint64_t{0} : 0;
+    block.seen[i] = trace(block.reward[i]) + trace(block.value[i]) + trace(block.log_ratio[i]);
+    block.reward[i] = bounded(block.reward[i]);
+    block.value[i] = bounded(block.value[i]);
+  }
+}
+
+// base and keep of a masked slot are 0 and, unless it decays, 1. A formula may hide what is no
+// finite number.
+TETHER_CLONES void mask_steps(bool decays, int count, ScanBlock& block) {
   for (int i = 0; i < count; ++i) {
     const bool token = block.weight[i] != 0;
-    block.token[i] = token ? ~uint64_t{0} : 0;
-    block.base[i] = token ? block.base[i] : 0.0;
+    block.base[i] = token ? bounded(block.base[i]) + block.seen[i] : 0.0;
     block.keep[i] = token | decays ? block.keep[i] : 1.0;
   }
 }
 
 // The recursion, without a branch: a mask is nothing that a processor could predict. It selects:
-// what follows may be NaN. Unless kPlain, x and V do not pass an end, and gaps cost a factor. Where
-// kOwn, what the tokens saw of x and V stays for the advantages.
+// what follows may be NaN. Unless kPlain, x and V do not pass an end, gaps cost a factor, and what
+// overflows is bounded. Where kOwn, what the tokens saw of x and V stays for the advantages.
 template <bool kPlain, bool kOwn>
 TETHER_CLONES void scan(double gap_gamma, int count, ScanState& state, ScanBlock& block) {
   double value = state.value, x = state.x;
   for (int i = count - 1; i >= 0; --i) {
     if constexpr (!kPlain) {
-      x = keep(~block.ends[i], x);
-      value = either(block.ends[i], block.truncation_value[i], value);
+      x = selected(~block.ends[i], x);
+      value = select(block.ends[i], block.truncation_value[i], value);
     }
     if constexpr (kOwn) {
       block.next_value[i] = value;
       block.next_x[i] = x;
     }
-    x = (block.base[i] + keep(block.token[i], block.next[i] * value)) + block.keep[i] * x;
-    if constexpr (!kPlain) value *= gap_gamma;
-    value = either(block.token[i], block.value[i], value);
+    double following = selected(block.token[i], block.next[i] * value), kept = block.keep[i] * x;
+    if constexpr (!kPlain) {
+      following = bounded(following);
+      kept = bounded(kept);
+      value *= gap_gamma;
+    }
+    x = (block.base[i] + following) + kept;
+    value = select(block.token[i], block.value[i], value);
     block.advantage[i] = x;
   }
   state.value = value;
   state.x = x;
 }
 
-TETHER_CLONES void fill_returns(int count, ScanBlock& block) {
+// False where something overflowed, or is NaN.
+TETHER_CLONES bool fill_returns(int count, ScanBlock& block) {
+  uint64_t beyond = 0;
   for (int i = 0; i < count; ++i) {
-    block.advantage[i] = keep(block.token[i], block.advantage[i]);
+    const double x = block.advantage[i];
+    beyond |= trace(x) != 0 ? ~uint64_t{0} : 0;
+    block.advantage[i] = selected(block.token[i], x);
     block.result[i] = block.advantage[i] + block.value[i];
   }
+  return beyond == 0;
 }
 
 TETHER_CLONES void fill_own_advantages(int count, ScanBlock& block) {
   for (int i = 0; i < count; ++i) {
+    const double following = bounded(block.next[i] * block.next_value[i]);
     const double own =
-        (block.base[i] + block.next[i] * block.next_value[i]) + block.keep[i] * block.next_x[i];
-    block.advantage[i] = keep(block.token[i], own);
+        (bounded(block.base[i]) + following) + bounded(block.keep[i] * block.next_x[i]);
+    block.advantage[i] = selected(block.token[i], own + block.seen[i]);
   }
 }
 
@@ -140,7 +173,8 @@ void fill_ends(int count, ScanBlock& block) {
   for (int i = 0; i < count; ++i) {
     const bool done = block.done[i] != 0, truncated = block.truncated[i] != 0;
     block.ends[i] = all_ones_where(done || truncated);
-    block.truncation_value[i] = truncated && !done ? block.truncation_value[i] : 0.0;
+    const double after = block.truncation_value[i];
+    block.truncation_value[i] = truncated && !done ? after + trace(after) : 0.0;
   }
 }
 
@@ -155,12 +189,12 @@ class RowScan {
     ScanState state{.lambda = recursion_.lambda()};
     if (batch_.bootstrap) {
       load_block<double>(layout, batch_.bootstrap, row, 0, 1, nullptr, block.reward);
-      state.value = block.reward[0];
+      state.value = block.reward[0] + trace(block.reward[0]);
     }
     for (int64_t end = layout.length(row); end > 0; end -= kBlock) {
       const int64_t column = std::max<int64_t>(0, end - kBlock);
       const int count = static_cast<int>(end - column);
-      block.load(batch_, recursion_.traits(), row, column, count);
+      block.load(batch_, recursion_, row, column, count);
       prefetch_next(row, column);
       scan_block(count, state, block);
       const auto store = [&](const MutableArray& array, const double* values) {
@@ -179,13 +213,18 @@ class RowScan {
     std::fill(block.advantage + inside, block.advantage + count, 0.0);
     std::fill(block.result + inside, block.result + count, 0.0);
     if (decays && batch_.lambdas) spread_lambdas(inside, state, block);
-    if (ends || decays) fill_ends(inside, block);
+    fill_masks(inside, block);
     recursion_.steps(block.columns(inside), block.steps());
-    fill_masks(decays, inside, block);
-    const auto loop = ends || decays ? (own ? &scan<false, true> : &scan<false, false>)
-                                     : (own ? &scan<true, true> : &scan<true, false>);
-    loop(decays ? recursion_.gamma() : 1, inside, state, block);
-    fill_returns(inside, block);
+    mask_steps(decays, inside, block);
+    const ScanState before = state;
+    if (!ends && !decays) (own ? scan<true, true> : scan<true, false>)(1, inside, state, block);
+    if (ends || decays || !fill_returns(inside, block)) {
+      state = before;
+      fill_ends(inside, block);
+      const double gap_gamma = decays ? recursion_.gamma() : 1;
+      (own ? scan<false, true> : scan<false, false>)(gap_gamma, inside, state, block);
+      fill_returns(inside, block);
+    }
     if (!own) return;
     recursion_.advantages(block.columns(inside), block.steps());
     fill_own_advantages(inside, block);
@@ -222,7 +261,7 @@ void check(std::string_view function, const AdvantageArrays& batch, const Recurs
   check_array(function, "advantages", layout, advantages);
   check_array(function, "returns", layout, returns);
   check_weights(function, layout, batch.response_mask);
-  if (batch.lambdas) {
+  if (batch.lambdas && recursion.has_lambda()) {
     check_numbers(function, "lambdas", layout, batch.lambdas, batch.response_mask, {0, 1});
   }
 }

@@ -13,9 +13,10 @@ namespace tether {
 //   v_t   = V_t + rho_t (r_t + gamma V_{t+1} - V_t) + gamma c_t (v_{t+1} - V_{t+1})
 //   A_t   = min(pg_rho_bar, e^u) (r_t + gamma q_{t+1} - V_t),   q = V + lambda (v - V)
 //
-// and return_t = v_t. Espeholt et al. 2018, arXiv:1802.01561, eq. 1 and section 4.2; rho_bar says
-// which policy the values are of, c_bar how far corrections reach. Where pi is mu, v is the return
-// of the row. recursion.h says how rows end and what a masked gap does.
+// and return_t = v_t. Espeholt et al. 2018, arXiv:1802.01561, eq. 1 and section 4.2, where q is v:
+// with lambda below 1 it is rlax's. rho_bar says which policy the values are of, c_bar how far
+// corrections reach. Where pi is mu and the bars are at least 1, A and v are those of GAE.
+// recursion.h says how rows end and what a masked gap does.
 //
 // A has weights in it already: with it belongs a loss without a ratio (reinforce). torchrl has no
 // lambda, and rho_bar for pg_rho_bar; rlax has c_bar 1.

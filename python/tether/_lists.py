@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tether._checks import (
+    FLOATING,
     INTEGERS,
     Number,
     check_constant,
@@ -125,7 +126,9 @@ def checked_settings(
             numbers[option] = scalar(value)
         else:
             what, known = ("choice", choices) if isinstance(value, str) else ("option", options)
-            raise ValueError(f'{function}: {what} must be one of {", ".join(known)}, got "{name}"')
+            names = ", ".join(each + "_" * keyword.iskeyword(each) for each in known)
+            rule = f"must be one of {names}" if known else "must not be given"
+            raise ValueError(f'{function}: {what} {rule}, got "{name}"')
     return Settings(numbers, names)
 
 
@@ -168,7 +171,9 @@ def _check_kind(where: str, argument: Argument, tensor: Tensor, like: Like) -> N
         return
     if kind == "mask" and (dtype == torch.bool or dtype in INTEGERS):
         return
-    if kind == "counts" and dtype in INTEGERS:
+    if kind == "counts" and dtype not in FLOATING:
+        if dtype not in INTEGERS:
+            raise TypeError(f"{where} must be floating or integer, got {dtype_text(dtype)}")
         return
     if kind == "same":
         if dtype != like.tensor.dtype:

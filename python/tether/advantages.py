@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import check_strings, in_name_of
+from tether._checks import check_given, check_strings, in_name_of
 from tether._functions import ADVANTAGES, FUNCTIONS, Call
 from tether._lists import Choice, Option, Value, checked_settings
 
 
 class AdvantagesAndReturns(NamedTuple):
     advantages: Tensor  # like rewards, in their dtype; 0 at masked slots
-    returns: Tensor  # advantages + values
+    returns: Tensor  # what a value head learns: of GAE advantages + values, of groups the rewards
 
 
 class AdvantageEstimator(NamedTuple):
@@ -59,7 +59,11 @@ def advantage(
     lengths: Tensor | None = None,
     **options: Value,
 ) -> AdvantagesAndReturns:
-    """Advantages by any estimator of `tether.advantages()`; options are those of its row.
+    """Advantages and returns by any estimator of `tether.advantages()`.
+
+    options are the options and choices of its row, gamma=0.99, lambda_=0.95, gap="decay". What an
+    estimator does not read is not looked at. In float64 inside; on the CPU, tensors elsewhere come
+    over and the results go back. Raises ValueError or TypeError before any work is done.
 
     A recursion ("gae") takes tokens, [B, T] or packed [N] with offsets:
 
@@ -125,6 +129,7 @@ def _of_groups(
     lengths: Tensor | None,
     options: Mapping[str, Value],
 ) -> Tensor:
+    check_given(f"{function}: rewards", rewards)
     ids = groups if isinstance(groups, Tensor) else None
     if ids is None:
         _check_size(function, groups)
@@ -144,6 +149,8 @@ def _of_groups(
 
 
 def _check_size(function: str, groups: int | None) -> None:
+    if groups is None:
+        raise ValueError(f"{function}: groups must be given, got none")
     if not isinstance(groups, int) or isinstance(groups, bool):
         raise TypeError(
             f"{function}: groups must be a size or a tensor of ids, got {type(groups).__name__}"

@@ -197,6 +197,14 @@ def test_advantage_by_name_refuses_what_it_does_not_know():
     assert said("returns", rewards, mask, lambda_=0.5) == (
         'advantage: option must be one of gamma, got "lambda_"'
     )
+    assert said("gae", rewards, mask, values=rewards, lamda=1.0) == (
+        'advantage: option must be one of gamma, lambda_, got "lamda"'
+    )
+    assert said("opo", rewards[0], groups=3, lengths=mask[0], epsilon=1.0) == (
+        'advantage: option must not be given, got "epsilon"'
+    )
+    assert said("opo", rewards[0]) == "advantage: groups must be given, got none"
+    assert said("opo", None) == "advantage: rewards must be given, got none"
     assert said("returns", rewards, 2 * mask) == (
         "advantage: response_mask must be in [0, 1], got 2 at [0, 0]"
     )

@@ -131,7 +131,7 @@ def vtrace(
     """v = V + rho (r + gamma V' - V) + gamma c (v' - V'), with ratios truncated to rho and c.
 
     The advantage is that of the return r + gamma (V' + lambda (v' - V')), by a ratio of its own.
-    Espeholt et al. 2018, arXiv:1802.01561, eq. 1 and section 4.2.
+    Espeholt et al. 2018, arXiv:1802.01561, eq. 1 and section 4.2; with lambda below 1 as in rlax.
     """
     ratio, delta = exp(log_ratio), reward - value
 
@@ -170,17 +170,18 @@ def advantage(
     that is truncated; x is 0 after all three. Over masked slots between tokens nothing passes; with
     gap="decay" each is a step without reward: V = gamma V_{t+1}, x = keep x_{t+1} at ratio 1.
     """
+    dtype, rewards = rewards.dtype, rewards.double()
     zeros = torch.zeros_like(rewards)
     reads_values = values is not None and estimator not in _NO_VALUES
     value_of = values if reads_values else zeros
     log_ratio_of = zeros if log_ratios is None else log_ratios
     if lambdas is None:
         lambdas = torch.full_like(rewards, lambda_)
-    elif lambdas.dim() == 1:
-        lambdas = lambdas[:, None].expand_as(rewards)
-    following = zeros[:, 0] if bootstrap is None else bootstrap
-    carried, behind = zeros[:, 0], torch.full_like(zeros[:, 0], lambda_)
-    in_response = torch.zeros_like(response_mask[:, 0], dtype=torch.bool)
+    lambdas = lambdas.reshape(len(rewards), -1).expand_as(rewards)
+    carried = rewards.new_zeros(len(rewards))
+    following = carried if bootstrap is None else bootstrap.double()
+    behind = torch.full_like(carried, lambda_)
+    in_response = carried.bool()
     advantages, returns = zeros.clone(), zeros.clone()
     for t in reversed(range(rewards.shape[1])):
         token = response_mask[:, t] != 0
@@ -203,7 +204,7 @@ def advantage(
         following = torch.where(token, value, torch.where(decayed, gamma * following, following))
         carried = torch.where(token, x, torch.where(decayed, step.keep * carried, carried))
         in_response = in_response | token
-    return advantages, returns
+    return advantages.to(dtype), returns.to(dtype)
 
 
 def sum_of(step: Step, following: Tensor, carried: Tensor) -> Tensor:

@@ -227,6 +227,52 @@ TEST(Recursions, NaNAtATokenComesOutThereAndBefore) {
   });
 }
 
+TEST(Recursions, InfinityAtATokenIsNaN) {
+  for_each_case([](const Recursion& recursion) {
+    Rows rows;
+    size_t place = 200;
+    while (rows.mask[place] == 0) ++place;
+    for (Doubles* each : {&rows.rewards, &rows.values, &rows.log_ratios}) {
+      const double before = (*each)[place];
+      const Traits& reads = recursion.traits();
+      const bool read = each == &rows.rewards || (each == &rows.values && reads.needs_values) ||
+                        (each == &rows.log_ratios && reads.needs_log_ratios);
+      for (const double far : {HUGE_VAL, -HUGE_VAL}) {
+        (*each)[place] = far;
+        const RowResults out = rows.run(recursion);
+        EXPECT_EQ(std::isnan(out.advantages[place]), read);
+        EXPECT_EQ(std::isnan(out.returns[place]), read);
+      }
+      (*each)[place] = before;
+    }
+  });
+}
+
+TEST(Recursions, AreNotNaNForAnyFiniteInput) {
+  std::mt19937 random(9);
+  for_each_case([&](Recursion recursion) {
+    for (int trial = 0; trial < 40; ++trial) {
+      Rows rows(static_cast<unsigned>(trial));
+      const double sizes[] = {0, 1, 1e150, 1.7e308}, ratios[] = {0, 1, 700, 1e300};
+      for (Doubles* each : {&rows.rewards, &rows.values, &rows.truncation_values}) {
+        for (double& x : *each) x = std::copysign(sizes[random() % 4], x);
+      }
+      for (double& x : rows.log_ratios) x = std::copysign(ratios[random() % 4], x);
+      for (double& x : rows.lambdas) x = random() % 2;
+      recursion.for_each_field([&](std::string_view, double& option, const Range& range) {
+        option = random() % 2 ? range.low : range.high;
+      });
+      AdvantageArrays batch = rows.arrays();
+      if (trial % 2 == 0) batch.done = batch.truncated = {};  // no end within a row
+      const RowResults out = rows.run(recursion, batch);
+      for (size_t i = 0; i < out.advantages.size(); ++i) {
+        ASSERT_FALSE(std::isnan(out.advantages[i])) << trial << " " << i;
+        ASSERT_FALSE(std::isnan(out.returns[i])) << trial << " " << i;
+      }
+    }
+  });
+}
+
 TEST(Recursions, WhatTheyReadMustBeGiven) {
   for_each_case([](const Recursion& recursion) {
     const Rows rows;
@@ -401,8 +447,19 @@ TEST(GroupRules, WhatTheyReadIsChecked) {
                                  ? "advantage: lengths must be given, got none"
                                  : "no error");
     out[0] = 7;
-    EXPECT_EQ(said(lengths), "advantage: lengths must be at least 0 and finite, got -1 at [1]");
-    EXPECT_EQ(out[0], 7);
+    const bool needs = rule.traits().needs_lengths;
+    EXPECT_EQ(said(lengths), needs
+                                 ? "advantage: lengths must be at least 0 and finite, got -1 at [1]"
+                                 : "no error");
+    EXPECT_EQ(out[0] == 7, needs);
+    const int64_t ids[] = {1, 1};
+    EXPECT_EQ(message([&] {
+                advantages_of_groups(
+                    "advantage",
+                    {.rewards = rewards, .group_ids = ids, .group_size = 2, .count = 2}, rule, out);
+              }),
+              "advantage: group_size must be 0 beside group_ids, got 2");
+    advantages_of_groups("advantage", {}, rule, nullptr);  // of nothing
   });
 }
 
