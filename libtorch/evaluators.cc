@@ -36,6 +36,11 @@ auto& pair_losses() {
       new_table<PairLoss, TensorPair>([](auto visit) { for_each_pair_loss(visit); });
   return table;
 }
+auto& links() {
+  static auto& table = new_table<Link, TensorNumber>(
+      [](auto visit) { for_each_link([&](const auto& row) { visit(row.link); }); });
+  return table;
+}
 auto& weights() {
   static auto& table = new_table<WeightFormula, detail::TensorWeightInput>(
       [](auto visit) { for_each_weight([&](const auto& row) { visit(row.weight); }); });
@@ -61,6 +66,9 @@ void detail::add_evaluator(std::type_index formula, SurrogateEvaluator evaluator
 void detail::add_evaluator(std::type_index formula, PairLossEvaluator evaluator) {
   pair_losses().add(formula, evaluator);
 }
+void detail::add_evaluator(std::type_index formula, LinkEvaluator evaluator) {
+  links().add(formula, evaluator);
+}
 void detail::add_evaluator(std::type_index formula, WeightEvaluator evaluator) {
   weights().add(formula, evaluator);
 }
@@ -70,6 +78,9 @@ at::Tensor detail::on_tensors(const Surrogate& surrogate, const TensorToken& tok
 }
 at::Tensor detail::on_tensors(const PairLoss& loss, const TensorPair& pair) {
   return evaluated(pair_losses(), "preference_loss: loss", loss, pair);
+}
+at::Tensor detail::on_tensors(const Link& link, const TensorNumber& score) {
+  return evaluated(links(), "preference_loss: link", link, score);
 }
 at::Tensor detail::on_tensors(const WeightFormula& weight, const TensorWeightInput& input) {
   return evaluated(weights(), "policy_loss: weight", weight, input);

@@ -30,10 +30,12 @@ struct TensorWeightInput {
   const TensorWeightToken& token;
   const TensorNumber* statistic;
 };
+using LinkEvaluator = at::Tensor (*)(const Link&, const TensorNumber&);
 using WeightEvaluator = at::Tensor (*)(const WeightFormula&, const TensorWeightInput&);
 
 void add_evaluator(std::type_index formula, SurrogateEvaluator evaluator);
 void add_evaluator(std::type_index formula, PairLossEvaluator evaluator);
+void add_evaluator(std::type_index formula, LinkEvaluator evaluator);
 void add_evaluator(std::type_index formula, WeightEvaluator evaluator);
 
 template <class Formula, class Any, class Input>
@@ -50,6 +52,7 @@ at::Tensor evaluate_on_tensors(const Any& formula, const Input& input) {
 // The loss of each token or pair. Throws c10::ValueError for a formula that is in no table.
 at::Tensor on_tensors(const Surrogate& surrogate, const TensorToken& token);
 at::Tensor on_tensors(const PairLoss& loss, const TensorPair& pair);
+at::Tensor on_tensors(const Link& link, const TensorNumber& score);
 at::Tensor on_tensors(const WeightFormula& weight, const TensorWeightInput& input);
 
 }  // namespace detail
@@ -58,7 +61,8 @@ at::Tensor on_tensors(const WeightFormula& weight, const TensorWeightInput& inpu
 // case, elsewhere its TensorNumber form has to be made where its type is. From any thread, any
 // number of times; a library whose formulas are registered must stay loaded.
 template <class Formula>
-  requires(TokenFormula<Formula> || PairFormula<Formula> || TokenWeightFormula<Formula>)
+  requires(TokenFormula<Formula> || PairFormula<Formula> || LinkFormula<Formula> ||
+           TokenWeightFormula<Formula>)
 void register_formula() {
   if constexpr (TokenFormula<Formula>) {
     detail::add_evaluator(typeid(Formula),
@@ -67,6 +71,10 @@ void register_formula() {
   if constexpr (PairFormula<Formula>) {
     detail::add_evaluator(typeid(Formula),
                           &detail::evaluate_on_tensors<Formula, PairLoss, TensorPair>);
+  }
+  if constexpr (LinkFormula<Formula>) {
+    detail::add_evaluator(typeid(Formula),
+                          &detail::evaluate_on_tensors<Formula, Link, TensorNumber>);
   }
   if constexpr (TokenWeightFormula<Formula>) {
     detail::add_evaluator(
@@ -84,6 +92,11 @@ Surrogate on_any_device(const Formula& formula) {
 }
 template <PairFormula Formula>
 PairLoss on_any_device(const Formula& formula) {
+  register_formula<Formula>();
+  return formula;
+}
+template <LinkFormula Formula>
+Link on_any_device(const Formula& formula) {
   register_formula<Formula>();
   return formula;
 }

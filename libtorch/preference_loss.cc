@@ -116,8 +116,10 @@ PairTerms terms_of(const PreferenceBatch& batch, const PreferenceObjective& obje
     score = sum_rows((weight * gap).to(at::kDouble)) / over;
   }
   const at::Tensor chosen = score.narrow(0, 0, half), rejected = score.narrow(0, half, half);
-  const TensorPair pair{linked(objective.link, TensorNumber{chosen}),
-                        linked(objective.link, TensorNumber{rejected}), objective.beta};
+  const auto linked = [&](const at::Tensor& each) {
+    return TensorNumber{detail::on_tensors(objective.link, TensorNumber{each})};
+  };
+  const TensorPair pair{linked(chosen), linked(rejected), objective.beta};
   const at::Tensor loss = detail::on_tensors(objective.loss, pair);
   const auto finite = [](const at::Tensor& tensor) { return at::isfinite(tensor.detach()); };
   return {.chosen = chosen,

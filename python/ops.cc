@@ -55,10 +55,10 @@ bool check_settings(const Name& function, const Name& name, const std::vector<Na
   });
 }
 
-// {"functions": {name: ...}, "objectives": [...], "weights": [...], "advantages": [...]}, what
-// Python reads once.
+// {"functions": {name: ...}, "objectives": [...], "weights": [...], "advantages": [...],
+// "links": [...]}, what Python reads once.
 std::vector<std::string> description() {
-  std::string functions, objectives, weights, advantages;
+  std::string functions, objectives, weights, advantages, links;
   const auto add_function = [&]<class Function>() {
     functions += (functions.empty() ? "" : ", ") + json_of_function<Function>();
   };
@@ -89,8 +89,12 @@ std::vector<std::string> description() {
   };
   for_each_recursion([&](const auto& row) { add_advantage(AdvantageFunction::kName, row); });
   for_each_group_rule([&](const auto& row) { add_advantage(GroupFunction::kName, row); });
+  for_each_link([&](const auto& row) {
+    links += (links.empty() ? "{" : ", {") + json_of_options(Link(row.link)) + "}";
+  });
   return {"{\"functions\": {" + functions + "}, \"objectives\": [" + objectives +
-          "], \"weights\": [" + weights + "], \"advantages\": [" + advantages + "]}"};
+          "], \"weights\": [" + weights + "], \"advantages\": [" + advantages + "], \"links\": [" +
+          links + "]}"};
 }
 
 // ---- metrics: the values of to_map of a block, in the order of the names

@@ -3,11 +3,13 @@
 #include <array>
 #include <concepts>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "../core/formula.h"
 #include "../core/number.h"
 #include "../core/options.h"
+#include "link_catalogue.h"
 
 namespace tether {
 
@@ -32,24 +34,6 @@ struct Pair {
 // the log-ratio of the answer, or its mean over the answer's tokens. Without a reference, of logp.
 enum class PairScore { sum, mean };
 inline constexpr std::array<std::string_view, 2> kPairScoreNames{"sum", "mean"};
-
-// g(S): what an f-divergence in place of KL(policy || reference) makes of a score. Wang et al.
-// 2023, arXiv:2309.16240, table 1; constants cancel in the margin.
-//   reverse_kl   S                      DPO
-//   forward_kl   -e^-S                  saturated at |S| = 40, where peers overflow: its square
-//                                       stays a float, and the derivative is the one there, not 0
-//   js           log sigmoid(S)
-enum class Link { reverse_kl, forward_kl, js };
-inline constexpr std::array<std::string_view, 3> kLinkNames{"reverse_kl", "forward_kl", "js"};
-
-template <class Number>
-TETHER_INLINE Number linked(Link link, const Number& score) {
-  if (link == Link::forward_kl) {
-    return -exp(with_gradient_of(clamp(-score, -40, 40), -score));
-  }
-  if (link == Link::js) return log_sigmoid(score);
-  return score;
-}
 
 template <class Formula>
 concept PairFormula =
@@ -97,16 +81,20 @@ class PairLoss : public AnyFormula<detail::PairCalls> {
 struct PreferenceObjective {
   PairScore score = PairScore::sum;
   bool reference = true;  // S is relative to the reference, which is then needed
-  Link link = Link::reverse_kl;
+  Link link = ReverseKl{};
   double beta = 0.1;
   PairLoss loss;
 };
 
-// visit(name, value, range) for every number of the objective, the formula's first.
+// visit(name, value, range) for every number of the objective, the formula's first; those of the
+// link are called link_NAME.
 template <SameBut<PreferenceObjective> Objective, class Visit>
 void for_each_option(Objective& objective, Visit visit) {
   objective.loss.for_each_field(visit);
   visit("beta", objective.beta, Range{0, largest_finite, true});
+  objective.link.for_each_field([&](std::string_view name, auto& value, const Range& range) {
+    visit("link_" + std::string(name), value, range);
+  });
 }
 
 // visit(name, value, names) for every choice of the objective.

@@ -87,7 +87,7 @@ LossTraits traits_of(const PreferenceObjective& objective) {
           .needs_ref_logps = objective.reference,
           .is_function_of_log_ratio = objective.reference && formula.of_log_ratio,
           .gradient_is_derivative = !formula.stops_gradient,
-          .pulls_back = formula.pulls_back && objective.link == Link::reverse_kl,
+          .pulls_back = formula.pulls_back && objective.link.traits().pulls_back,
           .bitwise = true,
           .refuses_double_backward = true};
 }

@@ -65,6 +65,12 @@ std::string weight_table() {
   return out;
 }
 
+std::string link_table() {
+  std::string out = "| name | g(S) | paper | header | agreement |\n|---|---|---|---|---|\n";
+  tether::for_each_link([&](const auto& row) { out += cells(row) + "\n"; });
+  return out;
+}
+
 std::string advantage_table() {
   std::string out =
       "| name | formula | paper | header | agreement | of |\n|---|---|---|---|---|---|\n";
@@ -89,6 +95,7 @@ std::string page() {
          "\n## Weights of tokens, of any policy objective ([how](../docs/weights.md))\n\n" +
          weight_table() + "\n## Preference objectives: score, link, loss of the pair\n\n" +
          preference_table() +
+         "\n## Links of preference objectives\n\n" + link_table() +
          "\n## Advantages, by `advantage(batch, Gae{})` and `tether.advantage(\"gae\", ...)`\n\n" +
          advantage_table();
 }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tether._checks import Number, check_strings
-from tether._functions import FUNCTIONS, OBJECTIVES, WEIGHTS, Call
+from tether._functions import FUNCTIONS, LINKS, OBJECTIVES, WEIGHTS, Call
 from tether._lists import Choice, Option, Settings, Value, checked_settings
 
 
@@ -39,8 +39,14 @@ Weights = Mapping[str, Mapping[str, Value]]
 _WEIGHTS = {
     row[0]: Weight(*row, options, OBJECTIVES[0][2][row[0]].legal[1:]) for row, options in WEIGHTS
 }
+# Every preference objective has the options of a link once it is chosen.
+_OF_LINKS = {f"link_{name}": option for link in LINKS for name, option in link.items()}
 _CATALOGUE = {
-    row[1]: Objective(*row, options, {k: v for k, v in choices.items() if k not in _WEIGHTS})
+    row[1]: Objective(
+        *row,
+        options | (_OF_LINKS if row[0] == "preference" else {}),
+        {k: v for k, v in choices.items() if k not in _WEIGHTS},
+    )
     for row, options, choices in OBJECTIVES
 }
 _FAMILIES = {

@@ -99,8 +99,8 @@ Dual<double, 2> pair_loss(const PreferenceObjective& objective, const Sides& pai
     return out;
   };
   const Dual<double, 2> chosen = score(pair.chosen, 0), rejected = score(pair.rejected, 1);
-  Dual<double, 2> loss = objective.loss(
-      {linked(objective.link, chosen), linked(objective.link, rejected), objective.beta});
+  Dual<double, 2> loss =
+      objective.loss({objective.link(chosen), objective.link(rejected), objective.beta});
   loss = {bounded(loss.value), {{bounded(loss.grad[0]), bounded(loss.grad[1])}}};
   const double trace = chosen.value * 0 + rejected.value * 0 + loss.value * 0;  // 0, or NaN
   const double nan = std::numeric_limits<double>::quiet_NaN();

@@ -57,11 +57,11 @@ __global__ void weight(Formula formula, Columns columns) {
   columns.store(0, i, formula(token, formula.measure(token)));
 }
 
-template <class Formula, int N>
-__global__ void pair_loss(Formula formula, Link link, double beta, Columns columns) {
+template <class Formula, class LinkOfScores, int N>
+__global__ void pair_loss(Formula formula, LinkOfScores link, double beta, Columns columns) {
   const int i = index();
-  const Pair<Dual<float, N>> pair{linked(link, columns.number<N>(0, i)),
-                                  linked(link, columns.number<N>(1, i)), beta};
+  const Pair<Dual<float, N>> pair{link(columns.number<N>(0, i)), link(columns.number<N>(1, i)),
+                                  beta};
   columns.store(0, i, formula(pair));
 }
 
@@ -100,7 +100,9 @@ void instantiate(const Columns& columns) {
   for_each_surrogate(
       [&](auto formula) { surrogate<decltype(formula), N><<<1, 1>>>(formula, columns); });
   for_each_pair_loss([&](auto formula) {
-    pair_loss<decltype(formula), N><<<1, 1>>>(formula, Link::js, 0.1, columns);
+    for_each_link([&]<class Formula>(const LinkRow<Formula>& row) {
+      pair_loss<decltype(formula), Formula, N><<<1, 1>>>(formula, row.link, 0.1, columns);
+    });
   });
   value_loss<ClippedSquaredError, N><<<1, 1>>>({}, columns);
   for_each_kl_form([&]<class Form>(const KlRow<Form>& row) {

@@ -137,7 +137,7 @@ def test_row_factors_of_nothing_are_0():
 # ---- preference losses ---------------------------------------------------------------------------
 
 
-LINKS = ["reverse_kl", "js", "forward_kl"]
+LINKS = list(reference.LINKS)
 
 
 @pytest.mark.parametrize("link", LINKS)

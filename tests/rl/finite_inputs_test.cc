@@ -90,7 +90,7 @@ void expect_finite_preference_losses() {
                                   .response_mask = batch.view(batch.mask)};
     for (const PreferenceRow& row : kPreferenceCatalogue) {
       PreferenceObjective objective = row.preset();
-      objective.link = Link(random() % kLinkNames.size());
+      choose(objective.link, random() % kLinkNames.size());
       objective.score = PairScore(random() % kPairScoreNames.size());
       const PreferenceTotals out =
           preference_loss(arrays, objective, {}, {batch.dlogps.data(), dtype<T>(), 9, 1});
@@ -115,7 +115,7 @@ void expect_finite_at_the_ends_of_options() {
                                   .response_mask = batch.view(batch.mask)};
     for (const PreferenceRow& row : kPreferenceCatalogue) {
       PreferenceObjective objective = row.preset();
-      objective.link = Link(random() % kLinkNames.size());
+      choose(objective.link, random() % kLinkNames.size());
       objective.score = PairScore(random() % kPairScoreNames.size());
       objective.beta = betas[random() % 6];
       const PairNormalizer normalizer{.world_size = factors[random() % 4],

@@ -33,13 +33,15 @@ TEST(PreferenceObjective, OptionsAndChoicesAreSetByName) {
   EXPECT_EQ(objective.loss.target<LogisticPair>()->label_smoothing, 0.3);
   EXPECT_EQ(objective.score, PairScore::mean);
   EXPECT_FALSE(objective.reference);
-  EXPECT_EQ(objective.link, Link::js);
+  EXPECT_NE(objective.link.target<JensenShannon>(), nullptr);
 }
 
 TEST(PreferenceObjective, BadOptionsGetOneClearError) {
   PreferenceObjective objective = presets::dpo();
+  std::string links;
+  for (const std::string_view each : kLinkNames) detail::append(links, each);
   EXPECT_EQ(message([&] { set_choice("f", objective, "link", "jss"); }),
-            "f: link must be one of reverse_kl, forward_kl, js, got \"jss\"");
+            "f: link must be one of " + links + ", got \"jss\"");
   EXPECT_EQ(message([&] { check_objective("f", presets::dpo(0)); }),
             "f: beta must be greater than 0 and finite, got 0");
   EXPECT_EQ(message([&] { preference_preset("f", "dop"); }),
@@ -49,21 +51,21 @@ TEST(PreferenceObjective, BadOptionsGetOneClearError) {
 // Value and slope of g at a score of log 2 and of -log 2: sigmoid(log 2) = 2/3.
 TEST(Link, MatchesTheTableByHand) {
   const double s = std::log(2);
-  const auto at = [](Link link, double score) { return linked(link, Dual<double>{score, 1}); };
-  EXPECT_EQ(at(Link::reverse_kl, s).value, s);
-  EXPECT_EQ(at(Link::reverse_kl, s).grad, 1);
-  EXPECT_DOUBLE_EQ(at(Link::forward_kl, s).value, -0.5);
-  EXPECT_DOUBLE_EQ(at(Link::forward_kl, s).grad, 0.5);
-  EXPECT_DOUBLE_EQ(at(Link::forward_kl, -s).value, -2);
-  EXPECT_DOUBLE_EQ(at(Link::forward_kl, -s).grad, 2);
-  EXPECT_DOUBLE_EQ(at(Link::js, s).value, std::log(2.0 / 3));
-  EXPECT_DOUBLE_EQ(at(Link::js, s).grad, 1.0 / 3);
-  EXPECT_DOUBLE_EQ(at(Link::js, -s).value, std::log(1.0 / 3));
-  EXPECT_DOUBLE_EQ(at(Link::js, -s).grad, 2.0 / 3);
+  const auto at = [](auto link, double score) { return link(Dual<double>{score, 1}); };
+  EXPECT_EQ(at(ReverseKl{}, s).value, s);
+  EXPECT_EQ(at(ReverseKl{}, s).grad, 1);
+  EXPECT_DOUBLE_EQ(at(ForwardKl{}, s).value, -0.5);
+  EXPECT_DOUBLE_EQ(at(ForwardKl{}, s).grad, 0.5);
+  EXPECT_DOUBLE_EQ(at(ForwardKl{}, -s).value, -2);
+  EXPECT_DOUBLE_EQ(at(ForwardKl{}, -s).grad, 2);
+  EXPECT_DOUBLE_EQ(at(JensenShannon{}, s).value, std::log(2.0 / 3));
+  EXPECT_DOUBLE_EQ(at(JensenShannon{}, s).grad, 1.0 / 3);
+  EXPECT_DOUBLE_EQ(at(JensenShannon{}, -s).value, std::log(1.0 / 3));
+  EXPECT_DOUBLE_EQ(at(JensenShannon{}, -s).grad, 2.0 / 3);
 }
 
 TEST(Link, ForwardKlSaturatesWithTheSlopeThatItHasThere) {
-  const auto saturated = linked(Link::forward_kl, Dual<double>{-1e6, 1});
+  const auto saturated = ForwardKl{}(Dual<double>{-1e6, 1});
   EXPECT_DOUBLE_EQ(saturated.value, -std::exp(40));
   EXPECT_DOUBLE_EQ(saturated.grad, std::exp(40));
 }

@@ -43,7 +43,7 @@ TEST_P(PreferenceCatalogue, EveryLinkAndScoreKeepsThemToo) {
   objective.score = objective.score == PairScore::sum ? PairScore::mean : PairScore::sum;
   for (size_t link = 0; link < kLinkNames.size(); ++link) {
     SCOPED_TRACE(kLinkNames[link]);
-    objective.link = static_cast<Link>(link);
+    choose(objective.link, link);
     expect_good(objective, preference_loss, traits_of(objective), {.batches = 3});
   }
 }

@@ -24,12 +24,13 @@ from tether.reference.kl import k1, k2, k3, kl_report
 from tether.reference.logps import categorical_kl, token_logps, token_statistics, top_k_kl
 from tether.reference.objectives import OBJECTIVES
 from tether.reference.policy import local_counts, policy_loss, policy_token_losses
-from tether.reference.preference import PREFERENCES, preference_loss
+from tether.reference.preference import LINKS, PREFERENCES, preference_loss
 from tether.reference.value import value_loss
 from tether.reference.weights import WEIGHTS
 
 __all__ = [
     "GROUP_RULES",
+    "LINKS",
     "OBJECTIVES",
     "PREFERENCES",
     "RECURSIONS",

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from tether._checks import savable
-from tether.reference.numbers import Number, saturated, wide_dtype, with_gradient_of, with_slope
+from tether.reference.numbers import (
+    Number,
+    saturated,
+    wide_dtype,
+    with_gradient_of,
+    with_slope,
+)
 from tether.reference.rows import Rows
 
 # g_c and g_r are the linked scores of the chosen and the rejected answer, x = beta (g_c - g_r). As
@@ -50,11 +56,17 @@ def hinge(chosen: Tensor, rejected: Tensor, beta: Number) -> Tensor:
     return torch.relu(1 - margin(chosen, rejected, beta))
 
 
-def linked(link: str, score: Tensor) -> Tensor:
-    """Of an f-divergence in place of the reverse KL: arXiv:2309.16240, table 1."""
-    if link == "forward_kl":
-        return -torch.exp(with_gradient_of((-score).clamp(-40, 40), -score))
-    return torch.nn.functional.logsigmoid(score) if link == "js" else score
+def forward_kl(score: Tensor) -> Tensor:
+    """-e^-S, saturated at 40. Wang et al. 2023, arXiv:2309.16240, table 1."""
+    return -torch.exp(with_gradient_of((-score).clamp(-40, 40), -score))
+
+
+# Of an f-divergence in place of the reverse KL: arXiv:2309.16240, table 1.
+LINKS = {
+    "reverse_kl": lambda score: score,
+    "forward_kl": forward_kl,
+    "js": torch.nn.functional.logsigmoid,
+}
 
 
 class PairRow(NamedTuple):
@@ -113,7 +125,10 @@ def preference_loss(
     policy = logp_sums / over
     scores = policy if reference == "false" else policy - row_sums(ref_logps) / over
     chosen, rejected = scores[:half], scores[half:]
-    each = row.loss(linked(link, chosen), linked(link, rejected), beta, **row.options | options)
+    of_link = {k.removeprefix("link_"): v for k, v in options.items() if k.startswith("link_")}
+    options = row.options | {k: v for k, v in options.items() if not k.startswith("link_")}
+    linked_chosen, linked_rejected = (LINKS[link](each, **of_link) for each in (chosen, rejected))
+    each = row.loss(linked_chosen, linked_rejected, beta, **options)
     present = (n[:half] != 0) | (n[half:] != 0)
     finite = torch.isfinite(chosen) & torch.isfinite(rejected) & torch.isfinite(each)
     terms = torch.where(present, torch.where(finite, 1.0, math.nan) * each, 0.0)
