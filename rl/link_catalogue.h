@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "link.h"
+#include "preference/alphapo.h"
 #include "preference/divergence_links.h"
 
 namespace tether {
@@ -29,6 +30,8 @@ inline constexpr std::tuple kLinkCatalogue{
             "rl/preference/divergence_links.h", "mpmath; TRL forward_kl"},
     LinkRow{"js", JensenShannon{}, "log sigmoid(S)", "arXiv:2309.16240, table 1",
             "rl/preference/divergence_links.h", "mpmath; TRL js_divergence"},
+    LinkRow{"alphapo", AlphaPo{}, "(1 - e^(-alpha S)) / alpha", "arXiv:2501.03884",
+            "rl/preference/alphapo.h", "mpmath"},
 };
 
 // visit(row) for every link.

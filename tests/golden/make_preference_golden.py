@@ -58,6 +58,8 @@ LINKS = {
     "reverse_kl": lambda score: (score, mpf(1)),
     "forward_kl": lambda score: (-mp.exp(-score), mp.exp(-score)),
     "js": lambda score: (log_sigmoid(score), 1 / (1 + mp.exp(score))),
+    # arXiv:2501.03884, alpha 1/4.
+    "alphapo": lambda score: (4 * (1 - mp.exp(-score / 4)), mp.exp(-score / 4)),
 }
 
 

@@ -597,7 +597,7 @@ def test_linear_preference_loss_of_answers_of_one_token_needs_the_mask_too():
 def test_linear_preference_loss_leaves_the_objective_to_preference_loss():
     hidden, weight, _, targets, batch = preference_inputs()
     for change, message in (
-        ({"tau": 1}, 'option must be one of label_smoothing, beta, got "tau"'),
+        ({"tau": 1}, 'option must be one of label_smoothing, beta, link_alpha, got "tau"'),
         ({"ref_logps": None}, "ref_logps must be given, got none. Pass them or reference = false"),
         ({"pairs": -1}, "pairs must be at least 0 and finite, got -1"),
     ):

@@ -38,7 +38,7 @@ def evaluated(function, batch, upstream=1.0, **settings):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("layout", [dict, packed])
-@pytest.mark.parametrize("link", ["reverse_kl", "forward_kl", "js"])
+@pytest.mark.parametrize("link", tether.reference.LINKS)
 @pytest.mark.parametrize("score", ["sum", "mean"])
 def test_equals_reference_in_float64(objective, layout, link, score):
     batch = layout(padded_pairs())
@@ -47,6 +47,41 @@ def test_equals_reference_in_float64(objective, layout, link, score):
     expected = evaluated(tether.reference.preference_loss, batch, upstream=-1.7, **settings)
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b.nan_to_num(), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, -1.0, torch.tensor(0.5)])
+def test_alphapo_is_the_expression_of_the_paper(alpha):
+    batch = padded_pairs()
+    logps = batch["logps"].clone().requires_grad_()
+    mask = batch["response_mask"]
+    mean = torch.where(mask, logps, 0.0).sum(1) / mask.sum(1).clamp_min(1)
+    reward = mean if alpha == 0 else (1 - mean.exp() ** -alpha) / alpha
+    present = mask.sum(1).view(2, -1).sum(0) > 0
+    losses = -torch.nn.functional.logsigmoid(2.5 * (reward[:4] - reward[4:]))
+    expected = losses[present].mean()
+    expected.backward()
+    options = {"link": "alphapo", "link_alpha": alpha, "score": "mean", "reference": False}
+    for function in (tether.preference_loss, on_tensors):
+        loss, gradient, _ = evaluated(function, batch, beta=2.5, **options)
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(gradient, logps.grad.nan_to_num(), rtol=1e-11, atol=1e-15)
+
+
+def on_tensors(*arguments, **options):
+    """The path of devices without a kernel."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tether._ops, "KERNELS", frozenset())
+        return tether.preference_loss(*arguments, **options)
+
+
+def test_options_of_a_link_need_the_link():
+    batch = padded_pairs()
+    for function in (tether.preference_loss, on_tensors):
+        with pytest.raises(ValueError) as error:
+            function(**batch, link_alpha=0.5)
+        assert str(error.value) == (
+            'preference_loss: option must be one of label_smoothing, beta, got "link_alpha"'
+        )
 
 
 def test_dpo_is_the_expression_of_the_paper():
@@ -154,7 +189,10 @@ def test_the_catalogue_and_the_reference_have_the_same_rows():
     assert tuple(rows) == OBJECTIVES
     for name, objective in tether.objectives("preference").items():
         defaults = {each: option.default for each, option in objective.options.items()}
-        assert defaults == rows[name].options | {"beta": 0.1}
+        of_links = {each for each in defaults if each.startswith("link_")}
+        own = {each: value for each, value in defaults.items() if each not in of_links}
+        assert own == rows[name].options | {"beta": 0.1}
+        assert list(objective.choices["link"].legal) == list(tether.reference.LINKS)
         assert objective.choices["score"].default == rows[name].score
 
 
@@ -173,8 +211,14 @@ ERRORS = {
         ValueError,
         {"objective": "dop"},
     ),
-    'option must be one of label_smoothing, beta, got "tau"': (ValueError, {"tau": 0.2}),
-    'link must be one of reverse_kl, forward_kl, js, got "kl"': (ValueError, {"link": "kl"}),
+    'option must be one of label_smoothing, beta, link_alpha, got "tau"': (
+        ValueError,
+        {"tau": 0.2},
+    ),
+    f'link must be one of {", ".join(tether.reference.LINKS)}, got "kl"': (
+        ValueError,
+        {"link": "kl"},
+    ),
     "beta must be greater than 0 and finite, got 0": (ValueError, {"beta": 0}),
     "beta must be a number, got str": (TypeError, {"beta": "0.1"}),
     "link must be a string, got int": (TypeError, {"link": 3}),
