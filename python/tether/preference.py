@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import Number, check_positive, scalar
+from tether._checks import Number, check_positive, in_name_of, scalar
 from tether._functions import Call
 from tether._lists import Value
 from tether._objectives import objective_call
@@ -145,6 +145,9 @@ def dpo_loss(
     **settings,
 ) -> PreferenceLoss:
     """DPO, arXiv:2305.18290, eq. 7: `preference_loss` with objective="dpo"."""
-    return preference_loss(
-        logps, ref_logps, response_mask, beta=beta, label_smoothing=label_smoothing, **settings
-    )
+
+    def run():
+        options = {"beta": beta, "label_smoothing": label_smoothing, **settings}
+        return preference_loss(logps, ref_logps, response_mask, **options)
+
+    return in_name_of("dpo_loss", "preference_loss", run)

@@ -170,8 +170,7 @@ def test_an_argument_on_another_device_is_refused(function, name):
     arguments = CALLS[function]
     with pytest.raises(ValueError) as caught:
         getattr(tether, function)(**arguments | {name: arguments[name].to("meta")})
-    called = {"dpo_loss": "preference_loss"}.get(function, function)
-    sentence = f"{called}: {name} must be on cpu like \\w+, got meta"
+    sentence = f"{function}: {name} must be on cpu like \\w+, got meta"
     assert re.fullmatch(sentence, str(caught.value))
 
 

@@ -148,7 +148,6 @@ def refusal(function, arguments):
 
 @pytest.mark.parametrize("function", CALLS)
 def test_every_wrong_call_is_refused_in_one_sentence(function, monkeypatch):
-    called = {"dpo_loss": "preference_loss"}.get(function, function)
     calls = list(wrong_calls(function))
     assert len(calls) >= 12
     bad = []
@@ -166,7 +165,7 @@ def test_every_wrong_call_is_refused_in_one_sentence(function, monkeypatch):
                     arguments = on_meta(arguments, but=changes if ELSEWHERE in what else ())
                 said[path] = refusal(function, arguments)
         sentence = said["kernels"]
-        if not re.match(rf"{called}: [\w.]+ must (not )?\w+.*, got ", sentence):
+        if not re.match(rf"{function}: [\w.]+ must (not )?\w+.*, got ", sentence):
             bad.append(f"{what}: {sentence}")
         elif len({re.sub("cpu|meta", "DEVICE", each) for each in said.values()}) > 1:
             bad.append(f"{what}: {said}")
