@@ -34,6 +34,17 @@ struct MyWeight {
   }
 };
 
+struct TdError {
+  double gamma = 1;
+  tether::MaskGap gap = tether::MaskGap::carry;
+
+  static constexpr tether::Traits traits{.needs_values = true};
+  template <class Number>
+  tether::Step<Number> step(const tether::RecursionToken<Number>& token) const {
+    return {token.reward - token.value, Number{gamma}, Number{0}};
+  }
+};
+
 // Two prompts, two answers each, of three tokens.
 tether::PolicyBatch example() {
   const at::Tensor logps = (at::arange(1, 13, at::kDouble).reshape({4, 3}) / -10).requires_grad_();
@@ -78,6 +89,19 @@ TEST(Blocks, OwnWeight) {
   objective.weights = {{tether::on_any_device(MyWeight{}), tether::WeightLevel::sequence_max}};
   const auto elsewhere = tether::detail::policy_loss_any_device(batch, objective);
   EXPECT_NEAR(elsewhere.loss.item<double>(), kept.loss.item<double>(), 1e-15);
+}
+
+TEST(Blocks, Advantages) {
+  const at::Tensor rewards = at::tensor({0.0, 0.0, 1.0}, at::kDouble).reshape({1, 3});
+  const at::Tensor values = at::tensor({0.5, 0.25, 0.75}, at::kDouble).reshape({1, 3});
+  const at::Tensor response_mask = at::ones({1, 3});
+  const tether::AdvantageBatch rows{
+      .rewards = rewards, .values = values, .response_mask = response_mask};
+  const auto [advantages, returns] = tether::advantage(rows, tether::Gae{.lambda = 0.95});
+  EXPECT_TRUE(at::allclose(returns, advantages + values));
+  EXPECT_DOUBLE_EQ(advantages[0][1].item<double>(), 0.5 + 0.95 * 0.25);
+  const at::Tensor errors = tether::advantage(rows, TdError{.gamma = 0.99}).advantages;
+  EXPECT_DOUBLE_EQ(errors[0][1].item<double>(), 0.99 * 0.75 - 0.25);
 }
 
 TEST(Blocks, Penalty) {
