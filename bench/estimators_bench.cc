@@ -6,10 +6,11 @@
 #include <ATen/ATen.h>
 #include <benchmark/benchmark.h>
 
+#include <string>
 #include <vector>
 
-#include "estimators/advantage/gae.h"
-#include "estimators/advantage/group.h"
+#include "estimators/advantage/catalogue.h"
+#include "estimators/advantage/row_scan.h"
 
 namespace tether::bench {
 namespace {
@@ -17,7 +18,7 @@ namespace {
 constexpr int64_t kRows = 256, kColumns = 2048;
 
 struct Step {
-  at::Tensor rewards, values, mask, mask_as_float, advantages, returns;
+  at::Tensor rewards, values, log_ratios, mask, mask_as_float, advantages, returns;
 };
 
 const Step& step() {
@@ -27,6 +28,7 @@ const Step& step() {
     Step out;
     out.rewards = at::randn(sizes);
     out.values = at::randn(sizes);
+    out.log_ratios = 0.1 * at::randn(sizes);
     out.mask = at::rand(sizes) > 0.1;
     out.mask_as_float = out.mask.to(at::kFloat);
     out.advantages = at::empty(sizes);
@@ -36,19 +38,20 @@ const Step& step() {
   return made;
 }
 
-void gae_raw(benchmark::State& state) {
+void recursion_raw(benchmark::State& state, const Recursion& recursion) {
   const Step& in = step();
   const auto array = [](const at::Tensor& tensor, DType type) {
     return ConstArray{tensor.const_data_ptr(), type, kColumns, 1};
   };
-  const GaeArrays arrays{.layout = {.rows = kRows, .columns = kColumns},
-                         .rewards = array(in.rewards, DType::float32),
-                         .values = array(in.values, DType::float32),
-                         .response_mask = array(in.mask, DType::boolean)};
+  const AdvantageArrays arrays{.layout = {.rows = kRows, .columns = kColumns},
+                               .rewards = array(in.rewards, DType::float32),
+                               .values = array(in.values, DType::float32),
+                               .response_mask = array(in.mask, DType::boolean),
+                               .log_ratios = array(in.log_ratios, DType::float32)};
   const MutableArray advantages{in.advantages.data_ptr(), DType::float32, kColumns, 1};
   const MutableArray returns{in.returns.data_ptr(), DType::float32, kColumns, 1};
   for (auto _ : state) {
-    generalized_advantage_estimation(arrays, {.gamma = 0.99, .lambda = 0.95}, advantages, returns);
+    scan_rows("advantage", arrays, recursion, advantages, returns);
     benchmark::ClobberMemory();
   }
   state.SetItemsProcessed(state.iterations() * kRows * kColumns);
@@ -101,7 +104,11 @@ void group_eager(benchmark::State& state) {
 }  // namespace
 
 void register_estimators() {
-  benchmark::RegisterBenchmark("256x2048/raw/gae/float32", gae_raw);
+  for_each_recursion([](const auto& row) {
+    const Recursion recursion = row.estimator;
+    benchmark::RegisterBenchmark(("256x2048/raw/" + std::string(row.name) + "/float32").c_str(),
+                                 [=](benchmark::State& state) { recursion_raw(state, recursion); });
+  });
   benchmark::RegisterBenchmark("256x2048/eager/gae/float32", gae_eager);
   benchmark::RegisterBenchmark("8192x16/raw/group_advantage/float32", group_raw);
   benchmark::RegisterBenchmark("8192x16/eager/group_advantage/float32", group_eager);

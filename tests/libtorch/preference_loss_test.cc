@@ -38,6 +38,35 @@ TEST(PreferenceLossFace, EqualsThePlainExpressionInValueAndGradient) {
                            2 * gradient(plain, logps).nan_to_num(), 1e-12, 1e-16));
 }
 
+struct Doubled {
+  template <class Number>
+  Number operator()(const Number& score) const {
+    return 2 * score;
+  }
+};
+
+TEST(PreferenceLossFace, ALinkMayBeOnesOwn) {
+  const PreferenceBatch batch = random_batch(4, 13);
+  const PreferenceOutput expected = preference_loss(batch, presets::dpo(0.2));
+  PreferenceObjective objective = presets::dpo(0.1);
+  objective.link = Doubled{};
+  const PreferenceOutput kernel = preference_loss(batch, objective);
+  EXPECT_DOUBLE_EQ(kernel.loss.item<double>(), expected.loss.item<double>());
+  const at::Tensor slope = gradient(expected.loss, batch.logps);
+  EXPECT_TRUE(at::allclose(gradient(kernel.loss, batch.logps), slope, 1e-12, 1e-16));
+  try {
+    detail::preference_loss_any_device(batch, objective);
+    FAIL();
+  } catch (const c10::ValueError& error) {
+    EXPECT_STREQ(error.what_without_backtrace(),
+                 "preference_loss: link must be one of the library's or wrapped by on_any_device "
+                 "on devices other than the CPU, got another type");
+  }
+  objective.link = on_any_device(Doubled{});
+  const PreferenceOutput tensors = detail::preference_loss_any_device(batch, objective);
+  EXPECT_TRUE(at::allclose(gradient(tensors.loss, batch.logps), slope, 1e-12, 1e-16));
+}
+
 TEST(PreferenceLossFace, EveryDevicePathEqualsTheKernel) {
   for (const PreferenceRow& row : kPreferenceCatalogue) {
     for (size_t link = 0; link < kLinkNames.size(); ++link) {
