@@ -92,7 +92,7 @@ class LinearPolicyLoss : public torch::autograd::Function<LinearPolicyLoss> {
     };
     context->save_for_backward({dhidden, gradient.weight, gradient.bias, input(hidden),
                                 input(weight), bias ? input(*bias) : at::Tensor()});
-    return at::scalar_tensor(result->totals.loss, at::dtype(detail::result_type(hidden)));
+    return detail::result_scalar(result->totals.loss, hidden);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& upstream) {

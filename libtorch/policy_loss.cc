@@ -74,7 +74,7 @@ ComputedLoss compute_on_cpu(const PolicyBatch& batch, const PolicyObjective& obj
   out.dentropies = gradient_buffer(wanted.entropies, batch.entropies, gradients.entropies);
   const PolicyTotals totals = policy_loss(face::arrays_of("policy_loss", batch), objective,
                                           normalizer, gradients, torch_executor());
-  out.loss = at::scalar_tensor(totals.loss, at::dtype(detail::result_type(batch.logps)));
+  out.loss = detail::result_scalar(totals.loss, batch.logps);
   out.metrics = detail::metric_tensors(totals.metrics);
   return out;
 }

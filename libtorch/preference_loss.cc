@@ -56,7 +56,7 @@ Computed compute_on_cpu(const PreferenceBatch& batch, const PreferenceObjective&
   }
   const PreferenceTotals totals = preference_loss(face::arrays_of("preference_loss", batch),
                                                   objective, normalizer, dlogps, torch_executor());
-  out.loss = at::scalar_tensor(totals.loss, at::dtype(detail::result_type(batch.logps)));
+  out.loss = detail::result_scalar(totals.loss, batch.logps);
   out.sums = at::empty({PreferenceMetrics::kSums, 2}, at::dtype(at::kDouble));
   std::memcpy(out.sums.data_ptr(), totals.metrics.sums.data(), sizeof(totals.metrics.sums));
   return out;

@@ -36,7 +36,7 @@ class ValueLoss : public torch::autograd::Function<ValueLoss> {
                                           *normalizer, gradient, torch_executor());
     *metrics = totals.metrics;
     context->save_for_backward({dvalues, values.requires_grad() ? values : at::Tensor()});
-    return at::scalar_tensor(totals.loss, at::dtype(detail::result_type(values)));
+    return detail::result_scalar(totals.loss, values);
   }
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const variable_list saved = context->get_saved_variables();

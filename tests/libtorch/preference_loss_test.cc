@@ -5,6 +5,7 @@
 #include <torch/types.h>
 
 #include <cmath>
+#include <limits>
 #include <string>
 
 namespace tether {
@@ -36,6 +37,15 @@ TEST(PreferenceLossFace, EqualsThePlainExpressionInValueAndGradient) {
   EXPECT_NEAR(out.loss.item<double>(), plain.item<double>(), 1e-14);
   EXPECT_TRUE(at::allclose(gradient(2 * out.loss, batch.logps),
                            2 * gradient(plain, logps).nan_to_num(), 1e-12, 1e-16));
+}
+
+TEST(PreferenceLossFace, ALossBeyondFloatIsItsLargestNumber) {
+  const at::Tensor logps = at::tensor({1e30f, -1e30f}).reshape({2, 1}).requires_grad_();
+  const PreferenceBatch batch{.logps = logps, .response_mask = at::ones({2, 1})};
+  PreferenceObjective objective = presets::ipo();
+  objective.reference = false;
+  EXPECT_EQ(preference_loss(batch, objective).loss.item<float>(),
+            std::numeric_limits<float>::max());
 }
 
 struct Doubled {

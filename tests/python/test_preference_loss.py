@@ -74,6 +74,14 @@ def on_tensors(*arguments, **options):
         return tether.preference_loss(*arguments, **options)
 
 
+def test_a_loss_beyond_float_is_its_largest_number():
+    logps = torch.tensor([[1e30], [-1e30]])
+    loss = tether.preference_loss(
+        logps, response_mask=torch.ones(2, 1), objective="ipo", reference=False
+    ).loss
+    assert loss.item() == torch.finfo(torch.float32).max
+
+
 def test_options_of_a_link_need_the_link():
     batch = padded_pairs()
     for function in (tether.preference_loss, on_tensors):

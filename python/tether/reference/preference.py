@@ -62,10 +62,10 @@ def forward_kl(score: Tensor) -> Tensor:
 
 
 def alphapo(score: Tensor, *, alpha: Number = 0.25) -> Tensor:
-    """(1 - e^(-alpha S)) / alpha, saturated at 60; S at alpha 0. Gupta et al., arXiv:2501.03884."""
+    """(1 - e^(-alpha S)) / alpha, saturated at 40; S at alpha 0. Gupta et al., arXiv:2501.03884."""
     alpha = torch.as_tensor(alpha, dtype=score.dtype, device=score.device)
     straight = alpha.abs() < 1e-150
-    bent = with_gradient_of((-alpha * score).clamp(-60, 60), -alpha * score)
+    bent = with_gradient_of((-alpha * score).clamp(-40, 40), -alpha * score)
     return torch.where(straight, score, torch.expm1(bent) / -torch.where(straight, 1.0, alpha))
 
 
