@@ -94,8 +94,7 @@ std::string page() {
          policy_table() +
          "\n## Weights of tokens, of any policy objective ([how](../docs/weights.md))\n\n" +
          weight_table() + "\n## Preference objectives: score, link, loss of the pair\n\n" +
-         preference_table() +
-         "\n## Links of preference objectives\n\n" + link_table() +
+         preference_table() + "\n## Links of preference objectives\n\n" + link_table() +
          "\n## Advantages, by `advantage(batch, Gae{})` and `tether.advantage(\"gae\", ...)`\n\n" +
          advantage_table();
 }
