@@ -134,10 +134,9 @@ def preference_loss(
     policy = logp_sums / over
     scores = policy if reference == "false" else policy - row_sums(ref_logps) / over
     chosen, rejected = scores[:half], scores[half:]
-    of_link = {k.removeprefix("link_"): v for k, v in options.items() if k.startswith("link_")}
-    options = row.options | {k: v for k, v in options.items() if not k.startswith("link_")}
-    linked_chosen, linked_rejected = (LINKS[link](each, **of_link) for each in (chosen, rejected))
-    each = row.loss(linked_chosen, linked_rejected, beta, **options)
+    of_link, options = _of_link(options)
+    linked = (LINKS[link](each, **of_link) for each in (chosen, rejected))
+    each = row.loss(*linked, beta, **row.options | options)
     present = (n[:half] != 0) | (n[half:] != 0)
     finite = torch.isfinite(chosen) & torch.isfinite(rejected) & torch.isfinite(each)
     terms = torch.where(present, torch.where(finite, 1.0, math.nan) * each, 0.0)
@@ -148,16 +147,21 @@ def preference_loss(
     factor = (share * world_size * loss_scale).clamp(max=_LARGEST_VALUE)
     loss = factor * terms.sum()
     with torch.no_grad():
-        rewards = [beta * chosen, beta * rejected, beta * (chosen - rejected)]
-        rewards = [reward.clamp(-_LARGEST_VALUE, _LARGEST_VALUE) for reward in rewards]
-        parts = [
-            each,
-            *rewards,
-            (rewards[2] > 0).double(),
-            logp_sums[:half],
-            logp_sums[half:],
-            (~finite).double(),
-        ]
-        values = torch.stack([torch.where(present, part, 0.0).sum() for part in parts])
+        policies = logp_sums[:half], logp_sums[half:]
+        metrics = [*_metrics(each, chosen, rejected, beta), *policies, (~finite).double()]
+        values = torch.stack([torch.where(present, metric, 0.0).sum() for metric in metrics])
         sums = torch.stack([values, count.expand_as(values)], 1)
     return PreferenceTotals(loss.to(wide), sums)
+
+
+def _of_link(options: dict[str, Number]) -> tuple[dict[str, Number], dict[str, Number]]:
+    """Options of the link, by the names that it has for them, and the others."""
+    of_link = {k.removeprefix("link_"): v for k, v in options.items() if k.startswith("link_")}
+    return of_link, {k: v for k, v in options.items() if not k.startswith("link_")}
+
+
+def _metrics(each: Tensor, chosen: Tensor, rejected: Tensor, beta: Number) -> list[Tensor]:
+    """Of every pair, the first ones in the order of preference_metrics.h."""
+    rewards = [beta * chosen, beta * rejected, beta * (chosen - rejected)]
+    rewards = [reward.clamp(-_LARGEST_VALUE, _LARGEST_VALUE) for reward in rewards]
+    return [each, *rewards, (rewards[2] > 0).double()]
