@@ -1,11 +1,9 @@
 #pragma once
 
-#include <tuple>
-
-#include "../../core/fields.h"
 #include "../../core/formula.h"
 #include "../../core/number.h"
 #include "../token_weight.h"
+#include "mismatch.h"
 
 namespace tether {
 
@@ -22,15 +20,12 @@ struct RatioGate {
   double high = 2;
 
   static constexpr Traits traits{.needs_rollout_logps = true, .leaves = true};
-  static constexpr auto fields() {
-    return std::tuple{field("low", &RatioGate::low, {0, largest_finite}),
-                      field("high", &RatioGate::high, {0, infinity, true})};
-  }
+  static constexpr auto fields() { return bounds_of_ratio<RatioGate>(); }
   RatioInterval truncation() const { return {low, high}; }
 
   template <class Number>
   TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
-    return token.old_logp - token.rollout_logp;
+    return mismatch(token);
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
