@@ -105,7 +105,7 @@ void group_eager(benchmark::State& state) {
 
 void register_estimators() {
   for_each_recursion([](const auto& row) {
-    const Recursion recursion = row.estimator;
+    const Recursion recursion = row.defaults;
     benchmark::RegisterBenchmark(("256x2048/raw/" + std::string(row.name) + "/float32").c_str(),
                                  [=](benchmark::State& state) { recursion_raw(state, recursion); });
   });

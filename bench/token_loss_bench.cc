@@ -159,7 +159,7 @@ void add_weights(Shape shape) {
   for_each_weight([&](const auto& row) {
     for (const WeightLevel level : {WeightLevel::token, WeightLevel::sequence_sum}) {
       PolicyObjective objective = presets::ppo();
-      objective.weights = {{row.weight, level}};
+      objective.weights = {{row.defaults, level}};
       const std::string of = level == WeightLevel::token ? "" : " of sequences";
       add(shape, "raw/ppo, " + std::string(row.name) + of + "/float32",
           [=](benchmark::State& state) {

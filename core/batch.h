@@ -1,10 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string_view>
 
 #include "fields.h"
 #include "macros.h"
+#include "select.h"
 
 namespace tether {
 
@@ -102,6 +104,13 @@ constexpr int64_t bytes_of(DType dtype) {
       break;
   }
   return 0;
+}
+
+// A number of float32 or float64: beyond the type its largest one, NaN as it is.
+constexpr double representable(double value, DType dtype) {
+  constexpr double kLargest = std::numeric_limits<float>::max();
+  if (dtype == DType::float64) return value;
+  return bounded(value, kLargest);
 }
 
 // Asks memory for a block that is wanted soon, so that it comes while another is worked on. Inline:

@@ -156,6 +156,14 @@ class AnyFormula {
   const Methods* methods_;
 };
 
+// Throws unless its options are legal.
+template <class Calls>
+void check_formula(std::string_view function, const AnyFormula<Calls>& formula) {
+  formula.for_each_field([&](std::string_view name, double value, const Range& range) {
+    check_range(function, name, value, range);
+  });
+}
+
 // Its options and choices, as those of an option struct (core/options.h).
 template <class Calls, class Visit>
 void for_each_option(AnyFormula<Calls>& formula, Visit visit) {

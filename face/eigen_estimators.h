@@ -11,6 +11,7 @@
 #include "../core/batch.h"
 #include "../core/check.h"
 #include "../estimators/advantage/catalogue.h"
+#include "../estimators/advantage/groups.h"
 #include "../estimators/advantage/row_scan.h"
 #include "../estimators/advantage/whitening.h"
 #include "../estimators/kl/exact.h"

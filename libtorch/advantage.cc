@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include "estimators/advantage/groups.h"
 #include "estimators/advantage/row_scan.h"
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"

@@ -1,5 +1,6 @@
 #include "libtorch/arrays.h"
 
+#include <ATen/ops/scalar_tensor.h>
 #include <c10/util/Exception.h>
 
 namespace tether {
@@ -19,6 +20,12 @@ void check_type(bool holds, const std::string& message) { TORCH_CHECK_TYPE(holds
 
 at::ScalarType result_type(const at::Tensor& input) {
   return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+at::Tensor result_scalar(double value, const at::Tensor& input) {
+  const at::ScalarType type = result_type(input);
+  const DType dtype = type == at::kDouble ? DType::float64 : DType::float32;
+  return at::scalar_tensor(representable(value, dtype), at::dtype(type));
 }
 
 at::Tensor as_weights(const at::Tensor& mask) {

@@ -34,6 +34,8 @@ void check_type(bool holds, const std::string& message);
 
 // Of the arithmetic and the results: float64 for float64, else float32.
 at::ScalarType result_type(const at::Tensor& input);
+// A loss in that type.
+at::Tensor result_scalar(double value, const at::Tensor& input);
 
 // Runs `body`; an Error of the core comes out as ValueError or TypeError.
 template <class Body>

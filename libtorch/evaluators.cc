@@ -38,12 +38,12 @@ auto& pair_losses() {
 }
 auto& links() {
   static auto& table = new_table<Link, TensorNumber>(
-      [](auto visit) { for_each_link([&](const auto& row) { visit(row.link); }); });
+      [](auto visit) { for_each_link([&](const auto& row) { visit(row.defaults); }); });
   return table;
 }
 auto& weights() {
   static auto& table = new_table<WeightFormula, detail::TensorWeightInput>(
-      [](auto visit) { for_each_weight([&](const auto& row) { visit(row.weight); }); });
+      [](auto visit) { for_each_weight([&](const auto& row) { visit(row.defaults); }); });
   return table;
 }
 

@@ -1,14 +1,12 @@
 #include "libtorch/stored_gradient.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/where.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
-#include <limits>
 
 namespace tether::detail {
 namespace {
@@ -37,13 +35,6 @@ class StoredGradient : public torch::autograd::Function<StoredGradient> {
 };
 
 }  // namespace
-
-at::Tensor result_scalar(double value, const at::Tensor& like) {
-  const bool wide = like.scalar_type() == at::kDouble;
-  constexpr double kLargest = std::numeric_limits<float>::max();
-  if (!wide && std::abs(value) > kLargest) value = std::copysign(kLargest, value);
-  return at::scalar_tensor(value, at::dtype(wide ? at::kDouble : at::kFloat));
-}
 
 at::ScalarType stored_type(const at::Tensor& input) {
   return input.scalar_type() == at::kHalf ? at::kFloat : input.scalar_type();

@@ -12,9 +12,6 @@
 
 namespace tether::detail {
 
-// A loss in the type of results of `like`; what is beyond that type counts as its largest number.
-at::Tensor result_scalar(double value, const at::Tensor& like);
-
 // What the gradient of `input` waits in: a loss scale comes too late for what float16 has already
 // flushed to 0.
 at::ScalarType stored_type(const at::Tensor& input);

@@ -139,7 +139,7 @@ struct TensorKl {
   template <class Call>
   TensorNumber evaluated(Call call) const {
     TensorNumber out;
-    for_each_kl_form([&]<class Form>(const KlRow<Form>&) {
+    for_each_kl_form([&]<class Form>(const FormulaRow<Form>&) {
       if (const Form* known = form.target<Form>()) out = call(*known);
     });
     check_value(out.value.defined(), "policy_loss: " + std::string(name) +

@@ -1,7 +1,6 @@
 #include "libtorch/value_loss.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <string>

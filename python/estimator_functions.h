@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "estimators/advantage/catalogue.h"
+#include "estimators/advantage/groups.h"
 #include "estimators/advantage/row_scan.h"
 #include "estimators/advantage/whitening.h"
 #include "estimators/kl/report.h"

@@ -5,9 +5,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <initializer_list>
-#include <limits>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -136,16 +134,15 @@ inline Tensor new_doubles(std::initializer_list<int64_t> sizes, const double* va
   return out;
 }
 
-// In float64 for float64, else float32; what is beyond counts as its largest number.
+// In float64 for float64, else float32.
 inline Tensor new_scalar(double value, const Tensor& like) {
   const bool wide = like.scalar_type() == ScalarType::Double;
   const Tensor out = torch::stable::empty({}, wide ? ScalarType::Double : ScalarType::Float);
   if (wide) {
     *static_cast<double*>(out.mutable_data_ptr()) = value;
   } else {
-    constexpr double kLargest = std::numeric_limits<float>::max();
-    if (std::abs(value) > kLargest) value = std::copysign(kLargest, value);
-    *static_cast<float*>(out.mutable_data_ptr()) = static_cast<float>(value);
+    *static_cast<float*>(out.mutable_data_ptr()) =
+        static_cast<float>(representable(value, DType::float32));
   }
   return out;
 }

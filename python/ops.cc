@@ -78,19 +78,19 @@ std::vector<std::string> description() {
   for_each_weight([&](const auto& row) {
     weights += weights.empty() ? "{\"row\": " : ", {\"row\": ";
     weights += json_list({json_text(row.name), json_text(row.formula), json_text(row.paper),
-                          row.weight.traits.leaves ? "true" : "false"});
-    weights += ", " + json_of_options(row.weight) + "}";
+                          row.defaults.traits.leaves ? "true" : "false"});
+    weights += ", " + json_of_options(row.defaults) + "}";
   });
   const auto add_advantage = [&](std::string_view function, const auto& row) {
     advantages += advantages.empty() ? "{\"row\": " : ", {\"row\": ";
     advantages += json_list({json_text(function), json_text(row.name), json_text(row.formula),
                              json_text(row.paper), json_text(row.agreement)});
-    advantages += ", " + json_of_options(row.estimator) + "}";
+    advantages += ", " + json_of_options(row.defaults) + "}";
   };
   for_each_recursion([&](const auto& row) { add_advantage(AdvantageFunction::kName, row); });
   for_each_group_rule([&](const auto& row) { add_advantage(GroupFunction::kName, row); });
   for_each_link([&](const auto& row) {
-    links += (links.empty() ? "{" : ", {") + json_of_options(Link(row.link)) + "}";
+    links += (links.empty() ? "{" : ", {") + json_of_options(Link(row.defaults)) + "}";
   });
   return {"{\"functions\": {" + functions + "}, \"objectives\": [" + objectives +
           "], \"weights\": [" + weights + "], \"advantages\": [" + advantages + "], \"links\": [" +

@@ -91,7 +91,7 @@ inline void check_kl_penalty(std::string_view function, const KlPenalty& penalty
   require(!biased || penalty.beta == 0 || penalty.allow_biased_gradient, [&] {
     std::string others;
     for_each_kl_form([&](const auto& row) {
-      if (!follows_kl(row.labels(), penalty.correction)) return;
+      if (!follows_kl(KlForm(row.defaults).labels(), penalty.correction)) return;
       others += (others.empty() ? "" : " or ") + std::string(row.name);
     });
     const size_t index = chosen(penalty.gradient);

@@ -12,7 +12,7 @@ WeightFormula weight_formula(std::string_view name) {
   std::string known;
   for_each_weight([&](const auto& row) {
     detail::append(known, row.name);
-    if (row.name == name) out = row.weight;
+    if (row.name == name) out = row.defaults;
   });
   if (!out) detail::throw_unknown("weight_formula", "name", known, name);
   return *out;

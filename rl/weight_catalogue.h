@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../core/catalogue.h"
 #include "policy/importance.h"
 #include "policy/rejection.h"
 #include "policy/trust_region.h"
@@ -13,36 +14,26 @@
 
 namespace tether {
 
-// One weight of the library: its name among the choices of an objective, where it stands for the
-// level, and before its options (`truncated_importance.high`).
-template <class Formula>
-struct WeightRow {
-  std::string_view name;
-  Formula weight;
-  std::string_view formula;
-  std::string_view paper;
-  std::string_view header;
-  std::string_view agreement;  // as ObjectiveRow has it (rl/catalogue.h)
-};
-
-// The only list of weights in the project: one line each.
+// The only list of weights in the project: one line each. A weight's name is among the choices of
+// an objective, where it stands for the level, and before its options
+// (`truncated_importance.high`).
 inline constexpr std::tuple kWeightCatalogue{
-    WeightRow{"truncated_importance", TruncatedImportance{},
-              "clamp(e^x, low, high), x = old_logp - rollout_logp",
-              "doi:10.1198/106186008X320456, eq. 4", "rl/policy/importance.h",
-              "mpmath; verl rollout_is"},
-    WeightRow{"masked_importance", MaskedImportance{}, "e^x where low <= e^x <= high, else 0",
-              "arXiv:2510.18855", "rl/policy/importance.h", "mpmath; verl rollout_is"},
-    WeightRow{"ratio_gate", RatioGate{}, "1 where low <= e^x <= high, else out of the mask",
-              "verl, rollout_rs k1", "rl/policy/rejection.h", "mpmath; verl rollout_rs"},
-    WeightRow{"tv_mask", TvMask{}, "1 where e^logp - e^old_logp <= high (A > 0), >= -low (A <= 0)",
-              "arXiv:2602.04879", "rl/policy/trust_region.h", "mpmath; verl dppo_tv"},
+    FormulaRow{"truncated_importance", TruncatedImportance{},
+               "clamp(e^x, low, high), x = old_logp - rollout_logp",
+               "doi:10.1198/106186008X320456, eq. 4", "rl/policy/importance.h",
+               "mpmath; verl rollout_is"},
+    FormulaRow{"masked_importance", MaskedImportance{}, "e^x where low <= e^x <= high, else 0",
+               "arXiv:2510.18855", "rl/policy/importance.h", "mpmath; verl rollout_is"},
+    FormulaRow{"ratio_gate", RatioGate{}, "1 where low <= e^x <= high, else out of the mask",
+               "verl, rollout_rs k1", "rl/policy/rejection.h", "mpmath; verl rollout_rs"},
+    FormulaRow{"tv_mask", TvMask{}, "1 where e^logp - e^old_logp <= high (A > 0), >= -low (A <= 0)",
+               "arXiv:2602.04879", "rl/policy/trust_region.h", "mpmath; verl dppo_tv"},
 };
 
 // visit(row) for every weight.
 template <class Visit>
 constexpr void for_each_weight(Visit visit) {
-  std::apply([&](const auto&... row) { (visit(row), ...); }, kWeightCatalogue);
+  for_each_row(kWeightCatalogue, visit);
 }
 
 // That of the row called `name`, with its defaults. The loops of the library's weights are compiled
@@ -57,7 +48,7 @@ inline constexpr std::array<std::string_view, 6> kWeightChoiceNames{
 template <class Weights, class Formula>
 struct WeightChoice {
   Weights& weights;
-  const WeightRow<Formula>& row;
+  const FormulaRow<Formula>& row;
 
   auto find() const {
     auto each = weights.begin();
@@ -88,7 +79,7 @@ size_t chosen(const WeightChoice<Weights, Formula>& choice) {
 // Of one weight; a user's own is called "weight".
 inline std::string_view name_of(const TokenWeight& weight) {
   std::string_view out = "weight";
-  for_each_weight([&]<class Formula>(const WeightRow<Formula>& row) {
+  for_each_weight([&]<class Formula>(const FormulaRow<Formula>& row) {
     if (weight.formula.type() == typeid(Formula)) out = row.name;
   });
   return out;

@@ -60,8 +60,16 @@ std::string preference_table() {
 std::string weight_table() {
   std::string out = "| name | W | paper | header | agreement | of 0 |\n|---|---|---|---|---|---|\n";
   tether::for_each_weight([&](const auto& row) {
-    out += cells(row) + (row.weight.traits.leaves ? " leaves the mask |\n" : " stays |\n");
+    out += cells(row) + (row.defaults.traits.leaves ? " leaves the mask |\n" : " stays |\n");
   });
+  return out;
+}
+
+std::string kl_table() {
+  std::string out =
+      "| name | K, d = log other - log sampled | paper | header | agreement |\n"
+      "|---|---|---|---|---|\n";
+  tether::for_each_kl_form([&](const auto& row) { out += cells(row) + "\n"; });
   return out;
 }
 
@@ -93,8 +101,9 @@ std::string page() {
          "aggregation\n\n" +
          policy_table() +
          "\n## Weights of tokens, of any policy objective ([how](../docs/weights.md))\n\n" +
-         weight_table() + "\n## Preference objectives: score, link, loss of the pair\n\n" +
-         preference_table() + "\n## Links of preference objectives\n\n" + link_table() +
+         weight_table() + "\n## Forms of the KL penalty ([which](../docs/kl.md))\n\n" + kl_table() +
+         "\n## Preference objectives: score, link, loss of the pair\n\n" + preference_table() +
+         "\n## Links of preference objectives\n\n" + link_table() +
          "\n## Advantages, by `advantage(batch, Gae{})` and `tether.advantage(\"gae\", ...)`\n\n" +
          advantage_table();
 }

@@ -1,11 +1,9 @@
 #pragma once
 
-#include <array>
-#include <concepts>
 #include <cstddef>
-#include <string_view>
 #include <tuple>
 
+#include "../../core/catalogue.h"
 #include "gae.h"
 #include "group.h"
 #include "opo.h"
@@ -14,81 +12,65 @@
 
 namespace tether {
 
-// One estimator of the library: its name, and the formula with its defaults.
-template <class Formula>
-struct AdvantageRow {
-  std::string_view name;
-  Formula estimator;
-  std::string_view formula;
-  std::string_view paper;
-  std::string_view header;
-  std::string_view agreement;  // who computes the same in the tests
-};
-
 // The only lists of estimators in the project: one line each.
 inline constexpr std::tuple kRecursionCatalogue{
-    AdvantageRow{"gae", Gae{}, "A = r + gamma V' - V + gamma lambda A'", "arXiv:1506.02438, eq. 16",
-                 "estimators/advantage/gae.h", "the sum; verl gae"},
-    AdvantageRow{"returns", DiscountedReturns{}, "G = r + gamma G'", "",
-                 "estimators/advantage/returns.h", "GAE with lambda 1"},
-    AdvantageRow{"vtrace", Vtrace{},
-                 "v = V + rho (r + gamma V' - V) + gamma c (v' - V'), A = rho (r + gamma v' - V)",
-                 "arXiv:1802.01561, eq. 1", "estimators/advantage/vtrace.h",
-                 "the sum; torchrl vtrace"},
+    FormulaRow{"gae", Gae{}, "A = r + gamma V' - V + gamma lambda A'", "arXiv:1506.02438, eq. 16",
+               "estimators/advantage/gae.h", "the sum; verl gae"},
+    FormulaRow{"returns", DiscountedReturns{}, "G = r + gamma G'", "Sutton and Barto 2018, eq. 3.9",
+               "estimators/advantage/returns.h", "GAE with lambda 1"},
+    FormulaRow{"vtrace", Vtrace{},
+               "v = V + rho (r + gamma V' - V) + gamma c (v' - V'), A = rho (r + gamma v' - V)",
+               "arXiv:1802.01561, eq. 1", "estimators/advantage/vtrace.h",
+               "the sum; torchrl vtrace"},
 };
 inline constexpr std::tuple kGroupCatalogue{
-    AdvantageRow{"grpo", GroupAdvantage{}, "(r - mean) / (std + epsilon)",
-                 "arXiv:2402.03300, sec. 4.1.2", "estimators/advantage/group.h", "verl grpo"},
-    AdvantageRow{"dr_grpo", GroupAdvantage{.scale = AdvantageScale::none}, "r - mean",
-                 "arXiv:2503.20783", "estimators/advantage/group.h", "verl grpo"},
-    AdvantageRow{
+    FormulaRow{"grpo", GroupAdvantage{}, "(r - mean) / (std + epsilon)",
+               "arXiv:2402.03300, sec. 4.1.2", "estimators/advantage/group.h", "verl grpo"},
+    FormulaRow{"dr_grpo", GroupAdvantage{.scale = AdvantageScale::none}, "r - mean",
+               "arXiv:2503.20783", "estimators/advantage/group.h", "verl grpo"},
+    FormulaRow{
         "rloo",
         GroupAdvantage{.baseline = AdvantageBaseline::leave_one_out, .scale = AdvantageScale::none},
         "r - mean of the others", "arXiv:2402.14740, eq. 6", "estimators/advantage/group.h",
         "verl rloo"},
-    AdvantageRow{"opo", Opo{}, "r - sum L r / sum L", "arXiv:2505.23585",
-                 "estimators/advantage/opo.h", "verl opo"},
+    FormulaRow{"opo", Opo{}, "r - sum L r / sum L", "arXiv:2505.23585",
+               "estimators/advantage/opo.h", "verl opo"},
 };
 
 // visit(row) for every recursion, every rule.
 template <class Visit>
 constexpr void for_each_recursion(Visit visit) {
-  std::apply([&](const auto&... row) { (visit(row), ...); }, kRecursionCatalogue);
+  for_each_row(kRecursionCatalogue, visit);
 }
 template <class Visit>
 constexpr void for_each_group_rule(Visit visit) {
-  std::apply([&](const auto&... row) { (visit(row), ...); }, kGroupCatalogue);
+  for_each_row(kGroupCatalogue, visit);
 }
 
-// Their names: kAdvantageNames<Recursion>, kAdvantageNames<GroupRule>.
-template <class Any>
-inline constexpr auto kAdvantageNames =
-    std::apply([](const auto&... row) { return std::array{row.name...}; }, kRecursionCatalogue);
-template <>
-inline constexpr auto kAdvantageNames<GroupRule> =
-    std::apply([](const auto&... row) { return std::array{row.name...}; }, kGroupCatalogue);
+inline constexpr auto kRecursionNames = names_of_rows(kRecursionCatalogue);
+inline constexpr auto kGroupRuleNames = names_of_rows(kGroupCatalogue);
 
-// A row with its defaults. The loops of the library's own are compiled with it.
-template <class Any>
-Any advantage_estimator(size_t row);
-template <>
-Recursion advantage_estimator<Recursion>(size_t row);
-template <>
-GroupRule advantage_estimator<GroupRule>(size_t row);
-
-// The first row with this formula.
+// An estimator as a choice among those names: a row with its defaults, and the first with this
+// formula; a user's own is none of them. The loops of the library's own are compiled with these.
+void choose(Recursion& recursion, size_t index);
+void choose(GroupRule& rule, size_t index);
 size_t chosen(const Recursion& recursion);
 size_t chosen(const GroupRule& rule);
-template <class Any>
-  requires(std::same_as<Any, Recursion> || std::same_as<Any, GroupRule>)
-void choose(Any& estimator, size_t row) {
-  estimator = advantage_estimator<Any>(row);
-}
+Recursion first_recursion();
+GroupRule first_group_rule();
 
 // An estimator that is a choice itself (core/options.h), with its options and choices.
 template <class Any>
-struct AdvantageOptions {
-  Any estimator = advantage_estimator<Any>(0);
+struct AdvantageOptions;
+template <>
+struct AdvantageOptions<Recursion> {
+  static constexpr const auto& kNames = kRecursionNames;
+  Recursion estimator = first_recursion();
+};
+template <>
+struct AdvantageOptions<GroupRule> {
+  static constexpr const auto& kNames = kGroupRuleNames;
+  GroupRule estimator = first_group_rule();
 };
 template <class Any, class Visit>
 void for_each_option(AdvantageOptions<Any>& options, Visit visit) {
@@ -96,7 +78,7 @@ void for_each_option(AdvantageOptions<Any>& options, Visit visit) {
 }
 template <class Any, class Visit>
 void for_each_choice(AdvantageOptions<Any>& options, Visit visit) {
-  visit("estimator", options.estimator, kAdvantageNames<Any>);
+  visit("estimator", options.estimator, options.kNames);
   for_each_choice(options.estimator, visit);
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "estimators/advantage/groups.h"
+
 namespace tether {
 namespace {
 

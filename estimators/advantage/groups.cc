@@ -1,4 +1,4 @@
-#include "estimators/advantage/group_rule.h"
+#include "estimators/advantage/groups.h"
 
 #include <algorithm>
 #include <cmath>
@@ -14,42 +14,43 @@ namespace {
 
 using Number = Group::Number;
 
-void check_rewards(const std::string& function, const GroupArrays& batch, NanReward rule) {
+void check_rewards(std::string_view function, const GroupArrays& batch, NanReward rule) {
   for (int64_t i = 0; i < batch.count; ++i) {
     const double reward = batch.rewards[i];
     const bool missing = std::isnan(reward) && rule == NanReward::missing;
     require(std::isfinite(reward) || missing, [&] {
-      return function + ": rewards must be finite, got " + text(reward) + " at [" + text(i) + "]" +
+      return named(function, "rewards") + " must be finite, got " + text(reward) + " at [" +
+             text(i) + "]" +
              (std::isnan(reward) ? ". Pass nan_reward = missing to leave it out of its group" : "");
     });
   }
 }
 
-void check_lengths(const std::string& function, const GroupArrays& batch) {
+void check_lengths(std::string_view function, const GroupArrays& batch) {
   for (int64_t i = 0; i < batch.count; ++i) {
     const double length = batch.lengths[i];
     require(length >= 0 && std::isfinite(length), [&] {
-      return function + ": lengths must be at least 0 and finite, got " + text(length) + " at [" +
-             text(i) + "]";
+      return named(function, "lengths") + " must be at least 0 and finite, got " + text(length) +
+             " at [" + text(i) + "]";
     });
   }
 }
 
-void check(const std::string& function, const GroupArrays& batch, const GroupRule& rule) {
-  rule.for_each_field([&](std::string_view name, double value, const Range& range) {
-    check_range(function, name, value, range);
+void check(std::string_view function, const GroupArrays& batch, const GroupRule& rule) {
+  check_formula(function, rule);
+  require(batch.count >= 0, [&] {
+    return named(function, "count") + " must be at least 0, got " + text(batch.count);
   });
-  require(batch.count >= 0,
-          [&] { return function + ": count must be at least 0, got " + text(batch.count); });
   require(batch.group_ids == nullptr || batch.group_size == 0, [&] {
-    return function + ": group_size must be 0 beside group_ids, got " + text(batch.group_size);
+    return named(function, "group_size") + " must be 0 beside group_ids, got " +
+           text(batch.group_size);
   });
   if (batch.group_ids == nullptr && batch.count > 0) {
     require(batch.group_size >= 1, [&] {
-      return function + ": group_size must be at least 1, got " + text(batch.group_size);
+      return named(function, "group_size") + " must be at least 1, got " + text(batch.group_size);
     });
     require(batch.count % batch.group_size == 0, [&] {
-      return function + ": rewards must divide into groups of " + text(batch.group_size) +
+      return named(function, "rewards") + " must divide into groups of " + text(batch.group_size) +
              ", got " + text(batch.count) + ". Pass group ids for ragged groups";
     });
   }
@@ -123,12 +124,12 @@ std::vector<int64_t> places_by_group(const GroupArrays& batch) {
 
 void check_reads(std::string_view function, const GroupInputs<bool>& given, const GroupRule& rule) {
   require(given.lengths || !rule.traits().needs_lengths,
-          [&] { return std::string(function) + ": lengths must be given, got none"; });
+          [&] { return named(function, "lengths") + " must be given, got none"; });
 }
 
 void advantages_of_groups(std::string_view function, const GroupArrays& batch,
                           const GroupRule& rule, double* advantages) {
-  check(std::string(function), batch, rule);
+  check(function, batch, rule);
   std::fill_n(advantages, batch.count, 0.0);
   Members members(batch, rule.traits().needs_lengths);
   const std::vector<int64_t> places = places_by_group(batch);

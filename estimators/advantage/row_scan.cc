@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "core/fields.h"
 #include "core/macros.h"
+#include "core/select.h"
 #include "core/sum.h"
 
 namespace tether {
@@ -63,25 +64,15 @@ struct ScanState {
 
 // y where the mask is all ones, x where it is 0, whatever the other is. Without arithmetic: V waits
 // for nothing but the V behind it.
-TETHER_INLINE double select(uint64_t mask, double y, double x) {
-  return bit_cast<double>((mask & bit_cast<uint64_t>(y)) | (~mask & bit_cast<uint64_t>(x)));
-}
-TETHER_INLINE double selected(uint64_t mask, double x) {
-  return bit_cast<double>(mask & bit_cast<uint64_t>(x));
+TETHER_INLINE double select(uint64_t where, double y, double x) {
+  return bit_cast<double>((where & bit_cast<uint64_t>(y)) | (~where & bit_cast<uint64_t>(x)));
 }
 
 // What is beyond counts as this: 0 times it is 0, and the sum of three is finite.
-constexpr double kLargest = 1e300;
+TETHER_INLINE double bounded(double x) { return tether::bounded(x, 1e300); }
 
-TETHER_INLINE double bounded(double x) {
-  const double above = x > kLargest ? kLargest : x;
-  return above < -kLargest ? -kLargest : above;
-}
-
-// 0, or NaN where x is no finite number.
-TETHER_INLINE double trace(double x) { return x * 0; }
-
-uint64_t all_ones_where(bool holds) { return holds ? ~uint64_t{0} : 0; }
+// A number from outside, or NaN.
+double finite_or_nan(double x) { return x + x * 0; }
 
 // The number of slots up to the last token of the row, which the block may hold.
 int without_padding(const ScanBlock& block, int count, ScanState& state) {
@@ -101,8 +92,8 @@ void spread_lambdas(int count, ScanState& state, ScanBlock& block) {
 // What formulas do not see: where a token is, and whether all that is known of it is finite.
 TETHER_CLONES void fill_masks(int count, ScanBlock& block) {
   for (int i = 0; i < count; ++i) {
-    block.token[i] = block.weight[i] != 0 ? ~uint64_t{0} : 0;
-    block.seen[i] = trace(block.reward[i]) + trace(block.value[i]) + trace(block.log_ratio[i]);
+    block.token[i] = mask<double>(block.weight[i] != 0);
+    block.seen[i] = zero_or_nan(block.reward[i], block.value[i], block.log_ratio[i], 0.0);
     block.reward[i] = bounded(block.reward[i]);
     block.value[i] = bounded(block.value[i]);
   }
@@ -126,14 +117,14 @@ TETHER_CLONES void scan(double gap_gamma, int count, ScanState& state, ScanBlock
   double value = state.value, x = state.x;
   for (int i = count - 1; i >= 0; --i) {
     if constexpr (!kPlain) {
-      x = selected(~block.ends[i], x);
+      x = keep(~block.ends[i], x);
       value = select(block.ends[i], block.truncation_value[i], value);
     }
     if constexpr (kOwn) {
       block.next_value[i] = value;
       block.next_x[i] = x;
     }
-    double following = selected(block.token[i], block.next[i] * value), kept = block.keep[i] * x;
+    double following = keep(block.token[i], block.next[i] * value), kept = block.keep[i] * x;
     if constexpr (!kPlain) {
       following = bounded(following);
       kept = bounded(kept);
@@ -152,8 +143,8 @@ TETHER_CLONES bool fill_returns(int count, ScanBlock& block) {
   uint64_t beyond = 0;
   for (int i = 0; i < count; ++i) {
     const double x = block.advantage[i];
-    beyond |= trace(x) != 0 ? ~uint64_t{0} : 0;
-    block.advantage[i] = selected(block.token[i], x);
+    beyond |= mask<double>(x * 0 != 0);
+    block.advantage[i] = keep(block.token[i], x);
     block.result[i] = block.advantage[i] + block.value[i];
   }
   return beyond == 0;
@@ -164,7 +155,7 @@ TETHER_CLONES void fill_own_advantages(int count, ScanBlock& block) {
     const double following = bounded(block.next[i] * block.next_value[i]);
     const double own =
         (bounded(block.base[i]) + following) + bounded(block.keep[i] * block.next_x[i]);
-    block.advantage[i] = selected(block.token[i], own + block.seen[i]);
+    block.advantage[i] = keep(block.token[i], own + block.seen[i]);
   }
 }
 
@@ -172,9 +163,9 @@ TETHER_CLONES void fill_own_advantages(int count, ScanBlock& block) {
 void fill_ends(int count, ScanBlock& block) {
   for (int i = 0; i < count; ++i) {
     const bool done = block.done[i] != 0, truncated = block.truncated[i] != 0;
-    block.ends[i] = all_ones_where(done || truncated);
+    block.ends[i] = mask<double>(done || truncated);
     const double after = block.truncation_value[i];
-    block.truncation_value[i] = truncated && !done ? after + trace(after) : 0.0;
+    block.truncation_value[i] = truncated && !done ? finite_or_nan(after) : 0.0;
   }
 }
 
@@ -189,7 +180,7 @@ class RowScan {
     ScanState state{.lambda = recursion_.lambda()};
     if (batch_.bootstrap) {
       load_block<double>(layout, batch_.bootstrap, row, 0, 1, nullptr, block.reward);
-      state.value = block.reward[0] + trace(block.reward[0]);
+      state.value = finite_or_nan(block.reward[0]);
     }
     for (int64_t end = layout.length(row); end > 0; end -= kBlock) {
       const int64_t column = std::max<int64_t>(0, end - kBlock);
@@ -212,7 +203,7 @@ class RowScan {
     const int inside = without_padding(block, count, state);
     std::fill(block.advantage + inside, block.advantage + count, 0.0);
     std::fill(block.result + inside, block.result + count, 0.0);
-    if (decays && batch_.lambdas) spread_lambdas(inside, state, block);
+    if (decays && batch_.lambdas && recursion_.has_lambda()) spread_lambdas(inside, state, block);
     fill_masks(inside, block);
     recursion_.steps(block.columns(inside), block.steps());
     mask_steps(decays, inside, block);
@@ -253,9 +244,7 @@ class RowScan {
 void check(std::string_view function, const AdvantageArrays& batch, const Recursion& recursion,
            const MutableArray& advantages, const MutableArray& returns) {
   const RowLayout& layout = batch.layout;
-  recursion.for_each_field([&](std::string_view name, double value, const Range& range) {
-    check_range(function, name, value, range);
-  });
+  check_formula(function, recursion);
   check_inputs(function, batch);
   check_reads(function, presence_of(batch), recursion);
   check_array(function, "advantages", layout, advantages);
@@ -270,9 +259,8 @@ void check(std::string_view function, const AdvantageArrays& batch, const Recurs
 
 void check_reads(std::string_view function, const AdvantageInputs<bool>& given,
                  const Recursion& recursion) {
-  const auto must = [&](bool there, const char* name) {
-    require(there,
-            [&] { return std::string(function) + ": " + name + " must be given, got none"; });
+  const auto must = [&](bool there, std::string_view name) {
+    require(there, [&] { return named(function, name) + " must be given, got none"; });
   };
   const Traits& reads = recursion.traits();
   must(given.values || !reads.needs_values, "values");

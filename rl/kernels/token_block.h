@@ -7,6 +7,7 @@
 #include "../../core/batch.h"
 #include "../../core/bit_cast.h"
 #include "../../core/number.h"
+#include "../../core/select.h"
 #include "../../core/sum.h"
 #include "../surrogate.h"
 #include "metric_sums.h"
@@ -81,11 +82,10 @@ struct Largest<float> {
                          kAdvantage = 1e12f, kValue = 1e18f;
 };
 
-// Of a result: infinity as the largest number, NaN as it is.
+// Of a result.
 template <class T>
-TETHER_INLINE T bounded(T x, T largest = Largest<T>::kResult) {
-  const T below = largest < x ? largest : x;
-  return -largest > below ? -largest : below;
+TETHER_INLINE T bounded(T x) {
+  return bounded(x, Largest<T>::kResult);
 }
 // Of an input: infinity as it is.
 template <class T>
@@ -129,19 +129,6 @@ TETHER_CLONES void fill_ratios(T saturation, TokenBlock<T>& block) {
   }
 }
 
-template <class T>
-using Mask = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
-
-template <class T>
-TETHER_INLINE Mask<T> mask(bool condition) {
-  return -static_cast<Mask<T>>(condition);
-}
-// The value, or 0.
-template <class T>
-TETHER_INLINE T keep(Mask<T> where, T value) {
-  return bit_cast<T>(where & bit_cast<Mask<T>>(value));
-}
-
 // Adds a block of weights; NaN if check_weights refuses one.
 template <class T>
 TETHER_CLONES void sum_weights(const T* weight, int size, LaneSum& tokens) {
@@ -160,12 +147,6 @@ TETHER_CLONES void sum_weights(const T* weight, int size, LaneSum& tokens) {
     sums[lane] = sum;
   }
   tokens.add(sums);
-}
-
-// 0, or NaN if one of them is NaN or infinite.
-template <class T>
-TETHER_INLINE T zero_or_nan(T a, T b, T c, T d) {
-  return (a * T(0) + b * T(0)) + (c * T(0) + d * T(0));
 }
 
 // The value, or NaN.

@@ -100,13 +100,13 @@ void instantiate(const Columns& columns) {
   for_each_surrogate(
       [&](auto formula) { surrogate<decltype(formula), N><<<1, 1>>>(formula, columns); });
   for_each_pair_loss([&](auto formula) {
-    for_each_link([&]<class Formula>(const LinkRow<Formula>& row) {
-      pair_loss<decltype(formula), Formula, N><<<1, 1>>>(formula, row.link, 0.1, columns);
+    for_each_link([&]<class Formula>(const FormulaRow<Formula>& row) {
+      pair_loss<decltype(formula), Formula, N><<<1, 1>>>(formula, row.defaults, 0.1, columns);
     });
   });
   value_loss<ClippedSquaredError, N><<<1, 1>>>({}, columns);
-  for_each_kl_form([&]<class Form>(const KlRow<Form>& row) {
-    kl_form<Form, N><<<1, 1>>>(row.form, KlCorrection::ratio, 0.5, columns);
+  for_each_kl_form([&]<class Form>(const FormulaRow<Form>& row) {
+    kl_form<Form, N><<<1, 1>>>(row.defaults, KlCorrection::ratio, 0.5, columns);
   });
   functions<N><<<1, 1>>>(columns);
 }
@@ -116,7 +116,7 @@ void instantiate(const Columns& columns) {
 void instantiate_formulas(const Columns& columns, const Float16* in, BFloat16* out) {
   instantiate<1>(columns);
   instantiate<2>(columns);
-  for_each_weight([&](const auto& row) { weight<<<1, 1>>>(row.weight, columns); });
+  for_each_weight([&](const auto& row) { weight<<<1, 1>>>(row.defaults, columns); });
   halves<<<1, 1>>>(in, out);
 }
 

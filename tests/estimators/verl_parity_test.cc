@@ -9,6 +9,7 @@
 
 #include "estimators/advantage/gae.h"
 #include "estimators/advantage/group.h"
+#include "estimators/advantage/groups.h"
 #include "estimators/advantage/opo.h"
 #include "estimators/advantage/whitening.h"
 

@@ -397,7 +397,7 @@ TEST(Linear, PolicyLossWithWeightsOfEveryLevel) {
     for (const WeightLevel level : {WeightLevel::token, WeightLevel::sequence_mean}) {
       PolicyObjective objective = presets::dapo();
       objective.kl.beta = 0.1;
-      objective.weights = {{row.weight, level}, {TruncatedImportance{.high = 1.2}}};
+      objective.weights = {{row.defaults, level}, {TruncatedImportance{.high = 1.2}}};
       expect_same(policy_result(in, batch, objective, {}, options, true),
                   policy_result(in, batch, objective, {}, options, false), 1e-12,
                   std::string(row.name));

@@ -42,7 +42,7 @@ Dual<double> penalty(const Kind& kind, double logp, double ref_logp) {
   for_each_kl_form([&](const auto& estimator) {
     for_each_kl_form([&](const auto& gradient) {
       if (estimator.name != kind.estimator || gradient.name != kind.gradient) return;
-      out = kl_term(estimator.form, gradient.form, KlCorrection::none, number, number,
+      out = kl_term(estimator.defaults, gradient.defaults, KlCorrection::none, number, number,
                     Constant<double>{ref_logp}, kWeightSaturation<double>);
     });
   });

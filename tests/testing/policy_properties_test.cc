@@ -79,7 +79,7 @@ TEST_P(WeightLevels, KeepEveryPromise) {
   for_each_weight([&](const auto& row) {
     SCOPED_TRACE(row.name);
     PolicyObjective objective = weighted_grpo();
-    objective.weights = {{row.weight, GetParam()}};
+    objective.weights = {{row.defaults, GetParam()}};
     expect_good(objective, policy_loss, traits_of(objective), {.batches = 1});
   });
 }
@@ -87,7 +87,8 @@ TEST_P(WeightLevels, KeepEveryPromise) {
 TEST_P(WeightLevels, TogetherKeepEveryPromiseOnAnyDevice) {
   PolicyObjective objective = weighted_grpo();
   objective.level = RatioLevel::sequence_mean;
-  for_each_weight([&](const auto& row) { objective.weights.push_back({row.weight, GetParam()}); });
+  for_each_weight(
+      [&](const auto& row) { objective.weights.push_back({row.defaults, GetParam()}); });
   PolicyTraits traits = traits_of(objective);
   expect_good(objective, policy_loss, traits, {.batches = 1});
   traits.bitwise = false;

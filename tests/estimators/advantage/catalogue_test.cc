@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "estimators/advantage/groups.h"
 #include "estimators/advantage/row_scan.h"
 #include "tests/error_message.h"
 
@@ -103,7 +104,7 @@ template <class Check>
 void for_each_case(Check check) {
   for_each_recursion([&](const auto& row) {
     for (const MaskGap gap : {MaskGap::carry, MaskGap::decay}) {
-      auto estimator = row.estimator;
+      auto estimator = row.defaults;
       estimator.gamma = 0.9;
       estimator.gap = gap;
       SCOPED_TRACE(std::string(row.name) + (gap == MaskGap::carry ? " carry" : " decay"));
@@ -370,7 +371,7 @@ template <class Check>
 void for_each_rule(Check check) {
   for_each_group_rule([&](const auto& row) {
     SCOPED_TRACE(std::string(row.name));
-    auto rule = row.estimator;
+    auto rule = row.defaults;
     rule.nan_reward = NanReward::missing;
     check(GroupRule(rule));
   });

@@ -5,6 +5,8 @@
 
 #include <limits>
 
+#include "estimators/advantage/groups.h"
+
 namespace tether {
 namespace {
 

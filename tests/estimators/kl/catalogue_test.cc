@@ -29,7 +29,7 @@ template <class T>
 void expect_by_hand(double tolerance) {
   for_each_kl_form([&](const auto& row) {
     SCOPED_TRACE(row.name);
-    const KlForm form = row.form;
+    const KlForm form = row.defaults;
     int cases = 0;
     for (const Hand& hand : kByHand) {
       if (hand.name != row.name) continue;
@@ -59,8 +59,8 @@ TEST(KlCatalogue, LoopsHaveTheNumbersByHandInDouble) { expect_by_hand<double>(1e
 TEST(KlCatalogue, ScoresAreValuePlusSlope) {
   for_each_kl_form([](const auto& row) {
     for (const double d : {-3.0, -0.5, 0.0, 0.5, 3.0}) {
-      const Dual<double> by_logp = row.form(Dual<double>{d, -1});
-      EXPECT_NEAR(kl_score(row.form, Constant<double>{d}).value, by_logp.value + by_logp.grad,
+      const Dual<double> by_logp = row.defaults(Dual<double>{d, -1});
+      EXPECT_NEAR(kl_score(row.defaults, Constant<double>{d}).value, by_logp.value + by_logp.grad,
                   1e-15)
           << row.name << " " << d;
     }
@@ -103,13 +103,13 @@ class Enumerated {
 TEST(KlCatalogue, LabelsAreWhatMeanSlopeAndScoreFollow) {
   for_each_kl_form([](const auto& row) {
     const std::string name(row.name);
-    const KlLabels labels = row.labels();
-    const auto at = [&](double d) { return row.form(Dual<double>{d, -1}); };
+    const KlLabels labels = KlForm(row.defaults).labels();
+    const auto at = [&](double d) { return row.defaults(Dual<double>{d, -1}); };
     Enumerated three;
     three.expect_mean(labels.value, [&](double d) { return at(d).value; }, name + " mean");
     three.expect_follows(labels.slope, [&](double d) { return at(d).grad; }, name + " slope");
     three.expect_follows(
-        labels.score, [&](double d) { return kl_score(row.form, Constant<double>{d}).value; },
+        labels.score, [&](double d) { return kl_score(row.defaults, Constant<double>{d}).value; },
         name + " score");
   });
 }
