@@ -28,9 +28,12 @@ struct Shape {
 };
 constexpr std::array kShapes{Shape{8, 16}, Shape{64, 1024}, Shape{512, 4096}};
 
+// Tokens of a turn.
+constexpr int64_t kTurn = 32;
+
 struct Tensors {
   at::Tensor logps, old_logps, ref_logps, rollout_logps, advantages, row_advantages, response_mask,
-      dlogps;
+      turn_ids, dlogps;
 };
 
 // A batch in the middle of an optimizer step: about a tenth of the tokens is clipped, a tenth is
@@ -48,6 +51,7 @@ const Tensors& tensors(Shape shape, at::ScalarType type) {
   out.advantages = at::randn(sizes).to(type);
   out.row_advantages = at::randn({shape.rows}).to(type);
   out.response_mask = at::rand(sizes) > 0.1;
+  out.turn_ids = at::arange(shape.columns).div(kTurn, "floor").expand(sizes).contiguous();
   out.logps = logps.to(type);
   out.dlogps = at::empty_like(out.logps);
   return out;
@@ -58,6 +62,7 @@ ConstArray array(const at::Tensor& tensor) {
   DType type = DType::float32;
   if (tensor.scalar_type() == at::kBFloat16) type = DType::bfloat16;
   if (tensor.scalar_type() == at::kBool) type = DType::boolean;
+  if (tensor.scalar_type() == at::kLong) type = DType::int64;
   return {tensor.const_data_ptr(), type, tensor.stride(0), per_row ? 0 : 1, per_row};
 }
 
@@ -77,7 +82,8 @@ void raw(benchmark::State& state, const PolicyObjective& objective, const Tensor
                             .response_mask = array(batch.response_mask),
                             .old_logps = array(batch.old_logps),
                             .ref_logps = reference ? array(batch.ref_logps) : ConstArray{},
-                            .rollout_logps = array(batch.rollout_logps)};
+                            .rollout_logps = array(batch.rollout_logps),
+                            .turn_ids = array(batch.turn_ids)};
   const ConstArray like = array(batch.dlogps);
   const MutableArray dlogps{batch.dlogps.data_ptr(), like.dtype, like.row_stride};
   for (auto _ : state) {
@@ -170,6 +176,18 @@ void add_weights(Shape shape) {
   });
 }
 
+void add_levels(Shape shape) {
+  for (size_t i = 0; i < kLevelRules.size(); ++i) {
+    PolicyObjective objective = presets::ppo();
+    objective.level = static_cast<RatioLevel>(i);
+    add(shape, "raw/ppo, " + std::string(kLevelRules[i].name) + "/float32",
+        [=](benchmark::State& state) {
+          const Tensors& batch = tensors(shape, at::kFloat);
+          raw(state, objective, batch, batch.advantages);
+        });
+  }
+}
+
 void add_stream(Shape shape, const std::string& row, bool reference) {
   add(shape, row + "/float32", [=](benchmark::State& state) {
     stream<uint32_t>(state, tensors(shape, at::kFloat), reference);
@@ -190,6 +208,7 @@ void register_token_losses() {
     }
     add_objective(shape, "user", user_objective);
     add_weights(shape);
+    add_levels(shape);
     add(shape, "eager/ppo/float32",
         [=](benchmark::State& state) { eager(state, tensors(shape, at::kFloat)); });
   }

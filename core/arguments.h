@@ -85,6 +85,12 @@ void check_inputs(std::string_view function, const Inputs& batch) {
     } else {
       check_array(function, each.name, batch.layout, array);
     }
+    const bool ids = each.kind == Kind::ids;
+    require(!array || is_integer(array.dtype) == ids, [&] {
+      return named(function, each.name) + " must be " +
+             (ids ? "int32 or int64" : "a floating-point type or boolean") + ", got " +
+             std::string(name_of(array.dtype));
+    });
   }
 }
 

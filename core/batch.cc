@@ -1,6 +1,7 @@
 #include "core/batch.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <type_traits>
 
@@ -105,9 +106,10 @@ void check_array(std::string_view function, std::string_view name, const RowLayo
     return std::string(function) + ": " + std::string(name) + " must point to " +
            text(layout.elements()) + " elements, got null";
   });
-  require(std::is_same_v<Array, ConstArray> || array.dtype != DType::boolean, [&] {
+  require(std::is_same_v<Array, ConstArray> || !array || is_floating(array.dtype), [&] {
     return std::string(function) + ": " + std::string(name) +
-           " must be float32, float64, bfloat16 or float16, got boolean";
+           " must be float32, float64, bfloat16 or float16, got " +
+           std::string(name_of(array.dtype));
   });
 }
 
@@ -202,6 +204,25 @@ void check_numbers(std::string_view function, std::string_view name, const RowLa
       });
 }
 
+void check_ascending(std::string_view function, std::string_view name, const RowLayout& layout,
+                     const ConstArray& ids, const ConstArray& response_mask) {
+  for (int64_t row = 0; row < layout.rows; ++row) {
+    int64_t before = std::numeric_limits<int64_t>::min();
+    for (int64_t column = 0; column < layout.length(row); ++column) {
+      double weight[kLanes];
+      int64_t id;
+      load_block<double>(layout, response_mask, row, column, 1, nullptr, weight);
+      if (weight[0] == 0) continue;
+      load_ids(layout, ids, row, column, 1, &id);
+      require(before <= id, [&] {
+        return named(function, name) + " must not decrease along a row, got " + text(id) +
+               " after " + text(before) + " at " + place_text(layout, ids, row, column);
+      });
+      before = id;
+    }
+  }
+}
+
 template <class T>
 void load_block(const RowLayout& layout, const ConstArray& array, int64_t row, int64_t column,
                 int count, const T* weights, T* out) {
@@ -224,10 +245,22 @@ void load_block(const RowLayout& layout, const ConstArray& array, int64_t row, i
     case DType::boolean:
       from(static_cast<const uint8_t*>(array.data));
       break;
+    case DType::int32:  // ids
+    case DType::int64:
     case DType::none:
       break;
   }
   for (int i = count; i % kLanes != 0; ++i) out[i] = T(0);
+}
+
+void load_ids(const RowLayout& layout, const ConstArray& array, int64_t row, int64_t column,
+              int count, int64_t* out) {
+  const int64_t first = array.index(layout, row, column);
+  const auto from = [&](const auto* ids) {
+    for (int i = 0; i < count; ++i) out[i] = ids[first + i * array.column_stride];
+  };
+  array.dtype == DType::int32 ? from(static_cast<const int32_t*>(array.data))
+                              : from(static_cast<const int64_t*>(array.data));
 }
 
 template <class T>
@@ -249,7 +282,9 @@ void store_block(const RowLayout& layout, const MutableArray& array, int64_t row
     case DType::float16:
       to(static_cast<Float16*>(array.data));
       break;
-    case DType::boolean:  // an input type only
+    case DType::boolean:  // input types only
+    case DType::int32:
+    case DType::int64:
     case DType::none:
       break;
   }

@@ -11,8 +11,20 @@
 namespace tether {
 
 // Numbers in somebody else's memory. Arithmetic is in float, in double for float64. `none` is the
-// type of an array that is absent; an empty one has a type, and perhaps no memory.
-enum class DType : uint8_t { none, float32, float64, bfloat16, float16, boolean };
+// type of an array that is absent; an empty one has a type, and perhaps no memory. Integers are
+// ids.
+enum class DType : uint8_t { none, float32, float64, bfloat16, float16, boolean, int32, int64 };
+
+constexpr bool is_floating(DType dtype) {
+  return dtype >= DType::float32 && dtype <= DType::float16;
+}
+constexpr bool is_integer(DType dtype) { return dtype >= DType::int32; }
+
+constexpr std::string_view name_of(DType dtype) {
+  constexpr std::string_view kNames[] = {"none",    "float32", "float64", "bfloat16",
+                                         "float16", "boolean", "int32",   "int64"};
+  return kNames[static_cast<uint8_t>(dtype)];
+}
 
 // The shape of a batch of token rows: padded [rows, columns], or packed end to end, row i being the
 // elements offsets[i] .. offsets[i + 1] (cu_seqlens). Sizes are int64 throughout.
@@ -78,13 +90,21 @@ void check_numbers(std::string_view function, std::string_view name, const RowLa
 // filled up to a multiple of kLanes with zeros of weight 0.
 inline constexpr int kBlock = 256;
 
+// Throws for the first id at an active slot that is smaller than the one before it in its row.
+void check_ascending(std::string_view function, std::string_view name, const RowLayout& layout,
+                     const ConstArray& ids, const ConstArray& response_mask);
+
 // `count` tokens of `row`, from `column` on, widened to T. With weights, slots of weight 0 are not
 // looked at and come out as 0, whatever they hold.
 template <class T>
 void load_block(const RowLayout& layout, const ConstArray& array, int64_t row, int64_t column,
                 int count, const T* weights, T* out);
 
-// The reverse; rounds once, to nearest even.
+// Likewise of ids.
+void load_ids(const RowLayout& layout, const ConstArray& array, int64_t row, int64_t column,
+              int count, int64_t* out);
+
+// The reverse of load_block; rounds once, to nearest even.
 template <class T>
 void store_block(const RowLayout& layout, const MutableArray& array, int64_t row, int64_t column,
                  int count, const T* values);
@@ -92,8 +112,10 @@ void store_block(const RowLayout& layout, const MutableArray& array, int64_t row
 constexpr int64_t bytes_of(DType dtype) {
   switch (dtype) {
     case DType::float64:
+    case DType::int64:
       return 8;
     case DType::float32:
+    case DType::int32:
       return 4;
     case DType::bfloat16:
     case DType::float16:

@@ -22,7 +22,7 @@ struct Element {
   bool index = false;  // int32 or int64
   std::string name = {};
 
-  bool floating() const { return dtype != DType::none && dtype != DType::boolean; }
+  bool floating() const { return is_floating(dtype); }
 };
 
 // Of every face:

@@ -20,7 +20,8 @@
 #include "arguments.h"
 
 // The estimators on Eigen arrays: a row is a sequence, a column a token. Inputs are views, of any
-// storage order and strides, of float, double or (masks) bool; results are new arrays of double.
+// storage order and strides, of float, double, (masks) bool or (ids) integers; results are new
+// arrays of double.
 // Each function throws Error for a shape that does not fit; formulas, options and rules for masked
 // slots are those of the functions that it calls.
 //
@@ -70,8 +71,11 @@ class Tokens {
   template <class Scalar>
   static constexpr DType dtype() {
     using S = std::remove_const_t<Scalar>;
-    static_assert(std::is_same_v<S, float> || std::is_same_v<S, double> || std::is_same_v<S, bool>,
-                  "arrays are of float, double or bool");
+    constexpr bool kIds = std::is_integral_v<S> && std::is_signed_v<S> && sizeof(S) >= 4;
+    static_assert(
+        std::is_same_v<S, float> || std::is_same_v<S, double> || std::is_same_v<S, bool> || kIds,
+        "arrays are of float, double or bool, those of ids of int32 or int64");
+    if constexpr (kIds) return sizeof(S) == 4 ? DType::int32 : DType::int64;
     return std::is_same_v<S, float>    ? DType::float32
            : std::is_same_v<S, double> ? DType::float64
                                        : DType::boolean;
@@ -94,9 +98,10 @@ struct RowsOf<eigen::Tokens> {
 template <>
 struct face::Access<eigen::Tokens> {
   static Element element(const eigen::Tokens& tokens) {
-    constexpr const char* kNames[] = {"none", "float32", "float64", "bfloat16", "float16", "bool"};
-    return {.dtype = tokens.scalar_type(),
-            .name = kNames[static_cast<size_t>(tokens.scalar_type())]};
+    const DType type = tokens.scalar_type();
+    return {.dtype = type,
+            .index = is_integer(type),
+            .name = std::string(type == DType::boolean ? "bool" : name_of(type))};
   }
   static std::string device(const eigen::Tokens&) { return "cpu"; }
 };

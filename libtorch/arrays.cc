@@ -45,6 +45,8 @@ face::Element face::Access<at::Tensor>::element(const at::Tensor& tensor) {
   if (type == at::kBFloat16) out.dtype = DType::bfloat16;
   if (type == at::kHalf) out.dtype = DType::float16;
   if (type == at::kBool) out.dtype = DType::boolean;
+  if (type == at::kInt) out.dtype = DType::int32;
+  if (type == at::kLong) out.dtype = DType::int64;
   return out;
 }
 

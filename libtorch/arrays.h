@@ -55,8 +55,8 @@ auto with_public_errors(Body&& body) {
 at::Tensor as_weights(const at::Tensor& mask);
 
 // The batch with everything checked that its list asks for, before anything is computed, and in the
-// types and shapes that the loops take: masks of integers as float32, one number a row as [B, 1],
-// offsets on the host.
+// types and shapes that the loops take: masks of integers as float32, counts as float64, one number
+// a row as [B, 1], offsets on the host.
 template <template <class> class Inputs>
 Inputs<at::Tensor> checked(std::string_view function, const Inputs<at::Tensor>& batch) {
   using Batch = Inputs<at::Tensor>;
@@ -68,6 +68,7 @@ Inputs<at::Tensor> checked(std::string_view function, const Inputs<at::Tensor>& 
     at::Tensor& tensor = out.*each.member;
     if (!tensor.defined()) continue;
     if (each.kind == Kind::mask) tensor = as_weights(tensor);
+    if (each.kind == Kind::counts) tensor = tensor.to(at::kDouble);
     const bool column = each.shape == Shape::either && !face::same_shape(tensor, first);
     if (column) tensor = tensor.reshape({tensor.size(0), 1});
   }

@@ -2,6 +2,8 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/where.h>
@@ -73,6 +75,38 @@ PolicyBatch gated(const PolicyBatch& batch, const PolicyObjective& objective) {
 
 at::Tensor row_sums(const FlatBatch& batch, const at::Tensor& tokens) {
   return at::zeros({batch.rows}, tokens.options()).index_add(0, batch.row, tokens);
+}
+
+at::Tensor FlatSegments::sums(const at::Tensor& tokens) const {
+  return at::zeros({count}, tokens.options()).index_add(0, index, tokens);
+}
+at::Tensor FlatSegments::spread(const at::Tensor& values) const {
+  return values.index_select(0, index);
+}
+
+FlatSegments segments_of(const FlatBatch& batch, Segment segment, const at::Tensor& turn_ids) {
+  if (segment != Segment::turn) return {batch.row, batch.rows, batch.row_tokens};
+  const int64_t size = batch.weight.size(0);
+  FlatSegments out{batch.row, size, batch.weight};
+  if (size == 0) return out;
+  // Each active token beside the active one before it.
+  const at::Tensor place = at::arange(size, batch.row.options());
+  const at::Tensor last = std::get<0>(at::where(batch.active, place, -1).cummax(0));
+  const at::Tensor none = at::full({1}, -1, last.options());
+  const at::Tensor before = at::cat({none, last.slice(0, 0, size - 1)});
+  const at::Tensor other = before.clamp_min(0);
+  const auto differs = [&](const at::Tensor& of) { return of != of.index_select(0, other); };
+  const at::Tensor first =
+      (before < 0).logical_or(differs(batch.row)).logical_or(differs(turn_ids));
+  out.index = (batch.active.logical_and(first).cumsum(0) - 1).clamp_min(0);
+  out.n = out.sums(batch.weight);
+  return out;
+}
+
+// A run of the mask has the number of slots before it that are none of a turn.
+at::Tensor turn_ids_of(const PolicyBatch& batch) {
+  if (batch.turn_ids.defined()) return batch.turn_ids.reshape({-1});
+  return (batch.response_mask.reshape({-1}) == 0).cumsum(0);
 }
 
 }  // namespace tether::detail

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../rl/level.h"
 #include "../rl/policy_objective.h"
 #include "policy_batch.h"
 
@@ -32,6 +33,21 @@ at::Tensor saturated(const at::Tensor& x, double largest);
 
 // [rows]
 at::Tensor row_sums(const FlatBatch& batch, const at::Tensor& tokens);
+
+// The tokens that share a ratio (rl/level.h).
+struct FlatSegments {
+  at::Tensor index;  // [N], the segment of each token
+  int64_t count;     // at least as many as there are
+  at::Tensor n;      // [count], the weights of each
+
+  at::Tensor sums(const at::Tensor& tokens) const;    // [count]
+  at::Tensor spread(const at::Tensor& values) const;  // [N]
+};
+// Those of rows or turns. `turn_ids` [N].
+FlatSegments segments_of(const FlatBatch& batch, Segment segment, const at::Tensor& turn_ids);
+
+// [N], by ids or runs of the mask.
+at::Tensor turn_ids_of(const PolicyBatch& batch);
 
 // W, the product of the weights; 1 in masked slots.
 at::Tensor token_weights(const std::vector<TokenWeight>& weights, const FlatBatch& batch);

@@ -32,7 +32,8 @@ namespace {
 // 1 / denominator of each row's terms, as row_factor (rl/aggregation.h), without a look at the
 // values.
 at::Tensor row_factors(const Aggregation& aggregation, const std::optional<double>& tokens,
-                       const std::optional<double>& sequences, const at::Tensor& row_tokens) {
+                       const std::optional<double>& sequences, const at::Tensor& row_tokens,
+                       const at::Tensor& lengths) {
   const auto given = [&](const std::optional<double>& count, const at::Tensor& local) {
     return count ? at::scalar_tensor(*count, local.options()) : local;
   };
@@ -44,7 +45,7 @@ at::Tensor row_factors(const Aggregation& aggregation, const std::optional<doubl
       denominator = n.expand_as(row_tokens);
       break;
     case Aggregation::Mode::sequence_mean_token_mean:
-      denominator = s * row_tokens;
+      denominator = s * lengths;
       break;
     case Aggregation::Mode::sequence_mean_token_sum:
       denominator = s.expand_as(row_tokens);
@@ -73,35 +74,33 @@ struct Levelled {
   at::Tensor logp, log_ratio;
 };
 
-Levelled levelled(RatioLevel level, const FlatBatch& batch, const at::Tensor& logp,
-                  const at::Tensor& row_tokens) {
+Levelled levelled(const LevelRule& level, const FlatSegments& segments, const FlatBatch& batch,
+                  const at::Tensor& logp) {
   const at::Tensor log_ratio = logp - batch.old_logp;
-  if (level == RatioLevel::token) return {logp, log_ratio};
+  if (level.segment == Segment::token) return {logp, log_ratio};
   const auto spread = [&](const at::Tensor& values) {
-    at::Tensor sums = row_sums(batch, batch.weight * values);
-    if (level != RatioLevel::sequence_sum) {
-      sums = sums / at::where(row_tokens > 0, row_tokens, at::ones_like(row_tokens));
+    at::Tensor sums = segments.sums(batch.weight * values);
+    if (level.is_mean) {
+      sums = sums / at::where(segments.n > 0, segments.n, at::ones_like(segments.n));
     }
-    return sums.index_select(0, batch.row);
+    return segments.spread(sums);
   };
-  if (level == RatioLevel::sequence_token) {
-    return {logp, log_ratio - log_ratio.detach() + spread(log_ratio).detach()};
-  }
+  if (!level.shared) return {logp, log_ratio - log_ratio.detach() + spread(log_ratio).detach()};
   return {spread(logp), spread(log_ratio)};
 }
 
-// At each token the sum of its row without it, which total - own would cancel.
-at::Tensor sum_of_others(const FlatBatch& batch, const at::Tensor& terms) {
-  const at::Tensor none = at::zeros({batch.rows}, terms.options());
-  const auto row_sums = [&](const at::Tensor& values) {
-    return none.index_add(0, batch.row, values).index_select(0, batch.row);
+// At each token the sum of its segment without it, which total - own would cancel.
+at::Tensor sum_of_others(const FlatSegments& segments, const at::Tensor& terms) {
+  const auto sums = [&](const at::Tensor& values) {
+    return segments.spread(segments.sums(values));
   };
   const at::Tensor size = terms.abs();
-  const at::Tensor largest = none.scatter_reduce(0, batch.row, size, "amax");
-  const at::Tensor is_largest = size == largest.index_select(0, batch.row);
+  const at::Tensor none = at::zeros({segments.count}, terms.options());
+  const at::Tensor largest = none.scatter_reduce(0, segments.index, size, "amax");
+  const at::Tensor is_largest = size == segments.spread(largest);
   const at::Tensor large = at::where(is_largest, terms, at::zeros_like(terms));
   const at::Tensor small = terms - large;
-  return (row_sums(large) - large) + (row_sums(small) - small);
+  return (sums(large) - large) + (sums(small) - small);
 }
 
 // d value / d x; 0 where value does not depend on x, which torch takes for a mistake.
@@ -149,15 +148,16 @@ struct TensorKl {
   }
 };
 
-// What the gradient of a penalty is taken for: terms that their row adds up with its weights, or
-// each token's own.
-enum class PenaltyUse { row_sum, token };
+// What the gradient of a penalty is taken for: terms that are added up with the weights, or each
+// token's own.
+enum class PenaltyUse { sum, token };
 
-// The value and the gradient at each token of its penalty. Through a ratio that its row shares: of
-// a sum, by what the others of the row give a token; of a token's own term, by the product rule,
-// but for a token that is alone in its row, where that would cancel.
-at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch, const at::Tensor& logp,
-                 const at::Tensor& level_log_ratio, const at::Tensor& row_tokens, PenaltyUse use) {
+// The value and the gradient at each token of its penalty. Through a ratio that its segment shares:
+// of a sum, by what the others of the segment give a token; of a token's own term, by the product
+// rule, but for a token that is alone in its segment, where that would cancel.
+at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch,
+                 const FlatSegments& segments, const at::Tensor& logp,
+                 const at::Tensor& level_log_ratio, PenaltyUse use) {
   const bool wide = logp.scalar_type() == at::kDouble;
   const double bound = wide ? kWeightSaturation<double> : kWeightSaturation<float>;
   const KlPenalty& penalty = objective.kl;
@@ -172,15 +172,15 @@ at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch, const
   }
   const TensorNumber d = ref_logp - stop_gradient(number);
   const TensorNumber rho = kl_weight(log_ratio, bound);
-  const at::Tensor n = row_tokens.index_select(0, batch.row);
-  const at::Tensor scale =
-      objective.level == RatioLevel::sequence_mean ? 1 / at::where(n > 0, n, 1) : at::ones_like(n);
+  const at::Tensor n = segments.spread(segments.n);
+  const bool is_mean = rule_of(objective.level).is_mean;
+  const at::Tensor scale = is_mean ? 1 / at::where(n > 0, n, 1) : at::ones_like(n);
   const at::Tensor own = (rho * gradient(d)).value;
   at::Tensor slope = (rho * gradient.score(d)).value + own * (scale * batch.weight - 1);
   const TensorNumber value{(rho * estimator(d)).value};
-  if (use == PenaltyUse::row_sum) {
+  if (use == PenaltyUse::sum) {
     const at::Tensor terms = (batch.weight * own).to(at::kDouble);
-    slope = slope + (scale * sum_of_others(batch, terms)).to(slope.scalar_type());
+    slope = slope + (scale * sum_of_others(segments, terms)).to(slope.scalar_type());
     return with_gradient_of(value, {slope * logp}).value;
   }
   const TensorNumber live = exp(with_gradient_of(clamp(log_ratio, -bound, bound), log_ratio));
@@ -209,11 +209,11 @@ at::Tensor spoiled(const at::Tensor& sound, const at::Tensor& logp) {
 }
 
 PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch& batch,
-                               const at::Tensor& row_tokens, const at::Tensor& d,
+                               const FlatSegments& segments, const at::Tensor& d,
                                const at::Tensor& loss, const at::Tensor& dloss,
                                const at::Tensor& kl, const at::Tensor& sound) {
   using M = PolicyMetrics;
-  const bool by_row = objective.level != RatioLevel::token;
+  const bool by_token = objective.level == RatioLevel::token;
   const TensorNumber log_ratio{d};
   const at::Tensor ratio = exp(log_ratio).value;
   const bool wide = ratio.scalar_type() == at::kDouble;
@@ -229,9 +229,9 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   const auto sum = [&](const at::Tensor& values) {
     return at::where(batch.active, batch.weight * values, zero).to(at::kDouble).sum();
   };
-  // Of the ratio: each sequence counts once where the ratio is a sequence's.
+  // Of the ratio: each segment counts once.
   const auto ratio_sum = [&](const at::Tensor& values) {
-    return by_row ? sum(values / row_tokens.index_select(0, batch.row)) : sum(values);
+    return by_token ? sum(values) : sum(values / segments.spread(segments.n));
   };
   std::vector<at::Tensor> sums(M::kSums);
   sums[M::kPolicyLoss] = sum(bounded(batch.token_weight * loss));
@@ -257,10 +257,10 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
     const at::Tensor seen = at::where(batch.active.logical_and(sound), values, lowest);
     return at::cat({seen, lowest}).max().to(at::kDouble);
   };
-  const at::Tensor sequences = (row_tokens > 0).to(at::kDouble).sum();
+  const at::Tensor ratios = by_token ? count : (segments.n > 0).to(at::kDouble).sum();
   std::vector<at::Tensor> counts(M::kSums);
   for (int i = 0; i < M::kSums; ++i) {
-    counts[static_cast<size_t>(i)] = by_row && M::is_of_ratio(i) ? sequences : count;
+    counts[static_cast<size_t>(i)] = M::is_of_ratio(i) ? ratios : count;
   }
   return {.sums = at::stack({at::stack(sums), at::stack(counts)}, 1),
           .maxima = at::stack({largest(d), largest(-d), largest(W)})};
@@ -278,15 +278,16 @@ at::Tensor tensor_token_losses(const PolicyBatch& given, const PolicyObjective& 
     return with_gradient_of({saturated(x.detach(), largest_logp(wide))}, TensorNumber{x}).value;
   };
   const at::Tensor logp = selected(batch.logps);
-  const at::Tensor& n = flat.row_tokens;
-  const Levelled level = levelled(objective.level, flat, logp, n);
+  const LevelRule& rule = rule_of(objective.level);
+  const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(given));
+  const Levelled level = levelled(rule, segments, flat, logp);
   const TensorNumber log_ratio{level.log_ratio};
   const TensorToken token{{level.logp},     log_ratio,       exp(log_ratio),
                           {flat.advantage}, {flat.old_logp}, {flat.ref_logp}};
   const bool penalty = objective.kl.beta > 0;
   const at::Tensor loss = bounded(on_tensors(objective.surrogate, token));
   const at::Tensor kl =
-      penalty ? bounded(kl_of(objective, flat, logp, level.log_ratio, n, PenaltyUse::token))
+      penalty ? bounded(kl_of(objective, flat, segments, logp, level.log_ratio, PenaltyUse::token))
               : at::zeros_like(loss);
   const at::Tensor sound = sound_tokens(flat, level.log_ratio.detach(), loss.detach(),
                                         at::zeros_like(loss), kl.detach(), penalty);
@@ -316,23 +317,27 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective&
   const at::Tensor entropy = flat.entropy.detach().requires_grad_(true);
   // 0, and what the surrogate's own slope d S / d L is the derivative by.
   const at::Tensor step = at::zeros_like(logp).requires_grad_(true);
-  const Levelled level = levelled(objective.level, flat, logp, n);
+  const LevelRule& rule = rule_of(objective.level);
+  const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(given));
+  const Levelled level = levelled(rule, segments, flat, logp);
   const TensorNumber log_ratio{level.log_ratio + step};
   const TensorToken token{{level.logp + step}, log_ratio,       exp(log_ratio),
                           {flat.advantage},    {flat.old_logp}, {flat.ref_logp}};
   const at::Tensor loss = bounded(on_tensors(objective.surrogate, token));
   const at::Tensor kl =
-      penalty ? bounded(kl_of(objective, flat, logp, level.log_ratio, n, PenaltyUse::row_sum))
+      penalty ? bounded(kl_of(objective, flat, segments, logp, level.log_ratio, PenaltyUse::sum))
               : at::zeros_like(loss);
   const at::Tensor dloss = derivative(loss.sum(), step);
   const at::Tensor sound =
       sound_tokens(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach(), penalty);
   const at::Tensor spoil = spoiled(sound, level.logp);
+  const at::Tensor lengths = batch.row_tokens.defined() ? batch.row_tokens.to(n.scalar_type()) : n;
   const auto& kl_tokens = normalizer.kl ? normalizer.kl : normalizer.policy;
   const auto total = [&](const at::Tensor& terms, const std::optional<double>& tokens) {
-    const at::Tensor factor = row_factors(objective.aggregation, tokens, normalizer.sequences, n)
-                                  .index_select(0, flat.row) *
-                              normalizer.factor();
+    const at::Tensor factor =
+        row_factors(objective.aggregation, tokens, normalizer.sequences, n, lengths)
+            .index_select(0, flat.row) *
+        normalizer.factor();
     return at::where(flat.active, terms * flat.weight * factor, at::zeros_like(terms)).sum();
   };
   at::Tensor sum = total(bounded(flat.token_weight * loss) + spoil, normalizer.policy);
@@ -344,8 +349,8 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective&
   if (wanted.entropies) out.dentropies = derivative(sum, entropy).view(batch.logps.sizes());
   at::AutoGradMode disabled(false);
   out.loss = sum.detach();
-  out.metrics = metrics_of(objective, flat, n, level.log_ratio.detach(), loss.detach(), dloss,
-                           kl.detach(), sound);
+  out.metrics = metrics_of(objective, flat, segments, level.log_ratio.detach(), loss.detach(),
+                           dloss, kl.detach(), sound);
   return out;
 }
 

@@ -40,13 +40,11 @@ void with_stored_type(std::string_view function, std::string_view argument, DTyp
       return body(BFloat16{});
     case DType::float16:
       return body(Float16{});
-    case DType::boolean:
-    case DType::none:
+    default:
       break;
   }
   throw Error(std::string(function) + ": " + std::string(argument) +
-              " must be float32, float64, bfloat16 or float16, got " +
-              (dtype == DType::none ? "none" : "boolean"));
+              " must be float32, float64, bfloat16 or float16, got " + std::string(name_of(dtype)));
 }
 
 template <class Stored, class Byte>

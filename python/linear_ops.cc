@@ -39,11 +39,12 @@ void check_places(const int64_t* places, int64_t count, int64_t size) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_of_logits(
     Tensor logits, const Tensor& targets, const Tensor& places, const Tensor& advantages,
     const Tensor& response_mask, const Maybe& old_logps, const Maybe& ref_logps,
-    const Maybe& rollout_logps, const Maybe& offsets, const std::vector<Name>& option_names,
-    const Tensor& option_values, const std::vector<Name>& choice_names,
-    const std::vector<Name>& choice_values, const std::vector<Name>& row_names,
-    const Tensor& row_values, const std::vector<Name>& row_choice_names,
-    const std::vector<Name>& row_choice_values, bool with_gradient) {
+    const Maybe& rollout_logps, const Maybe& row_tokens, const Maybe& offsets,
+    const std::vector<Name>& option_names, const Tensor& option_values,
+    const std::vector<Name>& choice_names, const std::vector<Name>& choice_values,
+    const std::vector<Name>& row_names, const Tensor& row_values,
+    const std::vector<Name>& row_choice_names, const std::vector<Name>& row_choice_values,
+    bool with_gradient) {
   return with_public_errors([&] {
     // Stands for the log-probabilities that are made here.
     const Tensor shape = torch::stable::empty(sizes_of(response_mask), logits.scalar_type());
@@ -53,6 +54,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_of_logits(
                                .old_logps = old_logps.value_or(Tensor()),
                                .ref_logps = ref_logps.value_or(Tensor()),
                                .rollout_logps = rollout_logps.value_or(Tensor()),
+                               .row_tokens = row_tokens.value_or(Tensor()),
                                .offsets = contiguous(offsets).value_or(Tensor())};
     face::check_arguments(kFunction, batch);
     const auto options = options_of<PolicyOptions>(
@@ -96,15 +98,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_of_logits(
 }  // namespace tether
 
 STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
-  library.def(
-      tether::python::with_words(
-          "policy_loss_of_logits(Tensor(a!) logits, Tensor targets, Tensor places, "
-          "Tensor advantages, Tensor response_mask, Tensor? old_logps, Tensor? ref_logps, "
-          "Tensor? rollout_logps, Tensor? offsets, WORDS, str[] row_names, Tensor row_values, "
-          "str[] row_choice_names, str[] row_choice_values, bool with_gradient) -> "
-          "(Tensor loss, Tensor logps, Tensor entropies, Tensor metric_sums, "
-          "Tensor metric_maxima)")
-          .c_str());
+  library.def(tether::python::with_words(
+                  "policy_loss_of_logits(Tensor(a!) logits, Tensor targets, Tensor places, "
+                  "Tensor advantages, Tensor response_mask, Tensor? old_logps, Tensor? ref_logps, "
+                  "Tensor? rollout_logps, Tensor? row_tokens, Tensor? offsets, WORDS, str[] "
+                  "row_names, Tensor row_values, "
+                  "str[] row_choice_names, str[] row_choice_values, bool with_gradient) -> "
+                  "(Tensor loss, Tensor logps, Tensor entropies, Tensor metric_sums, "
+                  "Tensor metric_maxima)")
+                  .c_str());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {

@@ -33,7 +33,7 @@ inline ConstLogits layout_of(std::string_view function, std::string_view name,
   }
   ConstLogits rows = strided_rows(sizes.data(), strides.data(), logits.dim());
   rows.dtype = dtype_of(logits.scalar_type());
-  require(rows.dtype != DType::none && rows.dtype != DType::boolean,
+  require(is_floating(rows.dtype),
           [&] { return named(function, name) + " must be a floating-point tensor"; });
   return rows;
 }

@@ -78,6 +78,10 @@ inline DType dtype_of(ScalarType type) {
       return DType::float16;
     case ScalarType::Bool:
       return DType::boolean;
+    case ScalarType::Int:
+      return DType::int32;
+    case ScalarType::Long:
+      return DType::int64;
     default:
       return DType::none;
   }

@@ -18,8 +18,8 @@ inline constexpr float kLargestRatio<float> = 1e17f;
 // What a training loop logs about a policy loss. Every entry is a sum over active tokens, beside
 // its count, so that adding the blocks of micro-batches and ranks (one all-reduce) gives the exact
 // figures of the step; the maxima combine by max (another one). Ratios are those of the objective's
-// level (rl/level.h): at levels of sequences what is said of them is counted by sequences, each the
-// mean of its tokens.
+// level (rl/level.h): where a sequence or a turn has one, it counts once in what is said of it,
+// by the mean of its tokens.
 struct PolicyMetrics {
   enum Sum {
     kPolicyLoss,  // S
@@ -77,8 +77,8 @@ struct PolicyMetrics {
     for (size_t i = 0; i < maxima.size(); ++i) maxima[i] = std::fmax(maxima[i], other.maxima[i]);
   }
 
-  // Means by name; `nonfinite` is the count itself, `ess` the effective share of the tokens or
-  // sequences, (sum w)^2 / (n sum w^2) of the importance weights w = ratio, `weight_ess` that of
+  // Means by name; `nonfinite` is the count itself, `ess` the effective share of tokens, sequences
+  // or turns, (sum w)^2 / (n sum w^2) of the importance weights w = ratio, `weight_ess` that of
   // w = W over tokens. 0 without tokens; without weights W is 1.
   std::map<std::string, double> to_map() const {
     std::map<std::string, double> out;

@@ -32,6 +32,7 @@ struct Family {
   std::vector<std::string_view> arrays;  // names; the first has the gradient
   // The array whose plainest values are 1 and -1, not those of the first: it is the last, or none.
   size_t free_array;
+  size_t id_array;  // names, not numbers; or none
   Case (*simplest)();
   Case (*drawn)(Random& random, const LossTraits& traits, int64_t items, int64_t columns);
   // More cases: around the bounds of a clip range, and far beyond any.
@@ -56,8 +57,8 @@ Report check(const Subject& subject, const CheckOptions& options);
 
 // The indices of the arrays of each family.
 namespace policy {
-inline constexpr size_t kLogps = 0, kOldLogps = 1, kRefLogps = 2, kRolloutLogps = 3,
-                        kAdvantages = 4;
+inline constexpr size_t kLogps = 0, kOldLogps = 1, kRefLogps = 2, kRolloutLogps = 3, kTurnIds = 4,
+                        kAdvantages = 5;
 }
 namespace preference {
 inline constexpr size_t kLogps = 0, kRefLogps = 1;

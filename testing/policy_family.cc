@@ -12,7 +12,7 @@ Case one_token(double logp, double old_logp, double ref_logp, double advantage) 
   return {.rows = 1,
           .columns = 1,
           .response_mask = {1},
-          .arrays = {{logp}, {old_logp}, {ref_logp}, {old_logp}, {advantage}}};
+          .arrays = {{logp}, {old_logp}, {ref_logp}, {old_logp}, {0}, {advantage}}};
 }
 
 Case simplest() { return one_token(-1, -1.1, -1.5, 1); }
@@ -33,19 +33,22 @@ double advantage(Random& random) {
 // Ragged rows of every kind, advantages with zeros among them. All numbers are float32.
 Case drawn(Random& random, const LossTraits& traits, int64_t rows, int64_t columns) {
   Case out{.rows = rows, .columns = columns};
-  out.arrays.resize(5);
+  out.arrays.resize(6);
   out.per_row = traits.takes_row_advantages && random.integer(0, 1) == 0;
   const bool fractional = traits.takes_fractional_mask && random.integer(0, 3) == 0;
   for (int64_t row = 0; row < rows; ++row) {
     const std::vector<double> mask = random.row_mask(columns, fractional);
     out.response_mask.insert(out.response_mask.end(), mask.begin(), mask.end());
     const double shared = advantage(random);
+    double turn = 0;
     for (int64_t column = 0; column < columns; ++column) {
       const double logp = static_cast<float>(-random.uniform(0.05, 6));
       out[kLogps].push_back(logp);
       out[kOldLogps].push_back(static_cast<float>(logp - random.log_ratio()));
       out[kRefLogps].push_back(static_cast<float>(logp + random.log_ratio()));
       out[kRolloutLogps].push_back(static_cast<float>(logp + random.log_ratio()));
+      turn += random.integer(0, 2) == 0 ? 1 : 0;
+      out[kTurnIds].push_back(turn);
       out[kAdvantages].push_back(static_cast<float>(out.per_row ? shared : advantage(random)));
     }
   }
@@ -100,6 +103,7 @@ PolicyBatch batch_of(const Tensors& tensors, const LossTraits& traits) {
   out.old_logps = tensors.arrays[kOldLogps];
   if (traits.needs_ref_logps) out.ref_logps = tensors.arrays[kRefLogps];
   if (traits.needs_rollout_logps) out.rollout_logps = tensors.arrays[kRolloutLogps];
+  if (traits.needs_turn_ids) out.turn_ids = tensors.arrays[kTurnIds].to(at::kLong);
   out.advantages = tensors.arrays[kAdvantages];
   out.response_mask = tensors.response_mask;
   out.offsets = tensors.offsets;
@@ -119,15 +123,17 @@ Loss loss_of(const PolicyLoss& loss, const LossTraits& traits) {
   };
 }
 
-const Family kPolicy{.batch = "tether::PolicyBatch",
-                     .arrays = {"logps", "old_logps", "ref_logps", "rollout_logps", "advantages"},
-                     .free_array = kAdvantages,
-                     .simplest = simplest,
-                     .drawn = drawn,
-                     .bounds = bounds,
-                     .runaways = runaways,
-                     .magnitude = magnitude,
-                     .properties = policy_properties};
+const Family kPolicy{
+    .batch = "tether::PolicyBatch",
+    .arrays = {"logps", "old_logps", "ref_logps", "rollout_logps", "turn_ids", "advantages"},
+    .free_array = kAdvantages,
+    .id_array = kTurnIds,
+    .simplest = simplest,
+    .drawn = drawn,
+    .bounds = bounds,
+    .runaways = runaways,
+    .magnitude = magnitude,
+    .properties = policy_properties};
 
 }  // namespace
 

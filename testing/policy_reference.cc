@@ -105,7 +105,7 @@ struct WeightColumn {
   }
 };
 
-// The tokens of one row with a weight.
+// The tokens of one row, or of a turn in it, with a weight.
 struct Row {
   std::vector<size_t> slots;
   double n = 0, logp = 0, log_ratio = 0;  // sums over w
@@ -132,26 +132,38 @@ void add_ratio_metrics(std::map<std::string, double>& metrics, double share, dou
   metrics["clip_fraction_dual"] += share * (stuck && advantage < 0 && log_ratio > 0);
 }
 
-View view_of(RatioLevel level, const Row& row, double logp, double log_ratio) {
-  switch (level) {
-    case RatioLevel::token:
-      break;
-    case RatioLevel::sequence_mean:
-      return {row.logp / row.n, row.log_ratio / row.n};
-    case RatioLevel::sequence_token:
-      return {logp, row.log_ratio / row.n};
-    case RatioLevel::sequence_sum:
-      return {row.logp, row.log_ratio};
-  }
-  return {logp, log_ratio};
+View view_of(const LevelRule& level, const Row& segment, double logp, double log_ratio) {
+  if (level.segment == Segment::token) return {logp, log_ratio};
+  const double over = level.is_mean ? segment.n : 1;
+  return {level.shared ? segment.logp / over : logp, segment.log_ratio / over};
 }
 
 // The numbers of a batch, an advantage for each token, and what is counted in them.
 struct Tokens {
   std::vector<double> logps, weights, olds, refs, rollouts, advantages;
   std::vector<Row> rows;
+  std::vector<Row> turns;
+  std::vector<size_t> turn_of;  // of each token
   double tokens = 0, sequences = 0;
+
+  // What a level counts by, and the one of a token.
+  double count(Segment segment) const {
+    if (segment == Segment::token) return tokens;
+    return segment == Segment::row ? sequences : static_cast<double>(turns.size());
+  }
+  const Row& segment_of(Segment segment, size_t i, const Row& row) const {
+    return segment == Segment::turn ? turns[turn_of[i]] : row;
+  }
 };
+
+// What tells turns apart: ids, or the number of masked slots before.
+std::vector<double> turn_ids(const PolicyBatch& batch) {
+  if (batch.turn_ids.defined()) return doubles(batch.turn_ids);
+  std::vector<double> out = doubles(batch.response_mask);
+  double masked = 0;
+  for (double& each : out) each = masked += each == 0 ? 1 : 0;
+  return out;
+}
 
 Tokens tokens_of(const PolicyBatch& batch, const std::vector<double>& weights) {
   const auto columns = static_cast<size_t>(batch.logps.size(1));
@@ -163,15 +175,22 @@ Tokens tokens_of(const PolicyBatch& batch, const std::vector<double>& weights) {
              .advantages = doubles(batch.advantages.dim() == 1
                                        ? batch.advantages.unsqueeze(1).expand_as(batch.logps)
                                        : batch.advantages),
-             .rows = std::vector<Row>(static_cast<size_t>(batch.logps.size(0)))};
+             .rows = std::vector<Row>(static_cast<size_t>(batch.logps.size(0))),
+             .turns = {},
+             .turn_of = std::vector<size_t>(weights.size())};
+  const std::vector<double> ids = turn_ids(batch);
   for (size_t i = 0; i < out.weights.size(); ++i) {
     const double w = out.weights[i];
     if (w == 0) continue;
     Row& row = out.rows[i / columns];
-    row.slots.push_back(i);
-    row.n += w;
-    row.logp += w * out.logps[i];
-    row.log_ratio += w * (out.logps[i] - out.olds[i]);
+    if (row.slots.empty() || ids[row.slots.back()] != ids[i]) out.turns.emplace_back();
+    out.turn_of[i] = out.turns.size() - 1;
+    for (Row* segment : {&row, &out.turns.back()}) {
+      segment->slots.push_back(i);
+      segment->n += w;
+      segment->logp += w * out.logps[i];
+      segment->log_ratio += w * (out.logps[i] - out.olds[i]);
+    }
     out.tokens += w;
   }
   for (const Row& row : out.rows) out.sequences += row.n > 0 ? 1 : 0;
@@ -242,39 +261,42 @@ std::vector<double> kept_weights(const Tokens& in, const PolicyObjective& object
 void add_row(const Tokens& in, const Row& row, const PolicyObjective& objective,
              const Normalizer& step, Totals& out) {
   const double beta = objective.kl.beta, policy_tokens = step.policy.value_or(in.tokens);
-  const bool by_row = objective.level != RatioLevel::token;
+  const LevelRule& level = rule_of(objective.level);
   const auto share_of = [&](size_t i, double count) {
     return in.weights[i] /
            denominator(objective.aggregation, count, step.sequences.value_or(in.sequences), row.n);
   };
-  double row_slope = 0;  // by the row's log-ratio, where its tokens share one
+  std::map<const Row*, double> shared_slopes;  // by a segment's log-ratio
   const std::vector<double> of_tokens =
       token_weights(in, row, weights_that(false, objective.weights));
   for (size_t k = 0; k < row.slots.size(); ++k) {
     const size_t i = row.slots[k];
     const double W = of_tokens[k];
     const double logp = in.logps[i], old = in.olds[i], ref = in.refs[i], A = in.advantages[i];
-    const View view = view_of(objective.level, row, logp, logp - old);
+    const Row& segment = in.segment_of(level.segment, i, row);
+    const View view = view_of(level, segment, logp, logp - old);
     const Dual<double> loss = surrogate_of(objective, view, old, ref, A);
     const Penalty kl = penalty_of(objective, logp, old, ref, view.log_ratio);
     const double share = share_of(i, policy_tokens);
     const double kl_share = beta * share_of(i, step.kl.value_or(policy_tokens));
     out.loss += share * W * loss.value + kl_share * kl.value;
-    row_slope += share * W * loss.grad + kl_share * kl.shared_slope;
-    out.gradient[i] =
-        (shares_ratio(objective.level) ? 0 : share * W * loss.grad) + kl_share * kl.own_slope;
+    shared_slopes[&segment] += share * W * loss.grad + kl_share * kl.shared_slope;
+    out.gradient[i] = (level.shared ? 0 : share * W * loss.grad) + kl_share * kl.own_slope;
     const double weight = in.weights[i] / in.tokens;
-    add_ratio_metrics(out.metrics, by_row ? in.weights[i] / (row.n * in.sequences) : weight,
-                      view.log_ratio, A, loss, objective.surrogate.truncation());
+    const double n = level.segment == Segment::token ? 1 : segment.n;
+    add_ratio_metrics(out.metrics, in.weights[i] / (n * in.count(level.segment)), view.log_ratio, A,
+                      loss, objective.surrogate.truncation());
     out.metrics["policy_loss"] += weight * W * loss.value;
     out.metrics["weight_mean"] += weight * W;
     out.metrics["weight_squared_mean"] += weight * W * W;
     out.metrics["weight_zero_fraction"] += weight * (W == 0);
     if (beta > 0) out.metrics["kl"] += weight * kl.value;
   }
-  if (!shares_ratio(objective.level)) return;
-  const double over = objective.level == RatioLevel::sequence_mean ? row.n : 1;
-  for (size_t i : row.slots) out.gradient[i] += row_slope * in.weights[i] / over;
+  if (!level.shared) return;
+  for (const auto& [segment, slope] : shared_slopes) {
+    const double over = level.is_mean ? segment->n : 1;
+    for (size_t i : segment->slots) out.gradient[i] += slope * in.weights[i] / over;
+  }
 }
 
 Totals totals(const PolicyBatch& batch, const PolicyObjective& objective, const Normalizer& step) {

@@ -19,11 +19,13 @@ PolicyTraits traits_of(const PolicyObjective& objective) {
                    .takes_row_advantages = true,
                    .takes_no_old_logps = true,
                    .needs_ref_logps = objective.kl.beta > 0,
+                   .needs_turn_ids = rule_of(objective.level).segment == Segment::turn,
                    .is_function_of_log_ratio = formula.of_log_ratio,
                    .scales_with_advantages = formula.homogeneous,
                    .is_per_token = is_per_token(objective),
                    .gradient_is_derivative =
-                       !formula.stops_gradient && objective.level != RatioLevel::sequence_token,
+                       !formula.stops_gradient &&
+                       (objective.level == RatioLevel::token || shares_ratio(objective.level)),
                    .bitwise = true,
                    .refuses_double_backward = true};
   ClipRange clip{.low = infinity, .high = infinity};  // a gradient at every ratio

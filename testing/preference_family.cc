@@ -60,6 +60,7 @@ PreferenceBatch batch_of(const Tensors& tensors, const LossTraits& traits) {
 const Family kPreference{.batch = "tether::PreferenceBatch",
                          .arrays = {"logps", "ref_logps"},
                          .free_array = kNoArray,
+                         .id_array = kNoArray,
                          .simplest = simplest,
                          .drawn = drawn,
                          .bounds = bounds,

@@ -31,6 +31,7 @@ struct LossTraits {
   bool takes_half_precision = true;   // widens bfloat16 and float16
   bool needs_ref_logps = false;       // policy: has a KL penalty, which pulls to the reference
   bool needs_rollout_logps = false;   // policy: has a weight that compares with them
+  bool needs_turn_ids = false;        // policy: the level of its ratio is a turn
   bool stops_tokens = false;          // policy: a weight may be 0, beyond any clip
   bool takes_tokens_out = false;      // policy: by a weight that changes the mask
   bool is_function_of_log_ratio = true;  // of logps - old_logps, and ref_logps - logps

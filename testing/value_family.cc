@@ -59,6 +59,7 @@ std::vector<Case> runaways() {
 const Family kValue{.batch = "tether::ValueBatch",
                     .arrays = {"values", "old_values", "returns"},
                     .free_array = kReturns,
+                    .id_array = kNoArray,
                     .simplest = simplest,
                     .drawn = drawn,
                     .bounds = bounds,

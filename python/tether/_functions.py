@@ -27,7 +27,7 @@ from tether._ops import once_differentiable, ops, scaled
 
 
 class Call(NamedTuple):
-    """A checked call: tensors in the order of the operator, masks of integers as float32."""
+    """A checked call: tensors in the order of the operator and of the types that it takes."""
 
     function: Function
     tensors: dict[str, Tensor | None]
@@ -151,7 +151,7 @@ class Function:
             check_argument(function, each, tensors.get(each.name), of)
         out = {each.name: tensors.get(each.name) for each in self.arguments}
         for each in others:
-            if each.kind == "mask" or each.shape == "either":
+            if each.kind in ("mask", "counts") or each.shape == "either":
                 out[each.name] = _as_taken(each, out[each.name], like)
         if self.packed:
             out["offsets"] = offsets
@@ -170,11 +170,13 @@ class Function:
 
 
 def _as_taken(argument: Argument, tensor: Tensor | None, like: Like) -> Tensor | None:
-    """Masks of integers as float32, one number a row as [B, 1]."""
+    """Masks of integers as float32, counts of integers as float64, one number a row as [B, 1]."""
     if tensor is None:
         return None
     if argument.kind == "mask" and tensor.dtype in INTEGERS:
         return tensor.to(torch.float32)
+    if argument.kind == "counts" and tensor.dtype in INTEGERS:
+        return tensor.to(torch.float64)
     a_row = argument.shape == "either" and tensor.dim() == 1 and tensor.shape != like.tensor.shape
     return tensor[:, None] if a_row else tensor
 

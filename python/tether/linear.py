@@ -142,6 +142,8 @@ def linear_policy_loss(
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     rollout_logps: Tensor | None = None,
+    turn_ids: Tensor | None = None,
+    row_tokens: Tensor | None = None,
     offsets: Tensor | None = None,
     normalizer: Normalizer | None = None,
     weights: Weights | None = None,
@@ -161,8 +163,8 @@ def linear_policy_loss(
 
     Differentiable once in hidden, weight and bias. Where ratio and weights are those of a token,
     loss and gradients come in one walk over chunks of tokens, three matrix products, and backward
-    is a scaling. Those of sequences (level=...) need all log-probabilities first: four products, or
-    three where they are one chunk.
+    is a scaling. Those of sequences or turns (level=...) need all log-probabilities first: four
+    products, or three where they are one chunk.
     """
     function = "linear_policy_loss"
     settings = _row_settings(temperature, scale, softcap, ignore_index, entropies=entropies)
@@ -175,6 +177,8 @@ def linear_policy_loss(
         "old_logps": old_logps,
         "ref_logps": ref_logps,
         "rollout_logps": rollout_logps,
+        "turn_ids": turn_ids,
+        "row_tokens": row_tokens,
         "offsets": offsets,
     }
     counts = denominators(function, normalizer)
@@ -215,8 +219,8 @@ def _loss_of_tokens(
     """Loss and gradients in one walk over the chunks."""
     function = "linear_policy_loss"
     check_no_tangents(function, **linear._asdict())
-    names = ("advantages", "response_mask", "old_logps", "ref_logps", "rollout_logps", "offsets")
-    batch = tuple(call.tensors[name] for name in names)
+    names = ("advantages", "response_mask", "old_logps", "ref_logps", "rollout_logps", "row_tokens")
+    batch = tuple(call.tensors[name] for name in (*names, "offsets"))
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in linear]
 
     def run():

@@ -100,8 +100,8 @@ class PolicyMetrics(NamedTuple):
         return PolicyMetrics(self.sums + other.sums, torch.fmax(self.maxima, other.maxima))
 
     def to_dict(self) -> dict[str, float]:
-        """By name, ready for a logger: means over tokens, of ratios at sequence levels over
-        sequences; counts; extremes. The one synchronisation with a device."""
+        """By name, ready for a logger: means over tokens, of ratios at levels of sequences or
+        turns over those; counts; extremes. The one synchronisation with a device."""
         values = ops.policy_metrics(self.sums.cpu(), self.maxima.cpu())
         return dict(zip(_METRIC_NAMES, values.tolist(), strict=True))
 
@@ -124,6 +124,8 @@ def policy_loss(
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
     rollout_logps: Tensor | None = None,
+    turn_ids: Tensor | None = None,
+    row_tokens: Tensor | None = None,
     offsets: Tensor | None = None,
     normalizer: Normalizer | None = None,
     weights: Weights | None = None,
@@ -141,6 +143,10 @@ def policy_loss(
     entropies        like logps, of the policy; needed when entropy_coef is not 0
     rollout_logps    like logps, under the engine that sampled the tokens; needed by weights that
                      compare with it
+    turn_ids         like logps, int32 or int64: which turn a token belongs to, for the levels of
+                     turns; do not decrease along a row; None: each run of response_mask is a turn
+    row_tokens       [B]: what sequence_mean_token_mean divides each row by; None: its own tokens.
+                     Of a row that is split over ranks, or of all answers to a prompt (docs)
     offsets          [B + 1] int32 or int64, from 0 to N: row i is offsets[i] .. offsets[i + 1]
     normalizer       the denominators of the optimizer step; None: of this batch
     weights          of the tokens, never differentiated, by name (`weights()` lists them):
@@ -149,7 +155,7 @@ def policy_loss(
                      gradient: penalty, entropies, clip fractions and denominators do not see them.
                      One that leaves changes response_mask instead, before everything
     options          of the objective, as epsilon_low=0.1 (see Normalizer for tensors), and its
-                     choices, as aggregation="token_mean", level="sequence_mean",
+                     choices, as aggregation="token_mean", level="sequence_mean" or "turn_mean",
                      kl_estimator="k3", kl_gradient="k2", kl_correction="ratio"
 
     On the CPU: a fused kernel, the same bits for any number of threads. On other devices:
@@ -165,6 +171,8 @@ def policy_loss(
         "ref_logps": ref_logps,
         "entropies": entropies,
         "rollout_logps": rollout_logps,
+        "turn_ids": turn_ids,
+        "row_tokens": row_tokens,
         "offsets": offsets,
     }
     counts = denominators(function, normalizer)
@@ -191,6 +199,8 @@ def policy_token_losses(
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
     rollout_logps: Tensor | None = None,
+    turn_ids: Tensor | None = None,
+    row_tokens: Tensor | None = None,
     offsets: Tensor | None = None,
     weights: Weights | None = None,
     **options: Value,
@@ -210,6 +220,8 @@ def policy_token_losses(
         "ref_logps": ref_logps,
         "entropies": entropies,
         "rollout_logps": rollout_logps,
+        "turn_ids": turn_ids,
+        "row_tokens": row_tokens,
         "offsets": offsets,
     }
     call = objective_call(
@@ -238,6 +250,8 @@ def local_counts(
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
     rollout_logps: Tensor | None = None,
+    turn_ids: Tensor | None = None,
+    row_tokens: Tensor | None = None,
     offsets: Tensor | None = None,
     weights: Weights | None = None,
     **options: Value,
@@ -256,6 +270,8 @@ def local_counts(
         "ref_logps": ref_logps,
         "entropies": entropies,
         "rollout_logps": rollout_logps,
+        "turn_ids": turn_ids,
+        "row_tokens": row_tokens,
         "offsets": offsets,
     }
     call = objective_call(function, tensors, objective, options, {}, weights=weights)

@@ -24,6 +24,8 @@ struct PolicyInputs {
   Array ref_logps = {};      // needed when beta > 0
   Array entropies = {};      // of the policy at each token; needed when entropy_coef is not 0
   Array rollout_logps = {};  // under the engine that sampled; needed where a weight compares
+  Array turn_ids = {};  // of levels of turns; do not decrease along a row; absent: runs of the mask
+  Array row_tokens = {};  // what sequence_mean_token_mean divides each row by; absent: its tokens
   OffsetsOf<Array> offsets = {};
 
   static constexpr auto arguments() {
@@ -37,7 +39,9 @@ struct PolicyInputs {
         A{"old_logps", &In::old_logps, Shape::tokens, Kind::narrow, optional},
         A{"ref_logps", &In::ref_logps, Shape::tokens, Kind::narrow, optional},
         A{"entropies", &In::entropies, Shape::tokens, Kind::narrow, optional, Flow::differentiable},
-        A{"rollout_logps", &In::rollout_logps, Shape::tokens, Kind::narrow, optional}};
+        A{"rollout_logps", &In::rollout_logps, Shape::tokens, Kind::narrow, optional},
+        A{"turn_ids", &In::turn_ids, Shape::tokens, Kind::ids, optional},
+        A{"row_tokens", &In::row_tokens, Shape::per_row, Kind::counts, optional}};
   }
 };
 using PolicyArrays = PolicyInputs<ConstArray>;

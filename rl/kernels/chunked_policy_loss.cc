@@ -5,6 +5,7 @@
 
 #include "core/check.h"
 #include "rl/kernels/policy_checks.h"
+#include "rl/kernels/token_rows.h"
 
 namespace tether {
 
@@ -95,7 +96,8 @@ void ChunkedPolicyLoss::add_piece(const Piece& piece, const int64_t* places, con
   Normalizer normalizer = normalizer_;
   if (by_row_) {
     const int64_t length = batch_.layout.length(piece.row);
-    const double tokens = *local_counts(part_of(batch_, piece.row, 0, length), objective_).policy;
+    const double n = *local_counts(part_of(batch_, piece.row, 0, length), objective_).policy;
+    const double tokens = length_of(batch_, piece.row, n);
     normalizer.policy = normalizer.kl = tokens * *normalizer.sequences;
   }
   PolicyGradients out{.logps = {.data = gradient.data(), .dtype = arithmetic_}};

@@ -3,14 +3,35 @@
 #include "../../core/macros.h"
 #include "../../core/math.h"
 #include "../../core/sum.h"
-#include "../level.h"
+#include "segments.h"
 #include "token_block.h"
 
-// The loops over a block of tokens whose ratio belongs to their row (rl/level.h).
+// The loops over a block of tokens whose ratio belongs to a segment of their row (rl/level.h).
 
 namespace tether {
 
-// Adds w logp and w (logp - old_logp) of a block.
+// A token as a level adds it up.
+struct LevelTerm {
+  double logp, log_ratio;  // times w
+};
+// Those of a block.
+struct LevelColumns {
+  alignas(64) double weight[kBlock];
+  alignas(64) double logp[kBlock];
+  alignas(64) double log_ratio[kBlock];
+};
+template <class T>
+TETHER_INLINE LevelTerm level_term(const TokenBlock<T>& block, int i) {
+  const double w = double(block.weight[i]);
+  double logp = double(block.logp[i]), old_logp = double(block.old_logp[i]);
+  if constexpr (sizeof(T) == sizeof(double)) {  // floats do not overflow here
+    logp = saturated(logp, Largest<double>::kLogp);
+    old_logp = saturated(old_logp, Largest<double>::kLogp);
+  }
+  return {w * logp, w * (logp - old_logp)};
+}
+
+// Adds a block to the sums of its row.
 template <class T>
 TETHER_CLONES void sum_level(const TokenBlock<T>& block, LaneSum& logps, LaneSum& log_ratios) {
   double logp_sums[kLanes], log_ratio_sums[kLanes];
@@ -20,15 +41,9 @@ TETHER_CLONES void sum_level(const TokenBlock<T>& block, LaneSum& logps, LaneSum
     double logp_sum = 0, log_ratio_sum = 0;
     int start = 0;
     do {
-      const int i = start + lane;
-      const double w = double(block.weight[i]);
-      double logp = double(block.logp[i]), old_logp = double(block.old_logp[i]);
-      if constexpr (sizeof(T) == sizeof(double)) {  // floats do not overflow here
-        logp = saturated(logp, Largest<double>::kLogp);
-        old_logp = saturated(old_logp, Largest<double>::kLogp);
-      }
-      logp_sum += w * logp;
-      log_ratio_sum += w * (logp - old_logp);
+      const LevelTerm term = level_term(block, start + lane);
+      logp_sum += term.logp;
+      log_ratio_sum += term.log_ratio;
       start += kLanes;
     } while (start < block.size);
     logp_sums[lane] = logp_sum;
@@ -38,33 +53,79 @@ TETHER_CLONES void sum_level(const TokenBlock<T>& block, LaneSum& logps, LaneSum
   log_ratios.add(log_ratio_sums);
 }
 
-// What the tokens of a row share.
+// The same of each token, to be added up by parts.
 template <class T>
-struct RowRatio {
-  T logp, log_ratio, ratio, ratio_k3;
-
-  static RowRatio of(double logp, double log_ratio) {
-    const T bound = kSaturation<T>, narrowed = narrow(log_ratio, Largest<T>::kLogp);
-    const auto both = math::exp_and_expm1_minus(narrowed, -bound, bound);
-    return {narrow<T>(logp), narrowed, both.exp, both.expm1_minus};
-  }
-};
-
-template <class T>
-TETHER_CLONES void fill_ratios(const RowRatio<T>& row, TokenBlock<T>& block) {
-  const T logp = row.logp, log_ratio = row.log_ratio, ratio = row.ratio, ratio_k3 = row.ratio_k3;
+TETHER_CLONES void fill_level_terms(const TokenBlock<T>& block, LevelColumns& out) {
   const int size = block.size / kLanes * kLanes;
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
-    block.level_logp[i] = logp;
-    block.log_ratio[i] = log_ratio;
-    block.ratio[i] = ratio;
-    block.ratio_k3[i] = ratio_k3;
+    const LevelTerm term = level_term(block, i);
+    out.weight[i] = double(block.weight[i]);
+    out.logp[i] = term.logp;
+    out.log_ratio[i] = term.log_ratio;
   }
 }
 
-// Adds w W dS/dL of a block; a broken token spoils the sum, as in sum_block.
+// Adds a part of them to the sums of its segment.
+template <class T>
+TETHER_CLONES void sum_terms(const LevelColumns& terms, int begin, int end,
+                             RatioSegment<T>& segment) {
+  using Column = std::pair<const double*, FourChains&>;
+  FourChains n, logp, log_ratio;
+  add_part(begin, end, Column(terms.weight, n), Column(terms.logp, logp),
+           Column(terms.log_ratio, log_ratio));
+  segment.n += n.total();
+  segment.logp += logp.total();
+  segment.log_ratio += log_ratio.total();
+}
+
+// A part of a block that shares a ratio.
+template <class T>
+TETHER_CLONES void fill_ratios(const SharedRatio<T>& shared, int begin, int end,
+                               TokenBlock<T>& block) {
+  const SharedRatio<T> ratio = shared;
+#pragma GCC ivdep
+  for (int i = begin; i < end; ++i) {  // VECTOR
+    block.level_logp[i] = ratio.logp;
+    block.log_ratio[i] = ratio.log_ratio;
+    block.ratio[i] = ratio.ratio;
+    block.ratio_k3[i] = ratio.ratio_k3;
+    block.share[i] = ratio.share;
+    block.kl_weight[i] = ratio.kl_weight;
+  }
+}
+
+template <class T>
+TETHER_CLONES void fill_ratio_weights(TokenBlock<T>& block) {
+  const int size = block.size / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i)
+    block.ratio_weight[i] = block.weight[i] * block.share[i];  // VECTOR
+}
+
+// w W dS/dL of the tokens in a block; a broken one spoils the sum, as in sum_block.
 template <bool kPenalty, bool kWeighted, bool kBounded, class T>
+TETHER_CLONES void fill_slopes(TokenBlock<T>& block) {
+  const int size = block.size / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    const T w = block.weight[i];
+    T loss = block.loss[i], dloss = block.dloss[i];
+    if constexpr (kWeighted) {
+      const T W = block.token_weight[i];
+      loss = kBounded ? bounded(W * loss) : W * loss;
+      dloss = kBounded ? bounded(W * dloss) : W * dloss;
+    }
+    const Mask<T> active = mask<T>(w != T(0));
+    T trace = zero_or_nan(block.log_ratio[i], block.advantage[i], loss, dloss);
+    if constexpr (kPenalty) trace += zero_or_nan(block.ref_logp[i], block.kl[i], T(0), T(0));
+    const Mask<T> broken = active & mask<T>(trace != T(0));
+    block.slope[i] = spoil(broken, keep(active, w * dloss));
+  }
+}
+
+// Adds the slopes of a block to the sum of its row.
+template <class T>
 TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
   double sums[kLanes];
 #pragma GCC ivdep
@@ -73,19 +134,7 @@ TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
     double sum = 0;
     int start = 0;
     do {
-      const int i = start + lane;
-      const T w = block.weight[i];
-      T loss = block.loss[i], dloss = block.dloss[i];
-      if constexpr (kWeighted) {
-        const T W = block.token_weight[i];
-        loss = kBounded ? bounded(W * loss) : W * loss;
-        dloss = kBounded ? bounded(W * dloss) : W * dloss;
-      }
-      const Mask<T> active = mask<T>(w != T(0));
-      T trace = zero_or_nan(block.log_ratio[i], block.advantage[i], loss, dloss);
-      if constexpr (kPenalty) trace += zero_or_nan(block.ref_logp[i], block.kl[i], T(0), T(0));
-      const Mask<T> broken = active & mask<T>(trace != T(0));
-      sum += double(spoil(broken, keep(active, w * dloss)));
+      sum += double(block.slope[start + lane]);
       start += kLanes;
     } while (start < block.size);
     sums[lane] = sum;
@@ -93,13 +142,13 @@ TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
   slopes.add(sums);
 }
 
-// The gradient where all tokens of the row share `slope`, d loss / dL dL / d logp over w, beside a
-// penalty of their own.
+// The gradient of tokens that share `slope`, d loss / dL dL / d logp over w, beside a penalty of
+// their own.
 template <bool kPenalty, class T>
-TETHER_CLONES void fill_shared_gradient(T slope, T kl_factor, TokenBlock<T>& block) {
-  const int size = block.size / kLanes * kLanes;
+TETHER_CLONES void fill_shared_gradient(T slope, T kl_factor, int begin, int end,
+                                        TokenBlock<T>& block) {
 #pragma GCC ivdep
-  for (int i = 0; i < size; ++i) {  // VECTOR
+  for (int i = begin; i < end; ++i) {  // VECTOR
     const T w = block.weight[i];
     const Mask<T> active = mask<T>(w != T(0));
     T gradient = slope;

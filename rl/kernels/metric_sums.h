@@ -11,6 +11,7 @@ namespace tether {
 // What a part of the batch adds to the loss and to the metrics.
 struct PartTotals {
   double loss;
+  double segments;  // with a ratio of their own
   double sums[PolicyMetrics::kSums];
   double maxima[PolicyMetrics::kMaxima];
 
@@ -29,6 +30,7 @@ struct MetricSums {
   LaneSum sums[PolicyMetrics::kSums];
   LaneMax maxima[PolicyMetrics::kMaxima];
   double loss = 0, kl = 0, entropy = 0;
+  double segments = 0;  // with a ratio of their own
 
   // The sums of the three terms since the last call.
   struct Row {
@@ -46,6 +48,7 @@ struct MetricSums {
   PartTotals totals(double weighted_loss) const {
     PartTotals out;
     out.loss = weighted_loss;
+    out.segments = segments;
     for (int i = 0; i < PolicyMetrics::kSums; ++i) out.sums[i] = sums[i].total();
     out.sums[PolicyMetrics::kPolicyLoss] = loss;
     out.sums[PolicyMetrics::kKl] = kl;

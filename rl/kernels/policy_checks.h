@@ -24,7 +24,7 @@ void check_weight_needs(std::string_view function, const PolicyInputs<bool>& giv
 void check_call(std::string_view function, const PolicyArrays& batch,
                 const PolicyObjective& objective, const PolicyGradients& gradients);
 
-// Tokens and sequences of a checked batch, of which the mask is looked at.
+// Tokens and sequences of a checked batch, of which the mask and row_tokens are looked at.
 TermCounts checked_counts(std::string_view function, const PolicyArrays& batch,
                           const Executor& executor);
 

@@ -15,6 +15,7 @@
 #include "rl/kernels/policy_checks.h"
 #include "rl/kernels/token_block.h"
 #include "rl/kernels/token_rows.h"
+#include "rl/kernels/turns.h"
 #include "rl/kernels/weight_block.h"
 
 namespace tether {
@@ -25,10 +26,13 @@ struct Call {
   const PolicyArrays& batch;  // under its gated mask
   const PolicyObjective& objective;
   std::vector<TokenWeight> weights;  // those that stay
+  TurnMarks turns;
   const PolicyGradients& gradients;
   StepCounts counts;
-  double factor;     // of the whole loss
-  TermCounts local;  // of this batch
+  double factor;  // of the whole loss
+  double tokens;  // of this batch
+
+  const LevelRule& level() const { return rule_of(objective.level); }
 };
 
 // Zeros for the formulas of a batch without a reference.
@@ -44,14 +48,19 @@ TETHER_INLINE void prefetch(const RowLayout& layout, const Array& array, const P
 template <class T>
 struct RowFactors {
   TokenFactors<T> token;
-  RowRatio<T> ratio = {};  // above the level of tokens
+  RatioSegments<T>& segments;  // above the level of tokens
   WeightStatistics<T> weights = {};
-
-  // Of a penalty that the level's ratio weighs.
-  T kl_weight() const {
-    return tether::kl_weight(Constant<T>{ratio.log_ratio}, kWeightSaturation<T>).value;
-  }
 };
+
+// Those of the segments in the block. A row has one: its first block has the columns of all.
+template <class T>
+void fill_shared_ratios(const Call& call, const Place& place, RatioSegments<T>& segments,
+                        TokenBlock<T>& block) {
+  if (call.level().segment == Segment::row && place.column > 0) return;
+  for_each_part(segments, place, block.size, [&](const auto& segment, int begin, int end) {
+    fill_ratios(segment.shared, begin, end, block);
+  });
+}
 
 // The ratios of the tokens in the block, their surrogate and their penalty. Between the loops it
 // asks for the next block, an array at a time: more at once would wait for one another.
@@ -66,7 +75,8 @@ void fill_terms(const Call& call, const Place& place, const RowFactors<T>& row,
   if (objective.level == RatioLevel::token) {
     fill_ratios(kSaturation<T>, block);
   } else {
-    fill_ratios(row.ratio, block);
+    fill_shared_ratios(call, place, row.segments, block);
+    fill_ratio_weights(block);
   }
   prefetch(batch.layout, old_logps_of(batch), next);
   prefetch(batch.layout, call.gradients.logps, place);
@@ -77,7 +87,7 @@ void fill_terms(const Call& call, const Place& place, const RowFactors<T>& row,
                       block.loss, block.dloss);
   prefetch(batch.layout, batch.advantages, next);
   prefetch(batch.layout, batch.ref_logps, next);
-  if (objective.kl.beta > 0) fill_penalty(objective.kl, objective.level, row.kl_weight(), block);
+  if (objective.kl.beta > 0) fill_penalty(objective.kl, objective.level, block);
 }
 
 // run<kPenalty, kWeighted>()
@@ -102,28 +112,50 @@ void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& r
     fill_weights(call.weights, row.weights, block);
     sum_token_weights(block, metrics);
   }
+  const bool by_token = call.level().segment == Segment::token;
+  const T* ratio_weight = by_token ? block.weight : block.ratio_weight;
   with_terms(call.objective.kl.beta > 0, weighted, [&]<bool kPenalty, bool kWeighted>() {
-    sum_block<kPenalty, kWeighted, kBounded>(row.token, block, metrics);
+    sum_block<kPenalty, kWeighted, kBounded>(row.token, ratio_weight, block, metrics);
   });
   const RatioInterval inside = call.objective.surrogate.truncation();
   if (inside.low > 0 || inside.high < infinity) {
-    sum_truncated(inside, row.token.share, block, metrics);
+    sum_truncated(inside, ratio_weight, block, metrics);
   }
 }
 
-// d L / d logp over w, for the levels of whole sequences (rl/level.h).
-double level_scale(RatioLevel level, double n) {
-  if (level == RatioLevel::sequence_sum) return 1;
+// d L / d logp over w, for segments of n tokens (rl/level.h).
+double level_scale(const LevelRule& level, double n) {
+  if (!level.is_mean) return 1;
   return n > 0 ? 1 / n : 0;
 }
 
+// The segments of a row of n tokens, with their ratios.
 template <class T>
-RowRatio<T> row_ratio(const Call& call, int64_t row, double n, TokenBlock<T>& block) {
+void find_segments(const Call& call, int64_t row, double n, TokenBlock<T>& block,
+                   RatioSegments<T>& segments) {
+  segments.assign(1, {});
   LaneSum logps, log_ratios;
-  for_each_block(call.batch, row, block,
-                 [&](const Place&) { sum_level(block, logps, log_ratios); });
-  const double scale = level_scale(call.objective.level, n);
-  return RowRatio<T>::of(scale * logps.total(), scale * log_ratios.total());
+  LevelColumns terms;
+  TurnScan<T> turns(call.turns, call.batch.layout);
+  for_each_block(call.batch, row, block, [&](const Place& place) {
+    if (call.level().segment == Segment::row) return sum_level(block, logps, log_ratios);
+    turns.for_each_begin(place, block.weight,
+                         [&](int i) { segments.emplace_back().begin = place.column + i; });
+    fill_level_terms(block, terms);
+    for_each_part(segments, place, block.size, [&](RatioSegment<T>& turn, int begin, int end) {
+      sum_terms(terms, begin, end, turn);
+    });
+  });
+  if (call.level().segment == Segment::row) {
+    segments[0].n = n;
+    segments[0].logp = logps.total();
+    segments[0].log_ratio = log_ratios.total();
+  }
+  for (RatioSegment<T>& each : segments) {
+    const double scale = level_scale(call.level(), each.n);
+    each.shared.set(scale * each.logp, scale * each.log_ratio, each.n,
+                    of_level(call.objective.kl.correction));
+  }
 }
 
 template <class T>
@@ -132,30 +164,48 @@ void store_gradient(const Call& call, const Place& place, const TokenBlock<T>& b
               block.dlogp);
 }
 
-// What the tokens of a row with a shared ratio add up to: d S / d L, and rho G of a penalty that
-// the same ratio weighs.
-struct SharedSlopes {
-  LaneSum surrogate;
-  CompensatedSum kl;
-};
+// Adds what the tokens in the block give the slopes of their segments; those of a whole row to
+// `of_row`.
+template <bool kBounded, class T>
+void add_slopes(const Call& call, const Place& place, RatioSegments<T>& segments,
+                TokenBlock<T>& block, LaneSum& of_row) {
+  const KlPenalty& penalty = call.objective.kl;
+  with_terms(penalty.beta > 0, !call.weights.empty(), [&]<bool kPenalty, bool kWeighted>() {
+    fill_slopes<kPenalty, kWeighted, kBounded>(block);
+  });
+  const bool by_row = call.level().segment == Segment::row;
+  if (by_row) sum_slopes(block, of_row);
+  const bool through_penalty = shares_penalty(penalty, call.objective.level);
+  if (by_row && !through_penalty) return;
+  for_each_part(segments, place, block.size, [&](RatioSegment<T>& each, int begin, int end) {
+    if (!by_row) each.slope += sum_part(block.slope, begin, end);
+    if (through_penalty) sum_kl_of_gradient(block, begin, end, each.kl);
+  });
+}
 
 // Where a ratio is shared, the gradient of a token has to wait for the slopes of all of them.
-// `scale`: level_scale.
 template <class T>
-void store_shared_gradient(const Call& call, int64_t row, double scale,
-                           const RowFactors<T>& factors, const SharedSlopes& slopes,
+void store_shared_gradient(const Call& call, int64_t row, const RowFactors<T>& factors,
                            TokenBlock<T>& block) {
   const PolicyObjective& objective = call.objective;
-  const T slope = narrow<T>(double(factors.token.loss) * scale * slopes.surrogate.total());
+  const bool penalty = objective.kl.beta > 0;
   for_each_block(call.batch, row, block, [&](const Place& place) {
-    if (objective.kl.beta > 0) {
-      fill_penalty(objective.kl, objective.level, factors.kl_weight(), block);
-      if (shares_penalty(objective.kl, objective.level))
-        add_shared_penalty(scale, slopes.kl, block);
-      fill_shared_gradient<true>(slope, factors.token.kl, block);
-    } else {
-      fill_shared_gradient<false>(slope, T(0), block);
+    if (penalty) {
+      if (of_level(objective.kl.correction))
+        fill_shared_ratios(call, place, factors.segments, block);
+      fill_penalty(objective.kl, objective.level, block);
     }
+    for_each_part(factors.segments, place, block.size, [&](auto& each, int begin, int end) {
+      const double scale = level_scale(call.level(), each.n);
+      const T slope = narrow<T>(double(factors.token.loss) * scale * each.slope);
+      if (penalty) {
+        if (shares_penalty(objective.kl, objective.level))
+          add_shared_penalty(scale, each.kl, begin, end, block);
+        fill_shared_gradient<true>(slope, factors.token.kl, begin, end, block);
+      } else {
+        fill_shared_gradient<false>(slope, T(0), begin, end, block);
+      }
+    });
     store_gradient(call, place, block);
   });
 }
@@ -181,36 +231,35 @@ void row_entropy(const Call& call, int64_t row, T factor, TokenBlock<T>& block,
 
 // The loss of one row, its gradient written and its metrics added.
 template <bool kBounded, class T>
-double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums& metrics) {
+double row_loss(const Call& call, int64_t row, RatioSegments<T>& segments, TokenBlock<T>& block,
+                MetricSums& metrics) {
   const PolicyObjective& objective = call.objective;
   const Aggregation& aggregation = objective.aggregation;
   const double beta = objective.kl.beta;
-  const bool by_row = objective.level != RatioLevel::token;
   const bool needs_tokens =
       !is_per_token(objective) || aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
   const double n = needs_tokens ? row_tokens<T>(call.batch, row) : 0;
-  const double loss_factor = call.factor * row_factor(aggregation, call.counts.policy, n);
-  const double kl_factor = call.factor * beta * row_factor(aggregation, call.counts.kl, n);
+  const double length = length_of(call.batch, row, n);
+  const double loss_factor = call.factor * row_factor(aggregation, call.counts.policy, length);
+  const double kl_factor = call.factor * beta * row_factor(aggregation, call.counts.kl, length);
 
-  RowFactors<T> factors{{.loss = narrow<T>(loss_factor),
-                         .kl = narrow<T>(kl_factor),
-                         .share = narrow<T>(by_row && n > 0 ? 1 / n : 1)}};
-  if (by_row) factors.ratio = row_ratio(call, row, n, block);
+  RowFactors<T> factors{{.loss = narrow<T>(loss_factor), .kl = narrow<T>(kl_factor)}, segments};
+  if (call.level().segment != Segment::token) {
+    find_segments(call, row, n, block, segments);
+    for (const RatioSegment<T>& each : segments) metrics.segments += each.n > 0 ? 1 : 0;
+  }
   factors.weights = row_statistics<kBounded>(call.batch, call.weights, row, n, block);
   const bool shared = shares_ratio(objective.level);
-  SharedSlopes slopes;
+  LaneSum slopes;
   for_each_block(call.batch, row, block, [&](const Place& place) {
     evaluate_block<kBounded>(call, place, factors, block, metrics);
     if (!call.gradients.logps) return;
     if (!shared) return store_gradient(call, place, block);
-    with_terms(beta > 0, !call.weights.empty(), [&]<bool kPenalty, bool kWeighted>() {
-      sum_slopes<kPenalty, kWeighted, kBounded>(block, slopes.surrogate);
-    });
-    if (shares_penalty(objective.kl, objective.level)) sum_kl_of_gradient(block, slopes.kl);
+    add_slopes<kBounded>(call, place, segments, block, slopes);
   });
   if (shared && call.gradients.logps) {
-    const double scale = level_scale(objective.level, n);
-    store_shared_gradient(call, row, scale, factors, slopes, block);
+    if (call.level().segment == Segment::row) segments[0].slope = slopes.total();
+    store_shared_gradient(call, row, factors, block);
   }
   const double entropy_factor = objective.entropy.coefficient * loss_factor;
   if (call.batch.entropies) row_entropy(call, row, narrow<T>(entropy_factor), block, metrics);
@@ -224,10 +273,11 @@ double row_loss(const Call& call, int64_t row, TokenBlock<T>& block, MetricSums&
 template <bool kBounded, class T>
 PartTotals chunk_loss(const Call& call, const Chunks& chunks, int64_t chunk) {
   TokenBlock<T> block;
+  RatioSegments<T> segments;
   MetricSums metrics;
   double loss = 0;
   for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-    loss += row_loss<kBounded>(call, row, block, metrics);
+    loss += row_loss<kBounded>(call, row, segments, block, metrics);
   }
   return metrics.totals(loss);
 }
@@ -245,17 +295,32 @@ PolicyTotals total_loss(const Call& call, const Executor& executor) {
     if (!part.is_sound()) part = chunk_loss<true, T>(call, chunks, chunk);
   });
   PolicyTotals out;
+  double segments = 0;
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
-    add(parts[static_cast<size_t>(chunk)], out.loss, out.metrics);
+    const PartTotals& part = parts[static_cast<size_t>(chunk)];
+    add(part, out.loss, out.metrics);
+    segments += part.segments;
   }
-  const bool by_row = call.objective.level != RatioLevel::token;
+  const bool by_token = call.level().segment == Segment::token;
   for (int i = 0; i < PolicyMetrics::kSums; ++i) {
-    const bool sequences = by_row && PolicyMetrics::is_of_ratio(i);
-    out.metrics.sums[2 * static_cast<size_t>(i) + 1] =
-        sequences ? call.local.sequences : call.local.tokens;
+    const bool by_segment = PolicyMetrics::is_of_ratio(i) && !by_token;
+    out.metrics.sums[2 * static_cast<size_t>(i) + 1] = by_segment ? segments : call.tokens;
   }
-  if (call.weights.empty()) out.metrics.set_unweighted(call.local.tokens);
+  if (call.weights.empty()) out.metrics.set_unweighted(call.tokens);
   return out;
+}
+
+// Throws where a row with tokens would be divided by what is no length.
+template <class T>
+void check_row_tokens(std::string_view function, const PolicyArrays& batch) {
+  const Range length{0, largest_finite, true};
+  for (int64_t row = 0; batch.row_tokens && row < batch.layout.rows; ++row) {
+    const double given = length_of(batch, row, 0);
+    require(length.contains(given) || row_tokens<T>(batch, row) == 0, [&] {
+      return named(function, "row_tokens") + " must be " + text(length) +
+             " where a row has tokens, got " + text(given) + " at " + in_brackets(text(row));
+    });
+  }
 }
 
 template <class T>
@@ -278,6 +343,7 @@ TermCounts count_tokens(std::string_view function, const PolicyArrays& batch,
     total.sequences += counts[static_cast<size_t>(chunk)].sequences;
   }
   if (std::isnan(total.tokens)) check_weights(function, batch.layout, batch.response_mask);
+  check_row_tokens<T>(function, batch);
   return total;
 }
 
@@ -308,13 +374,15 @@ PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objec
   const std::vector<TokenWeight> weights = weights_that(false, objective.weights);
   const PolicyArrays read = arrays_read(gated.applied_to(batch), weights);
   const TermCounts local = checked_counts("policy_loss", read, executor);
+  const bool by_turn = rule_of(objective.level).segment == Segment::turn;
   const Call call{read,
                   objective,
                   weights,
+                  by_turn ? turn_marks("policy_loss", batch, executor) : TurnMarks{},
                   gradients,
                   step_counts("policy_loss", normalizer, local),
                   normalizer.factor(),
-                  local};
+                  local.tokens};
   return batch.logps.dtype == DType::float64 ? total_loss<double>(call, executor)
                                              : total_loss<float>(call, executor);
 }

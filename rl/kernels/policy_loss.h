@@ -7,7 +7,7 @@
 namespace tether {
 
 // The loss of a batch, its metrics, and its gradients where they are wanted (0 in masked slots):
-// one pass over memory (levels of whole sequences: each row is read again from the cache), no
+// one pass over memory (levels of sequences and turns: each row is read again from the cache), no
 // allocation, the same bits for every executor.
 //
 // Throws Error before anything is written: an array that is missing or has no memory or no type, an

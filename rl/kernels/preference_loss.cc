@@ -146,7 +146,7 @@ void store_gradients(const PreferenceArrays& batch, const std::vector<double>& s
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
       for_each_block(batch, row, block, [&](int64_t column, int count) {
         const T slope = narrow<T>(slopes[static_cast<size_t>(row)]);
-        fill_shared_gradient<false>(slope, T(0), block);
+        fill_shared_gradient<false>(slope, T(0), 0, block.size, block);
         store_block(batch.layout, dlogps, row, column, count, block.dlogp);
       });
     }

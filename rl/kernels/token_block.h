@@ -37,6 +37,11 @@ struct TokenBlock {
   alignas(64) T kl[kBlock];
   alignas(64) T dkl[kBlock];
   alignas(64) T kl_of_gradient[kBlock];  // where a shared ratio weighs the penalty
+  // Where a ratio is a segment's (rl/kernels/segments.h):
+  alignas(64) T share[kBlock];         // 1 / n
+  alignas(64) T ratio_weight[kBlock];  // w / n: of a token in the metrics of the ratio
+  alignas(64) T kl_weight[kBlock];     // of its penalty
+  alignas(64) T slope[kBlock];         // what it adds to that of the segment
   alignas(64) T dlogp[kBlock];
   alignas(64) T entropy[kBlock];
   alignas(64) T dentropy[kBlock];
@@ -159,19 +164,18 @@ TETHER_INLINE T spoil(Mask<T> where, T value) {
 template <class T>
 struct TokenFactors {
   T loss, kl;  // of S and K in the loss
-  T share;     // of a token in the metrics of the ratio: 1, or 1 / n for a sequence's
 };
 
 // Adds a block to the sums and makes its gradient. Loss and penalty are added in double throughout,
 // the others in T within the block. A broken token, which has a NaN or infinity somewhere, spoils
 // the loss and its own gradient: saturation would hide it.
 //
-// kWeighted: by W. kBounded: what overflows counts as the largest number, in `loss`, `dloss`, `kl`
-// and `dkl` too.
+// `ratio_weight`: of the tokens in the metrics of the ratio. kWeighted: by W. kBounded: what
+// overflows counts as the largest number, in `loss`, `dloss`, `kl` and `dkl` too.
 template <bool kPenalty, bool kWeighted, bool kBounded, class T>
-TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& block,
-                             MetricSums& metrics) {
-  const T loss_factor = factors.loss, kl_factor = factors.kl, share = factors.share;
+TETHER_CLONES void sum_block(const TokenFactors<T>& factors, const T* ratio_weight,
+                             TokenBlock<T>& block, MetricSums& metrics) {
+  const T loss_factor = factors.loss, kl_factor = factors.kl;
   using M = PolicyMetrics;
   using Order = Order<T>;
   constexpr Order kLast = order_of(std::numeric_limits<T>::infinity()), kFirst = ~kLast;
@@ -219,7 +223,7 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
       block.dlogp[i] = spoil(broken, keep(active, w * gradient));
       nonfinite += keep(broken, T(1));
 
-      const T of_ratio = w * share;
+      const T of_ratio = ratio_weight[i];
       const T stuck = keep(mask<T>(dloss == T(0)), of_ratio);
       const T bad = keep(mask<T>(A < T(0)), stuck), good = keep(mask<T>(A > T(0)), stuck);
       low += keep(mask<T>(d < T(0)), bad);
@@ -260,8 +264,8 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, TokenBlock<T>& bloc
 // Adds the tokens whose weight is truncated outside of an interval of ratios, although they keep a
 // gradient, to those that are clipped.
 template <class T>
-TETHER_CLONES void sum_truncated(const RatioInterval& inside, T share, const TokenBlock<T>& block,
-                                 MetricSums& metrics) {
+TETHER_CLONES void sum_truncated(const RatioInterval& inside, const T* ratio_weight,
+                                 const TokenBlock<T>& block, MetricSums& metrics) {
   using M = PolicyMetrics;
   const T lowest = T(inside.low), highest = T(inside.high);
   T lows[kLanes], highs[kLanes], duals[kLanes];
@@ -273,7 +277,7 @@ TETHER_CLONES void sum_truncated(const RatioInterval& inside, T share, const Tok
     do {
       const int i = start + lane;
       const T A = block.advantage[i], ratio = block.ratio[i];
-      const T w = keep(mask<T>(block.dloss[i] != T(0)), block.weight[i] * share);
+      const T w = keep(mask<T>(block.dloss[i] != T(0)), ratio_weight[i]);
       const T above = keep(mask<T>(ratio > highest), w);
       low += keep(mask<T>(ratio < lowest), w);
       high += keep(mask<T>(A > T(0)), above);

@@ -84,6 +84,14 @@ double row_tokens(const PolicyArrays& batch, int64_t row) {
   return tokens.total();
 }
 
+// What sequence_mean_token_mean divides a row of n tokens by.
+inline double length_of(const PolicyArrays& batch, int64_t row, double n) {
+  if (!batch.row_tokens) return n;
+  double out[kLanes];
+  load_block<double>(batch.layout, batch.row_tokens, row, 0, 1, nullptr, out);
+  return out[0];
+}
+
 // Where a block is.
 struct Place {
   int64_t row, column;

@@ -7,6 +7,7 @@ compared with a numerical one before it is written. A formula sees the token and
 at which whatever has no gradient is held.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -307,6 +308,12 @@ COLUMNS = {
 }
 
 
+def segments(row, places, level):
+    """The places that share a ratio: of a row, or of each of its turns."""
+    turns = itertools.groupby(places, key=lambda t: row[t]["turn"] if "turn" in level else 0)
+    return [list(each) for _, each in turns]
+
+
 def solved(rows, lengths, objective, mode, constant):
     """Loss and derivatives of a ragged batch: row i has lengths[i] tokens, the rest is masked, as
     are those that a weight takes out."""
@@ -317,15 +324,17 @@ def solved(rows, lengths, objective, mode, constant):
         [t for t, W in enumerate(row_weights(row[:n], gates)) if W != 0]
         for row, n in zip(rows, lengths, strict=True)
     ]
+    # A turn is to its tokens what a sequence is to those of the row.
+    of_segment = objective._replace(level=objective.level.replace("turn", "sequence"))
     tokens, sequences = sum(map(len, places)), sum(len(each) > 0 for each in places)
     loss, dlogps = mpf(0), []
     for row, kept in zip(rows, places, strict=True):
         slopes = [0.0] * len(row)
-        if kept:
-            part = [row[t] for t in kept]
+        for segment in segments(row, kept, objective.level):
+            part = [row[t] for t in segment]
             factor = row_factor(mode, constant, tokens, sequences, len(kept))
-            loss += row_loss(part, part, factor, objective)
-            for t, slope in zip(kept, row_slopes(part, factor, objective), strict=True):
+            loss += row_loss(part, part, factor, of_segment)
+            for t, slope in zip(segment, row_slopes(part, factor, of_segment), strict=True):
                 slopes[t] = number(slope)
         dlogps += slopes
     return number(loss), dlogps
@@ -343,6 +352,13 @@ def batch(name, row, lengths=(5, 0, 1, 7, 3), columns=7, beta=0, mode=None, cons
     options_of_weights = {}
     rng = stream(name)
     rows = [[random_token(rng, 0.4) for _ in range(columns)] for _ in lengths]
+    if "turn" in level:
+        turns = stream(f"{name} turns")
+        for row_of_tokens in rows:
+            turn = 3
+            for token in row_of_tokens:
+                turn += turns.choice([0, 0, 1, 4])
+                token["turn"] = turn
     weights, columns_of = changes.get("weights", {}), COLUMNS
     if weights:
         rollouts, columns_of = (
@@ -373,6 +389,11 @@ def batch(name, row, lengths=(5, 0, 1, 7, 3), columns=7, beta=0, mode=None, cons
         "columns": columns,
         "response_mask": [int(t < n) for n in lengths for t in range(columns)],
         **arrays,
+        **(
+            {"turn_ids": [token["turn"] for row in rows for token in row]}
+            if "turn" in level
+            else {}
+        ),
         "dlogps": dlogps,
         "loss": loss,
     }
@@ -442,6 +463,17 @@ def penalty_batches():
                 yield penalised(f"{correction}, {level}", (4, 0, 1, 3), level, kl)
 
 
+def turn_batches():
+    for level in ("turn_mean", "turn_token", "turn_sum"):
+        for mode in ("token_mean", "sequence_mean_token_mean"):
+            yield batch(f"ppo, {level}, {mode}", "ppo", beta=0.5, mode=mode, level=level)
+        yield batch(f"reinforce, {level}", "reinforce", level=level)
+        kl = {"estimator": "k3", "gradient": "k3", "correction": "level_ratio"}
+        yield batch(f"ppo, level_ratio, {level}", "ppo", beta=0.5, level=level, kl=kl)
+        weights = {"ratio_gate": {"low": 0.625, "high": 1.75}}
+        yield batch(f"grpo, ratio gate, {level}", "grpo", level=level, weights=weights)
+
+
 def weighted_batches():
     levels = ("token", *REDUCTIONS)
     for level in LEVELS:
@@ -478,6 +510,7 @@ def main():
                 *level_batches(),
                 *penalty_batches(),
                 *weighted_batches(),
+                *turn_batches(),
             ],
         },
     )

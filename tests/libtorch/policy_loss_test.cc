@@ -142,6 +142,18 @@ TEST(PolicyLossFace, EveryDevicePathEqualsTheKernelForEveryPenaltyAndLevel) {
   }
 }
 
+TEST(PolicyLossFace, RowsAreDividedByGivenLengthsOfAnyType) {
+  PolicyBatch batch = random_batch(5, 33, at::kDouble);
+  const PolicyObjective objective = presets::grpo(0.1);
+  const at::Tensor tokens = batch.response_mask.sum(1);
+  const double plain = policy_loss(batch, objective).loss.item<double>();
+  for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kShort, at::kLong}) {
+    batch.row_tokens = (2 * tokens).to(type);
+    EXPECT_NEAR(policy_loss(batch, objective).loss.item<double>(), plain / 2, 1e-15);
+    expect_equal_paths(batch, objective);
+  }
+}
+
 TEST(PolicyLossFace, EntropiesGetTheirOwnGradient) {
   PolicyBatch batch = random_batch(4, 19, at::kDouble);
   batch.entropies = torch::rand({4, 19}, at::kDouble);

@@ -16,6 +16,7 @@ def words(numbers=None, **choices):
 
 LENGTHS = (5, 0, 1, 9, 3)
 OBJECTIVES = tuple(tether.objectives())
+LEVELS = tether.objectives()["ppo"].choices["level"].legal
 
 
 class Result(NamedTuple):
@@ -40,6 +41,7 @@ def padded_batch(
         return torch.randn(size, generator=generator, dtype=torch.float64)
 
     logps = -normal(*shape).abs() - 0.1
+    steps = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed))
     return {
         "logps": tokens(logps),
         "advantages": normal(len(lengths)).to(dtype),
@@ -47,6 +49,7 @@ def padded_batch(
         "old_logps": tokens(logps - spread * normal(*shape)),
         "ref_logps": tokens(logps + spread * normal(*shape)),
         "rollout_logps": tokens(logps + spread * normal(*shape)),
+        "turn_ids": torch.where(mask, steps.cumsum(1), -7),
     }
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import tether
 import torch
+from batches import LEVELS
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
@@ -415,10 +416,7 @@ def references():
         return function, *rows[name][1:]
 
     return {
-        **{
-            f"policy_loss, {level}": row("policy_loss", policy(level))
-            for level in ("token", "sequence_mean", "sequence_token", "sequence_sum")
-        },
+        **{f"policy_loss, {level}": row("policy_loss", policy(level)) for level in LEVELS},
         "preference_loss": row(
             "preference_loss", lambda x, **c: tether.reference.preference_loss(x, **c).loss
         ),

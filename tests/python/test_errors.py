@@ -7,7 +7,7 @@ import batches
 import pytest
 import tether
 import torch
-from batches import packed, padded_batch
+from batches import LEVELS, packed, padded_batch
 
 KNOWN = "epsilon_low, epsilon_high, dual_clip, beta, entropy_coef, constant"
 OBJECTIVES = ", ".join(batches.OBJECTIVES)
@@ -88,9 +88,7 @@ NUMBERS = {
     "constant must be greater than 0 and finite, got 0": {"constant": 0},
     f'option must be one of {KNOWN}, got "eps"': {"eps": 0.2},
     f'objective must be one of {OBJECTIVES}, got "gropo"': {"objective": "gropo"},
-    'level must be one of token, sequence_mean, sequence_token, sequence_sum, got "turn"': {
-        "level": "turn"
-    },
+    f'level must be one of {", ".join(LEVELS)}, got "turn"': {"level": "turn"},
     "ratio_low must be at most ratio_high 1, got 2": {
         "objective": "cispo",
         "ratio_low": 2,

@@ -39,7 +39,7 @@ def right(argument):
     """What an argument of a function's list may be, for 2 rows of 3 tokens."""
     shapes = {"per_row": (2,), "either": (2,), "answers": (2,)}
     if argument.kind == "ids":
-        return zeros(2, dtype=LONG)
+        return zeros(2, dtype=LONG) if argument.name == "group_ids" else zeros(2, 3, dtype=LONG)
     if argument.kind == "counts" or argument.shape == "answers":
         return torch.ones(2, dtype=DOUBLE)
     dtype = torch.bool if argument.kind == "flags" else torch.float32
@@ -85,7 +85,7 @@ CALLS = {
     "policy_loss_of_logits": (
         (
             *(LOGITS.clone(), TARGETS, torch.tensor([0, 2, 3, 5]), zeros(2), MASK, ROWS, ROWS),
-            *(ROWS, None, *OBJECTIVE, *ALL, True),
+            *(ROWS, None, None, *OBJECTIVE, *ALL, True),
         ),
         {
             0: (spread(4, 8), zeros(8, 4).t(), zeros(4)),

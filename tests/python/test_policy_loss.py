@@ -3,11 +3,13 @@
 import json
 import math
 import pathlib
+import re
 
 import pytest
 import tether
 import torch
 from batches import (
+    LEVELS,
     OBJECTIVES,
     assert_close,
     assert_same_bits,
@@ -87,6 +89,8 @@ def test_equals_sixty_digit_arithmetic(golden, evaluate):
     arrays = ("logps", "old_logps", "ref_logps", "rollout_logps", "advantages")
     batch = {name: tokens(name) for name in arrays if name in golden}
     batch["response_mask"] = tokens("response_mask", torch.bool)
+    if "turn_ids" in golden:
+        batch["turn_ids"] = tokens("turn_ids", torch.int64)
     settings = {name: golden[name] for name in ("objective", "beta", "constant")}
     settings |= golden["options"] | golden["choices"]
     out = evaluate(batch, **with_weights(settings) if evaluate is evaluated else settings)
@@ -513,7 +517,7 @@ def test_ranges_in_words():
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "abs"])
 @pytest.mark.parametrize("correction", ["none", "ratio", "detached_ratio"])
-@pytest.mark.parametrize("level", ["token", "sequence_mean", "sequence_token", "sequence_sum"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_choice_equals_reference(estimator, correction, level):
     batch = padded_batch(spread=0.4)
     for gradient in ("k1", "k2", "k3", "abs"):
@@ -569,7 +573,7 @@ def test_token_losses_add_up_to_the_loss(objective, layout):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-14)
 
 
-@pytest.mark.parametrize("level", ["token", "sequence_mean", "sequence_token", "sequence_sum"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_token_losses_take_any_upstream_gradient(level):
     batch = padded_batch(poison=0.0, spread=0.2)
     upstream = torch.linspace(-1, 2, batch["logps"].numel(), dtype=torch.float64)
@@ -584,7 +588,7 @@ def test_token_losses_take_any_upstream_gradient(level):
 
     (gradient,) = torch.autograd.grad(loss(logps), logps)
     step = 1e-6
-    if level == "sequence_token":  # its value does not follow its gradient
+    if level in ("sequence_token", "turn_token"):  # its value does not follow its gradient
         return
     for i in range(0, logps.numel(), 5):
         up, down = (logps.detach().clone().view(-1) for _ in range(2))
@@ -593,3 +597,45 @@ def test_token_losses_take_any_upstream_gradient(level):
         slope = (loss(up.view_as(logps)) - loss(down.view_as(logps))) / (2 * step)
         values.append((gradient.view(-1)[i] - slope).abs().item())
     assert max(values) < 1e-7
+
+
+# ---- lengths of rows -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("evaluate", [evaluated, referenced])
+@pytest.mark.parametrize("layout", [dict, packed])
+@pytest.mark.parametrize("level", ["token", "turn_mean"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_a_row_in_two_pieces_is_one_row(evaluate, layout, level, dtype):
+    """Cut between two turns, with the length of the whole row and the sequences of the step."""
+    whole = padded_batch(lengths=(8, 6), columns=8, poison=0.0)
+    whole["advantages"] = torch.randn(2, 8, dtype=torch.float64)
+    whole["turn_ids"] = torch.tensor([[0, 0, 0, 0, 1, 1, 2, 2], [5, 5, 5, 5, 7, 7, 7, 7]])
+    settings = {"objective": "ppo", "level": level, "beta": 0.2}
+    settings |= {"aggregation": "sequence_mean_token_mean"}
+    expected = evaluate(layout(whole), **settings)
+    pieces = {name: each.reshape(4, 4) for name, each in whole.items()}
+    pieces["row_tokens"] = torch.tensor([8, 8, 6, 6], dtype=dtype)
+    two = tether.Normalizer(sequences=2)
+    actual = evaluate(layout(pieces), **settings, normalizer=two)
+    torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-13, atol=0)
+    gradients = [each.dlogps.reshape(-1) for each in (actual, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-13, atol=1e-16)
+
+
+def test_lengths_of_rows_are_looked_at_where_a_row_has_tokens():
+    batch = padded_batch(poison=0.0)  # the second row has none
+    settings = {"objective": "grpo", "aggregation": "sequence_mean_token_mean"}
+    for lengths, got in (([5, math.nan, 1, 9, 0], "0 at [4]"), ([-1, 0, 1, 9, 3], "-1 at [0]")):
+        batch["row_tokens"] = torch.tensor(lengths, dtype=torch.float64)
+        message = re.escape(
+            "policy_loss: row_tokens must be greater than 0 and finite where a row has tokens, got "
+            + got
+        )
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            tether.policy_loss(**batch, **settings)
+    batch["row_tokens"] = torch.tensor([5, math.nan, 1, 9, 3], dtype=torch.float64)
+    plain = {name: each for name, each in batch.items() if name != "row_tokens"}
+    torch.testing.assert_close(
+        tether.policy_loss(**batch, **settings).loss, tether.policy_loss(**plain, **settings).loss
+    )

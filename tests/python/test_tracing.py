@@ -18,7 +18,10 @@ def forward_arguments(batch, with_gradient=True):
     }
     names = ("logps", "advantages", "response_mask", "old_logps", "ref_logps", "entropies")
     return (
-        *(batch.get(name) for name in (*names, "rollout_logps", "offsets")),
+        *(
+            batch.get(name)
+            for name in (*names, "rollout_logps", "turn_ids", "row_tokens", "offsets")
+        ),
         list(numbers),
         torch.tensor(list(numbers.values()), dtype=torch.float64),
         ["objective", "aggregation"],

@@ -2,6 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "rl/policy/importance.h"
+#include "rl/policy/ppo.h"
+#include "rl/policy/rejection.h"
 #include "tests/rl/policy_batch.h"
 
 namespace tether {
@@ -70,6 +77,100 @@ TEST(RatioLevel, IsSharedWhereOneNumberStandsForTheSequence) {
   EXPECT_TRUE(shares_ratio(RatioLevel::sequence_mean));
   EXPECT_FALSE(shares_ratio(RatioLevel::sequence_token));
   EXPECT_TRUE(shares_ratio(RatioLevel::sequence_sum));
+  EXPECT_TRUE(shares_ratio(RatioLevel::turn_mean));
+  EXPECT_FALSE(shares_ratio(RatioLevel::turn_token));
+  EXPECT_TRUE(shares_ratio(RatioLevel::turn_sum));
+}
+
+// A row of two turns, of weights 2 and 1: log-ratios with means 0.3 and 0.5 and sums 0.6 and 0.5,
+// sum_t w_t A_t = 3 in each.
+Batch<double> turns(const std::vector<int64_t>& ids) {
+  Batch<double> batch(1, 5);
+  batch.mask = {1, 1, 0, 0.5, 0.5};
+  batch.logps = {-1, -2, NAN, -4, -3};
+  batch.old_logps = {-1.2, -2.4, NAN, -4.9, -3.1};
+  batch.advantages = {1, 2, NAN, 4, 2};
+  batch.turn_ids = ids;
+  return batch;
+}
+
+const std::vector<int64_t> kRunsOfTheMask = {};
+
+void expect_turns(Batch<double> batch, RatioLevel level, double loss,
+                  const std::vector<double>& slopes) {
+  const PolicyObjective objective{
+      .level = level, .surrogate = LogRatioTimesA{}, .aggregation = token_sum()};
+  EXPECT_NEAR(batch.run(objective).loss, loss, 2e-15);
+  for (size_t i = 0; i < slopes.size(); ++i) EXPECT_NEAR(batch.dlogps[i], slopes[i], 1e-15) << i;
+}
+
+TEST(RatioLevel, OfATurnIsTheSameOverItsTokens) {
+  for (const auto& ids : {kRunsOfTheMask, {7, 7, -9, 8, 8}}) {
+    expect_turns(turns(ids), RatioLevel::turn_mean, 2.4, {1.5, 1.5, 0, 1.5, 1.5});
+    expect_turns(turns(ids), RatioLevel::turn_token, 2.4, {1, 2, 0, 2, 1});
+    expect_turns(turns(ids), RatioLevel::turn_sum, 3.3, {3, 3, 0, 1.5, 1.5});
+  }
+}
+
+TEST(RatioLevel, OfATurnIsTheSequencesWhereARowIsOneTurnAndTheTokensWhereEachIsOne) {
+  const auto run = [](RatioLevel level, const std::vector<int64_t>& ids) {
+    Batch<double> batch = random_batch<double>(4, 700);
+    batch.turn_ids = ids;
+    const PolicyTotals totals = batch.run({.level = level, .surrogate = PpoClip{}});
+    return std::pair(totals.loss, batch.dlogps);
+  };
+  std::vector<int64_t> ones(4 * 700, 1), all(4 * 700);
+  for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int64_t>(i);
+  const auto expect_near = [](const auto& got, const auto& want) {
+    EXPECT_NEAR(got.first / want.first, 1, 1e-13);
+    for (size_t i = 0; i < want.second.size(); ++i) {
+      EXPECT_NEAR(got.second[i], want.second[i], 1e-13 * (1 + std::abs(want.second[i]))) << i;
+    }
+  };
+  expect_near(run(RatioLevel::turn_mean, ones), run(RatioLevel::sequence_mean, {}));
+  expect_near(run(RatioLevel::turn_token, ones), run(RatioLevel::sequence_token, {}));
+  expect_near(run(RatioLevel::turn_sum, ones), run(RatioLevel::sequence_sum, {}));
+  for (const auto level : {RatioLevel::turn_mean, RatioLevel::turn_token, RatioLevel::turn_sum}) {
+    expect_near(run(level, all), run(RatioLevel::token, {}));
+  }
+}
+
+// A turn of which a weight takes the middle out is still one: u = 0.2, (1), 0.4.
+TEST(RatioLevel, OfATurnDoesNotSplitWhereAWeightTakesATokenOut) {
+  Batch<double> batch(1, 5);
+  batch.mask = {0, 1, 1, 1, 0};
+  batch.logps = {NAN, -1, -1, -2, NAN};
+  batch.old_logps = {NAN, -1.2, -2, -2.4, NAN};
+  batch.rollout_logps = {NAN, -1.2, -9, -2.4, NAN};
+  batch.advantages = {NAN, 1, 100, 2, NAN};
+  const PolicyObjective objective{.level = RatioLevel::turn_mean,
+                                  .surrogate = LogRatioTimesA{},
+                                  .weights = {{RatioGate{}, WeightLevel::token}},
+                                  .aggregation = token_sum()};
+  const PolicyTotals totals = batch.run(objective);
+  EXPECT_NEAR(totals.loss, 0.9, 1e-15);
+  EXPECT_EQ(totals.metrics.sums[2 * PolicyMetrics::kRatio + 1], 1);
+}
+
+TEST(RatioLevel, OfATurnIsCountedByTurns) {
+  Batch<double> batch = turns({0, 0, 5, 1, 1});
+  const PolicyObjective objective{.level = RatioLevel::turn_mean, .surrogate = LogRatioTimesA{}};
+  const auto& sums = batch.run(objective).metrics.sums;
+  EXPECT_EQ(sums[2 * PolicyMetrics::kRatio + 1], 2);
+  EXPECT_EQ(sums[2 * PolicyMetrics::kPolicyLoss + 1], 3);
+  EXPECT_NEAR(sums[2 * PolicyMetrics::kApproxKlK1], -0.8, 1e-15);
+}
+
+TEST(RatioLevel, OfATurnAsksForIdsThatDoNotDecrease) {
+  Batch<double> batch = turns({4, 4, 9, 3, 3});
+  const PolicyObjective objective{.level = RatioLevel::turn_mean, .surrogate = LogRatioTimesA{}};
+  try {
+    batch.run(objective);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "policy_loss: turn_ids must not decrease along a row, got 3 after 4 at [0, 3]");
+  }
 }
 
 }  // namespace

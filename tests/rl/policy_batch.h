@@ -17,6 +17,7 @@ template <class T>
 struct Batch {
   int64_t rows, columns;
   std::vector<T> logps, old_logps, ref_logps, rollout_logps, advantages, mask, dlogps;
+  std::vector<int64_t> turn_ids;  // empty: not given
 
   Batch(int64_t b, int64_t t) : rows(b), columns(t) {
     for (auto* array :
@@ -34,7 +35,9 @@ struct Batch {
             .response_mask = view(mask),
             .old_logps = view(old_logps),
             .ref_logps = view(ref_logps),
-            .rollout_logps = view(rollout_logps)};
+            .rollout_logps = view(rollout_logps),
+            .turn_ids = turn_ids.empty() ? ConstArray{}
+                                         : ConstArray{turn_ids.data(), DType::int64, columns, 1}};
   }
   PolicyTotals run(const PolicyObjective& objective, const Normalizer& normalizer = {},
                    const Executor& executor = {}) {

@@ -98,6 +98,7 @@ void expect_batch_goldens(double tolerance) {
     if (each.contains("rollout_logps")) {
       batch.rollout_logps = each["rollout_logps"].get<std::vector<T>>();
     }
+    if (each.contains("turn_ids")) batch.turn_ids = each["turn_ids"].get<std::vector<int64_t>>();
     batch.advantages = each["advantages"].get<std::vector<T>>();
     batch.mask = each["response_mask"].get<std::vector<T>>();
     PolicyObjective objective = preset("test", each["objective"].get<std::string>());

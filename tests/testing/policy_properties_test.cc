@@ -113,16 +113,16 @@ TEST(Aggregations, KeepEveryPromiseWithPenaltyAndUnequalClip) {
 }
 
 TEST(Penalties, WeighedByTheRatioOfTheLevelKeepEveryPromise) {
-  for (const RatioLevel level : {RatioLevel::token, RatioLevel::sequence_mean,
-                                 RatioLevel::sequence_token, RatioLevel::sequence_sum}) {
-    SCOPED_TRACE(kRatioLevelNames[static_cast<size_t>(level)]);
+  for (const LevelRule& rule : kLevelRules) {
+    SCOPED_TRACE(rule.name);
+    const auto level = static_cast<RatioLevel>(&rule - kLevelRules.data());
     const PolicyObjective objective{.level = level,
                                     .surrogate = PpoClip{.epsilon_low = 0.2, .epsilon_high = 0.28},
                                     .kl = {.beta = 0.3, .correction = KlCorrection::level_ratio},
                                     .aggregation = sequence_mean_token_mean()};
     PolicyTraits traits = traits_of(objective);
     // Sums of log-ratios are soon beyond the largest weight of a penalty in float, e^20.
-    if (level == RatioLevel::sequence_sum) traits.dtypes = {at::kDouble};
+    if (rule.shared && !rule.is_mean) traits.dtypes = {at::kDouble};
     traits.penalty_pulls = !shares_ratio(level);
     expect_good(objective, policy_loss, traits);
     traits.bitwise = false;

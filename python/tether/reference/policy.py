@@ -12,7 +12,16 @@ from tether._checks import savable
 from tether.reference.kl import KL_CHOICES, k1, k3, kl_term
 from tether.reference.numbers import Number, bounded, exp, spoil_of, wide_dtype
 from tether.reference.objectives import OBJECTIVES
-from tether.reference.rows import Rows, SharedRatio, Tokens, levelled, row_factors
+from tether.reference.rows import (
+    LEVELS,
+    Level,
+    Rows,
+    SharedRatio,
+    Tokens,
+    levelled,
+    row_factors,
+    segments_of,
+)
 from tether.reference.weights import WEIGHTS, chosen_weights, kept_tokens, product_of_weights
 
 
@@ -30,6 +39,8 @@ def policy_loss(
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
     rollout_logps: Tensor | None = None,
+    turn_ids: Tensor | None = None,
+    row_tokens: Tensor | None = None,
     offsets: Tensor | None = None,
     *,
     objective: str = "grpo",
@@ -57,6 +68,7 @@ def policy_loss(
         ref_logps,
         entropies,
         rollout_logps,
+        turn_ids,
         offsets,
         objective=objective,
         beta=beta,
@@ -70,7 +82,12 @@ def policy_loss(
 
     def mean(terms: Tensor, count: float | Tensor | None) -> Tensor:
         factors = row_factors(
-            aggregation or row.aggregation, n, constant=constant, tokens=count, sequences=sequences
+            aggregation or row.aggregation,
+            n,
+            lengths=savable(row_tokens),
+            constant=constant,
+            tokens=count,
+            sequences=sequences,
         )
         weighted = torch.where(tokens.active, tokens.weight * terms, 0.0).double()
         return (rows.spread(factors) * weighted).sum()
@@ -89,7 +106,9 @@ class Terms(NamedTuple):
     rows: Rows
     tokens: Tokens
     n: Tensor  # weights of each row
-    level: str
+    level: Level
+    segments: Rows  # of the level
+    segment_n: Tensor
     logp: Tensor  # of the level, as the next
     log_ratio: Tensor
     loss: Tensor  # S
@@ -118,6 +137,7 @@ def _terms(
     ref_logps,
     entropies,
     rollout_logps,
+    turn_ids,
     offsets,
     *,
     objective,
@@ -134,22 +154,37 @@ def _terms(
     rows = Rows.of("policy_loss", "logps", logps, offsets)
     arrays = (logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps)
     tokens, n = kept_tokens(rows, arrays, weights)
-    level = level or row.level
-    logp, log_ratio = levelled(rows, tokens, n, level)
+    level = LEVELS[level or row.level]
+    segments, segment_n = segments_of(rows, tokens, n, level, response_mask, turn_ids)
+    logp, log_ratio = levelled(segments, tokens, segment_n, level)
     surrogate_options = row.surrogate_options | options
     loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **surrogate_options)
     loss = bounded(loss)
     kl = torch.zeros_like(loss)
     penalised = _needs("ref_logps", "beta", "greater than 0", beta, ref_logps)
     if penalised:
-        shared = SharedRatio.of(rows, tokens.weight, n, level, is_aggregated)
+        shared = SharedRatio.of(segments, tokens.weight, segment_n, level, is_aggregated)
         each = (tokens.logp, tokens.old_logp, tokens.ref_logp)
         kl = bounded(kl_term(*each, level_log_ratio=log_ratio, shared=shared, **kl_choices))
     entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, entropies)
     weight = product_of_weights(rows, tokens, n, [each for each in weights if not each[0].leaves])
     sound = _sound(tokens, weight, log_ratio, loss, kl, penalised)
     return Terms(
-        rows, tokens, n, level, logp, log_ratio, loss, weight, clipped, kl, sound, beta, entropic
+        rows=rows,
+        tokens=tokens,
+        n=n,
+        level=level,
+        segments=segments,
+        segment_n=segment_n,
+        logp=logp,
+        log_ratio=log_ratio,
+        loss=loss,
+        weight=weight,
+        clipped=clipped,
+        kl=kl,
+        sound=sound,
+        beta=beta,
+        entropic=entropic,
     )
 
 
@@ -161,6 +196,8 @@ def policy_token_losses(
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
     rollout_logps: Tensor | None = None,
+    turn_ids: Tensor | None = None,
+    row_tokens: Tensor | None = None,
     offsets: Tensor | None = None,
     *,
     objective: str = "grpo",
@@ -182,6 +219,7 @@ def policy_token_losses(
         ref_logps,
         entropies,
         rollout_logps,
+        turn_ids,
         offsets,
         objective=objective,
         beta=beta,
@@ -204,6 +242,8 @@ def local_counts(
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
     rollout_logps: Tensor | None = None,
+    turn_ids: Tensor | None = None,
+    row_tokens: Tensor | None = None,
     offsets: Tensor | None = None,
     **options: Number | str,
 ) -> Tensor:
@@ -262,10 +302,11 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
     good, bad = clipped & (tokens.advantage > 0), clipped & (tokens.advantage < 0)
     below = clipped & (tokens.advantage != 0) & (log_ratio < 0)  # CISPO truncates for either sign
     count = tokens.weight.sum(dtype=torch.float64)
-    # What is said of the ratio of a sequence counts the sequence: each token for 1 / n of it.
-    by_row = terms.level != "token"
-    ratio_weight = tokens.weight / terms.rows.spread(terms.n) if by_row else tokens.weight
-    ratio_count = (terms.n > 0).sum().double() if by_row else count
+    # What is said of the ratio of a segment counts the segment: each token for 1 / n of it.
+    ratio_weight, ratio_count = tokens.weight, count
+    if terms.level.segment != "token":
+        ratio_weight = tokens.weight / terms.segments.spread(terms.segment_n)
+        ratio_count = (terms.segment_n > 0).sum().double()
 
     def total(values: Tensor, weight: Tensor = tokens.weight) -> Tensor:
         return torch.where(tokens.active, weight * values, 0.0).sum(dtype=torch.float64)

@@ -13,11 +13,12 @@ from tether.reference.numbers import LARGEST_LOGP, saturated, wide_dtype, with_g
 
 
 class Rows(NamedTuple):
-    """Which row each token belongs to: padded [B, T], or packed [N] with its row indices."""
+    """Which row each token belongs to: padded [B, T], or packed [N] with its row indices; or which
+    turn, with those of turns."""
 
-    count: int
-    index: Tensor | None = None  # packed only, as is the next
-    broken: Tensor | None = None  # whether the offsets are not those of rows of these tokens
+    count: int  # at least as many as there are
+    index: Tensor | None = None  # not of padded rows
+    broken: Tensor | None = None  # packed: whether the offsets are not those of these tokens
 
     @staticmethod
     def of(function: str, name: str, tokens: Tensor, offsets: Tensor | None) -> Rows:
@@ -39,14 +40,15 @@ class Rows(NamedTuple):
     def sum(self, tokens: Tensor) -> Tensor:
         if self.index is None:
             return tokens.sum(1)
-        return tokens.new_zeros(self.count).index_add(0, self.index, tokens)
+        flat = self.index.reshape(-1), tokens.reshape(-1)
+        return tokens.new_zeros(self.count).index_add(0, *flat)
 
     def largest(self, tokens: Tensor, least: float = 0) -> Tensor:
         """Of each row; `least` where that is larger."""
         if self.index is None:
             return torch.cat([tokens, tokens.new_full((tokens.shape[0], 1), least)], 1).amax(1)
         none = tokens.new_full((self.count,), least)
-        return none.scatter_reduce(0, self.index, tokens, "amax")
+        return none.scatter_reduce(0, self.index.reshape(-1), tokens.reshape(-1), "amax")
 
     def sum_of_others(self, tokens: Tensor) -> Tensor:
         """At each token the sum of its row without it, which total - own would cancel."""
@@ -65,13 +67,15 @@ def row_factors(
     aggregation: str,
     row_tokens: Tensor,
     *,
+    lengths: Tensor | None = None,
     constant: float = 1,
     tokens: float | Tensor | None = None,
     sequences: float | Tensor | None = None,
 ) -> Tensor:
     """What the terms w x of each row are multiplied by before they are summed.
 
-    With n_i = sum_t w_it, tokens = sum_i n_i and sequences = rows with n_i > 0, of the whole step:
+    With n_i = sum_t w_it, tokens = sum_i n_i and sequences = rows with n_i > 0, of the whole step;
+    1 / n_i alone takes `lengths` instead, where given:
 
       token_mean                   1 / tokens                       DAPO, arXiv:2503.14476, eq. 12
       sequence_mean_token_mean     1 / (sequences n_i)              GRPO, arXiv:2402.03300, eq. 3
@@ -84,7 +88,8 @@ def row_factors(
     one = torch.ones_like(row_tokens)
     denominator = {
         "token_mean": one * tokens,
-        "sequence_mean_token_mean": row_tokens * sequences,
+        "sequence_mean_token_mean": (row_tokens if lengths is None else lengths.double())
+        * sequences,
         "sequence_mean_token_sum": one * sequences,
         "sequence_sum_over_constant": one * sequences * constant,
         "token_sum": one,
@@ -94,21 +99,38 @@ def row_factors(
     return torch.where((denominator > 0) & denominator.isfinite(), 1 / denominator, otherwise)
 
 
-class SharedRatio(NamedTuple):
-    """How the tokens of a row share a log-ratio: d log_ratio / d logp is w for the sum, w / n for
-    the mean. With is_aggregated the terms of a row are added up with weights w."""
+class Level(NamedTuple):
+    segment: str  # the tokens that share a log-ratio: one alone, those of a row or of a turn
+    is_mean: bool = False  # over n, else the sum
+    shared: bool = False  # with its gradient, else as a constant beside the token's own
 
-    rows: Rows
+
+LEVELS = {
+    "token": Level("token"),
+    "sequence_mean": Level("row", is_mean=True, shared=True),
+    "sequence_token": Level("row", is_mean=True),
+    "sequence_sum": Level("row", shared=True),
+    "turn_mean": Level("turn", is_mean=True, shared=True),
+    "turn_token": Level("turn", is_mean=True),
+    "turn_sum": Level("turn", shared=True),
+}
+
+
+class SharedRatio(NamedTuple):
+    """How the tokens of a segment share a log-ratio: d log_ratio / d logp is w for the sum, w / n
+    for the mean. With is_aggregated the terms of a segment are added up with weights w."""
+
+    rows: Rows  # or turns
     weight: Tensor
-    n: Tensor  # weights of each row
+    n: Tensor  # weights of each segment
     scale: Tensor  # 1, or 1 / n, at each token
     is_aggregated: bool
 
     @staticmethod
-    def of(rows: Rows, weight: Tensor, n: Tensor, level: str, is_aggregated: bool):
-        if level not in ("sequence_mean", "sequence_sum"):
+    def of(rows: Rows, weight: Tensor, n: Tensor, level: Level, is_aggregated: bool):
+        if not level.shared:
             return None
-        over = torch.where(n > 0, n, 1.0) if level == "sequence_mean" else torch.ones_like(n)
+        over = torch.where(n > 0, n, 1.0) if level.is_mean else torch.ones_like(n)
         return SharedRatio(rows, weight.double(), n, rows.spread(1 / over), is_aggregated)
 
     @property
@@ -120,7 +142,7 @@ class SharedRatio(NamedTuple):
         return self.rows.spread(self.n) == self.weight
 
     def of_others(self, terms: Tensor) -> Tensor:
-        """What the row's other tokens give a token by way of the ratio."""
+        """What the segment's other tokens give a token by way of the ratio."""
         rest = self.scale * self.rows.sum_of_others(self.weight * terms.double())
         return rest.to(terms.dtype)
 
@@ -161,24 +183,52 @@ def selected_tokens(
     return Tokens(weight, logp, old_logp, advantage, *further)
 
 
-def levelled(rows: Rows, tokens: Tokens, n: Tensor, level: str) -> tuple[Tensor, Tensor]:
+def segments_of(
+    rows: Rows,
+    tokens: Tokens,
+    n: Tensor,
+    level: Level,
+    response_mask: Tensor,
+    turn_ids: Tensor | None,
+) -> tuple[Rows, Tensor]:
+    """The tokens that share a ratio, and the weights of each segment. Without ids a turn is a run
+    of response_mask, that of the caller: it has the number of slots before it that are of no turn.
+    """
+    if level.segment != "turn":
+        return rows, n
+    ids = (response_mask == 0).cumsum(-1) if turn_ids is None else turn_ids
+    size, shape = ids.numel(), ids.shape
+    places = torch.arange(size, device=ids.device)
+    row = rows.spread(torch.arange(rows.count, device=ids.device)).expand(shape).reshape(-1)
+    ids, active = ids.reshape(-1), tokens.active.reshape(-1)
+    # Each active token beside the active one before it.
+    last = torch.where(active, places, -1).cummax(0).values
+    before = torch.cat([last.new_full((1,), -1), last])[:size]
+    other = before.clamp_min(0)
+    first = active & ((before < 0) | (row != row[other]) | (ids != ids[other]))
+    turns = Rows(size, (first.cumsum(0) - 1).clamp_min(0).reshape(shape))
+    return turns, turns.sum(tokens.weight.double())
+
+
+def levelled(segments: Rows, tokens: Tokens, n: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     """logp and log_ratio as a surrogate sees them.
 
     token            logp - old_logp
     sequence_mean    their mean over the row; logp likewise      GSPO, arXiv:2507.18071, eq. 7
     sequence_token   the mean, with the token's own gradient     GSPO-token, the same, eq. 14
     sequence_sum     their sum over the row; logp likewise       RLOO, arXiv:2402.14740
+    turn_...         the same over the tokens of a turn
     """
     log_ratio = tokens.logp - tokens.old_logp
-    if level == "token":
+    if level.segment == "token":
         return tokens.logp, log_ratio
 
     def spread(values: Tensor) -> Tensor:
-        sums = rows.sum((tokens.weight * values).double())
-        if level != "sequence_sum":
+        sums = segments.sum((tokens.weight * values).double())
+        if level.is_mean:
             sums = sums / torch.where(n > 0, n, 1.0)
-        return rows.spread(sums.to(values.dtype)).expand_as(values)
+        return segments.spread(sums.to(values.dtype)).expand_as(values)
 
-    if level == "sequence_token":
+    if not level.shared:
         return tokens.logp, with_gradient_of(spread(log_ratio), log_ratio)
     return spread(tokens.logp), spread(log_ratio)
