@@ -103,9 +103,10 @@ TEST(PolicyObjective, ChoicesAreSetByName) {
             "f: kl_estimator must be one of k1, k2, k3, abs, got \"x\"");
   EXPECT_EQ(objective.kl.correction, KlCorrection::ratio);
   EXPECT_TRUE(objective.kl.allow_biased_gradient);
-  EXPECT_EQ(message([&] { set_choice("f", objective, "level", "turn"); }),
-            "f: level must be one of token, sequence_mean, sequence_token, sequence_sum, turn_mean, "
-            "turn_token, turn_sum, got \"turn\"");
+  EXPECT_EQ(
+      message([&] { set_choice("f", objective, "level", "turn"); }),
+      "f: level must be one of token, sequence_mean, sequence_token, sequence_sum, turn_mean, "
+      "turn_token, turn_sum, got \"turn\"");
   EXPECT_EQ(
       message([&] { set_choice("f", objective, "levels", "token"); }),
       "f: choice must be one of level, aggregation, kl_estimator, kl_gradient, "
