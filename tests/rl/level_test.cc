@@ -135,6 +135,34 @@ TEST(RatioLevel, OfATurnIsTheSequencesWhereARowIsOneTurnAndTheTokensWhereEachIsO
   }
 }
 
+// By ids that ascend, by ids with anything in masked slots, by runs: the same turns, the same bits,
+// over the borders of blocks too.
+TEST(RatioLevel, OfATurnIsTheSameHoweverTurnsAreTold) {
+  constexpr int64_t kColumns = 3 * kBlock;
+  Batch<double> batch = random_batch<double>(2, kColumns);
+  std::vector<int64_t> ascending, anything;
+  int64_t turn = 0;
+  for (size_t i = 0; i < batch.mask.size(); ++i) {
+    const bool masked = i % 100 == 70 || i % 300 == 255;
+    batch.mask[i] = masked ? 0 : 1;
+    turn += masked ? 1 : 0;
+    ascending.push_back(turn);
+    anything.push_back(masked ? -turn : turn);
+  }
+  for (const auto level : {RatioLevel::turn_mean, RatioLevel::turn_token, RatioLevel::turn_sum}) {
+    const PolicyObjective objective{.level = level, .surrogate = LogRatioTimesA{}};
+    batch.turn_ids = {};
+    const PolicyTotals by_runs = batch.run(objective);
+    const std::vector<double> gradient = batch.dlogps;
+    EXPECT_EQ(by_runs.metrics.sums[2 * PolicyMetrics::kRatio + 1], turn + 2);  // in two rows
+    for (const auto& ids : {ascending, anything}) {
+      batch.turn_ids = ids;
+      EXPECT_EQ(batch.run(objective).loss, by_runs.loss);
+      EXPECT_EQ(batch.dlogps, gradient);
+    }
+  }
+}
+
 // A turn of which a weight takes the middle out is still one: u = 0.2, (1), 0.4.
 TEST(RatioLevel, OfATurnDoesNotSplitWhereAWeightTakesATokenOut) {
   Batch<double> batch(1, 5);
