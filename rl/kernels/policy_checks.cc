@@ -1,8 +1,53 @@
 #include "rl/kernels/policy_checks.h"
 
+#include <array>
+#include <cmath>
+#include <string>
+
 #include "core/check.h"
+#include "rl/kernels/token_rows.h"
 
 namespace tether {
+namespace {
+
+// Throws where a row with tokens would be divided by what is no length.
+template <class T>
+void check_row_tokens(std::string_view function, const PolicyArrays& batch) {
+  const Range length{0, largest_finite, true};
+  for (int64_t row = 0; batch.row_tokens && row < batch.layout.rows; ++row) {
+    const double given = length_of(batch, row, 0);
+    require(length.contains(given) || row_tokens<T>(batch, row) == 0, [&] {
+      return named(function, "row_tokens") + " must be " + text(length) +
+             " where a row has tokens, got " + text(given) + " at " + in_brackets(text(row));
+    });
+  }
+}
+
+template <class T>
+TermCounts count_tokens(std::string_view function, const PolicyArrays& batch,
+                        const Executor& executor) {
+  const Chunks chunks = Chunks::of(batch.layout.rows, batch.layout.elements());
+  std::array<TermCounts, kMaxChunks> counts;
+  parallel_for(executor, chunks.count, [&](int64_t chunk) {
+    TermCounts local;
+    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
+      const double tokens = row_tokens<T>(batch, row);
+      local.tokens += tokens;
+      local.sequences += tokens > 0 ? 1 : 0;
+    }
+    counts[static_cast<size_t>(chunk)] = local;
+  });
+  TermCounts total;
+  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
+    total.tokens += counts[static_cast<size_t>(chunk)].tokens;
+    total.sequences += counts[static_cast<size_t>(chunk)].sequences;
+  }
+  if (std::isnan(total.tokens)) check_weights(function, batch.layout, batch.response_mask);
+  check_row_tokens<T>(function, batch);
+  return total;
+}
+
+}  // namespace
 
 void check_weight_needs(std::string_view function, const PolicyInputs<bool>& given,
                         const std::vector<TokenWeight>& weights) {
@@ -44,6 +89,12 @@ void check_call(std::string_view function, const PolicyArrays& batch,
   require(!gradients.entropies || bool(batch.entropies), [&] {
     return named(function, "dentropies") + " must be none without entropies, got an array";
   });
+}
+
+TermCounts checked_counts(std::string_view function, const PolicyArrays& batch,
+                          const Executor& executor) {
+  return batch.logps.dtype == DType::float64 ? count_tokens<double>(function, batch, executor)
+                                             : count_tokens<float>(function, batch, executor);
 }
 
 }  // namespace tether
