@@ -106,7 +106,8 @@ FlatSegments segments_of(const FlatBatch& batch, Segment segment, const at::Tens
 // A run of the mask has the number of slots before it that are none of a turn.
 at::Tensor turn_ids_of(const PolicyBatch& batch) {
   if (batch.turn_ids.defined()) return batch.turn_ids.reshape({-1});
-  return (batch.response_mask.reshape({-1}) == 0).cumsum(0);
+  const at::Tensor weight = batch.response_mask.to(result_type(batch.logps));
+  return (weight.reshape({-1}) == 0).cumsum(0);
 }
 
 }  // namespace tether::detail

@@ -16,6 +16,7 @@
 #include "libtorch/stored_gradient.h"
 #include "rl/kernels/policy_checks.h"
 #include "rl/kernels/policy_loss.h"
+#include "rl/kernels/turns.h"
 
 namespace tether {
 namespace {
@@ -136,6 +137,8 @@ at::Tensor policy_token_losses(const PolicyBatch& unchecked, const PolicyObjecti
     if (batch.logps.is_cpu()) {
       const PolicyArrays arrays = face::arrays_of(function, batch);
       check_weights(function, arrays.layout, arrays.response_mask);
+      const bool by_turn = rule_of(objective.level).segment == Segment::turn;
+      if (by_turn) turn_marks<double>(function, arrays, torch_executor());
     }
     return detail::tensor_token_losses(batch, objective);
   });

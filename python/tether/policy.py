@@ -231,6 +231,8 @@ def policy_token_losses(
         check_offset_values(function, offsets, "logps", logps.shape[0])
     check_weight_values(function, call.tensors["response_mask"])
     call.check_settings(function)
+    if has_kernel(logps) and turn_ids is not None:  # which looks at them
+        in_name_of(function, "policy_loss", call.detached().run_with_gradient)
 
     def run():
         return reference.policy_token_losses(

@@ -99,8 +99,9 @@ template <class T>
 TETHER_CLONES void fill_ratio_weights(TokenBlock<T>& block) {
   const int size = block.size / kLanes * kLanes;
 #pragma GCC ivdep
-  for (int i = 0; i < size; ++i)
-    block.ratio_weight[i] = block.weight[i] * block.share[i];  // VECTOR
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    block.ratio_weight[i] = block.weight[i] * block.share[i];
+  }
 }
 
 // w W dS/dL of the tokens in a block; a broken one spoils the sum, as in sum_block.

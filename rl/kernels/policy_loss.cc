@@ -327,17 +327,21 @@ PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objec
   const std::vector<TokenWeight> weights = weights_that(false, objective.weights);
   const PolicyArrays read = arrays_read(gated.applied_to(batch), weights);
   const TermCounts local = checked_counts("policy_loss", read, executor);
-  const bool by_turn = rule_of(objective.level).segment == Segment::turn;
+  const bool wide = batch.logps.dtype == DType::float64;
+  TurnMarks turns{};
+  if (rule_of(objective.level).segment == Segment::turn) {
+    turns = wide ? turn_marks<double>("policy_loss", batch, executor)
+                 : turn_marks<float>("policy_loss", batch, executor);
+  }
   const Call call{read,
                   objective,
                   weights,
-                  by_turn ? turn_marks("policy_loss", batch, executor) : TurnMarks{},
+                  turns,
                   gradients,
                   step_counts("policy_loss", normalizer, local),
                   normalizer.factor(),
                   local.tokens};
-  return batch.logps.dtype == DType::float64 ? total_loss<double>(call, executor)
-                                             : total_loss<float>(call, executor);
+  return wide ? total_loss<double>(call, executor) : total_loss<float>(call, executor);
 }
 
 Normalizer local_counts(const PolicyArrays& batch, const PolicyObjective& objective,

@@ -8,11 +8,11 @@ namespace tether {
 
 // The loss of a batch, its metrics, and its gradients where they are wanted (0 in masked slots):
 // one pass over memory (levels of sequences and turns: each row is read again from the cache), no
-// allocation, the same bits for every executor.
+// allocation but for the turns of a row, the same bits for every executor.
 //
 // Throws Error before anything is written: an array that is missing or has no memory or no type, an
 // option out of range, beta > 0 without ref_logps, entropy_coef without entropies, a weight outside
-// [0, 1], a count in `normalizer` that is no positive number.
+// [0, 1], ids of turns that decrease, a count in `normalizer` or row_tokens that is not positive.
 PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objective,
                          const Normalizer& normalizer, const PolicyGradients& gradients,
                          const Executor& executor = {});

@@ -3,11 +3,14 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <string_view>
 
 #include "../../core/batch.h"
+#include "../../core/bit_cast.h"
 #include "../../core/macros.h"
 #include "../../core/parallel.h"
+#include "../../core/select.h"
 #include "arrays.h"
 #include "token_rows.h"
 
@@ -102,15 +105,19 @@ class TurnScan {
   }
 
  private:
-  // Masked slots may hold anything.
+  // Masked slots may hold anything. Without branches: nobody foresees a mask.
   template <class Int>
   void mark_changes_of_active(const Int* ids, const T* weight, int count, uint8_t* change) {
+    const int64_t stride = marks_.ids.column_stride;
+    for (int i = 0; i < count && !any_; ++i) {
+      any_ = weight[i] != T(0);
+      last_ = ids[i * stride];
+    }
     for (int i = 0; i < count; ++i) {
-      if (weight[i] == T(0)) continue;
-      const int64_t id = ids[i * marks_.ids.column_stride];
-      change[i] = any_ && id != last_;
-      any_ = true;
-      last_ = id;
+      const int64_t active = -int64_t(bit_cast<Mask<T>>(weight[i]) != 0);
+      const int64_t other = (ids[i * stride] ^ last_) & active;
+      change[i] = other != 0;
+      last_ ^= other;  // the id of this token, if it is active
     }
   }
 
@@ -120,21 +127,46 @@ class TurnScan {
   int64_t last_ = 0;
 };
 
+// Whether the ids of the active tokens of a row ascend.
+template <class T>
+bool active_ascend(const PolicyArrays& caller, int64_t row) {
+  const RowLayout& layout = caller.layout;
+  const int64_t stride = caller.turn_ids.column_stride;
+  int64_t last = std::numeric_limits<int64_t>::min(), falls = 0;
+  alignas(64) T weight[kBlock];
+  for (int64_t column = 0; column < layout.length(row); column += kBlock) {
+    const Place place = Place::at(layout, row, column);
+    load_block<T>(layout, caller.response_mask, row, column, place.count, nullptr, weight);
+    const int64_t first = caller.turn_ids.index(layout, row, column);
+    detail::with_ids(caller.turn_ids, first, [&](const auto* ids) {
+      for (int i = 0; i < place.count; ++i) {
+        const int64_t active = -int64_t(bit_cast<Mask<T>>(weight[i]) != 0), id = ids[i * stride];
+        falls |= active & -int64_t(id < last);
+        last = (id & active) | (last & ~active);
+      }
+    });
+  }
+  return falls == 0;
+}
+
 // Those of a batch. Throws where the ids of active tokens decrease along a row.
-inline TurnMarks turn_marks(std::string_view function, const PolicyArrays& caller,
-                            const Executor& executor) {
+template <class T>
+TurnMarks turn_marks(std::string_view function, const PolicyArrays& caller,
+                     const Executor& executor) {
   const RowLayout& layout = caller.layout;
   const ConstArray& ids = caller.turn_ids;
   if (!ids) return {{}, caller.response_mask, false};
   const Chunks chunks = Chunks::of(layout.rows, layout.elements());
-  std::atomic<bool> sound = true;
+  std::atomic<bool> ascend = true, sound = true;
   parallel_for(executor, chunks.count, [&](int64_t chunk) {
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-      if (layout.length(row) > 0 && !detail::ascends(layout, ids, row)) sound = false;
+      if (layout.length(row) == 0 || detail::ascends(layout, ids, row)) continue;
+      ascend = false;
+      if (!active_ascend<T>(caller, row)) sound = false;
     }
   });
   if (!sound) check_ascending(function, "turn_ids", layout, ids, caller.response_mask);
-  return {ids, caller.response_mask, sound};
+  return {ids, caller.response_mask, ascend};
 }
 
 }  // namespace tether

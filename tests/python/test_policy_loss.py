@@ -639,3 +639,25 @@ def test_lengths_of_rows_are_looked_at_where_a_row_has_tokens():
     torch.testing.assert_close(
         tether.policy_loss(**batch, **settings).loss, tether.policy_loss(**plain, **settings).loss
     )
+
+
+@pytest.mark.parametrize("function", ["policy_loss", "policy_token_losses"])
+def test_ids_of_turns_must_not_decrease(function):
+    batch = padded_batch(poison=0.0)
+    batch["turn_ids"][3, 4] = -100
+    message = re.escape(
+        f"{function}: turn_ids must not decrease along a row, got -100 after "
+        f"{batch['turn_ids'][3, 3]} at [3, 4]"
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        getattr(tether, function)(**batch, objective="ppo", level="turn_mean")
+    getattr(tether, function)(**batch, objective="ppo")
+
+
+def test_a_weight_that_is_0_in_the_arithmetic_is_no_token_of_a_turn():
+    batch = padded_batch(dtype=torch.float32, lengths=(4,), columns=4)
+    batch["response_mask"] = torch.tensor([[1.0, 1e-50, 1.0, 1.0]], dtype=torch.float64)
+    settings = {"objective": "ppo", "level": "turn_mean"}
+    for ids in (None, torch.tensor([[0, 5, 1, 1]])):
+        batch["turn_ids"] = ids
+        assert_close(evaluated(batch, **settings), referenced(batch, **settings), 1e-6)

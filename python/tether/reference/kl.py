@@ -66,7 +66,7 @@ def kl_term(
     beyond e^20 (float64: e^100) weighs as this one.
 
     The derivative of rho G by logp is rho (G + dG / dlogp), of k3 exactly -rho d: by that closed
-    form, as the sum would cancel. Where a row shares its log-ratio, each token gets a part of it.
+    form, as the sum would cancel. Where a segment shares its log-ratio, each token gets its part.
     """
     d = ref_logp - logp
     value, source = (_KL[each][0](d) for each in (kl_estimator, kl_gradient))

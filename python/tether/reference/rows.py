@@ -196,7 +196,8 @@ def segments_of(
     """
     if level.segment != "turn":
         return rows, n
-    ids = (response_mask == 0).cumsum(-1) if turn_ids is None else turn_ids
+    mask = response_mask.to(tokens.weight.dtype)
+    ids = (mask == 0).cumsum(-1) if turn_ids is None else turn_ids
     size, shape = ids.numel(), ids.shape
     places = torch.arange(size, device=ids.device)
     row = rows.spread(torch.arange(rows.count, device=ids.device)).expand(shape).reshape(-1)
