@@ -29,12 +29,11 @@ TETHER_INLINE constexpr bool through_ratio(KlCorrection correction) {
 //
 //   rho K(d),   d = ref_logp - logp,   rho = 1, or a ratio policy / old policy
 //
-// where the ratio is the token's own, or that of the objective's level: at levels of sequences one
-// number for the row, as TRL has it for GSPO (use_bias_correction_kl).
-// K is the estimator of KL(policy || reference), a form of estimators/kl/catalogue.h or a user's
-// own; the gradient may be another one's, straight through. What the gradient of rho G(d) is, in
-// expectation over the old policy's samples (with rho = 1: over the policy's own), where rho is the
-// token's own:
+// where the ratio is the token's own, or that of the objective's level: above the level of tokens
+// one number for the segment, as TRL has it for GSPO (use_bias_correction_kl). K is the estimator
+// of KL(policy || reference), a form of estimators/kl/catalogue.h or a user's own; the gradient may
+// be another one's, straight through. What the gradient of rho G(d) is, in expectation over the old
+// policy's samples (with rho = 1: over the policy's own), where rho is the token's own:
 //
 //   gradient \ correction   none                  ratio                 detached_ratio
 //   k1                      0, pure noise         KL(policy || ref)     0, pure noise

@@ -96,8 +96,9 @@ void ChunkedPolicyLoss::add_piece(const Piece& piece, const int64_t* places, con
   Normalizer normalizer = normalizer_;
   if (by_row_) {
     const int64_t length = batch_.layout.length(piece.row);
-    const double n = *local_counts(part_of(batch_, piece.row, 0, length), objective_).policy;
-    const double tokens = length_of(batch_, piece.row, n);
+    const PolicyArrays row = part_of(batch_, piece.row, 0, length);
+    const double tokens =
+        batch_.row_tokens ? length_of(batch_, piece.row, 0) : *local_counts(row, objective_).policy;
     normalizer.policy = normalizer.kl = tokens * *normalizer.sequences;
   }
   PolicyGradients out{.logps = {.data = gradient.data(), .dtype = arithmetic_}};

@@ -1,7 +1,8 @@
 #pragma once
 
+#include <utility>
+
 #include "../../core/macros.h"
-#include "../../core/math.h"
 #include "../../core/sum.h"
 #include "segments.h"
 #include "token_block.h"
