@@ -210,10 +210,11 @@ void check_ascending(std::string_view function, std::string_view name, const Row
     int64_t before = std::numeric_limits<int64_t>::min();
     for (int64_t column = 0; column < layout.length(row); ++column) {
       double weight[kLanes];
-      int64_t id;
       load_block<double>(layout, response_mask, row, column, 1, nullptr, weight);
       if (weight[0] == 0) continue;
-      load_ids(layout, ids, row, column, 1, &id);
+      const int64_t at = ids.index(layout, row, column);
+      const int64_t id = ids.dtype == DType::int32 ? static_cast<const int32_t*>(ids.data)[at]
+                                                   : static_cast<const int64_t*>(ids.data)[at];
       require(before <= id, [&] {
         return named(function, name) + " must not decrease along a row, got " + text(id) +
                " after " + text(before) + " at " + place_text(layout, ids, row, column);
@@ -251,16 +252,6 @@ void load_block(const RowLayout& layout, const ConstArray& array, int64_t row, i
       break;
   }
   for (int i = count; i % kLanes != 0; ++i) out[i] = T(0);
-}
-
-void load_ids(const RowLayout& layout, const ConstArray& array, int64_t row, int64_t column,
-              int count, int64_t* out) {
-  const int64_t first = array.index(layout, row, column);
-  const auto from = [&](const auto* ids) {
-    for (int i = 0; i < count; ++i) out[i] = ids[first + i * array.column_stride];
-  };
-  array.dtype == DType::int32 ? from(static_cast<const int32_t*>(array.data))
-                              : from(static_cast<const int64_t*>(array.data));
 }
 
 template <class T>

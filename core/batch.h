@@ -100,11 +100,7 @@ template <class T>
 void load_block(const RowLayout& layout, const ConstArray& array, int64_t row, int64_t column,
                 int count, const T* weights, T* out);
 
-// Likewise of ids.
-void load_ids(const RowLayout& layout, const ConstArray& array, int64_t row, int64_t column,
-              int count, int64_t* out);
-
-// The reverse of load_block; rounds once, to nearest even.
+// The reverse; rounds once, to nearest even.
 template <class T>
 void store_block(const RowLayout& layout, const MutableArray& array, int64_t row, int64_t column,
                  int count, const T* values);

@@ -661,3 +661,30 @@ def test_a_weight_that_is_0_in_the_arithmetic_is_no_token_of_a_turn():
     for ids in (None, torch.tensor([[0, 5, 1, 1]])):
         batch["turn_ids"] = ids
         assert_close(evaluated(batch, **settings), referenced(batch, **settings), 1e-6)
+
+
+@pytest.mark.parametrize("level", ["token", "turn_mean"])
+def test_linear_policy_loss_takes_turns_and_lengths_of_rows(level):
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64)
+    weight = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 7, (3, 5), generator=generator)
+    old_logps = -torch.rand(3, 5, generator=generator, dtype=torch.float64) - 1
+    batch = {
+        "advantages": torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64),
+        "response_mask": torch.tensor([[1, 1, 0, 1, 1], [1, 1, 1, 0, 0], [0, 1, 1, 1, 1]]).bool(),
+        "old_logps": old_logps,
+        "turn_ids": torch.tensor([[0, 0, 9, 1, 1], [2, 3, 3, 0, 0], [7, 1, 1, 2, 2]]),
+        "row_tokens": torch.tensor([9, 4, 8]),
+        "objective": "ppo",
+        "aggregation": "sequence_mean_token_mean",
+        "level": level,
+    }
+    leaves = [each.clone().requires_grad_() for each in (hidden, weight)]
+    logps = tether.linear_token_logps(*leaves, targets).logps
+    expected = tether.policy_loss(logps, **batch).loss
+    wanted = torch.autograd.grad(expected, leaves)
+    out = tether.linear_policy_loss(*leaves, targets, **batch, rows_per_chunk=2)
+    torch.testing.assert_close(out.loss, expected, rtol=1e-12, atol=0)
+    for a, b in zip(torch.autograd.grad(out.loss, leaves), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-15)
