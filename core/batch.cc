@@ -183,12 +183,12 @@ void check_each(const RowLayout& layout, const ConstArray& array, const ConstArr
 
 }  // namespace
 
-void check_weights(std::string_view function, const RowLayout& layout,
-                   const ConstArray& response_mask) {
-  if (response_mask.dtype == DType::boolean || are_weights(layout, response_mask)) return;
-  check_each(layout, response_mask, {}, is_weight, [&](double weight, const std::string& place) {
+void check_weights(std::string_view function, const RowLayout& layout, const ConstArray& mask,
+                   std::string_view name) {
+  if (mask.dtype == DType::boolean || are_weights(layout, mask)) return;
+  check_each(layout, mask, {}, is_weight, [&](double weight, const std::string& place) {
     const bool tiny = weight > 0 && weight < kSmallestWeight;
-    throw Error(named(function, "response_mask") + " must be " +
+    throw Error(named(function, name) + " must be " +
                 (tiny ? "0 or at least " + text(kSmallestWeight) : text(Range{0, 1})) + ", got " +
                 text(weight) + " at " + place);
   });

@@ -80,8 +80,8 @@ void check_given(std::string_view function, std::string_view name, const RowLayo
 inline constexpr double kSmallestWeight = 0x1p-126;
 
 // Throws for the first weight that is not in [0, 1], or so small that its inverse is no number.
-void check_weights(std::string_view function, const RowLayout& layout,
-                   const ConstArray& response_mask);
+void check_weights(std::string_view function, const RowLayout& layout, const ConstArray& mask,
+                   std::string_view name = "response_mask");
 // Throws for the first number at an active slot that is not in the range.
 void check_numbers(std::string_view function, std::string_view name, const RowLayout& layout,
                    const ConstArray& array, const ConstArray& response_mask, const Range& range);

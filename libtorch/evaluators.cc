@@ -31,9 +31,9 @@ auto& surrogates() {
       new_table<Surrogate, TensorToken>([](auto visit) { for_each_surrogate(visit); });
   return table;
 }
-auto& pair_losses() {
-  static auto& table =
-      new_table<PairLoss, TensorPair>([](auto visit) { for_each_pair_loss(visit); });
+auto& preference_formulas() {
+  static auto& table = new_table<PreferenceFormula, TensorExample>(
+      [](auto visit) { for_each_preference_formula(visit); });
   return table;
 }
 auto& links() {
@@ -63,8 +63,8 @@ at::Tensor evaluated(Table<Any, Input>& table, std::string_view what, const Any&
 void detail::add_evaluator(std::type_index formula, SurrogateEvaluator evaluator) {
   surrogates().add(formula, evaluator);
 }
-void detail::add_evaluator(std::type_index formula, PairLossEvaluator evaluator) {
-  pair_losses().add(formula, evaluator);
+void detail::add_evaluator(std::type_index formula, PreferenceEvaluator evaluator) {
+  preference_formulas().add(formula, evaluator);
 }
 void detail::add_evaluator(std::type_index formula, LinkEvaluator evaluator) {
   links().add(formula, evaluator);
@@ -76,8 +76,8 @@ void detail::add_evaluator(std::type_index formula, WeightEvaluator evaluator) {
 at::Tensor detail::on_tensors(const Surrogate& surrogate, const TensorToken& token) {
   return evaluated(surrogates(), "policy_loss: surrogate", surrogate, token);
 }
-at::Tensor detail::on_tensors(const PairLoss& loss, const TensorPair& pair) {
-  return evaluated(pair_losses(), "preference_loss: loss", loss, pair);
+at::Tensor detail::on_tensors(const PreferenceFormula& loss, const TensorExample& example) {
+  return evaluated(preference_formulas(), "preference_loss: loss", loss, example);
 }
 at::Tensor detail::on_tensors(const Link& link, const TensorNumber& score) {
   return evaluated(links(), "preference_loss: link", link, score);

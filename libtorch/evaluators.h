@@ -17,13 +17,13 @@
 namespace tether {
 
 using TensorToken = Token<TensorNumber, TensorNumber>;
-using TensorPair = Pair<TensorNumber>;
+using TensorExample = Example<TensorNumber>;
 using TensorWeightToken = WeightToken<TensorNumber>;
 
 namespace detail {
 
 using SurrogateEvaluator = at::Tensor (*)(const Surrogate&, const TensorToken&);
-using PairLossEvaluator = at::Tensor (*)(const PairLoss&, const TensorPair&);
+using PreferenceEvaluator = at::Tensor (*)(const PreferenceFormula&, const TensorExample&);
 
 // The weight of tokens with their statistic; without one, what it is made of.
 struct TensorWeightInput {
@@ -34,7 +34,7 @@ using LinkEvaluator = at::Tensor (*)(const Link&, const TensorNumber&);
 using WeightEvaluator = at::Tensor (*)(const WeightFormula&, const TensorWeightInput&);
 
 void add_evaluator(std::type_index formula, SurrogateEvaluator evaluator);
-void add_evaluator(std::type_index formula, PairLossEvaluator evaluator);
+void add_evaluator(std::type_index formula, PreferenceEvaluator evaluator);
 void add_evaluator(std::type_index formula, LinkEvaluator evaluator);
 void add_evaluator(std::type_index formula, WeightEvaluator evaluator);
 
@@ -44,14 +44,16 @@ at::Tensor evaluate_on_tensors(const Any& formula, const Input& input) {
   if constexpr (std::is_same_v<Input, TensorWeightInput>) {
     return (input.statistic ? known(input.token, *input.statistic) : known.measure(input.token))
         .value;
+  } else if constexpr (std::is_same_v<Input, TensorExample>) {
+    return loss_of(known, input).value;
   } else {
     return known(input).value;
   }
 }
 
-// The loss of each token or pair. Throws c10::ValueError for a formula that is in no table.
+// The loss of each token or example. Throws c10::ValueError for a formula that is in no table.
 at::Tensor on_tensors(const Surrogate& surrogate, const TensorToken& token);
-at::Tensor on_tensors(const PairLoss& loss, const TensorPair& pair);
+at::Tensor on_tensors(const PreferenceFormula& loss, const TensorExample& example);
 at::Tensor on_tensors(const Link& link, const TensorNumber& score);
 at::Tensor on_tensors(const WeightFormula& weight, const TensorWeightInput& input);
 
@@ -61,16 +63,16 @@ at::Tensor on_tensors(const WeightFormula& weight, const TensorWeightInput& inpu
 // case, elsewhere its TensorNumber form has to be made where its type is. From any thread, any
 // number of times; a library whose formulas are registered must stay loaded.
 template <class Formula>
-  requires(TokenFormula<Formula> || PairFormula<Formula> || LinkFormula<Formula> ||
+  requires(TokenFormula<Formula> || ExampleFormula<Formula> || LinkFormula<Formula> ||
            TokenWeightFormula<Formula>)
 void register_formula() {
   if constexpr (TokenFormula<Formula>) {
     detail::add_evaluator(typeid(Formula),
                           &detail::evaluate_on_tensors<Formula, Surrogate, TensorToken>);
   }
-  if constexpr (PairFormula<Formula>) {
+  if constexpr (ExampleFormula<Formula>) {
     detail::add_evaluator(typeid(Formula),
-                          &detail::evaluate_on_tensors<Formula, PairLoss, TensorPair>);
+                          &detail::evaluate_on_tensors<Formula, PreferenceFormula, TensorExample>);
   }
   if constexpr (LinkFormula<Formula>) {
     detail::add_evaluator(typeid(Formula),
@@ -90,8 +92,8 @@ Surrogate on_any_device(const Formula& formula) {
   register_formula<Formula>();
   return formula;
 }
-template <PairFormula Formula>
-PairLoss on_any_device(const Formula& formula) {
+template <ExampleFormula Formula>
+PreferenceFormula on_any_device(const Formula& formula) {
   register_formula<Formula>();
   return formula;
 }

@@ -197,7 +197,9 @@ PreferenceOutput linear_preference_loss(const at::Tensor& hidden, const LinearHe
     batch = detail::checked(kPreference, detail::answers_as_rows(batch));
     check_objective(kPreference, objective);
     check_needs(kPreference, presence_of(batch), face::count_rows(batch), objective);
-    ignore_masked(kPreference, batch.response_mask, asked, inputs);
+    at::Tensor read = batch.response_mask != 0;
+    if (batch.nll_mask.defined()) read = read.logical_or(batch.nll_mask != 0);
+    ignore_masked(kPreference, read, asked, inputs);
     batch.logps = detail::linear_token_logps(inputs, asked).logps.view(batch.logps.sizes());
     return preference_loss(batch, objective, normalizer);
   });

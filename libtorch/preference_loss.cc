@@ -5,10 +5,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/isfinite.h>
+#include <ATen/ops/minimum.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/repeat_interleave.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -35,7 +35,7 @@ struct Computed {
   at::Tensor loss, dlogps, sums;
 };
 
-// Of answers [2 B] every one counts where there is no mask.
+// Of whole answers every one counts where there is no mask.
 PreferenceBatch as_rows(const PreferenceBatch& batch) {
   PreferenceBatch out = detail::answers_as_rows(batch);
   const bool answers = batch.logps.defined() && batch.logps.dim() == 1 && !batch.offsets.defined();
@@ -78,6 +78,17 @@ class RowSums {
     if (padded_) return tokens.sum(1);
     return at::zeros({rows_}, tokens.options()).index_add(0, row_, tokens);
   }
+  // One number a row, at each of its tokens.
+  at::Tensor spread(const at::Tensor& numbers) const {
+    return padded_ ? numbers.unsqueeze(1) : numbers.index_select(0, row_);
+  }
+  // How many of the tokens that count come before each, in its row.
+  at::Tensor before(const at::Tensor& counts) const {
+    const at::Tensor ones = counts.to(at::kLong);
+    if (padded_) return ones.cumsum(1) - ones;
+    const at::Tensor of_rows = (*this)(ones);
+    return ones.cumsum(0) - ones - spread(of_rows.cumsum(0) - of_rows);
+  }
   int64_t rows() const { return rows_; }
 
  private:
@@ -86,94 +97,189 @@ class RowSums {
   at::Tensor row_;
 };
 
-// A column of the batch in the type of the arithmetic, with 0 in masked slots; a constant.
-at::Tensor selected(const PreferenceBatch& batch, const at::Tensor& tensor) {
+// A column of the batch in the type of the arithmetic, with 0 where the mask is 0; a constant.
+at::Tensor selected(const PreferenceBatch& batch, const at::Tensor& mask,
+                    const at::Tensor& tensor) {
   const at::Tensor values = tensor.detach().to(detail::result_type(batch.logps));
-  return at::where(batch.response_mask != 0, values, at::zeros_like(values));
+  return at::where(mask != 0, values, at::zeros_like(values));
 }
 
-// What every pair has, side by side [pairs].
-struct PairTerms {
-  at::Tensor chosen, rejected;  // scores
-  at::Tensor logps;             // of the answers, the chosen ones first
-  at::Tensor loss;
+// What an answer's row says of it, [rows] in float64; `absent` without it.
+at::Tensor of_rows(const at::Tensor& given, const at::Tensor& n, double absent) {
+  return given.defined() ? given.detach().to(at::kDouble) : at::full_like(n, absent);
+}
+
+// Of every row, [rows].
+struct AnswerTerms {
+  at::Tensor n, logp, score, nll;
+  at::Tensor nll_n;
+  at::Tensor over;  // what a score is a mean over, or 1
+};
+
+// The weights of the score: ld_alpha w from the end of the shorter answer on.
+at::Tensor score_weights(const RowSums& sum_rows, const at::Tensor& weight, double ld_alpha) {
+  if (ld_alpha == 1) return weight;
+  const at::Tensor active = weight != 0;
+  const at::Tensor lengths = sum_rows(active.to(at::kLong));
+  const int64_t half = sum_rows.rows() / 2;
+  const at::Tensor shorter =
+      at::minimum(lengths.narrow(0, 0, half), lengths.narrow(0, half, half)).repeat({2});
+  const at::Tensor tail = sum_rows.before(active) >= sum_rows.spread(shorter);
+  return at::where(tail, weight * ld_alpha, weight);
+}
+
+AnswerTerms answers_of(const PreferenceBatch& batch, const PreferenceObjective& objective,
+                       const at::Tensor& logps) {
+  const RowSums sum_rows(batch);
+  const auto type = logps.scalar_type();
+  const auto zeros = at::zeros_like(logps);
+  const at::Tensor weight = batch.response_mask.to(type);
+  const at::Tensor logp = at::where(weight != 0, logps, zeros);
+  AnswerTerms out;
+  out.n = sum_rows(weight).to(at::kDouble);
+  const at::Tensor one = at::ones_like(out.n);
+  out.over = objective.score == PairScore::mean ? at::where(out.n > 0, out.n, one) : one;
+  out.logp = sum_rows((weight * logp).to(at::kDouble));
+  const at::Tensor of_score = score_weights(sum_rows, weight, objective.ld_alpha);
+  at::Tensor score = logp;
+  if (objective.reference) score = logp - selected(batch, weight, batch.ref_logps);
+  out.score = sum_rows((of_score * score).to(at::kDouble)) / out.over;
+  out.nll_n = out.n;
+  out.nll = -out.logp;
+  if (objective.nll.coefficient == 0) return out;
+  if (batch.nll_mask.defined()) {
+    const at::Tensor of_nll = batch.nll_mask.to(type);
+    out.nll_n = sum_rows(of_nll).to(at::kDouble);
+    const at::Tensor terms = at::where(of_nll != 0, of_nll * logps, zeros);
+    out.nll = -sum_rows(terms.to(at::kDouble));
+  }
+  if (objective.nll.mean == NllMean::sequence_mean) {
+    out.nll = at::where(out.nll_n > 0, out.nll / at::where(out.nll_n > 0, out.nll_n, one),
+                        at::zeros_like(one));
+  }
+  return out;
+}
+
+// What every example has, side by side [examples].
+struct ExampleTerms {
+  at::Tensor loss, nll, nll_n;
+  at::Tensor good;     // whether the first answer is one of the chosen
   at::Tensor present;  // not padding
   at::Tensor finite;
 };
 
-PairTerms terms_of(const PreferenceBatch& batch, const PreferenceObjective& objective,
-                   const at::Tensor& logp) {
-  const RowSums sum_rows(batch);
-  const int64_t half = sum_rows.rows() / 2;
-  const at::Tensor weight = batch.response_mask.to(logp.scalar_type());
-  const at::Tensor n = sum_rows(weight).to(at::kDouble);
-  const at::Tensor over =
-      objective.score == PairScore::mean ? at::where(n > 0, n, at::ones_like(n)) : at::ones_like(n);
-  const at::Tensor logps = sum_rows((weight * logp).to(at::kDouble));
-  at::Tensor score = logps / over;
-  if (objective.reference) {
-    const at::Tensor gap = logp - selected(batch, batch.ref_logps);
-    score = sum_rows((weight * gap).to(at::kDouble)) / over;
-  }
-  const at::Tensor chosen = score.narrow(0, 0, half), rejected = score.narrow(0, half, half);
-  const auto linked = [&](const at::Tensor& each) {
-    return TensorNumber{detail::on_tensors(objective.link, TensorNumber{each})};
+ExampleTerms examples_of(const PreferenceBatch& batch, const PreferenceObjective& objective,
+                         const AnswerTerms& answers) {
+  const bool labelled = batch.labels.defined();
+  const int64_t rows = answers.n.size(0), count = labelled ? rows : rows / 2;
+  const int64_t second = labelled ? 0 : count;  // of single answers there is none
+  const at::Tensor baselines = of_rows(batch.baselines, answers.n, 0);
+  const at::Tensor weights = of_rows(batch.answer_weights, answers.n, 1);
+  const at::Tensor label = of_rows(batch.labels, answers.n, 1).narrow(0, 0, count);
+  const auto part = [&](const at::Tensor& each, int64_t from) {
+    return each.narrow(0, from, count);
   };
-  const TensorPair pair{linked(chosen), linked(rejected), objective.beta};
-  const at::Tensor loss = detail::on_tensors(objective.loss, pair);
-  const auto finite = [](const at::Tensor& tensor) { return at::isfinite(tensor.detach()); };
-  return {.chosen = chosen,
-          .rejected = rejected,
-          .logps = logps,
-          .loss = loss,
-          .present = (n.narrow(0, 0, half) > 0).logical_or(n.narrow(0, half, half) > 0),
-          .finite = finite(chosen).logical_and(finite(rejected)).logical_and(finite(loss))};
+  const auto answer = [&](int64_t from) {
+    const TensorNumber score{part(answers.score, from)};
+    return Answer<TensorNumber>{{detail::on_tensors(objective.link, score)},
+                                score,
+                                {part(baselines, from)},
+                                {part(answers.n, from)}};
+  };
+  const TensorExample example{{answer(0), answer(second), objective.beta}, {label}};
+  ExampleTerms out;
+  out.good = label > 0.5;
+  const at::Tensor none = at::zeros_like(label);
+  out.nll = at::where(out.good, part(answers.nll, 0), none);
+  out.nll_n = at::where(out.good, part(answers.nll_n, 0), none);
+  at::Tensor weight = part(weights, 0);
+  if (!labelled) weight = (weight * part(weights, second)).clamp_max(1e300);
+  out.loss = detail::on_tensors(objective.loss, example) * (weight * objective.loss_weight);
+  out.present = (part(answers.n, 0) > 0).logical_or(part(answers.n, second) > 0);
+  out.finite = at::ones_like(out.good);
+  const bool with_nll = objective.nll.coefficient != 0;
+  for (const at::Tensor& each :
+       {part(answers.score, 0), part(answers.score, second), part(baselines, 0),
+        part(baselines, second), weight, label, out.loss, with_nll ? out.nll : none}) {
+    out.finite = out.finite.logical_and(at::isfinite(each.detach()));
+  }
+  return out;
 }
 
-// The blocks of PreferenceMetrics. loss: of each pair, 0 for padding.
-at::Tensor sums_of(double beta, const PairTerms& pairs, const at::Tensor& loss,
-                   const at::Tensor& count) {
+// [value, count] of what the chosen or the rejected answers have.
+at::Tensor block_of(const at::Tensor& values, const at::Tensor& chosen) {
+  const at::Tensor sum = at::where(chosen, values, at::zeros_like(values)).sum();
+  return at::stack({sum, chosen.sum().to(at::kDouble)});
+}
+
+// The blocks of PreferenceMetrics.
+at::Tensor sums_of(const PreferenceObjective& objective, const AnswerTerms& answers,
+                   const ExampleTerms& examples, const at::Tensor& losses, const at::Tensor& nll) {
   using M = PreferenceMetrics;
-  std::vector<at::Tensor> sums(M::kSums);
-  const auto sum = [&](const at::Tensor& values) {
-    return at::where(pairs.present, values.to(at::kDouble), at::zeros({}, count.options())).sum();
+  std::vector<at::Tensor> out(M::kSums);
+  const int64_t count = losses.size(0);
+  const bool pairs = count < answers.n.size(0) || count == 0;
+  const at::Tensor& present = examples.present;
+  const auto first = [&](const at::Tensor& each) { return each.narrow(0, 0, count); };
+  const auto other = [&](const at::Tensor& each) {
+    return each.narrow(0, pairs ? count : 0, count);
   };
-  const int64_t half = pairs.loss.size(0);
-  const at::Tensor margin = beta * (pairs.chosen - pairs.rejected);
-  sums[M::kLoss] = loss.sum();
-  sums[M::kRewardChosen] = sum(beta * pairs.chosen);
-  sums[M::kRewardRejected] = sum(beta * pairs.rejected);
-  sums[M::kMargin] = sum(margin);
-  sums[M::kAccuracy] = sum(margin > 0);
-  sums[M::kLogpChosen] = sum(pairs.logps.narrow(0, 0, half));
-  sums[M::kLogpRejected] = sum(pairs.logps.narrow(0, half, half));
-  sums[M::kNonfinite] = sum(pairs.finite.logical_not());
-  const at::Tensor values = at::stack(sums);
-  return at::stack({values, count.expand_as(values)}, 1).detach();
+  const at::Tensor good = present.logical_and(examples.good);
+  const at::Tensor bad = pairs ? present : present.logical_and(examples.good.logical_not());
+  const at::Tensor rewards = objective.beta * answers.score;
+  const at::Tensor margin = first(rewards) - other(rewards);
+  const at::Tensor compared = pairs ? present : at::zeros_like(present);
+  out[M::kLoss] = block_of(losses, present);
+  out[M::kRewardChosen] = block_of(first(rewards), good);
+  out[M::kRewardRejected] = block_of(other(rewards), bad);
+  out[M::kMargin] = block_of(margin, compared);
+  out[M::kAccuracy] = block_of((margin > 0).to(at::kDouble), compared);
+  out[M::kLogpChosen] = block_of(first(answers.logp), good);
+  out[M::kLogpRejected] = block_of(other(answers.logp), bad);
+  out[M::kNll] = nll;
+  out[M::kNonfinite] = block_of(examples.finite.logical_not().to(at::kDouble), present);
+  return at::stack(out).detach();
+}
+
+// 1 / the count of the step; 0 without examples, NaN where it is no number that divides them.
+at::Tensor share_of(const std::optional<double>& of_step, const at::Tensor& local, double factor) {
+  const at::Tensor count = of_step ? at::full_like(local, *of_step) : local;
+  return at::where(count > 0, factor / count,
+                   at::where(local > 0, at::full_like(count, NAN), at::zeros_like(count)));
 }
 
 Computed compute_on_tensors(const PreferenceBatch& batch, const PreferenceObjective& objective,
                             const PairNormalizer& normalizer, bool with_gradient) {
   const c10::InferenceMode normal(false);
   at::AutoGradMode enabled(true);
-  const at::Tensor logp = selected(batch, batch.logps).requires_grad_(true);
-  const PairTerms pairs = terms_of(batch, objective, logp);
-  const at::Tensor spoil = at::where(pairs.finite, at::ones_like(pairs.loss.detach()), NAN);
-  const at::Tensor count = pairs.present.sum().to(at::kDouble);
-  const at::Tensor of_step =
-      normalizer.pairs ? at::scalar_tensor(*normalizer.pairs, count.options()) : count;
-  const at::Tensor share =
-      at::where(of_step > 0, normalizer.factor() / of_step,
-                at::where(count > 0, at::full_like(of_step, NAN), at::zeros_like(of_step)));
-  const at::Tensor terms = at::where(pairs.present, pairs.loss * spoil, at::zeros_like(pairs.loss));
-  const at::Tensor total = terms.sum() * share;
+  const at::Tensor read =
+      batch.nll_mask.defined() ? batch.response_mask + batch.nll_mask : batch.response_mask;
+  const at::Tensor logp = selected(batch, read, batch.logps).requires_grad_(true);
+  const AnswerTerms answers = answers_of(batch, objective, logp);
+  const ExampleTerms examples = examples_of(batch, objective, answers);
+  const at::Tensor none = at::zeros_like(examples.loss);
+  const at::Tensor spoil = at::where(examples.finite, at::ones_like(none.detach()), NAN);
+  const at::Tensor losses = at::where(examples.present, examples.loss * spoil, none);
+  const at::Tensor count = examples.present.sum().to(at::kDouble);
+  at::Tensor total = losses.sum() * share_of(normalizer.pairs, count, normalizer.factor());
+  at::Tensor nll = at::zeros({2}, count.options());
+  if (objective.nll.coefficient != 0) {
+    const bool of_tokens = objective.nll.mean == NllMean::token;
+    const at::Tensor tokens = at::where(examples.present, examples.nll_n, none).sum().detach();
+    const at::Tensor over = of_tokens ? tokens : count;
+    const at::Tensor sum = at::where(examples.present, examples.nll * spoil, none).sum();
+    const auto& of_step = of_tokens ? normalizer.tokens : normalizer.pairs;
+    const double factor = normalizer.factor() * objective.nll.coefficient;
+    total = total + sum * share_of(of_step, over, factor);
+    nll = at::stack({sum.detach(), over});
+  }
 
   Computed out;
   const auto dtype = logp.scalar_type();
   if (with_gradient) out.dlogps = torch::autograd::grad({total}, {logp}, {}, true)[0].to(dtype);
   at::AutoGradMode disabled(false);
   out.loss = total.detach().to(dtype);
-  out.sums = sums_of(objective.beta, pairs, terms.detach(), count);
+  out.sums = sums_of(objective, answers, examples, losses.detach(), nll);
   return out;
 }
 
@@ -216,12 +322,15 @@ PreferenceOutput run(const PreferenceBatch& unchecked, const PreferenceObjective
 
 PreferenceBatch detail::answers_as_rows(const PreferenceBatch& batch) {
   if (!batch.logps.defined() || batch.logps.dim() != 1 || batch.offsets.defined()) return batch;
-  const auto column = [](const at::Tensor& tensor) {
-    return tensor.defined() && tensor.dim() == 1 ? tensor.unsqueeze(1) : tensor;
+  const auto as_column = [](at::Tensor& tensor) {
+    if (tensor.defined() && tensor.dim() == 1) tensor = tensor.unsqueeze(1);
   };
-  return {.logps = column(batch.logps),
-          .ref_logps = column(batch.ref_logps),
-          .response_mask = column(batch.response_mask)};
+  PreferenceBatch out = batch;
+  as_column(out.logps);
+  as_column(out.ref_logps);
+  as_column(out.response_mask);
+  as_column(out.nll_mask);
+  return out;
 }
 
 PreferenceMetrics PreferenceMetricTensors::to_host() const {

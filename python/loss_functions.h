@@ -27,6 +27,7 @@ inline bool set_denominator(Normalizer& normalizer, std::string_view name, doubl
 }
 inline bool set_denominator(PairNormalizer& normalizer, std::string_view name, double value) {
   if (name == "normalizer.pairs") normalizer.pairs = value;
+  if (name == "normalizer.tokens") normalizer.tokens = value;
   if (name == "normalizer.world_size") normalizer.world_size = value;
   if (name == "normalizer.scale") normalizer.scale = value;
   return name.starts_with("normalizer.");

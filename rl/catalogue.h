@@ -118,7 +118,7 @@ void for_each_surrogate(Visit visit) {
 
 // visit(Formula{}) for the formula of every preference row, once.
 template <class Visit>
-void for_each_pair_loss(Visit visit) {
+void for_each_preference_formula(Visit visit) {
   visit(LogisticPair{});
   visit(SquarePair{});
   visit(HingePair{});

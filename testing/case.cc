@@ -54,18 +54,19 @@ std::vector<double> returned(const Case& to, const Indices& items, const Indices
 }
 
 Normalizer counts_of(const Case& batch) {
-  double tokens = 0, items = 0;
+  double tokens = 0, first_tokens = 0, items = 0;
   for (int64_t item = 0; item < batch.items(); ++item) {
     double item_tokens = 0;
     for (int64_t row : rows_of(batch, {item})) {
       for (int64_t column = 0; column < batch.columns; ++column) {
         item_tokens += batch.response_mask[batch.index(row, column)];
       }
+      if (row == item) first_tokens += item_tokens;
     }
     tokens += item_tokens;
     items += item_tokens > 0 ? 1 : 0;
   }
-  return {.policy = tokens, .kl = tokens, .sequences = items};
+  return {.policy = tokens, .kl = first_tokens, .sequences = items};
 }
 
 double Random::uniform(double low, double high) {

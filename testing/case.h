@@ -44,7 +44,7 @@ Case gathered(const Case& from, const Indices& items, const Indices& columns);
 std::vector<double> returned(const Case& to, const Indices& items, const Indices& columns,
                              const std::vector<double>& values);
 
-// The active tokens and items.
+// The active tokens and items; of pairs kl is the tokens of the chosen answers.
 Normalizer counts_of(const Case& batch);
 
 // The same numbers on every machine.

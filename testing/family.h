@@ -61,7 +61,7 @@ inline constexpr size_t kLogps = 0, kOldLogps = 1, kRefLogps = 2, kRolloutLogps 
                         kAdvantages = 5;
 }
 namespace preference {
-inline constexpr size_t kLogps = 0, kRefLogps = 1;
+inline constexpr size_t kLogps = 0, kRefLogps = 1, kBaselines = 2, kWeights = 3, kLabels = 4;
 }
 namespace value {
 inline constexpr size_t kValues = 0, kOldValues = 1, kReturns = 2;

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "testing/properties.h"
@@ -17,6 +18,16 @@ double score(const Case& batch, int64_t row) {
   return out;
 }
 
+// What a row says of itself, in an array of tokens.
+double number_of(const Case& batch, size_t array, int64_t row) {
+  double out = -infinity;
+  for (int64_t column = 0; column < batch.columns; ++column) {
+    const size_t i = batch.index(row, column);
+    if (batch.active(i)) out = std::max(out, batch[array][i]);
+  }
+  return out;
+}
+
 // Where the rejected answer has the higher score, by whatever margin, chosen tokens become more
 // likely and rejected ones rarer.
 Failure check_pull_back(const Probe& probe, const Case& batch) {
@@ -24,6 +35,8 @@ Failure check_pull_back(const Probe& probe, const Case& batch) {
   for (int64_t row = 0; row < batch.rows; ++row) {
     const int64_t chosen = row % batch.items(), rejected = chosen + batch.items();
     if (!(score(batch, chosen) < 0 && score(batch, rejected) > 0)) continue;
+    if (number_of(batch, kBaselines, chosen) < number_of(batch, kBaselines, rejected)) continue;
+    if (number_of(batch, kWeights, chosen) * number_of(batch, kWeights, rejected) == 0) continue;
     for (int64_t column = 0; column < batch.columns; ++column) {
       const size_t i = batch.index(row, column);
       if (!batch.active(i) || (row == chosen ? got.gradient[i] < 0 : got.gradient[i] > 0)) continue;

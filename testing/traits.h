@@ -30,6 +30,8 @@ struct LossTraits {
   bool takes_fractional_mask = true;  // weights between 0 and 1
   bool takes_half_precision = true;   // widens bfloat16 and float16
   bool needs_ref_logps = false;       // policy: has a KL penalty, which pulls to the reference
+  bool needs_labels = false;          // preference: of single answers, not of pairs
+  bool takes_answer_numbers = false;  // preference: baselines and weights of answers
   bool needs_rollout_logps = false;   // policy: has a weight that compares with them
   bool needs_turn_ids = false;        // policy: the level of its ratio is a turn
   bool stops_tokens = false;          // policy: a weight may be 0, beyond any clip

@@ -250,8 +250,13 @@ def linear_preference_loss(
     bias: Tensor | None = None,
     *,
     objective: str = "dpo",
+    nll_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    baselines: Tensor | None = None,
+    answer_weights: Tensor | None = None,
     offsets: Tensor | None = None,
     pairs: Number | None = None,
+    tokens: Number | None = None,
     world_size: Number = 1,
     loss_scale: Number = 1,
     temperature: float = 1.0,
@@ -266,7 +271,8 @@ def linear_preference_loss(
 
     hidden         [2 B, T, H], or packed [N, H] with offsets, chosen answers first; targets,
                    ref_logps and the rest like preference_loss
-    response_mask  always needed; positions with mask 0 are not multiplied, whatever they hold
+    response_mask  always needed; positions with mask 0, and nll_mask 0 where there is one, are not
+                   multiplied, whatever they hold
 
     Differentiable once in hidden, weight and bias. A pair needs the log-probabilities of both
     answers first: four matrix products, or three where they are one chunk.
@@ -277,27 +283,29 @@ def linear_preference_loss(
     linear, targets, rows = _checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
-    counts = {"pairs": pairs, "world_size": world_size, "scale": loss_scale}
-    logps = _stand_in(linear, targets)
-    call = preference_call(
-        function, logps, ref_logps, response_mask, offsets, objective, options, counts
-    )
-    mask = call.tensors["response_mask"].view(targets.shape)
-    active = targets.masked_fill(mask == 0, ignore_index)
+    batch = {
+        "ref_logps": ref_logps,
+        "response_mask": response_mask,
+        "nll_mask": nll_mask,
+        "labels": labels,
+        "baselines": baselines,
+        "answer_weights": answer_weights,
+        "offsets": offsets,
+    }
+    step = {"pairs": pairs, "tokens": tokens, "world_size": world_size}
+    tensors = {"logps": _stand_in(linear, targets), **batch}
+    counts = {**step, "scale": loss_scale}
+    call = preference_call(function, tensors, objective, options, counts)
+    masked = call.tensors["response_mask"] == 0
+    if nll_mask is not None:
+        masked &= call.tensors["nll_mask"] == 0
+    active = targets.masked_fill(masked.view(targets.shape), ignore_index)
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
     made = _linear_token_logps(function, linear, active, rows.settings, chunk)
 
     def run():
         return preference_loss(
-            made.logps,
-            ref_logps,
-            response_mask,
-            objective=objective,
-            offsets=offsets,
-            pairs=pairs,
-            world_size=world_size,
-            loss_scale=loss_scale,
-            **options,
+            made.logps, objective=objective, loss_scale=loss_scale, **batch, **step, **options
         )
 
     return in_name_of(function, "preference_loss", run)

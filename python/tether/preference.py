@@ -18,7 +18,7 @@ from tether._ops import has_kernel, ops
 class PreferenceMetrics(NamedTuple):
     """What a training loop logs, as one block: all-reduce `sums` by sum."""
 
-    sums: Tensor  # [8, 2] float64: value and count
+    sums: Tensor  # [9, 2] float64: value and count
 
     def merge(self, other: PreferenceMetrics) -> PreferenceMetrics:
         """Of the micro-batches of both."""
@@ -44,15 +44,21 @@ def preference_loss(
     response_mask: Tensor | None = None,
     *,
     objective: str = "dpo",
+    nll_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    baselines: Tensor | None = None,
+    answer_weights: Tensor | None = None,
     offsets: Tensor | None = None,
     pairs: Number | None = None,
+    tokens: Number | None = None,
     world_size: Number = 1,
     loss_scale: Number = 1,
     **options: Value,
 ) -> PreferenceLoss:
     """The loss of a preference objective and its metrics, differentiable once in logps.
 
-    All chosen answers come first, then the rejected ones in the same order.
+    Of pairs all chosen answers come first, then the rejected ones in the same order; an objective
+    of single answers takes them in any order, and their labels.
 
     logps            [2 B, T], packed [N] with offsets, or of whole answers [2 B], in nats; float32,
                      float64, bfloat16 or float16, of any strides
@@ -60,9 +66,16 @@ def preference_loss(
     response_mask    like logps: bool, or weights in [0, 1]; slots of weight 0 may hold anything;
                      None with answers [2 B]
     objective        a row of `objectives("preference")`, which also lists options and defaults
+    nll_mask         like response_mask: the tokens of the negative log-likelihood of the chosen
+                     answers, where nll_coef is not 0; None: those of the response
+    labels           [B]: whether an answer is a good one: bool, or in [0, 1] and above 1/2
+    baselines        [2 B] or [B] with labels: what the scores are compared with; None: 0. A pair's
+                     margin is beta (S_chosen - baseline - (S_rejected - baseline))
+    answer_weights   likewise: of the loss, at least 0; a pair's is the product of its two; None: 1
     offsets          [2 B + 1] int32 or int64, from 0 to N
-    pairs            the pairs of the optimizer step, over micro-batches and ranks; None: of this
-                     batch
+    pairs            the pairs, or the answers with labels, of the optimizer step, over
+                     micro-batches and ranks; None: of this batch
+    tokens           likewise the tokens of the negative log-likelihood
     world_size       multiplies the loss, not the metrics: DDP and FSDP average gradients
     loss_scale       likewise: 1 / micro-batches where each has its own pairs, say
     options          as beta=0.1, and choices: score="mean", link="js", reference=False
@@ -71,10 +84,18 @@ def preference_loss(
     `tether.reference`, at torch's speed. Raises ValueError or TypeError before any work is done.
     """
     function = "preference_loss"
-    counts = {"pairs": pairs, "world_size": world_size, "scale": loss_scale}
-    call = preference_call(
-        function, logps, ref_logps, response_mask, offsets, objective, options, counts
-    )
+    counts = {"pairs": pairs, "tokens": tokens, "world_size": world_size, "scale": loss_scale}
+    tensors = {
+        "logps": logps,
+        "ref_logps": ref_logps,
+        "response_mask": response_mask,
+        "nll_mask": nll_mask,
+        "labels": labels,
+        "baselines": baselines,
+        "answer_weights": answer_weights,
+        "offsets": offsets,
+    }
+    call = preference_call(function, tensors, objective, options, counts)
     if not has_kernel(logps):
         tensors = call.tensors
         rows = tensors["logps"].shape[0] if offsets is None else offsets.shape[0] - 1
@@ -82,6 +103,7 @@ def preference_loss(
         out = reference.preference_loss(
             **call.once_differentiable(function),
             pairs=scalar(pairs),
+            tokens=scalar(tokens),
             world_size=scalar(world_size),
             loss_scale=scalar(loss_scale),
             **call.named_settings(),
@@ -97,32 +119,27 @@ def preference_loss(
 
 def preference_call(
     function: str,
-    logps: Tensor,
-    ref_logps: Tensor | None,
-    response_mask: Tensor | None,
-    offsets: Tensor | None,
+    tensors: dict[str, Tensor | None],
     objective: str,
     options: dict[str, Value],
     counts: dict[str, Number | None],
 ) -> Call:
-    """A checked call in the name of `function`: answers [2 B] become rows of one token."""
+    """A checked call in the name of `function`: whole answers become rows of one token."""
     for name, value in counts.items():
-        if value is not None or name != "pairs":
+        of_step = name in ("pairs", "tokens")
+        if value is not None or not of_step:
             words = "loss_scale" if name == "scale" else name
-            check_positive(function, words, value, zero=name == "pairs")
-    if isinstance(logps, Tensor) and logps.dim() == 1 and offsets is None:
-        logps, ref_logps, response_mask = (
-            each[:, None] if isinstance(each, Tensor) and each.dim() == 1 else each
-            for each in (logps, ref_logps, response_mask)
-        )
-        if response_mask is None:
-            response_mask = torch.ones_like(logps, dtype=torch.bool, requires_grad=False)
-    tensors = {
-        "logps": logps,
-        "ref_logps": ref_logps,
-        "response_mask": response_mask,
-        "offsets": offsets,
-    }
+            check_positive(function, words, value, zero=of_step)
+    logps = tensors["logps"]
+    if isinstance(logps, Tensor) and logps.dim() == 1 and tensors["offsets"] is None:
+        tensors = dict(tensors)
+        for name in ("logps", "ref_logps", "response_mask", "nll_mask"):
+            each = tensors[name]
+            if isinstance(each, Tensor) and each.dim() == 1:
+                tensors[name] = each[:, None]
+        if tensors["response_mask"] is None:
+            ones = torch.ones_like(tensors["logps"], dtype=torch.bool, requires_grad=False)
+            tensors["response_mask"] = ones
     given = {f"normalizer.{name}": each for name, each in counts.items() if each is not None}
     return objective_call(
         "preference_loss",

@@ -57,24 +57,34 @@ struct PolicyTotals {
   PolicyMetrics metrics;
 };
 
-// Pairs of answers in the caller's memory: 2 B rows, all chosen answers first, then the rejected
-// ones in the same order (TRL's layout). Scores of whole answers are rows of one column. Token sums
-// are in double; arrays may differ in type and stride.
+// Answers in the caller's memory. Pairs are 2 B rows, all chosen answers first, then the rejected
+// ones in the same order (TRL's layout); with labels every row is an example of its own. Scores of
+// whole answers are rows of one column. Token sums are in double; arrays may differ in type and
+// stride.
 template <class Array>
 struct PreferenceInputs {
   LayoutOf<Array> layout = {};
   Array logps = {};
-  Array ref_logps = {};      // needed where the objective has a reference
-  Array response_mask = {};  // weights in [0, 1]; slots of weight 0 may hold anything
+  Array ref_logps = {};       // needed where the objective has a reference
+  Array response_mask = {};   // weights in [0, 1]; slots of weight 0 may hold anything
+  Array nll_mask = {};        // the tokens of the NLL; absent: those of the response
+  Array labels = {};          // whether a row is a good answer: above 1/2; of losses without pairs
+  Array baselines = {};       // what the scores are compared with; absent: 0
+  Array answer_weights = {};  // of the loss, at least 0; absent: 1
   OffsetsOf<Array> offsets = {};
 
   static constexpr auto arguments() {
     using In = PreferenceInputs;
     using A = Argument<In, Array>;
+    constexpr auto optional = Use::optional;
     return std::array{
         A{"logps", &In::logps, Shape::rows, Kind::floating, Use::required, Flow::differentiable},
-        A{"ref_logps", &In::ref_logps, Shape::tokens, Kind::narrow, Use::optional},
-        A{"response_mask", &In::response_mask, Shape::tokens, Kind::mask}};
+        A{"ref_logps", &In::ref_logps, Shape::tokens, Kind::narrow, optional},
+        A{"response_mask", &In::response_mask, Shape::tokens, Kind::mask},
+        A{"nll_mask", &In::nll_mask, Shape::tokens, Kind::mask, optional},
+        A{"labels", &In::labels, Shape::per_row, Kind::mask, optional},
+        A{"baselines", &In::baselines, Shape::per_row, Kind::floating, optional},
+        A{"answer_weights", &In::answer_weights, Shape::per_row, Kind::counts, optional}};
   }
 };
 using PreferenceArrays = PreferenceInputs<ConstArray>;

@@ -1,206 +1,276 @@
 #include "rl/kernels/preference_loss.h"
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "core/check.h"
-#include "core/sum.h"
-#include "rl/kernels/level_block.h"
-#include "rl/kernels/token_block.h"
+#include "rl/kernels/answer_sums.h"
+#include "rl/kernels/token_rows.h"
+#include "rl/preference/dpo.h"
 
 namespace tether {
 namespace {
 
-// What a row adds up to: weights, and w logp and w (logp - ref_logp).
-struct Answer {
-  double n = 0, logp = 0, log_ratio = 0;
+using M = PreferenceMetrics;
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+// An answer with what its row says of it.
+struct Side {
+  size_t row;
+  const AnswerSums& sums;
+  double baseline, weight;
+
+  bool is_sound() const { return baseline * 0 + weight * 0 == 0; }
 };
 
-// visit(column, count) for every block of the row, with its tokens and the reference loaded.
-template <class T, class Visit>
-void for_each_block(const PreferenceArrays& batch, int64_t row, TokenBlock<T>& block, Visit visit) {
-  const auto load = [&](const ConstArray& array, int64_t column, int count, const T* weights,
-                        T* out) {
-    load_block(batch.layout, array, row, column, count, weights, out);
-  };
-  const int64_t length = batch.layout.length(row);
-  for (int64_t column = 0; column < length; column += kBlock) {
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
-    block.size = whole_lanes(count);
-    load(batch.response_mask, column, count, nullptr, block.weight);
-    load(batch.logps, column, count, block.weight, block.logp);
-    if (batch.ref_logps) {
-      load(batch.ref_logps, column, count, block.weight, block.old_logp);
-    } else {
-      std::fill_n(block.old_logp, kBlock, T(0));
-    }
-    visit(column, count);
+// The examples of a batch: pairs, or answers with labels.
+class Examples {
+ public:
+  Examples(const PreferenceArrays& batch, const std::vector<AnswerSums>& answers)
+      : batch_(batch),
+        answers_(answers),
+        size_(batch.labels ? answers.size() : answers.size() / 2) {}
+
+  size_t size() const { return size_; }
+  bool has_labels() const { return bool(batch_.labels); }
+  bool is_padding(size_t i) const {
+    return answers_[i].n == 0 && (has_labels() || answers_[i + size_].n == 0);
   }
-}
+  // Of a pair the chosen answer, or the one with a label.
+  Side first(size_t i) const { return side(i); }
+  Side rejected(size_t i) const { return side(i + size_); }
+  double label(size_t i) const {
+    return number_of_row(batch_.layout, batch_.labels, static_cast<int64_t>(i), 1);
+  }
+  bool is_good(size_t i) const { return label(i) > 0.5; }
 
-template <class T>
-Answer answer_of(const PreferenceArrays& batch, int64_t row, TokenBlock<T>& block) {
-  LaneSum tokens, logps, log_ratios;
-  for_each_block(batch, row, block, [&](int64_t, int) {
-    sum_weights(block.weight, block.size, tokens);
-    sum_level(block, logps, log_ratios);
-  });
-  return {tokens.total(), logps.total(), log_ratios.total()};
-}
-
-template <class T>
-std::vector<Answer> answers_of(const PreferenceArrays& batch, const Executor& executor) {
-  std::vector<Answer> out(static_cast<size_t>(batch.layout.rows));
-  const Chunks chunks = Chunks::of(batch.layout.rows, batch.layout.elements());
-  parallel_for(executor, chunks.count, [&](int64_t chunk) {
-    TokenBlock<T> block;
-    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-      out[static_cast<size_t>(row)] = answer_of(batch, row, block);
+  // visit(i) for all but padding.
+  template <class Visit>
+  void for_each(Visit visit) const {
+    for (size_t i = 0; i < size_; ++i) {
+      if (!is_padding(i)) visit(i);
     }
-  });
-  return out;
-}
+  }
+  double count() const {
+    double out = 0;
+    for_each([&](size_t) { ++out; });
+    return out;
+  }
+  // The tokens of the NLL.
+  double nll_tokens() const {
+    double out = 0;
+    for_each([&](size_t i) { out += is_good(i) ? answers_[i].nll_n : 0; });
+    return out;
+  }
 
-// Chosen and rejected answers of pair i.
-struct Sides {
-  const Answer& chosen;
-  const Answer& rejected;
+  void check(std::string_view function) const {
+    const auto check_side = [&](size_t row) {
+      const auto check = [&](std::string_view name, double value, const Range& range) {
+        require(range.contains(value), [&] {
+          return named(function, name) + " must be " + text(range) + ", got " + text(value) +
+                 " at " + in_brackets(text(row));
+        });
+      };
+      check("answer_weights", side(row).weight, {0, largest_finite});
+      if (has_labels()) check("labels", label(row), {0, 1});
+    };
+    for_each([&](size_t i) {
+      check_side(i);
+      if (!has_labels()) check_side(i + size_);
+    });
+  }
 
-  bool is_padding() const { return chosen.n == 0 && rejected.n == 0; }
+ private:
+  Side side(size_t row) const {
+    const auto i = static_cast<int64_t>(row);
+    return {row, answers_[row], number_of_row(batch_.layout, batch_.baselines, i, 0),
+            number_of_row(batch_.layout, batch_.answer_weights, i, 1)};
+  }
+
+  const PreferenceArrays& batch_;
+  const std::vector<AnswerSums>& answers_;
+  size_t size_;
 };
-
-Sides sides(const std::vector<Answer>& answers, size_t i) {
-  return {answers[i], answers[i + answers.size() / 2]};
-}
-
-double count_pairs(const std::vector<Answer>& answers) {
-  double out = 0;
-  for (size_t i = 0; i < answers.size() / 2; ++i) out += sides(answers, i).is_padding() ? 0 : 1;
-  return out;
-}
 
 // d score / d sum: 1, or 1 / n for means.
-double score_weight(PairScore score, const Answer& answer) {
+double score_weight(PairScore score, const AnswerSums& answer) {
   if (score == PairScore::sum) return 1;
   return answer.n > 0 ? 1 / answer.n : 0;
 }
 
-// Loss of a pair, by the scores before the link.
-Dual<double, 2> pair_loss(const PreferenceObjective& objective, const Sides& pair,
-                          PreferenceMetrics& metrics) {
-  using M = PreferenceMetrics;
-  const auto score = [&](const Answer& answer, int side) {
-    const double sum = objective.reference ? answer.log_ratio : answer.logp;
-    Dual<double, 2> out{sum * score_weight(objective.score, answer)};
-    out.grad[side] = 1;
-    return out;
-  };
-  const Dual<double, 2> chosen = score(pair.chosen, 0), rejected = score(pair.rejected, 1);
-  Dual<double, 2> loss =
-      objective.loss({objective.link(chosen), objective.link(rejected), objective.beta});
-  loss = {bounded(loss.value), {{bounded(loss.grad[0]), bounded(loss.grad[1])}}};
-  const double trace = chosen.value * 0 + rejected.value * 0 + loss.value * 0;  // 0, or NaN
-  const double nan = std::numeric_limits<double>::quiet_NaN();
-  if (trace != 0) loss = {nan, {{nan, nan}}};
-  const double margin = bounded(objective.beta * (chosen.value - rejected.value));
-  const auto add = [&](M::Sum sum, double value) { metrics.sums[2 * size_t(sum)] += value; };
-  add(M::kLoss, loss.value);
-  add(M::kRewardChosen, bounded(objective.beta * chosen.value));
-  add(M::kRewardRejected, bounded(objective.beta * rejected.value));
-  add(M::kMargin, margin);
-  add(M::kAccuracy, margin > 0);
-  add(M::kLogpChosen, pair.chosen.logp);
-  add(M::kLogpRejected, pair.rejected.logp);
-  add(M::kNonfinite, trace != 0);
-  return loss;
+// What the NLL of an answer is multiplied by before it is divided by its count: 1, or 1 / n.
+double nll_weight(NllMean mean, const AnswerSums& answer) {
+  if (mean != NllMean::sequence_mean) return 1;
+  return answer.nll_n > 0 ? 1 / answer.nll_n : 0;
 }
 
-// The loss times `share`, the factor of a pair, and its derivative by the sum of each row.
-PreferenceTotals loss_of_pairs(const PreferenceObjective& objective,
-                               const std::vector<Answer>& answers, double share,
-                               std::vector<double>& slopes) {
-  PreferenceTotals out;
-  const size_t half = answers.size() / 2;
-  for (size_t i = 0; i < half; ++i) {
-    const Sides pair = sides(answers, i);
-    if (pair.is_padding()) continue;
-    const Dual<double, 2> loss = pair_loss(objective, pair, out.metrics);
-    out.loss += bounded(share * loss.value);
-    slopes[i] = bounded(share * loss.grad[0]) * score_weight(objective.score, pair.chosen);
-    slopes[i + half] = bounded(share * loss.grad[1]) * score_weight(objective.score, pair.rejected);
+// The loss of a batch from the sums of its answers.
+class LossOfExamples {
+ public:
+  LossOfExamples(const PreferenceObjective& objective, const Examples& examples,
+                 const PairNormalizer& normalizer)
+      : objective_(objective), examples_(examples) {
+    const auto share = [&](const std::optional<double>& of_step, double local) {
+      const double count = of_step.value_or(local);
+      return count > 0 ? bounded(normalizer.factor() / count) : 0;
+    };
+    share_ = share(normalizer.pairs, examples.count());
+    if (objective.nll.coefficient == 0) return;
+    const bool of_tokens = objective.nll.mean == NllMean::token;
+    nll_count_ = of_tokens ? examples.nll_tokens() : examples.count();
+    nll_share_ = bounded(share(of_tokens ? normalizer.tokens : normalizer.pairs, nll_count_) *
+                         objective.nll.coefficient);
   }
-  const double pairs = count_pairs(answers);
-  for (size_t i = 0; i < PreferenceMetrics::kSums; ++i) out.metrics.sums[2 * i + 1] = pairs;
-  return out;
-}
 
-template <class T>
-void store_gradients(const PreferenceArrays& batch, const std::vector<double>& slopes,
-                     const MutableArray& dlogps, const Executor& executor) {
-  const Chunks chunks = Chunks::of(batch.layout.rows, batch.layout.elements());
-  parallel_for(executor, chunks.count, [&](int64_t chunk) {
-    TokenBlock<T> block;
-    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-      for_each_block(batch, row, block, [&](int64_t column, int count) {
-        const T slope = narrow<T>(slopes[static_cast<size_t>(row)]);
-        fill_shared_gradient<false>(slope, T(0), 0, block.size, block);
-        store_block(batch.layout, dlogps, row, column, count, block.dlogp);
-      });
+  // The slopes of each row beside it.
+  PreferenceTotals total(std::vector<AnswerSlopes>& slopes) const {
+    PreferenceTotals out;
+    examples_.for_each([&](size_t i) { add(i, out, slopes); });
+    out.metrics.sums[2 * M::kNll + 1] = nll_count_;
+    return out;
+  }
+
+ private:
+  void add(size_t i, PreferenceTotals& out, std::vector<AnswerSlopes>& slopes) const {
+    const bool pair = !examples_.has_labels();
+    const Side first = examples_.first(i);
+    Dual<double, 2> loss = loss_of(i);
+    const bool with_nll = objective_.nll.coefficient != 0 && examples_.is_good(i);
+    double by_nll = with_nll ? nll_weight(objective_.nll.mean, first.sums) : 0;
+    double nll = with_nll ? bounded(-by_nll * first.sums.nll_logp) : 0;
+    const bool sound = loss.value * 0 + nll * 0 == 0;
+    if (!sound) {
+      loss = {kNaN, {{kNaN, kNaN}}};
+      nll = by_nll = with_nll ? kNaN : 0;
     }
-  });
-}
+    const auto add_metric = [&](M::Sum sum, double value) {
+      out.metrics.sums[2 * size_t(sum)] += value;
+      ++out.metrics.sums[2 * size_t(sum) + 1];
+    };
+    add_metric(M::kLoss, loss.value);
+    add_metric(M::kNonfinite, !sound);
+    out.metrics.sums[2 * M::kNll] += nll;
+    add_answers(i, add_metric);
 
-void check_pairs(std::string_view function, int64_t rows) {
-  require(rows % 2 == 0, [&] {
+    out.loss += bounded(share_ * loss.value) + bounded(nll_share_ * nll);
+    const auto slope = [&](const Side& side, double by_score) {
+      return bounded(share_ * by_score) * score_weight(objective_.score, side.sums);
+    };
+    slopes[first.row] = {slope(first, loss.grad[0]), -bounded(nll_share_ * by_nll)};
+    if (!pair) return;
+    const Side rejected = examples_.rejected(i);
+    slopes[rejected.row].score = slope(rejected, loss.grad[1]);
+  }
+
+  // v phi, by the scores before the link; NaN where an input is none.
+  Dual<double, 2> loss_of(size_t i) const {
+    const Side first = examples_.first(i);
+    const Side second = examples_.has_labels() ? first : examples_.rejected(i);
+    const auto answer = [&](const Side& side, int index) {
+      Dual<double, 2> score{score_of(side)};
+      score.grad[index] = 1;
+      return Answer<Dual<double, 2>>{objective_.link(score), score, {side.baseline}, {side.sums.n}};
+    };
+    const double label = examples_.label(i);
+    Dual<double, 2> loss =
+        objective_.loss({{answer(first, 0), answer(second, 1), objective_.beta}, {label}});
+    loss = {bounded(loss.value), {{bounded(loss.grad[0]), bounded(loss.grad[1])}}};
+    double weight = bounded(objective_.loss_weight * first.weight);
+    if (!examples_.has_labels()) weight = bounded(weight * second.weight);
+    const bool sound = first.is_sound() && second.is_sound() && label * 0 == 0 &&
+                       score_of(first) * 0 + score_of(second) * 0 + loss.value * 0 == 0;
+    if (!sound) return {kNaN, {{kNaN, kNaN}}};
+    const auto weighed = [&](double x) { return bounded(weight * x); };
+    return {weighed(loss.value), {{weighed(loss.grad[0]), weighed(loss.grad[1])}}};
+  }
+
+  double score_of(const Side& side) const {
+    return side.sums.score * score_weight(objective_.score, side.sums);
+  }
+  double reward_of(const Side& side) const { return bounded(objective_.beta * score_of(side)); }
+
+  template <class AddMetric>
+  void add_answers(size_t i, AddMetric add_metric) const {
+    const auto add_answer = [&](const Side& side, bool good) {
+      add_metric(good ? M::kRewardChosen : M::kRewardRejected, reward_of(side));
+      add_metric(good ? M::kLogpChosen : M::kLogpRejected, side.sums.logp);
+    };
+    const Side first = examples_.first(i);
+    add_answer(first, examples_.is_good(i));
+    if (examples_.has_labels()) return;
+    const Side rejected = examples_.rejected(i);
+    add_answer(rejected, false);
+    const double margin = bounded(objective_.beta * (score_of(first) - score_of(rejected)));
+    add_metric(M::kMargin, margin);
+    add_metric(M::kAccuracy, margin > 0);
+  }
+
+  const PreferenceObjective& objective_;
+  const Examples& examples_;
+  double share_, nll_share_ = 0, nll_count_ = 0;
+};
+
+void check_rows(std::string_view function, bool has_labels, int64_t rows) {
+  require(has_labels || rows % 2 == 0, [&] {
     return named(function, "logps") +
            " must have an even number of rows, chosen answers before rejected ones, got " +
            text(rows);
   });
 }
 
-template <class T>
-std::vector<Answer> checked_answers(std::string_view function, const PreferenceArrays& batch,
-                                    const Executor& executor) {
-  std::vector<Answer> answers = answers_of<T>(batch, executor);
-  for (const Answer& answer : answers) {
-    if (std::isnan(answer.n)) check_weights(function, batch.layout, batch.response_mask);
+// Of a link that takes log-probabilities.
+void check_scores(std::string_view function, const std::vector<AnswerSums>& answers) {
+  for (size_t row = 0; row < answers.size(); ++row) {
+    require(!(answers[row].score > 0), [&] {
+      return named(function, "logps") +
+             " must be log-probabilities with this link, at most 0, got a sum of " +
+             text(answers[row].score) + " at " + in_brackets(text(row));
+    });
   }
-  return answers;
 }
 
-template <class T>
-PreferenceTotals total_loss(const PreferenceArrays& batch, const PreferenceObjective& objective,
-                            const PairNormalizer& normalizer, const MutableArray& dlogps,
-                            const Executor& executor) {
-  const std::vector<Answer> answers = checked_answers<T>("preference_loss", batch, executor);
-  const double local = count_pairs(answers);
-  if (normalizer.pairs) {
-    const auto check = [&](bool above) {
-      check_range("preference_loss", "normalizer.pairs", *normalizer.pairs,
-                  Range{0, largest_finite, above});
-    };
-    check(false);
-    check(local > 0);
-  }
-  const double count = normalizer.pairs.value_or(local);
-  std::vector<double> slopes(answers.size());
-  const double share = count > 0 ? bounded(normalizer.factor() / count) : 0;
-  const PreferenceTotals out = loss_of_pairs(objective, answers, share, slopes);
-  if (dlogps) store_gradients<T>(batch, slopes, dlogps, executor);
-  return out;
+void check_normalizer(const PairNormalizer& normalizer, const PreferenceObjective& objective,
+                      const Examples& examples) {
+  const auto check = [](std::string_view name, double value, bool above) {
+    check_range("preference_loss", name, value, Range{0, largest_finite, above});
+  };
+  const auto check_count = [&](std::string_view name, const std::optional<double>& count,
+                               double local) {
+    if (!count) return;
+    check(name, *count, false);
+    check(name, *count, local > 0);
+  };
+  check_count("normalizer.pairs", normalizer.pairs, examples.count());
+  const bool divides = objective.nll.coefficient != 0 && objective.nll.mean == NllMean::token;
+  check_count("normalizer.tokens", normalizer.tokens, divides ? examples.nll_tokens() : 0);
 }
 
 }  // namespace
 
 void check_needs(std::string_view function, const PreferenceInputs<bool>& given, int64_t rows,
                  const PreferenceObjective& objective) {
-  check_pairs(function, rows);
+  check_rows(function, given.labels, rows);
   require(!objective.reference || given.ref_logps, [&] {
     return named(function, "ref_logps") +
            " must be given, got none. Pass them or reference = false";
+  });
+  require(!objective.reference || objective.link.traits().of_log_ratio, [&] {
+    return named(function, "reference") +
+           " must be false with this link, got true. It takes log-probabilities, not log-ratios";
+  });
+  const bool of_answers = objective.loss.takes_labels();
+  require(!of_answers || given.labels, [&] {
+    return named(function, "labels") +
+           " must be given, got none. The loss is one of single answers";
+  });
+  require(of_answers || !given.labels, [&] {
+    return named(function, "labels") + " must be absent, got an array. The loss is one of pairs";
+  });
+  require(!of_answers || objective.ld_alpha == 1, [&] {
+    return named(function, "ld_alpha") + " must be 1 for single answers, got " +
+           text(objective.ld_alpha) + ". It compares the lengths of a pair";
   });
 }
 
@@ -216,18 +286,27 @@ PreferenceTotals preference_loss(const PreferenceArrays& batch,
   const Range positive{0, largest_finite, true};
   check_range(function, "normalizer.world_size", normalizer.world_size, positive);
   check_range(function, "normalizer.scale", normalizer.scale, positive);
-  const auto total = batch.logps.dtype == DType::float64 ? total_loss<double> : total_loss<float>;
-  return total(batch, objective, normalizer, dlogps, executor);
+  const std::vector<AnswerSums> answers = answer_sums(function, batch, objective, executor);
+  const Examples examples(batch, answers);
+  examples.check(function);
+  if (!objective.link.traits().of_log_ratio) check_scores(function, answers);
+  check_normalizer(normalizer, objective, examples);
+  std::vector<AnswerSlopes> slopes(answers.size());
+  const PreferenceTotals out = LossOfExamples(objective, examples, normalizer).total(slopes);
+  if (dlogps) store_gradients(batch, objective, slopes, dlogps, executor);
+  return out;
 }
 
 PairNormalizer local_counts(const PreferenceArrays& batch, const Executor& executor) {
   const auto function = "local_counts";
   check_inputs(function, batch);
-  check_pairs(function, batch.layout.rows);
-  const bool wide = batch.logps.dtype == DType::float64;
-  const std::vector<Answer> answers = wide ? checked_answers<double>(function, batch, executor)
-                                           : checked_answers<float>(function, batch, executor);
-  return {.pairs = count_pairs(answers)};
+  check_rows(function, bool(batch.labels), batch.layout.rows);
+  // Of the NLL, the counts are those of its own mask.
+  const PreferenceObjective counted{.reference = false, .loss = LogisticPair{}, .nll = {1}};
+  const std::vector<AnswerSums> answers = answer_sums(function, batch, counted, executor);
+  const Examples examples(batch, answers);
+  examples.check(function);
+  return {.pairs = examples.count(), .tokens = examples.nll_tokens()};
 }
 
 }  // namespace tether

@@ -8,13 +8,15 @@
 
 namespace tether {
 
-// The loss of a batch of pairs, its metrics, and d loss / d logps where `dlogps` is given (0 in
-// masked slots); the same bits for every executor. A pair without tokens on both sides is padding:
-// it adds nothing and is not counted. Allocates a few numbers a row.
+// The loss of a batch of answers, its metrics, and d loss / d logps where `dlogps` is given (0 in
+// masked slots); the same bits for every executor. A pair without tokens on both sides, or an
+// answer without any, is padding: it adds nothing and is not counted. Allocates a few numbers a
+// row.
 //
 // Throws Error before anything is written: an array that is missing or has no memory or no type, an
-// odd number of rows, an option out of range, no reference where one is needed, a weight outside
-// [0, 1], a count in `normalizer` that is no positive number.
+// odd number of rows without labels, labels for a loss of pairs or none for one of single answers,
+// an option out of range, no reference where one is needed, a weight or label outside [0, 1], a
+// count in `normalizer` that is no positive number.
 PreferenceTotals preference_loss(const PreferenceArrays& batch,
                                  const PreferenceObjective& objective,
                                  const PairNormalizer& normalizer, const MutableArray& dlogps,
@@ -24,7 +26,8 @@ PreferenceTotals preference_loss(const PreferenceArrays& batch,
 void check_needs(std::string_view function, const PreferenceInputs<bool>& given, int64_t rows,
                  const PreferenceObjective& objective);
 
-// The pairs of this batch: what the caller adds up over an optimizer step.
+// The pairs, or answers with labels, and the tokens of the NLL of this batch: what the caller adds
+// up over an optimizer step.
 PairNormalizer local_counts(const PreferenceArrays& batch, const Executor& executor = {});
 
 }  // namespace tether

@@ -84,12 +84,18 @@ double row_tokens(const PolicyArrays& batch, int64_t row) {
   return tokens.total();
 }
 
+// The number of a row, of an array that has one for each; `absent` without one.
+inline double number_of_row(const RowLayout& layout, const ConstArray& array, int64_t row,
+                            double absent) {
+  if (!array) return absent;
+  double out[kLanes];
+  load_block<double>(layout, array, row, 0, 1, nullptr, out);
+  return out[0];
+}
+
 // What sequence_mean_token_mean divides a row of n tokens by.
 inline double length_of(const PolicyArrays& batch, int64_t row, double n) {
-  if (!batch.row_tokens) return n;
-  double out[kLanes];
-  load_block<double>(batch.layout, batch.row_tokens, row, 0, 1, nullptr, out);
-  return out[0];
+  return number_of_row(batch.layout, batch.row_tokens, row, n);
 }
 
 // Where a block is.

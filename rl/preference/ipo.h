@@ -18,7 +18,7 @@ struct SquarePair {
   TETHER_FORMULA Number operator()(const Pair<Number>& pair) const {
     constexpr double kLeastBeta = 1e-290;  // the target is finite
     const double beta = pair.beta > kLeastBeta ? pair.beta : kLeastBeta;
-    const Number gap = pair.chosen - pair.rejected - 1 / (2 * beta);
+    const Number gap = pair.gap() - 1 / (2 * beta);
     return gap * gap;
   }
 };

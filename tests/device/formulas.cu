@@ -60,9 +60,13 @@ __global__ void weight(Formula formula, Columns columns) {
 template <class Formula, class LinkOfScores, int N>
 __global__ void pair_loss(Formula formula, LinkOfScores link, double beta, Columns columns) {
   const int i = index();
-  const Pair<Dual<float, N>> pair{link(columns.number<N>(0, i)), link(columns.number<N>(1, i)),
-                                  beta};
-  columns.store(0, i, formula(pair));
+  const auto answer = [&](int column) {
+    const Dual<float, N> score = columns.number<N>(column, i);
+    return Answer<Dual<float, N>>{link(score), score, columns.number<0>(2, i),
+                                  columns.number<0>(3, i)};
+  };
+  const Example<Dual<float, N>> example{{answer(0), answer(1), beta}, columns.number<0>(4, i)};
+  columns.store(0, i, detail::loss_of(formula, example));
 }
 
 template <class Formula, int N>
@@ -99,7 +103,7 @@ template <int N>
 void instantiate(const Columns& columns) {
   for_each_surrogate(
       [&](auto formula) { surrogate<decltype(formula), N><<<1, 1>>>(formula, columns); });
-  for_each_pair_loss([&](auto formula) {
+  for_each_preference_formula([&](auto formula) {
     for_each_link([&]<class Formula>(const FormulaRow<Formula>& row) {
       pair_loss<decltype(formula), Formula, N><<<1, 1>>>(formula, row.defaults, 0.1, columns);
     });

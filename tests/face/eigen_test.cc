@@ -94,11 +94,13 @@ TEST(EigenObjectives, EveryObjectiveInAnyStorageOrder) {
     EXPECT_TRUE((got.dlogps == want.dlogps).all()) << row.name;
   }
   for (const auto& row : kPreferenceCatalogue) {
-    const auto want = eigen::preference_loss(
-        {.logps = data.logps, .ref_logps = data.ref_logps, .response_mask = data.mask},
-        row.preset());
-    const auto got = eigen::preference_loss(
-        {.logps = logps, .ref_logps = data.ref_logps, .response_mask = data.mask}, row.preset());
+    eigen::PreferenceBatch batch{
+        .logps = data.logps, .ref_logps = data.ref_logps, .response_mask = data.mask};
+    const ArrayXd labels = ArrayXd::LinSpaced(data.logps.rows(), 0, 1);
+    if (row.preset().loss.takes_labels()) batch.labels = labels;
+    const auto want = eigen::preference_loss(batch, row.preset());
+    batch.logps = logps;
+    const auto got = eigen::preference_loss(batch, row.preset());
     EXPECT_EQ(got.loss, want.loss) << row.name;
     EXPECT_TRUE((got.dlogps == want.dlogps).all()) << row.name;
   }

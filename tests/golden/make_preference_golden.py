@@ -7,6 +7,7 @@ with a numerical one before it is written.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from golden import assert_derivative, grid, number, stream, write
@@ -146,6 +147,190 @@ def batch(name, row, link="reverse_kl", score=None, beta=0.1):
     }
 
 
+# ---- the whole product, as one function of the log-probabilities ---------------------------------
+
+
+def log_odds(score):
+    """arXiv:2403.07691, eq. 4."""
+    return score - mp.log(1 - mp.exp(score))
+
+
+def logistic_pair(chosen, rejected, beta):
+    return -log_sigmoid(beta * (chosen - rejected))
+
+
+def square_pair(chosen, rejected, beta):
+    return (chosen - rejected - 1 / (2 * mpf(beta))) ** 2
+
+
+@dataclass(frozen=True)
+class Product:
+    """A case: the loss of a pair or of an answer with its label, and the options that differ."""
+
+    objective: str
+    loss: Callable
+    options: dict = field(default_factory=dict)
+    choices: dict = field(default_factory=dict)
+    labels: list = field(default_factory=list)
+    preset: bool = False
+    masks: str = "prefix"  # of the response: or with holes, or fractional
+    own_nll_mask: bool = False
+    with_baselines: bool = False
+    with_weights: bool = False
+
+
+PRODUCTS = {
+    "dpo with baselines": Product("dpo", logistic_pair, with_baselines=True),
+    "ipo with baselines and weights": Product(
+        "ipo", square_pair, {"beta": 0.5}, {"score": "mean"}, with_baselines=True, with_weights=True
+    ),
+    "dpo, LD": Product("dpo", logistic_pair, {"ld_alpha": 0.25}),
+    "dpo, LD with holes, of means": Product(
+        "dpo", logistic_pair, {"ld_alpha": 0.5, "beta": 1}, {"score": "mean"}, masks="holes"
+    ),
+    "dpo, LD of fractional weights": Product(
+        "dpo", logistic_pair, {"ld_alpha": 0}, masks="fractional"
+    ),
+    "dpo + NLL by token": Product("dpo", logistic_pair, {"nll_coef": 0.5, "loss_weight": 2}),
+    "dpo + NLL by sequence": Product(
+        "dpo", logistic_pair, {"nll_coef": 0.5}, {"nll_mean": "sequence_mean"}, masks="fractional"
+    ),
+    "ipo + NLL summed": Product(
+        "ipo",
+        square_pair,
+        {"nll_coef": 0.25},
+        {"nll_mean": "sequence_sum", "score": "mean"},
+        masks="holes",
+    ),
+    "dpo, LD + NLL": Product(
+        "dpo", logistic_pair, {"ld_alpha": 0.5, "nll_coef": 1}, masks="holes", with_weights=True
+    ),
+    "dpo, LD + NLL of another mask": Product(
+        "dpo", logistic_pair, {"ld_alpha": 0.5, "nll_coef": 1}, own_nll_mask=True
+    ),
+    "dpo + NLL by sequence of another mask": Product(
+        "dpo", logistic_pair, {"nll_coef": 1}, {"nll_mean": "sequence_mean"}, own_nll_mask=True
+    ),
+}
+
+
+def mask_of(rng, kind, n, columns):
+    mask = [mpf(t < n) for t in range(columns)]
+    if kind == "holes" and n > 0:
+        mask = [mpf(t == 1 or rng.random() < 0.6) for t in range(columns)]
+    if kind == "fractional":
+        mask = [each * rng.choice([0.25, 0.5, 1]) for each in mask]
+    return mask
+
+
+def product_loss(case, data, logps):
+    """The definition, answer by answer: loss_weight mean v phi + nll_coef NLL."""
+    options = {"beta": 0.1, "loss_weight": 1, "nll_coef": 0, "ld_alpha": 1} | case.options
+    options = {name: mpf(value) for name, value in options.items()}
+    choices = {"score": "sum", "link": "reverse_kl", "nll_mean": "token"} | case.choices
+    own = {k: v for k, v in options.items() if k not in ("loss_weight", "nll_coef", "ld_alpha")}
+    rows, masks = len(logps), data["mask"]
+    pairs = not case.labels
+    examples = range(rows // 2 if pairs else rows)
+    reference = choices["link"] != "log_odds"
+
+    def partner(row):
+        return (row + rows // 2) % rows
+
+    def score(row):
+        lengths = [sum(w != 0 for w in masks[each]) for each in (row, partner(row))]
+        total, seen = mpf(0), 0
+        for t, w in enumerate(masks[row]):
+            if w == 0:
+                continue
+            tail = pairs and seen >= min(lengths)
+            x = logps[row][t] - (data["ref_logps"][row][t] if reference else 0)
+            total += w * (options["ld_alpha"] if tail else 1) * x
+            seen += 1
+        if choices["score"] == "mean":
+            total /= max(sum(masks[row]), mpf(10) ** -30)
+        link = log_odds if choices["link"] == "log_odds" else lambda x: x
+        return link(total) - data["baselines"][row]
+
+    def nll(row):
+        mask = data["nll_mask"][row]
+        total = -mp.fsum(w * logp for w, logp in zip(mask, logps[row], strict=True) if w != 0)
+        by_mean = choices["nll_mean"] == "sequence_mean"
+        return total / max(sum(mask), mpf(10) ** -30) if by_mean else total
+
+    present = [i for i in examples if sum(masks[i]) > 0 or (pairs and sum(masks[partner(i)]) > 0)]
+    loss, weights = mpf(0), data["answer_weights"]
+    for i in present:
+        if pairs:
+            other = partner(i)
+            each = case.loss(score(i), score(other), **own) * weights[i] * weights[other]
+        else:
+            each = case.loss(score(i), case.labels[i], **own) * weights[i]
+        loss += options["loss_weight"] * each / len(present)
+    if options["nll_coef"] != 0:
+        good = [i for i in present if pairs or case.labels[i] > 0.5]
+        of_tokens = choices["nll_mean"] == "token"
+        count = sum(sum(data["nll_mask"][i]) for i in good) if of_tokens else len(present)
+        loss += options["nll_coef"] * mp.fsum(nll(i) for i in good) / count
+    return loss
+
+
+def product_batch(name, case):
+    """Value, and the gradient by central differences of 60 digits."""
+    rng, columns = stream(name), 6
+    lengths = [4, 1, 0, 5, 6, 3, 0, 2] if not case.labels else [4, 1, 0, 5, 6]
+    rows = len(lengths)
+    masks = [mask_of(rng, case.masks, n, columns) for n in lengths]
+    logps = [[grid(-rng.expovariate(0.7) - 0.01) for _ in range(columns)] for _ in range(rows)]
+    data = {
+        "mask": masks,
+        "ref_logps": [[x + grid(rng.gauss(0, 0.4)) for x in row] for row in logps],
+        "nll_mask": masks,
+        "baselines": [grid(rng.gauss(0, 1)) * case.with_baselines for _ in range(rows)],
+        "answer_weights": [
+            mpf(rng.choice([0, 0.5, 2])) if case.with_weights else mpf(1) for _ in range(rows)
+        ],
+    }
+    if case.own_nll_mask:
+        data["nll_mask"] = [
+            [mpf(rng.choice([0, 0.5, 1, 1])) for _ in range(columns)] for _ in range(rows)
+        ]
+    step, slopes = mpf(10) ** -20, []
+    for row in range(rows):
+        for t in range(columns):
+            moved = [
+                [x + sign * step * ((i, j) == (row, t)) for j, x in enumerate(each)]
+                for sign in (1, -1)
+                for i, each in enumerate(logps)
+            ]
+            up, down = (product_loss(case, data, part) for part in (moved[:rows], moved[rows:]))
+            slopes.append(number((up - down) / (2 * step)))
+    reference = "false" if case.choices.get("link") == "log_odds" else "true"
+    out = {
+        "name": name,
+        "preset": case.preset,
+        "objective": case.objective,
+        "options": case.options,
+        "choices": {"reference": reference} | case.choices,
+        "rows": rows,
+        "columns": columns,
+        "response_mask": [float(w) for row in masks for w in row],
+        "logps": [float(x) for row in logps for x in row],
+        "ref_logps": [float(x) for row in data["ref_logps"] for x in row],
+        "dlogps": slopes,
+        "loss": number(product_loss(case, data, logps)),
+    }
+    if case.labels:
+        out["labels"] = case.labels
+    if case.own_nll_mask:
+        out["nll_mask"] = [float(w) for row in data["nll_mask"] for w in row]
+    if case.with_baselines:
+        out["baselines"] = [float(x) for x in data["baselines"]]
+    if case.with_weights:
+        out["answer_weights"] = [float(x) for x in data["answer_weights"]]
+    return out
+
+
 def batches():
     for name, row in ROWS.items():
         yield batch(f"{name} preset", name)
@@ -153,6 +338,8 @@ def batches():
         yield batch(f"{name} of scores by {other}", name, score=other, beta=0.5)
         for link in LINKS:
             yield batch(f"{name}, {link}", name, link=link, beta=0.5)
+    for name, case in PRODUCTS.items():
+        yield product_batch(name, case)
 
 
 def main():

@@ -473,6 +473,7 @@ TEST(Linear, PreferenceLossIsThatOfTheWholeLogits) {
     for (bool fused : {false, true}) {
       const at::Tensor hidden = leaf(in.hidden), weight = leaf(in.weight), bias = leaf(in.bias);
       PreferenceBatch batch{.logps = {}, .ref_logps = in.ref_logps, .response_mask = in.mask};
+      if (objective.loss.takes_labels()) batch.labels = at::arange(in.mask.size(0)).remainder(2);
       PreferenceOutput out;
       if (fused) {
         out = linear_preference_loss(hidden, {weight, bias},

@@ -8,6 +8,9 @@
 #include <limits>
 #include <string>
 
+#include "libtorch/arrays.h"
+#include "tests/rl/links.h"
+
 namespace tether {
 namespace {
 
@@ -21,6 +24,13 @@ PreferenceBatch random_batch(int64_t pairs, int64_t columns, at::ScalarType dtyp
           .ref_logps =
               (logps + 0.3 * torch::randn({2 * pairs, columns}, options)).masked_fill(poison, NAN),
           .response_mask = mask};
+}
+
+// The batch as the objective takes it.
+PreferenceBatch labelled(PreferenceBatch batch, const PreferenceObjective& objective) {
+  if (!objective.loss.takes_labels()) return batch;
+  batch.labels = at::arange(face::count_rows(batch), at::kInt).remainder(2);
+  return batch;
 }
 
 at::Tensor gradient(const at::Tensor& loss, const at::Tensor& logps) {
@@ -77,22 +87,64 @@ TEST(PreferenceLossFace, ALinkMayBeOnesOwn) {
   EXPECT_TRUE(at::allclose(gradient(tensors.loss, batch.logps), slope, 1e-12, 1e-16));
 }
 
+void expect_same_on_every_device(const PreferenceBatch& batch, const PreferenceObjective& objective,
+                                 const PairNormalizer& normalizer = {}) {
+  const PreferenceOutput kernel = preference_loss(batch, objective, normalizer);
+  const PreferenceOutput tensors = detail::preference_loss_any_device(batch, objective, normalizer);
+  EXPECT_NEAR(kernel.loss.item<double>(), tensors.loss.item<double>(), 1e-13);
+  EXPECT_TRUE(at::allclose(gradient(kernel.loss, batch.logps), gradient(tensors.loss, batch.logps),
+                           1e-11, 1e-14));
+  const auto expected = kernel.metrics.to_map();
+  for (const auto& [name, value] : tensors.metrics.to_map()) {
+    EXPECT_NEAR(value, expected.at(name), 1e-12) << name;
+  }
+}
+
 TEST(PreferenceLossFace, EveryDevicePathEqualsTheKernel) {
   for (const PreferenceRow& row : kPreferenceCatalogue) {
     for (size_t link = 0; link < kLinkNames.size(); ++link) {
       SCOPED_TRACE(std::string(row.name) + " " + std::string(kLinkNames[link]));
-      const PreferenceBatch batch = random_batch(4, 13);
       PreferenceObjective objective = row.preset();
-      choose(objective.link, link);
-      const PreferenceOutput kernel = preference_loss(batch, objective);
-      const PreferenceOutput tensors = detail::preference_loss_any_device(batch, objective);
-      EXPECT_NEAR(kernel.loss.item<double>(), tensors.loss.item<double>(), 1e-13);
-      EXPECT_TRUE(at::allclose(gradient(kernel.loss, batch.logps),
-                               gradient(tensors.loss, batch.logps), 1e-11, 1e-14));
-      const auto expected = kernel.metrics.to_map();
-      for (const auto& [name, value] : tensors.metrics.to_map()) {
-        EXPECT_NEAR(value, expected.at(name), 1e-12) << name;
-      }
+      choose_link(objective, link);
+      expect_same_on_every_device(labelled(random_batch(4, 13), objective), objective);
+    }
+  }
+}
+
+TEST(PreferenceLossFace, EveryDevicePathEqualsTheKernelInWhatBatchesMayHave) {
+  const PreferenceBatch plain = random_batch(4, 13);
+  const at::Tensor& mask = plain.response_mask;
+  const at::Tensor read = mask.logical_or(torch::rand({8, 13}) > 0.5);
+  const at::Tensor logps = -torch::rand({8, 13}, at::kDouble) - 0.1;
+  PreferenceBatch padded{.logps = logps.masked_fill(read.logical_not(), NAN).requires_grad_(),
+                         .ref_logps = plain.ref_logps,
+                         .response_mask = mask,
+                         .nll_mask = read.to(at::kDouble) * 0.5,
+                         .baselines = torch::randn({8}, at::kDouble),
+                         .answer_weights = at::arange(8)};
+  const auto packed = [&](const at::Tensor& tokens) { return tokens.detach().masked_select(read); };
+  PreferenceBatch in_one_row{
+      .logps = packed(padded.logps).requires_grad_(),
+      .ref_logps = packed(padded.ref_logps),
+      .response_mask = packed(mask),
+      .nll_mask = packed(padded.nll_mask),
+      .baselines = padded.baselines,
+      .answer_weights = padded.answer_weights,
+      .offsets = at::cat({at::zeros({1}, at::kLong), read.sum(1).cumsum(0)})};
+  for (const PreferenceRow& row : kPreferenceCatalogue) {
+    for (size_t mean = 0; mean < kNllMeanNames.size(); ++mean) {
+      SCOPED_TRACE(std::string(row.name) + " " + std::string(kNllMeanNames[mean]));
+      PreferenceObjective objective = row.preset();
+      objective.nll = {.coefficient = 0.5, .mean = NllMean(mean)};
+      if (!objective.loss.takes_labels()) objective.ld_alpha = 0.25;
+      const PairNormalizer step{.pairs = 9, .tokens = 50, .world_size = 2};
+      const PreferenceBatch first = labelled(padded, objective);
+      const PreferenceBatch second = labelled(in_one_row, objective);
+      expect_same_on_every_device(first, objective);
+      expect_same_on_every_device(second, objective, step);
+      EXPECT_NEAR(preference_loss(first, objective).loss.item<double>(),
+                  preference_loss(second, objective).loss.item<double>(), 1e-13);
+      EXPECT_EQ(local_counts(first).tokens, local_counts(second).tokens);
     }
   }
 }
@@ -113,8 +165,11 @@ TEST(PreferenceLossFace, AnswersPaddedAndPackedGiveTheSame) {
                            .ref_logps = padded.ref_logps.masked_select(mask),
                            .response_mask = at::ones({offsets[-1].item<int64_t>()}, at::kBool),
                            .offsets = offsets};
-    const double expected = preference_loss(padded, row.preset()).loss.item<double>();
-    for (const PreferenceBatch& batch : {answers, packed}) {
+    const auto as_taken = [&](const PreferenceBatch& batch) {
+      return labelled(batch, row.preset());
+    };
+    const double expected = preference_loss(as_taken(padded), row.preset()).loss.item<double>();
+    for (const PreferenceBatch& batch : {as_taken(answers), as_taken(packed)}) {
       for (const auto call : {preference_loss, detail::preference_loss_any_device}) {
         const PreferenceOutput out = call(batch, row.preset(), {});
         EXPECT_NEAR(out.loss.item<double>(), expected, 1e-13);

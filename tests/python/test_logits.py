@@ -478,11 +478,17 @@ def preference_results(hidden, weight, bias, targets, batch, fused, **settings):
 @pytest.mark.parametrize("objective", tether.objectives("preference"))
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_linear_preference_loss_equals_whole_logits(objective, rows):
-    inputs = preference_inputs()
+    *inputs, batch = preference_inputs()
+    batch["nll_mask"] = torch.rand(6, 5, generator=torch.Generator().manual_seed(6)) > 0.5
+    batch["baselines"] = torch.linspace(-1, 1, 6)
+    if tether.reference.PREFERENCES[objective].takes_labels:
+        batch["labels"] = torch.arange(6) % 2
+    inputs = (*inputs, batch)
     head = {"temperature": 0.9, "scale": 1.2, "softcap": 9.0, "chunk_bytes": rows * 33 * 8}
     for settings in (
         {"beta": 0.3, "link": "js", "score": "mean"},
         {"pairs": 7, "world_size": 2, "reference": False},
+        {"nll_coef": 0.5, "tokens": 9},
     ):
         settings = {"objective": objective, **head, **settings}
         actual = preference_results(*inputs, True, **settings)
@@ -597,7 +603,11 @@ def test_linear_preference_loss_of_answers_of_one_token_needs_the_mask_too():
 def test_linear_preference_loss_leaves_the_objective_to_preference_loss():
     hidden, weight, _, targets, batch = preference_inputs()
     for change, message in (
-        ({"tau": 1}, 'option must be one of label_smoothing, beta, link_alpha, got "tau"'),
+        (
+            {"tau": 1},
+            "option must be one of label_smoothing, beta, loss_weight, nll_coef, ld_alpha, "
+            'link_alpha, got "tau"',
+        ),
         ({"ref_logps": None}, "ref_logps must be given, got none. Pass them or reference = false"),
         ({"pairs": -1}, "pairs must be at least 0 and finite, got -1"),
     ):

@@ -24,8 +24,18 @@ def padded_pairs(pairs=4, columns=9, seed=0, dtype=torch.float64, poison=math.na
 
 def packed(batch):
     mask = batch["response_mask"]
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
-    return {name: each[mask] for name, each in batch.items()} | {"offsets": offsets}
+    read = mask | (batch["nll_mask"] > 0) if "nll_mask" in batch else mask
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), read.sum(1).cumsum(0)])
+    tokens = {name: each[read] for name, each in batch.items() if each.shape == mask.shape}
+    return batch | tokens | {"offsets": offsets}
+
+
+def as_taken(batch, objective):
+    """With labels for an objective of single answers."""
+    if not tether.reference.PREFERENCES[objective].takes_labels:
+        return batch
+    rows = batch["offsets"].shape[0] - 1 if "offsets" in batch else batch["logps"].shape[0]
+    return batch | {"labels": torch.arange(rows) % 3 == 0}
 
 
 def evaluated(function, batch, upstream=1.0, **settings):
@@ -41,12 +51,89 @@ def evaluated(function, batch, upstream=1.0, **settings):
 @pytest.mark.parametrize("link", tether.reference.LINKS)
 @pytest.mark.parametrize("score", ["sum", "mean"])
 def test_equals_reference_in_float64(objective, layout, link, score):
-    batch = layout(padded_pairs())
+    batch = as_taken(layout(padded_pairs()), objective)
     settings = {"objective": objective, "link": link, "score": score, "beta": 0.3}
+    settings["reference"] = str(link != "log_odds").lower()
     actual = evaluated(tether.preference_loss, batch, upstream=-1.7, **settings)
     expected = evaluated(tether.reference.preference_loss, batch, upstream=-1.7, **settings)
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b.nan_to_num(), rtol=1e-11, atol=1e-13)
+
+
+PRODUCTS = {
+    "LD": {"ld_alpha": 0.25},
+    "LD of means": {"ld_alpha": torch.tensor(0.5), "score": "mean"},
+    "NLL": {"nll_coef": 0.5, "loss_weight": 2.0},
+    "NLL by sequence": {"nll_coef": torch.tensor(0.5), "nll_mean": "sequence_mean"},
+    "LD + NLL summed": {"nll_coef": 0.5, "nll_mean": "sequence_sum", "ld_alpha": 0.0},
+    "counts of the step": {"nll_coef": 0.5, "pairs": 9, "tokens": torch.tensor(70.0)},
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("layout", [dict, packed])
+@pytest.mark.parametrize("own_mask", [False, True])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_equals_reference_in_what_a_product_may_have(objective, layout, own_mask, name):
+    batch = padded_pairs(poison=0.0)
+    generator = torch.Generator().manual_seed(7)
+    batch["baselines"] = torch.randn(8, generator=generator, dtype=torch.float64)
+    batch["answer_weights"] = torch.arange(8)
+    if own_mask:
+        batch["nll_mask"] = torch.rand(batch["logps"].shape, generator=generator).round(decimals=1)
+    batch = as_taken(layout(batch), objective)
+    settings = dict(PRODUCTS[name])
+    if "labels" in batch:
+        settings.pop("ld_alpha", None)
+    settings["objective"] = objective
+    expected = evaluated(tether.reference.preference_loss, batch, upstream=-1.7, **settings)
+    for function in (tether.preference_loss, on_tensors):
+        actual = evaluated(function, batch, upstream=-1.7, **settings)
+        for a, b in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_ld_dpo_is_the_expression_of_the_paper():
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [1, 1, 0, 0], [0, 1, 1, 1]], dtype=torch.bool)
+    batch = padded_pairs(pairs=2, columns=4, poison=0.0) | {"response_mask": mask}
+    # Answers of 4 and 2 tokens, and of 2 and 3: the tail weighs 1/4.
+    weight = mask.double()
+    weight[0, 2:], weight[3, 3] = 0.25, 0.25
+    scores = (weight * (batch["logps"] - batch["ref_logps"])).sum(1)
+    margin = 0.1 * (scores[:2] - scores[2:])
+    loss = tether.dpo_loss(**batch, ld_alpha=0.25).loss
+    expected = -torch.nn.functional.logsigmoid(margin).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+
+
+def test_kto_is_the_expression_of_the_paper():
+    batch, labels = padded_pairs(poison=0.0), torch.tensor([1, 0, 0, 1, 1, 1, 0, 1])
+    z = torch.tensor(0.3, dtype=torch.float64)
+    gaps = torch.where(batch["response_mask"], batch["logps"] - batch["ref_logps"], 0.0).sum(1)
+    good = 1.5 * (1 - torch.sigmoid(0.2 * (gaps - z)))
+    bad = 1 - torch.sigmoid(0.2 * (z - gaps))
+    loss = tether.preference_loss(
+        **batch,
+        labels=labels,
+        baselines=z.expand(8),
+        objective="kto",
+        beta=0.2,
+        desirable_weight=1.5,
+    ).loss
+    expected = torch.where(labels == 1, good, bad).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+
+
+def test_orpo_is_the_expression_of_the_paper():
+    batch = padded_pairs(poison=0.0)
+    mask, logps = batch["response_mask"], batch["logps"]
+    mean = torch.where(mask, logps, 0.0).sum(1) / mask.sum(1)
+    log_odds = mean - torch.log1p(-mean.exp())
+    nll = -logps[:4][mask[:4]].mean()
+    expected = nll - 0.1 * torch.nn.functional.logsigmoid(log_odds[:4] - log_odds[4:]).mean()
+    loss, metrics = tether.preference_loss(logps, response_mask=mask, objective="orpo")
+    torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+    assert metrics.to_dict()["nll"] == pytest.approx(nll.item(), rel=1e-14)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, -1.0, torch.tensor(0.5)])
@@ -88,7 +175,8 @@ def test_options_of_a_link_need_the_link():
         with pytest.raises(ValueError) as error:
             function(**batch, link_alpha=0.5)
         assert str(error.value) == (
-            'preference_loss: option must be one of label_smoothing, beta, got "link_alpha"'
+            "preference_loss: option must be one of label_smoothing, beta, loss_weight, nll_coef, "
+            'ld_alpha, got "link_alpha"'
         )
 
 
@@ -139,7 +227,7 @@ def test_metrics_by_name():
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_gradient_is_the_derivative_of_the_value(objective):
-    batch = padded_pairs(pairs=2, columns=4, poison=0.0)
+    batch = as_taken(padded_pairs(pairs=2, columns=4, poison=0.0), objective)
 
     def loss(logps):
         return tether.preference_loss(**batch | {"logps": logps}, objective=objective).loss
@@ -169,6 +257,10 @@ def test_opcheck(layout, dtype):
             batch["logps"],
             batch["ref_logps"],
             batch["response_mask"],
+            None,
+            None,
+            torch.linspace(-1, 1, 8),
+            None,
             batch.get("offsets"),
             ["beta", "normalizer.pairs"],
             torch.tensor([0.5, 10.0], dtype=torch.float64),
@@ -199,9 +291,11 @@ def test_the_catalogue_and_the_reference_have_the_same_rows():
         defaults = {each: option.default for each, option in objective.options.items()}
         of_links = {each for each in defaults if each.startswith("link_")}
         own = {each: value for each, value in defaults.items() if each not in of_links}
-        assert own == rows[name].options | {"beta": 0.1}
+        defaults = tether.reference.preference.OPTIONS | rows[name].options
+        assert own == defaults
         assert list(objective.choices["link"].legal) == list(tether.reference.LINKS)
-        assert objective.choices["score"].default == rows[name].score
+        choices = {each: choice.default for each, choice in objective.choices.items()}
+        assert choices == tether.reference.preference.CHOICES | rows[name].choices
 
 
 ERRORS = {
@@ -215,11 +309,33 @@ ERRORS = {
         ValueError,
         {"ref_logps": torch.zeros(8, 8, dtype=torch.float64)},
     ),
-    'objective must be one of dpo, cdpo, ipo, hinge, got "dop"': (
+    f'objective must be one of {", ".join(OBJECTIVES)}, got "dop"': (
         ValueError,
         {"objective": "dop"},
     ),
-    'option must be one of label_smoothing, beta, link_alpha, got "tau"': (
+    "labels must be absent, got an array. The loss is one of pairs": (
+        ValueError,
+        {"labels": torch.ones(8)},
+    ),
+    "labels must be given, got none. The loss is one of single answers": (
+        ValueError,
+        {"objective": "kto"},
+    ),
+    "labels must be [8], got [4]": (ValueError, {"objective": "kto", "labels": torch.ones(4)}),
+    "answer_weights must be at least 0 and finite, got -1 at [5]": (
+        ValueError,
+        {"answer_weights": 4 - torch.arange(8)},
+    ),
+    "nll_mask must be in [0, 1], got 2 at [0, 0]": (
+        ValueError,
+        {"nll_coef": 1.0, "nll_mask": torch.full((8, 9), 2)},
+    ),
+    "tokens must be greater than 0 and finite, got 0": (
+        ValueError,
+        {"nll_coef": 1.0, "tokens": 0},
+    ),
+    "option must be one of label_smoothing, beta, loss_weight, nll_coef, ld_alpha, link_alpha, "
+    'got "tau"': (
         ValueError,
         {"tau": 0.2},
     ),

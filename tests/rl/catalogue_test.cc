@@ -23,7 +23,7 @@ TEST(Catalogue, EveryFormulaIsKnownToTheFacesByType) {
   for (const PreferenceRow& row : kPreferenceCatalogue) {
     const PreferenceObjective objective = row.preset();
     bool known = false;
-    for_each_pair_loss(
+    for_each_preference_formula(
         [&](auto formula) { known |= objective.loss.target<decltype(formula)>() != nullptr; });
     EXPECT_TRUE(known) << row.name;
   }

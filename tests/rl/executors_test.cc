@@ -76,9 +76,17 @@ TEST(Executors, ChangeNoBitOfAWeightedLoss) {
 TEST(Executors, ChangeNoBitOfAPreferenceLoss) {
   PairRows<float> batch(20, 1500);
   for (const PreferenceRow& row : kPreferenceCatalogue) {
-    expect_same_bits(row.name, batch.dlogps, [&](const Executor& executor) {
-      return batch.run(row.preset(), {}, executor);
-    });
+    PreferenceObjective objective = row.preset();
+    batch.labels.assign(objective.loss.takes_labels() ? 40 : 0, 1.0f);
+    const auto expect_same = [&] {
+      expect_same_bits(row.name, batch.dlogps, [&](const Executor& executor) {
+        return batch.run(objective, {}, executor);
+      });
+    };
+    expect_same();
+    objective.nll.coefficient = 0.5;
+    if (!objective.loss.takes_labels()) objective.ld_alpha = 0.5;
+    expect_same();
   }
 }
 

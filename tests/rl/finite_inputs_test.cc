@@ -11,6 +11,7 @@
 #include "rl/catalogue.h"
 #include "rl/kernels/preference_loss.h"
 #include "rl/kernels/value_loss.h"
+#include "tests/rl/links.h"
 #include "tests/rl/policy_batch.h"
 
 namespace tether {
@@ -79,21 +80,56 @@ void expect_finite_policy_losses() {
 TEST(FiniteInputs, GiveNoNaNInPolicyLossesInFloat) { expect_finite_policy_losses<float>(); }
 TEST(FiniteInputs, GiveNoNaNInPolicyLossesInDouble) { expect_finite_policy_losses<double>(); }
 
+// What four answers say of themselves, of any size, and other tokens for the NLL.
+template <class T>
+struct PreferenceSides {
+  std::vector<T> labels, baselines, weights, nll_mask;
+
+  explicit PreferenceSides(std::mt19937& random) {
+    for (int i = 0; i < 4; ++i) {
+      labels.push_back(T(random() % 2));
+      baselines.push_back(random() % 2 ? any_finite<T>(random) : T(0));
+      weights.push_back(random() % 2 ? std::abs(any_finite<T>(random)) : T(1));
+    }
+    for (int i = 0; i < 36; ++i) nll_mask.push_back(T(random() % 2));
+  }
+  PreferenceArrays arrays(const Batch<T>& batch, const PreferenceObjective& objective) const {
+    const auto of_rows = [](const std::vector<T>& each) {
+      return ConstArray{.data = each.data(),
+                        .dtype = dtype<T>(),
+                        .row_stride = 1,
+                        .column_stride = 0,
+                        .per_row = true};
+    };
+    return {.layout = {.rows = 4, .columns = 9},
+            .logps = batch.view(batch.logps),
+            .ref_logps = batch.view(batch.ref_logps),
+            .response_mask = batch.view(batch.mask),
+            .nll_mask = batch.view(nll_mask),
+            .labels = objective.loss.takes_labels() ? of_rows(labels) : ConstArray{},
+            .baselines = of_rows(baselines),
+            .answer_weights = of_rows(weights)};
+  }
+};
+
 template <class T>
 void expect_finite_preference_losses() {
   std::mt19937 random(8);
   for (int trial = 0; trial < 200; ++trial) {
     Batch<T> batch = wild_batch<T>(random);
-    const PreferenceArrays arrays{.layout = {.rows = 4, .columns = 9},
-                                  .logps = batch.view(batch.logps),
-                                  .ref_logps = batch.view(batch.ref_logps),
-                                  .response_mask = batch.view(batch.mask)};
+    const PreferenceSides<T> sides(random);
     for (const PreferenceRow& row : kPreferenceCatalogue) {
       PreferenceObjective objective = row.preset();
-      choose(objective.link, random() % kLinkNames.size());
+      choose_link(objective, random() % kLinkNames.size());
+      if (!objective.link.traits().of_log_ratio) {
+        for (T& each : batch.logps) each = -std::abs(each);
+      }
       objective.score = PairScore(random() % kPairScoreNames.size());
-      const PreferenceTotals out =
-          preference_loss(arrays, objective, {}, {batch.dlogps.data(), dtype<T>(), 9, 1});
+      objective.nll.mean = NllMean(random() % kNllMeanNames.size());
+      objective.nll.coefficient = random() % 2 ? 0 : std::abs(double(any_finite<T>(random)));
+      if (!objective.loss.takes_labels()) objective.ld_alpha = random() % 2 ? 1 : 0.5;
+      const PreferenceTotals out = preference_loss(sides.arrays(batch, objective), objective, {},
+                                                   {batch.dlogps.data(), dtype<T>(), 9, 1});
       EXPECT_FALSE(std::isnan(out.loss)) << row.name << " " << trial;
       for (const T each : batch.dlogps) EXPECT_FALSE(std::isnan(each)) << row.name << " " << trial;
     }
@@ -109,19 +145,23 @@ void expect_finite_at_the_ends_of_options() {
     const T most = std::numeric_limits<T>::max();
     for (T& each : batch.logps) each = random() % 2 ? most : -most;
     if (trial % 5 == 0) std::fill_n(batch.mask.begin(), 9, T(0));  // an answer without tokens
-    const PreferenceArrays arrays{.layout = {.rows = 4, .columns = 9},
-                                  .logps = batch.view(batch.logps),
-                                  .ref_logps = batch.view(batch.ref_logps),
-                                  .response_mask = batch.view(batch.mask)};
+    const PreferenceSides<T> sides(random);
     for (const PreferenceRow& row : kPreferenceCatalogue) {
       PreferenceObjective objective = row.preset();
-      choose(objective.link, random() % kLinkNames.size());
+      choose_link(objective, random() % kLinkNames.size());
+      if (!objective.link.traits().of_log_ratio) {
+        for (T& each : batch.logps) each = -std::abs(each);
+      }
       objective.score = PairScore(random() % kPairScoreNames.size());
+      objective.nll.mean = NllMean(random() % kNllMeanNames.size());
+      objective.nll.coefficient = random() % 2 ? 0 : std::abs(double(any_finite<T>(random)));
+      if (!objective.loss.takes_labels()) objective.ld_alpha = random() % 2 ? 1 : 0.5;
       objective.beta = betas[random() % 6];
       const PairNormalizer normalizer{.world_size = factors[random() % 4],
                                       .scale = factors[random() % 4]};
       const PreferenceTotals out =
-          preference_loss(arrays, objective, normalizer, {batch.dlogps.data(), dtype<T>(), 9, 1});
+          preference_loss(sides.arrays(batch, objective), objective, normalizer,
+                          {batch.dlogps.data(), dtype<T>(), 9, 1});
       const std::string where = std::string(row.name) + " " + text(trial) + ", beta " +
                                 text(objective.beta) + ", factor " + text(normalizer.factor());
       EXPECT_FALSE(std::isnan(out.loss)) << where;

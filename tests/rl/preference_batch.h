@@ -10,11 +10,12 @@
 
 namespace tether {
 
-// Pairs of ragged answers that own their memory; masked slots hold NaN.
+// Ragged answers that own their memory, pairs unless they get labels; masked slots hold NaN.
 template <class T>
 struct PairRows {
   int64_t rows, columns;
   std::vector<T> logps, ref_logps, mask, dlogps;
+  std::vector<T> nll_mask, labels, baselines, answer_weights;  // empty: none
 
   PairRows(int64_t pairs, int64_t t, unsigned seed = 1, double spread = 0.3)
       : rows(2 * pairs), columns(t) {
@@ -33,11 +34,23 @@ struct PairRows {
   ConstArray view(const std::vector<T>& array) const {
     return {array.data(), dtype<T>(), columns, 1};
   }
+  ConstArray numbers_of_rows(const std::vector<T>& array) const {
+    if (array.empty()) return {};
+    return {.data = array.data(),
+            .dtype = dtype<T>(),
+            .row_stride = 1,
+            .column_stride = 0,
+            .per_row = true};
+  }
   PreferenceArrays arrays() const {
     return {.layout = {.rows = rows, .columns = columns},
             .logps = view(logps),
             .ref_logps = view(ref_logps),
-            .response_mask = view(mask)};
+            .response_mask = view(mask),
+            .nll_mask = nll_mask.empty() ? ConstArray{} : view(nll_mask),
+            .labels = numbers_of_rows(labels),
+            .baselines = numbers_of_rows(baselines),
+            .answer_weights = numbers_of_rows(answer_weights)};
   }
   PreferenceTotals run(const PreferenceObjective& objective, const PairNormalizer& normalizer = {},
                        const Executor& executor = {}) {

@@ -19,7 +19,11 @@ TEST(PreferenceObjective, ListsItsOptionsByName) {
   for_each_option(objective, [&](std::string_view name, double value, const Range&) {
     options[std::string(name)] = value;
   });
-  EXPECT_EQ(options, (std::map<std::string, double>{{"label_smoothing", 0.2}, {"beta", 0.3}}));
+  EXPECT_EQ(options, (std::map<std::string, double>{{"label_smoothing", 0.2},
+                                                    {"beta", 0.3},
+                                                    {"loss_weight", 1},
+                                                    {"nll_coef", 0},
+                                                    {"ld_alpha", 1}}));
 }
 
 TEST(PreferenceObjective, OptionsAndChoicesAreSetByName) {

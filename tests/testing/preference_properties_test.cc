@@ -7,6 +7,7 @@
 #include <string>
 
 #include "testing/preference_checks.h"
+#include "tests/rl/links.h"
 
 // Every preference objective of the library against every property that its traits allow, and wrong
 // losses that each must be caught by the property that names its fault.
@@ -43,9 +44,25 @@ TEST_P(PreferenceCatalogue, EveryLinkAndScoreKeepsThemToo) {
   objective.score = objective.score == PairScore::sum ? PairScore::mean : PairScore::sum;
   for (size_t link = 0; link < kLinkNames.size(); ++link) {
     SCOPED_TRACE(kLinkNames[link]);
-    choose(objective.link, link);
+    choose_link(objective, link);
     expect_good(objective, preference_loss, traits_of(objective), {.batches = 3});
   }
+}
+
+TEST_P(PreferenceCatalogue, OneWithAnNllKeepsThemToo) {
+  PreferenceObjective objective = GetParam().preset();
+  if (objective.loss.takes_labels()) GTEST_SKIP() << "the steps' counts know no labels";
+  objective.nll.coefficient = 0.5;
+  for (const NllMean mean : {NllMean::token, NllMean::sequence_mean}) {
+    objective.nll.mean = mean;
+    expect_good(objective, preference_loss, traits_of(objective), {.batches = 1});
+  }
+  objective.nll.mean = NllMean::sequence_sum;
+  objective.ld_alpha = 0.25;
+  expect_good(objective, preference_loss, traits_of(objective), {.batches = 2});
+  LossTraits traits = traits_of(objective);
+  traits.bitwise = false;
+  expect_good(objective, detail::preference_loss_any_device, traits, {.batches = 1});
 }
 
 TEST_P(PreferenceCatalogue, ALossWithoutAReferenceKeepsThemToo) {

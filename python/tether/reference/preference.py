@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tether._checks import savable
+from tether._checks import number_of, savable
 from tether.reference.numbers import (
     Number,
     saturated,
@@ -19,41 +20,70 @@ from tether.reference.numbers import (
 )
 from tether.reference.rows import Rows
 
-# g_c and g_r are the linked scores of the chosen and the rejected answer, x = beta (g_c - g_r). As
-# the derivative is a product, not a sum of parts, an infinite upstream gradient makes no NaN of it.
+# The linked scores of a pair are compared as they stand above their baselines, and weighed by beta:
+# x = beta (g_c - g_r). As the derivative is a product, not a sum of parts, an infinite upstream
+# gradient makes no NaN of it.
 
 
 _LARGEST_VALUE = 1e300  # what is beyond counts as this
 
 
-def margin(chosen: Tensor, rejected: Tensor, beta: Number) -> Tensor:
-    gap = chosen - rejected
+def _reward(score: Tensor, beta: Number) -> Tensor:
     beta = beta.double().clamp(max=1e280) if isinstance(beta, Tensor) else min(beta, 1e280)
-    x = gap.detach() * beta
-    return x.clamp(-_LARGEST_VALUE, _LARGEST_VALUE) + beta * (gap - gap.detach())
+    x = score.detach() * beta
+    return x.clamp(-_LARGEST_VALUE, _LARGEST_VALUE) + beta * (score - score.detach())
 
 
-def dpo(chosen: Tensor, rejected: Tensor, beta: Number, *, label_smoothing: Number = 0.0) -> Tensor:
+class Pair(NamedTuple):
+    """Scores of two answers after the link, above their baselines."""
+
+    chosen: Tensor
+    rejected: Tensor
+    beta: Number
+
+    @property
+    def gap(self) -> Tensor:
+        return self.chosen - self.rejected
+
+    @property
+    def margin(self) -> Tensor:
+        return _reward(self.gap, self.beta)
+
+
+class LabelledAnswer(NamedTuple):
+    """The score of one answer, and whether it is a good one."""
+
+    score: Tensor
+    label: Tensor
+    beta: Number
+
+    @property
+    def reward(self) -> Tensor:
+        return _reward(self.score, self.beta)
+
+
+def dpo(pair: Pair, *, label_smoothing: Number = 0.0) -> Tensor:
     """-(1 - e) log sigmoid(x) - e log sigmoid(-x).
 
     DPO, arXiv:2305.18290, eq. 7; with label smoothing e: ericmitchell.ai/cdpo.pdf.
     """
-    x = margin(chosen, rejected, beta)
+    x = pair.margin
     log_sigmoid = torch.nn.functional.logsigmoid
     value = -(1 - label_smoothing) * log_sigmoid(x) - label_smoothing * log_sigmoid(-x)
     return with_slope(value, label_smoothing - torch.sigmoid(-x), x)
 
 
-def ipo(chosen: Tensor, rejected: Tensor, beta: Number) -> Tensor:
+def ipo(pair: Pair) -> Tensor:
     """(g_c - g_r - 1 / (2 beta))^2. arXiv:2310.12036, eq. 17."""
+    beta = pair.beta
     beta = beta.double().clamp(min=1e-290) if isinstance(beta, Tensor) else max(beta, 1e-290)
-    gap = chosen - rejected - 1 / (2 * beta)
+    gap = pair.gap - 1 / (2 * beta)
     return with_slope((gap**2).clamp(max=_LARGEST_VALUE), 2 * gap, gap)
 
 
-def hinge(chosen: Tensor, rejected: Tensor, beta: Number) -> Tensor:
+def hinge(pair: Pair) -> Tensor:
     """max(0, 1 - x). arXiv:2309.06657, eq. 9."""
-    return torch.relu(1 - margin(chosen, rejected, beta))
+    return torch.relu(1 - pair.margin)
 
 
 def forward_kl(score: Tensor) -> Tensor:
@@ -78,90 +108,213 @@ LINKS = {
 }
 
 
-class PairRow(NamedTuple):
+@dataclass(frozen=True)
+class PreferenceRow:
     loss: Callable[..., Tensor]
-    options: dict[str, float]
-    score: str = "sum"
+    options: dict[str, float] = field(default_factory=dict)  # its own; of OPTIONS what differs
+    choices: dict[str, str] = field(default_factory=dict)
+    takes_labels: bool = False
 
+
+OPTIONS = {"beta": 0.1, "loss_weight": 1.0, "nll_coef": 0.0, "ld_alpha": 1.0}
+CHOICES = {"score": "sum", "reference": "true", "link": "reverse_kl", "nll_mean": "token"}
 
 PREFERENCES = {
-    "dpo": PairRow(dpo, {"label_smoothing": 0.0}),
-    "cdpo": PairRow(dpo, {"label_smoothing": 0.1}),
-    "ipo": PairRow(ipo, {}, "mean"),
-    "hinge": PairRow(hinge, {}),
+    "dpo": PreferenceRow(dpo, {"label_smoothing": 0.0}),
+    "cdpo": PreferenceRow(dpo, {"label_smoothing": 0.1}),
+    "ipo": PreferenceRow(ipo, choices={"score": "mean"}),
+    "hinge": PreferenceRow(hinge),
 }
 
 
 class PreferenceTotals(NamedTuple):
     loss: Tensor
-    sums: Tensor  # [8, 2]: value and count of every metric, in the order of preference_metrics.h
+    sums: Tensor  # [9, 2]: value and count of every metric, in the order of preference_metrics.h
 
 
 def preference_loss(
     logps: Tensor,
     response_mask: Tensor,
     ref_logps: Tensor | None = None,
+    nll_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    baselines: Tensor | None = None,
+    answer_weights: Tensor | None = None,
     offsets: Tensor | None = None,
     *,
     objective: str = "dpo",
     pairs: Number | None = None,
+    tokens: Number | None = None,
     world_size: Number = 1,
     loss_scale: Number = 1,
-    beta: Number = 0.1,
-    score: str | None = None,
-    reference: str = "true",
-    link: str = "reverse_kl",
-    **options: Number,
+    **settings: Number | str,
 ) -> PreferenceTotals:
-    """The mean over pairs of the loss of their scores, as tether.preference_loss."""
+    """The loss of pairs, or of answers with labels, as tether.preference_loss."""
     row = PREFERENCES[objective]
-    beta, options = savable(beta), {name: savable(each) for name, each in options.items()}
+    settings = OPTIONS | CHOICES | row.options | row.choices | settings
+    settings = {name: savable(each) for name, each in settings.items()}
     rows = Rows.of("preference_loss", "logps", logps, offsets)
-    half = rows.count // 2
+    answers = _answers(rows, logps, ref_logps, response_mask, nll_mask, settings)
+    examples = _examples(row, answers, labels, baselines, answer_weights, settings)
+    terms, present, finite = examples.loss, examples.present, examples.finite
+    spoil = torch.where(finite, 1.0, math.nan)
+    terms = torch.where(present, spoil * terms, 0.0)
+    nll = torch.where(present, spoil * examples.nll, 0.0)
+    count = present.sum().double()
+    of_tokens = settings["nll_mean"] == "token"
+    nll_count = torch.where(present, examples.nll_n, 0.0).sum() if of_tokens else count
+    factor = torch.as_tensor(world_size * loss_scale, device=count.device).double()
+    share = (_share(pairs, count) * factor).clamp(max=_LARGEST_VALUE)
+    loss = share * terms.sum()
+    with_nll = number_of(settings["nll_coef"]) != 0
+    if with_nll:
+        nll_share = _share(tokens if of_tokens else pairs, nll_count) * settings["nll_coef"]
+        loss = loss + (nll_share * factor).clamp(max=_LARGEST_VALUE) * nll.sum()
+    with torch.no_grad():
+        blocks = _metrics(answers, examples, terms, settings["beta"])
+        zero = torch.zeros_like(count)
+        block = torch.stack([nll.sum(), nll_count] if with_nll else [zero, zero])
+        blocks.insert(-1, block)
+        sums = torch.stack(blocks)
+    return PreferenceTotals(loss.to(wide_dtype(logps.dtype)), sums)
+
+
+def _share(of_step: Number | None, local: Tensor) -> Tensor:
+    """1 / the count of the step; NaN where that divides nothing, 0 where there is nothing."""
+    count = local if of_step is None else torch.as_tensor(of_step, device=local.device).double()
+    legal = (count > 0) & count.isfinite()
+    return torch.where(legal, 1 / count, torch.where(local > 0, math.nan, 0.0))
+
+
+class _Answers(NamedTuple):
+    """Of every row."""
+
+    n: Tensor
+    logp: Tensor
+    score: Tensor
+    nll: Tensor
+    nll_n: Tensor
+
+
+def _answers(
+    rows: Rows,
+    logps: Tensor,
+    ref_logps: Tensor | None,
+    response_mask: Tensor,
+    nll_mask: Tensor | None,
+    settings: dict[str, Number | str],
+) -> _Answers:
+    """Sums over the tokens w x: w the response mask, that of the score, or that of the NLL."""
     wide = wide_dtype(logps.dtype)
     weight = rows.weights(response_mask, wide)
-    active = weight != 0
 
-    def row_sums(tensor: Tensor) -> Tensor:
-        each = torch.where(active, tensor.to(wide), 0.0)
+    def row_sums(tensor: Tensor, of: Tensor, active: Tensor) -> Tensor:
+        each = torch.where(active != 0, tensor.to(wide), 0.0)
         if wide == torch.float64:  # sums of float32 do not overflow there
             each = saturated(each, 1e290)
-        return rows.sum((weight * each).double())
+        return rows.sum((of * each).double())
+
+    def over(sums: Tensor, n: Tensor) -> Tensor:
+        return sums / torch.where(n > 0, n, 1.0)
 
     n = rows.sum(weight.double())
-    over = torch.where(n > 0, n, 1.0) if (score or row.score) == "mean" else torch.ones_like(n)
-    logp_sums = row_sums(logps)
-    policy = logp_sums / over
-    scores = policy if reference == "false" else policy - row_sums(ref_logps) / over
-    chosen, rejected = scores[:half], scores[half:]
-    of_link, options = _of_link(options)
-    linked = (LINKS[link](each, **of_link) for each in (chosen, rejected))
-    each = row.loss(*linked, beta, **row.options | options)
-    present = (n[:half] != 0) | (n[half:] != 0)
-    finite = torch.isfinite(chosen) & torch.isfinite(rejected) & torch.isfinite(each)
-    terms = torch.where(present, torch.where(finite, 1.0, math.nan) * each, 0.0)
-    count = present.sum().double()
-    denominator = count if pairs is None else torch.as_tensor(pairs, device=count.device).double()
-    legal = (denominator > 0) & denominator.isfinite()
-    share = torch.where(legal, 1 / denominator, torch.where(count > 0, math.nan, 0.0))
-    factor = (share * world_size * loss_scale).clamp(max=_LARGEST_VALUE)
-    loss = factor * terms.sum()
-    with torch.no_grad():
-        policies = logp_sums[:half], logp_sums[half:]
-        metrics = [*_metrics(each, chosen, rejected, beta), *policies, (~finite).double()]
-        values = torch.stack([torch.where(present, metric, 0.0).sum() for metric in metrics])
-        sums = torch.stack([values, count.expand_as(values)], 1)
-    return PreferenceTotals(loss.to(wide), sums)
+    logp = row_sums(logps, weight, weight)
+    of_score = _score_weights(rows, weight, settings["ld_alpha"])
+    score = logp if of_score is weight else row_sums(logps, of_score, weight)
+    if settings["reference"] == "true":
+        score = score - row_sums(ref_logps, of_score, weight)
+    if settings["score"] == "mean":
+        score = over(score, n)
+    nll, nll_n = -logp, n
+    if nll_mask is not None and number_of(settings["nll_coef"]) != 0:
+        of_nll = rows.weights(nll_mask, wide)
+        nll, nll_n = -row_sums(logps, of_nll, of_nll), rows.sum(of_nll.double())
+    if settings["nll_mean"] == "sequence_mean":
+        nll = over(nll, nll_n)
+    return _Answers(n, logp, score, nll, nll_n)
 
 
-def _of_link(options: dict[str, Number]) -> tuple[dict[str, Number], dict[str, Number]]:
-    """Options of the link, by the names that it has for them, and the others."""
-    of_link = {k.removeprefix("link_"): v for k, v in options.items() if k.startswith("link_")}
-    return of_link, {k: v for k, v in options.items() if not k.startswith("link_")}
+def _score_weights(rows: Rows, weight: Tensor, ld_alpha: Number) -> Tensor:
+    """ld_alpha w from the end of the shorter answer of a pair on. arXiv:2409.06411, eq. 9."""
+    if number_of(ld_alpha) == 1:
+        return weight
+    active = (weight != 0).long()
+    lengths = rows.sum(active)
+    shorter = lengths.view(2, -1).amin(0).repeat(2)
+    before = active.cumsum(-1) - active
+    if rows.index is not None:
+        before = before - rows.spread(lengths.cumsum(0) - lengths)
+    return torch.where(before >= rows.spread(shorter), weight * ld_alpha, weight).to(weight.dtype)
 
 
-def _metrics(each: Tensor, chosen: Tensor, rejected: Tensor, beta: Number) -> list[Tensor]:
-    """Of every pair, the first ones in the order of preference_metrics.h."""
-    rewards = [beta * chosen, beta * rejected, beta * (chosen - rejected)]
-    rewards = [reward.clamp(-_LARGEST_VALUE, _LARGEST_VALUE) for reward in rewards]
-    return [each, *rewards, (rewards[2] > 0).double()]
+class _Examples(NamedTuple):
+    loss: Tensor
+    nll: Tensor
+    nll_n: Tensor
+    good: Tensor  # whether the first answer is one of the chosen
+    present: Tensor  # not padding
+    finite: Tensor
+
+
+def _examples(
+    row: PreferenceRow,
+    answers: _Answers,
+    labels: Tensor | None,
+    baselines: Tensor | None,
+    answer_weights: Tensor | None,
+    settings: dict[str, Number | str],
+) -> _Examples:
+    n, score = answers.n, answers.score
+    count = n.shape[0] if row.takes_labels else n.shape[0] // 2
+    first, second = slice(count), slice(count, None)
+
+    def given(tensor: Tensor | None, absent: float) -> Tensor:
+        return torch.full_like(n, absent) if tensor is None else savable(tensor).double()
+
+    of_link = {k.removeprefix("link_"): v for k, v in settings.items() if k.startswith("link_")}
+    own = {k: v for k, v in settings.items() if not k.startswith("link_")}
+    own = {k: v for k, v in own.items() if k not in OPTIONS and k not in CHOICES}
+    baseline, weight, label = given(baselines, 0), given(answer_weights, 1), given(labels, 1)
+    above = LINKS[settings["link"]](score, **of_link) - baseline
+    beta, good = settings["beta"], label[first] > 0.5
+    if row.takes_labels:
+        loss = row.loss(LabelledAnswer(above, label, beta), **own)
+        present, weights = n != 0, weight
+    else:
+        loss = row.loss(Pair(above[first], above[second], beta), **own)
+        present = (n[first] != 0) | (n[second] != 0)
+        weights = (weight[first] * weight[second]).clamp(max=_LARGEST_VALUE)
+    loss = loss * (weights * settings["loss_weight"])
+    nll = torch.where(good, answers.nll[first], 0.0)
+    nll_n = torch.where(good, answers.nll_n[first], 0.0)
+    sound = torch.isfinite(score) & torch.isfinite(baseline) & torch.isfinite(label)
+    finite = torch.isfinite(loss) & torch.isfinite(weights) & sound[first]
+    if not row.takes_labels:
+        finite = finite & sound[second]
+    if number_of(settings["nll_coef"]) != 0:
+        finite = finite & torch.isfinite(nll)
+    return _Examples(loss, nll, nll_n, good, present, finite)
+
+
+def _metrics(answers: _Answers, examples: _Examples, loss: Tensor, beta: Number) -> list[Tensor]:
+    """[value, count] of each metric in the order of preference_metrics.h, without the NLL."""
+    present, good = examples.present, examples.good
+    count, pairs = loss.shape[0], loss.shape[0] != answers.n.shape[0]
+    rewards = (beta * answers.score).clamp(-_LARGEST_VALUE, _LARGEST_VALUE)
+    other = slice(count, None) if pairs else slice(count)
+    chosen, rejected = (slice(count), present & good), (other, present & (pairs | ~good))
+
+    def block(values: Tensor, of: Tensor) -> Tensor:
+        return torch.stack([torch.where(of, values, 0.0).sum(), of.sum().double()])
+
+    scores = answers.score
+    margin = (beta * (scores[:count] - scores[other])).clamp(-_LARGEST_VALUE, _LARGEST_VALUE)
+    compared = present if pairs else torch.zeros_like(present)
+    return [
+        block(loss, present),
+        *(block(rewards[rows], of) for rows, of in (chosen, rejected)),
+        block(margin, compared),
+        block((margin > 0).double(), compared),
+        *(block(answers.logp[rows], of) for rows, of in (chosen, rejected)),
+        block((~examples.finite).double(), present),
+    ]

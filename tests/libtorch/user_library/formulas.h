@@ -22,6 +22,6 @@ struct Shared {
 [[gnu::visibility("default")]] tether::Surrogate first_own();
 [[gnu::visibility("default")]] tether::Surrogate second_own();
 
-[[gnu::visibility("default")]] tether::PairLoss own_pair_loss();
+[[gnu::visibility("default")]] tether::PreferenceFormula own_pair_loss();
 
 }  // namespace user

@@ -23,6 +23,6 @@ struct OwnPair {
 
 tether::Surrogate second_own() { return tether::on_any_device(Own{}); }
 
-tether::PairLoss own_pair_loss() { return tether::on_any_device(OwnPair{}); }
+tether::PreferenceFormula own_pair_loss() { return tether::on_any_device(OwnPair{}); }
 
 }  // namespace user
