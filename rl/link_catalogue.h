@@ -7,6 +7,7 @@
 #include "link.h"
 #include "preference/alphapo.h"
 #include "preference/divergence_links.h"
+#include "preference/log_odds.h"
 
 namespace tether {
 
@@ -20,6 +21,8 @@ inline constexpr std::tuple kLinkCatalogue{
                "rl/preference/divergence_links.h", "mpmath; TRL js_divergence"},
     FormulaRow{"alphapo", AlphaPo{}, "(1 - e^(-alpha S)) / alpha", "arXiv:2501.03884",
                "rl/preference/alphapo.h", "mpmath"},
+    FormulaRow{"log_odds", LogOdds{}, "S - log(1 - e^S)", "arXiv:2403.07691, eq. 4",
+               "rl/preference/log_odds.h", "mpmath"},
 };
 
 // visit(row) for every link.

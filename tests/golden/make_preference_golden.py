@@ -211,6 +211,9 @@ PRODUCTS = {
     "dpo + NLL by sequence of another mask": Product(
         "dpo", logistic_pair, {"nll_coef": 1}, {"nll_mean": "sequence_mean"}, own_nll_mask=True
     ),
+    "dpo of log-odds": Product(
+        "dpo", logistic_pair, {"beta": 1}, {"score": "mean", "link": "log_odds"}
+    ),
 }
 
 

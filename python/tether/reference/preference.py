@@ -99,12 +99,21 @@ def alphapo(score: Tensor, *, alpha: Number = 0.25) -> Tensor:
     return torch.where(straight, score, torch.expm1(bent) / -torch.where(straight, 1.0, alpha))
 
 
+def log_odds(score: Tensor) -> Tensor:
+    """S - log(1 - e^S), saturated at 40. Hong et al. 2024, arXiv:2403.07691, eq. 4."""
+    below_0 = with_gradient_of(score.clamp(max=-math.exp(-40)), score)
+    p = below_0.detach()
+    complement = torch.where(p > -math.log(2), (-torch.expm1(p)).log(), torch.log1p(-p.exp()))
+    return with_slope(p - complement, -1 / torch.expm1(p), below_0)
+
+
 # Of an f-divergence in place of the reverse KL: arXiv:2309.16240, table 1.
 LINKS = {
     "reverse_kl": lambda score: score,
     "forward_kl": forward_kl,
     "js": torch.nn.functional.logsigmoid,
     "alphapo": alphapo,
+    "log_odds": log_odds,
 }
 
 
