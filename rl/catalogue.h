@@ -21,6 +21,7 @@
 #include "preference/dpo.h"
 #include "preference/hinge.h"
 #include "preference/ipo.h"
+#include "preference/orpo.h"
 #include "preference_objective.h"
 
 namespace tether {
@@ -104,6 +105,9 @@ inline const std::array kPreferenceCatalogue{
                   [] { return presets::ipo(); }},
     PreferenceRow{"hinge", "max(0, 1 - x)", "arXiv:2309.06657, eq. 9", "rl/preference/hinge.h",
                   "mpmath; TRL hinge", [] { return presets::hinge(); }},
+    PreferenceRow{"orpo", "NLL of the chosen - loss_weight log sigmoid(x), x the gap of log-odds",
+                  "arXiv:2403.07691, eq. 6", "rl/preference/orpo.h", "mpmath",
+                  [] { return presets::orpo(); }},
 };
 
 // visit(Formula{}) for the formula of every row, once: for faces that instantiate formulas

@@ -211,6 +211,20 @@ PRODUCTS = {
     "dpo + NLL by sequence of another mask": Product(
         "dpo", logistic_pair, {"nll_coef": 1}, {"nll_mean": "sequence_mean"}, own_nll_mask=True
     ),
+    "orpo preset": Product(
+        "orpo",
+        logistic_pair,
+        {"beta": 1, "loss_weight": 0.1, "nll_coef": 1},
+        {"score": "mean", "link": "log_odds"},
+        preset=True,
+    ),
+    "orpo over prompt and answer": Product(
+        "orpo",
+        logistic_pair,
+        {"beta": 1, "loss_weight": 0.25, "nll_coef": 1},
+        {"score": "mean", "link": "log_odds"},
+        own_nll_mask=True,
+    ),
     "dpo of log-odds": Product(
         "dpo", logistic_pair, {"beta": 1}, {"score": "mean", "link": "log_odds"}
     ),
@@ -350,7 +364,8 @@ def main():
         "preference_golden.json",
         {
             "columns": ["chosen", "rejected", "beta", "loss", "dchosen"],
-            "pairs": {name: list(pair_cases(name)) for name in ROWS},
+            "pairs": {name: list(pair_cases(name)) for name in ROWS}
+            | {"orpo": list(pair_cases("dpo"))},
             "batches": list(batches()),
         },
     )

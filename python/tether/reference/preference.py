@@ -133,6 +133,11 @@ PREFERENCES = {
     "cdpo": PreferenceRow(dpo, {"label_smoothing": 0.1}),
     "ipo": PreferenceRow(ipo, choices={"score": "mean"}),
     "hinge": PreferenceRow(hinge),
+    "orpo": PreferenceRow(
+        dpo,
+        {"label_smoothing": 0.0, "beta": 1.0, "loss_weight": 0.1, "nll_coef": 1.0},
+        {"score": "mean", "reference": "false", "link": "log_odds"},
+    ),
 }
 
 
