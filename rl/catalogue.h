@@ -21,6 +21,7 @@
 #include "preference/dpo.h"
 #include "preference/hinge.h"
 #include "preference/ipo.h"
+#include "preference/kto.h"
 #include "preference/orpo.h"
 #include "preference_objective.h"
 
@@ -108,6 +109,9 @@ inline const std::array kPreferenceCatalogue{
     PreferenceRow{"orpo", "NLL of the chosen - loss_weight log sigmoid(x), x the gap of log-odds",
                   "arXiv:2403.07691, eq. 6", "rl/preference/orpo.h", "mpmath",
                   [] { return presets::orpo(); }},
+    PreferenceRow{"kto", "1 - sigmoid(u), u = +-beta (S - baseline) by the label of the answer",
+                  "arXiv:2402.01306, eq. 8", "rl/preference/kto.h", "mpmath",
+                  [] { return presets::kto(); }},
 };
 
 // visit(Formula{}) for the formula of every row, once: for faces that instantiate formulas
@@ -126,6 +130,7 @@ void for_each_preference_formula(Visit visit) {
   visit(LogisticPair{});
   visit(SquarePair{});
   visit(HingePair{});
+  visit(KahnemanTversky{});
 }
 
 namespace detail {

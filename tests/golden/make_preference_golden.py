@@ -163,6 +163,28 @@ def square_pair(chosen, rejected, beta):
     return (chosen - rejected - 1 / (2 * mpf(beta))) ** 2
 
 
+def prospect(score, label, beta, desirable_weight=1, undesirable_weight=1):
+    """arXiv:2402.01306 eq. 8, of the score above the baseline."""
+    sign, weight = (1, desirable_weight) if label > 0.5 else (-1, undesirable_weight)
+    return weight * (1 - 1 / (1 + mp.exp(-sign * beta * score)))
+
+
+def label_cases():
+    """Single answers: score, label, beta, loss, slope."""
+    rng = stream("kto answers")
+    for spread in (0.1, 1, 10, 100):
+        for _ in range(8):
+            score, label = grid(rng.gauss(0, spread)), rng.choice([0, 1])
+            beta = rng.choice([0.0625, 0.25, 1.0])
+            inside = 1 / (1 + mp.exp(beta * score))
+            slope = beta * inside * (1 - inside) * (1 - 2 * label)
+            loss, slope = checked(
+                lambda x, slope=slope, label=label, beta=beta: (prospect(x, label, beta), slope),
+                score,
+            )
+            yield [float(score), label, beta, number(loss), number(slope)]
+
+
 @dataclass(frozen=True)
 class Product:
     """A case: the loss of a pair or of an answer with its label, and the options that differ."""
@@ -224,6 +246,19 @@ PRODUCTS = {
         {"beta": 1, "loss_weight": 0.25, "nll_coef": 1},
         {"score": "mean", "link": "log_odds"},
         own_nll_mask=True,
+    ),
+    "kto preset": Product("kto", prospect, labels=[1, 0, 1, 0, 1], preset=True),
+    "kto with baselines and weights": Product(
+        "kto",
+        prospect,
+        {"beta": 0.5, "desirable_weight": 1.5, "undesirable_weight": 0.75},
+        labels=[1, 0, 0, 0.25, 0.75],
+        masks="holes",
+        with_baselines=True,
+        with_weights=True,
+    ),
+    "kto + NLL of the desirable": Product(
+        "kto", prospect, {"nll_coef": 0.5}, labels=[0, 1, 1, 0, 1], own_nll_mask=True
     ),
     "dpo of log-odds": Product(
         "dpo", logistic_pair, {"beta": 1}, {"score": "mean", "link": "log_odds"}
@@ -365,7 +400,7 @@ def main():
         {
             "columns": ["chosen", "rejected", "beta", "loss", "dchosen"],
             "pairs": {name: list(pair_cases(name)) for name in ROWS}
-            | {"orpo": list(pair_cases("dpo"))},
+            | {"orpo": list(pair_cases("dpo")), "kto": list(label_cases())},
             "batches": list(batches()),
         },
     )

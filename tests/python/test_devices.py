@@ -42,12 +42,15 @@ def calls():
     linear["targets"] = targets.clamp_min(0).view(-1)
     of_logits = {name: batch[name] for name in batch if name not in ("logps", "entropies")}
     pairs = {name: batch[name] for name in ("response_mask", "ref_logps", "offsets")}
+    pairs |= {"nll_mask": batch["response_mask"], "baselines": normal(2)}
+    pairs |= {"answer_weights": torch.ones(2), "nll_coef": 0.5}
+    answers = {**pairs, "labels": torch.tensor([True, False]), "objective": "kto"}
     tokens = {"rewards": rows, "response_mask": mask, "bootstrap": normal(2)}
     return {
         "policy_loss": batch,
         "policy_token_losses": batch,
         "local_counts": batch,
-        "preference_loss": {"logps": batch["logps"], **pairs},
+        "preference_loss": {"logps": batch["logps"], **answers},
         "dpo_loss": {"logps": batch["logps"], **pairs},
         "value_loss": {
             "values": normal(6),
@@ -65,7 +68,7 @@ def calls():
         },
         "linear_token_logps": {**linear, "entropies": True, "statistics": True},
         "linear_policy_loss": {**linear, **of_logits, "entropies": True},
-        "linear_preference_loss": {**linear, **pairs},
+        "linear_preference_loss": {**linear, **answers},
         "categorical_kl": {"q_logits": logits, "p_logits": log_p, "mask": mask},
         "top_k_kl": {
             "q_logits": logits,

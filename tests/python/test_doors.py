@@ -19,10 +19,13 @@ TENSORS = {
 }
 # Rules of their own on other devices, where there is no such thing.
 OF_KERNELS = {"gradient_buffer"}
-# What a fault is not: a mask may have any type of numbers, groups may be a size; of offsets the
-# size is a matter of their numbers.
+# What a fault is not: masks, labels and weights may have any type of numbers, groups may be a size;
+# of offsets the size is a matter of their numbers.
 LEGAL = {
     ("response_mask", "another dtype"),
+    ("nll_mask", "another dtype"),
+    ("labels", "another dtype"),
+    ("answer_weights", "another dtype"),
     ("attention_mask", "another dtype"),
     ("groups", "a number"),
     ("head_ids", "another size"),

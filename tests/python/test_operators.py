@@ -60,7 +60,7 @@ def call_of(function):
     if function.name in ("policy_loss", "local_counts"):
         words = OBJECTIVE
     elif function.name == "preference_loss":
-        words = ([], NONE, ["objective"], ["dpo"])
+        words = ([], NONE, ["objective"], ["kto"])
     arguments = [right(each) for each in function.arguments]
     offsets = [None] if function.packed else []
     return (*arguments, *offsets, *words, *([True] if function.gradient else []))
@@ -102,8 +102,8 @@ CALLS = {
         {0: (zeros(14, dtype=DOUBLE), zeros(14, 2)), 1: (zeros(2, dtype=DOUBLE), zeros(3))},
     ),
     "preference_metrics": (
-        (zeros(8, 2, dtype=DOUBLE),),
-        {0: (zeros(8, dtype=DOUBLE), zeros(8, 2))},
+        (zeros(9, 2, dtype=DOUBLE),),
+        {0: (zeros(9, dtype=DOUBLE), zeros(9, 2))},
     ),
     "value_metrics": ((zeros(7, dtype=DOUBLE),), {0: (zeros(6, dtype=DOUBLE), zeros(7))}),
     "token_logps_forward": (

@@ -86,6 +86,17 @@ def hinge(pair: Pair) -> Tensor:
     return torch.relu(1 - pair.margin)
 
 
+def kto(
+    answer: LabelledAnswer, *, desirable_weight: Number = 1.0, undesirable_weight: Number = 1.0
+) -> Tensor:
+    """w (1 - sigmoid(+-u)), u = beta (g - baseline). arXiv:2402.01306, eq. 8."""
+    u, good = answer.reward, answer.label > 0.5
+    sign = torch.where(good, 1.0, -1.0)
+    weight = torch.where(good, desirable_weight, undesirable_weight)
+    slope = -sign * torch.sigmoid(u) * torch.sigmoid(-u)
+    return with_slope(weight * torch.sigmoid(-sign * u), weight * slope, u)
+
+
 def forward_kl(score: Tensor) -> Tensor:
     """-e^-S, saturated at 40. Wang et al. 2023, arXiv:2309.16240, table 1."""
     return -torch.exp(with_gradient_of((-score).clamp(-40, 40), -score))
@@ -137,6 +148,9 @@ PREFERENCES = {
         dpo,
         {"label_smoothing": 0.0, "beta": 1.0, "loss_weight": 0.1, "nll_coef": 1.0},
         {"score": "mean", "reference": "false", "link": "log_odds"},
+    ),
+    "kto": PreferenceRow(
+        kto, {"desirable_weight": 1.0, "undesirable_weight": 1.0}, takes_labels=True
     ),
 }
 
