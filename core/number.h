@@ -18,6 +18,7 @@
 // back. NaN in, NaN out.
 
 #include <type_traits>
+#include <utility>
 
 #include "macros.h"
 #include "math.h"
@@ -256,6 +257,9 @@ template <class T, int N>
 TETHER_INLINE Constant<T> stop_gradient(const Dual<T, N>& x) {
   return {x.value};
 }
+
+template <class Number>
+using ConstantOf = decltype(stop_gradient(std::declval<const Number&>()));
 
 // Straight through: the value of one number with the gradient of another.
 template <class T, int N, int M>

@@ -3,6 +3,8 @@
 #include <ATen/ops/scalar_tensor.h>
 #include <c10/util/Exception.h>
 
+#include <cstring>
+
 namespace tether {
 namespace detail {
 
@@ -26,6 +28,14 @@ at::Tensor result_scalar(double value, const at::Tensor& input) {
   const at::ScalarType type = result_type(input);
   const DType dtype = type == at::kDouble ? DType::float64 : DType::float32;
   return at::scalar_tensor(representable(value, dtype), at::dtype(type));
+}
+
+void copy_block(std::string_view function, const at::Tensor& block, double* out, size_t size) {
+  check_value(block.defined() && block.numel() == static_cast<int64_t>(size),
+              std::string(function) +
+                  ": metrics must be the block of a loss, got a tensor of another size");
+  const at::Tensor host = block.detach().to(at::kCPU, at::kDouble).contiguous();
+  std::memcpy(out, host.const_data_ptr(), size * sizeof(double));
 }
 
 at::Tensor as_weights(const at::Tensor& mask) {

@@ -37,6 +37,9 @@ at::ScalarType result_type(const at::Tensor& input);
 // A loss in that type.
 at::Tensor result_scalar(double value, const at::Tensor& input);
 
+// The float64 numbers of a block of metrics, copied to the host.
+void copy_block(std::string_view function, const at::Tensor& block, double* out, size_t size);
+
 // Runs `body`; an Error of the core comes out as ValueError or TypeError.
 template <class Body>
 auto with_public_errors(Body&& body) {

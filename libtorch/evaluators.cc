@@ -47,6 +47,12 @@ auto& weights() {
   return table;
 }
 
+auto& value_formulas() {
+  static auto& table =
+      new_table<ValueFormula, TensorValueToken>([](auto visit) { for_each_value_formula(visit); });
+  return table;
+}
+
 template <class Any, class Input>
 at::Tensor evaluated(Table<Any, Input>& table, std::string_view what, const Any& formula,
                      const Input& input) {
@@ -72,6 +78,9 @@ void detail::add_evaluator(std::type_index formula, LinkEvaluator evaluator) {
 void detail::add_evaluator(std::type_index formula, WeightEvaluator evaluator) {
   weights().add(formula, evaluator);
 }
+void detail::add_evaluator(std::type_index formula, ValueEvaluator evaluator) {
+  value_formulas().add(formula, evaluator);
+}
 
 at::Tensor detail::on_tensors(const Surrogate& surrogate, const TensorToken& token) {
   return evaluated(surrogates(), "policy_loss: surrogate", surrogate, token);
@@ -84,6 +93,9 @@ at::Tensor detail::on_tensors(const Link& link, const TensorNumber& score) {
 }
 at::Tensor detail::on_tensors(const WeightFormula& weight, const TensorWeightInput& input) {
   return evaluated(weights(), "policy_loss: weight", weight, input);
+}
+at::Tensor detail::on_tensors(const ValueFormula& loss, const TensorValueToken& token) {
+  return evaluated(value_formulas(), "value_loss: loss", loss, token);
 }
 
 }  // namespace tether

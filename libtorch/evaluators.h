@@ -9,6 +9,7 @@
 #include "../rl/preference_objective.h"
 #include "../rl/surrogate.h"
 #include "../rl/token_weight.h"
+#include "../rl/value_formula.h"
 #include "tensor_number.h"
 
 // How formulas run on tensors, by their type: a table a family, which has those of rl/catalogue.h
@@ -19,6 +20,7 @@ namespace tether {
 using TensorToken = Token<TensorNumber, TensorNumber>;
 using TensorExample = Example<TensorNumber>;
 using TensorWeightToken = WeightToken<TensorNumber>;
+using TensorValueToken = ValueToken<TensorNumber>;
 
 namespace detail {
 
@@ -32,11 +34,13 @@ struct TensorWeightInput {
 };
 using LinkEvaluator = at::Tensor (*)(const Link&, const TensorNumber&);
 using WeightEvaluator = at::Tensor (*)(const WeightFormula&, const TensorWeightInput&);
+using ValueEvaluator = at::Tensor (*)(const ValueFormula&, const TensorValueToken&);
 
 void add_evaluator(std::type_index formula, SurrogateEvaluator evaluator);
 void add_evaluator(std::type_index formula, PreferenceEvaluator evaluator);
 void add_evaluator(std::type_index formula, LinkEvaluator evaluator);
 void add_evaluator(std::type_index formula, WeightEvaluator evaluator);
+void add_evaluator(std::type_index formula, ValueEvaluator evaluator);
 
 template <class Formula, class Any, class Input>
 at::Tensor evaluate_on_tensors(const Any& formula, const Input& input) {
@@ -56,6 +60,7 @@ at::Tensor on_tensors(const Surrogate& surrogate, const TensorToken& token);
 at::Tensor on_tensors(const PreferenceFormula& loss, const TensorExample& example);
 at::Tensor on_tensors(const Link& link, const TensorNumber& score);
 at::Tensor on_tensors(const WeightFormula& weight, const TensorWeightInput& input);
+at::Tensor on_tensors(const ValueFormula& loss, const TensorValueToken& token);
 
 }  // namespace detail
 
@@ -64,7 +69,7 @@ at::Tensor on_tensors(const WeightFormula& weight, const TensorWeightInput& inpu
 // number of times; a library whose formulas are registered must stay loaded.
 template <class Formula>
   requires(TokenFormula<Formula> || ExampleFormula<Formula> || LinkFormula<Formula> ||
-           TokenWeightFormula<Formula>)
+           TokenWeightFormula<Formula> || ValueTokenFormula<Formula>)
 void register_formula() {
   if constexpr (TokenFormula<Formula>) {
     detail::add_evaluator(typeid(Formula),
@@ -83,6 +88,10 @@ void register_formula() {
         typeid(Formula),
         &detail::evaluate_on_tensors<Formula, WeightFormula, detail::TensorWeightInput>);
   }
+  if constexpr (ValueTokenFormula<Formula>) {
+    detail::add_evaluator(typeid(Formula),
+                          &detail::evaluate_on_tensors<Formula, ValueFormula, TensorValueToken>);
+  }
 }
 
 // A formula that is registered as it is used:
@@ -99,6 +108,11 @@ PreferenceFormula on_any_device(const Formula& formula) {
 }
 template <LinkFormula Formula>
 Link on_any_device(const Formula& formula) {
+  register_formula<Formula>();
+  return formula;
+}
+template <ValueTokenFormula Formula>
+ValueFormula on_any_device(const Formula& formula) {
   register_formula<Formula>();
   return formula;
 }

@@ -4,29 +4,29 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/isfinite.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/repeat_interleave.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
 
 #include "libtorch/arrays.h"
+#include "libtorch/tensor_number.h"
 #include "rl/kernels/token_block.h"
 
 namespace tether::detail {
-namespace {
 
-at::Tensor row_of_tokens(const PolicyBatch& batch, int64_t rows) {
-  const auto options = at::dtype(at::kLong).device(batch.logps.device());
-  const at::Tensor rows_index = at::arange(rows, options);
-  if (!batch.offsets.defined()) {
-    return rows_index.unsqueeze(1).expand(batch.logps.sizes()).reshape({-1});
-  }
-  const at::Tensor lengths = batch.offsets.diff().to(at::kLong);
-  return at::repeat_interleave(rows_index, lengths.to(batch.logps.device()));
+at::Tensor row_of_tokens(const at::Tensor& tokens, const at::Tensor& offsets, int64_t rows) {
+  const at::Tensor index = at::arange(rows, at::dtype(at::kLong).device(tokens.device()));
+  if (!offsets.defined()) return index.unsqueeze(1).expand(tokens.sizes()).reshape({-1});
+  return at::repeat_interleave(index, offsets.diff().to(at::kLong).to(tokens.device()));
 }
-
-}  // namespace
 
 double largest_logp(bool wide) { return wide ? 1e130 : 1e14; }
 
@@ -39,7 +39,7 @@ FlatBatch flattened(const PolicyBatch& batch, const std::vector<TokenWeight>& we
   const bool wide = dtype == at::kDouble;
   FlatBatch out;
   out.rows = face::count_rows(batch);
-  out.row = row_of_tokens(batch, out.rows);
+  out.row = row_of_tokens(batch.logps, batch.offsets, out.rows);
   out.weight = batch.response_mask.to(dtype, /*non_blocking=*/false, /*copy=*/true).reshape({-1});
   out.active = out.weight != 0;
   const auto selected = [&](const at::Tensor& tensor) {
@@ -108,6 +108,60 @@ at::Tensor turn_ids_of(const PolicyBatch& batch) {
   if (batch.turn_ids.defined()) return batch.turn_ids.reshape({-1});
   const at::Tensor weight = batch.response_mask.to(result_type(batch.logps));
   return (weight.reshape({-1}) == 0).cumsum(0);
+}
+
+// 1 / denominator of each row's terms, as row_factor (rl/aggregation.h), without a look at the
+// values.
+at::Tensor row_factors(const Aggregation& aggregation, const std::optional<double>& tokens,
+                       const std::optional<double>& sequences, const at::Tensor& row_tokens,
+                       const at::Tensor& lengths) {
+  const auto given = [&](const std::optional<double>& count, const at::Tensor& local) {
+    return count ? at::scalar_tensor(*count, local.options()) : local;
+  };
+  const at::Tensor n = given(tokens, row_tokens.sum());
+  const at::Tensor s = given(sequences, (row_tokens > 0).sum().to(row_tokens.scalar_type()));
+  at::Tensor denominator;
+  switch (aggregation.mode) {
+    case Aggregation::Mode::token_mean:
+      denominator = n.expand_as(row_tokens);
+      break;
+    case Aggregation::Mode::sequence_mean_token_mean:
+      denominator = s * lengths;
+      break;
+    case Aggregation::Mode::sequence_mean_token_sum:
+      denominator = s.expand_as(row_tokens);
+      break;
+    case Aggregation::Mode::sequence_sum_over_constant:
+      denominator = (s * aggregation.constant).expand_as(row_tokens);
+      break;
+    case Aggregation::Mode::token_sum:
+      denominator = at::ones_like(row_tokens);
+      break;
+  }
+  // A row with tokens whose stated denominator is no positive number spoils the loss.
+  const at::Tensor otherwise =
+      at::where(row_tokens > 0, at::full_like(denominator, NAN), at::zeros_like(denominator));
+  return at::where(denominator > 0, 1 / denominator, otherwise);
+}
+
+// What overflowed as the largest number, with the gradient as it is (rl/kernels/token_block.h).
+at::Tensor bounded(const at::Tensor& x) {
+  const bool wide = x.scalar_type() == at::kDouble;
+  const double largest = wide ? Largest<double>::kResult : double(Largest<float>::kResult);
+  return with_gradient_of({x.detach().clamp(-largest, largest)}, TensorNumber{x}).value;
+}
+
+// d value / d x; 0 where value does not depend on x, which torch takes for a mistake.
+at::Tensor derivative(const at::Tensor& value, const at::Tensor& x) {
+  if (!value.requires_grad()) return at::zeros_like(x);
+  const at::Tensor slope = torch::autograd::grad({value}, {x}, {}, /*retain_graph=*/true,
+                                                 /*create_graph=*/false, /*allow_unused=*/true)[0];
+  return slope.defined() ? slope : at::zeros_like(x);
+}
+
+// 0, or NaN with a gradient of NaN: saturation and clips hide what is not sound.
+at::Tensor spoiled(const at::Tensor& sound, const at::Tensor& logp) {
+  return at::where(sound, at::zeros_like(logp), NAN).detach() * logp;
 }
 
 }  // namespace tether::detail

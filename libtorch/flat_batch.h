@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "../rl/level.h"
@@ -26,6 +27,9 @@ FlatBatch flattened(const PolicyBatch& batch, const std::vector<TokenWeight>& we
 
 // The batch without the tokens that weights take out; NaN stays in its mask.
 PolicyBatch gated(const PolicyBatch& batch, const PolicyObjective& objective);
+
+// [N], the row of each of these tokens, padded or packed.
+at::Tensor row_of_tokens(const at::Tensor& tokens, const at::Tensor& offsets, int64_t rows);
 
 // Finite log-probabilities beyond this count as this: products of their squares stay finite.
 double largest_logp(bool wide);
@@ -51,5 +55,20 @@ at::Tensor turn_ids_of(const PolicyBatch& batch);
 
 // W, the product of the weights; 1 in masked slots.
 at::Tensor token_weights(const std::vector<TokenWeight>& weights, const FlatBatch& batch);
+
+// 1 / denominator of each row's terms, as row_factor (rl/aggregation.h), without a look at the
+// values. `lengths`: what a row's own mean is over.
+at::Tensor row_factors(const Aggregation& aggregation, const std::optional<double>& tokens,
+                       const std::optional<double>& sequences, const at::Tensor& row_tokens,
+                       const at::Tensor& lengths);
+
+// What overflowed as the largest number, with the gradient as it is (rl/kernels/token_block.h).
+at::Tensor bounded(const at::Tensor& x);
+
+// d value / d x, 0 where it does not depend on it.
+at::Tensor derivative(const at::Tensor& value, const at::Tensor& x);
+
+// 0, or NaN with a gradient of NaN by x where it is not sound.
+at::Tensor spoiled(const at::Tensor& sound, const at::Tensor& x);
 
 }  // namespace tether::detail

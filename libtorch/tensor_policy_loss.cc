@@ -29,46 +29,6 @@
 namespace tether::detail {
 namespace {
 
-// 1 / denominator of each row's terms, as row_factor (rl/aggregation.h), without a look at the
-// values.
-at::Tensor row_factors(const Aggregation& aggregation, const std::optional<double>& tokens,
-                       const std::optional<double>& sequences, const at::Tensor& row_tokens,
-                       const at::Tensor& lengths) {
-  const auto given = [&](const std::optional<double>& count, const at::Tensor& local) {
-    return count ? at::scalar_tensor(*count, local.options()) : local;
-  };
-  const at::Tensor n = given(tokens, row_tokens.sum());
-  const at::Tensor s = given(sequences, (row_tokens > 0).sum().to(row_tokens.scalar_type()));
-  at::Tensor denominator;
-  switch (aggregation.mode) {
-    case Aggregation::Mode::token_mean:
-      denominator = n.expand_as(row_tokens);
-      break;
-    case Aggregation::Mode::sequence_mean_token_mean:
-      denominator = s * lengths;
-      break;
-    case Aggregation::Mode::sequence_mean_token_sum:
-      denominator = s.expand_as(row_tokens);
-      break;
-    case Aggregation::Mode::sequence_sum_over_constant:
-      denominator = (s * aggregation.constant).expand_as(row_tokens);
-      break;
-    case Aggregation::Mode::token_sum:
-      denominator = at::ones_like(row_tokens);
-      break;
-  }
-  // A row with tokens whose stated denominator is no positive number spoils the loss.
-  const at::Tensor otherwise =
-      at::where(row_tokens > 0, at::full_like(denominator, NAN), at::zeros_like(denominator));
-  return at::where(denominator > 0, 1 / denominator, otherwise);
-}
-
-// What overflowed as the largest number, with the gradient as it is (rl/kernels/token_block.h).
-at::Tensor bounded(const at::Tensor& x) {
-  const bool wide = x.scalar_type() == at::kDouble;
-  const double largest = wide ? Largest<double>::kResult : double(Largest<float>::kResult);
-  return with_gradient_of({x.detach().clamp(-largest, largest)}, TensorNumber{x}).value;
-}
 // What the surrogate sees in place of the token's own logp and log-ratio (rl/level.h).
 struct Levelled {
   at::Tensor logp, log_ratio;
@@ -101,14 +61,6 @@ at::Tensor sum_of_others(const FlatSegments& segments, const at::Tensor& terms) 
   const at::Tensor large = at::where(is_largest, terms, at::zeros_like(terms));
   const at::Tensor small = terms - large;
   return (sums(large) - large) + (sums(small) - small);
-}
-
-// d value / d x; 0 where value does not depend on x, which torch takes for a mistake.
-at::Tensor derivative(const at::Tensor& value, const at::Tensor& x) {
-  if (!value.requires_grad()) return at::zeros_like(x);
-  const at::Tensor slope = torch::autograd::grad({value}, {x}, {}, /*retain_graph=*/true,
-                                                 /*create_graph=*/false, /*allow_unused=*/true)[0];
-  return slope.defined() ? slope : at::zeros_like(x);
 }
 
 // A form on tensors, found by its type among those of the catalogue.
@@ -201,11 +153,6 @@ at::Tensor sound_tokens(const FlatBatch& batch, const at::Tensor& log_ratio, con
     sound = sound.logical_and(at::isnan(each).logical_not());
   }
   return sound;
-}
-
-// 0, or NaN with a gradient of NaN: saturation and clips hide what is not sound.
-at::Tensor spoiled(const at::Tensor& sound, const at::Tensor& logp) {
-  return at::where(sound, at::zeros_like(logp), NAN).detach() * logp;
 }
 
 PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch& batch,

@@ -1,13 +1,24 @@
 #include "libtorch/value_loss.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <cstring>
 #include <string>
 
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
+#include "libtorch/flat_batch.h"
 #include "libtorch/stored_gradient.h"
+#include "rl/kernels/token_block.h"
 
 namespace tether {
 namespace {
@@ -15,46 +26,136 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-void check_on_cpu(std::string_view function, std::string_view name, const at::Tensor& tensor) {
-  detail::check_value(tensor.is_cpu(),
-                      named(function, name) + " must be on cpu, got " + tensor.device().str());
+struct Computed {
+  at::Tensor loss, dvalues, sums;
+};
+
+using Compute = Computed (*)(const ValueBatch&, const ValueObjective&, const Normalizer&,
+                             bool with_gradient);
+
+Computed compute_on_cpu(const ValueBatch& batch, const ValueObjective& objective,
+                        const Normalizer& normalizer, bool with_gradient) {
+  Computed out;
+  MutableArray gradient;
+  if (with_gradient) {
+    out.dvalues = at::empty(batch.values.sizes(), at::dtype(detail::stored_type(batch.values)));
+    gradient = face::mutable_token_array(out.dvalues);
+  }
+  const ValueTotals totals = value_loss(face::arrays_of("value_loss", batch), objective, normalizer,
+                                        gradient, torch_executor());
+  out.loss = detail::result_scalar(totals.loss, batch.values);
+  out.sums = at::empty({ValueMetrics::kSums}, at::dtype(at::kDouble));
+  std::memcpy(out.sums.data_ptr(), totals.metrics.sums.data(), sizeof(totals.metrics.sums));
+  return out;
+}
+
+// The sums of ValueMetrics.
+at::Tensor sums_of(const at::Tensor& weight, const at::Tensor& loss, const at::Tensor& dloss,
+                   const at::Tensor& value, const at::Tensor& target) {
+  using M = ValueMetrics;
+  std::vector<at::Tensor> each(M::kSums);
+  const at::Tensor error = target - value;
+  each[M::kTokens] = at::ones_like(value);
+  each[M::kLoss] = loss;
+  each[M::kClipped] = (dloss == 0).logical_and(loss > 0);
+  each[M::kReturn] = target;
+  each[M::kReturnSquared] = target.square();
+  each[M::kError] = error;
+  each[M::kErrorSquared] = error.square();
+  for (at::Tensor& sum : each) sum = (weight * sum).to(at::kDouble).sum();
+  return at::stack(each);
+}
+
+Computed compute_on_tensors(const ValueBatch& batch, const ValueObjective& objective,
+                            const Normalizer& normalizer, bool with_gradient) {
+  step_counts("value_loss", normalizer, TermCounts{});
+  const c10::InferenceMode normal(false);
+  at::AutoGradMode enabled(true);
+  const auto dtype = detail::result_type(batch.values);
+  const double largest = dtype == at::kDouble ? Largest<double>::kValue : Largest<float>::kValue;
+  const at::Tensor weight = batch.response_mask.to(dtype).reshape({-1});
+  const at::Tensor active = weight != 0;
+  const auto selected = [&](const at::Tensor& tensor) {
+    const at::Tensor each = tensor.detach().to(dtype).reshape({-1});
+    return detail::saturated(at::where(active, each, at::zeros_like(each)), largest);
+  };
+  const at::Tensor value = selected(batch.values).requires_grad_(true);
+  const at::Tensor old_value =
+      batch.old_values.defined() ? selected(batch.old_values) : value.detach();
+  const at::Tensor target = selected(batch.returns);
+  const at::Tensor loss =
+      detail::bounded(detail::on_tensors(objective.loss, {{value}, {old_value}, {target}}));
+  const at::Tensor dloss = detail::derivative(loss.sum(), value);
+  const at::Tensor sound =
+      at::isfinite(value).logical_and(at::isfinite(old_value)).logical_and(at::isfinite(target));
+  const at::Tensor terms = loss + detail::spoiled(sound, value);
+  const int64_t rows = face::count_rows(batch);
+  const detail::FlatSegments of_rows{
+      detail::row_of_tokens(batch.values, batch.offsets, rows), rows, {}};
+  const at::Tensor n = of_rows.sums(weight);
+  const at::Tensor factor =
+      of_rows.spread(detail::row_factors(objective.aggregation, normalizer.policy,
+                                         normalizer.sequences, n, n)) *
+      normalizer.factor();
+  const at::Tensor total = at::where(active, terms * weight * factor, at::zeros_like(terms)).sum();
+
+  Computed out;
+  if (with_gradient) {
+    out.dvalues = detail::bounded(detail::derivative(total, value)).view(batch.values.sizes());
+  }
+  at::AutoGradMode disabled(false);
+  out.loss = total.detach();
+  out.sums = sums_of(weight, terms.detach(), dloss, value.detach(), target);
+  return out;
 }
 
 class ValueLoss : public torch::autograd::Function<ValueLoss> {
  public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& values,
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& values, Compute compute,
                             const ValueBatch* batch, const ValueObjective* objective,
-                            const Normalizer* normalizer, ValueMetrics* metrics) {
-    at::Tensor dvalues;
-    MutableArray gradient;
-    if (values.requires_grad()) {
-      dvalues = at::empty(values.sizes(), at::dtype(detail::stored_type(values)));
-      gradient = face::mutable_token_array(dvalues);
-    }
-    const ValueTotals totals = value_loss(face::arrays_of("value_loss", *batch), *objective,
-                                          *normalizer, gradient, torch_executor());
-    *metrics = totals.metrics;
-    context->save_for_backward({dvalues, values.requires_grad() ? values : at::Tensor()});
-    return detail::result_scalar(totals.loss, values);
+                            const Normalizer* normalizer, at::Tensor* sums) {
+    const Computed computed = compute(*batch, *objective, *normalizer, values.requires_grad());
+    *sums = computed.sums;
+    context->save_for_backward({computed.dvalues, values.requires_grad() ? values : at::Tensor()});
+    return computed.loss;
   }
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const variable_list saved = context->get_saved_variables();
-    return {detail::scaled("value_loss", gradients[0], saved[0], saved[1]), {}, {}, {}, {}};
+    return {detail::scaled("value_loss", gradients[0], saved[0], saved[1]), {}, {}, {}, {}, {}};
   }
 };
 
-}  // namespace
-
-ValueOutput value_loss(const ValueBatch& given, const ValueObjective& objective,
-                       const Normalizer& normalizer) {
+ValueOutput run(const ValueBatch& given, const ValueObjective& objective,
+                const Normalizer& normalizer, Compute compute) {
   return detail::with_public_errors([&] {
     const ValueBatch batch = detail::checked("value_loss", given);
-    check_on_cpu("value_loss", "values", batch.values);
+    check_objective("value_loss", objective);
     ValueOutput out;
-    out.loss = ValueLoss::apply(*detail::input_of_graph(batch.values), &batch, &objective,
-                                &normalizer, &out.metrics);
+    out.loss = ValueLoss::apply(*detail::input_of_graph(batch.values), compute, &batch, &objective,
+                                &normalizer, &out.metrics.sums);
     return out;
   });
+}
+
+}  // namespace
+
+ValueMetrics ValueMetricTensors::to_host() const {
+  ValueMetrics out;
+  detail::copy_block("value_loss", sums, out.sums.data(), out.sums.size());
+  return out;
+}
+
+std::map<std::string, double> ValueMetricTensors::to_map() const { return to_host().to_map(); }
+
+ValueOutput value_loss(const ValueBatch& batch, const ValueObjective& objective,
+                       const Normalizer& normalizer) {
+  const bool on_cpu = !batch.values.defined() || batch.values.is_cpu();
+  return run(batch, objective, normalizer, on_cpu ? compute_on_cpu : compute_on_tensors);
+}
+
+ValueOutput detail::value_loss_any_device(const ValueBatch& batch, const ValueObjective& objective,
+                                          const Normalizer& normalizer) {
+  return run(batch, objective, normalizer, compute_on_tensors);
 }
 
 at::Tensor whiten(const at::Tensor& values, const at::Tensor& response_mask,
@@ -62,7 +163,8 @@ at::Tensor whiten(const at::Tensor& values, const at::Tensor& response_mask,
   return detail::with_public_errors([&] {
     const auto batch = detail::checked(
         "whiten", WhiteningInputs<at::Tensor>{.values = values, .response_mask = response_mask});
-    check_on_cpu("whiten", "values", values);
+    detail::check_value(values.is_cpu(),
+                        "whiten: values must be on cpu, got " + values.device().str());
     const at::Tensor out = at::empty(values.sizes(), at::dtype(values.scalar_type()));
     const WhiteningArrays arrays = face::arrays_of("whiten", batch);
     whiten(arrays, moments(arrays), options, face::mutable_token_array(out));

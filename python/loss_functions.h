@@ -39,13 +39,12 @@ struct LossOptions {
   Denominators normalizer = {};
 
   // The options of a call begin with a row of the catalogue.
-  static LossOptions of_objective(std::string_view function, const std::string& row)
-    requires(!std::is_same_v<Objective, ValueObjective>)
-  {
+  static LossOptions of_objective(std::string_view function, const std::string& row) {
     if constexpr (std::is_same_v<Objective, PolicyObjective>) return {preset(function, row)};
     if constexpr (std::is_same_v<Objective, PreferenceObjective>) {
       return {preference_preset(function, row)};
     }
+    if constexpr (std::is_same_v<Objective, ValueObjective>) return {value_preset(function, row)};
   }
 };
 using PolicyOptions = LossOptions<PolicyObjective, Normalizer>;

@@ -75,6 +75,7 @@ std::vector<std::string> description() {
   };
   add("policy", kCatalogue);
   add("preference", kPreferenceCatalogue);
+  add("value", kValueCatalogue);
   for_each_weight([&](const auto& row) {
     weights += weights.empty() ? "{\"row\": " : ", {\"row\": ";
     weights += json_list({json_text(row.name), json_text(row.formula), json_text(row.paper),

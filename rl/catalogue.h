@@ -7,6 +7,7 @@
 
 #include "../estimators/advantage/gae.h"
 #include "../estimators/advantage/group.h"
+#include "critic/huber.h"
 #include "policy/bnpo.h"
 #include "policy/cispo.h"
 #include "policy/dapo.h"
@@ -50,6 +51,7 @@ struct CatalogueRow : ObjectiveRow<PolicyObjective> {
   Advantages advantages;
 };
 using PreferenceRow = ObjectiveRow<PreferenceObjective>;
+using ValueRow = ObjectiveRow<ValueObjective>;
 
 // The only lists of objectives in the project: one line each.
 inline const std::array kCatalogue{
@@ -114,6 +116,14 @@ inline const std::array kPreferenceCatalogue{
                   [] { return presets::kto(); }},
 };
 
+inline const std::array kValueCatalogue{
+    ValueRow{"clipped_squared", "1/2 max((V - R)^2, (clip(V, V_old -+ clip_range) - R)^2)",
+             "OpenAI baselines, ppo2", "rl/critic/clipped_squared.h", "by cases; verl value_loss",
+             [] { return ValueObjective{}; }},
+    ValueRow{"huber", "1/2 e^2, beyond delta linear, e = V - R", "Huber 1964", "rl/critic/huber.h",
+             "by hand", [] { return presets::huber(); }},
+};
+
 // visit(Formula{}) for the formula of every row, once: for faces that instantiate formulas
 // themselves.
 template <class Visit>
@@ -131,6 +141,13 @@ void for_each_preference_formula(Visit visit) {
   visit(SquarePair{});
   visit(HingePair{});
   visit(KahnemanTversky{});
+}
+
+// visit(Formula{}) for the formula of every value row, once.
+template <class Visit>
+void for_each_value_formula(Visit visit) {
+  visit(ClippedSquaredError{});
+  visit(Huber{});
 }
 
 namespace detail {
@@ -153,6 +170,9 @@ inline PolicyObjective preset(std::string_view function, std::string_view name) 
 }
 inline PreferenceObjective preference_preset(std::string_view function, std::string_view name) {
   return detail::preset_of(kPreferenceCatalogue, function, name);
+}
+inline ValueObjective value_preset(std::string_view function, std::string_view name) {
+  return detail::preset_of(kValueCatalogue, function, name);
 }
 
 }  // namespace tether

@@ -3,15 +3,11 @@
 #include <array>
 #include <concepts>
 #include <string_view>
-#include <utility>
 
 #include "../core/formula.h"
 #include "../core/number.h"
 
 namespace tether {
-
-template <class Number>
-using ConstantOf = decltype(stop_gradient(std::declval<const Number&>()));
 
 // An answer as the formula of a preference loss sees it.
 template <class Number>

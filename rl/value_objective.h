@@ -6,19 +6,21 @@
 #include "../core/options.h"
 #include "aggregation.h"
 #include "critic/clipped_squared.h"
+#include "value_formula.h"
 
 namespace tether {
 
-// loss = Agg[ 1/2 max(...) ] over tokens.
+// loss = Agg[ phi(V, V_old, R) ] over tokens. A plain value; presets (rl/critic/huber.h, ...) are
+// functions that return one, to be changed at will.
 struct ValueObjective {
-  ClippedSquaredError loss = {};
+  ValueFormula loss = ClippedSquaredError{};
   Aggregation aggregation = token_mean();
 };
 
 // visit(name, value, range) for every number of the objective, the formula's first.
 template <SameBut<ValueObjective> Objective, class Visit>
 void for_each_option(Objective& objective, Visit visit) {
-  for_each_field(objective.loss, visit);
+  objective.loss.for_each_field(visit);
   visit("constant", objective.aggregation.constant, Range{0, largest_finite, true});
 }
 

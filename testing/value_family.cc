@@ -11,7 +11,7 @@ Case one_token(double value, double old_value, double target) {
       .rows = 1, .columns = 1, .response_mask = {1}, .arrays = {{value}, {old_value}, {target}}};
 }
 
-Case simplest() { return one_token(1, 0.9, 2); }
+Case simplest() { return one_token(1, 0.9, 2.5); }
 
 // Ragged rows of every kind. All numbers are float32.
 Case drawn(Random& random, const LossTraits& traits, int64_t rows, int64_t columns) {
@@ -84,11 +84,18 @@ Report check_value_loss(const ValueLoss& loss, const LossTraits& traits,
 }
 
 LossTraits traits_of(const ValueObjective& objective) {
-  const double range = objective.loss.clip_range;
-  return {.takes_offsets = true,
-          .bitwise = true,
-          .refuses_double_backward = true,
-          .clip = ClipRange{.low = range, .high = range}};
+  const Traits& formula = objective.loss.traits();
+  LossTraits out{.takes_offsets = true,
+                 .gradient_is_derivative = !formula.stops_gradient,
+                 .pulls_back = formula.pulls_back,
+                 .bitwise = true,
+                 .refuses_double_backward = true};
+  if (formula.clips) {
+    objective.loss.for_each_field([&](std::string_view name, double value, const Range&) {
+      if (name == "clip_range") out.clip = ClipRange{.low = value, .high = value};
+    });
+  }
+  return out;
 }
 
 }  // namespace tether::testing

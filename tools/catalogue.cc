@@ -57,6 +57,12 @@ std::string preference_table() {
   return out;
 }
 
+std::string value_table() {
+  std::string out = "| name | loss | paper | header | agreement |\n|---|---|---|---|---|\n";
+  for (const auto& row : tether::kValueCatalogue) out += cells(row) + "\n";
+  return out;
+}
+
 std::string weight_table() {
   std::string out = "| name | W | paper | header | agreement | of 0 |\n|---|---|---|---|---|---|\n";
   tether::for_each_weight([&](const auto& row) {
@@ -103,7 +109,8 @@ std::string page() {
          "\n## Weights of tokens, of any policy objective ([how](../docs/weights.md))\n\n" +
          weight_table() + "\n## Forms of the KL penalty ([which](../docs/kl.md))\n\n" + kl_table() +
          "\n## Preference objectives: score, link, loss of the pair\n\n" + preference_table() +
-         "\n## Links of preference objectives\n\n" + link_table() +
+         "\n## Links of preference objectives\n\n" + link_table() + "\n## Value objectives\n\n" +
+         value_table() +
          "\n## Advantages, by `advantage(batch, Gae{})` and `tether.advantage(\"gae\", ...)`\n\n" +
          advantage_table();
 }

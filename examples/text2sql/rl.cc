@@ -173,7 +173,7 @@ at::Tensor RlTrainer::loss(const MicroBatch& batch, const Minibatch& minibatch,
                                                         .old_values = batch.old_values,
                                                         .offsets = batch.offsets},
                                                        {}, minibatch.counts);
-  result.values.merge(value.metrics);
+  result.values.merge(value.metrics.to_host());
   return output.loss + options_.objective.value_weight * value.loss;
 }
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tether import reference
-from tether._functions import FUNCTIONS
+from tether._lists import Value
+from tether._objectives import objective_call
 from tether._ops import has_kernel, ops
 from tether.policy import Normalizer, denominators, of_denominators
 
@@ -40,25 +41,26 @@ def value_loss(
     returns: Tensor,
     response_mask: Tensor,
     *,
+    objective: str = "clipped_squared",
     old_values: Tensor | None = None,
     offsets: Tensor | None = None,
-    clip_range: float = 0.2,
-    aggregation: str = "token_mean",
-    constant: float = 1.0,
     normalizer: Normalizer | None = None,
+    **options: Value,
 ) -> ValueLoss:
-    """Agg[ 1/2 max((V - R)^2, (clip(V, V_old - clip_range, V_old + clip_range) - R)^2) ].
+    """The loss of a value head, by default
+    Agg[ 1/2 max((V - R)^2, (clip(V, V_old - clip_range, V_old + clip_range) - R)^2) ].
 
     values         [B, T], or packed [N] with offsets; float32, float64, bfloat16 or float16, of any
                    strides; differentiable once
     returns        like values: what `tether.advantage` gives
     response_mask  like values: bool, or weights in [0, 1]; slots of weight 0 may hold anything
+    objective      a row of `objectives("value")`, which also lists options and defaults
     old_values     like values, at the start of the step; None: nothing is clipped
     offsets        [B + 1] int32 or int64, from 0 to N
-    clip_range     at least 0; inf: off
-    aggregation    token_mean, sequence_mean_token_mean, sequence_mean_token_sum or
-                   sequence_sum_over_constant, with `constant`, or token_sum
     normalizer     counts of the optimizer step; None: of this batch
+    options        as clip_range=0.5, inf is off; aggregation="token_mean",
+                   "sequence_mean_token_mean", "sequence_mean_token_sum", "token_sum" or
+                   "sequence_sum_over_constant", with `constant`
 
     On the CPU a fused kernel, else `tether.reference`. Raises ValueError or TypeError before any
     work is done.
@@ -71,15 +73,15 @@ def value_loss(
         "old_values": old_values,
         "offsets": offsets,
     }
-    settings = {"clip_range": clip_range, "aggregation": aggregation, "constant": constant}
-    call = FUNCTIONS[function].call(tensors, settings)
     counts = denominators(function, normalizer)
+    call = objective_call(function, tensors, objective, options, counts, family="value")
     if not has_kernel(values):
+        call.check_settings(function)
         out = reference.value_loss(
             **call.once_differentiable(function),
             normalizer=of_denominators(counts),
             **call.named_settings(),
         )
         return ValueLoss(out.loss, ValueMetrics(out.sums))
-    loss, _, sums = call.with_numbers(counts).run_with_gradient()
+    loss, _, sums = call.run_with_gradient()
     return ValueLoss(loss, ValueMetrics(sums))

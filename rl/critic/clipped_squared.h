@@ -3,7 +3,9 @@
 #include <tuple>
 
 #include "../../core/fields.h"
+#include "../../core/formula.h"
 #include "../../core/number.h"
+#include "../value_formula.h"
 
 namespace tether {
 
@@ -18,16 +20,17 @@ namespace tether {
 struct ClippedSquaredError {
   double clip_range = 0.2;
 
+  static constexpr Traits traits{.clips = true};
   static constexpr auto fields() {
     return std::tuple{field("clip_range", &ClippedSquaredError::clip_range, {0, infinity})};
   }
 
-  template <class Number, class Constant>
-  TETHER_FORMULA Number operator()(const Number& value, const Constant& old_value,
-                                   const Constant& target) const {
-    const Number error = value - target;
-    const Number inside = min(max(value, old_value - clip_range), old_value + clip_range);
-    const Number clipped = inside - target;
+  template <class Number>
+  TETHER_FORMULA Number operator()(const ValueToken<Number>& token) const {
+    const Number error = token.value - token.target;
+    const Number inside =
+        min(max(token.value, token.old_value - clip_range), token.old_value + clip_range);
+    const Number clipped = inside - token.target;
     return max(error * error, clipped * clipped) * 0.5;
   }
 };

@@ -27,21 +27,14 @@ struct ValueBlock {
 
 using ValueSums = std::array<LaneSum, ValueMetrics::kSums>;
 
+// The loss of each token, of inputs that are saturated in place.
 template <class T>
-TETHER_CLONES void evaluate(const ClippedSquaredError& formula_in, ValueBlock<T>& block) {
-  const ClippedSquaredError formula = formula_in;
-  const int size = block.size / kLanes * kLanes;
-#pragma GCC ivdep
-  for (int i = 0; i < size; ++i) {  // VECTOR
-    const T value = saturated(block.value[i], Largest<T>::kValue);
-    const T old_value = saturated(block.old_value[i], Largest<T>::kValue);
-    const T target = saturated(block.target[i], Largest<T>::kValue);
-    const Dual<T> loss = formula(Dual<T>{value, T(1)}, Constant<T>{old_value}, Constant<T>{target});
-    block.value[i] = value;
-    block.target[i] = target;
-    block.loss[i] = loss.value;
-    block.dloss[i] = loss.grad;
+void fill_losses(const ValueFormula& formula, ValueBlock<T>& block) {
+  for (T* column : {block.value, block.old_value, block.target}) {
+    saturate_column(Largest<T>::kValue, block.size, column);
   }
+  formula(ValueColumns<T>{block.value, block.old_value, block.target, block.size}, block.loss,
+          block.dloss);
 }
 
 // Adds a block in double and makes its gradient.
@@ -133,7 +126,7 @@ void add_row(const ValueArrays& batch, const ValueObjective& objective, int64_t 
     load(batch.values, block.value);
     load(old_values, block.old_value);
     load(batch.returns, block.target);
-    evaluate(objective.loss, block);
+    fill_losses(objective.loss, block);
     sum_values(narrow<T>(factor), block, sums);
     if (dvalues) store_block(batch.layout, dvalues, row, column, count, block.dvalue);
   });

@@ -72,8 +72,9 @@ __global__ void pair_loss(Formula formula, LinkOfScores link, double beta, Colum
 template <class Formula, int N>
 __global__ void value_loss(Formula formula, Columns columns) {
   const int i = index();
-  columns.store(0, i,
-                formula(columns.number<N>(0, i), columns.number<0>(1, i), columns.number<0>(2, i)));
+  const ValueToken<Dual<float, N>> token{columns.number<N>(0, i), columns.number<0>(1, i),
+                                         columns.number<0>(2, i)};
+  columns.store(0, i, formula(token));
 }
 
 template <class Form, int N>
@@ -108,7 +109,8 @@ void instantiate(const Columns& columns) {
       pair_loss<decltype(formula), Formula, N><<<1, 1>>>(formula, row.defaults, 0.1, columns);
     });
   });
-  value_loss<ClippedSquaredError, N><<<1, 1>>>({}, columns);
+  for_each_value_formula(
+      [&](auto formula) { value_loss<decltype(formula), N><<<1, 1>>>(formula, columns); });
   for_each_kl_form([&]<class Form>(const FormulaRow<Form>& row) {
     kl_form<Form, N><<<1, 1>>>(row.defaults, KlCorrection::ratio, 0.5, columns);
   });

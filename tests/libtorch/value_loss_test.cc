@@ -39,6 +39,40 @@ TEST(ValueLossFace, EqualsThePlainExpressionInValueAndGradient) {
   EXPECT_THROW(torch::autograd::grad({once.sum()}, {batch.values}), c10::Error);
 }
 
+// (V - R)^4, a formula of a user's own.
+struct Fourth {
+  template <class Number>
+  TETHER_FORMULA Number operator()(const ValueToken<Number>& token) const {
+    const Number error = token.value - token.target;
+    return error * error * error * error;
+  }
+};
+
+TEST(ValueLossFace, EveryDevicePathEqualsTheKernel) {
+  std::vector<ValueObjective> objectives;
+  for (const ValueRow& row : kValueCatalogue) objectives.push_back(row.preset());
+  objectives.push_back({.loss = on_any_device(Fourth{})});
+  for (ValueObjective& objective : objectives) {
+    for (const at::ScalarType dtype : {at::kDouble, at::kFloat}) {
+      objective.aggregation = sequence_mean_token_mean();
+      const ValueBatch batch = random_batch(dtype);
+      const double tolerance = dtype == at::kDouble ? 1e-13 : 1e-5;
+      const ValueOutput kernel = value_loss(batch, objective, {.sequences = 7});
+      const ValueOutput tensors = detail::value_loss_any_device(batch, objective, {.sequences = 7});
+      EXPECT_NEAR(kernel.loss.item<double>(), tensors.loss.item<double>(), tolerance);
+      const auto gradient = [&](const at::Tensor& loss) {
+        return torch::autograd::grad({loss}, {batch.values}, {}, true)[0];
+      };
+      EXPECT_TRUE(
+          at::allclose(gradient(kernel.loss), gradient(tensors.loss), tolerance, tolerance));
+      const auto expected = kernel.metrics.to_map();
+      for (const auto& [name, value] : tensors.metrics.to_map()) {
+        EXPECT_NEAR(value, expected.at(name), 10 * tolerance) << name;
+      }
+    }
+  }
+}
+
 TEST(ValueLossFace, WhiteningOfPackedAndPaddedTokens) {
   const ValueBatch batch = random_batch(at::kFloat);
   const at::Tensor out = whiten(batch.returns, batch.response_mask, {.epsilon = 0});

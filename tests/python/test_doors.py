@@ -183,16 +183,17 @@ IN_STEP = {"step.count", "step.mean", "step.squares"}
 
 def parameters_of(name):
     """Of a typed function; groups have an estimator and lengths in `advantage`, whose options are
-    those of its estimator."""
+    those of its estimator, as those of a value loss are its objective's."""
     names = ("advantage", name) if name == "group_advantage" else (name,)
     shown = {
         k: v
         for each in names
         for k, v in inspect.signature(getattr(tether, each)).parameters.items()
     }
-    if name == "advantage":
-        row = tether.advantages()["gae"]
-        shown |= dict.fromkeys((*row.options, *row.choices))
+    rows = {"advantage": tether.advantages()["gae"]}
+    rows["value_loss"] = tether.objectives("value")["clipped_squared"]
+    if name in rows:
+        shown |= dict.fromkeys((*rows[name].options, *rows[name].choices))
     return shown
 
 

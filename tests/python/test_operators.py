@@ -61,6 +61,8 @@ def call_of(function):
         words = OBJECTIVE
     elif function.name == "preference_loss":
         words = ([], NONE, ["objective"], ["kto"])
+    elif function.name == "value_loss":
+        words = ([], NONE, ["objective"], ["huber"])
     arguments = [right(each) for each in function.arguments]
     offsets = [None] if function.packed else []
     return (*arguments, *offsets, *words, *([True] if function.gradient else []))

@@ -29,7 +29,7 @@ TokenLoss by_cases(double value, double old_value, double target, double range) 
 
 TEST(ValueLoss, IsTheMeanOfTheLargerErrorWithItsGradient) {
   ValueRows<double> batch(4, 300);
-  const ValueTotals out = batch.run({.loss = {.clip_range = 0.2}});
+  const ValueTotals out = batch.run({.loss = ClippedSquaredError{.clip_range = 0.2}});
   double n = 0, sum = 0, stuck = 0;
   for (double weight : batch.mask) n += weight;
   for (size_t i = 0; i < batch.mask.size(); ++i) {
@@ -49,7 +49,7 @@ TEST(ValueLoss, IsTheMeanOfTheLargerErrorWithItsGradient) {
 
 TEST(ValueLoss, WithoutClippingItIsHalfTheSquaredError) {
   ValueRows<float> batch(2, 50);
-  const ValueTotals off = batch.run({.loss = {.clip_range = infinity}});
+  const ValueTotals off = batch.run({.loss = ClippedSquaredError{.clip_range = infinity}});
   ValueArrays arrays = batch.arrays();
   arrays.old_values = {};
   EXPECT_EQ(value_loss(arrays, {}, {}, {}).loss, off.loss);
@@ -126,7 +126,7 @@ TEST(ValueLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
   using O = ValueObjective;
   EXPECT_EQ(error([](B&, A& a, O&) { a.returns = {}; }),
             "value_loss: returns must be given, got none");
-  EXPECT_EQ(error([](B&, A&, O& o) { o.loss.clip_range = -1; }),
+  EXPECT_EQ(error([](B&, A&, O& o) { o.loss = ClippedSquaredError{.clip_range = -1}; }),
             "value_loss: clip_range must be at least 0, got -1");
   EXPECT_EQ(error([](B& b, A&, O&) { b.mask[3] = -1; }),
             "value_loss: response_mask must be in [0, 1], got -1 at [1, 0]");

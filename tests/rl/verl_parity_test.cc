@@ -136,15 +136,15 @@ TEST(VerlValueLoss, ValueAndGradient) {
       return ConstArray{array.data(), DType::float64, columns, 1};
     };
     const Json& settings = each["settings"];
-    const ValueTotals out =
-        value_loss({.layout = {.rows = rows, .columns = columns},
-                    .values = view(values),
-                    .returns = view(returns),
-                    .response_mask = view(mask),
-                    .old_values = view(old_values)},
-                   {.loss = {.clip_range = settings["cliprange_value"].get<double>()},
-                    .aggregation = aggregation(settings, columns)},
-                   normalizer(settings["step"]), {dvalues.data(), DType::float64, columns, 1});
+    const ValueTotals out = value_loss(
+        {.layout = {.rows = rows, .columns = columns},
+         .values = view(values),
+         .returns = view(returns),
+         .response_mask = view(mask),
+         .old_values = view(old_values)},
+        {.loss = ClippedSquaredError{.clip_range = settings["cliprange_value"].get<double>()},
+         .aggregation = aggregation(settings, columns)},
+        normalizer(settings["step"]), {dvalues.data(), DType::float64, columns, 1});
     const double loss = each["loss"];
     EXPECT_NEAR(out.loss, loss, 1e-12 * std::abs(loss)) << each["name"];
     // verl counts in float32.

@@ -17,13 +17,27 @@ namespace {
 
 using testing::check_value_loss;
 
-void expect_good(const ValueObjective& objective, const testing::CheckOptions& options = {}) {
-  const auto report =
-      check_value_loss([&](const ValueBatch& batch,
-                           const Normalizer& step) { return value_loss(batch, objective, step); },
-                       testing::traits_of(objective), options);
+using Call = ValueOutput (*)(const ValueBatch&, const ValueObjective&, const Normalizer&);
+
+void expect_good(const ValueObjective& objective, const testing::CheckOptions& options = {},
+                 Call call = value_loss) {
+  testing::LossTraits traits = testing::traits_of(objective);
+  traits.bitwise = call == Call(value_loss);
+  const auto report = check_value_loss(
+      [&](const ValueBatch& batch, const Normalizer& step) { return call(batch, objective, step); },
+      traits, options);
   EXPECT_TRUE(report.ok()) << report;
 }
+
+class ValueCatalogue : public ::testing::TestWithParam<ValueRow> {};
+
+TEST_P(ValueCatalogue, KernelAndAnyDevicePathKeepEveryPromise) {
+  expect_good(GetParam().preset());
+  expect_good(GetParam().preset(), {.batches = 3}, detail::value_loss_any_device);
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, ValueCatalogue, ::testing::ValuesIn(kValueCatalogue),
+                         [](const auto& row) { return std::string(row.param.name); });
 
 TEST(ValueObjective, KeepsEveryPromiseInEveryAggregation) {
   for (const Aggregation& aggregation :
@@ -37,7 +51,7 @@ TEST(ValueObjective, KeepsEveryPromiseInEveryAggregation) {
 TEST(ValueObjective, KeepsThemForOtherRangesAndWithoutClipping) {
   for (const double range : {0.5, infinity}) {
     SCOPED_TRACE(range);
-    expect_good({.loss = {.clip_range = range}}, {.batches = 4});
+    expect_good({.loss = ClippedSquaredError{.clip_range = range}}, {.batches = 4});
   }
 }
 

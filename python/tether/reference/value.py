@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tether.reference.numbers import maximum, minimum, saturated, spoil_of, wide_dtype
+from tether._checks import savable
+from tether.reference.numbers import (
+    Number,
+    clamp,
+    maximum,
+    minimum,
+    saturated,
+    spoil_of,
+    wide_dtype,
+    with_slope,
+)
 from tether.reference.rows import Rows, row_factors
+
+# Of a value, the value at the start of the step and the return: the loss, and its slope by the
+# value.
+
+
+def clipped_squared(
+    value: Tensor, old_value: Tensor, target: Tensor, *, clip_range: Number = 0.2
+) -> tuple[Tensor, Tensor]:
+    """1/2 max((V - R)^2, (clip(V, V_old - clip_range, V_old + clip_range) - R)^2). OpenAI, ppo2."""
+    inside = minimum(maximum(value, old_value - clip_range), old_value + clip_range)
+    error, clipped = value - target, inside - target
+    stuck = (clipped.square() > error.square()) & (inside != value)
+    return 0.5 * maximum(error.square(), clipped.square()), torch.where(stuck, 0.0, error)
+
+
+def huber(
+    value: Tensor, old_value: Tensor, target: Tensor, *, delta: Number = 1.0
+) -> tuple[Tensor, Tensor]:
+    """1/2 e^2, and delta (|e| - delta / 2) beyond delta; e = V - R. Huber 1964."""
+    error = value - target
+    inside = clamp(error, -delta, delta)
+    return inside * (error - 0.5 * inside), inside
+
+
+class ValueRow(NamedTuple):
+    loss: Callable[..., tuple[Tensor, Tensor]]
+    options: dict[str, float]
+
+
+VALUES = {
+    "clipped_squared": ValueRow(clipped_squared, {"clip_range": 0.2}),
+    "huber": ValueRow(huber, {"delta": 1.0}),
+}
 
 
 class ValueTotals(NamedTuple):
@@ -21,14 +65,15 @@ def value_loss(
     returns: Tensor,
     response_mask: Tensor,
     *,
+    objective: str = "clipped_squared",
     old_values: Tensor | None = None,
     offsets: Tensor | None = None,
-    clip_range: float = 0.2,
     aggregation: str = "token_mean",
-    constant: float = 1,
+    constant: Number = 1,
     normalizer: Any = None,
+    **options: Number,
 ) -> ValueTotals:
-    """Agg[ 1/2 max((V - R)^2, (clip(V, V_old - clip_range, V_old + clip_range) - R)^2) ]."""
+    """Agg[ loss ], as tether.value_loss."""
     rows, wide = Rows.of("value_loss", "values", values, offsets), wide_dtype(values.dtype)
     weight = rows.weights(response_mask, wide)
     active = weight != 0
@@ -39,10 +84,11 @@ def value_loss(
     largest = 1e140 if wide == torch.float64 else 1e18  # its square stays finite
     value, target = selected(values), selected(returns)
     old = value.detach() if old_values is None else selected(old_values)
-    inside = minimum(maximum(value, old - clip_range), old + clip_range)
-    plain, clipped = (value - target).square(), (inside - target).square()
-    each = 0.5 * maximum(plain, clipped)
-    each = each + spoil_of(value.isfinite() & target.isfinite() & old.isfinite(), value)
+    row = VALUES[objective]
+    options = row.options | {name: savable(each) for name, each in options.items()}
+    each, slope = row.loss(value.detach(), old, target, **options)
+    sound = value.isfinite() & target.isfinite() & old.isfinite()
+    each = with_slope(each, slope, value) + spoil_of(sound, value)
     n = rows.sum(weight.double())
     tokens, sequences, world_size = None, None, 1
     if normalizer is not None:
@@ -54,7 +100,7 @@ def value_loss(
         parts = (
             torch.ones_like(each),
             each,
-            (clipped > plain).to(wide),
+            ((slope == 0) & (each > 0)).to(wide),
             target,
             target.square(),
             target - value,

@@ -7,7 +7,7 @@ namespace {
 
 Dual<double> error_at(double value, double target, double clip_range = 0.5) {
   const ClippedSquaredError loss{.clip_range = clip_range};
-  return loss(Dual<double>{value, 1}, Constant<double>{0}, Constant<double>{target});
+  return loss(ValueToken<Dual<double>>{{value, 1}, {0}, {target}});
 }
 
 // V_old = 0, so that V is clipped to [-0.5, 0.5].
