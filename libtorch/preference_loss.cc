@@ -22,8 +22,10 @@
 
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
+#include "libtorch/flat_batch.h"
 #include "libtorch/stored_gradient.h"
 #include "rl/kernels/preference_loss.h"
+#include "rl/kernels/token_block.h"
 
 namespace tether {
 namespace {
@@ -61,6 +63,8 @@ Computed compute_on_cpu(const PreferenceBatch& batch, const PreferenceObjective&
   std::memcpy(out.sums.data_ptr(), totals.metrics.sums.data(), sizeof(totals.metrics.sums));
   return out;
 }
+
+constexpr double kLargestResult = Largest<double>::kResult;
 
 // ---- any device ---------------------------------------------------------------------------------
 
@@ -173,7 +177,8 @@ ExampleTerms examples_of(const PreferenceBatch& batch, const PreferenceObjective
   const bool labelled = batch.labels.defined();
   const int64_t rows = answers.n.size(0), count = labelled ? rows : rows / 2;
   const int64_t second = labelled ? 0 : count;  // of single answers there is none
-  const at::Tensor baselines = of_rows(batch.baselines, answers.n, 0);
+  const at::Tensor baselines =
+      detail::saturated(of_rows(batch.baselines, answers.n, 0), kLargestResult);
   const at::Tensor weights = of_rows(batch.answer_weights, answers.n, 1);
   const at::Tensor label = of_rows(batch.labels, answers.n, 1).narrow(0, 0, count);
   const auto part = [&](const at::Tensor& each, int64_t from) {
@@ -193,14 +198,19 @@ ExampleTerms examples_of(const PreferenceBatch& batch, const PreferenceObjective
   out.nll = at::where(out.good, part(answers.nll, 0), none);
   out.nll_n = at::where(out.good, part(answers.nll_n, 0), none);
   at::Tensor weight = part(weights, 0);
-  if (!labelled) weight = (weight * part(weights, second)).clamp_max(1e300);
-  out.loss = detail::on_tensors(objective.loss, example) * (weight * objective.loss_weight);
+  if (!labelled) weight = (weight * part(weights, second)).clamp_max(kLargestResult);
+  const at::Tensor loss = detail::bounded(detail::on_tensors(objective.loss, example));
+  out.loss = detail::bounded(loss * (weight * objective.loss_weight).clamp_max(kLargestResult));
   out.present = (part(answers.n, 0) > 0).logical_or(part(answers.n, second) > 0);
   out.finite = at::ones_like(out.good);
+  if (!objective.link.traits().of_log_ratio) {  // but for rounding, a log-probability
+    const at::Tensor legal = (answers.score <= 1e-3).logical_or(answers.n == 0);
+    out.finite = part(legal, 0).logical_and(part(legal, second));
+  }
   const bool with_nll = objective.nll.coefficient != 0;
   for (const at::Tensor& each :
        {part(answers.score, 0), part(answers.score, second), part(baselines, 0),
-        part(baselines, second), weight, label, out.loss, with_nll ? out.nll : none}) {
+        part(baselines, second), weight, label, loss, with_nll ? out.nll : none}) {
     out.finite = out.finite.logical_and(at::isfinite(each.detach()));
   }
   return out;
@@ -244,7 +254,7 @@ at::Tensor sums_of(const PreferenceObjective& objective, const AnswerTerms& answ
 // 1 / the count of the step; 0 without examples, NaN where it is no number that divides them.
 at::Tensor share_of(const std::optional<double>& of_step, const at::Tensor& local, double factor) {
   const at::Tensor count = of_step ? at::full_like(local, *of_step) : local;
-  return at::where(count > 0, factor / count,
+  return at::where(count > 0, (factor / count).clamp_max(kLargestResult),
                    at::where(local > 0, at::full_like(count, NAN), at::zeros_like(count)));
 }
 
@@ -335,11 +345,7 @@ PreferenceBatch detail::answers_as_rows(const PreferenceBatch& batch) {
 
 PreferenceMetrics PreferenceMetricTensors::to_host() const {
   PreferenceMetrics out;
-  detail::check_value(
-      sums.defined() && sums.numel() == static_cast<int64_t>(out.sums.size()),
-      "preference_loss: metrics must be the block of a loss, got a tensor of another size");
-  const at::Tensor host = sums.cpu().to(at::kDouble).contiguous();
-  std::memcpy(out.sums.data(), host.const_data_ptr(), sizeof(out.sums));
+  detail::copy_block("preference_loss", sums, out.sums.data(), out.sums.size());
   return out;
 }
 

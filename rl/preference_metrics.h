@@ -7,14 +7,14 @@
 
 namespace tether {
 
-// What a training loop logs about a preference loss: sums over pairs beside their count, so that
+// What a training loop logs about a preference loss: sums over examples beside their count, so that
 // adding the blocks of micro-batches and ranks gives the exact figures of the step. Rewards are
 // beta times the score before the link (arXiv:2305.18290, eq. 5), log-probabilities those of whole
 // answers, whatever the score is. Answers with labels are chosen or rejected ones by their label;
 // there is no accuracy of them.
 struct PreferenceMetrics {
   enum Sum {
-    kLoss,  // of the examples, times loss_weight
+    kLoss,  // of the examples, with loss_weight and the weights of answers
     kRewardChosen,
     kRewardRejected,
     kMargin,    // reward of the chosen - of the rejected; of labelled answers, of their means
@@ -35,7 +35,7 @@ struct PreferenceMetrics {
     for (size_t i = 0; i < sums.size(); ++i) sums[i] += other.sums[i];
   }
 
-  // Means over pairs by name; `nonfinite` is the count itself. 0 without pairs.
+  // Means by name; `nonfinite` is the count itself. 0 without pairs.
   std::map<std::string, double> to_map() const {
     std::map<std::string, double> out;
     for (size_t i = 0; i < kSums; ++i) {

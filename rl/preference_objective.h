@@ -18,8 +18,8 @@ namespace tether {
 enum class PairScore { sum, mean };
 inline constexpr std::array<std::string_view, 2> kPairScoreNames{"sum", "mean"};
 
-// The mean of -logp over the tokens of the chosen answers, beside the loss of the examples: over
-// the tokens of the batch, or over the pairs (answers with labels), of each answer's mean or sum.
+// The mean of -logp over the chosen answers, beside the loss of the examples: over their tokens, or
+// over the pairs (answers with labels), of each chosen answer's mean or sum.
 enum class NllMean { token, sequence_mean, sequence_sum };
 inline constexpr std::array<std::string_view, 3> kNllMeanNames{"token", "sequence_mean",
                                                                "sequence_sum"};

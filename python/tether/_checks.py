@@ -109,8 +109,11 @@ def check_constant(where: str, name: str, tensor: Tensor) -> None:
 
 
 def scalar(value: Number) -> Number:
-    """A tensor of one number has no dimensions, whatever shape it came in."""
-    return value.reshape(()) if isinstance(value, Tensor) else value
+    """A tensor of one number has no dimensions, whatever shape it came in; torch takes no integer
+    beyond int64."""
+    if isinstance(value, Tensor):
+        return value.reshape(())
+    return float(value) if isinstance(value, int) and abs(value) >= 2**63 else value
 
 
 def number_of(value: Number) -> float | None:

@@ -1,4 +1,4 @@
-"""Preference losses: value, gradient and metrics of pairs of answers."""
+"""Preference losses: value, gradient and metrics of answers, in pairs or with labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PreferenceMetrics(NamedTuple):
         return PreferenceMetrics(self.sums + other.sums)
 
     def to_dict(self) -> dict[str, float]:
-        """Means over pairs by name, ready for a logger. The one synchronisation with a device."""
+        """Means by name, ready for a logger. The one synchronisation with a device."""
         values = ops.preference_metrics(self.sums.cpu())
         return dict(zip(_METRIC_NAMES, values.tolist(), strict=True))
 
@@ -75,7 +75,7 @@ def preference_loss(
     offsets          [2 B + 1] int32 or int64, from 0 to N
     pairs            the pairs, or the answers with labels, of the optimizer step, over
                      micro-batches and ranks; None: of this batch
-    tokens           likewise the tokens of the negative log-likelihood
+    tokens           likewise the tokens of the negative log-likelihood, of chosen answers alone
     world_size       multiplies the loss, not the metrics: DDP and FSDP average gradients
     loss_scale       likewise: 1 / micro-batches where each has its own pairs, say
     options          as beta=0.1, and choices: score="mean", link="js", reference=False

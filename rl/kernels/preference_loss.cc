@@ -85,7 +85,8 @@ class Examples {
  private:
   Side side(size_t row) const {
     const auto i = static_cast<int64_t>(row);
-    return {row, answers_[row], number_of_row(batch_.layout, batch_.baselines, i, 0),
+    const double baseline = number_of_row(batch_.layout, batch_.baselines, i, 0);
+    return {row, answers_[row], saturated(baseline, Largest<double>::kResult),
             number_of_row(batch_.layout, batch_.answer_weights, i, 1)};
   }
 
@@ -140,7 +141,7 @@ class LossOfExamples {
     const bool with_nll = objective_.nll.coefficient != 0 && examples_.is_good(i);
     double by_nll = with_nll ? nll_weight(objective_.nll.mean, first.sums) : 0;
     double nll = with_nll ? bounded(-by_nll * first.sums.nll_logp) : 0;
-    const bool sound = loss.value * 0 + nll * 0 == 0;
+    const bool sound = loss.value * 0 + (with_nll ? first.sums.nll_logp * 0 : 0) == 0;
     if (!sound) {
       loss = {kNaN, {{kNaN, kNaN}}};
       nll = by_nll = with_nll ? kNaN : 0;
@@ -223,7 +224,8 @@ void check_rows(std::string_view function, bool has_labels, int64_t rows) {
 // Of a link that takes log-probabilities.
 void check_scores(std::string_view function, const std::vector<AnswerSums>& answers) {
   for (size_t row = 0; row < answers.size(); ++row) {
-    require(!(answers[row].score > 0), [&] {
+    constexpr double kRounding = 1e-3;
+    require(!(answers[row].score > kRounding), [&] {
       return named(function, "logps") +
              " must be log-probabilities with this link, at most 0, got a sum of " +
              text(answers[row].score) + " at " + in_brackets(text(row));

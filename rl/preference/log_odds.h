@@ -9,9 +9,9 @@ namespace tether {
 //
 //   g(S) = log(p / (1 - p)) = S - log(1 - e^S)
 //
-// d g / d S = 1 / (1 - e^S). Hong et al. 2024, arXiv:2403.07691, eq. 4. Log-odds above 40 count as
-// these, with the derivative there: those of a certain answer, S = 0, are infinite, and peers have
-// NaN from S = -3e-8 on.
+// d g / d S = 1 / (1 - e^S). Hong et al. 2024, arXiv:2403.07691, eq. 4. Where 1 - p is below 2^-24,
+// of which a float32 knows nothing, it counts as that, with the derivative there: log-odds of a
+// certain answer, S = 0, are infinite, and peers have NaN from S = -3e-8 on.
 struct LogOdds {
   static constexpr Traits traits{.of_log_ratio = false};
 
@@ -22,7 +22,7 @@ struct LogOdds {
   }
 
  private:
-  static constexpr double kLargest = -4.248354255291589e-18;  // -e^-40
+  static constexpr double kLargest = -0x1p-24;
 };
 
 }  // namespace tether

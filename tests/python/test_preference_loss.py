@@ -66,7 +66,8 @@ PRODUCTS = {
     "NLL": {"nll_coef": 0.5, "loss_weight": 2.0},
     "NLL by sequence": {"nll_coef": torch.tensor(0.5), "nll_mean": "sequence_mean"},
     "LD + NLL summed": {"nll_coef": 0.5, "nll_mean": "sequence_sum", "ld_alpha": 0.0},
-    "counts of the step": {"nll_coef": 0.5, "pairs": 9, "tokens": torch.tensor(70.0)},
+    "counts of the step": {"nll_coef": 0.5, "pairs": 9.3, "tokens": torch.tensor(70.0)},
+    "factors": {"world_size": 1.1, "loss_scale": 0.7, "loss_weight": 1.3, "nll_coef": 0.3},
 }
 
 
@@ -122,6 +123,46 @@ def test_kto_is_the_expression_of_the_paper():
     ).loss
     expected = torch.where(labels == 1, good, bad).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("weight", [1.3, 1e39])
+def test_weights_of_classes_are_float64_on_every_path(weight):
+    batch = as_taken(padded_pairs(poison=0.0), "kto")
+    settings = {"objective": "kto", "desirable_weight": weight, "undesirable_weight": 0.7}
+    actual = evaluated(on_tensors, batch, **settings)
+    expected = evaluated(tether.preference_loss, batch, **settings)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-16)
+
+
+def test_huge_numbers_give_what_the_kernel_gives():
+    batch = padded_pairs(pairs=2, poison=0.0)
+    huge = torch.full((4,), 1e308, dtype=torch.float64)
+    for change in (
+        {"answer_weights": huge, "loss_weight": 1e308},
+        {"baselines": torch.tensor([1.7, -1.7, -1.7, 1.7]).double() * 1e308},
+        {"pairs": 1e-320},
+        {"pairs": 1e-300, "world_size": 1e308},
+        {"pairs": 10**19},
+        {"loss_weight": 10**300},
+        {"nll_coef": 1e300},
+    ):
+        actual = evaluated(on_tensors, batch, **change)
+        expected = evaluated(tether.preference_loss, batch, **change)
+        for a, b in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-16)
+
+
+def test_log_odds_are_of_log_probabilities():
+    logps, mask = torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1)
+    with pytest.raises(ValueError) as error:
+        tether.preference_loss(logps, response_mask=mask, objective="orpo")
+    assert str(error.value) == (
+        "preference_loss: logps must be log-probabilities with this link, at most 0, got a sum of "
+        "1 at [0]"
+    )
+    loss, metrics = on_tensors(logps, response_mask=mask, objective="orpo")
+    assert loss.isnan() and metrics.to_dict()["nonfinite"] == 1
 
 
 def test_orpo_is_the_expression_of_the_paper():

@@ -1,4 +1,4 @@
-"""Preference losses of pairs."""
+"""Preference losses, of pairs and of answers with labels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from tether._checks import number_of, savable
 from tether.reference.numbers import (
     Number,
+    bounded,
     saturated,
     wide_dtype,
     with_gradient_of,
@@ -20,9 +21,8 @@ from tether.reference.numbers import (
 )
 from tether.reference.rows import Rows
 
-# The linked scores of a pair are compared as they stand above their baselines, and weighed by beta:
-# x = beta (g_c - g_r). As the derivative is a product, not a sum of parts, an infinite upstream
-# gradient makes no NaN of it.
+# x = beta (g_c - g_r), of linked scores above baselines. The slopes of losses are written out:
+# torch would add up those of the parts, which for an infinite upstream gradient is NaN.
 
 
 _LARGEST_VALUE = 1e300  # what is beyond counts as this
@@ -92,7 +92,7 @@ def kto(
     """w (1 - sigmoid(+-u)), u = beta (g - baseline). arXiv:2402.01306, eq. 8."""
     u, good = answer.reward, answer.label > 0.5
     sign = torch.where(good, 1.0, -1.0)
-    weight = torch.where(good, desirable_weight, undesirable_weight)
+    weight = torch.where(good, _double(desirable_weight, u), _double(undesirable_weight, u))
     slope = -sign * torch.sigmoid(u) * torch.sigmoid(-u)
     return with_slope(weight * torch.sigmoid(-sign * u), weight * slope, u)
 
@@ -111,11 +111,13 @@ def alphapo(score: Tensor, *, alpha: Number = 0.25) -> Tensor:
 
 
 def log_odds(score: Tensor) -> Tensor:
-    """S - log(1 - e^S), saturated at 40. Hong et al. 2024, arXiv:2403.07691, eq. 4."""
-    below_0 = with_gradient_of(score.clamp(max=-math.exp(-40)), score)
+    """S - log(1 - e^S), saturated at S = -2^-24. Hong et al. 2024, arXiv:2403.07691, eq. 4."""
+    below_0 = with_gradient_of(score.clamp(max=-(2.0**-24)), score)
     p = below_0.detach()
     complement = torch.where(p > -math.log(2), (-torch.expm1(p)).log(), torch.log1p(-p.exp()))
-    return with_slope(p - complement, -1 / torch.expm1(p), below_0)
+    # Above 0, but for rounding, it is no log-probability.
+    value = torch.where(score.detach() > 1e-3, math.nan, p - complement)
+    return with_slope(value, -1 / torch.expm1(p), below_0)
 
 
 # Of an f-divergence in place of the reverse KL: arXiv:2309.16240, table 1.
@@ -180,9 +182,11 @@ def preference_loss(
     """The loss of pairs, or of answers with labels, as tether.preference_loss."""
     row = PREFERENCES[objective]
     settings = OPTIONS | CHOICES | row.options | row.choices | settings
+    settings["reference"] = str(settings["reference"]).lower()  # True and False as choices
     settings = {name: savable(each) for name, each in settings.items()}
     rows = Rows.of("preference_loss", "logps", logps, offsets)
-    answers = _answers(rows, logps, ref_logps, response_mask, nll_mask, settings)
+    labelled = row.takes_labels
+    answers = _answers(rows, logps, ref_logps, response_mask, nll_mask, labelled, settings)
     examples = _examples(row, answers, labels, baselines, answer_weights, settings)
     terms, present, finite = examples.loss, examples.present, examples.finite
     spoil = torch.where(finite, 1.0, math.nan)
@@ -191,7 +195,7 @@ def preference_loss(
     count = present.sum().double()
     of_tokens = settings["nll_mean"] == "token"
     nll_count = torch.where(present, examples.nll_n, 0.0).sum() if of_tokens else count
-    factor = torch.as_tensor(world_size * loss_scale, device=count.device).double()
+    factor = _double(world_size, count) * _double(loss_scale, count)
     share = (_share(pairs, count) * factor).clamp(max=_LARGEST_VALUE)
     loss = share * terms.sum()
     with_nll = number_of(settings["nll_coef"]) != 0
@@ -207,9 +211,14 @@ def preference_loss(
     return PreferenceTotals(loss.to(wide_dtype(logps.dtype)), sums)
 
 
+def _double(number: Number, like: Tensor) -> Tensor:
+    """In float64, which torch does not take for a Python number by itself."""
+    return torch.as_tensor(number, dtype=torch.float64, device=like.device)
+
+
 def _share(of_step: Number | None, local: Tensor) -> Tensor:
     """1 / the count of the step; NaN where that divides nothing, 0 where there is nothing."""
-    count = local if of_step is None else torch.as_tensor(of_step, device=local.device).double()
+    count = local if of_step is None else _double(of_step, local)
     legal = (count > 0) & count.isfinite()
     return torch.where(legal, 1 / count, torch.where(local > 0, math.nan, 0.0))
 
@@ -230,6 +239,7 @@ def _answers(
     ref_logps: Tensor | None,
     response_mask: Tensor,
     nll_mask: Tensor | None,
+    labelled: bool,
     settings: dict[str, Number | str],
 ) -> _Answers:
     """Sums over the tokens w x: w the response mask, that of the score, or that of the NLL."""
@@ -247,7 +257,7 @@ def _answers(
 
     n = rows.sum(weight.double())
     logp = row_sums(logps, weight, weight)
-    of_score = _score_weights(rows, weight, settings["ld_alpha"])
+    of_score = weight if labelled else _score_weights(rows, weight, settings["ld_alpha"])
     score = logp if of_score is weight else row_sums(logps, of_score, weight)
     if settings["reference"] == "true":
         score = score - row_sums(ref_logps, of_score, weight)
@@ -302,7 +312,8 @@ def _examples(
     of_link = {k.removeprefix("link_"): v for k, v in settings.items() if k.startswith("link_")}
     own = {k: v for k, v in settings.items() if not k.startswith("link_")}
     own = {k: v for k, v in own.items() if k not in OPTIONS and k not in CHOICES}
-    baseline, weight, label = given(baselines, 0), given(answer_weights, 1), given(labels, 1)
+    baseline = saturated(given(baselines, 0), _LARGEST_VALUE)
+    weight, label = given(answer_weights, 1), given(labels, 1)
     above = LINKS[settings["link"]](score, **of_link) - baseline
     beta, good = settings["beta"], label[first] > 0.5
     if row.takes_labels:
@@ -312,13 +323,14 @@ def _examples(
         loss = row.loss(Pair(above[first], above[second], beta), **own)
         present = (n[first] != 0) | (n[second] != 0)
         weights = (weight[first] * weight[second]).clamp(max=_LARGEST_VALUE)
-    loss = loss * (weights * settings["loss_weight"])
+    sound = torch.isfinite(loss)
+    loss = bounded(loss * (weights * settings["loss_weight"]).clamp(max=_LARGEST_VALUE))
     nll = torch.where(good, answers.nll[first], 0.0)
     nll_n = torch.where(good, answers.nll_n[first], 0.0)
-    sound = torch.isfinite(score) & torch.isfinite(baseline) & torch.isfinite(label)
-    finite = torch.isfinite(loss) & torch.isfinite(weights) & sound[first]
+    inputs = torch.stack([score, baseline, label, weight]).isfinite().all(0)
+    finite = sound & inputs[first]
     if not row.takes_labels:
-        finite = finite & sound[second]
+        finite = finite & inputs[second]
     if number_of(settings["nll_coef"]) != 0:
         finite = finite & torch.isfinite(nll)
     return _Examples(loss, nll, nll_n, good, present, finite)

@@ -47,5 +47,14 @@ TEST(Orpo, ACertainAnswerGivesNoNaN) {
   }
 }
 
+TEST(Orpo, AnInfiniteTokenOfThePromptIsNaNAndCounted) {
+  PairRows<double> batch = batch_of({-INFINITY, -1, -2, -2});
+  batch.mask[0] = 0;
+  batch.nll_mask = {1, 1, 1, 1};
+  const PreferenceTotals out = batch.run(presets::orpo());
+  EXPECT_TRUE(std::isnan(out.loss));
+  EXPECT_EQ(out.metrics.to_map().at("nonfinite"), 1);
+}
+
 }  // namespace
 }  // namespace tether
