@@ -152,6 +152,35 @@ TEST(PreferenceLoss, InfinitiesComeOutAsNaNAndAreCounted) {
   EXPECT_TRUE(std::isfinite(batch.dlogps[5]));
 }
 
+TEST(PreferenceLoss, ABaselineThatIsNoNumberIsNaNAndCounted) {
+  for (const size_t row : {size_t{0}, size_t{3}}) {
+    PairRows<double> batch(2, 5);
+    batch.mask.assign(20, 1);
+    batch.logps.assign(20, -1);
+    batch.ref_logps.assign(20, -2);
+    batch.baselines.assign(4, 0);
+    batch.baselines[row] = kNaN;
+    const PreferenceTotals out = batch.run(presets::dpo());
+    EXPECT_TRUE(std::isnan(out.loss)) << row;
+    EXPECT_EQ(out.metrics.to_map().at("nonfinite"), 1) << row;
+  }
+}
+
+TEST(PreferenceLoss, TheLikelihoodIsOverTheTokensOfTheStep) {
+  PairRows<double> batch(1, 2);
+  batch.mask.assign(4, 1);
+  batch.logps = {-1, -3, -2, -2};
+  PreferenceObjective objective = presets::dpo();
+  objective.reference = false;
+  objective.loss_weight = 0;
+  objective.nll.coefficient = 0.5;
+  EXPECT_EQ(batch.run(objective, {.tokens = 8}).loss, 0.25);
+  EXPECT_EQ(batch.dlogps, (std::vector<double>{-0.0625, -0.0625, 0, 0}));
+  objective.nll.mean = NllMean::sequence_sum;
+  EXPECT_EQ(batch.run(objective, {.pairs = 4, .tokens = 8}).loss, 0.5);
+  EXPECT_EQ(*local_counts(batch.arrays()).tokens, 2);
+}
+
 // A user's own formula of a pair: 1 - sigmoid(x), the loss of apo and of ranking by accuracy.
 struct SoftAccuracy {
   template <class Number>
@@ -203,6 +232,11 @@ TEST(PreferenceLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
             name + "response_mask must be in [0, 1], got 2 at [1, 1]");
   const std::string positive = " must be greater than 0 and finite, got 0";
   EXPECT_EQ(error([](B&, A&, O&, N& n) { n.pairs = 0; }), name + "normalizer.pairs" + positive);
+  EXPECT_EQ(error([](B&, A&, O& o, N& n) {
+              o.nll.coefficient = 1;
+              n.tokens = 0;
+            }),
+            name + "normalizer.tokens" + positive);
   EXPECT_EQ(error([](B&, A&, O&, N& n) { n.world_size = 0; }),
             name + "normalizer.world_size" + positive);
   EXPECT_EQ(error([](B&, A&, O&, N& n) { n.scale = 0; }), name + "normalizer.scale" + positive);

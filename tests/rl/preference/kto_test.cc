@@ -60,6 +60,12 @@ TEST(Kto, MetricsAreOfEachClass) {
   EXPECT_EQ(metrics.at("pairs"), 3);
 }
 
+TEST(Kto, ALabelOfOneHalfIsNotGood) {
+  PairRows<double> batch = batch_of({3}, {0.5});
+  EXPECT_DOUBLE_EQ(batch.run(presets::kto()).metrics.to_map().at("reward_rejected"), 0.3);
+  EXPECT_GT(batch.dlogps[0], 0);
+}
+
 TEST(Kto, AnswersWithoutTokensAreNotCounted) {
   PairRows<double> batch = batch_of({0, 5, 0}, {1, 7, 0});
   batch.mask[1] = 0;
