@@ -172,6 +172,11 @@ struct ExampleTerms {
   at::Tensor finite;
 };
 
+// Of numbers side by side.
+at::Tensor all_finite(const std::vector<at::Tensor>& numbers) {
+  return at::isfinite(at::stack(numbers).detach()).all(0);
+}
+
 ExampleTerms examples_of(const PreferenceBatch& batch, const PreferenceObjective& objective,
                          const AnswerTerms& answers) {
   const bool labelled = batch.labels.defined();
@@ -202,16 +207,12 @@ ExampleTerms examples_of(const PreferenceBatch& batch, const PreferenceObjective
   const at::Tensor loss = detail::bounded(detail::on_tensors(objective.loss, example));
   out.loss = detail::bounded(loss * (weight * objective.loss_weight).clamp_max(kLargestResult));
   out.present = (part(answers.n, 0) > 0).logical_or(part(answers.n, second) > 0);
-  out.finite = at::ones_like(out.good);
+  out.finite = all_finite({part(answers.score, 0), part(answers.score, second), part(baselines, 0),
+                           part(baselines, second), weight, label, loss,
+                           objective.nll.coefficient != 0 ? out.nll : none});
   if (!objective.link.traits().of_log_ratio) {  // but for rounding, a log-probability
     const at::Tensor legal = (answers.score <= 1e-3).logical_or(answers.n == 0);
-    out.finite = part(legal, 0).logical_and(part(legal, second));
-  }
-  const bool with_nll = objective.nll.coefficient != 0;
-  for (const at::Tensor& each :
-       {part(answers.score, 0), part(answers.score, second), part(baselines, 0),
-        part(baselines, second), weight, label, loss, with_nll ? out.nll : none}) {
-    out.finite = out.finite.logical_and(at::isfinite(each.detach()));
+    out.finite = out.finite.logical_and(part(legal, 0)).logical_and(part(legal, second));
   }
   return out;
 }

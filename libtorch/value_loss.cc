@@ -49,20 +49,52 @@ Computed compute_on_cpu(const ValueBatch& batch, const ValueObjective& objective
   return out;
 }
 
+// The tokens of a batch side by side, [N]: 0 in masked slots, finite ones that their squares are.
+struct FlatValues {
+  at::Tensor weight, value, old_value, target;
+};
+
+FlatValues flattened(const ValueBatch& batch) {
+  const auto dtype = detail::result_type(batch.values);
+  const double largest = dtype == at::kDouble ? Largest<double>::kValue : Largest<float>::kValue;
+  FlatValues out;
+  out.weight = batch.response_mask.to(dtype).reshape({-1});
+  const auto selected = [&](const at::Tensor& tensor) {
+    const at::Tensor each = tensor.detach().to(dtype).reshape({-1});
+    return detail::saturated(at::where(out.weight != 0, each, at::zeros_like(each)), largest);
+  };
+  out.value = selected(batch.values).requires_grad_(true);
+  const bool clipped = batch.old_values.defined();
+  out.old_value = clipped ? selected(batch.old_values) : out.value.detach();
+  out.target = selected(batch.returns);
+  return out;
+}
+
+// What the terms of each token are multiplied by, [N].
+at::Tensor token_factors(const ValueBatch& batch, const at::Tensor& weight,
+                         const Aggregation& aggregation, const Normalizer& normalizer) {
+  const int64_t rows = face::count_rows(batch);
+  const detail::FlatSegments of_rows{
+      detail::row_of_tokens(batch.values, batch.offsets, rows), rows, {}};
+  const at::Tensor n = of_rows.sums(weight);
+  const at::Tensor factors =
+      detail::row_factors(aggregation, normalizer.policy, normalizer.sequences, n, n);
+  return weight * of_rows.spread(factors) * normalizer.factor();
+}
+
 // The sums of ValueMetrics.
-at::Tensor sums_of(const at::Tensor& weight, const at::Tensor& loss, const at::Tensor& dloss,
-                   const at::Tensor& value, const at::Tensor& target) {
+at::Tensor sums_of(const FlatValues& flat, const at::Tensor& loss, const at::Tensor& dloss) {
   using M = ValueMetrics;
   std::vector<at::Tensor> each(M::kSums);
-  const at::Tensor error = target - value;
+  const at::Tensor value = flat.value.detach(), error = flat.target - value;
   each[M::kTokens] = at::ones_like(value);
   each[M::kLoss] = loss;
   each[M::kClipped] = (dloss == 0).logical_and(loss > 0);
-  each[M::kReturn] = target;
-  each[M::kReturnSquared] = target.square();
+  each[M::kReturn] = flat.target;
+  each[M::kReturnSquared] = flat.target.square();
   each[M::kError] = error;
   each[M::kErrorSquared] = error.square();
-  for (at::Tensor& sum : each) sum = (weight * sum).to(at::kDouble).sum();
+  for (at::Tensor& sum : each) sum = (flat.weight * sum).to(at::kDouble).sum();
   return at::stack(each);
 }
 
@@ -71,41 +103,25 @@ Computed compute_on_tensors(const ValueBatch& batch, const ValueObjective& objec
   step_counts("value_loss", normalizer, TermCounts{});
   const c10::InferenceMode normal(false);
   at::AutoGradMode enabled(true);
-  const auto dtype = detail::result_type(batch.values);
-  const double largest = dtype == at::kDouble ? Largest<double>::kValue : Largest<float>::kValue;
-  const at::Tensor weight = batch.response_mask.to(dtype).reshape({-1});
-  const at::Tensor active = weight != 0;
-  const auto selected = [&](const at::Tensor& tensor) {
-    const at::Tensor each = tensor.detach().to(dtype).reshape({-1});
-    return detail::saturated(at::where(active, each, at::zeros_like(each)), largest);
-  };
-  const at::Tensor value = selected(batch.values).requires_grad_(true);
-  const at::Tensor old_value =
-      batch.old_values.defined() ? selected(batch.old_values) : value.detach();
-  const at::Tensor target = selected(batch.returns);
-  const at::Tensor loss =
-      detail::bounded(detail::on_tensors(objective.loss, {{value}, {old_value}, {target}}));
-  const at::Tensor dloss = detail::derivative(loss.sum(), value);
-  const at::Tensor sound =
-      at::isfinite(value).logical_and(at::isfinite(old_value)).logical_and(at::isfinite(target));
-  const at::Tensor terms = loss + detail::spoiled(sound, value);
-  const int64_t rows = face::count_rows(batch);
-  const detail::FlatSegments of_rows{
-      detail::row_of_tokens(batch.values, batch.offsets, rows), rows, {}};
-  const at::Tensor n = of_rows.sums(weight);
-  const at::Tensor factor =
-      of_rows.spread(detail::row_factors(objective.aggregation, normalizer.policy,
-                                         normalizer.sequences, n, n)) *
-      normalizer.factor();
-  const at::Tensor total = at::where(active, terms * weight * factor, at::zeros_like(terms)).sum();
+  const FlatValues flat = flattened(batch);
+  const TensorValueToken token{{flat.value}, {flat.old_value}, {flat.target}};
+  const at::Tensor loss = detail::bounded(detail::on_tensors(objective.loss, token));
+  const at::Tensor dloss = detail::derivative(loss.sum(), flat.value);
+  const at::Tensor sound = at::isfinite(flat.value)
+                               .logical_and(at::isfinite(flat.old_value))
+                               .logical_and(at::isfinite(flat.target));
+  const at::Tensor terms = loss + detail::spoiled(sound, flat.value);
+  const at::Tensor factors = token_factors(batch, flat.weight, objective.aggregation, normalizer);
+  const at::Tensor total =
+      at::where(flat.weight != 0, terms * factors, at::zeros_like(terms)).sum();
 
   Computed out;
   if (with_gradient) {
-    out.dvalues = detail::bounded(detail::derivative(total, value)).view(batch.values.sizes());
+    out.dvalues = detail::bounded(detail::derivative(total, flat.value)).view(batch.values.sizes());
   }
   at::AutoGradMode disabled(false);
   out.loss = total.detach();
-  out.sums = sums_of(weight, terms.detach(), dloss, value.detach(), target);
+  out.sums = sums_of(flat, terms.detach(), dloss);
   return out;
 }
 

@@ -25,60 +25,57 @@ struct Side {
   bool is_sound() const { return baseline * 0 + weight * 0 == 0; }
 };
 
-// The examples of a batch: pairs, or answers with labels.
+// A pair, or an answer with a label, which then stands on both sides.
+struct ExampleOfSums {
+  Side first, second;
+  double label;  // 1 of pairs
+  bool is_pair;
+
+  bool is_padding() const { return first.sums.n == 0 && second.sums.n == 0; }
+  bool is_good() const { return label > 0.5; }
+};
+
+// The examples of a batch.
 class Examples {
  public:
   Examples(const PreferenceArrays& batch, const std::vector<AnswerSums>& answers)
-      : batch_(batch),
-        answers_(answers),
-        size_(batch.labels ? answers.size() : answers.size() / 2) {}
+      : batch_(batch), answers_(answers) {}
 
-  size_t size() const { return size_; }
-  bool has_labels() const { return bool(batch_.labels); }
-  bool is_padding(size_t i) const {
-    return answers_[i].n == 0 && (has_labels() || answers_[i + size_].n == 0);
-  }
-  // Of a pair the chosen answer, or the one with a label.
-  Side first(size_t i) const { return side(i); }
-  Side rejected(size_t i) const { return side(i + size_); }
-  double label(size_t i) const {
-    return number_of_row(batch_.layout, batch_.labels, static_cast<int64_t>(i), 1);
-  }
-  bool is_good(size_t i) const { return label(i) > 0.5; }
-
-  // visit(i) for all but padding.
+  // visit(example) for all but padding.
   template <class Visit>
   void for_each(Visit visit) const {
-    for (size_t i = 0; i < size_; ++i) {
-      if (!is_padding(i)) visit(i);
+    const bool pairs = !batch_.labels;
+    const size_t count = pairs ? answers_.size() / 2 : answers_.size();
+    for (size_t i = 0; i < count; ++i) {
+      const double label = number_of_row(batch_.layout, batch_.labels, static_cast<int64_t>(i), 1);
+      const ExampleOfSums example{side(i), side(pairs ? i + count : i), label, pairs};
+      if (!example.is_padding()) visit(example);
     }
   }
   double count() const {
     double out = 0;
-    for_each([&](size_t) { ++out; });
+    for_each([&](const ExampleOfSums&) { ++out; });
     return out;
   }
   // The tokens of the NLL.
   double nll_tokens() const {
     double out = 0;
-    for_each([&](size_t i) { out += is_good(i) ? answers_[i].nll_n : 0; });
+    for_each([&](const ExampleOfSums& each) { out += each.is_good() ? each.first.sums.nll_n : 0; });
     return out;
   }
 
   void check(std::string_view function) const {
-    const auto check_side = [&](size_t row) {
-      const auto check = [&](std::string_view name, double value, const Range& range) {
-        require(range.contains(value), [&] {
-          return named(function, name) + " must be " + text(range) + ", got " + text(value) +
-                 " at " + in_brackets(text(row));
-        });
-      };
-      check("answer_weights", side(row).weight, {0, largest_finite});
-      if (has_labels()) check("labels", label(row), {0, 1});
+    const auto check = [&](std::string_view name, size_t row, double value, const Range& range) {
+      require(range.contains(value), [&] {
+        return named(function, name) + " must be " + text(range) + ", got " + text(value) + " at " +
+               in_brackets(text(row));
+      });
     };
-    for_each([&](size_t i) {
-      check_side(i);
-      if (!has_labels()) check_side(i + size_);
+    for_each([&](const ExampleOfSums& each) {
+      for (const Side& side : {each.first, each.second}) {
+        check("answer_weights", side.row, side.weight, {0, largest_finite});
+      }
+      check("labels", each.first.row, each.label, {0, 1});
     });
   }
 
@@ -92,7 +89,6 @@ class Examples {
 
   const PreferenceArrays& batch_;
   const std::vector<AnswerSums>& answers_;
-  size_t size_;
 };
 
 // d score / d sum: 1, or 1 / n for means.
@@ -128,17 +124,17 @@ class LossOfExamples {
   // The slopes of each row beside it.
   PreferenceTotals total(std::vector<AnswerSlopes>& slopes) const {
     PreferenceTotals out;
-    examples_.for_each([&](size_t i) { add(i, out, slopes); });
+    examples_.for_each([&](const ExampleOfSums& each) { add(each, out, slopes); });
     out.metrics.sums[2 * M::kNll + 1] = nll_count_;
     return out;
   }
 
  private:
-  void add(size_t i, PreferenceTotals& out, std::vector<AnswerSlopes>& slopes) const {
-    const bool pair = !examples_.has_labels();
-    const Side first = examples_.first(i);
-    Dual<double, 2> loss = loss_of(i);
-    const bool with_nll = objective_.nll.coefficient != 0 && examples_.is_good(i);
+  void add(const ExampleOfSums& each, PreferenceTotals& out,
+           std::vector<AnswerSlopes>& slopes) const {
+    const Side& first = each.first;
+    Dual<double, 2> loss = loss_of(each);
+    const bool with_nll = objective_.nll.coefficient != 0 && each.is_good();
     double by_nll = with_nll ? nll_weight(objective_.nll.mean, first.sums) : 0;
     double nll = with_nll ? bounded(-by_nll * first.sums.nll_logp) : 0;
     const bool sound = loss.value * 0 + (with_nll ? first.sums.nll_logp * 0 : 0) == 0;
@@ -153,33 +149,29 @@ class LossOfExamples {
     add_metric(M::kLoss, loss.value);
     add_metric(M::kNonfinite, !sound);
     out.metrics.sums[2 * M::kNll] += nll;
-    add_answers(i, add_metric);
+    add_answers(each, add_metric);
 
     out.loss += bounded(share_ * loss.value) + bounded(nll_share_ * nll);
     const auto slope = [&](const Side& side, double by_score) {
       return bounded(share_ * by_score) * score_weight(objective_.score, side.sums);
     };
     slopes[first.row] = {slope(first, loss.grad[0]), -bounded(nll_share_ * by_nll)};
-    if (!pair) return;
-    const Side rejected = examples_.rejected(i);
-    slopes[rejected.row].score = slope(rejected, loss.grad[1]);
+    if (each.is_pair) slopes[each.second.row].score = slope(each.second, loss.grad[1]);
   }
 
   // v phi, by the scores before the link; NaN where an input is none.
-  Dual<double, 2> loss_of(size_t i) const {
-    const Side first = examples_.first(i);
-    const Side second = examples_.has_labels() ? first : examples_.rejected(i);
+  Dual<double, 2> loss_of(const ExampleOfSums& each) const {
+    const auto& [first, second, label, is_pair] = each;
     const auto answer = [&](const Side& side, int index) {
       Dual<double, 2> score{score_of(side)};
       score.grad[index] = 1;
       return Answer<Dual<double, 2>>{objective_.link(score), score, {side.baseline}, {side.sums.n}};
     };
-    const double label = examples_.label(i);
     Dual<double, 2> loss =
         objective_.loss({{answer(first, 0), answer(second, 1), objective_.beta}, {label}});
     loss = {bounded(loss.value), {{bounded(loss.grad[0]), bounded(loss.grad[1])}}};
     double weight = bounded(objective_.loss_weight * first.weight);
-    if (!examples_.has_labels()) weight = bounded(weight * second.weight);
+    if (is_pair) weight = bounded(weight * second.weight);
     const bool sound = first.is_sound() && second.is_sound() && label * 0 == 0 &&
                        score_of(first) * 0 + score_of(second) * 0 + loss.value * 0 == 0;
     if (!sound) return {kNaN, {{kNaN, kNaN}}};
@@ -193,17 +185,16 @@ class LossOfExamples {
   double reward_of(const Side& side) const { return bounded(objective_.beta * score_of(side)); }
 
   template <class AddMetric>
-  void add_answers(size_t i, AddMetric add_metric) const {
+  void add_answers(const ExampleOfSums& each, AddMetric add_metric) const {
     const auto add_answer = [&](const Side& side, bool good) {
       add_metric(good ? M::kRewardChosen : M::kRewardRejected, reward_of(side));
       add_metric(good ? M::kLogpChosen : M::kLogpRejected, side.sums.logp);
     };
-    const Side first = examples_.first(i);
-    add_answer(first, examples_.is_good(i));
-    if (examples_.has_labels()) return;
-    const Side rejected = examples_.rejected(i);
-    add_answer(rejected, false);
-    const double margin = bounded(objective_.beta * (score_of(first) - score_of(rejected)));
+    add_answer(each.first, each.is_good());
+    if (!each.is_pair) return;
+    add_answer(each.second, false);
+    const double gap = score_of(each.first) - score_of(each.second);
+    const double margin = bounded(objective_.beta * gap);
     add_metric(M::kMargin, margin);
     add_metric(M::kAccuracy, margin > 0);
   }

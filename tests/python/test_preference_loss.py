@@ -195,6 +195,17 @@ def test_alphapo_is_the_expression_of_the_paper(alpha):
         torch.testing.assert_close(gradient, logps.grad.nan_to_num(), rtol=1e-11, atol=1e-15)
 
 
+def test_alphapo_keeps_its_slope_where_it_is_small():
+    logps = torch.tensor([-1.0, -1.0]).double().requires_grad_()
+    ref_logps = torch.tensor([-151.0, -1.0]).double()
+    for function in (tether.preference_loss, on_tensors):
+        loss = function(logps, ref_logps, link="alphapo", beta=1.0).loss
+        gradient = torch.autograd.grad(loss, logps)[0]
+        # The margin is 4; e^(-150 / 4) is the slope of the link.
+        expected = -math.exp(-37.5) / (1 + math.exp(4))
+        assert gradient[0].item() == pytest.approx(expected, rel=1e-12)
+
+
 def on_tensors(*arguments, **options):
     """The path of devices without a kernel."""
     with pytest.MonkeyPatch.context() as patch:

@@ -106,8 +106,10 @@ def alphapo(score: Tensor, *, alpha: Number = 0.25) -> Tensor:
     """(1 - e^(-alpha S)) / alpha, saturated at 40; S at alpha 0. Gupta et al., arXiv:2501.03884."""
     alpha = torch.as_tensor(alpha, dtype=score.dtype, device=score.device)
     straight = alpha.abs() < 1e-150
-    bent = with_gradient_of((-alpha * score).clamp(-40, 40), -alpha * score)
-    return torch.where(straight, score, torch.expm1(bent) / -torch.where(straight, 1.0, alpha))
+    bent = (-alpha * score.detach()).clamp(-40, 40)
+    reward = torch.expm1(bent) / -torch.where(straight, 1.0, alpha)
+    value = torch.where(straight, score.detach(), reward)
+    return with_slope(value, torch.where(straight, 1.0, torch.exp(bent)), score)
 
 
 def log_odds(score: Tensor) -> Tensor:
