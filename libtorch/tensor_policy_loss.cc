@@ -34,9 +34,17 @@ struct Levelled {
   at::Tensor logp, log_ratio;
 };
 
-Levelled levelled(const LevelRule& level, const FlatSegments& segments, const FlatBatch& batch,
-                  const at::Tensor& logp) {
-  const at::Tensor log_ratio = logp - batch.old_logp;
+Levelled levelled(const PolicyObjective& objective, const FlatSegments& segments,
+                  const FlatBatch& batch, const at::Tensor& logp) {
+  const LevelRule& level = rule_of(objective.level);
+  at::Tensor log_ratio = logp - batch.old_logp;
+  if (clips_log_ratios(objective)) {
+    const TensorNumber u{log_ratio};
+    const auto& [low, high] = objective.log_ratio_clip;
+    const TensorNumber bounded =
+        select(TensorNumber{batch.advantage} < 0, max(u, -low), min(u, high));
+    log_ratio = bounded.value + 0 * log_ratio.detach();  // infinity is no bound
+  }
   if (level.segment == Segment::token) return {logp, log_ratio};
   const auto spread = [&](const at::Tensor& values) {
     at::Tensor sums = segments.sums(batch.weight * values);
@@ -227,7 +235,7 @@ at::Tensor tensor_token_losses(const PolicyBatch& given, const PolicyObjective& 
   const at::Tensor logp = selected(batch.logps);
   const LevelRule& rule = rule_of(objective.level);
   const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(given));
-  const Levelled level = levelled(rule, segments, flat, logp);
+  const Levelled level = levelled(objective, segments, flat, logp);
   const TensorNumber log_ratio{level.log_ratio};
   const TensorToken token{{level.logp},     log_ratio,       exp(log_ratio),
                           {flat.advantage}, {flat.old_logp}, {flat.ref_logp}};
@@ -266,7 +274,7 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective&
   const at::Tensor step = at::zeros_like(logp).requires_grad_(true);
   const LevelRule& rule = rule_of(objective.level);
   const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(given));
-  const Levelled level = levelled(rule, segments, flat, logp);
+  const Levelled level = levelled(objective, segments, flat, logp);
   const TensorNumber log_ratio{level.log_ratio + step};
   const TensorToken token{{level.logp + step}, log_ratio,       exp(log_ratio),
                           {flat.advantage},    {flat.old_logp}, {flat.ref_logp}};

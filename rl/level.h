@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "../core/fields.h"
+
 namespace tether {
 
 // Tokens that share a number: one alone, those of a turn, those of a row. A turn is a piece of its
@@ -61,6 +63,19 @@ inline constexpr auto kRatioLevelNames = [] {
   for (size_t i = 0; i < out.size(); ++i) out[i] = kLevelRules[i].name;
   return out;
 }();
+
+// What a token's own log-ratio counts as before it is added up with those of its segment: bounded
+// on the side that its advantage asks for, with no gradient beyond.
+//
+//   min(u, high) where A >= 0,   max(u, -low) where A < 0                                   [nats]
+//
+// GMPO, arXiv:2507.20673, eq. 4.
+struct LogRatioClip {
+  double low = infinity;  // off
+  double high = infinity;
+
+  constexpr bool is_on() const { return low < infinity || high < infinity; }
+};
 
 // Whether all tokens of a segment share one log-ratio that depends on all their log-probabilities.
 constexpr bool shares_ratio(RatioLevel level) { return rule_of(level).shared; }

@@ -28,6 +28,7 @@ struct EntropyBonus {
 //   auto objective = presets::grpo();  objective.surrogate = MySurrogate{};
 struct PolicyObjective {
   RatioLevel level = RatioLevel::token;
+  LogRatioClip log_ratio_clip = {};  // of levels that share a ratio; others do not clip
   Surrogate surrogate;
   std::vector<TokenWeight> weights = {};
   KlPenalty kl = {};
@@ -41,6 +42,8 @@ struct PolicyObjective {
 template <SameBut<PolicyObjective> Objective, class Visit>
 void for_each_option(Objective& objective, Visit visit) {
   objective.surrogate.for_each_field(visit);
+  visit("log_ratio_low", objective.log_ratio_clip.low, Range{0, infinity});
+  visit("log_ratio_high", objective.log_ratio_clip.high, Range{0, infinity});
   visit("beta", objective.kl.beta, Range{0, largest_finite});
   visit("entropy_coef", objective.entropy.coefficient, Range{0, largest_finite});
   visit("constant", objective.aggregation.constant, Range{0, largest_finite, true});
@@ -71,6 +74,11 @@ void for_each_choice(Objective& objective, Visit visit) {
   });
 }
 
+// Whether log-ratios are clipped before they are added up.
+inline bool clips_log_ratios(const PolicyObjective& objective) {
+  return objective.log_ratio_clip.is_on() && shares_ratio(objective.level);
+}
+
 // Throws unless every option is legal; the message begins with `function`.
 inline void check_objective(std::string_view function, const PolicyObjective& objective) {
   for_each_option(objective, [&](std::string_view name, double value, const Range& range) {
@@ -91,6 +99,12 @@ inline void check_objective(std::string_view function, const PolicyObjective& ob
     check_interval(std::string(name_of(weight)) + ".", weight.formula.truncation());
   }
   check_kl_penalty(function, objective.kl);
+  const bool through_ratio = objective.kl.correction == KlCorrection::level_ratio;
+  require(!clips_log_ratios(objective) || objective.kl.beta == 0 || !through_ratio, [&] {
+    return named(function, "kl_correction") +
+           " must not be level_ratio where log-ratios are clipped, got it. Pass "
+           "detached_level_ratio or another";
+  });
 }
 
 // Whether what a token adds can be said of the token alone, once it is known who leaves.

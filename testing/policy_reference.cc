@@ -165,7 +165,13 @@ std::vector<double> turn_ids(const PolicyBatch& batch) {
   return out;
 }
 
-Tokens tokens_of(const PolicyBatch& batch, const std::vector<double>& weights) {
+// A token's log-ratio as its level counts it (rl/level.h).
+double counted(const LogRatioClip& clip, double log_ratio, double advantage) {
+  return advantage < 0 ? std::max(log_ratio, -clip.low) : std::min(log_ratio, clip.high);
+}
+
+Tokens tokens_of(const PolicyBatch& batch, const std::vector<double>& weights,
+                 const LogRatioClip& clip) {
   const auto columns = static_cast<size_t>(batch.logps.size(1));
   Tokens out{.logps = doubles(batch.logps),
              .weights = weights,
@@ -189,7 +195,7 @@ Tokens tokens_of(const PolicyBatch& batch, const std::vector<double>& weights) {
       segment->slots.push_back(i);
       segment->n += w;
       segment->logp += w * out.logps[i];
-      segment->log_ratio += w * (out.logps[i] - out.olds[i]);
+      segment->log_ratio += w * counted(clip, out.logps[i] - out.olds[i], out.advantages[i]);
     }
     out.tokens += w;
   }
@@ -295,13 +301,18 @@ void add_row(const Tokens& in, const Row& row, const PolicyObjective& objective,
   if (!level.shared) return;
   for (const auto& [segment, slope] : shared_slopes) {
     const double over = level.is_mean ? segment->n : 1;
-    for (size_t i : segment->slots) out.gradient[i] += slope * in.weights[i] / over;
+    for (size_t i : segment->slots) {
+      const double u = in.logps[i] - in.olds[i];
+      if (counted(objective.log_ratio_clip, u, in.advantages[i]) != u) continue;
+      out.gradient[i] += slope * in.weights[i] / over;
+    }
   }
 }
 
 Totals totals(const PolicyBatch& batch, const PolicyObjective& objective, const Normalizer& step) {
-  const Tokens all = tokens_of(batch, doubles(batch.response_mask));
-  const Tokens in = tokens_of(batch, kept_weights(all, objective));
+  const LogRatioClip clip = clips_log_ratios(objective) ? objective.log_ratio_clip : LogRatioClip{};
+  const Tokens all = tokens_of(batch, doubles(batch.response_mask), clip);
+  const Tokens in = tokens_of(batch, kept_weights(all, objective), clip);
   Totals out{.loss = 0, .gradient = std::vector<double>(in.logps.size()), .metrics = {}};
   for (const Row& row : in.rows) add_row(in, row, objective, step, out);
   for (double& slope : out.gradient) slope *= step.factor();

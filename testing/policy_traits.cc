@@ -48,6 +48,7 @@ PolicyTraits traits_of(const PolicyObjective& objective) {
     // It moves with logp, and W is held.
     out.gradient_is_derivative = out.is_function_of_log_ratio = false;
   }
+  out.stops_tokens |= clips_log_ratios(objective);
   out.pulls_back =
       formula.pulls_back && !out.stops_tokens && out.is_per_token && clip.dual == infinity;
   if (out.is_per_token && !out.stops_tokens && (formula.clips || formula.homogeneous))

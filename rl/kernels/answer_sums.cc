@@ -55,7 +55,7 @@ class Answers {
       const T both = narrow<T>(slope.score + slope.nll);
       for_each_block(row, block, [&](int64_t column, int count, int64_t& seen) {
         if (!has_nll_mask_ && shorter_.empty()) {
-          fill_shared_gradient<false>(both, T(0), 0, block.size, block);
+          fill_shared_gradient<false, false>(both, T(0), 0, block.size, block);
         } else {
           if (has_nll_mask_) {
             load(batch_.nll_mask, row, column, count, nullptr, block.nll_weight);
@@ -135,10 +135,10 @@ class Answers {
         std::fill_n(block.old_logp, kBlock, T(0));
       }
       sum_weights(block.weight, block.size, tokens);
-      sum_level(block, logps, log_ratios);
+      sum_level<false>(block, {}, logps, log_ratios);
       if (shorter_.empty()) return;
       weigh_tail(row, block, seen);
-      sum_level(block, tail_logps, tail_log_ratios);
+      sum_level<false>(block, {}, tail_logps, tail_log_ratios);
     });
     AnswerSums out{.n = tokens.total(), .logp = logps.total()};
     out.score = shorter_.empty() ? log_ratios.total() : tail_log_ratios.total();
@@ -155,7 +155,7 @@ class Answers {
       load(batch_.nll_mask, row, column, count, nullptr, block.weight);
       load(batch_.logps, row, column, count, block.weight, block.logp);
       sum_weights(block.weight, block.size, tokens);
-      sum_level(block, logps, unused);
+      sum_level<false>(block, {}, logps, unused);
     });
     out.nll_n = tokens.total();
     out.nll_logp = logps.total();

@@ -4,6 +4,7 @@
 
 #include "../../core/macros.h"
 #include "../../core/sum.h"
+#include "../level.h"
 #include "segments.h"
 #include "token_block.h"
 
@@ -15,26 +16,37 @@ namespace tether {
 struct LevelTerm {
   double logp, log_ratio;  // times w
 };
+
+// u on the side that the advantage asks for (rl/level.h); NaN where u is no number, which a bound
+// would hide.
+TETHER_INLINE double clipped(double u, double advantage, const LogRatioClip& clip) {
+  const double above = u < -clip.low ? -clip.low : u, below = u > clip.high ? clip.high : u;
+  return (advantage < 0 ? above : below) + u * 0;
+}
 // Those of a block.
 struct LevelColumns {
   alignas(64) double weight[kBlock];
   alignas(64) double logp[kBlock];
   alignas(64) double log_ratio[kBlock];
 };
-template <class T>
-TETHER_INLINE LevelTerm level_term(const TokenBlock<T>& block, int i) {
+template <bool kClipped, class T>
+TETHER_INLINE LevelTerm level_term(const TokenBlock<T>& block, const LogRatioClip& clip, int i) {
   const double w = double(block.weight[i]);
   double logp = double(block.logp[i]), old_logp = double(block.old_logp[i]);
   if constexpr (sizeof(T) == sizeof(double)) {  // floats do not overflow here
     logp = saturated(logp, Largest<double>::kLogp);
     old_logp = saturated(old_logp, Largest<double>::kLogp);
   }
-  return {w * logp, w * (logp - old_logp)};
+  double log_ratio = logp - old_logp;
+  if constexpr (kClipped) log_ratio = clipped(log_ratio, double(block.advantage[i]), clip);
+  return {w * logp, w * log_ratio};
 }
 
 // Adds a block to the sums of its row.
-template <class T>
-TETHER_CLONES void sum_level(const TokenBlock<T>& block, LaneSum& logps, LaneSum& log_ratios) {
+template <bool kClipped, class T>
+TETHER_CLONES void sum_level(const TokenBlock<T>& block, const LogRatioClip& clip_in,
+                             LaneSum& logps, LaneSum& log_ratios) {
+  const LogRatioClip clip = clip_in;
   double logp_sums[kLanes], log_ratio_sums[kLanes];
 #pragma GCC ivdep
 #pragma GCC unroll 1
@@ -42,7 +54,7 @@ TETHER_CLONES void sum_level(const TokenBlock<T>& block, LaneSum& logps, LaneSum
     double logp_sum = 0, log_ratio_sum = 0;
     int start = 0;
     do {
-      const LevelTerm term = level_term(block, start + lane);
+      const LevelTerm term = level_term<kClipped>(block, clip, start + lane);
       logp_sum += term.logp;
       log_ratio_sum += term.log_ratio;
       start += kLanes;
@@ -55,12 +67,14 @@ TETHER_CLONES void sum_level(const TokenBlock<T>& block, LaneSum& logps, LaneSum
 }
 
 // The same of each token, to be added up by parts.
-template <class T>
-TETHER_CLONES void fill_level_terms(const TokenBlock<T>& block, LevelColumns& out) {
+template <bool kClipped, class T>
+TETHER_CLONES void fill_level_terms(const TokenBlock<T>& block, const LogRatioClip& clip_in,
+                                    LevelColumns& out) {
+  const LogRatioClip clip = clip_in;
   const int size = block.size / kLanes * kLanes;
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
-    const LevelTerm term = level_term(block, i);
+    const LevelTerm term = level_term<kClipped>(block, clip, i);
     out.weight[i] = double(block.weight[i]);
     out.logp[i] = term.logp;
     out.log_ratio[i] = term.log_ratio;
@@ -144,9 +158,22 @@ TETHER_CLONES void sum_slopes(const TokenBlock<T>& block, LaneSum& slopes) {
   slopes.add(sums);
 }
 
+// Where the clip lets a token's own log-ratio count, 1; else 0.
+template <class T>
+TETHER_CLONES void fill_inside(const LogRatioClip& clip_in, TokenBlock<T>& block) {
+  const LogRatioClip clip = clip_in;
+  const int size = block.size / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    const double u = double(block.logp[i]) - double(block.old_logp[i]);
+    const bool beyond = clipped(u, double(block.advantage[i]), clip) != u;
+    block.inside[i] = beyond & (u == u) ? T(0) : T(1);
+  }
+}
+
 // The gradient of tokens that share `slope`, d loss / dL dL / d logp over w, beside a penalty of
 // their own.
-template <bool kPenalty, class T>
+template <bool kPenalty, bool kClipped, class T>
 TETHER_CLONES void fill_shared_gradient(T slope, T kl_factor, int begin, int end,
                                         TokenBlock<T>& block) {
 #pragma GCC ivdep
@@ -154,10 +181,11 @@ TETHER_CLONES void fill_shared_gradient(T slope, T kl_factor, int begin, int end
     const T w = block.weight[i];
     const Mask<T> active = mask<T>(w != T(0));
     T gradient = slope;
+    if constexpr (kClipped) gradient = keep(mask<T>(block.inside[i] != T(0)), slope);
     Mask<T> broken = 0;
     if constexpr (kPenalty) {
       const T dkl = bounded(block.dkl[i]);
-      gradient = bounded(slope + bounded(kl_factor * dkl));
+      gradient = bounded(gradient + bounded(kl_factor * dkl));
       broken = active & mask<T>(zero_or_nan(block.ref_logp[i], dkl, T(0), T(0)) != T(0));
     }
     block.dlogp[i] = spoil(broken, keep(active, w * gradient));

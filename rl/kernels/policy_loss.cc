@@ -129,15 +129,19 @@ double level_scale(const LevelRule& level, double n) {
 template <class T>
 void find_segments(const Call& call, int64_t row, double n, TokenBlock<T>& block,
                    RatioSegments<T>& segments) {
+  const LogRatioClip& clip = call.objective.log_ratio_clip;
+  const bool clips = clips_log_ratios(call.objective);
+  const auto sum = clips ? sum_level<true, T> : sum_level<false, T>;
+  const auto fill = clips ? fill_level_terms<true, T> : fill_level_terms<false, T>;
   segments.assign(1, {});
   LaneSum logps, log_ratios;
   LevelColumns terms;
   TurnScan<T> turns(call.turns, call.batch.layout);
   for_each_block(call.batch, row, block, [&](const Place& place) {
-    if (call.level().segment == Segment::row) return sum_level(block, logps, log_ratios);
+    if (call.level().segment == Segment::row) return sum(block, clip, logps, log_ratios);
     turns.for_each_begin(place, block.weight,
                          [&](int i) { segments.emplace_back().begin = place.column + i; });
-    fill_level_terms(block, terms);
+    fill(block, clip, terms);
     for_each_part(segments, place, block.size, [&](RatioSegment<T>& turn, int begin, int end) {
       sum_terms(terms, begin, end, turn);
     });
@@ -184,8 +188,13 @@ template <class T>
 void store_shared_gradient(const Call& call, int64_t row, const RowFactors<T>& factors,
                            TokenBlock<T>& block) {
   const PolicyObjective& objective = call.objective;
-  const bool penalty = objective.kl.beta > 0;
+  const bool penalty = objective.kl.beta > 0, clips = clips_log_ratios(objective);
+  const auto fill =
+      penalty ? clips ? fill_shared_gradient<true, true, T> : fill_shared_gradient<true, false, T>
+      : clips ? fill_shared_gradient<false, true, T>
+              : fill_shared_gradient<false, false, T>;
   for_each_block(call.batch, row, block, [&](const Place& place) {
+    if (clips) fill_inside(objective.log_ratio_clip, block);
     if (penalty) {
       if (of_level(objective.kl.correction))
         fill_shared_ratios(call, place, factors.segments, block);
@@ -194,13 +203,9 @@ void store_shared_gradient(const Call& call, int64_t row, const RowFactors<T>& f
     for_each_part(factors.segments, place, block.size, [&](auto& each, int begin, int end) {
       const double scale = level_scale(call.level(), each.n);
       const T slope = narrow<T>(double(factors.token.loss) * scale * each.slope);
-      if (penalty) {
-        if (shares_penalty(objective.kl, objective.level))
-          add_shared_penalty(scale, each.kl, begin, end, block);
-        fill_shared_gradient<true>(slope, factors.token.kl, begin, end, block);
-      } else {
-        fill_shared_gradient<false>(slope, T(0), begin, end, block);
-      }
+      if (penalty && shares_penalty(objective.kl, objective.level))
+        add_shared_penalty(scale, each.kl, begin, end, block);
+      fill(slope, penalty ? factors.token.kl : T(0), begin, end, block);
     });
     store_gradient(call, place, block);
   });

@@ -42,6 +42,7 @@ struct TokenBlock {
   alignas(64) T ratio_weight[kBlock];  // w / n: of a token in the metrics of the ratio
   alignas(64) T kl_weight[kBlock];     // of its penalty
   alignas(64) T slope[kBlock];         // what it adds to that of the segment
+  alignas(64) T inside[kBlock];        // 1 where the clip of log-ratios lets it count, else 0
   alignas(64) T dlogp[kBlock];
   alignas(64) T entropy[kBlock];
   alignas(64) T dentropy[kBlock];

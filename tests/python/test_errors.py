@@ -9,7 +9,10 @@ import tether
 import torch
 from batches import LEVELS, packed, padded_batch
 
-KNOWN = "epsilon_low, epsilon_high, dual_clip, beta, entropy_coef, constant"
+KNOWN = (
+    "epsilon_low, epsilon_high, dual_clip, log_ratio_low, log_ratio_high, beta, entropy_coef, "
+    "constant"
+)
 OBJECTIVES = ", ".join(batches.OBJECTIVES)
 PAIRS = ", ".join(tether.objectives("preference"))
 
@@ -399,7 +402,8 @@ NUMBERS_IN_TENSORS = {
     "preference_loss: world_size must be a number, got NoneType": lambda: tether.preference_loss(
         X, X, ROWS, world_size=None
     ),
-    "policy_loss: option must be one of epsilon_low, epsilon_high, dual_clip, beta, entropy_coef, "
+    "policy_loss: option must be one of epsilon_low, epsilon_high, dual_clip, log_ratio_low, "
+    "log_ratio_high, beta, entropy_coef, "
     'constant, got "beta_"': lambda: tether.policy_loss(X, ADVANTAGES, ROWS, beta_=0.1),
     "policy_loss: offsets must be a tensor, got str": lambda: tether.policy_loss(
         X, ADVANTAGES, ROWS, offsets="x"

@@ -55,6 +55,8 @@ def test_every_option_reaches_the_formula(objective):
         "ratio_high": 1.3,
         "tau_pos": 1.7,
         "tau_neg": 2.3,
+        "log_ratio_low": 0.21,
+        "log_ratio_high": 0.33,
         "beta": 0.7,
         "entropy_coef": 0.3,
         "constant": 6,
@@ -489,7 +491,8 @@ def test_catalogue_and_reference_have_the_same_rows():
     for name, objective in tether.objectives().items():
         row = rows[name]
         shared = {"beta": row.beta, "entropy_coef": 0, "constant": 1}
-        defaults = row.surrogate_options | shared
+        defaults = dict.fromkeys(("log_ratio_low", "log_ratio_high"), row.log_ratio_clip)
+        defaults |= row.surrogate_options | shared
         assert {each: option.default for each, option in objective.options.items()} == defaults
         choices = {each: choice.default for each, choice in objective.choices.items()}
         assert choices == {
@@ -509,6 +512,8 @@ def test_ranges_in_words():
         "epsilon_low": "in [0, 1]",
         "epsilon_high": "at least 0",
         "dual_clip": "greater than 1",
+        "log_ratio_low": "at least 0",
+        "log_ratio_high": "at least 0",
         "beta": "at least 0 and finite",
         "entropy_coef": "at least 0 and finite",
         "constant": "greater than 0 and finite",

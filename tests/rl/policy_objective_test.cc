@@ -22,12 +22,15 @@ std::map<std::string, double> options_of(const PolicyObjective& objective) {
 }
 
 TEST(PolicyObjective, ListsItsOptionsByName) {
-  EXPECT_EQ(options_of(presets::dapo()), (std::map<std::string, double>{{"epsilon_low", 0.2},
-                                                                        {"epsilon_high", 0.28},
-                                                                        {"dual_clip", infinity},
-                                                                        {"beta", 0},
-                                                                        {"entropy_coef", 0},
-                                                                        {"constant", 1}}));
+  EXPECT_EQ(options_of(presets::dapo()),
+            (std::map<std::string, double>{{"epsilon_low", 0.2},
+                                           {"epsilon_high", 0.28},
+                                           {"dual_clip", infinity},
+                                           {"log_ratio_low", infinity},
+                                           {"log_ratio_high", infinity},
+                                           {"beta", 0},
+                                           {"entropy_coef", 0},
+                                           {"constant", 1}}));
 }
 
 TEST(PolicyObjective, OptionsAreSetByName) {
@@ -41,8 +44,9 @@ TEST(PolicyObjective, OptionsAreSetByName) {
 TEST(PolicyObjective, BadOptionsGetOneClearError) {
   PolicyObjective objective = presets::ppo();
   EXPECT_EQ(message([&] { set_option("policy_loss", objective, "epsilon", 0.2); }),
-            "policy_loss: option must be one of epsilon_low, epsilon_high, dual_clip, beta, "
-            "entropy_coef, constant, got \"epsilon\"");
+            "policy_loss: option must be one of epsilon_low, epsilon_high, dual_clip, "
+            "log_ratio_low, log_ratio_high, beta, entropy_coef, "
+            "constant, got \"epsilon\"");
   EXPECT_EQ(message([&] { set_option("policy_loss", objective, "epsilon_low", 1.2); }),
             "policy_loss: epsilon_low must be in [0, 1], got 1.2");
   EXPECT_EQ(message([&] { check_objective("f", presets::ppo({.dual_clip = 1})); }),

@@ -78,9 +78,11 @@ class Row(NamedTuple):
     beta: float
     aggregation: str
     level: str = "token"
+    log_ratio_clip: float = math.inf
 
 
 _PPO = {"epsilon_low": 0.2, "epsilon_high": 0.2, "dual_clip": math.inf}
+
 
 _TIGHT = _PPO | {"epsilon_low": 3e-4, "epsilon_high": 4e-4}
 

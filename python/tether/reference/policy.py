@@ -14,6 +14,7 @@ from tether.reference.numbers import Number, bounded, exp, spoil_of, wide_dtype
 from tether.reference.objectives import OBJECTIVES
 from tether.reference.rows import (
     LEVELS,
+    LOG_RATIO_CLIP,
     Level,
     Rows,
     SharedRatio,
@@ -156,7 +157,8 @@ def _terms(
     tokens, n = kept_tokens(rows, arrays, weights)
     level = LEVELS[level or row.level]
     segments, segment_n = segments_of(rows, tokens, n, level, response_mask, turn_ids)
-    logp, log_ratio = levelled(segments, tokens, segment_n, level)
+    clip = {name: options.pop(name, row.log_ratio_clip) for name in LOG_RATIO_CLIP}
+    logp, log_ratio = levelled(segments, tokens, segment_n, level, **clip)
     surrogate_options = row.surrogate_options | options
     loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **surrogate_options)
     loss = bounded(loss)

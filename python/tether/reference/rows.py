@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from tether._checks import check_offset_values, savable
-from tether.reference.numbers import LARGEST_LOGP, saturated, wide_dtype, with_gradient_of
+from tether.reference.numbers import (
+    LARGEST_LOGP,
+    Number,
+    clamp,
+    saturated,
+    wide_dtype,
+    with_gradient_of,
+)
 
 
 class Rows(NamedTuple):
@@ -211,7 +218,18 @@ def segments_of(
     return turns, turns.sum(tokens.weight.double())
 
 
-def levelled(segments: Rows, tokens: Tokens, n: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+LOG_RATIO_CLIP = ("log_ratio_low", "log_ratio_high")
+
+
+def levelled(
+    segments: Rows,
+    tokens: Tokens,
+    n: Tensor,
+    level: Level,
+    *,
+    log_ratio_low: Number = math.inf,
+    log_ratio_high: Number = math.inf,
+) -> tuple[Tensor, Tensor]:
     """logp and log_ratio as a surrogate sees them.
 
     token            logp - old_logp
@@ -219,8 +237,16 @@ def levelled(segments: Rows, tokens: Tokens, n: Tensor, level: Level) -> tuple[T
     sequence_token   the mean, with the token's own gradient     GSPO-token, the same, eq. 14
     sequence_sum     their sum over the row; logp likewise       RLOO, arXiv:2402.14740
     turn_...         the same over the tokens of a turn
+
+    Where it is shared, a token's log-ratio counts as at most log_ratio_high where A >= 0, and as
+    at least -log_ratio_low where A < 0: GMPO, arXiv:2507.20673, eq. 4.
     """
     log_ratio = tokens.logp - tokens.old_logp
+    if level.shared:
+        above = clamp(log_ratio, -log_ratio_low, math.inf)
+        below = clamp(log_ratio, -math.inf, log_ratio_high)
+        clipped = torch.where(tokens.advantage < 0, above, below)
+        log_ratio = clipped + 0 * log_ratio.detach()  # infinity is no bound
     if level.segment == "token":
         return tokens.logp, log_ratio
 
