@@ -12,6 +12,7 @@
 #include "policy/cispo.h"
 #include "policy/dapo.h"
 #include "policy/dr_grpo.h"
+#include "policy/gmpo.h"
 #include "policy/grpo.h"
 #include "policy/gspo.h"
 #include "policy/ppo.h"
@@ -80,6 +81,9 @@ inline const std::array kCatalogue{
     CatalogueRow{"gspo_token", "gspo, with the gradient through each token's own log-ratio",
                  "arXiv:2507.18071, eq. 13", "rl/policy/gspo.h", "mpmath; verl gspo",
                  [] { return presets::gspo_token(); }, GroupAdvantage{}},
+    CatalogueRow{"gmpo", "mean over answers of -exp(mean of clipped log-ratios) A",
+                 "arXiv:2507.20673, eq. 4", "rl/policy/gmpo.h", "mpmath",
+                 [] { return presets::gmpo(); }, GroupAdvantage{}},
     CatalogueRow{"cispo", "token mean of -sg(clip(ratio, ratio_low, ratio_high)) A logp",
                  "arXiv:2506.13585, eq. 4", "rl/policy/cispo.h", "mpmath; TRL cispo; verl cispo",
                  [] { return presets::cispo(); }, GroupAdvantage{}},

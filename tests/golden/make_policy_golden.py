@@ -59,10 +59,12 @@ class Row(NamedTuple):
     options: dict
     level: str = "token"
     aggregation: str = "token_mean"
+    log_ratio_clip: float | None = None
 
 
 CLIP = {"epsilon_low": 0.2, "epsilon_high": 0.2}
 TIGHT = {"epsilon_low": 3e-4, "epsilon_high": 4e-4}
+OFF = {"epsilon_low": 1, "epsilon_high": 1e300}
 BY_SEQUENCE = "sequence_mean_token_mean"
 ROWS = {
     "ppo": Row(ppo_clip, CLIP),
@@ -73,6 +75,7 @@ ROWS = {
     "dr_grpo": Row(ppo_clip, CLIP, aggregation="sequence_sum_over_constant"),
     "gspo": Row(ppo_clip, TIGHT, "sequence_mean", BY_SEQUENCE),
     "gspo_token": Row(ppo_clip, TIGHT, "sequence_token", BY_SEQUENCE),
+    "gmpo": Row(ppo_clip, OFF, "sequence_mean", BY_SEQUENCE, 0.4),
     "cispo": Row(is_reinforce, {"ratio_low": 0, "ratio_high": 5}),
     "rloo": Row(ppo_clip, CLIP, "sequence_sum", BY_SEQUENCE),
     "reinforce": Row(reinforce, {}),
@@ -116,11 +119,19 @@ def k_abs(d):
 KL = {"k1": k1, "k2": k2, "k3": k3, "abs": k_abs}
 
 
-def log_ratios(row, frozen, level):
+def counted(token, clip):
+    """The log-ratio of a token, and whether it moves: min(u, clip) where A > 0, max(u, -clip) where
+    A < 0. arXiv:2507.20673, eq. 4."""
+    u = token["own_logp"] - token["old_logp"]
+    if clip is None:
+        return u, True
+    beyond = u > mpf(clip) if token["advantage"] > 0 else u < -mpf(clip)
+    return (mp.sign(token["advantage"]) * mpf(clip), False) if beyond else (u, True)
+
+
+def log_ratios(row, frozen, level, clip=None):
     """Of each token at the level (rl/level.h)."""
-    own, held = (
-        [token["own_logp"] - token["old_logp"] for token in each] for each in (row, frozen)
-    )
+    own, held = ([counted(token, clip)[0] for token in each] for each in (row, frozen))
     if level == "token":
         return own
     if level == "sequence_token":
@@ -241,9 +252,9 @@ def row_factor(mode, constant, tokens, sequences, row_tokens):
     }[mode]()
 
 
-def levelled(row, frozen, level):
+def levelled(row, frozen, level, clip=None):
     """The tokens of a row as the surrogate sees them (rl/level.h)."""
-    ratios = zip(row, log_ratios(row, frozen, level), strict=True)
+    ratios = zip(row, log_ratios(row, frozen, level, clip), strict=True)
     tokens = [{**token, "log_ratio": log_ratio} for token, log_ratio in ratios]
     if level in ("token", "sequence_token"):
         return tokens
@@ -258,12 +269,14 @@ class Objective(NamedTuple):
     beta: float
     kl: dict
     weights: dict
+    clip: float | None = None
 
 
 def row_loss(row, frozen, factor, objective):
     """The loss of a row."""
     level = objective.level
-    tokens = zip(levelled(row, frozen, level), levelled(frozen, frozen, level), strict=True)
+    seen = (levelled(each, frozen, level, objective.clip) for each in (row, frozen))
+    tokens = zip(*seen, strict=True)
     surrogate = mp.fsum(
         W * objective.formula(*pair, **objective.options)[0]
         for W, pair in zip(row_weights(frozen, objective.weights), tokens, strict=True)
@@ -278,12 +291,15 @@ def row_slopes(row, factor, objective):
     slopes = [
         factor * W * checked(objective.formula, token, **objective.options)[1]
         for W, token in zip(
-            row_weights(row, objective.weights), levelled(row, row, level), strict=True
+            row_weights(row, objective.weights),
+            levelled(row, row, level, objective.clip),
+            strict=True,
         )
     ]
     if level in ("sequence_mean", "sequence_sum"):
         over = 1 if level == "sequence_sum" else len(row)
-        slopes = [mp.fsum(slopes) / over] * len(row)
+        shared = mp.fsum(slopes) / over
+        slopes = [shared * counted(token, objective.clip)[1] for token in row]
     penalties = row_penalties(row, row, level, **objective.kl)
     slopes = [
         slope + factor * mpf(objective.beta) * by_penalty
@@ -371,7 +387,10 @@ def batch(name, row, lengths=(5, 0, 1, 7, 3), columns=7, beta=0, mode=None, cons
         choices[weight] = of_weight.get("level", "token")
         settings = {key: value for key, value in of_weight.items() if key != "level"}
         options_of_weights |= {f"{weight}.{key}": value for key, value in settings.items()}
-    objective = Objective(preset.formula, options, level, beta, kl, weights)
+    clip = preset.log_ratio_clip
+    objective = Objective(preset.formula, options, level, beta, kl, weights, clip)
+    if clip is not None:
+        options = options | {"log_ratio_low": clip, "log_ratio_high": clip}
     loss, dlogps = solved(rows, lengths, objective, mode, constant)
     arrays = {
         array: [float(token[key]) for row in rows for token in row]
@@ -492,6 +511,9 @@ def weighted_batches():
         weights = {"ratio_gate": {"low": 0.625, "high": 1.75, "level": of_weight}}
         name = f"grpo, ratio gate of {of_weight}"
         yield batch(name, "grpo", beta=0.5, weights=weights)
+    yield batch("gmpo by turns", "gmpo", level="turn_mean", beta=0.25)
+    yield batch("gmpo of sums", "gmpo", level="sequence_sum", options=DUAL, mode="token_mean")
+    yield batch("gmpo, a token mask", "gmpo", beta=0.25, weights={"tv_mask": {}})
     weights = {"ratio_gate": {}, "truncated_importance": {"level": "sequence_mean"}}
     yield batch("gspo, ratio gate and importance of sequence_mean", "gspo", weights=weights)
     both = {"truncated_importance": {"high": 3, "level": "sequence_sum"}, "tv_mask": {}}

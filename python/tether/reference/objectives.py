@@ -83,6 +83,7 @@ class Row(NamedTuple):
 
 _PPO = {"epsilon_low": 0.2, "epsilon_high": 0.2, "dual_clip": math.inf}
 
+_OFF = _PPO | {"epsilon_low": 1.0, "epsilon_high": math.inf}
 
 _TIGHT = _PPO | {"epsilon_low": 3e-4, "epsilon_high": 4e-4}
 
@@ -102,6 +103,8 @@ OBJECTIVES = {
     # arXiv:2507.18071, eq. 5 and 13
     "gspo": Row(ppo_clip, _TIGHT, 0, "sequence_mean_token_mean", "sequence_mean"),
     "gspo_token": Row(ppo_clip, _TIGHT, 0, "sequence_mean_token_mean", "sequence_token"),
+    # arXiv:2507.20673, eq. 4
+    "gmpo": Row(ppo_clip, _OFF, 0, "sequence_mean_token_mean", "sequence_mean", 0.4),
     # arXiv:2506.13585, eq. 4
     "cispo": Row(is_reinforce, {"ratio_low": 0, "ratio_high": 5}, 0, "token_mean"),
     # arXiv:2402.14740, eq. 6
