@@ -21,7 +21,9 @@ const tether::CatalogueRow& policy_row(std::string_view name) {
 std::vector<std::string> objective_names() {
   std::vector<std::string> out;
   for (const auto& row : tether::kCatalogue) out.emplace_back(row.name);
-  for (const auto& row : tether::kPreferenceCatalogue) out.emplace_back(row.name);
+  for (const auto& row : tether::kPreferenceCatalogue) {  // of pairs: labels are not made here
+    if (!row.preset().loss.takes_labels()) out.emplace_back(row.name);
+  }
   return out;
 }
 

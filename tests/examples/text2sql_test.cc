@@ -198,7 +198,7 @@ TEST_F(Program, ABadOptionGetsOneLineAndExitCode2) {
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       {{"--objective", "foo"},
        "text2sql: --objective must be one of ppo, ppo_dual_clip, grpo, dapo, bnpo, dr_grpo, gspo, "
-       "gspo_token, cispo, rloo, reinforce, sapo, dpo, cdpo, ipo, hinge, got foo\n"},
+       "gspo_token, gmpo, cispo, rloo, reinforce, sapo, dpo, cdpo, ipo, hinge, orpo, got foo\n"},
       {{"--steps", "-3"}, "text2sql: --steps must be a whole number from 0 to 1000000, got -3\n"},
       {{"--sft-steps", "many"},
        "text2sql: --sft-steps must be a whole number from 0 to 1000000, got many\n"},
