@@ -86,13 +86,13 @@ void fill_terms(const Call& call, const Place& place, const RowFactors<T>& row,
   if (objective.kl.beta > 0) fill_penalty(objective.kl, objective.level, block);
 }
 
-// run<kPenalty, kWeighted>()
+// run<first, second>()
 template <class Run>
-void with_terms(bool penalty, bool weighted, Run run) {
-  if (penalty) {
-    weighted ? run.template operator()<true, true>() : run.template operator()<true, false>();
+void with_terms(bool first, bool second, Run run) {
+  if (first) {
+    second ? run.template operator()<true, true>() : run.template operator()<true, false>();
   } else {
-    weighted ? run.template operator()<false, true>() : run.template operator()<false, false>();
+    second ? run.template operator()<false, true>() : run.template operator()<false, false>();
   }
 }
 
@@ -131,17 +131,20 @@ void find_segments(const Call& call, int64_t row, double n, TokenBlock<T>& block
                    RatioSegments<T>& segments) {
   const LogRatioClip& clip = call.objective.log_ratio_clip;
   const bool clips = clips_log_ratios(call.objective);
-  const auto sum = clips ? sum_level<true, T> : sum_level<false, T>;
-  const auto fill = clips ? fill_level_terms<true, T> : fill_level_terms<false, T>;
   segments.assign(1, {});
   LaneSum logps, log_ratios;
   LevelColumns terms;
   TurnScan<T> turns(call.turns, call.batch.layout);
   for_each_block(call.batch, row, block, [&](const Place& place) {
-    if (call.level().segment == Segment::row) return sum(block, clip, logps, log_ratios);
+    if (call.level().segment == Segment::row) {
+      clips ? sum_level<true>(block, clip, logps, log_ratios)
+            : sum_level<false>(block, clip, logps, log_ratios);
+      return;
+    }
     turns.for_each_begin(place, block.weight,
                          [&](int i) { segments.emplace_back().begin = place.column + i; });
-    fill(block, clip, terms);
+    clips ? fill_level_terms<true>(block, clip, terms)
+          : fill_level_terms<false>(block, clip, terms);
     for_each_part(segments, place, block.size, [&](RatioSegment<T>& turn, int begin, int end) {
       sum_terms(terms, begin, end, turn);
     });
@@ -189,10 +192,6 @@ void store_shared_gradient(const Call& call, int64_t row, const RowFactors<T>& f
                            TokenBlock<T>& block) {
   const PolicyObjective& objective = call.objective;
   const bool penalty = objective.kl.beta > 0, clips = clips_log_ratios(objective);
-  const auto fill =
-      penalty ? clips ? fill_shared_gradient<true, true, T> : fill_shared_gradient<true, false, T>
-      : clips ? fill_shared_gradient<false, true, T>
-              : fill_shared_gradient<false, false, T>;
   for_each_block(call.batch, row, block, [&](const Place& place) {
     if (clips) fill_inside(objective.log_ratio_clip, block);
     if (penalty) {
@@ -205,7 +204,9 @@ void store_shared_gradient(const Call& call, int64_t row, const RowFactors<T>& f
       const T slope = narrow<T>(double(factors.token.loss) * scale * each.slope);
       if (penalty && shares_penalty(objective.kl, objective.level))
         add_shared_penalty(scale, each.kl, begin, end, block);
-      fill(slope, penalty ? factors.token.kl : T(0), begin, end, block);
+      with_terms(penalty, clips, [&]<bool kPenalty, bool kClipped>() {
+        fill_shared_gradient<kPenalty, kClipped>(slope, factors.token.kl, begin, end, block);
+      });
     });
     store_gradient(call, place, block);
   });
