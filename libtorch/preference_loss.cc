@@ -1,41 +1,35 @@
 #include "libtorch/preference_loss.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
-#include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
-#include <cstring>
 
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/flat_batch.h"
-#include "libtorch/stored_gradient.h"
+#include "libtorch/fused_loss.h"
 #include "rl/kernels/preference_loss.h"
 #include "rl/kernels/token_block.h"
 
 namespace tether {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-struct Computed {
-  at::Tensor loss, dlogps, sums;
+struct Names {
+  static constexpr const char* kFunction = "preference_loss";
 };
+using PreferenceLoss =
+    detail::FusedLoss<Names, PreferenceBatch, PreferenceObjective, PairNormalizer>;
 
 // Of whole answers every one counts where there is no mask.
 PreferenceBatch as_rows(const PreferenceBatch& batch) {
@@ -48,19 +42,15 @@ PreferenceBatch as_rows(const PreferenceBatch& batch) {
   return out;
 }
 
-Computed compute_on_cpu(const PreferenceBatch& batch, const PreferenceObjective& objective,
-                        const PairNormalizer& normalizer, bool with_gradient) {
-  Computed out;
-  MutableArray dlogps;
-  if (with_gradient) {
-    out.dlogps = at::empty(batch.logps.sizes(), at::dtype(detail::stored_type(batch.logps)));
-    dlogps = face::mutable_token_array(out.dlogps);
-  }
-  const PreferenceTotals totals = preference_loss(face::arrays_of("preference_loss", batch),
-                                                  objective, normalizer, dlogps, torch_executor());
-  out.loss = detail::result_scalar(totals.loss, batch.logps);
-  out.sums = at::empty({PreferenceMetrics::kSums, 2}, at::dtype(at::kDouble));
-  std::memcpy(out.sums.data_ptr(), totals.metrics.sums.data(), sizeof(totals.metrics.sums));
+detail::FusedResult compute_on_cpu(const PreferenceBatch& batch,
+                                   const PreferenceObjective& objective,
+                                   const PairNormalizer& normalizer, bool with_gradient) {
+  detail::FusedResult out =
+      detail::fused_on_cpu(batch.logps, with_gradient, [&](const MutableArray& gradient) {
+        return preference_loss(face::arrays_of(Names::kFunction, batch), objective, normalizer,
+                               gradient, torch_executor());
+      });
+  out.sums = out.sums.view({PreferenceMetrics::kSums, 2});
   return out;
 }
 
@@ -74,9 +64,7 @@ class RowSums {
   explicit RowSums(const PreferenceBatch& batch)
       : padded_(!batch.offsets.defined()), rows_(face::count_rows(batch)) {
     if (padded_) return;
-    const auto options = at::dtype(at::kLong).device(batch.logps.device());
-    row_ = at::repeat_interleave(at::arange(rows_, options),
-                                 batch.offsets.diff().to(at::kLong).to(batch.logps.device()));
+    row_ = detail::row_of_tokens(batch.logps, batch.offsets, rows_);
   }
   at::Tensor operator()(const at::Tensor& tokens) const {
     if (padded_) return tokens.sum(1);
@@ -117,7 +105,6 @@ at::Tensor of_rows(const at::Tensor& given, const at::Tensor& n, double absent) 
 struct AnswerTerms {
   at::Tensor n, logp, score, nll;
   at::Tensor nll_n;
-  at::Tensor over;  // what a score is a mean over, or 1
 };
 
 // The weights of the score: ld_alpha w from the end of the shorter answer on.
@@ -142,12 +129,13 @@ AnswerTerms answers_of(const PreferenceBatch& batch, const PreferenceObjective& 
   AnswerTerms out;
   out.n = sum_rows(weight).to(at::kDouble);
   const at::Tensor one = at::ones_like(out.n);
-  out.over = objective.score == PairScore::mean ? at::where(out.n > 0, out.n, one) : one;
+  const at::Tensor over =
+      objective.score == PairScore::mean ? at::where(out.n > 0, out.n, one) : one;
   out.logp = sum_rows((weight * logp).to(at::kDouble));
   const at::Tensor of_score = score_weights(sum_rows, weight, objective.ld_alpha);
   at::Tensor score = logp;
   if (objective.reference) score = logp - selected(batch, weight, batch.ref_logps);
-  out.score = sum_rows((of_score * score).to(at::kDouble)) / out.over;
+  out.score = sum_rows((of_score * score).to(at::kDouble)) / over;
   out.nll_n = out.n;
   out.nll = -out.logp;
   if (objective.nll.coefficient == 0) return out;
@@ -166,6 +154,7 @@ AnswerTerms answers_of(const PreferenceBatch& batch, const PreferenceObjective& 
 
 // What every example has, side by side [examples].
 struct ExampleTerms {
+  bool pairs;
   at::Tensor loss, nll, nll_n;
   at::Tensor good;     // whether the first answer is one of the chosen
   at::Tensor present;  // not padding
@@ -211,7 +200,7 @@ ExampleTerms examples_of(const PreferenceBatch& batch, const PreferenceObjective
                            part(baselines, second), weight, label, loss,
                            objective.nll.coefficient != 0 ? out.nll : none});
   if (!objective.link.traits().of_log_ratio) {  // but for rounding, a log-probability
-    const at::Tensor legal = (answers.score <= 1e-3).logical_or(answers.n == 0);
+    const at::Tensor legal = (answers.score <= kLogProbabilityRounding).logical_or(answers.n == 0);
     out.finite = out.finite.logical_and(part(legal, 0)).logical_and(part(legal, second));
   }
   return out;
@@ -224,12 +213,11 @@ at::Tensor block_of(const at::Tensor& values, const at::Tensor& chosen) {
 }
 
 // The blocks of PreferenceMetrics.
-at::Tensor sums_of(const PreferenceObjective& objective, const AnswerTerms& answers,
+at::Tensor sums_of(const PreferenceObjective& objective, bool pairs, const AnswerTerms& answers,
                    const ExampleTerms& examples, const at::Tensor& losses, const at::Tensor& nll) {
   using M = PreferenceMetrics;
   std::vector<at::Tensor> out(M::kSums);
   const int64_t count = losses.size(0);
-  const bool pairs = count < answers.n.size(0) || count == 0;
   const at::Tensor& present = examples.present;
   const auto first = [&](const at::Tensor& each) { return each.narrow(0, 0, count); };
   const auto other = [&](const at::Tensor& each) {
@@ -259,8 +247,9 @@ at::Tensor share_of(const std::optional<double>& of_step, const at::Tensor& loca
                    at::where(local > 0, at::full_like(count, NAN), at::zeros_like(count)));
 }
 
-Computed compute_on_tensors(const PreferenceBatch& batch, const PreferenceObjective& objective,
-                            const PairNormalizer& normalizer, bool with_gradient) {
+detail::FusedResult compute_on_tensors(const PreferenceBatch& batch,
+                                       const PreferenceObjective& objective,
+                                       const PairNormalizer& normalizer, bool with_gradient) {
   const c10::InferenceMode normal(false);
   at::AutoGradMode enabled(true);
   const at::Tensor read =
@@ -285,43 +274,25 @@ Computed compute_on_tensors(const PreferenceBatch& batch, const PreferenceObject
     nll = at::stack({sum.detach(), over});
   }
 
-  Computed out;
+  detail::FusedResult out;
   const auto dtype = logp.scalar_type();
-  if (with_gradient) out.dlogps = torch::autograd::grad({total}, {logp}, {}, true)[0].to(dtype);
+  if (with_gradient) out.gradient = torch::autograd::grad({total}, {logp}, {}, true)[0].to(dtype);
   at::AutoGradMode disabled(false);
   out.loss = total.detach().to(dtype);
-  out.sums = sums_of(objective, answers, examples, losses.detach(), nll);
+  const bool pairs = !batch.labels.defined();
+  out.sums = sums_of(objective, pairs, answers, examples, losses.detach(), nll);
   return out;
 }
 
-// ---- autograd -----------------------------------------------------------------------------------
-
-using Compute = Computed (*)(const PreferenceBatch&, const PreferenceObjective&,
-                             const PairNormalizer&, bool with_gradient);
-
-class PreferenceLoss : public torch::autograd::Function<PreferenceLoss> {
- public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& logps, Compute compute,
-                            const PreferenceBatch* batch, const PreferenceObjective* objective,
-                            const PairNormalizer* normalizer, at::Tensor* sums) {
-    Computed computed = compute(*batch, *objective, *normalizer, logps.requires_grad());
-    *sums = computed.sums;
-    context->save_for_backward({computed.dlogps, logps.requires_grad() ? logps : at::Tensor()});
-    return computed.loss;
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    const variable_list saved = context->get_saved_variables();
-    return {
-        detail::scaled("preference_loss", gradients[0], saved[0], saved[1]), {}, {}, {}, {}, {}};
-  }
-};
+// ---- the function
+// ---------------------------------------------------------------------------------
 
 PreferenceOutput run(const PreferenceBatch& unchecked, const PreferenceObjective& objective,
-                     const PairNormalizer& normalizer, Compute compute) {
+                     const PairNormalizer& normalizer, PreferenceLoss::Compute compute) {
   return detail::with_public_errors([&] {
-    const PreferenceBatch batch = detail::checked("preference_loss", as_rows(unchecked));
-    check_objective("preference_loss", objective);
-    check_needs("preference_loss", presence_of(batch), face::count_rows(batch), objective);
+    const PreferenceBatch batch = detail::checked(Names::kFunction, as_rows(unchecked));
+    check_objective(Names::kFunction, objective);
+    check_needs(Names::kFunction, presence_of(batch), face::count_rows(batch), objective);
     PreferenceOutput out;
     out.loss = PreferenceLoss::apply(*detail::input_of_graph(batch.logps), compute, &batch,
                                      &objective, &normalizer, &out.metrics.sums);
@@ -346,7 +317,7 @@ PreferenceBatch detail::answers_as_rows(const PreferenceBatch& batch) {
 
 PreferenceMetrics PreferenceMetricTensors::to_host() const {
   PreferenceMetrics out;
-  detail::copy_block("preference_loss", sums, out.sums.data(), out.sums.size());
+  detail::copy_block(Names::kFunction, sums, out.sums.data(), out.sums.size());
   return out;
 }
 

@@ -9,44 +9,29 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/InferenceMode.h>
-#include <torch/csrc/autograd/custom_function.h>
 
-#include <cstring>
 #include <string>
 
 #include "libtorch/arrays.h"
 #include "libtorch/executor.h"
 #include "libtorch/flat_batch.h"
-#include "libtorch/stored_gradient.h"
+#include "libtorch/fused_loss.h"
 #include "rl/kernels/token_block.h"
 
 namespace tether {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-struct Computed {
-  at::Tensor loss, dvalues, sums;
+struct Names {
+  static constexpr const char* kFunction = "value_loss";
 };
+using ValueLoss = detail::FusedLoss<Names, ValueBatch, ValueObjective, Normalizer>;
 
-using Compute = Computed (*)(const ValueBatch&, const ValueObjective&, const Normalizer&,
-                             bool with_gradient);
-
-Computed compute_on_cpu(const ValueBatch& batch, const ValueObjective& objective,
-                        const Normalizer& normalizer, bool with_gradient) {
-  Computed out;
-  MutableArray gradient;
-  if (with_gradient) {
-    out.dvalues = at::empty(batch.values.sizes(), at::dtype(detail::stored_type(batch.values)));
-    gradient = face::mutable_token_array(out.dvalues);
-  }
-  const ValueTotals totals = value_loss(face::arrays_of("value_loss", batch), objective, normalizer,
-                                        gradient, torch_executor());
-  out.loss = detail::result_scalar(totals.loss, batch.values);
-  out.sums = at::empty({ValueMetrics::kSums}, at::dtype(at::kDouble));
-  std::memcpy(out.sums.data_ptr(), totals.metrics.sums.data(), sizeof(totals.metrics.sums));
-  return out;
+detail::FusedResult compute_on_cpu(const ValueBatch& batch, const ValueObjective& objective,
+                                   const Normalizer& normalizer, bool with_gradient) {
+  return detail::fused_on_cpu(batch.values, with_gradient, [&](const MutableArray& gradient) {
+    return value_loss(face::arrays_of(Names::kFunction, batch), objective, normalizer, gradient,
+                      torch_executor());
+  });
 }
 
 // The tokens of a batch side by side, [N]: 0 in masked slots, finite ones that their squares are.
@@ -98,9 +83,9 @@ at::Tensor sums_of(const FlatValues& flat, const at::Tensor& loss, const at::Ten
   return at::stack(each);
 }
 
-Computed compute_on_tensors(const ValueBatch& batch, const ValueObjective& objective,
-                            const Normalizer& normalizer, bool with_gradient) {
-  step_counts("value_loss", normalizer, TermCounts{});
+detail::FusedResult compute_on_tensors(const ValueBatch& batch, const ValueObjective& objective,
+                                       const Normalizer& normalizer, bool with_gradient) {
+  step_counts(Names::kFunction, normalizer, TermCounts{});
   const c10::InferenceMode normal(false);
   at::AutoGradMode enabled(true);
   const FlatValues flat = flattened(batch);
@@ -115,9 +100,10 @@ Computed compute_on_tensors(const ValueBatch& batch, const ValueObjective& objec
   const at::Tensor total =
       at::where(flat.weight != 0, terms * factors, at::zeros_like(terms)).sum();
 
-  Computed out;
+  detail::FusedResult out;
   if (with_gradient) {
-    out.dvalues = detail::bounded(detail::derivative(total, flat.value)).view(batch.values.sizes());
+    out.gradient =
+        detail::bounded(detail::derivative(total, flat.value)).view(batch.values.sizes());
   }
   at::AutoGradMode disabled(false);
   out.loss = total.detach();
@@ -125,27 +111,11 @@ Computed compute_on_tensors(const ValueBatch& batch, const ValueObjective& objec
   return out;
 }
 
-class ValueLoss : public torch::autograd::Function<ValueLoss> {
- public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& values, Compute compute,
-                            const ValueBatch* batch, const ValueObjective* objective,
-                            const Normalizer* normalizer, at::Tensor* sums) {
-    const Computed computed = compute(*batch, *objective, *normalizer, values.requires_grad());
-    *sums = computed.sums;
-    context->save_for_backward({computed.dvalues, values.requires_grad() ? values : at::Tensor()});
-    return computed.loss;
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    const variable_list saved = context->get_saved_variables();
-    return {detail::scaled("value_loss", gradients[0], saved[0], saved[1]), {}, {}, {}, {}, {}};
-  }
-};
-
 ValueOutput run(const ValueBatch& given, const ValueObjective& objective,
-                const Normalizer& normalizer, Compute compute) {
+                const Normalizer& normalizer, ValueLoss::Compute compute) {
   return detail::with_public_errors([&] {
-    const ValueBatch batch = detail::checked("value_loss", given);
-    check_objective("value_loss", objective);
+    const ValueBatch batch = detail::checked(Names::kFunction, given);
+    check_objective(Names::kFunction, objective);
     ValueOutput out;
     out.loss = ValueLoss::apply(*detail::input_of_graph(batch.values), compute, &batch, &objective,
                                 &normalizer, &out.metrics.sums);
@@ -157,7 +127,7 @@ ValueOutput run(const ValueBatch& given, const ValueObjective& objective,
 
 ValueMetrics ValueMetricTensors::to_host() const {
   ValueMetrics out;
-  detail::copy_block("value_loss", sums, out.sums.data(), out.sums.size());
+  detail::copy_block(Names::kFunction, sums, out.sums.data(), out.sums.size());
   return out;
 }
 

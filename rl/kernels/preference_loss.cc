@@ -215,8 +215,7 @@ void check_rows(std::string_view function, bool has_labels, int64_t rows) {
 // Of a link that takes log-probabilities.
 void check_scores(std::string_view function, const std::vector<AnswerSums>& answers) {
   for (size_t row = 0; row < answers.size(); ++row) {
-    constexpr double kRounding = 1e-3;
-    require(!(answers[row].score > kRounding), [&] {
+    require(!(answers[row].score > kLogProbabilityRounding), [&] {
       return named(function, "logps") +
              " must be log-probabilities with this link, at most 0, got a sum of " +
              text(answers[row].score) + " at " + in_brackets(text(row));

@@ -22,6 +22,10 @@ PreferenceTotals preference_loss(const PreferenceArrays& batch,
                                  const PairNormalizer& normalizer, const MutableArray& dlogps,
                                  const Executor& executor = {});
 
+// How far rounding may lift the score of an answer above that of a certain one, where a link takes
+// log-probabilities.
+inline constexpr double kLogProbabilityRounding = 1e-3;
+
 // What the objective needs of a batch with so many rows.
 void check_needs(std::string_view function, const PreferenceInputs<bool>& given, int64_t rows,
                  const PreferenceObjective& objective);

@@ -205,7 +205,7 @@ def preference_loss(
         nll_share = _share(tokens if of_tokens else pairs, nll_count) * settings["nll_coef"]
         loss = loss + (nll_share * factor).clamp(max=_LARGEST_VALUE) * nll.sum()
     with torch.no_grad():
-        blocks = _metrics(answers, examples, terms, settings["beta"])
+        blocks = _metrics(answers, examples, terms, settings["beta"], pairs=not labelled)
         zero = torch.zeros_like(count)
         block = torch.stack([nll.sum(), nll_count] if with_nll else [zero, zero])
         blocks.insert(-1, block)
@@ -338,10 +338,12 @@ def _examples(
     return _Examples(loss, nll, nll_n, good, present, finite)
 
 
-def _metrics(answers: _Answers, examples: _Examples, loss: Tensor, beta: Number) -> list[Tensor]:
+def _metrics(
+    answers: _Answers, examples: _Examples, loss: Tensor, beta: Number, *, pairs: bool
+) -> list[Tensor]:
     """[value, count] of each metric in the order of preference_metrics.h, without the NLL."""
     present, good = examples.present, examples.good
-    count, pairs = loss.shape[0], loss.shape[0] != answers.n.shape[0]
+    count = loss.shape[0]
     rewards = (beta * answers.score).clamp(-_LARGEST_VALUE, _LARGEST_VALUE)
     other = slice(count, None) if pairs else slice(count)
     chosen, rejected = (slice(count), present & good), (other, present & (pairs | ~good))
