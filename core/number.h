@@ -258,6 +258,7 @@ TETHER_INLINE Constant<T> stop_gradient(const Dual<T, N>& x) {
   return {x.value};
 }
 
+// The type of constants beside such numbers.
 template <class Number>
 using ConstantOf = decltype(stop_gradient(std::declval<const Number&>()));
 

@@ -14,7 +14,7 @@ namespace tether {
 // Score of an answer from its tokens, S = sum_t w_t (logp_t - ref_logp_t), w the response mask:
 // the log-ratio of the answer, or its mean over the answer's tokens. Without a reference, of logp.
 // With ld_alpha below 1 the tokens of a pair's longer answer weigh ld_alpha w from where the
-// shorter one ends: LD-DPO, arXiv:2409.06411, eq. 9. A mean is over all of them in any case.
+// shorter one ends: LD-DPO, arXiv:2409.06411. A mean is over all of them in any case.
 enum class PairScore { sum, mean };
 inline constexpr std::array<std::string_view, 2> kPairScoreNames{"sum", "mean"};
 
