@@ -129,6 +129,23 @@ def linear_tether():
     return lambda hidden, weight, targets: tether.linear_token_logps(hidden, weight, targets).logps
 
 
+def linear_kept(size):
+    """Over kept sets of so many ids, which are made once."""
+    import tether
+
+    made = {}
+
+    def run(hidden, weight, targets):
+        if targets.data_ptr() not in made:
+            step = weight.shape[0] // size
+            ids = (targets[:, None] + step * torch.arange(size)) % weight.shape[0]
+            made[targets.data_ptr()] = tether.support(targets, ids)
+        support = made[targets.data_ptr()]
+        return tether.linear_token_logps(hidden, weight, targets, support=support).logps
+
+    return run
+
+
 def linear_trl():
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
     from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as chunk
@@ -187,6 +204,8 @@ LINEAR_METHODS = {
     "liger GRPO (a loss)": linear_liger,
     "tether": linear_tether,
     "tether DAPO (a loss)": linear_tether_loss,
+    "tether, 20 kept": lambda: linear_kept(20),
+    "tether, 512 kept": lambda: linear_kept(512),
 }
 
 

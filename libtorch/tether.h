@@ -10,6 +10,7 @@
 #include "policy_loss.h"
 #include "preference_loss.h"
 #include "response_targets.h"
+#include "support.h"
 #include "token_logps.h"
 #include "top_k_kl.h"
 #include "value_loss.h"

@@ -24,6 +24,7 @@ from tether._logits_ops import (
     token_statistics,
 )
 from tether._ops import has_kernel, ops
+from tether._support import Support, checked_support
 
 
 class TokenLogps(NamedTuple):
@@ -33,6 +34,16 @@ class TokenLogps(NamedTuple):
     sum_of_squared_p: Tensor | None = None  # sum_v p_v^2
     mean_logits: Tensor | None = None  # of x, over the columns above -inf
     target_is_largest: Tensor | None = None  # bool: no other id is more probable
+
+
+def of_support(support: Support, kept: Tensor, options: dict, of_whole: Callable) -> TokenLogps:
+    """token_logps of the kept logits [..., K], and where there is no set, of_whole()."""
+    out = token_logps(kept, support.position, **options | {"ignore_index": -100})
+    if not bool(support.whole.any()):
+        return out
+    whole = of_whole()
+    both = zip(whole, out, strict=True)
+    return TokenLogps(*(None if a is None else a.where(support.whole, b) for a, b in both))
 
 
 class CategoricalKl(NamedTuple):
@@ -63,6 +74,7 @@ def token_logps(
     ignore_index: int = -100,
     gradient_buffer: Tensor | None = None,
     shard: VocabularyShard | None = None,
+    support: Support | None = None,
 ) -> TokenLogps:
     """Log-probabilities [nats] of the targets under softmax(x), and the entropies.
 
@@ -82,6 +94,9 @@ def token_logps(
                      the gradients that arrive must be the same on every rank, as must the options,
                      which is checked. Results are those of the whole, the gradient that of the
                      shard's own columns
+    support          of these targets: the softmax is over the ids that the sampler kept
+                     (tether.support), and so is what is returned beside; others get no gradient.
+                     Not with a buffer or a shard
 
     Results are float32 whatever the logits are (float64 for float64). Differentiable once in
     logits; a second backward raises. On the CPU: one pass over the logits each way, the same bits
@@ -101,6 +116,15 @@ def token_logps(
         {**rows, "entropies": entropies, "statistics": statistics},
     )
     targets = call.tensors["targets"].to(torch.int64).contiguous()
+    if support is not None:
+        for name, each in (("gradient_buffer", gradient_buffer), ("shard", shard)):
+            if each is not None:
+                raise ValueError(f"{function}: {name} must be None with a support, got one")
+        support = checked_support(function, support, targets, logits.shape[-1], ignore_index)
+        options = {**rows, "entropies": entropies, "statistics": statistics}
+        kept = support.gather(logits)
+        others = targets.masked_fill(~support.whole, ignore_index)
+        return of_support(support, kept, options, lambda: token_logps(logits, others, **options))
     if not has_kernel(logits):
         if gradient_buffer is not None:
             raise ValueError(f"{function}: gradient_buffer must be None for logits on a device")

@@ -20,7 +20,7 @@ TENSORS = {
 # Rules of their own on other devices, where there is no such thing.
 OF_KERNELS = {"gradient_buffer"}
 # What a fault is not: masks, labels and weights may have any type of numbers, groups may be a size;
-# of offsets the size is a matter of their numbers.
+# of offsets, and of what they divide alone, the size is a matter of their numbers.
 LEGAL = {
     ("response_mask", "another dtype"),
     ("nll_mask", "another dtype"),
@@ -30,6 +30,7 @@ LEGAL = {
     ("groups", "a number"),
     ("head_ids", "another size"),
     ("offsets", "another size"),
+    ("token_ids", "another size"),
 }
 PATHS = ("kernels", "other", "meta")
 ELSEWHERE = "on another device than the rest"

@@ -1,0 +1,389 @@
+#include "libtorch/support.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/nonzero.h>
+#include <ATen/ops/repeat_interleave.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "libtorch/arrays.h"
+#include "libtorch/linear_checks.h"
+#include "libtorch/linear_token_logps.h"
+#include "libtorch/stored_gradient.h"
+#include "libtorch/token_logps.h"
+
+namespace tether {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+constexpr const char* kName = "support";
+constexpr const char* kLinear = "linear_token_logps";
+constexpr int64_t kAbsent = -1;     // in ids
+constexpr int64_t kNowhere = -100;  // in positions
+constexpr int64_t kFaster = 128;    // see LinearOfSupport
+constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+
+// ---- making one ---------------------------------------------------------------------------------
+
+void check_ids(std::string_view name, const at::Tensor& ids, const at::Tensor& targets) {
+  const std::string where = named(kName, name);
+  require(ids.defined(), [&] { return where + " must be given, got none"; });
+  const at::ScalarType type = ids.scalar_type();
+  require_type(type == at::kInt || type == at::kLong,
+               [&] { return where + " must be int32 or int64, got " + detail::dtype_text(type); });
+  require(ids.device() == targets.device(), [&] {
+    return where + " must be on " + targets.device().str() + " like targets, got " +
+           ids.device().str();
+  });
+}
+
+// [..., K] of ids that lie one token after the other.
+at::Tensor padded(const at::Tensor& targets, const at::Tensor& token_ids,
+                  const at::Tensor& offsets) {
+  check_ids("offsets", offsets, targets);
+  const int64_t count = targets.numel();
+  require(token_ids.dim() == 1, [&] {
+    return named(kName, "token_ids") + " must be [M] with offsets, got " +
+           detail::shape_text(token_ids.sizes());
+  });
+  require(offsets.dim() == 1 && offsets.size(0) == count + 1, [&] {
+    return named(kName, "offsets") + " must be [" + text(count + 1) + "] for targets " +
+           detail::shape_text(targets.sizes()) + ", got " + detail::shape_text(offsets.sizes());
+  });
+  const at::Tensor begin = offsets.to(at::kLong), sizes = begin.diff();
+  const int64_t first = begin[0].item<int64_t>(), last = begin[count].item<int64_t>();
+  require(first == 0 && last == token_ids.size(0), [&] {
+    return named(kName, "offsets") + " must run from 0 to " + text(token_ids.size(0)) +
+           ", the size of token_ids, got " + text(first) + " to " + text(last);
+  });
+  require(!(sizes < 0).any().item<bool>(), [&] {
+    const auto at = (sizes < 0).to(at::kChar).argmax().item<int64_t>();
+    return named(kName, "offsets") + " must not decrease, got " +
+           text(begin[at + 1].item<int64_t>()) + " after " + text(begin[at].item<int64_t>()) +
+           " at [" + text(at + 1) + "]";
+  });
+  const int64_t longest = count > 0 ? sizes.max().item<int64_t>() : 0;
+  const at::TensorOptions as = begin.options();
+  const at::Tensor row = at::repeat_interleave(at::arange(count, as), sizes);
+  const at::Tensor column = at::arange(last, as) - begin.index_select(0, row);
+  const at::Tensor out = at::full({count * longest}, kAbsent, as);
+  out.index_copy_(0, row * longest + column, token_ids.to(at::kLong));
+  std::vector<int64_t> shape = targets.sizes().vec();
+  shape.push_back(longest);
+  return out.view(shape);
+}
+
+// As it is or of ids one after the other, checked.
+at::Tensor checked_sets(const at::Tensor& targets, const at::Tensor& token_ids,
+                        const at::Tensor& offsets) {
+  check_ids("token_ids", token_ids, targets);
+  at::Tensor ids;
+  if (offsets.defined()) {
+    ids = padded(targets, token_ids, offsets);
+  } else {
+    const bool like = token_ids.dim() == targets.dim() + 1 &&
+                      token_ids.sizes().slice(0, targets.dim()) == targets.sizes();
+    require(like, [&] {
+      return named(kName, "token_ids") + " must be [..., K] like targets " +
+             detail::shape_text(targets.sizes()) + " without offsets, got " +
+             detail::shape_text(token_ids.sizes());
+    });
+    ids = token_ids.to(at::kLong);
+  }
+  require(!(ids < kAbsent).any().item<bool>(), [&] {
+    return named(kName, "token_ids") + " must be at least 0, or -1 for none, got " +
+           text(ids.min().item<int64_t>());
+  });
+  return ids;
+}
+
+// ---- using one ----------------------------------------------------------------------------------
+
+// Whether its tensors fit together.
+bool is_made(const Support& support) {
+  const auto& [ids, position, whole, added] = support;
+  for (const at::Tensor& each : {position, whole, added}) {
+    if (!each.defined() || each.sizes() != position.sizes() || each.device() != ids.device()) {
+      return false;
+    }
+  }
+  return ids.dim() == position.dim() + 1 &&
+         ids.sizes().slice(0, position.dim()) == position.sizes() &&
+         ids.scalar_type() == at::kLong && position.scalar_type() == at::kLong &&
+         whole.scalar_type() == at::kBool && added.scalar_type() == at::kBool;
+}
+
+// That of the targets that are not ignored, made of the same ones and with known ids.
+Support checked(std::string_view function, const Support& support, const at::Tensor& targets,
+                int64_t vocabulary, int64_t ignore_index) {
+  const std::string where = named(function, "support");
+  require(support.ids.defined(), [&] { return where + " must be given, got none"; });
+  require(is_made(support),
+          [&] { return where + " must be as tether::support makes it, got another"; });
+  require(support.position.sizes() == targets.sizes(), [&] {
+    return where + " must be of targets " + detail::shape_text(targets.sizes()) + ", got " +
+           detail::shape_text(support.position.sizes());
+  });
+  require(support.ids.device() == targets.device(), [&] {
+    return where + " must be on " + targets.device().str() + " like targets, got " +
+           support.ids.device().str();
+  });
+  const at::Tensor ignored = targets == ignore_index;
+  const at::Tensor ids = support.ids.masked_fill(ignored.unsqueeze(-1), kAbsent);
+  const int64_t largest = ids.numel() > 0 ? ids.max().item<int64_t>() : kAbsent;
+  if (largest >= vocabulary) {
+    C10_THROW_ERROR(IndexError,
+                    where + " must have ids below " + text(vocabulary) + ", got " + text(largest));
+  }
+  const at::Tensor found =
+      support.ids.gather(-1, support.position.clamp_min(0).unsqueeze(-1)).squeeze(-1);
+  const at::Tensor known =
+      at::where(support.position == kNowhere, support.whole, found == targets).logical_or(ignored);
+  require(known.all().item<bool>(),
+          [&] { return where + " must be made of the same targets, got others"; });
+  return {ids, support.position.masked_fill(ignored, kNowhere),
+          support.whole.logical_and(ignored.logical_not()), support.added};
+}
+
+// token_logps of the kept logits, and where there is no set, of_whole().
+template <class Whole>
+TokenLogps of_support(const Support& support, const at::Tensor& kept, TokenLogpsOptions options,
+                      Whole of_whole) {
+  options.row.ignore_index = kNowhere;
+  const TokenLogps part = token_logps(kept, support.position, options);
+  if (!support.whole.any().item<bool>()) return part;
+  const TokenLogps whole = of_whole();
+  const auto chosen = [&](const at::Tensor& a, const at::Tensor& b) {
+    return a.defined() ? at::where(support.whole, a, b) : a;
+  };
+  return {chosen(whole.logps, part.logps), chosen(whole.entropies, part.entropies),
+          chosen(whole.sum_of_squared_p, part.sum_of_squared_p),
+          chosen(whole.mean_logits, part.mean_logits),
+          chosen(whole.target_is_largest, part.target_is_largest)};
+}
+
+// ---- from hidden states -------------------------------------------------------------------------
+
+// Some active tokens.
+struct Piece {
+  at::Tensor places, ids, absent, hidden;
+};
+
+// visit(piece) for all active tokens, `step` at a time.
+template <class Visit>
+void for_each_piece(const at::Tensor& hidden, const at::Tensor& ids, const at::Tensor& active,
+                    int64_t step, Visit visit) {
+  // Sums into memory of ours are in its type.
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const at::Tensor places = at::nonzero(active.reshape({-1})).view({-1});
+  const at::Tensor rows = hidden.reshape({-1, hidden.size(-1)}),
+                   sets = ids.reshape({-1, ids.size(-1)});
+  for (int64_t begin = 0; begin < places.size(0); begin += step) {
+    const at::Tensor some = places.slice(0, begin, std::min(begin + step, places.size(0)));
+    const at::Tensor chosen = sets.index_select(0, some);
+    visit(Piece{some, chosen.clamp_min(0), chosen < 0, rows.index_select(0, some)});
+  }
+}
+
+struct Way {
+  bool by_rows;
+  int64_t step;  // tokens at a time
+};
+
+// A token's own product with its kept rows of the head runs at the speed of memory, one of many
+// tokens with the whole head at that of arithmetic: on the CPU about kFaster times faster a row.
+Way way_of(const at::Tensor& weight, int64_t size, int64_t chunk_bytes) {
+  const bool by_rows = size * kFaster <= weight.size(0);
+  const int64_t numbers = by_rows ? size * weight.size(1) : weight.size(0);
+  return {by_rows, std::max<int64_t>(chunk_bytes / (numbers * weight.element_size()), 1)};
+}
+
+// [n, K, H]: the kept rows of the head.
+at::Tensor kept_rows(const at::Tensor& weight, const at::Tensor& ids) {
+  return weight.index_select(0, ids.reshape({-1})).view({ids.size(0), ids.size(1), weight.size(1)});
+}
+
+class LinearOfSupportGradient : public Function<LinearOfSupportGradient> {
+ public:
+  static variable_list forward(AutogradContext*, const at::Tensor& hidden, const at::Tensor& weight,
+                               const at::Tensor& dlogits, const at::Tensor& ids,
+                               const at::Tensor& active, bool has_bias, int64_t chunk_bytes) {
+    const int64_t size = ids.size(-1);
+    const Way way = way_of(weight, size, chunk_bytes);
+    // Sums over tokens of half weights are in float32.
+    const at::ScalarType wide = weight.element_size() == 2 ? at::kFloat : weight.scalar_type();
+    const at::Tensor upstream = dlogits.reshape({-1, size});
+    const at::Tensor dhidden = at::zeros({active.numel(), hidden.size(-1)}, hidden.options());
+    const at::Tensor dweight = at::zeros(weight.sizes(), weight.options().dtype(wide));
+    const at::Tensor dbias = at::zeros({has_bias ? weight.size(0) : 0}, dweight.options());
+    for_each_piece(hidden, ids, active, way.step, [&](const Piece& piece) {
+      const at::Tensor part = upstream.index_select(0, piece.places).masked_fill(piece.absent, 0);
+      const at::Tensor flat = piece.ids.reshape({-1});
+      if (way.by_rows) {
+        const at::Tensor rows = kept_rows(weight, piece.ids);
+        dhidden.index_copy_(0, piece.places, at::bmm(part.unsqueeze(1), rows).squeeze(1));
+        const at::Tensor outer = part.unsqueeze(-1).to(wide) * piece.hidden.unsqueeze(1).to(wide);
+        dweight.index_add_(0, flat, outer.view({-1, weight.size(1)}));
+      } else {
+        const at::Tensor whole = at::zeros({part.size(0), weight.size(0)}, part.options())
+                                     .scatter_add_(-1, piece.ids, part);
+        dhidden.index_copy_(0, piece.places, whole.mm(weight));
+        dweight.add_(whole.t().mm(piece.hidden));
+      }
+      if (has_bias) dbias.index_add_(0, flat, part.reshape({-1}).to(wide));
+    });
+    const at::ScalarType type = weight.scalar_type();
+    return {dhidden.view(hidden.sizes()), dweight.to(type), dbias.to(type)};
+  }
+
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    detail::refuse_second_backward(kLinear);
+  }
+};
+
+// [..., K]: the logits of the kept ids, by the kept rows of the head alone or by all logits of some
+// tokens at a time.
+class LinearOfSupport : public Function<LinearOfSupport> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden,
+                            const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                            const at::Tensor& ids, const at::Tensor& active, int64_t chunk_bytes) {
+    const int64_t size = ids.size(-1);
+    const Way way = way_of(weight, size, chunk_bytes);
+    const at::Tensor out = at::full(ids.sizes(), kMinusInfinity, weight.options());
+    const at::Tensor flat = out.view({-1, size});
+    for_each_piece(hidden, ids, active, way.step, [&](const Piece& piece) {
+      at::Tensor logits;
+      if (way.by_rows) {
+        logits = at::bmm(kept_rows(weight, piece.ids), piece.hidden.unsqueeze(-1)).squeeze(-1);
+        if (bias) logits = logits + bias->index_select(0, piece.ids.reshape({-1})).view_as(logits);
+      } else {
+        logits = at::linear(piece.hidden, weight, bias).gather(-1, piece.ids);
+      }
+      flat.index_copy_(0, piece.places, logits.masked_fill(piece.absent, kMinusInfinity));
+    });
+    context->save_for_backward({detail::savable(hidden), detail::savable(weight)});
+    context->saved_data["ids"] = ids;
+    context->saved_data["active"] = active;
+    context->saved_data["has_bias"] = bias.has_value();
+    context->saved_data["chunk_bytes"] = chunk_bytes;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
+    const variable_list saved = context->get_saved_variables();
+    auto& data = context->saved_data;
+    const bool has_bias = data["has_bias"].toBool();
+    const variable_list out = LinearOfSupportGradient::apply(
+        saved[0], saved[1], upstreams[0], data["ids"].toTensor(), data["active"].toTensor(),
+        has_bias, data["chunk_bytes"].toInt());
+    variable_list gradients(6);
+    for (size_t i = 0; i < (has_bias ? 3U : 2U); ++i) {
+      if (context->needs_input_grad(i)) gradients[i] = out[i];
+    }
+    return gradients;
+  }
+};
+
+}  // namespace
+
+at::Tensor Support::gather(const at::Tensor& logits) const {
+  return logits.gather(-1, ids.clamp_min(0)).masked_fill(ids < 0, kMinusInfinity);
+}
+
+Support support(const at::Tensor& targets, const at::Tensor& token_ids, const at::Tensor& offsets,
+                int64_t ignore_index) {
+  return detail::with_public_errors([&] {
+    check_ids("targets", targets, targets);
+    at::Tensor ids = checked_sets(targets, token_ids, offsets);
+    const at::Tensor y = targets.to(at::kLong), active = y != ignore_index;
+    require(!(y < 0).logical_and(active).any().item<bool>(), [&] {
+      return named(kName, "targets") + " must be at least 0 or ignore_index " + text(ignore_index) +
+             ", got " + text(y.masked_fill(active.logical_not(), 0).min().item<int64_t>());
+    });
+    ids = ids.masked_fill(active.logical_not().unsqueeze(-1), kAbsent);
+    const at::Tensor empty = (ids == kAbsent).all(-1);
+    const at::Tensor inside = (ids == y.unsqueeze(-1)).any(-1);
+    const at::Tensor added = empty.logical_or(inside).logical_not();
+    const at::Tensor own = y.masked_fill(added.logical_not(), kAbsent).unsqueeze(-1);
+    ids = std::get<0>(at::cat({ids, own}, -1).sort(-1, /*descending=*/true));
+    const int64_t width = ids.size(-1);
+    const at::Tensor left = ids.slice(-1, 0, width - 1), right = ids.slice(-1, 1, width);
+    require(!(left == right).logical_and(right >= 0).any().item<bool>(), [] {
+      return named(kName, "token_ids") + " must have each id of a token once, got one twice";
+    });
+    const int64_t longest = ids.numel() > 0 ? (ids >= 0).sum(-1).max().item<int64_t>() : 0;
+    ids = ids.slice(-1, 0, std::max<int64_t>(longest, 1)).contiguous();
+    const at::Tensor position = (ids == y.unsqueeze(-1)).to(at::kChar).argmax(-1);
+    return Support{ids, position.masked_fill(empty, kNowhere), empty.logical_and(active), added};
+  });
+}
+
+TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
+                       const TokenLogpsOptions& options, const Support& given) {
+  return detail::with_public_errors([&] {
+    constexpr const char* kFunction = "token_logps";
+    face::check_arguments(kFunction,
+                          TokenLogpsInputs<at::Tensor>{.logits = logits, .targets = targets});
+    const auto absent = [&](bool is_absent, std::string_view name) {
+      require(is_absent,
+              [&] { return named(kFunction, name) + " must be absent with a support, got one"; });
+    };
+    absent(!options.gradient_buffer.defined(), "gradient_buffer");
+    absent(options.shard.ids == 0, "shard");
+    const at::Tensor y = targets.to(at::kLong);
+    const int64_t ignore_index = options.row.ignore_index;
+    const Support support = checked(kFunction, given, y, logits.size(-1), ignore_index);
+    const at::Tensor others = y.masked_fill(support.whole.logical_not(), ignore_index);
+    return of_support(support, support.gather(logits), options,
+                      [&] { return token_logps(logits, others, options); });
+  });
+}
+
+TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
+                              const at::Tensor& targets, const LinearOptions& options,
+                              const Support& given) {
+  return detail::with_public_errors([&] {
+    const detail::LinearInputs inputs =
+        detail::checked_linear(kLinear, hidden, head, targets, options);
+    const int64_t ignore_index = options.row.ignore_index;
+    require(options.rows_per_chunk == 0, [&] {
+      return named(kLinear, "rows_per_chunk") + " must be 0 with a support, got " +
+             text(options.rows_per_chunk);
+    });
+    const Support support =
+        checked(kLinear, given, inputs.targets, inputs.weight.size(0), ignore_index);
+    const at::Tensor kept = LinearOfSupport::apply(
+        *detail::input_of_graph(inputs.hidden), *detail::input_of_graph(inputs.weight),
+        detail::input_of_graph(inputs.bias), support.ids, support.position != kNowhere,
+        options.chunk_bytes);
+    return of_support(
+        support, kept,
+        {.row = options.row, .entropies = options.entropies, .statistics = options.statistics},
+        [&] {
+          detail::LinearInputs others = inputs;
+          others.targets = inputs.targets.masked_fill(support.whole.logical_not(), ignore_index);
+          return detail::linear_token_logps(others, options);
+        });
+  });
+}
+
+}  // namespace tether

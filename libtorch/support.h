@@ -1,0 +1,45 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "linear_types.h"
+#include "token_logps_types.h"
+
+namespace tether {
+
+// The sets of ids that a sampler kept at each token: top-k, top-p, min-p. An engine draws from the
+// softmax over these ids; the log-probability over the whole vocabulary is another number, off by
+// the mass that was cut away.
+struct Support {
+  at::Tensor ids;       // [..., K] int64, in descending order, padded with -1
+  at::Tensor position;  // like targets: where the target is among them; -100: nothing to find there
+  at::Tensor whole;     // like targets, bool: no set was given, the whole vocabulary counts
+  at::Tensor added;     // like targets, bool: the set lacked the target
+
+  // [..., K]: the logits of the kept ids, -inf behind them. Differentiable.
+  at::Tensor gather(const at::Tensor& logits) const;
+};
+
+// targets [...]: int32 or int64, the sampled ids, or ignore_index. token_ids: int32 or int64, each
+// id of a token once, in any order: [..., K] padded with -1; or, with offsets [N + 1] from 0 to M,
+// [M]: the ids of one token after the other, as vLLM returns them.
+//
+// A target that its set lacks, by rounding at the engine's edge, is added to it. A token without
+// any id has the whole vocabulary. All sets are padded to the longest of the batch. On any device;
+// the ids are looked at, which waits for it.
+Support support(const at::Tensor& targets, const at::Tensor& token_ids,
+                const at::Tensor& offsets = {}, int64_t ignore_index = -100);
+
+// token_logps and linear_token_logps with the softmax over the kept ids, and so with what is
+// returned beside; others get no gradient. Of the head only the kept rows are multiplied while the
+// sets are small, up to V / 128 ids. The support is of these targets, of which more may be ignored.
+// No gradient_buffer, no shard, no rows_per_chunk.
+TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
+                       const TokenLogpsOptions& options, const Support& support);
+TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
+                              const at::Tensor& targets, const LinearOptions& options,
+                              const Support& support);
+
+}  // namespace tether

@@ -1,0 +1,388 @@
+"""Log-probabilities over the ids that a sampler kept."""
+
+import math
+
+import pytest
+import tether
+import torch
+
+V, H, K = 40, 6, 5
+
+
+def kept_sets(seed=0):
+    """Targets [3, 4] and ids [3, 4, K]: one target ignored, one token without a set, sets of one
+    to K ids, some without the target."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(V, (3, 4), generator=generator)
+    order = torch.rand(3, 4, V, generator=generator).argsort(-1)
+    ids = order[..., :K].clone()
+    ids[0, :, 0] = targets[0]
+    ids[0] = torch.where(
+        (ids[0] == targets[0][:, None]).cumsum(-1) > 1, order[0, :, K : 2 * K], ids[0]
+    )
+    ids[1, :, 2:] = -1
+    ids[2, 0] = -1
+    ids[2, 1, 1:] = -1
+    targets[0, 1] = -100
+    return targets, ids
+
+
+def absent_columns(targets, ids):
+    """[3, 4, V]: what is outside of the set of a token, to which its target belongs."""
+    out = torch.ones(*targets.shape, V, dtype=torch.bool)
+    for place in torch.cartesian_prod(torch.arange(3), torch.arange(4)).tolist():
+        kept = [each for each in ids[tuple(place)].tolist() if each >= 0]
+        if kept and targets[tuple(place)] >= 0:
+            kept.append(int(targets[tuple(place)]))
+        out[(*place, kept or slice(None))] = False
+    return out
+
+
+def normal(*shape, seed, dtype=torch.float64):
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device="cpu").to(dtype)
+
+
+def upstream():
+    return normal(3, 4, seed=8), normal(3, 4, seed=9)
+
+
+def gradients(out, leaves):
+    weights = upstream()
+    total = (weights[0] * out.logps).sum() + (weights[1] * out.entropies).sum()
+    return torch.autograd.grad(total, leaves)
+
+
+OPTIONS = {"temperature": 0.7, "softcap": 6.0, "entropies": True}
+
+
+def by_columns_that_are_not_there(logits, targets, ids):
+    """The whole rows with -inf outside of the set: what a support is to equal."""
+    absent = absent_columns(targets, ids)
+    return tether.reference.token_logps(
+        logits.masked_fill(absent, -math.inf), targets, temperature=0.7, softcap=6.0
+    )
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_logits_equal_those_with_the_other_columns_away(kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr("tether.logits.has_kernel", lambda tensor: False)
+    targets, ids = kept_sets()
+    logits = normal(3, 4, V, seed=1).requires_grad_()
+    support = tether.support(targets, ids)
+    out = tether.token_logps(logits, targets, support=support, **OPTIONS)
+    logps, entropies = by_columns_that_are_not_there(logits, targets, ids)
+    torch.testing.assert_close(out.logps, logps, rtol=0, atol=1e-14)
+    torch.testing.assert_close(out.entropies, entropies, rtol=0, atol=1e-14)
+    (expected,) = gradients(tether.TokenLogps(logps, entropies), [logits])
+    (actual,) = gradients(out, [logits])
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-14)
+    assert (actual[absent_columns(targets, ids)] == 0).all()
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("chunk_bytes", [1, 2 * K * H * 8, 1 << 20])
+def test_hidden_states_equal_their_logits(kernel, with_bias, by_rows, chunk_bytes, monkeypatch):
+    monkeypatch.setattr("tether._support._FASTER", 1 if by_rows else V)
+    if not kernel:
+        monkeypatch.setattr("tether.logits.has_kernel", lambda tensor: False)
+        monkeypatch.setattr("tether.linear.has_kernel", lambda tensor: False)
+    targets, ids = kept_sets()
+    hidden, weight = normal(3, 4, H, seed=2), normal(V, H, seed=3)
+    leaves = [each.requires_grad_() for each in (hidden, weight, normal(V, seed=4))]
+    leaves = leaves[: 3 if with_bias else 2]
+    support = tether.support(targets, ids)
+    out = tether.linear_token_logps(
+        *leaves[:2], targets, *leaves[2:], support=support, chunk_bytes=chunk_bytes, **OPTIONS
+    )
+    logits = torch.nn.functional.linear(*leaves)
+    logps, entropies = by_columns_that_are_not_there(logits, targets, ids)
+    torch.testing.assert_close(out.logps, logps, rtol=0, atol=1e-13)
+    torch.testing.assert_close(out.entropies, entropies, rtol=0, atol=1e-13)
+    expected = gradients(tether.TokenLogps(logps, entropies), leaves)
+    for a, b in zip(gradients(out, leaves), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_gradient_is_the_derivative_of_the_value(by_rows, monkeypatch):
+    monkeypatch.setattr("tether._support._FASTER", 1 if by_rows else V)
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    leaves = normal(3, 4, H, seed=2).requires_grad_(), normal(V, H, seed=3).requires_grad_()
+
+    def both(hidden, weight):
+        return tether.linear_token_logps(hidden, weight, targets, support=support, entropies=True)[
+            :2
+        ]
+
+    assert torch.autograd.gradcheck(both, leaves)
+
+
+def test_ids_one_token_after_the_other_are_the_same_sets():
+    targets, ids = kept_sets()
+    flat = ids.reshape(-1, K)
+    sizes = (flat >= 0).sum(-1)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    token_ids = flat[flat >= 0].to(torch.int32)
+    padded, other = tether.support(targets, ids), tether.support(targets, token_ids, offsets)
+    for a, b in zip(padded, other, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_it_says_of_its_sets():
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    known = targets >= 0
+    assert not support.added[0].any()
+    outside = ~(ids == targets[..., None]).any(-1) & (ids >= 0).any(-1) & known
+    assert torch.equal(support.added, outside) and outside.sum() >= 4
+    assert support.whole.nonzero().tolist() == [[2, 0]]
+    sizes = (support.ids >= 0).sum(-1)
+    assert torch.equal(sizes, ((ids >= 0).sum(-1) + outside) * known)
+    inside = support.position >= 0
+    found = support.ids.gather(-1, support.position.clamp_min(0)[..., None])[..., 0]
+    assert torch.equal(found[inside], targets[inside])
+    assert torch.equal(inside, known & ~support.whole)
+
+
+def test_what_is_not_kept_is_not_read():
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    logits = normal(3, 4, V, seed=1)
+    expected = tether.token_logps(logits, targets, support=support, **OPTIONS)
+    poisoned = logits.masked_fill(absent_columns(targets, ids), math.nan)
+    poisoned[0, 1] = math.nan
+    out = tether.token_logps(poisoned.requires_grad_(), targets, support=support, **OPTIONS)
+    assert torch.equal(out.logps, expected.logps) and torch.equal(out.entropies, expected.entropies)
+    (gradient,) = gradients(out, [poisoned])
+    assert gradient.isfinite().all()
+    hidden, weight = normal(3, 4, H, seed=2), normal(V, H, seed=3)
+    expected = tether.linear_token_logps(hidden, weight, targets, support=support)
+    hidden[0, 1] = math.nan
+    out = tether.linear_token_logps(hidden.requires_grad_(), weight, targets, support=support)
+    assert torch.equal(out.logps, expected.logps)
+    (gradient,) = torch.autograd.grad(out.logps.sum(), [hidden])
+    assert (gradient[0, 1] == 0).all() and gradient.isfinite().all()
+
+
+def test_a_kept_logit_that_is_no_number_spoils_its_token_alone():
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    logits = normal(3, 4, V, seed=1)
+    logits[1, 2, support.ids[1, 2, 0]] = math.nan
+    logps = tether.token_logps(logits, targets, support=support).logps
+    assert logps.isnan().nonzero().tolist() == [[1, 2]]
+
+
+def test_all_ids_are_the_whole_vocabulary():
+    targets, _ = kept_sets()
+    logits = normal(3, 4, V, seed=1)
+    every = tether.support(targets, torch.arange(V).expand(3, 4, V))
+    none = tether.support(targets, torch.full((3, 4, 1), -1))
+    expected = tether.token_logps(logits, targets, entropies=True, statistics=True)
+    for support in (every, none):
+        out = tether.token_logps(logits, targets, support=support, entropies=True, statistics=True)
+        for a, b in zip(out, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
+
+
+def test_the_default_device_changes_nothing():
+    targets, ids = kept_sets()
+    hidden, weight = normal(3, 4, H, seed=2).requires_grad_(), normal(V, H, seed=3).requires_grad_()
+
+    def results():
+        support = tether.support(targets, ids)
+        out = tether.linear_token_logps(hidden, weight, targets, support=support, entropies=True)
+        return *out[:2], *gradients(out, [hidden, weight])
+
+    expected = results()
+    with torch.device("meta"):
+        actual = results()
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_of_packed_and_empty_batches():
+    targets, ids = kept_sets()
+    flat = tether.support(targets.reshape(-1), ids.reshape(-1, K))
+    logits = normal(12, V, seed=1)
+    out = tether.token_logps(logits, targets.reshape(-1), support=flat)
+    rows = tether.token_logps(logits.view(3, 4, V), targets, support=tether.support(targets, ids))
+    assert torch.equal(out.logps.view(3, 4), rows.logps)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    support = tether.support(nothing, torch.zeros(0, 3, dtype=torch.int64))
+    assert tether.token_logps(torch.zeros(0, V), nothing, support=support).logps.shape == (0,)
+    hidden = torch.zeros(0, H, requires_grad=True)
+    out = tether.linear_token_logps(hidden, torch.zeros(V, H), nothing, support=support)
+    (gradient,) = torch.autograd.grad(out.logps.sum(), [hidden])
+    assert gradient.shape == (0, H)
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_half_weights_add_up_in_float32(by_rows, monkeypatch):
+    monkeypatch.setattr("tether._support._FASTER", 1 if by_rows else V)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = normal(512, 16, seed=2).bfloat16(), normal(V, 16, seed=3).bfloat16()
+    targets = torch.randint(V, (512,), generator=generator)
+    ids = torch.rand(512, V, generator=generator).argsort(-1)[:, :8]
+    support = tether.support(targets, ids)
+    leaves = [each.double().requires_grad_() for each in (hidden, weight)]
+    out = tether.linear_token_logps(*leaves, targets, support=support)
+    (expected,) = torch.autograd.grad(out.logps.sum(), [leaves[1]])
+    leaf = weight.requires_grad_()
+    out = tether.linear_token_logps(hidden, leaf, targets, support=support)
+    (actual,) = torch.autograd.grad(out.logps.sum(), [leaf])
+    assert out.logps.dtype == torch.float32 and actual.dtype == torch.bfloat16
+    assert (actual.double() - expected).norm() / expected.norm() < 2**-7
+
+
+@pytest.mark.parametrize("level", ["token", "sequence_mean"])
+def test_linear_policy_loss_is_the_loss_of_these_log_probabilities(level):
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    hidden, weight = normal(3, 4, H, seed=2).requires_grad_(), normal(V, H, seed=3).requires_grad_()
+    mask = torch.tensor([[1, 0, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]]).bool()
+    batch = {"advantages": torch.tensor([1.0, -1.0, 0.5]), "response_mask": mask}
+    batch["old_logps"] = -normal(3, 4, seed=5).abs()
+    settings = {"objective": "ppo", "level": level, "entropy_coef": 0.1}
+    out = tether.linear_policy_loss(hidden, weight, targets, support=support, **batch, **settings)
+    made = tether.linear_token_logps(hidden, weight, targets, support=support, entropies=True)
+    loss = tether.policy_loss(made.logps, entropies=made.entropies, **batch, **settings).loss
+    torch.testing.assert_close(out.loss, loss, rtol=1e-14, atol=0)
+    assert torch.equal(out.logps, made.logps.detach().masked_fill(~mask, 0))
+    expected = torch.autograd.grad(loss, [hidden, weight])
+    for a, b in zip(torch.autograd.grad(out.loss, [hidden, weight]), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
+
+
+def test_of_a_part_of_the_batch():
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    part = tether.Support(*(each[:, 1:3] for each in support))
+    hidden, weight = normal(3, 4, H, seed=2), normal(V, H, seed=3)
+    whole = tether.linear_token_logps(hidden, weight, targets, support=support)
+    out = tether.linear_token_logps(hidden[:, 1:3], weight, targets[:, 1:3], support=part)
+    torch.testing.assert_close(out.logps, whole.logps[:, 1:3], rtol=0, atol=1e-14)
+
+
+def test_ids_of_ignored_targets_may_be_anything():
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    unknown = support.ids.clone()
+    unknown[1] = V + 3
+    ignored = targets.clone()
+    ignored[1] = -100
+    logits = normal(3, 4, V, seed=1)
+    out = tether.token_logps(logits, ignored, support=support._replace(ids=unknown))
+    assert (out.logps[1] == 0).all()
+    expected = tether.token_logps(logits, targets, support=support).logps
+    assert torch.equal(out.logps[::2], expected[::2])
+
+
+def test_in_a_traced_graph_another_support_gives_nan():
+    targets, ids = kept_sets()
+    support, logits = tether.support(targets, ids), normal(3, 4, V, seed=1)
+    graph = torch.compile(
+        lambda x, y, s: tether.token_logps(x, y, support=s).logps, backend="aot_eager"
+    )
+    expected = tether.token_logps(logits, targets, support=support).logps
+    torch.testing.assert_close(graph(logits, targets, support), expected)
+    assert graph(logits, (targets + 1) % V, support).isnan().any()
+    high = support._replace(ids=support.ids + V)
+    assert graph(logits, targets, high).isnan().any()
+
+
+def test_tangents_are_refused():
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    with torch.autograd.forward_ad.dual_level():
+        hidden = torch.autograd.forward_ad.make_dual(
+            normal(3, 4, H, seed=2), normal(3, 4, H, seed=5)
+        )
+        with pytest.raises(NotImplementedError, match="linear_token_logps: hidden must have no"):
+            tether.linear_token_logps(hidden, normal(V, H, seed=3), targets, support=support)
+
+
+def test_second_derivatives_are_refused():
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    hidden, weight = normal(3, 4, H, seed=2).requires_grad_(), normal(V, H, seed=3)
+    logps = tether.linear_token_logps(hidden, weight, targets, support=support).logps
+    (first,) = torch.autograd.grad(logps.square().sum(), hidden, create_graph=True)
+    with pytest.raises(NotImplementedError, match="linear_token_logps: backward must run once"):
+        first.square().sum().backward()
+
+
+ONE = torch.tensor([0])
+WRONG = {
+    "token_ids must be int32 or int64, got float32": {"token_ids": torch.zeros(3, 4, 2)},
+    "token_ids must be a tensor, got list": {"token_ids": [[1]]},
+    "token_ids must be [..., K] like targets [3, 4] without offsets, got [3, 4]": {
+        "token_ids": torch.zeros(3, 4, dtype=torch.int64)
+    },
+    "token_ids must be at least 0, or -1 for none, got -2": {
+        "token_ids": torch.full((3, 4, 1), -2)
+    },
+    "token_ids must have each id of a token once, got one twice": {
+        "token_ids": torch.full((3, 4, 2), 7)
+    },
+    "token_ids must be [M] with offsets, got [3, 4, 5]": {"offsets": torch.zeros(13).long()},
+    "offsets must be [13] for targets [3, 4], got [1]": {"token_ids": ONE, "offsets": ONE},
+    "offsets must run from 0 to 1, the size of token_ids, got 0 to 0": {
+        "token_ids": ONE,
+        "offsets": torch.zeros(13, dtype=torch.int64),
+    },
+    "targets must be int32 or int64, got float32": {"targets": torch.zeros(3, 4)},
+    "targets must be at least 0 or ignore_index 5, got -100": {"ignore_index": 5},
+    "ignore_index must be an int, got float": {"ignore_index": 0.5},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_sets_are_refused(message):
+    targets, ids = kept_sets()
+    with pytest.raises((ValueError, TypeError)) as caught:
+        tether.support(**{"targets": targets, "token_ids": ids} | WRONG[message])
+    assert str(caught.value) == f"support: {message}"
+
+
+def test_wrong_supports_are_refused():
+    targets, ids = kept_sets()
+    logits, support = normal(3, 4, V, seed=1), tether.support(targets, ids)
+    high = support._replace(ids=support.ids + V)
+    other = "support must be as tether.support makes it, got another"
+    for strange in (
+        support._replace(ids=support.ids.float()),
+        support._replace(ids=support.ids[:2]),
+        support._replace(whole=None),
+        support._replace(whole=support.whole.long()),
+    ):
+        with pytest.raises(ValueError, match=other):
+            tether.token_logps(logits, targets, support=strange)
+    with pytest.raises(ValueError, match="rows_per_chunk must be 0 with a support, got 4"):
+        tether.linear_token_logps(
+            normal(3, 4, H, seed=2),
+            normal(V, H, seed=3),
+            targets,
+            support=support,
+            rows_per_chunk=4,
+        )
+    calls = {
+        "support must be a tether.Support, got Tensor": {"support": ids},
+        "support must be of targets [12], got [3, 4]": {
+            "logits": logits.view(12, V),
+            "targets": targets.view(12),
+        },
+        f"support must have ids below {V}, got {int(high.ids.max())}": {"support": high},
+        "support must be made of the same targets, got others": {"targets": (targets + 1) % V},
+        "gradient_buffer must be None with a support, got one": {"gradient_buffer": logits.clone()},
+    }
+    for message, changes in calls.items():
+        arguments = {"logits": logits, "targets": targets, "support": support} | changes
+        with pytest.raises((ValueError, TypeError, IndexError)) as caught:
+            tether.token_logps(**arguments)
+        assert str(caught.value) == f"token_logps: {message}"
