@@ -25,6 +25,7 @@ struct Traits {
   // gradient beyond 1 - epsilon_low, 1 + epsilon_high, on the side that the advantage asks for, and
   // dual_clip.
   bool clips = false;
+  bool clips_both_sides = false;  // as clips, whatever the advantage
   bool pulls_back = true;  // what ran away to the wrong side keeps a gradient that brings it back
   // Of a weight (rl/token_weight.h):
   bool needs_ref_logps = false;

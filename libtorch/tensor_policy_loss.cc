@@ -35,7 +35,7 @@ struct Levelled {
 };
 
 Levelled levelled(const PolicyObjective& objective, const FlatSegments& segments,
-                  const FlatBatch& batch, const at::Tensor& logp) {
+                  const FlatBatch& batch, at::Tensor logp) {
   const LevelRule& level = rule_of(objective.level);
   at::Tensor log_ratio = logp - batch.old_logp;
   if (clips_log_ratios(objective)) {
@@ -44,6 +44,7 @@ Levelled levelled(const PolicyObjective& objective, const FlatSegments& segments
     const TensorNumber bounded =
         select(TensorNumber{batch.advantage} < 0, max(u, -low), min(u, high));
     log_ratio = bounded.value + 0 * log_ratio.detach();  // infinity is no bound
+    logp = with_gradient_of({logp}, TensorNumber{log_ratio}).value;
   }
   if (level.segment == Segment::token) return {logp, log_ratio};
   const auto spread = [&](const at::Tensor& values) {
@@ -192,7 +193,8 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   sums[M::kPolicyLoss] = sum(bounded(batch.token_weight * loss));
   sums[M::kKl] = sum(kl);
   sums[M::kEntropy] = sum(batch.entropy);
-  sums[M::kClipFractionLow] = ratio_sum(bad.logical_and(d < 0).logical_or(truncated));
+  sums[M::kClipFractionLow] =
+      ratio_sum(bad.logical_or(good).logical_and(d < 0).logical_or(truncated));
   sums[M::kClipFractionHigh] = ratio_sum(good.logical_and(d > 0));
   sums[M::kClipFractionDual] = ratio_sum(bad.logical_and(d > 0));
   sums[M::kApproxKlK1] = ratio_sum(-d);

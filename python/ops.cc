@@ -17,6 +17,7 @@
 #include "python/loss_functions.h"
 #include "python/row_functions.h"
 #include "python/stable.h"
+#include "rl/dialects.h"
 #include "rl/kernels/chunked_policy_loss.h"
 
 namespace tether {
@@ -58,7 +59,7 @@ bool check_settings(const Name& function, const Name& name, const std::vector<Na
 // {"functions": {name: ...}, "objectives": [...], "weights": [...], "advantages": [...],
 // "links": [...]}, what Python reads once.
 std::vector<std::string> description() {
-  std::string functions, objectives, weights, advantages, links;
+  std::string functions, objectives, dialects, weights, advantages, links;
   const auto add_function = [&]<class Function>() {
     functions += (functions.empty() ? "" : ", ") + json_of_function<Function>();
   };
@@ -76,11 +77,21 @@ std::vector<std::string> description() {
   add("policy", kCatalogue);
   add("preference", kPreferenceCatalogue);
   add("value", kValueCatalogue);
+  for (const Dialect& each : kDialects) {
+    std::string settings;
+    for (const Setting& setting : settings_of(each)) {
+      settings += (settings.empty() ? "" : ", ") +
+                  json_list({json_text(setting.name), json_text(setting.value)});
+    }
+    dialects += (dialects.empty() ? "" : ", ") +
+                json_list({json_text(each.name), json_text(each.objective), "[" + settings + "]"});
+  }
   for_each_weight([&](const auto& row) {
     weights += weights.empty() ? "{\"row\": " : ", {\"row\": ";
     weights += json_list({json_text(row.name), json_text(row.formula), json_text(row.paper),
-                          row.defaults.traits.leaves ? "true" : "false"});
-    weights += ", " + json_of_options(row.defaults) + "}";
+                          row.defaults.traits.leaves ? "true" : "false",
+                          json_text(level_name(WeightFormula(row.defaults).level()))});
+    weights += ", " + json_of_options(WeightFormula(row.defaults)) + "}";
   });
   const auto add_advantage = [&](std::string_view function, const auto& row) {
     advantages += advantages.empty() ? "{\"row\": " : ", {\"row\": ";
@@ -94,8 +105,8 @@ std::vector<std::string> description() {
     links += (links.empty() ? "{" : ", {") + json_of_options(Link(row.defaults)) + "}";
   });
   return {"{\"functions\": {" + functions + "}, \"objectives\": [" + objectives +
-          "], \"weights\": [" + weights + "], \"advantages\": [" + advantages + "], \"links\": [" +
-          links + "]}"};
+          "], \"dialects\": [" + dialects + "], \"weights\": [" + weights + "], \"advantages\": [" +
+          advantages + "], \"links\": [" + links + "]}"};
 }
 
 // ---- metrics: the values of to_map of a block, in the order of the names

@@ -8,17 +8,29 @@
 #include "../estimators/advantage/gae.h"
 #include "../estimators/advantage/group.h"
 #include "critic/huber.h"
+#include "policy/band.h"
 #include "policy/bnpo.h"
 #include "policy/cispo.h"
 #include "policy/dapo.h"
+#include "policy/decoupled_ppo.h"
+#include "policy/dppo.h"
 #include "policy/dr_grpo.h"
+#include "policy/dro.h"
 #include "policy/gmpo.h"
+#include "policy/gpg.h"
 #include "policy/grpo.h"
 #include "policy/gspo.h"
+#include "policy/linear.h"
+#include "policy/luspo.h"
 #include "policy/ppo.h"
+#include "policy/rec.h"
 #include "policy/reinforce.h"
 #include "policy/rloo.h"
+#include "policy/rollout_is.h"
 #include "policy/sapo.h"
+#include "policy/sppo.h"
+#include "policy/topr.h"
+#include "policy/vespo.h"
 #include "policy_objective.h"
 #include "preference/dpo.h"
 #include "preference/hinge.h"
@@ -82,7 +94,7 @@ inline const std::array kCatalogue{
                  "arXiv:2507.18071, eq. 13", "rl/policy/gspo.h", "mpmath; verl gspo",
                  [] { return presets::gspo_token(); }, GroupAdvantage{}},
     CatalogueRow{"gmpo", "mean over answers of -exp(mean of clipped log-ratios) A",
-                 "arXiv:2507.20673, eq. 4", "rl/policy/gmpo.h", "mpmath",
+                 "arXiv:2507.20673, eq. 4", "rl/policy/gmpo.h", "mpmath; verl geo_mean",
                  [] { return presets::gmpo(); }, GroupAdvantage{}},
     CatalogueRow{"cispo", "token mean of -sg(clip(ratio, ratio_low, ratio_high)) A logp",
                  "arXiv:2506.13585, eq. 4", "rl/policy/cispo.h", "mpmath; TRL cispo; verl cispo",
@@ -97,8 +109,57 @@ inline const std::array kCatalogue{
                  [] { return presets::reinforce(); }, GroupAdvantage{}},
     CatalogueRow{"sapo",
                  "sequence mean of -(4 / tau) sigmoid(tau (ratio - 1)) A, tau by the sign of A",
-                 "arXiv:2511.20347, eq. 5", "rl/policy/sapo.h", "mpmath; TRL sapo",
+                 "arXiv:2511.20347, eq. 5", "rl/policy/sapo.h", "mpmath; TRL sapo; verl sapo",
                  [] { return presets::sapo(); }, GroupAdvantage{}},
+    CatalogueRow{"luspo", "mean over answers of their length times the loss of gspo",
+                 "arXiv:2602.05261", "rl/policy/luspo.h", "mpmath; TRL luspo, sequence",
+                 [] { return presets::luspo(); }, GroupAdvantage{}},
+    CatalogueRow{"gpg", "token mean of -A logp", "arXiv:2504.02546", "rl/policy/gpg.h",
+                 "mpmath; verl gpg", [] { return presets::gpg(); },
+                 GroupAdvantage{.scale = AdvantageScale::none}},
+    CatalogueRow{"linear", "token mean of -ratio A", "arXiv:1707.06347, eq. 6",
+                 "rl/policy/linear.h", "mpmath", [] { return presets::linear(); }, Gae{}},
+    CatalogueRow{"band", "token mean of -clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A",
+                 "torchrl, CISPOLoss", "rl/policy/band.h", "mpmath", [] { return presets::band(); },
+                 GroupAdvantage{}},
+    CatalogueRow{"dro", "token mean of -(A logp - tau/2 u^2), u = logp - old_logp",
+                 "arXiv:2405.19107", "rl/policy/dro.h", "mpmath; verl dro",
+                 [] { return presets::dro(); }, GroupAdvantage{}},
+    CatalogueRow{"kimi", "mean over answers of -(A L - tau/2 U^2), L and U sums of logp and u",
+                 "arXiv:2501.12599", "rl/policy/dro.h", "mpmath", [] { return presets::kimi(); },
+                 GroupAdvantage{.scale = AdvantageScale::none}},
+    CatalogueRow{"sppo", "mean over answers of (U - eta A)^2, U the sum of logp - old_logp",
+                 "arXiv:2405.00675", "rl/policy/sppo.h", "mpmath", [] { return presets::sppo(); },
+                 GroupAdvantage{.scale = AdvantageScale::none}},
+    CatalogueRow{"a2po", "mean over answers of (scale U - A)^2, old_logps the reference's",
+                 "arXiv:2505.20686", "rl/policy/sppo.h", "mpmath", [] { return presets::a2po(); },
+                 GroupAdvantage{.scale = AdvantageScale::none}},
+    CatalogueRow{"topr", "mean over answers of -A L, for A < 0 of -sg(min(ratio, ratio_high)) A L",
+                 "arXiv:2503.14286", "rl/policy/topr.h", "mpmath", [] { return presets::topr(); },
+                 GroupAdvantage{}},
+    CatalogueRow{"dppo_tv", "token mean of -M sg(min(ratio, ratio_high)) A logp, M of tv_mask",
+                 "arXiv:2602.04879", "rl/policy/dppo.h", "mpmath; verl dppo_tv",
+                 [] { return presets::dppo_tv(); }, GroupAdvantage{}},
+    CatalogueRow{"dppo_kl", "token mean of -M sg(min(ratio, ratio_high)) A logp, M of kl_mask",
+                 "arXiv:2602.04879", "rl/policy/dppo.h", "mpmath; verl dppo_kl",
+                 [] { return presets::dppo_kl(); }, GroupAdvantage{}},
+    CatalogueRow{"vespo", "token mean of -W A logp, W = rho^k e^(lambda (1 - rho)) of the answer",
+                 "arXiv:2602.10693", "rl/policy/vespo.h", "mpmath; TRL vespo",
+                 [] { return presets::vespo(); }, GroupAdvantage{}},
+    CatalogueRow{"decoupled_ppo", "ppo to a proximal policy, weighed by proximal / behaviour",
+                 "arXiv:2110.00641", "rl/policy/decoupled_ppo.h", "mpmath",
+                 [] { return presets::decoupled_ppo(); }, Gae{}},
+    CatalogueRow{"rollout_is", "token mean of -W A logp, W of masked_ratio", "SkyRL, rollout_is",
+                 "rl/policy/rollout_is.h", "mpmath", [] { return presets::rollout_is(); },
+                 GroupAdvantage{}},
+    CatalogueRow{"rec_one_side", "token mean of -M A logp, M of clip_mask", "arXiv:2509.24203",
+                 "rl/policy/rec.h", "mpmath", [] { return presets::rec_one_side(); },
+                 GroupAdvantage{}},
+    CatalogueRow{"rec_two_side", "token mean of -A logp where the ratio is near 1",
+                 "arXiv:2509.24203", "rl/policy/rec.h", "mpmath",
+                 [] { return presets::rec_two_side(); }, GroupAdvantage{}},
+    CatalogueRow{"rec_ring", "token mean of -M A logp, M of ring_mask", "arXiv:2509.24203",
+                 "rl/policy/rec.h", "mpmath", [] { return presets::rec_ring(); }, GroupAdvantage{}},
 };
 
 inline const std::array kPreferenceCatalogue{
@@ -136,6 +197,11 @@ void for_each_surrogate(Visit visit) {
   visit(Reinforce{});
   visit(IsReinforce{});
   visit(SoftGate{});
+  visit(LinearRatio{});
+  visit(BandClip{});
+  visit(QuadraticPull{});
+  visit(SquaredRegression{});
+  visit(TaperedReinforce{});
 }
 
 // visit(Formula{}) for the formula of every preference row, once.

@@ -65,7 +65,8 @@ inline constexpr auto kRatioLevelNames = [] {
 }();
 
 // What a token's own log-ratio counts as before it is added up with those of its segment: bounded
-// on the side that its advantage asks for, with no gradient beyond.
+// on the side that its advantage asks for. Beyond, the token has no gradient, through its
+// log-probability neither.
 //
 //   min(u, high) where A >= 0,   max(u, -low) where A < 0                                   [nats]
 //

@@ -26,7 +26,7 @@ struct PolicyMetrics {
     kKl,          // K, the estimate of KL(policy || reference), where there is a penalty
     kEntropy,     // H, where the batch has entropies
     // Tokens without a gradient, or whose weight is truncated (CISPO):
-    kClipFractionLow,   // A < 0 and ratio < 1, or truncated from below
+    kClipFractionLow,   // ratio < 1 and A not 0, or truncated from below
     kClipFractionHigh,  // A > 0 and ratio > 1
     kClipFractionDual,  // A < 0 and ratio > 1
     kApproxKlK1,        // -log_ratio: k1 of KL(old policy || policy)

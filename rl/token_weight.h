@@ -102,15 +102,25 @@ struct WeightLoops {
   }
 };
 
+template <class Formula>
+constexpr WeightLevel level_of() {
+  if constexpr (requires { Formula::level; }) {
+    return Formula::level;
+  } else {
+    return WeightLevel::token;
+  }
+}
+
 struct WeightCalls {
   WeightLoops<float> in_float;
   WeightLoops<double> in_double;
   RatioInterval (*truncation)(const void*);
+  WeightLevel level;
 
   template <class Formula>
   static constexpr WeightCalls of() {
     return {WeightLoops<float>::of<Formula>(), WeightLoops<double>::of<Formula>(),
-            &truncation_of<Formula>};
+            &truncation_of<Formula>, level_of<Formula>()};
   }
 };
 
@@ -121,7 +131,9 @@ struct WeightCalls {
 //   TETHER_FORMULA Number measure(const WeightToken<Number>&) const
 //   template <class Number>
 //   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& statistic) const
-// and, if it has options, fields(). The measures of a level are reduced to the statistic. Beside
+// and, if it has options, fields(); if it is meant for another level than the token's,
+//   static constexpr WeightLevel level
+// The measures of a level are reduced to the statistic. Beside
 // old_logp and advantage a formula sees what it says in its traits: reads_policy (logp),
 // needs_ref_logps, needs_rollout_logps. Else the loss is NaN.
 class WeightFormula : public AnyFormula<detail::WeightCalls> {
@@ -135,6 +147,8 @@ class WeightFormula : public AnyFormula<detail::WeightCalls> {
 
   // Where it truncates a ratio, as Surrogate has it.
   RatioInterval truncation() const { return calls().truncation(formula()); }
+  // The level that it is meant for.
+  WeightLevel level() const { return calls().level; }
 
   template <class T>
   void measure(const WeightColumns<T>& in, T* out) const {
@@ -163,7 +177,10 @@ class WeightFormula : public AnyFormula<detail::WeightCalls> {
 // it takes out is seen by nothing and counted by nothing.
 struct TokenWeight {
   WeightFormula formula;
-  WeightLevel level = WeightLevel::token;
+  WeightLevel level;
+
+  TokenWeight(const WeightFormula& of) : formula(of), level(of.level()) {}
+  TokenWeight(const WeightFormula& of, WeightLevel at) : formula(of), level(at) {}
 };
 
 // Those of one objective; their product counts.

@@ -7,8 +7,14 @@
 #include <vector>
 
 #include "../core/catalogue.h"
+#include "policy/chord.h"
+#include "policy/clip_mask.h"
 #include "policy/importance.h"
+#include "policy/masked_ratio.h"
+#include "policy/opsm.h"
 #include "policy/rejection.h"
+#include "policy/rlsd.h"
+#include "policy/soft_sequence.h"
 #include "policy/trust_region.h"
 #include "token_weight.h"
 
@@ -28,6 +34,43 @@ inline constexpr std::tuple kWeightCatalogue{
                "verl, rollout_rs k1", "rl/policy/rejection.h", "mpmath; verl rollout_rs"},
     FormulaRow{"tv_mask", TvMask{}, "1 where e^logp - e^old_logp <= high (A > 0), >= -low (A <= 0)",
                "arXiv:2602.04879", "rl/policy/trust_region.h", "mpmath; verl dppo_tv"},
+    FormulaRow{
+        "kl_mask", KlMask{},
+        "1 where KL(Bernoulli(e^old_logp) || Bernoulli(e^logp)) <= low or high by sign of A, "
+        "or moving back",
+        "arXiv:2602.04879", "rl/policy/trust_region.h", "mpmath; verl dppo_kl"},
+    FormulaRow{"tv_band", TvBand{}, "1 where |e^logp - e^old_logp| <= high", "prime-rl, ipo",
+               "rl/policy/trust_region.h", "mpmath"},
+    FormulaRow{"clip_mask", ClipMask{}, "1 where PPO's clip leaves a gradient", "arXiv:2509.24203",
+               "rl/policy/clip_mask.h", "mpmath"},
+    FormulaRow{"ring_mask", RingMask{}, "1 where the ratio is near 1, or far on the wrong side",
+               "arXiv:2509.24203", "rl/policy/clip_mask.h", "mpmath"},
+    FormulaRow{"masked_ratio", MaskedRatio{}, "ratio where low <= ratio <= high, else 0",
+               "SkyRL, rollout_is", "rl/policy/masked_ratio.h", "mpmath"},
+    FormulaRow{"vespo", SoftSequenceWeight{}, "rho^k e^(lambda (1 - rho)), rho the answer's ratio",
+               "arXiv:2602.10693", "rl/policy/soft_sequence.h", "mpmath; TRL vespo"},
+    FormulaRow{"opsm", OffPolicyMask{}, "0 where A < 0 and mean(old_logp - logp) > high, else 1",
+               "arXiv:2512.02556", "rl/policy/opsm.h", "mpmath"},
+    FormulaRow{"uncertainty", Uncertainty{}, "p (1 - p), p = e^logp", "arXiv:2508.11408",
+               "rl/policy/chord.h", "mpmath"},
+    FormulaRow{"self_distillation", SelfDistillation{},
+               "1 - mix + mix clip(e^(sign(A) x), 1 -+ epsilon), x = ref_logp - logp",
+               "arXiv:2604.03128", "rl/policy/rlsd.h", "mpmath"},
+    FormulaRow{"k2_gate", K2Gate{}, "1 where x^2 / 2 <= high, else out of the mask",
+               "verl, rollout_rs k2", "rl/policy/rejection.h", "mpmath; verl rollout_rs"},
+    FormulaRow{"k3_gate", K3Gate{}, "1 where e^x - 1 - x <= high, else out of the mask",
+               "verl, rollout_rs k3", "rl/policy/rejection.h", "mpmath; verl rollout_rs"},
+    FormulaRow{"tv_gate", TvGate{},
+               "1 where |e^old_logp - e^rollout_logp| <= high, else out of the mask",
+               "ROLL, OpenRLHF", "rl/policy/rejection.h", "mpmath"},
+    FormulaRow{
+        "binary_kl_gate", BinaryKlGate{},
+        "1 where KL(Bernoulli(e^rollout_logp) || Bernoulli(e^old_logp)) <= high, else out of "
+        "the mask",
+        "OpenRLHF", "rl/policy/rejection.h", "mpmath"},
+    FormulaRow{"ratio_tv_gate", RatioTvGate{},
+               "1 where mean |min(e^x, 2) - 1| <= high, else out of the mask", "open-instruct",
+               "rl/policy/rejection.h", "mpmath"},
 };
 
 // visit(row) for every weight.
@@ -43,6 +86,10 @@ WeightFormula weight_formula(std::string_view name);
 // The choice of a weight: none, or the others in the order of WeightLevel.
 inline constexpr std::array<std::string_view, 6> kWeightChoiceNames{
     "none", "token", "sequence_mean", "sequence_sum", "sequence_min", "sequence_max"};
+
+constexpr std::string_view level_name(WeightLevel level) {
+  return kWeightChoiceNames[static_cast<size_t>(level) + 1];
+}
 
 // One row of the catalogue among the weights of an objective, as a choice (core/options.h).
 template <class Weights, class Formula>

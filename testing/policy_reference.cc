@@ -127,7 +127,7 @@ void add_ratio_metrics(std::map<std::string, double>& metrics, double share, dou
   metrics["approx_kl_k3"] += share * (std::expm1(log_ratio) - log_ratio);
   metrics["ratio_mean"] += share * ratio;
   metrics["ratio_squared_mean"] += share * ratio * ratio;
-  metrics["clip_fraction_low"] += share * ((stuck && advantage < 0 && log_ratio < 0) || truncated);
+  metrics["clip_fraction_low"] += share * ((stuck && advantage != 0 && log_ratio < 0) || truncated);
   metrics["clip_fraction_high"] += share * (stuck && advantage > 0 && log_ratio > 0);
   metrics["clip_fraction_dual"] += share * (stuck && advantage < 0 && log_ratio > 0);
 }

@@ -39,6 +39,7 @@ PolicyTraits traits_of(const PolicyObjective& objective) {
     out.needs_ref_logps |= of_weight.needs_ref_logps;
     out.needs_rollout_logps |= of_weight.needs_rollout_logps;
     out.stops_tokens = true;
+    out.is_function_of_log_ratio &= of_weight.of_log_ratio;
     if (of_weight.leaves) {
       out.takes_tokens_out = true;
       out.takes_no_old_logps = false;
@@ -51,8 +52,8 @@ PolicyTraits traits_of(const PolicyObjective& objective) {
   out.stops_tokens |= clips_log_ratios(objective);
   out.pulls_back =
       formula.pulls_back && !out.stops_tokens && out.is_per_token && clip.dual == infinity;
-  if (out.is_per_token && !out.stops_tokens && (formula.clips || formula.homogeneous))
-    out.clip = clip;
+  const bool clips = formula.clips || (formula.homogeneous && !formula.clips_both_sides);
+  if (out.is_per_token && !out.stops_tokens && clips) out.clip = clip;
   out.reference = reference_of(objective);
   out.counts = [objective](const PolicyBatch& batch) { return local_counts(batch, objective); };
   return out;

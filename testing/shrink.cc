@@ -37,7 +37,7 @@ bool dropped(Case& batch, const Fails& fails, bool items) {
 
 // Plainer values for slot i of an array, the plainest first.
 std::vector<double> plainer(const Family& family, const Case& batch, size_t array, size_t i) {
-  const double value = batch[array][i], tenths = std::round(value * 10) / 10;
+  const double value = batch[array][i], tenths = float(std::round(value * 10) / 10);
   if (array == family.id_array) return {};
   if (array == family.free_array) return {1, -1, std::round(value), tenths};
   if (array == 0) return {-1, tenths};

@@ -9,7 +9,17 @@ torch.
 """
 
 from tether import reference
-from tether._objectives import Choice, Objective, Option, Weight, objectives, weights
+from tether._objectives import (
+    Choice,
+    Dialect,
+    Objective,
+    Option,
+    Weight,
+    dialects,
+    objectives,
+    weights,
+)
+from tether._support import Support, support
 from tether.advantages import (
     AdvantageEstimator,
     AdvantagesAndReturns,
@@ -51,6 +61,7 @@ __all__ = [
     "AdvantagesAndReturns",
     "CategoricalKl",
     "Choice",
+    "Dialect",
     "KlReport",
     "LinearPolicyOutput",
     "Moments",
@@ -62,6 +73,7 @@ __all__ = [
     "PreferenceLoss",
     "PreferenceMetrics",
     "ResponseTargets",
+    "Support",
     "TokenLogps",
     "ValueLoss",
     "ValueMetrics",
@@ -70,6 +82,7 @@ __all__ = [
     "advantage",
     "advantages",
     "categorical_kl",
+    "dialects",
     "discounted_returns",
     "dpo_loss",
     "generalized_advantage_estimation",
@@ -87,6 +100,7 @@ __all__ = [
     "preference_loss",
     "reference",
     "response_targets",
+    "support",
     "token_logps",
     "top_k_kl",
     "value_loss",

@@ -244,6 +244,7 @@ def _register_autograd(function: Function) -> None:
 _DESCRIPTION = json.loads(ops.description()[0])
 FUNCTIONS = {name: Function(name, each) for name, each in _DESCRIPTION["functions"].items()}
 OBJECTIVES = [(row["row"], options_of(row), choices_of(row)) for row in _DESCRIPTION["objectives"]]
+DIALECTS = _DESCRIPTION["dialects"]
 WEIGHTS = [(row["row"], options_of(row)) for row in _DESCRIPTION["weights"]]
 LINKS = [options_of(row) for row in _DESCRIPTION["links"]]
 ADVANTAGES = [(row["row"], options_of(row), choices_of(row)) for row in _DESCRIPTION["advantages"]]

@@ -21,10 +21,11 @@ from tether._functions import FUNCTIONS, Call
 from tether._linear_ops import Chunk, LinearPolicyLoss, LinearTokenLogps, chunk_of
 from tether._lists import Settings, Value
 from tether._logits_ops import token_statistics
-from tether._objectives import Weights, objective_call, objectives
+from tether._objectives import Weights, objective_call, objectives, resolved
 from tether._objectives import weights as known_weights
 from tether._ops import has_kernel
-from tether.logits import TokenLogps, token_logps, with_index_error
+from tether._support import Support, checked_support, linear_logits
+from tether.logits import TokenLogps, of_support, token_logps, with_index_error
 from tether.policy import Normalizer, PolicyMetrics, denominators, policy_loss
 from tether.preference import PreferenceLoss, preference_call, preference_loss
 
@@ -43,6 +44,7 @@ def linear_token_logps(
     ignore_index: int = -100,
     chunk_bytes: int = 256 << 20,
     rows_per_chunk: int = 0,
+    support: Support | None = None,
 ) -> TokenLogps:
     """token_logps(hidden @ weight.T + bias, targets), never holding the logits of all tokens.
 
@@ -55,6 +57,8 @@ def linear_token_logps(
                     results then do not depend on the tokens beside it, so that old and new
                     log-probabilities from batches of different sizes give a ratio of exactly 1.
                     For one torch, number of threads and width
+    support         as in token_logps. Of a token only the kept rows of the weight are multiplied
+                    while the sets are small, up to V / 128 ids
 
     The rest as in token_logps. Backward makes the logits again: one matrix product more, and one
     each for the gradients of hidden and weight where they are wanted; positions with upstream
@@ -70,7 +74,9 @@ def linear_token_logps(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
-    return _linear_token_logps(function, linear, targets, call.settings, chunk)
+    return _linear_token_logps(
+        function, linear, targets, call.settings, chunk, support, chunk_bytes
+    )
 
 
 class Linear(NamedTuple):
@@ -92,11 +98,31 @@ class Linear(NamedTuple):
 
 
 def _linear_token_logps(
-    function: str, linear: Linear, targets: Tensor, settings: Settings, chunk: Chunk
+    function: str,
+    linear: Linear,
+    targets: Tensor,
+    settings: Settings,
+    chunk: Chunk,
+    support: Support | None = None,
+    chunk_bytes: int = 0,
 ) -> TokenLogps:
     """linear_token_logps of checked tensors, in the name of `function`."""
     hidden, weight, bias = linear
     ignore_index = settings.numbers["ignore_index"]
+    if support is not None:
+        check_no_tangents(function, hidden=hidden, weight=weight, bias=bias)
+        if chunk.padded:
+            raise ValueError(
+                f"{function}: rows_per_chunk must be 0 with a support, got {chunk.rows}"
+            )
+        kept = checked_support(function, support, targets, weight.shape[0], ignore_index)
+        others = targets.masked_fill(~kept.whole, ignore_index)
+        return of_support(
+            kept,
+            linear_logits(function, *linear, kept, chunk_bytes),
+            settings.numbers | {k: v == "true" for k, v in settings.choices.items()},
+            lambda: _linear_token_logps(function, linear, others, settings, chunk),
+        )
     entropies, statistics = (
         settings.choices[name] == "true" for name in ("entropies", "statistics")
     )
@@ -154,6 +180,7 @@ def linear_policy_loss(
     ignore_index: int = -100,
     chunk_bytes: int = 256 << 20,
     rows_per_chunk: int = 0,
+    support: Support | None = None,
     **options: Value,
 ) -> LinearPolicyOutput:
     """policy_loss(linear_token_logps(hidden, weight, targets, bias)), never holding all logits.
@@ -163,10 +190,11 @@ def linear_policy_loss(
 
     Differentiable once in hidden, weight and bias. Where ratio and weights are those of a token,
     loss and gradients come in one walk over chunks of tokens, three matrix products, and backward
-    is a scaling. Those of sequences or turns (level=...) need all log-probabilities first: four
-    products, or three where they are one chunk.
+    is a scaling. Those of sequences or turns (level=...), and of a support, need all
+    log-probabilities first: four products, or three where they are one chunk.
     """
     function = "linear_policy_loss"
+    objective, options, weights = resolved(objective, options, weights)
     settings = _row_settings(temperature, scale, softcap, ignore_index, entropies=entropies)
     linear, targets, rows = _checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
@@ -190,12 +218,13 @@ def linear_policy_loss(
     bonus = float(call.settings.numbers.get("entropy_coef", 0)) != 0
     rows.settings.choices["entropies"] = "true" if entropies or bonus else "false"
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
-    choices = call.settings.choices
-    levels = {choices.get("level", objectives()[objective].choices["level"].default)}
-    levels |= {choices[name] for name in weights or () if not known_weights()[name].leaves}
-    if levels == {"token"} and has_kernel(hidden):
+    choices, row = call.settings.choices, objectives()[objective]
+    of_weights = row.weights | {name: choices[name] for name in weights or ()}
+    levels = {choices.get("level", row.choices["level"].default)}
+    levels |= {level for name, level in of_weights.items() if not known_weights()[name].leaves}
+    if levels == {"token"} and has_kernel(hidden) and support is None:
         return _loss_of_tokens(linear, active, call, rows.settings, chunk)
-    made = _linear_token_logps(function, linear, active, rows.settings, chunk)
+    made = _linear_token_logps(function, linear, active, rows.settings, chunk, support, chunk_bytes)
     found = None if made.entropies is None else made.entropies.detach()
 
     def run_by_logps():

@@ -137,7 +137,8 @@ def policy_loss(
                      float32, float64, bfloat16 or float16, of any strides
     advantages       [B] or [B, 1], or like logps; packed [B] with B = N is refused, pass [B, 1]
     response_mask    like logps: bool, or weights in [0, 1]; slots of weight 0 may hold anything
-    objective        a row of `objectives()`, which also lists the options and their defaults
+    objective        a row of `objectives()`, which also lists the options and their defaults; or
+                     one of `dialects()`, a trainer's loss by its name, as "verl.vanilla"
     old_logps        like logps, under the policy that the step began with; None: logps, detached
     ref_logps        like logps, under the reference policy; needed when beta > 0
     entropies        like logps, of the policy; needed when entropy_coef is not 0
@@ -151,9 +152,9 @@ def policy_loss(
     normalizer       the denominators of the optimizer step; None: of this batch
     weights          of the tokens, never differentiated, by name (`weights()` lists them):
                      {"truncated_importance": {"high": 2.0, "level": "sequence_sum"}}; level is
-                     "token" unless said. They multiply the surrogate S alone, in value and
-                     gradient: penalty, entropies, clip fractions and denominators do not see them.
-                     One that leaves changes response_mask instead, before everything
+                     what it is meant for unless said. They multiply the surrogate S alone, in
+                     value and gradient: penalty, entropies, clip fractions and denominators do not
+                     see them. One that leaves changes response_mask instead, before everything
     options          of the objective, as epsilon_low=0.1 (see Normalizer for tensors), and its
                      choices, as aggregation="token_mean", level="sequence_mean" or "turn_mean",
                      kl_estimator="k3", kl_gradient="k2", kl_correction="ratio"

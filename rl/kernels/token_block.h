@@ -76,15 +76,16 @@ TETHER_CLONES void load_plain(const PlainTokens<T>& in, int count, TokenBlock<T>
 }
 
 // Finite inputs give finite results: beyond these bounds a number counts as the bound, so that
-// neither a difference of infinities nor 0 times one makes NaN of it. An advantage times the
-// largest ratio, and a value's square, are still of the type.
+// neither a difference of infinities nor 0 times one makes NaN of it. The square of a
+// log-probability, an advantage times it or the largest ratio, and a value's square are still of
+// the type.
 template <class T>
 struct Largest {
-  static constexpr T kResult = T(1e300), kLogp = T(1e290), kAdvantage = T(1e40), kValue = T(1e140);
+  static constexpr T kResult = T(1e300), kLogp = T(1e130), kAdvantage = T(1e40), kValue = T(1e140);
 };
 template <>
 struct Largest<float> {
-  static constexpr float kResult = std::numeric_limits<float>::max(), kLogp = 1e30f,
+  static constexpr float kResult = std::numeric_limits<float>::max(), kLogp = 1e14f,
                          kAdvantage = 1e12f, kValue = 1e18f;
 };
 
@@ -227,7 +228,7 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, const T* ratio_weig
       const T of_ratio = ratio_weight[i];
       const T stuck = keep(mask<T>(dloss == T(0)), of_ratio);
       const T bad = keep(mask<T>(A < T(0)), stuck), good = keep(mask<T>(A > T(0)), stuck);
-      low += keep(mask<T>(d < T(0)), bad);
+      low += keep(mask<T>(d < T(0)), bad + good);
       high += keep(mask<T>(d > T(0)), good);
       dual += keep(mask<T>(d > T(0)), bad);
 

@@ -4,10 +4,11 @@
 
 #include "../../core/fields.h"
 #include "../../core/macros.h"
+#include "../../core/number.h"
 #include "../token_weight.h"
 
-// What weights share that look at how differently the trainer and the engine that sampled see a
-// token.
+// What weights share that look at how differently two policies see a token, or the trainer and the
+// engine that sampled it.
 
 namespace tether {
 
@@ -15,6 +16,16 @@ namespace tether {
 template <class Number>
 TETHER_INLINE Number mismatch(const WeightToken<Number>& token) {
   return token.old_logp - token.rollout_logp;
+}
+
+// KL(Bernoulli(p) || Bernoulli(q)) from log p and log q: of a token against all others. A chance
+// above 1 by rounding counts as 1; 1e-8 is added to those of the others, so that at 1 it is finite,
+// as the authors of DPPO have it.
+template <class Number>
+TETHER_INLINE Number bernoulli_kl(const Number& log_p, const Number& log_q) {
+  const Number a = min(log_p, 0.0), b = min(log_q, 0.0);
+  const Number other_p = -expm1(a), other_q = -expm1(b);
+  return exp(a) * (a - b) + other_p * (log(other_p + 1e-8) - log(other_q + 1e-8));
 }
 
 // Members low and high, between which the ratio is taken as it is.

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <tuple>
+
+#include "../../core/fields.h"
 #include "../../core/formula.h"
 #include "../../core/number.h"
 #include "../token_weight.h"
@@ -31,6 +34,119 @@ struct RatioGate {
   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
     const Number ratio = exp(x);
     return select(ratio < low, 0 * x, select(ratio > high, 0 * x, 0 * x + 1));
+  }
+};
+
+// By an estimate of the KL divergence between engine and trainer, which both sides enlarge.
+//
+//   W = 1 where x <= high, else 0,   x = q^2 / 2,   q = old_logp - rollout_logp
+//
+// verl, rollout_rs with k2.
+struct K2Gate {
+  double high = 0.5;
+
+  static constexpr Traits traits{.needs_rollout_logps = true, .leaves = true};
+  static constexpr auto fields() { return std::tuple{field("high", &K2Gate::high, {0, infinity})}; }
+
+  template <class Number>
+  TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
+    const Number q = mismatch(token);
+    return q * q * 0.5;
+  }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
+    return select(x > high, 0 * x, 0 * x + 1);
+  }
+};
+
+// By k3 of KL(engine || trainer).
+//
+//   W = 1 where x <= high, else 0,   x = e^q - 1 - q,   q = old_logp - rollout_logp
+//
+// At the level of sequence_mean it is the estimate for the answer. verl, rollout_rs with k3.
+struct K3Gate {
+  double high = 0.5;
+
+  static constexpr Traits traits{.needs_rollout_logps = true, .leaves = true};
+  static constexpr auto fields() { return std::tuple{field("high", &K3Gate::high, {0, infinity})}; }
+
+  template <class Number>
+  TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
+    return expm1_minus(mismatch(token));
+  }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
+    return select(x > high, 0 * x, 0 * x + 1);
+  }
+};
+
+// By how far apart the probabilities are.
+//
+//   W = 1 where x <= high, else 0,   x = |e^old_logp - e^rollout_logp|
+//
+// ROLL and OpenRLHF, gate by total variation.
+struct TvGate {
+  double high = 0.2;
+
+  static constexpr Traits traits{
+      .of_log_ratio = false, .needs_rollout_logps = true, .leaves = true};
+  static constexpr auto fields() { return std::tuple{field("high", &TvGate::high, {0, infinity})}; }
+
+  template <class Number>
+  TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
+    return abs(exp(token.old_logp) - exp(token.rollout_logp));
+  }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
+    return select(x > high, 0 * x, 0 * x + 1);
+  }
+};
+
+// By the KL divergence of the two as each sees this token or another one.
+//
+//   W = 1 where x <= high, else 0,   x = KL(Bernoulli(e^rollout_logp) || Bernoulli(e^old_logp))
+//
+// OpenRLHF, gate by binary KL.
+struct BinaryKlGate {
+  double high = 0.05;
+
+  static constexpr Traits traits{
+      .of_log_ratio = false, .needs_rollout_logps = true, .leaves = true};
+  static constexpr auto fields() {
+    return std::tuple{field("high", &BinaryKlGate::high, {0, infinity})};
+  }
+
+  template <class Number>
+  TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
+    return bernoulli_kl(token.rollout_logp, token.old_logp);
+  }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
+    return select(x > high, 0 * x, 0 * x + 1);
+  }
+};
+
+// By the total variation that the ratios of an answer estimate.
+//
+//   W = 1 where x <= high, else 0,   x = mean over the answer of |min(e^q, 2) - 1|
+//
+// open-instruct, gate of sequences by total variation.
+struct RatioTvGate {
+  double high = 0.2;
+
+  static constexpr WeightLevel level = WeightLevel::sequence_mean;
+  static constexpr Traits traits{.needs_rollout_logps = true, .leaves = true};
+  static constexpr auto fields() {
+    return std::tuple{field("high", &RatioTvGate::high, {0, infinity})};
+  }
+
+  template <class Number>
+  TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
+    return abs(min(exp(mismatch(token)), 2.0) - 1);
+  }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
+    return select(x > high, 0 * x, 0 * x + 1);
   }
 };
 

@@ -9,6 +9,7 @@ at which whatever has no gradient is held.
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from golden import assert_derivative, grid, number, stream, write
@@ -52,6 +53,39 @@ def soft_gate(token, frozen, tau_pos, tau_neg):
     return -4 / tau * up * advantage, -4 * up * down * ratio * advantage
 
 
+def linear_ratio(token, frozen):
+    """-ratio A, arXiv:1707.06347 eq. 6."""
+    loss = -mp.exp(token["log_ratio"]) * token["advantage"]
+    return loss, loss
+
+
+def band_clip(token, frozen, epsilon_low, epsilon_high):
+    """-clip(ratio) A."""
+    ratio, low, high = mp.exp(token["log_ratio"]), 1 - mpf(epsilon_low), 1 + mpf(epsilon_high)
+    inside = low <= ratio <= high
+    loss = -min(max(ratio, low), high) * token["advantage"]
+    return loss, loss if inside else mpf(0)
+
+
+def quadratic_pull(token, frozen, tau):
+    """-(A logp - tau/2 u^2), arXiv:2405.19107."""
+    u, advantage = token["log_ratio"], token["advantage"]
+    return mpf(tau) / 2 * u * u - advantage * token["logp"], mpf(tau) * u - advantage
+
+
+def squared_regression(token, frozen, scale, eta):
+    """(scale u - eta A)^2, arXiv:2405.00675 and arXiv:2505.20686."""
+    error = mpf(scale) * token["log_ratio"] - mpf(eta) * token["advantage"]
+    return error**2, 2 * mpf(scale) * error
+
+
+def tapered_reinforce(token, frozen, weight_pos, weight_neg, ratio_high):
+    """-W A logp, W by the sign of A, arXiv:2503.14286."""
+    tapered = mpf(weight_neg) * min(mp.exp(frozen["log_ratio"]), mpf(ratio_high))
+    weight = tapered if token["advantage"] < 0 else mpf(weight_pos)
+    return -weight * token["advantage"] * token["logp"], -weight * token["advantage"]
+
+
 class Row(NamedTuple):
     """A row of rl/catalogue.h, as its preset has it."""
 
@@ -60,11 +94,13 @@ class Row(NamedTuple):
     level: str = "token"
     aggregation: str = "token_mean"
     log_ratio_clip: float | None = None
+    weights: dict | None = None
 
 
 CLIP = {"epsilon_low": 0.2, "epsilon_high": 0.2}
 TIGHT = {"epsilon_low": 3e-4, "epsilon_high": 4e-4}
 OFF = {"epsilon_low": 1, "epsilon_high": 1e300}
+CUT = {"ratio_low": 0, "ratio_high": 20}
 BY_SEQUENCE = "sequence_mean_token_mean"
 ROWS = {
     "ppo": Row(ppo_clip, CLIP),
@@ -80,6 +116,28 @@ ROWS = {
     "rloo": Row(ppo_clip, CLIP, "sequence_sum", BY_SEQUENCE),
     "reinforce": Row(reinforce, {}),
     "sapo": Row(soft_gate, {"tau_pos": 1, "tau_neg": 1.05}, aggregation=BY_SEQUENCE),
+    "luspo": Row(ppo_clip, TIGHT, "sequence_mean", "sequence_mean_token_sum"),
+    "gpg": Row(reinforce, {}),
+    "linear": Row(linear_ratio, {}),
+    "band": Row(band_clip, CLIP),
+    "dro": Row(quadratic_pull, {"tau": 0.1}),
+    "kimi": Row(quadratic_pull, {"tau": 0.1}, "sequence_sum", BY_SEQUENCE),
+    "sppo": Row(squared_regression, {"scale": 1, "eta": 1}, "sequence_sum", BY_SEQUENCE),
+    "a2po": Row(squared_regression, {"scale": 1e-3, "eta": 1}, "sequence_sum", BY_SEQUENCE),
+    "topr": Row(
+        tapered_reinforce,
+        {"weight_pos": 1, "weight_neg": 1, "ratio_high": 1},
+        "sequence_sum",
+        BY_SEQUENCE,
+    ),
+    "dppo_tv": Row(is_reinforce, CUT, weights={"tv_mask": {}}),
+    "dppo_kl": Row(is_reinforce, CUT, weights={"kl_mask": {}}),
+    "vespo": Row(reinforce, {}, weights={"vespo": {"level": "sequence_sum"}}),
+    "decoupled_ppo": Row(ppo_clip, CLIP, weights={"truncated_importance": {"high": 1e300}}),
+    "rollout_is": Row(reinforce, {}, weights={"masked_ratio": {}}),
+    "rec_one_side": Row(reinforce, {}, weights={"clip_mask": {}}),
+    "rec_two_side": Row(reinforce, {}, weights={"ring_mask": {"far_low": 1, "far_high": 1e300}}),
+    "rec_ring": Row(reinforce, {}, weights={"ring_mask": {}}),
 }
 
 
@@ -189,13 +247,89 @@ def tv_mask(token, x, low=0.2, high=0.2):
     return mpf(x <= mpf(high) if token["advantage"] > 0 else x >= -mpf(low))
 
 
+def log_ratio_of(token):
+    return token["own_logp"] - token["old_logp"]
+
+
+def probability_gap(one, other):
+    return lambda token: mp.exp(token[one]) - mp.exp(token[other])
+
+
+def bernoulli_kl(one, other):
+    """KL(Bernoulli(p) || Bernoulli(q)), with 1e-8 beside the chances of the others; p, q <= 1."""
+
+    def measure(token):
+        log_p, log_q = min(token[one], mpf(0)), min(token[other], mpf(0))
+        p, q = mp.exp(log_p), mp.exp(log_q)
+        others = mp.log((1 - p + mpf(1e-8)) / (1 - q + mpf(1e-8)))
+        return p * (log_p - log_q) + (1 - p) * others
+
+    return measure
+
+
+def kl_mask(token, x, low=0.05, high=0.05):
+    """arXiv:2602.04879."""
+    u = log_ratio_of(token)
+    return mpf(x <= mpf(high) or u <= 0 if token["advantage"] > 0 else x <= mpf(low) or u >= 0)
+
+
+def at_most(default):
+    return lambda token, x, high=default: mpf(abs(x) <= mpf(high))
+
+
+def clip_mask(token, x, epsilon_low=0.2, epsilon_high=0.2):
+    """Where ppo_clip has a gradient."""
+    good, ratio = token["advantage"] > 0, mp.exp(x)
+    return mpf(ratio <= 1 + mpf(epsilon_high) if good else ratio >= 1 - mpf(epsilon_low))
+
+
+def ring_mask(token, x, epsilon_low=0.2, epsilon_high=0.2, far_low=0.4, far_high=0.4):
+    """arXiv:2509.24203."""
+    good, ratio = token["advantage"] > 0, mp.exp(x)
+    far = ratio <= 1 - mpf(far_low) if good else ratio >= 1 + mpf(far_high)
+    return mpf(1 - mpf(epsilon_low) <= ratio <= 1 + mpf(epsilon_high) or far)
+
+
+def soft_sequence(token, x, k_pos=2, lambda_pos=3, k_neg=3, lambda_neg=2):
+    """arXiv:2602.10693."""
+    bad = token["advantage"] < 0
+    k, rate = (k_neg, lambda_neg) if bad else (k_pos, lambda_pos)
+    rho = mp.exp(x)
+    return rho ** mpf(k) * mp.exp(mpf(rate) * (1 - rho))
+
+
+def off_policy_mask(token, x, high=0.5):
+    """arXiv:2512.02556."""
+    return mpf(not (token["advantage"] < 0 and x > mpf(high)))
+
+
+def self_distillation(token, x, mix=0.5, epsilon=0.2):
+    """arXiv:2604.03128."""
+    gain = mp.exp(mp.sign(token["advantage"]) * x)
+    return 1 - mpf(mix) + mpf(mix) * min(max(gain, 1 - mpf(epsilon)), 1 + mpf(epsilon))
+
+
 WEIGHTS = {
     "truncated_importance": (mismatch, truncated_importance),
     "masked_importance": (mismatch, masked_importance),
     "ratio_gate": (mismatch, ratio_gate),
-    "tv_mask": (lambda t: mp.exp(t["own_logp"]) - mp.exp(t["old_logp"]), tv_mask),
+    "tv_mask": (probability_gap("own_logp", "old_logp"), tv_mask),
+    "kl_mask": (bernoulli_kl("old_logp", "own_logp"), kl_mask),
+    "tv_band": (lambda t: abs(probability_gap("own_logp", "old_logp")(t)), at_most(0.1)),
+    "clip_mask": (log_ratio_of, clip_mask),
+    "ring_mask": (log_ratio_of, ring_mask),
+    "masked_ratio": (log_ratio_of, partial(masked_importance, high=2)),
+    "vespo": (log_ratio_of, soft_sequence),
+    "opsm": (lambda t: -log_ratio_of(t), off_policy_mask),
+    "uncertainty": (lambda t: min(t["own_logp"], mpf(0)), lambda t, x: mp.exp(x) * (1 - mp.exp(x))),
+    "self_distillation": (lambda t: t["ref_logp"] - t["own_logp"], self_distillation),
+    "k2_gate": (lambda t: mismatch(t) ** 2 / 2, at_most(0.5)),
+    "k3_gate": (lambda t: mp.exp(mismatch(t)) - 1 - mismatch(t), at_most(0.5)),
+    "tv_gate": (lambda t: abs(probability_gap("old_logp", "rollout_logp")(t)), at_most(0.2)),
+    "binary_kl_gate": (bernoulli_kl("rollout_logp", "old_logp"), at_most(0.05)),
+    "ratio_tv_gate": (lambda t: abs(min(mp.exp(mismatch(t)), mpf(2)) - 1), at_most(0.2)),
 }
-LEAVE = {"ratio_gate"}
+LEAVE = {name for name in WEIGHTS if name.endswith("_gate")}
 REDUCTIONS = {
     "sequence_mean": lambda xs: mp.fsum(xs) / len(xs),
     "sequence_sum": mp.fsum,
@@ -375,7 +509,7 @@ def batch(name, row, lengths=(5, 0, 1, 7, 3), columns=7, beta=0, mode=None, cons
             for token in row_of_tokens:
                 turn += turns.choice([0, 0, 1, 4])
                 token["turn"] = turn
-    weights, columns_of = changes.get("weights", {}), COLUMNS
+    weights, columns_of = changes.get("weights", preset.weights or {}), COLUMNS
     if weights:
         rollouts, columns_of = (
             stream(f"{name} rollouts"),
@@ -516,6 +650,26 @@ def weighted_batches():
     yield batch("gmpo, a token mask", "gmpo", beta=0.25, weights={"tv_mask": {}})
     weights = {"ratio_gate": {}, "truncated_importance": {"level": "sequence_mean"}}
     yield batch("gspo, ratio gate and importance of sequence_mean", "gspo", weights=weights)
+    drawn = {
+        "kl_mask": {"low": 0.0078125, "high": 0.015625},
+        "tv_band": {"high": 0.0625},
+        "clip_mask": {"epsilon_low": 0.25, "epsilon_high": 0.125},
+        "ring_mask": {"epsilon_low": 0.125, "epsilon_high": 0.25, "far_low": 0.3, "far_high": 0.5},
+        "masked_ratio": {"low": 0.75, "high": 1.25},
+        "vespo": {"k_pos": 1.5, "lambda_pos": 2.5, "k_neg": 2.5, "lambda_neg": 1.5},
+        "opsm": {"high": 0.0625},
+        "uncertainty": {},
+        "self_distillation": {"mix": 0.25, "epsilon": 0.375},
+        "k2_gate": {"high": 0.125},
+        "k3_gate": {"high": 0.125},
+        "tv_gate": {"high": 0.0625},
+        "binary_kl_gate": {"high": 0.015625},
+        "ratio_tv_gate": {"high": 0.375},
+    }
+    for weight, of_weight in drawn.items():
+        for level in ("token", "sequence_mean"):
+            weights = {weight: {**of_weight, "level": level}}
+            yield batch(f"grpo, {weight} of {level}", "grpo", (4, 0, 1, 3), 4, weights=weights)
     both = {"truncated_importance": {"high": 3, "level": "sequence_sum"}, "tv_mask": {}}
     yield batch("gspo_token, two weights", "gspo_token", weights=both)
 

@@ -31,7 +31,8 @@ PolicyBatch random_batch(int64_t rows, int64_t columns, at::ScalarType dtype = a
           .advantages = torch::randn({rows}, options),
           .response_mask = torch::rand({rows, columns}) > 0.25,
           .old_logps = logps + 0.3 * torch::randn({rows, columns}, options),
-          .ref_logps = logps + 0.3 * torch::randn({rows, columns}, options)};
+          .ref_logps = logps + 0.3 * torch::randn({rows, columns}, options),
+          .rollout_logps = logps + 0.3 * torch::randn({rows, columns}, options)};
 }
 
 at::Tensor gradient(const at::Tensor& loss, const at::Tensor& logps) {
@@ -374,7 +375,8 @@ TEST(PolicyLossFace, HalfPrecisionInputsAreTheSameNumbersInFloat) {
   for (at::ScalarType dtype : {at::kBFloat16, at::kHalf}) {
     PolicyBatch narrow = random_batch(3, 50, dtype);
     PolicyBatch wide = narrow;
-    for (at::Tensor* each : {&wide.advantages, &wide.old_logps, &wide.ref_logps}) {
+    for (at::Tensor* each :
+         {&wide.advantages, &wide.old_logps, &wide.ref_logps, &wide.rollout_logps}) {
       *each = each->to(at::kFloat);
     }
     wide.logps = narrow.logps.detach().to(at::kFloat).requires_grad_();
@@ -411,6 +413,7 @@ TEST(PolicyLossFace, TakesAnyStrides) {
     batch.logps = change(plain.logps).requires_grad_();
     batch.old_logps = change(plain.old_logps);
     batch.ref_logps = change(plain.ref_logps);
+    batch.rollout_logps = change(plain.rollout_logps);
     batch.response_mask = change(plain.response_mask);
     batch.advantages = plain.advantages.unsqueeze(1).expand({6, 10});
     const at::Tensor out = grpo_loss(batch).loss;

@@ -17,7 +17,7 @@ import torch
 from recording import grid, normal, ragged_mask
 from verl.trainer.ppo import core_algos, rollout_corr_helper
 from verl.utils import torch_functional
-from verl.workers.config import ActorConfig
+from verl.workers.config import ActorConfig, PolicyLossConfig
 
 # ---- policy losses -------------------------------------------------------------------------------
 
@@ -27,6 +27,11 @@ LOSSES = {
     "cispo": core_algos.compute_policy_loss_cispo,
     "reinforce": core_algos.compute_policy_loss_reinforce,
     "dppo_tv": core_algos.compute_policy_loss_dppo_tv,
+    "dppo_kl": core_algos.compute_policy_loss_dppo_kl,
+    "sapo": core_algos.compute_policy_loss_sapo,
+    "gpg": core_algos.compute_policy_loss_gpg,
+    "dro": core_algos.compute_policy_loss_dro,
+    "geo_mean": core_algos.compute_policy_loss_geo_mean,
 }
 MODES = (
     "token-mean",
@@ -40,6 +45,13 @@ CLIPS = {
     "gspo": {"clip_ratio_low": 0.1, "clip_ratio_high": 0.15},
     "cispo": {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28},
     "reinforce": {},
+}
+# Losses of which one mode is enough, with settings of verl's actor: sapo and geo_mean have theirs.
+FURTHER = {
+    "sapo": {"tau_pos": 1.25, "tau_neg": 1.75},
+    "gpg": {},
+    "dro": {"dro_beta": 0.25},
+    "geo_mean": {"clip_ratio_low": 0.3, "clip_ratio_high": 0.4},
 }
 # The denominators of a step over two ranks, of which the batch is a part.
 STEP = {"dp_size": 2, "batch_num_tokens": 61, "global_batch_size": 9, "loss_scale_factor": 12}
@@ -58,7 +70,9 @@ def policy_batch(seed, *, per_token, rows=4, columns=7):
 
 def policy_loss(name, batch, mode, clips, step, weights=None):
     required = {"strategy": "fsdp", "rollout_n": 1, "ppo_micro_batch_size_per_gpu": 1}
-    config = ActorConfig(**required, **clips, global_batch_info=step)
+    own = {key: value for key, value in clips.items() if key != "dro_beta"}
+    of_loss = PolicyLossConfig(dro_beta=clips.get("dro_beta"))
+    config = ActorConfig(**required, **own, policy_loss=of_loss, global_batch_info=step)
     log_prob = batch["log_prob"].clone().requires_grad_()
     loss, _ = LOSSES[name](
         batch["old_log_prob"],
@@ -73,7 +87,7 @@ def policy_loss(name, batch, mode, clips, step, weights=None):
 
 
 def policy_case(seed, name, mode, step, per_token):
-    clips = CLIPS[name]
+    clips = (CLIPS | FURTHER)[name]
     batch = policy_batch(seed, per_token=per_token)
     loss, gradient = policy_loss(name, batch, mode, clips, step)
     words = [name, mode, *(["of a step"] if step else []), *(["per token"] if per_token else [])]
@@ -105,7 +119,17 @@ def policy_cases():
         for mode in MODES
         for step in ({}, STEP)
     ]
-    return [policy_case(seed, *plan) for seed, plan in enumerate(plans)] + [beyond_the_clamp()]
+    further = [
+        (name, "token-mean", step, not step and name != "geo_mean")
+        for name in FURTHER
+        for step in ({}, STEP)
+    ]
+    cases = [policy_case(seed, *plan) for seed, plan in enumerate(plans)]
+    return [
+        *cases,
+        beyond_the_clamp(),
+        *(policy_case(100 + seed, *plan) for seed, plan in enumerate(further)),
+    ]
 
 
 # ---- importance weights of the rollout policy, and what a loss does with them --------------------
@@ -139,6 +163,11 @@ REJECTION = {  # rollout_rs, its bounds, of e^-x
     "token": ("token_k1", "0.8_1.25"),
     "sum": ("seq_sum_k1", "0.5_2.0"),
     "mean": ("seq_mean_k1", "0.9_1.1"),
+    "k2": ("token_k2", "0.05"),
+    "k3": ("token_k3", "0.03"),
+    "sum of k2": ("seq_sum_k2", "0.15"),
+    "mean of k3": ("seq_mean_k3", "0.03"),
+    "largest k3": ("seq_max_k3", "0.15"),
 }
 
 
@@ -158,12 +187,12 @@ def rejection_case(seed, what):
     return case | batch | {"kept": kept.long(), "loss": loss, "dlog_prob": gradient}
 
 
-def trust_region_case(seed):
+def trust_region_case(seed, name):
     clips = {"clip_ratio_low": 0.0625, "clip_ratio_high": 0.125, "clip_ratio_c": 1.25}
     batch = policy_batch(seed, per_token=True)
-    loss, gradient = policy_loss("dppo_tv", batch, "token-mean", clips, {})
-    settings = {"loss": "dppo_tv", "loss_agg_mode": "token-mean", "clips": clips, "step": {}}
-    case = {"name": f"dppo_tv {seed}", "settings": settings}
+    loss, gradient = policy_loss(name, batch, "token-mean", clips, {})
+    settings = {"loss": name, "loss_agg_mode": "token-mean", "clips": clips, "step": {}}
+    case = {"name": f"{name} {seed}", "settings": settings}
     return case | batch | {"loss": loss, "dlog_prob": gradient}
 
 
@@ -171,7 +200,8 @@ def weighted_cases():
     plans = [(name, what) for name in ("vanilla", "gspo") for what in ROLLOUT_IS]
     weighted = [weighted_case(seed, *plan) for seed, plan in enumerate(plans)]
     rejected = [rejection_case(seed, what) for seed, what in enumerate(REJECTION)]
-    return weighted + rejected + [trust_region_case(seed) for seed in range(3)]
+    names = ("dppo_tv", "dppo_kl")
+    return weighted + rejected + [trust_region_case(k, name) for name in names for k in range(3)]
 
 
 # ---- the loss of a value head --------------------------------------------------------------------
@@ -307,7 +337,7 @@ def main():
     def write(name, functions, cases):
         recording.write(name, "verl", functions, cases)
 
-    write("verl_policy.json", [LOSSES[name] for name in CLIPS], policy_cases())
+    write("verl_policy.json", [LOSSES[name] for name in CLIPS | FURTHER], policy_cases())
     correction = [
         rollout_corr_helper.compute_rollout_correction_weights,
         rollout_corr_helper.compute_rollout_rejection_mask,

@@ -19,11 +19,11 @@ def compared_with(row):
     presets = {each["name"] for each in golden["batches"]}
     if f"{row.name} preset" in presets:
         yield "mpmath"
-    for case in test_trl_parity.COMPARED if row.family == "policy" else ():
+    for case in test_trl_parity.RECORDING["cases"] if row.family == "policy" else ():
         settings = case["settings"]
         kind, sequence = settings["loss_type"], settings["importance_sampling_level"] == "sequence"
         same = (
-            all((kind == each) == (row.name == each) for each in ("cispo", "sapo"))
+            all((kind == each) == (row.name == each) for each in ("cispo", "sapo", "vespo"))
             and test_trl_parity.AGGREGATIONS[kind] == row.choices["aggregation"].default
             and row.choices["level"].default == ("sequence_mean" if sequence else "token")
         )
@@ -32,7 +32,7 @@ def compared_with(row):
     for name, call in test_trl_dpo_parity.OBJECTIVES.items():
         if call["objective"] == row.name:
             yield f"TRL {name}"
-    for case in test_verl_parity.CASES:
+    for case in test_verl_parity.CASES + test_verl_parity.WEIGHTED:
         if test_verl_parity.objective(case["settings"])["objective"] == row.name:
             yield f"verl {case['settings']['loss']}"
 

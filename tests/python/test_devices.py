@@ -105,6 +105,11 @@ def calls():
             "response_mask": batch["response_mask"],
             "offsets": batch["offsets"],
         },
+        "support": {
+            "targets": torch.tensor([[1, 7, -100], [0, 3, 5]]),
+            "token_ids": torch.tensor([1, 2, 6, 0, 4, 3]),
+            "offsets": torch.tensor([0, 2, 3, 3, 5, 6, 6]),
+        },
         "response_targets": {
             "input_ids": torch.arange(12).view(2, 6),
             "prompt_lengths": torch.tensor([2, 3]),
@@ -146,7 +151,7 @@ def evaluated(function, arguments):
 
 def test_every_public_function_is_here():
     public = {name for name in tether.__all__ if name[0].islower()}
-    assert public - {"advantages", "objectives", "reference", "weights"} == set(CALLS)
+    assert public - {"advantages", "dialects", "objectives", "reference", "weights"} == set(CALLS)
 
 
 @pytest.mark.parametrize("function", CALLS)

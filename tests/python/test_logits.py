@@ -295,6 +295,7 @@ def policy_inputs(dtype=torch.float64):
         "response_mask": mask,
         "old_logps": (logps + 0.2 * random_logits(4, 5, seed=6, scale=1)).to(wide),
         "ref_logps": (logps + 0.2 * random_logits(4, 5, seed=7, scale=1)).to(wide),
+        "rollout_logps": (logps + 0.2 * random_logits(4, 5, seed=8, scale=1)).to(wide),
     }
     return hidden, weight, bias, targets, batch
 

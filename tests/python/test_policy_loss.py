@@ -55,6 +55,29 @@ def test_every_option_reaches_the_formula(objective):
         "ratio_high": 1.3,
         "tau_pos": 1.7,
         "tau_neg": 2.3,
+        "tau": 0.4,
+        "scale": 0.6,
+        "eta": 1.3,
+        "weight_pos": 0.7,
+        "weight_neg": 1.2,
+        "tv_mask.low": 0.03,
+        "tv_mask.high": 0.05,
+        "kl_mask.low": 0.01,
+        "kl_mask.high": 0.02,
+        "vespo.k_pos": 1.5,
+        "vespo.lambda_pos": 2.5,
+        "vespo.k_neg": 2.5,
+        "vespo.lambda_neg": 1.5,
+        "truncated_importance.low": 0.9,
+        "truncated_importance.high": 1.2,
+        "masked_ratio.low": 0.7,
+        "masked_ratio.high": 1.4,
+        "clip_mask.epsilon_low": 0.3,
+        "clip_mask.epsilon_high": 0.4,
+        "ring_mask.epsilon_low": 0.3,
+        "ring_mask.epsilon_high": 0.25,
+        "ring_mask.far_low": 0.5,
+        "ring_mask.far_high": 0.6,
         "log_ratio_low": 0.21,
         "log_ratio_high": 0.33,
         "beta": 0.7,
@@ -410,7 +433,8 @@ def test_local_counts():
 # ---- autograd ------------------------------------------------------------------------------------
 
 
-STOPPED = {"cispo", "gspo_token"}  # the gradient is stopped or straight through
+# The gradient is stopped or straight through, or a weight moves with the policy.
+STOPPED = {"cispo", "gspo_token", "topr", "dppo_tv", "dppo_kl", "rollout_is", "vespo"}
 
 
 @pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - STOPPED))
@@ -493,7 +517,11 @@ def test_catalogue_and_reference_have_the_same_rows():
         shared = {"beta": row.beta, "entropy_coef": 0, "constant": 1}
         defaults = dict.fromkeys(("log_ratio_low", "log_ratio_high"), row.log_ratio_clip)
         defaults |= row.surrogate_options | shared
-        assert {each: option.default for each, option in objective.options.items()} == defaults
+        found = {each: option.default for each, option in objective.options.items()}
+        stated = {k: v for k, v in (row.weights or {}).items() if "." in k}
+        assert {each: v for each, v in found.items() if "." not in each} == defaults
+        assert stated.items() <= found.items()
+        assert objective.weights == {k: v for k, v in (row.weights or {}).items() if "." not in k}
         choices = {each: choice.default for each, choice in objective.choices.items()}
         assert choices == {
             "level": row.level,

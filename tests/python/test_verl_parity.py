@@ -30,14 +30,25 @@ def objective(settings):
         "gspo": {"objective": "gspo_token", "epsilon_low": low, "epsilon_high": high},
         "cispo": {"objective": "cispo", "ratio_low": 1 - (low or 0), "ratio_high": 1 + (high or 0)},
         "reinforce": {"objective": "reinforce"},
-        "dppo_tv": {"objective": "cispo", "ratio_low": 0, "ratio_high": clips.get("clip_ratio_c"),
+        "dppo_tv": {"objective": "dppo_tv", "ratio_high": clips.get("clip_ratio_c"),
                     "weights": {"tv_mask": {"low": low, "high": high}}},
+        "dppo_kl": {"objective": "dppo_kl", "ratio_high": clips.get("clip_ratio_c"),
+                    "weights": {"kl_mask": {"low": low, "high": high}}},
+        "sapo": {"objective": "sapo", "tau_pos": clips.get("tau_pos"),
+                 "tau_neg": clips.get("tau_neg")},
+        "gpg": {"objective": "gpg"},
+        "dro": {"objective": "dro", "tau": clips.get("dro_beta")},
+        "geo_mean": {"objective": "gmpo", "log_ratio_low": low, "log_ratio_high": high},
     }[settings["loss"]]  # fmt: skip
 
 
 def aggregation(settings, mask):
-    """verl's mode and its denominators, of the step or else of the batch."""
+    """verl's mode and its denominators, of the step or else of the batch; sapo has a mode of its
+    own, geo_mean a mean over the rows of the batch, empty ones too."""
+    if settings["loss"] == "geo_mean":
+        return {"normalizer": tether.Normalizer(sequences=len(mask))}
     step, mode = settings["step"], settings["loss_agg_mode"]
+    mode = "seq-mean-token-mean" if settings["loss"] == "sapo" else mode
     ranks = step.get("dp_size", 1)
     tokens = step.get("batch_num_tokens", int(mask.sum()))
     sequences = step.get("global_batch_size", int((mask.sum(1) > 0).sum()))
@@ -58,11 +69,14 @@ def aggregation(settings, mask):
 
 def weights(settings):
     """verl's threshold is a number, or bounds outside of which a weight is 0. Those of a rejection
-    are of the inverse ratio."""
+    are of the inverse ratio, or of k2 and k3."""
     if "rollout_rs" in settings:
+        level, _, statistic = settings["rollout_rs"].rpartition("_")
+        level = {"token": "token"}.get(level, level.replace("seq", "sequence"))
+        if statistic != "k1":
+            gate = {"high": float(settings["threshold"]), "level": level}
+            return {"weights": {f"{statistic}_gate": gate}}
         low, high = map(float, settings["threshold"].split("_"))
-        levels = {"token": "token", "seq_sum": "sequence_sum", "seq_mean": "sequence_mean"}
-        level = levels[settings["rollout_rs"].removesuffix("_k1")]
         return {"weights": {"ratio_gate": {"low": 1 / high, "high": 1 / low, "level": level}}}
     if "rollout_is" not in settings:
         return {}
@@ -118,9 +132,11 @@ def test_the_recording_covers_what_differs():
     settings = [case["settings"] for case in CASES]
     assert RECORDING["verl"] == "0.9.1"
     losses, modes = ({each[name] for each in settings} for name in ("loss", "loss_agg_mode"))
-    assert losses == {"vanilla", "gspo", "cispo", "reinforce"}
+    of_one_mode = {"sapo", "gpg", "dro", "geo_mean"}
+    assert losses == {"vanilla", "gspo", "cispo", "reinforce"} | of_one_mode
     assert len(modes) == 5
-    assert len(settings) == len(losses) * len(modes) * 2  # of the batch, of a step
+    # Of the batch, of a step.
+    assert len(settings) == 4 * len(modes) * 2 + len(of_one_mode) * 2
     assert any(not any(row) for case in CASES for row in case["response_mask"])
     vanilla = [case for case in CASES if case["settings"]["loss"] == "vanilla"]
     ratios = [

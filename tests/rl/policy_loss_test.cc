@@ -151,7 +151,7 @@ TEST(PolicyLoss, MetricsOfATokenThatRanAwayAreNotNaN) {
 TEST(PolicyLoss, PackedRowsGiveTheBitsOfPaddedOnes) {
   Batch<float> padded = random_batch<float>(5, 30);
   const int64_t lengths[] = {30, 0, 1, 17, 29};
-  std::vector<float> packed[5];
+  std::vector<float> packed[6];
   std::vector<int64_t> offsets{0};
   for (int64_t row = 0; row < 5; ++row) {
     for (int64_t t = 0; t < 30; ++t) {
@@ -160,9 +160,10 @@ TEST(PolicyLoss, PackedRowsGiveTheBitsOfPaddedOnes) {
         padded.mask[at] = 0;
         continue;
       }
-      const float* columns[] = {&padded.logps[at], &padded.old_logps[at], &padded.ref_logps[at],
-                                &padded.advantages[at], &padded.mask[at]};
-      for (int i = 0; i < 5; ++i) packed[i].push_back(*columns[i]);
+      const float* columns[] = {&padded.logps[at],     &padded.old_logps[at],
+                                &padded.ref_logps[at], &padded.advantages[at],
+                                &padded.mask[at],      &padded.rollout_logps[at]};
+      for (int i = 0; i < 6; ++i) packed[i].push_back(*columns[i]);
     }
     offsets.push_back(int64_t(packed[0].size()));
   }
@@ -174,7 +175,8 @@ TEST(PolicyLoss, PackedRowsGiveTheBitsOfPaddedOnes) {
                             .advantages = view(packed[3]),
                             .response_mask = view(packed[4]),
                             .old_logps = view(packed[1]),
-                            .ref_logps = view(packed[2])};
+                            .ref_logps = view(packed[2]),
+                            .rollout_logps = view(packed[5])};
   for (const CatalogueRow& row : kCatalogue) {
     std::vector<float> dlogps(packed[0].size());
     const PolicyTotals out =
@@ -226,6 +228,7 @@ TEST(PolicyLoss, TwoTokensOfHalfWeightAreOneOfWeightOne) {
     twice.logps[i] = single.logps[i / 2];
     twice.old_logps[i] = single.old_logps[i / 2];
     twice.ref_logps[i] = single.ref_logps[i / 2];
+    twice.rollout_logps[i] = single.rollout_logps[i / 2];
     twice.advantages[i] = single.advantages[i / 2];
     twice.mask[i] = single.mask[i / 2] / 2;
   }

@@ -72,6 +72,56 @@ def soft_gate(
     return -4 / tau * gate * advantage, gate.detach() * torch.sigmoid(-x.detach()) == 0
 
 
+def linear_ratio(logp: Tensor, log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
+    """-ratio A. arXiv:1707.06347, eq. 6."""
+    return -exp(log_ratio) * advantage, torch.zeros_like(logp, dtype=torch.bool)
+
+
+def band_clip(
+    logp: Tensor,
+    log_ratio: Tensor,
+    advantage: Tensor,
+    *,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+) -> tuple[Tensor, Tensor]:
+    """-clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A. torchrl's CISPOLoss."""
+    ratio = exp(log_ratio)
+    low, high = 1 - epsilon_low, 1 + epsilon_high
+    return -clamp(ratio, low, high) * advantage, (ratio < low) | (ratio > high)
+
+
+def quadratic_pull(
+    logp: Tensor, log_ratio: Tensor, advantage: Tensor, *, tau: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """-(A logp - tau/2 u^2), u = logp - old_logp. DRO, arXiv:2405.19107."""
+    loss = log_ratio * log_ratio * (tau / 2) - advantage * logp
+    return loss, -advantage + tau * log_ratio.detach() == 0
+
+
+def squared_regression(
+    logp: Tensor, log_ratio: Tensor, advantage: Tensor, *, scale: float = 1, eta: float = 1
+) -> tuple[Tensor, Tensor]:
+    """(scale u - eta A)^2, u = logp - old_logp. SPPO, arXiv:2405.00675; A*-PO, arXiv:2505.20686."""
+    error = log_ratio * scale - advantage * eta
+    return error * error, (scale * error.detach()) == 0
+
+
+def tapered_reinforce(
+    logp: Tensor,
+    log_ratio: Tensor,
+    advantage: Tensor,
+    *,
+    weight_pos: float = 1,
+    weight_neg: float = 1,
+    ratio_high: float = 1,
+) -> tuple[Tensor, Tensor]:
+    """-A logp, for A < 0 of weight sg(min(ratio, ratio_high)). TOPR, arXiv:2503.14286."""
+    tapered = clamp(exp(log_ratio), -math.inf, ratio_high).detach() * weight_neg
+    weight = torch.where(advantage < 0, tapered, 0 * tapered + weight_pos)
+    return -weight * advantage * logp, weight == 0
+
+
 class Row(NamedTuple):
     surrogate: Callable[..., tuple[Tensor, Tensor]]
     surrogate_options: dict[str, float]
@@ -79,6 +129,7 @@ class Row(NamedTuple):
     aggregation: str
     level: str = "token"
     log_ratio_clip: float = math.inf
+    weights: dict[str, float | str] | None = None  # as on the wire
 
 
 _PPO = {"epsilon_low": 0.2, "epsilon_high": 0.2, "dual_clip": math.inf}
@@ -86,6 +137,10 @@ _PPO = {"epsilon_low": 0.2, "epsilon_high": 0.2, "dual_clip": math.inf}
 _OFF = _PPO | {"epsilon_low": 1.0, "epsilon_high": math.inf}
 
 _TIGHT = _PPO | {"epsilon_low": 3e-4, "epsilon_high": 4e-4}
+
+_CUT = {"ratio_low": 0, "ratio_high": 20}
+
+_ANSWERS = ("sequence_mean_token_mean", "sequence_sum")
 
 OBJECTIVES = {
     # arXiv:1707.06347, eq. 7
@@ -113,4 +168,49 @@ OBJECTIVES = {
     "reinforce": Row(reinforce, {}, 0, "token_mean"),
     # arXiv:2511.20347, eq. 5
     "sapo": Row(soft_gate, {"tau_pos": 1, "tau_neg": 1.05}, 0, "sequence_mean_token_mean"),
+    # arXiv:2602.05261
+    "luspo": Row(ppo_clip, _TIGHT, 0, "sequence_mean_token_sum", "sequence_mean"),
+    # arXiv:2504.02546
+    "gpg": Row(reinforce, {}, 0, "token_mean"),
+    # arXiv:1707.06347, eq. 6
+    "linear": Row(linear_ratio, {}, 0, "token_mean"),
+    # torchrl's CISPOLoss
+    "band": Row(band_clip, {"epsilon_low": 0.2, "epsilon_high": 0.2}, 0, "token_mean"),
+    # arXiv:2405.19107
+    "dro": Row(quadratic_pull, {"tau": 0.1}, 0, "token_mean"),
+    # arXiv:2501.12599
+    "kimi": Row(quadratic_pull, {"tau": 0.1}, 0, "sequence_mean_token_mean", "sequence_sum"),
+    # arXiv:2405.00675
+    "sppo": Row(squared_regression, {"scale": 1, "eta": 1}, 0, *_ANSWERS),
+    # arXiv:2505.20686
+    "a2po": Row(squared_regression, {"scale": 1e-3, "eta": 1}, 0, *_ANSWERS),
+    # arXiv:2503.14286
+    "topr": Row(
+        tapered_reinforce, {"weight_pos": 1, "weight_neg": 1, "ratio_high": 1}, 0, *_ANSWERS
+    ),
+    # arXiv:2602.04879
+    "dppo_tv": Row(is_reinforce, _CUT, 0, "token_mean", weights={"tv_mask": "token"}),
+    "dppo_kl": Row(is_reinforce, _CUT, 0, "token_mean", weights={"kl_mask": "token"}),
+    # arXiv:2602.10693
+    "vespo": Row(reinforce, {}, 0, "token_mean", weights={"vespo": "sequence_sum"}),
+    # arXiv:2110.00641
+    "decoupled_ppo": Row(
+        ppo_clip,
+        _PPO,
+        0,
+        "token_mean",
+        weights={"truncated_importance": "token", "truncated_importance.high": math.inf},
+    ),
+    # SkyRL's rollout_is
+    "rollout_is": Row(reinforce, {}, 0, "token_mean", weights={"masked_ratio": "token"}),
+    # arXiv:2509.24203
+    "rec_one_side": Row(reinforce, {}, 0, "token_mean", weights={"clip_mask": "token"}),
+    "rec_two_side": Row(
+        reinforce,
+        {},
+        0,
+        "token_mean",
+        weights={"ring_mask": "token", "ring_mask.far_low": 1, "ring_mask.far_high": math.inf},
+    ),
+    "rec_ring": Row(reinforce, {}, 0, "token_mean", weights={"ring_mask": "token"}),
 }

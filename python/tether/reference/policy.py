@@ -150,8 +150,10 @@ def _terms(
 ) -> Terms:
     row = OBJECTIVES[objective]
     beta = row.beta if beta is None else beta
+    options = (row.weights or {}) | options
     kl_choices = {name: options.pop(name) for name in KL_CHOICES if name in options}
-    weights = chosen_weights(options, logps=logps, old_logps=old_logps, rollout_logps=rollout_logps)
+    given = {"logps": logps, "old_logps": old_logps, "ref_logps": ref_logps}
+    weights = chosen_weights(options, **given, rollout_logps=rollout_logps)
     rows = Rows.of("policy_loss", "logps", logps, offsets)
     arrays = (logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps)
     tokens, n = kept_tokens(rows, arrays, weights)
@@ -247,6 +249,8 @@ def local_counts(
     turn_ids: Tensor | None = None,
     row_tokens: Tensor | None = None,
     offsets: Tensor | None = None,
+    *,
+    objective: str = "grpo",
     **options: Number | str,
 ) -> Tensor:
     """[tokens under the surrogate, tokens under the penalty, rows with a token], float64.
@@ -254,8 +258,10 @@ def local_counts(
     Arguments as policy_loss; of the options only the weights that take tokens out change a count.
     """
     gates = [name for name, row in WEIGHTS.items() if row.leaves]
+    options = (OBJECTIVES[objective].weights or {}) | options
     options = {name: value for name, value in options.items() if name.split(".")[0] in gates}
-    weights = chosen_weights(options, logps=logps, old_logps=old_logps, rollout_logps=rollout_logps)
+    given = {"logps": logps, "old_logps": old_logps, "ref_logps": ref_logps}
+    weights = chosen_weights(options, **given, rollout_logps=rollout_logps)
     rows = Rows.of("local_counts", "logps", logps, offsets)
     if weights:
         arrays = (logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps)

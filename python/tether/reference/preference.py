@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tether._checks import number_of, savable
 from tether.reference.numbers import (
+    LARGEST_LOGP,
     Number,
     bounded,
     saturated,
@@ -251,7 +252,7 @@ def _answers(
     def row_sums(tensor: Tensor, of: Tensor, active: Tensor) -> Tensor:
         each = torch.where(active != 0, tensor.to(wide), 0.0)
         if wide == torch.float64:  # sums of float32 do not overflow there
-            each = saturated(each, 1e290)
+            each = saturated(each, LARGEST_LOGP[wide])
         return rows.sum((of * each).double())
 
     def over(sums: Tensor, n: Tensor) -> Tensor:
@@ -275,7 +276,7 @@ def _answers(
 
 
 def _score_weights(rows: Rows, weight: Tensor, ld_alpha: Number) -> Tensor:
-    """ld_alpha w from the end of the shorter answer of a pair on. arXiv:2409.06411, eq. 9."""
+    """ld_alpha w from the end of the shorter answer of a pair on. arXiv:2409.06411."""
     if number_of(ld_alpha) == 1:
         return weight
     active = (weight != 0).long()
@@ -312,8 +313,8 @@ def _examples(
         return torch.full_like(n, absent) if tensor is None else savable(tensor).double()
 
     of_link = {k.removeprefix("link_"): v for k, v in settings.items() if k.startswith("link_")}
-    own = {k: v for k, v in settings.items() if not k.startswith("link_")}
-    own = {k: v for k, v in own.items() if k not in OPTIONS and k not in CHOICES}
+    shared = {f"link_{name}" for name in of_link} | OPTIONS.keys() | CHOICES.keys()
+    own = {k: v for k, v in settings.items() if k not in shared}
     baseline = saturated(given(baselines, 0), _LARGEST_VALUE)
     weight, label = given(answer_weights, 1), given(labels, 1)
     above = LINKS[settings["link"]](score, **of_link) - baseline

@@ -239,14 +239,16 @@ def levelled(
     turn_...         the same over the tokens of a turn
 
     Where it is shared, a token's log-ratio counts as at most log_ratio_high where A >= 0, and as
-    at least -log_ratio_low where A < 0: GMPO, arXiv:2507.20673, eq. 4.
+    at least -log_ratio_low where A < 0; beyond, the token has no gradient, through its logp
+    neither: GMPO, arXiv:2507.20673, eq. 4.
     """
-    log_ratio = tokens.logp - tokens.old_logp
+    logp, log_ratio = tokens.logp, tokens.logp - tokens.old_logp
     if level.shared:
         above = clamp(log_ratio, -log_ratio_low, math.inf)
         below = clamp(log_ratio, -math.inf, log_ratio_high)
         clipped = torch.where(tokens.advantage < 0, above, below)
         log_ratio = clipped + 0 * log_ratio.detach()  # infinity is no bound
+        logp = with_gradient_of(logp, log_ratio)
     if level.segment == "token":
         return tokens.logp, log_ratio
 
@@ -258,4 +260,4 @@ def levelled(
 
     if not level.shared:
         return tokens.logp, with_gradient_of(spread(log_ratio), log_ratio)
-    return spread(tokens.logp), spread(log_ratio)
+    return spread(logp), spread(log_ratio)

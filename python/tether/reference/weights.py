@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tether._checks import savable
+from tether.reference.kl import k2, k3
 from tether.reference.numbers import Number, clamp, exp
 from tether.reference.rows import Rows, Tokens, selected_tokens
 
@@ -47,6 +48,140 @@ def tv_mask(
     return (beyond <= 0).to(x.dtype)
 
 
+def bernoulli_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(Bernoulli(p) || Bernoulli(q)); 1e-8 is added to the chances of the others."""
+    a, b = log_p.clamp_max(0), log_q.clamp_max(0)
+    other_p, other_q = -torch.expm1(a), -torch.expm1(b)
+    return exp(a) * (a - b) + other_p * (torch.log(other_p + 1e-8) - torch.log(other_q + 1e-8))
+
+
+def kl_mask(
+    tokens: Tokens, of: Callable[[Tensor], Tensor], *, low: Number = 0.05, high: Number = 0.05
+) -> Tensor:
+    """1 where the binary KL is at most high (A > 0) or low, or moving back. arXiv:2602.04879."""
+    x = of(bernoulli_kl(tokens.old_logp, tokens.logp))
+    of_good = (tokens.logp > tokens.old_logp) & (x > high)
+    of_bad = (tokens.logp < tokens.old_logp) & (x > low)
+    return (~torch.where(tokens.advantage > 0, of_good, of_bad)).to(x.dtype)
+
+
+def tv_band(tokens: Tokens, of: Callable[[Tensor], Tensor], *, high: Number = 0.1) -> Tensor:
+    """1 where |e^logp - e^old_logp| <= high. prime-rl's ipo."""
+    return _at_most(of((exp(tokens.logp) - exp(tokens.old_logp)).abs()), high)
+
+
+def clip_mask(
+    tokens: Tokens,
+    of: Callable[[Tensor], Tensor],
+    *,
+    epsilon_low: Number = 0.2,
+    epsilon_high: Number = 0.2,
+) -> Tensor:
+    """1 where PPO's clip leaves a gradient. arXiv:2509.24203."""
+    ratio = exp(of(tokens.logp - tokens.old_logp))
+    beyond = (tokens.advantage > 0) & (ratio > 1 + epsilon_high)
+    beyond = beyond | (tokens.advantage < 0) & (ratio < 1 - epsilon_low)
+    return (~beyond).to(ratio.dtype)
+
+
+def ring_mask(
+    tokens: Tokens,
+    of: Callable[[Tensor], Tensor],
+    *,
+    epsilon_low: Number = 0.2,
+    epsilon_high: Number = 0.2,
+    far_low: Number = 0.4,
+    far_high: Number = 0.4,
+) -> Tensor:
+    """1 where the ratio is near 1, or far on the wrong side. arXiv:2509.24203."""
+    ratio = exp(of(tokens.logp - tokens.old_logp))
+    near = (ratio >= 1 - epsilon_low) & (ratio <= 1 + epsilon_high)
+    good = (tokens.advantage > 0) & (ratio <= 1 - far_low)
+    bad = (tokens.advantage < 0) & (ratio >= 1 + far_high)
+    return (near | good | bad).to(ratio.dtype)
+
+
+def masked_ratio(
+    tokens: Tokens, of: Callable[[Tensor], Tensor], *, low: Number = 0.5, high: Number = 2
+) -> Tensor:
+    """ratio where low <= ratio <= high, else 0. SkyRL's rollout_is."""
+    ratio = exp(of(tokens.logp - tokens.old_logp))
+    return torch.where((ratio < low) | (ratio > high), 0.0, ratio)
+
+
+def soft_sequence(
+    tokens: Tokens,
+    of: Callable[[Tensor], Tensor],
+    *,
+    k_pos: Number = 2,
+    lambda_pos: Number = 3,
+    k_neg: Number = 3,
+    lambda_neg: Number = 2,
+) -> Tensor:
+    """rho^k e^(lambda (1 - rho)), k and lambda by the sign of A. VESPO, arXiv:2602.10693."""
+    x = of(tokens.logp - tokens.old_logp)
+    u = x.clamp_max(60)
+    beyond = 1 - exp(u)
+    bad, good = u * k_neg + beyond * lambda_neg, u * k_pos + beyond * lambda_pos
+    y = torch.where(tokens.advantage < 0, bad, good).clamp_max(60)
+    return torch.where(y < -60, 0.0, exp(y))
+
+
+def off_policy_mask(
+    tokens: Tokens, of: Callable[[Tensor], Tensor], *, high: Number = 0.5
+) -> Tensor:
+    """0 where A < 0 and x > high, x = old_logp - logp. DeepSeek-V3.2, arXiv:2512.02556."""
+    x = of(tokens.old_logp - tokens.logp)
+    return (~((tokens.advantage < 0) & (x > high))).to(x.dtype)
+
+
+def uncertainty(tokens: Tokens, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """p (1 - p), p = e^logp. CHORD, arXiv:2508.11408."""
+    x = of(tokens.logp.clamp_max(0))
+    return exp(x) * -torch.expm1(x)
+
+
+def self_distillation(
+    tokens: Tokens, of: Callable[[Tensor], Tensor], *, mix: Number = 0.5, epsilon: Number = 0.2
+) -> Tensor:
+    """1 - mix + mix clip(e^(sign(A) x), 1 -+ epsilon), x = ref_logp - logp. arXiv:2604.03128."""
+    x = of(tokens.ref_logp - tokens.logp)
+    gain = exp(torch.sign(tokens.advantage) * x)
+    return clamp(gain, 1 - epsilon, 1 + epsilon) * mix + (1 - mix)
+
+
+def k2_gate(tokens: Tokens, of: Callable[[Tensor], Tensor], *, high: Number = 0.5) -> Tensor:
+    """1 where x^2 / 2 <= high, x = old_logp - rollout_logp; else out of the mask. verl's k2."""
+    return _at_most(of(k2(tokens.old_logp - tokens.rollout_logp)), high)
+
+
+def k3_gate(tokens: Tokens, of: Callable[[Tensor], Tensor], *, high: Number = 0.5) -> Tensor:
+    """1 where e^x - 1 - x <= high, x = old_logp - rollout_logp; else out of the mask. verl's k3."""
+    return _at_most(of(k3(tokens.old_logp - tokens.rollout_logp)), high)
+
+
+def tv_gate(tokens: Tokens, of: Callable[[Tensor], Tensor], *, high: Number = 0.2) -> Tensor:
+    """1 where |e^old_logp - e^rollout_logp| <= high, else out of the mask. ROLL, OpenRLHF."""
+    return _at_most(of((exp(tokens.old_logp) - exp(tokens.rollout_logp)).abs()), high)
+
+
+def binary_kl_gate(
+    tokens: Tokens, of: Callable[[Tensor], Tensor], *, high: Number = 0.05
+) -> Tensor:
+    """1 where the binary KL of engine and trainer is at most high, else out of the mask."""
+    return _at_most(of(bernoulli_kl(tokens.rollout_logp, tokens.old_logp)), high)
+
+
+def ratio_tv_gate(tokens: Tokens, of: Callable[[Tensor], Tensor], *, high: Number = 0.2) -> Tensor:
+    """1 where mean |min(e^x, 2) - 1| <= high, else out of the mask. open-instruct."""
+    ratio = exp(tokens.old_logp - tokens.rollout_logp)
+    return _at_most(of((ratio.clamp_max(2) - 1).abs()), high)
+
+
+def _at_most(x: Tensor, high: Number) -> Tensor:
+    return (x <= high).to(x.dtype)
+
+
 class Weight(NamedTuple):
     formula: Callable[..., Tensor]
     reads: tuple[str, ...]  # beside old_logp and advantage
@@ -58,6 +193,20 @@ WEIGHTS = {
     "masked_importance": Weight(masked_importance, ("rollout_logp",)),
     "ratio_gate": Weight(ratio_gate, ("rollout_logp",), leaves=True),
     "tv_mask": Weight(tv_mask, ("logp",)),
+    "kl_mask": Weight(kl_mask, ("logp",)),
+    "tv_band": Weight(tv_band, ("logp",)),
+    "clip_mask": Weight(clip_mask, ("logp",)),
+    "ring_mask": Weight(ring_mask, ("logp",)),
+    "masked_ratio": Weight(masked_ratio, ("logp",)),
+    "vespo": Weight(soft_sequence, ("logp",)),
+    "opsm": Weight(off_policy_mask, ("logp",)),
+    "uncertainty": Weight(uncertainty, ("logp",)),
+    "self_distillation": Weight(self_distillation, ("logp", "ref_logp")),
+    "k2_gate": Weight(k2_gate, ("rollout_logp",), leaves=True),
+    "k3_gate": Weight(k3_gate, ("rollout_logp",), leaves=True),
+    "tv_gate": Weight(tv_gate, ("rollout_logp",), leaves=True),
+    "binary_kl_gate": Weight(binary_kl_gate, ("rollout_logp",), leaves=True),
+    "ratio_tv_gate": Weight(ratio_tv_gate, ("rollout_logp",), leaves=True),
 }
 
 _WEIGHT_LEVELS = ("token", "sequence_mean", "sequence_sum", "sequence_min", "sequence_max")

@@ -1,0 +1,103 @@
+#pragma once
+
+#include <array>
+#include <charconv>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "catalogue.h"
+
+namespace tether {
+
+// A trainer's policy loss under the trainer's own name, with its defaults: a row of the catalogue
+// and what differs from it, options and choices by name. What a trainer clamps for safety alone, a
+// log-ratio at +-20, is not clamped (docs/peers.md says where the numbers then differ).
+struct Setting {
+  std::string_view name;   // of an option or choice; none: the end
+  std::string_view value;  // a number, or one of the choice's names
+};
+struct Dialect {
+  std::string_view name;
+  std::string_view objective;
+  std::array<Setting, 5> settings = {};
+};
+
+// One line each. Read from TRL 1.16.0, verl 0.9.1, OpenRLHF 0.11.2, torchrl 0.14.1 and the sources
+// of slime, prime-rl, NeMo-RL, SkyRL and ROLL. Denominators are the caller's (Normalizer).
+inline constexpr std::array kDialects{
+    Dialect{"trl.grpo", "grpo"},
+    Dialect{"trl.bnpo", "bnpo"},
+    Dialect{"trl.dr_grpo", "dr_grpo"},
+    Dialect{"trl.dapo", "dapo", {{{"epsilon_high", "0.2"}}}},
+    Dialect{"trl.cispo", "cispo"},
+    Dialect{"trl.sapo", "sapo"},
+    Dialect{"trl.vespo", "vespo"},
+    Dialect{"trl.luspo", "grpo", {{{"aggregation", "sequence_mean_token_sum"}}}},
+    Dialect{"trl.rloo", "rloo"},
+    Dialect{"trl.gmpo", "gmpo"},
+    Dialect{"verl.vanilla", "ppo_dual_clip"},
+    Dialect{"verl.gspo",
+            "gspo_token",
+            {{{"epsilon_low", "0.2"}, {"epsilon_high", "0.2"}, {"aggregation", "token_mean"}}}},
+    Dialect{"verl.sapo", "sapo"},
+    Dialect{"verl.gpg", "gpg"},
+    Dialect{"verl.geo_mean", "gmpo", {{{"log_ratio_low", "0.2"}, {"log_ratio_high", "0.2"}}}},
+    Dialect{"verl.dro", "dro"},
+    Dialect{"verl.cispo", "cispo", {{{"ratio_low", "0.8"}, {"ratio_high", "1.2"}}}},
+    Dialect{"verl.dppo_tv", "dppo_tv", {{{"ratio_high", "3"}}}},
+    Dialect{"verl.dppo_kl",
+            "dppo_kl",
+            {{{"ratio_high", "3"}, {"kl_mask.low", "0.2"}, {"kl_mask.high", "0.2"}}}},
+    Dialect{"openrlhf.ppo", "ppo"},
+    Dialect{"openrlhf.gspo", "gspo", {{{"epsilon_low", "0.2"}, {"epsilon_high", "0.2"}}}},
+    Dialect{"slime.grpo", "grpo"},
+    Dialect{"slime.gspo", "gspo", {{{"epsilon_low", "0.2"}, {"epsilon_high", "0.2"}}}},
+    Dialect{"slime.cispo",
+            "cispo",
+            {{{"ratio_low", "0.8"},
+              {"ratio_high", "1.2"},
+              {"aggregation", "sequence_mean_token_mean"}}}},
+    Dialect{"prime_rl.default", "linear", {{{"tv_mask", "token"}}}},
+    Dialect{"prime_rl.ipo", "linear", {{{"tv_band", "token"}}}},
+    Dialect{"nemo_rl.grpo", "ppo"},
+    Dialect{"nemo_rl.gspo", "gspo", {{{"epsilon_low", "0.2"}, {"epsilon_high", "0.2"}}}},
+    Dialect{"nemo_rl.cispo", "cispo", {{{"ratio_low", "0.8"}, {"ratio_high", "1.2"}}}},
+    Dialect{"nemo_rl.reinforce", "reinforce"},
+    Dialect{"torchrl.clip_ppo", "ppo"},
+    Dialect{"torchrl.grpo", "ppo"},
+    Dialect{"torchrl.cispo", "band"},
+    Dialect{"skyrl.rollout_is",
+            "rollout_is",
+            {{{"masked_ratio.low", "0.8"}, {"masked_ratio.high", "1.2"}}}},
+    Dialect{"roll.topr", "topr", {{{"level", "token"}, {"aggregation", "token_mean"}}}},
+    Dialect{"roll.tis", "cispo", {{{"ratio_high", "1"}}}},
+};
+
+// Those of a dialect that are there.
+constexpr std::span<const Setting> settings_of(const Dialect& dialect) {
+  size_t count = 0;
+  while (count < dialect.settings.size() && !dialect.settings[count].name.empty()) ++count;
+  return {dialect.settings.data(), count};
+}
+
+// The objective of the dialect called `name`; an unknown name lists the known ones.
+inline PolicyObjective dialect(std::string_view function, std::string_view name) {
+  std::string known;
+  for (const Dialect& each : kDialects) {
+    detail::append(known, each.name);
+    if (each.name != name) continue;
+    PolicyObjective out = preset(function, each.objective);
+    for (const Setting& setting : settings_of(each)) {
+      double number = 0;
+      const char* end = setting.value.data() + setting.value.size();
+      const bool is_number = std::from_chars(setting.value.data(), end, number).ptr == end;
+      is_number ? set_option(function, out, setting.name, number)
+                : set_choice(function, out, setting.name, setting.value);
+    }
+    return out;
+  }
+  detail::throw_unknown(function, "dialect", known, name);
+}
+
+}  // namespace tether

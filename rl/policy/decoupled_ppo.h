@@ -1,0 +1,21 @@
+#pragma once
+
+#include "importance.h"
+#include "ppo.h"
+
+namespace tether::presets {
+
+// Decoupled PPO: the clip holds the policy near a proximal one, and a weight corrects for the
+// policy that sampled.
+//
+//   loss = -pi_prox / pi_behaviour min(ratio A, clip(ratio) A),   ratio = pi / pi_prox
+//
+// old_logps are the proximal policy's, rollout_logps the behaviour's. Hilton et al. 2022,
+// arXiv:2110.00641. PPO-EWMA has a moving average of the weights as the proximal policy.
+inline PolicyObjective decoupled_ppo(const PpoClip& clip = {}, double weight_high = infinity) {
+  PolicyObjective out = ppo(clip);
+  out.weights = {{TruncatedImportance{.low = 0, .high = weight_high}}};
+  return out;
+}
+
+}  // namespace tether::presets

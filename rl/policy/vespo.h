@@ -1,0 +1,17 @@
+#pragma once
+
+#include "reinforce.h"
+#include "soft_sequence.h"
+
+namespace tether::presets {
+
+// VESPO: REINFORCE of the tokens, weighed by answers, arXiv:2602.10693.
+//
+//   loss = -W A logp,   W of soft_sequence.h
+inline PolicyObjective vespo(const SoftSequenceWeight& weight = {}) {
+  PolicyObjective out = reinforce();
+  out.weights = {{weight}};
+  return out;
+}
+
+}  // namespace tether::presets
