@@ -120,19 +120,20 @@ at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch,
                  const FlatSegments& segments, const at::Tensor& logp,
                  const at::Tensor& level_log_ratio, PenaltyUse use) {
   const bool wide = logp.scalar_type() == at::kDouble;
-  const double bound = wide ? kWeightSaturation<double> : kWeightSaturation<float>;
   const KlPenalty& penalty = objective.kl;
+  const KlWeightBounds bounds = weight_bounds(
+      wide ? kWeightSaturation<double> : kWeightSaturation<float>, penalty.ratio_high);
   const TensorKl estimator{penalty.estimator, "kl_estimator"};
   const TensorKl gradient{penalty.gradient, "kl_gradient"};
   const TensorNumber number{logp}, ref_logp{batch.ref_logp};
   const TensorNumber log_ratio{of_level(penalty.correction) ? level_log_ratio
                                                             : logp - batch.old_logp};
   if (penalty.correction != KlCorrection::level_ratio || !shares_ratio(objective.level)) {
-    return kl_term(estimator, gradient, penalty.correction, number, log_ratio, ref_logp, bound)
+    return kl_term(estimator, gradient, penalty.correction, number, log_ratio, ref_logp, bounds)
         .value;
   }
   const TensorNumber d = ref_logp - stop_gradient(number);
-  const TensorNumber rho = kl_weight(log_ratio, bound);
+  const TensorNumber rho = kl_weight(log_ratio, bounds);
   const at::Tensor n = segments.spread(segments.n);
   const bool is_mean = rule_of(objective.level).is_mean;
   const at::Tensor scale = is_mean ? 1 / at::where(n > 0, n, 1) : at::ones_like(n);
@@ -144,7 +145,8 @@ at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch,
     slope = slope + (scale * sum_of_others(segments, terms)).to(slope.scalar_type());
     return with_gradient_of(value, {slope * logp}).value;
   }
-  const TensorNumber live = exp(with_gradient_of(clamp(log_ratio, -bound, bound), log_ratio));
+  const TensorNumber live =
+      exp(with_gradient_of(clamp(log_ratio, bounds.low, bounds.high), log_ratio));
   const TensorNumber source = live * gradient(ref_logp - number);
   return with_gradient_of(value, {at::where(n == batch.weight, slope * logp, source.value)}).value;
 }

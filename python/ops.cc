@@ -56,57 +56,91 @@ bool check_settings(const Name& function, const Name& name, const std::vector<Na
   });
 }
 
-// {"functions": {name: ...}, "objectives": [...], "weights": [...], "advantages": [...],
-// "links": [...]}, what Python reads once.
-std::vector<std::string> description() {
-  std::string functions, objectives, dialects, weights, advantages, links;
-  const auto add_function = [&]<class Function>() {
-    functions += (functions.empty() ? "" : ", ") + json_of_function<Function>();
+// Adds {"row": [...], options} to a list.
+template <class Options>
+void add_row(std::string& list, std::initializer_list<std::string> row, Options options) {
+  list += list.empty() ? "{\"row\": " : ", {\"row\": ";
+  list += json_list(row) + ", " + json_of_options(options) + "}";
+}
+
+std::string functions_json() {
+  std::string out;
+  const auto add = [&]<class Function>() {
+    out += (out.empty() ? "" : ", ") + json_of_function<Function>();
   };
-  for_each_function(add_function);
-  for_each_row_function(add_function);
+  for_each_function(add);
+  for_each_row_function(add);
+  return out;
+}
+
+std::string objectives_json() {
+  std::string out;
   const auto add = [&](std::string_view family, const auto& rows) {
     for (const auto& row : rows) {
-      const std::string parts =
-          json_list({json_text(family), json_text(row.name), json_text(row.formula),
-                     json_text(row.paper), json_text(row.agreement)});
-      objectives += objectives.empty() ? "{\"row\": " : ", {\"row\": ";
-      objectives += parts + ", " + json_of_options(row.preset()) + "}";
+      add_row(out,
+              {json_text(family), json_text(row.name), json_text(row.formula), json_text(row.paper),
+               json_text(row.agreement)},
+              row.preset());
     }
   };
   add("policy", kCatalogue);
   add("preference", kPreferenceCatalogue);
   add("value", kValueCatalogue);
+  return out;
+}
+
+std::string dialects_json() {
+  std::string out;
   for (const Dialect& each : kDialects) {
     std::string settings;
     for (const Setting& setting : settings_of(each)) {
       settings += (settings.empty() ? "" : ", ") +
                   json_list({json_text(setting.name), json_text(setting.value)});
     }
-    dialects += (dialects.empty() ? "" : ", ") +
-                json_list({json_text(each.name), json_text(each.objective), "[" + settings + "]"});
+    out += (out.empty() ? "" : ", ") +
+           json_list({json_text(each.name), json_text(each.objective), "[" + settings + "]"});
   }
+  return out;
+}
+
+std::string weights_json() {
+  std::string out;
   for_each_weight([&](const auto& row) {
-    weights += weights.empty() ? "{\"row\": " : ", {\"row\": ";
-    weights += json_list({json_text(row.name), json_text(row.formula), json_text(row.paper),
-                          row.defaults.traits.leaves ? "true" : "false",
-                          json_text(level_name(WeightFormula(row.defaults).level()))});
-    weights += ", " + json_of_options(WeightFormula(row.defaults)) + "}";
+    const WeightFormula formula = row.defaults;
+    add_row(out,
+            {json_text(row.name), json_text(row.formula), json_text(row.paper),
+             formula.traits().leaves ? "true" : "false", json_text(level_name(formula.level()))},
+            formula);
   });
-  const auto add_advantage = [&](std::string_view function, const auto& row) {
-    advantages += advantages.empty() ? "{\"row\": " : ", {\"row\": ";
-    advantages += json_list({json_text(function), json_text(row.name), json_text(row.formula),
-                             json_text(row.paper), json_text(row.agreement)});
-    advantages += ", " + json_of_options(row.defaults) + "}";
+  return out;
+}
+
+std::string advantages_json() {
+  std::string out;
+  const auto add = [&](std::string_view function, const auto& row) {
+    add_row(out,
+            {json_text(function), json_text(row.name), json_text(row.formula), json_text(row.paper),
+             json_text(row.agreement)},
+            row.defaults);
   };
-  for_each_recursion([&](const auto& row) { add_advantage(AdvantageFunction::kName, row); });
-  for_each_group_rule([&](const auto& row) { add_advantage(GroupFunction::kName, row); });
+  for_each_recursion([&](const auto& row) { add(AdvantageFunction::kName, row); });
+  for_each_group_rule([&](const auto& row) { add(GroupFunction::kName, row); });
+  return out;
+}
+
+std::string links_json() {
+  std::string out;
   for_each_link([&](const auto& row) {
-    links += (links.empty() ? "{" : ", {") + json_of_options(Link(row.defaults)) + "}";
+    out += (out.empty() ? "{" : ", {") + json_of_options(Link(row.defaults)) + "}";
   });
-  return {"{\"functions\": {" + functions + "}, \"objectives\": [" + objectives +
-          "], \"dialects\": [" + dialects + "], \"weights\": [" + weights + "], \"advantages\": [" +
-          advantages + "], \"links\": [" + links + "]}"};
+  return out;
+}
+
+// {"functions": {name: ...}, "objectives": [...], ...}, what Python reads once.
+std::vector<std::string> description() {
+  return {"{\"functions\": {" + functions_json() + "}, \"objectives\": [" + objectives_json() +
+          "], \"dialects\": [" + dialects_json() + "], \"weights\": [" + weights_json() +
+          "], \"advantages\": [" + advantages_json() + "], \"links\": [" + links_json() + "]}"};
 }
 
 // ---- metrics: the values of to_map of a block, in the order of the names

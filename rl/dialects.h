@@ -60,7 +60,7 @@ inline constexpr std::array kDialects{
               {"aggregation", "sequence_mean_token_mean"}}}},
     Dialect{"prime_rl.default", "linear", {{{"tv_mask", "token"}}}},
     Dialect{"prime_rl.ipo", "linear", {{{"tv_band", "token"}}}},
-    Dialect{"nemo_rl.grpo", "ppo"},
+    Dialect{"nemo_rl.grpo", "ppo", {{{"beta", "0.01"}, {"kl_correction", "on_policy"}}}},
     Dialect{"nemo_rl.gspo", "gspo", {{{"epsilon_low", "0.2"}, {"epsilon_high", "0.2"}}}},
     Dialect{"nemo_rl.cispo", "cispo", {{{"ratio_low", "0.8"}, {"ratio_high", "1.2"}}}},
     Dialect{"nemo_rl.reinforce", "reinforce"},

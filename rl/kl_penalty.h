@@ -1,6 +1,8 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <string>
 #include <string_view>
 
@@ -10,9 +12,16 @@
 
 namespace tether {
 
-enum class KlCorrection { none, ratio, detached_ratio, level_ratio, detached_level_ratio };
-inline constexpr std::array<std::string_view, 5> kKlCorrectionNames{
-    "none", "ratio", "detached_ratio", "level_ratio", "detached_level_ratio"};
+enum class KlCorrection {
+  none,
+  ratio,
+  detached_ratio,
+  level_ratio,
+  detached_level_ratio,
+  on_policy
+};
+inline constexpr std::array<std::string_view, 6> kKlCorrectionNames{
+    "none", "ratio", "detached_ratio", "level_ratio", "detached_level_ratio", "on_policy"};
 
 // Whether the ratio that weighs the penalty is that of the objective's level (rl/level.h).
 TETHER_INLINE constexpr bool of_level(KlCorrection correction) {
@@ -22,7 +31,13 @@ TETHER_INLINE constexpr bool of_level(KlCorrection correction) {
 
 // Whether the gradient flows through the ratio too.
 TETHER_INLINE constexpr bool through_ratio(KlCorrection correction) {
-  return correction == KlCorrection::ratio || correction == KlCorrection::level_ratio;
+  return correction == KlCorrection::ratio || correction == KlCorrection::level_ratio ||
+         correction == KlCorrection::on_policy;
+}
+
+// Whether the ratio is another number than 1.
+TETHER_INLINE constexpr bool weighs(KlCorrection correction) {
+  return correction != KlCorrection::none && correction != KlCorrection::on_policy;
 }
 
 // The penalty that ties the policy to its reference: beta times, for each token,
@@ -30,12 +45,14 @@ TETHER_INLINE constexpr bool through_ratio(KlCorrection correction) {
 //   rho K(d),   d = ref_logp - logp,   rho = 1, or a ratio policy / old policy
 //
 // where the ratio is the token's own, or that of the objective's level: above the level of tokens
-// one number for the segment, as TRL has it for GSPO (use_bias_correction_kl). K is the estimator
+// one number for the segment, as TRL has it for GSPO (use_bias_correction_kl). on_policy takes the
+// samples for the policy's own: rho = e^(logp - sg logp) is 1 and has the gradient of a ratio, as
+// NeMo-RL has it. K is the estimator
 // of KL(policy || reference), a form of estimators/kl/catalogue.h or a user's own; the gradient may
 // be another one's, straight through. What the gradient of rho G(d) is, in expectation over the old
 // policy's samples (with rho = 1: over the policy's own), where rho is the token's own:
 //
-//   gradient \ correction   none                  ratio                 detached_ratio
+//   gradient \ correction   none                  ratio, on_policy      detached_ratio
 //   k1                      0, pure noise         KL(policy || ref)     0, pure noise
 //   k2                      KL(policy || ref)     not of a KL           KL(policy || ref)
 //   k3                      KL(ref || policy)     KL(policy || ref)     KL(ref || policy)
@@ -48,6 +65,7 @@ struct KlPenalty {
   KlForm estimator = K3{};
   KlForm gradient = K3{};
   KlCorrection correction = KlCorrection::none;
+  double ratio_high = infinity;  // a larger rho counts as this; OpenRLHF: 10
   bool allow_biased_gradient = false;
 };
 
@@ -57,22 +75,32 @@ inline constexpr double kWeightSaturation = 100;
 template <>
 inline constexpr double kWeightSaturation<float> = 20;
 
-// The ratio of a log-ratio, as the weight of a penalty: a constant.
-template <class Number>
-TETHER_INLINE auto kl_weight(const Number& log_ratio, double weight_bound) {
-  return stop_gradient(exp(clamp(log_ratio, -weight_bound, weight_bound)));
+// Between which log-ratios it weighs as it is.
+struct KlWeightBounds {
+  double low, high;
+};
+inline KlWeightBounds weight_bounds(double saturation, double ratio_high) {
+  return {-saturation, std::min(saturation, std::log(ratio_high))};
 }
 
-// rho K(d) of one token whose log-ratio is its own, with the gradient of rho G(d). `weight_bound`:
-// kWeightSaturation.
+// The ratio of a log-ratio, as the weight of a penalty: a constant.
+template <class Number>
+TETHER_INLINE auto kl_weight(const Number& log_ratio, const KlWeightBounds& bounds) {
+  return stop_gradient(exp(min(max(log_ratio, bounds.low), bounds.high)));
+}
+
+// rho K(d) of one token whose log-ratio is its own, with the gradient of rho G(d).
 template <class Form, class Source, class Number, class Constant>
 TETHER_INLINE Number kl_term(const Form& estimator, const Source& gradient, KlCorrection correction,
                              const Number& logp, const Number& log_ratio, const Constant& ref_logp,
-                             double weight_bound) {
+                             const KlWeightBounds& bounds) {
   const Number d = ref_logp - logp;
   const Number value = estimator(d);
   if (correction == KlCorrection::none) return with_gradient_of(value, gradient(d));
-  const auto rho = kl_weight(log_ratio, weight_bound);
+  if (correction == KlCorrection::on_policy) {
+    return with_gradient_of(value, kl_score(gradient, stop_gradient(d)) * logp);
+  }
+  const auto rho = kl_weight(log_ratio, bounds);
   if (through_ratio(correction)) {
     const auto slope = rho * kl_score(gradient, stop_gradient(d));
     return with_gradient_of(rho * value, slope * logp);

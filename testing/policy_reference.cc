@@ -66,8 +66,9 @@ Penalty penalty_of(const PolicyObjective& objective, double logp, double old_log
                    double level_log_ratio) {
   const KlPenalty& kl = objective.kl;
   const double log_ratio = of_level(kl.correction) ? level_log_ratio : logp - old_logp;
-  const double rho =
-      kl.correction == KlCorrection::none ? 1 : std::exp(std::clamp(log_ratio, -100.0, 100.0));
+  const double rho = weighs(kl.correction)
+                         ? std::min(std::exp(std::clamp(log_ratio, -100.0, 100.0)), kl.ratio_high)
+                         : 1;
   const Estimate source = estimate(kl.gradient, logp, ref_logp);
   Penalty out{rho * estimate(kl.estimator, logp, ref_logp).value, rho * source.slope, 0};
   if (!through_ratio(kl.correction)) return out;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -218,28 +218,34 @@ def linear_policy_loss(
     bonus = float(call.settings.numbers.get("entropy_coef", 0)) != 0
     rows.settings.choices["entropies"] = "true" if entropies or bonus else "false"
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
-    choices, row = call.settings.choices, objectives()[objective]
-    of_weights = row.weights | {name: choices[name] for name in weights or ()}
-    levels = {choices.get("level", row.choices["level"].default)}
-    levels |= {level for name, level in of_weights.items() if not known_weights()[name].leaves}
-    if levels == {"token"} and has_kernel(hidden) and support is None:
+    of_tokens = _levels(objective, call.settings.choices, weights) == {"token"}
+    if of_tokens and has_kernel(hidden) and support is None:
         return _loss_of_tokens(linear, active, call, rows.settings, chunk)
     made = _linear_token_logps(function, linear, active, rows.settings, chunk, support, chunk_bytes)
+    settings = {"objective": objective, "normalizer": normalizer, "weights": weights}
+    return _loss_of_logps(function, made, bonus, batch, settings | options)
+
+
+def _loss_of_logps(
+    function: str, made: TokenLogps, bonus: bool, batch: dict, settings: dict[str, Any]
+) -> LinearPolicyOutput:
+    """Loss of log-probabilities that are there, with the entropies as a term or as a metric."""
     found = None if made.entropies is None else made.entropies.detach()
+    entropies = made.entropies if bonus else found
 
-    def run_by_logps():
-        return policy_loss(
-            made.logps,
-            objective=objective,
-            entropies=made.entropies if bonus else found,
-            normalizer=normalizer,
-            weights=weights,
-            **batch,
-            **options,
-        )
+    def run():
+        return policy_loss(made.logps, entropies=entropies, **batch, **settings)
 
-    out = in_name_of(function, "policy_loss", run_by_logps)
+    out = in_name_of(function, "policy_loss", run)
     return LinearPolicyOutput(out.loss, out.metrics, made.logps.detach(), found)
+
+
+def _levels(objective: str, choices: dict[str, str], weights: Weights | None) -> set[str]:
+    """At which an objective takes its ratio and its weights."""
+    row = objectives()[objective]
+    of_weights = row.weights | {name: choices[name] for name in weights or ()}
+    staying = {level for name, level in of_weights.items() if not known_weights()[name].leaves}
+    return staying | {choices.get("level", row.choices["level"].default)}
 
 
 def _loss_of_tokens(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,27 @@ class TokenLogps(NamedTuple):
     sum_of_squared_p: Tensor | None = None  # sum_v p_v^2
     mean_logits: Tensor | None = None  # of x, over the columns above -inf
     target_is_largest: Tensor | None = None  # bool: no other id is more probable
+
+
+def _logps_of_support(
+    logits: Tensor, targets: Tensor, support: Support, *, ignore_index: int, **options: Any
+) -> TokenLogps:
+    support = checked_support("token_logps", support, targets, logits.shape[-1], ignore_index)
+    others = targets.masked_fill(~support.whole, ignore_index)
+    return of_support(
+        support,
+        support.gather(logits),
+        options,
+        lambda: token_logps(logits, others, ignore_index=ignore_index, **options),
+    )
+
+
+def _logps_by_torch(
+    logits: Tensor, targets: Tensor, *, entropies: bool, statistics: bool, **rows: Any
+) -> TokenLogps:
+    logps, found = reference.token_logps(logits, targets, **rows)[:2]
+    further = reference.token_statistics(logits, targets, **rows) if statistics else ()
+    return TokenLogps(logps, found if entropies else None, *further)
 
 
 def of_support(support: Support, kept: Tensor, options: dict, of_whole: Callable) -> TokenLogps:
@@ -116,23 +137,13 @@ def token_logps(
         {**rows, "entropies": entropies, "statistics": statistics},
     )
     targets = call.tensors["targets"].to(torch.int64).contiguous()
-    if support is not None:
-        for name, each in (("gradient_buffer", gradient_buffer), ("shard", shard)):
-            if each is not None:
-                raise ValueError(f"{function}: {name} must be None with a support, got one")
-        support = checked_support(function, support, targets, logits.shape[-1], ignore_index)
-        options = {**rows, "entropies": entropies, "statistics": statistics}
-        kept = support.gather(logits)
-        others = targets.masked_fill(~support.whole, ignore_index)
-        return of_support(support, kept, options, lambda: token_logps(logits, others, **options))
-    if not has_kernel(logits):
-        if gradient_buffer is not None:
-            raise ValueError(f"{function}: gradient_buffer must be None for logits on a device")
-        if shard is not None:
-            raise ValueError(f"{function}: shard must be None for logits on a device")
-        out = reference.token_logps(logits, targets, **rows)
-        further = reference.token_statistics(logits, targets, **rows) if statistics else ()
-        return TokenLogps(out[0], out[1] if entropies else None, *further)
+    if support is not None or not has_kernel(logits):
+        where = "with a support, got one" if support is not None else "for logits on a device"
+        _check_none(function, where, gradient_buffer=gradient_buffer, shard=shard)
+        wanted = {"entropies": entropies, "statistics": statistics}
+        if support is not None:
+            return _logps_of_support(logits, targets, support, **rows, **wanted)
+        return _logps_by_torch(logits, targets, **rows, **wanted)
     check_no_tangents(function, logits=logits)
     if gradient_buffer is not None:
         _check_buffer(f"{function}: gradient_buffer", gradient_buffer, logits)
@@ -185,6 +196,12 @@ def categorical_kl(
 
 
 # ---- checks --------------------------------------------------------------------------------------
+
+
+def _check_none(function: str, where: str, **given: Any) -> None:
+    for name, each in given.items():
+        if each is not None:
+            raise ValueError(f"{function}: {name} must be None {where}")
 
 
 def _check_buffer(where: str, buffer: Tensor, logits: Tensor) -> None:

@@ -157,7 +157,8 @@ def policy_loss(
                      see them. One that leaves changes response_mask instead, before everything
     options          of the objective, as epsilon_low=0.1 (see Normalizer for tensors), and its
                      choices, as aggregation="token_mean", level="sequence_mean" or "turn_mean",
-                     kl_estimator="k3", kl_gradient="k2", kl_correction="ratio"
+                     kl_estimator="k3", kl_gradient="k2", kl_correction="ratio",
+                     kl_ratio_high=10.0
 
     On the CPU: a fused kernel, the same bits for any number of threads. On other devices:
     `tether.reference`, at torch's speed, where weights and counts are taken as they are. Raises

@@ -13,11 +13,11 @@ namespace tether {
 
 // Weighs K and its derivative by the token's own ratio.
 template <class T>
-TETHER_CLONES void weigh_by_own_ratio(T bound, TokenBlock<T>& block) {
+TETHER_CLONES void weigh_by_own_ratio(T lowest, T highest, TokenBlock<T>& block) {
   const int size = block.size / kLanes * kLanes;
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
-    const T rho = math::exp(block.logp[i] - block.old_logp[i], -bound, bound);
+    const T rho = math::exp(block.logp[i] - block.old_logp[i], lowest, highest);
     block.kl[i] *= rho;
     block.dkl[i] *= rho;
   }
@@ -77,8 +77,9 @@ void fill_penalty(const KlPenalty& penalty, RatioLevel level, TokenBlock<T>& blo
   if (of_segment) {
     weigh(block.kl_weight, block.size, block.kl);
     weigh(block.kl_weight, block.size, block.dkl);
-  } else if (penalty.correction != KlCorrection::none) {
-    weigh_by_own_ratio(T(kWeightSaturation<T>), block);
+  } else if (weighs(penalty.correction)) {
+    const KlWeightBounds bounds = weight_bounds(kWeightSaturation<T>, penalty.ratio_high);
+    weigh_by_own_ratio(T(bounds.low), T(bounds.high), block);
   }
 }
 

@@ -156,8 +156,7 @@ void find_segments(const Call& call, int64_t row, double n, TokenBlock<T>& block
   }
   for (RatioSegment<T>& each : segments) {
     const double scale = level_scale(call.level(), each.n);
-    each.shared.set(scale * each.logp, scale * each.log_ratio, each.n,
-                    of_level(call.objective.kl.correction));
+    each.shared.set(scale * each.logp, scale * each.log_ratio, each.n, call.objective.kl);
   }
 }
 

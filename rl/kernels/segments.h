@@ -37,7 +37,7 @@ struct SharedRatio {
   T kl_weight;  // of a penalty that the ratio weighs
 
   // In place: a copy of what was just written waits for it.
-  void set(double mean_logp, double mean_log_ratio, double n, bool weighs_penalty) {
+  void set(double mean_logp, double mean_log_ratio, double n, const KlPenalty& penalty) {
     const T bound = kSaturation<T>;
     logp = narrow<T>(mean_logp);
     log_ratio = narrow(mean_log_ratio, Largest<T>::kLogp);
@@ -45,8 +45,9 @@ struct SharedRatio {
     ratio = both.exp;
     ratio_k3 = both.expm1_minus;
     share = narrow<T>(n > 0 ? 1 / n : 1);
-    if (!weighs_penalty) return;
-    kl_weight = tether::kl_weight(Constant<T>{log_ratio}, kWeightSaturation<T>).value;
+    if (!of_level(penalty.correction)) return;
+    const KlWeightBounds bounds = weight_bounds(kWeightSaturation<T>, penalty.ratio_high);
+    kl_weight = tether::kl_weight(Constant<T>{log_ratio}, bounds).value;
   }
 };
 

@@ -198,22 +198,28 @@ def log_ratios(row, frozen, level, clip=None):
     return [mp.fsum(own) / (1 if level == "sequence_sum" else len(row))] * len(row)
 
 
-def penalty_weights(row, frozen, level, correction):
+def penalty_weights(row, frozen, level, correction, ratio_high):
     """rho of each token: 1, its own ratio, or that of the level."""
     if correction == "none":
         return [mpf(1)] * len(row)
+    if correction == "on_policy":
+        pairs = zip(row, frozen, strict=True)
+        return [mp.exp(token["own_logp"] - held["own_logp"]) for token, held in pairs]
     ratios = log_ratios(row, frozen, level if "level" in correction else "token")
-    return [mp.exp(each) for each in ratios]
+    return [min(mp.exp(each), mpf(ratio_high)) for each in ratios]
 
 
-def row_penalties(row, frozen, level, estimator="k3", gradient="k3", correction="none"):
+def row_penalties(
+    row, frozen, level, estimator="k3", gradient="k3", correction="none", ratio_high=1e300
+):
     """rho K of each token, and the derivative of the row's sum of rho G by its logp."""
-    rho = penalty_weights(frozen if "detached" in correction else row, frozen, level, correction)
+    moves = frozen if "detached" in correction else row
+    rho = penalty_weights(moves, frozen, level, correction, ratio_high)
     d = [token["ref_logp"] - token["own_logp"] for token in row]
     values = [r * KL[estimator](each)[0] for r, each in zip(rho, d, strict=True)]
     sources = [r * KL[gradient](each)[0] for r, each in zip(rho, d, strict=True)]
     slopes = [r * KL[gradient](each)[1] for r, each in zip(rho, d, strict=True)]
-    if correction in ("ratio", "level_ratio"):
+    if correction in ("ratio", "level_ratio", "on_policy"):
         through = sources
         if correction == "level_ratio" and level in ("sequence_mean", "sequence_sum"):
             over = 1 if level == "sequence_sum" else len(row)
@@ -496,7 +502,7 @@ def batch(name, row, lengths=(5, 0, 1, 7, 3), columns=7, beta=0, mode=None, cons
     options, level = changes.get("options", preset.options), changes.get("level", preset.level)
     mode, kl = mode or preset.aggregation, changes.get("kl", {})
     choices = {"aggregation": mode, "level": level}
-    choices |= {f"kl_{key}": value for key, value in kl.items()}
+    choices |= {f"kl_{key}": value for key, value in kl.items() if key != "ratio_high"}
     if kl:
         choices["allow_biased_gradient"] = "true"
     options_of_weights = {}
@@ -525,6 +531,8 @@ def batch(name, row, lengths=(5, 0, 1, 7, 3), columns=7, beta=0, mode=None, cons
     objective = Objective(preset.formula, options, level, beta, kl, weights, clip)
     if clip is not None:
         options = options | {"log_ratio_low": clip, "log_ratio_high": clip}
+    if "ratio_high" in kl:
+        options = options | {"kl_ratio_high": kl["ratio_high"]}
     loss, dlogps = solved(rows, lengths, objective, mode, constant)
     arrays = {
         array: [float(token[key]) for row in rows for token in row]
@@ -604,11 +612,15 @@ def penalty_batches():
     def kl_of(estimator, gradient, correction):
         return {"estimator": estimator, "gradient": gradient, "correction": correction}
 
-    for correction in ("none", "ratio", "detached_ratio"):
+    for correction in ("none", "ratio", "detached_ratio", "on_policy"):
         for estimator in KL:
             for gradient in KL:
                 kl = kl_of(estimator, gradient, correction)
                 yield penalised(correction, (4, 2), "token", kl)
+    for correction in ("detached_ratio", "detached_level_ratio"):
+        for level in LEVELS:
+            kl = kl_of("k1", "k2", correction) | {"ratio_high": 1.0625}
+            yield penalised(f"{correction} at most 1.0625, {level}", (4, 0, 1, 3), level, kl)
     for correction in ("level_ratio", "detached_level_ratio"):
         for level in LEVELS:
             for estimator, gradient in (("k3", "k3"), ("k1", "k2"), ("k2", "k1")):

@@ -10,8 +10,8 @@ import torch
 from batches import LEVELS, packed, padded_batch
 
 KNOWN = (
-    "epsilon_low, epsilon_high, dual_clip, log_ratio_low, log_ratio_high, beta, entropy_coef, "
-    "constant"
+    "epsilon_low, epsilon_high, dual_clip, log_ratio_low, log_ratio_high, beta, "
+    "kl_ratio_high, entropy_coef, constant"
 )
 OBJECTIVES = ", ".join(batches.OBJECTIVES)
 PAIRS = ", ".join(tether.objectives("preference"))
@@ -403,7 +403,7 @@ NUMBERS_IN_TENSORS = {
         X, X, ROWS, world_size=None
     ),
     "policy_loss: option must be one of epsilon_low, epsilon_high, dual_clip, log_ratio_low, "
-    "log_ratio_high, beta, entropy_coef, "
+    "log_ratio_high, beta, kl_ratio_high, entropy_coef, "
     'constant, got "beta_"': lambda: tether.policy_loss(X, ADVANTAGES, ROWS, beta_=0.1),
     "policy_loss: offsets must be a tensor, got str": lambda: tether.policy_loss(
         X, ADVANTAGES, ROWS, offsets="x"

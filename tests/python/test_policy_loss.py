@@ -81,6 +81,7 @@ def test_every_option_reaches_the_formula(objective):
         "log_ratio_low": 0.21,
         "log_ratio_high": 0.33,
         "beta": 0.7,
+        "kl_ratio_high": 1.1,
         "entropy_coef": 0.3,
         "constant": 6,
     }
@@ -514,7 +515,7 @@ def test_catalogue_and_reference_have_the_same_rows():
     assert tuple(rows) == OBJECTIVES
     for name, objective in tether.objectives().items():
         row = rows[name]
-        shared = {"beta": row.beta, "entropy_coef": 0, "constant": 1}
+        shared = {"beta": row.beta, "kl_ratio_high": math.inf, "entropy_coef": 0, "constant": 1}
         defaults = dict.fromkeys(("log_ratio_low", "log_ratio_high"), row.log_ratio_clip)
         defaults |= row.surrogate_options | shared
         found = {each: option.default for each, option in objective.options.items()}
@@ -543,13 +544,14 @@ def test_ranges_in_words():
         "log_ratio_low": "at least 0",
         "log_ratio_high": "at least 0",
         "beta": "at least 0 and finite",
+        "kl_ratio_high": "greater than 0",
         "entropy_coef": "at least 0 and finite",
         "constant": "greater than 0 and finite",
     }
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "abs"])
-@pytest.mark.parametrize("correction", ["none", "ratio", "detached_ratio"])
+@pytest.mark.parametrize("correction", ["none", "ratio", "detached_ratio", "on_policy"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_choice_equals_reference(estimator, correction, level):
     batch = padded_batch(spread=0.4)
@@ -565,6 +567,21 @@ def test_every_choice_equals_reference(estimator, correction, level):
         }
         plain = settings | {"allow_biased_gradient": "true"}
         assert_close(evaluated(batch, **settings), referenced(batch, **plain), 1e-12)
+
+
+@pytest.mark.parametrize("correction", ["ratio", "detached_ratio", "level_ratio"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_bound_of_the_penaltys_ratio_equals_reference(correction, level):
+    batch = padded_batch(spread=0.4)
+    settings = {"objective": "grpo", "beta": 0.5, "level": level, "kl_correction": correction}
+    unbounded = evaluated(batch, **settings).loss
+    for high in (1.05, torch.tensor(1.05, dtype=torch.float64)):
+        bounded = settings | {"kl_ratio_high": high}
+        out = evaluated(batch, **bounded)
+        assert_close(out, referenced(batch, **bounded), 1e-12)
+        assert out.loss != unbounded
+    each = tether.policy_token_losses(**batch, **settings, kl_ratio_high=1.05)
+    assert each.isfinite().all()
 
 
 def test_entropies_get_a_gradient():

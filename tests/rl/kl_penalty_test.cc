@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <tuple>
@@ -133,7 +134,7 @@ template <class T>
 void expect_own_form() {
   for (const KlCorrection correction :
        {KlCorrection::none, KlCorrection::ratio, KlCorrection::detached_ratio,
-        KlCorrection::level_ratio, KlCorrection::detached_level_ratio}) {
+        KlCorrection::level_ratio, KlCorrection::detached_level_ratio, KlCorrection::on_policy}) {
     for (const RatioLevel level : {RatioLevel::token, RatioLevel::sequence_mean,
                                    RatioLevel::sequence_token, RatioLevel::sequence_sum}) {
       Batch<T> batch = random_batch<T>(3, 37);
@@ -151,6 +152,32 @@ void expect_own_form() {
 }
 TEST(KlPenalty, OfAUsersOwnFormInFloat) { expect_own_form<float>(); }
 TEST(KlPenalty, OfAUsersOwnFormInDouble) { expect_own_form<double>(); }
+
+// d = ref_logp - logp is 1, u = logp - old_logp is log 2. NeMo-RL: value k3, slope -d.
+TEST(KlPenalty, OnPolicyHasTheValueWithoutARatioAndTheGradientOfOne) {
+  Batch<double> batch(1, 1);
+  batch.mask = {1};
+  batch.logps = {-2};
+  batch.old_logps = {-2 - std::log(2)};
+  batch.ref_logps = {-1};
+  EXPECT_DOUBLE_EQ(batch.run(penalty_alone(K3{}, KlCorrection::on_policy)).loss, std::exp(1) - 2);
+  EXPECT_DOUBLE_EQ(batch.dlogps[0], -1);
+}
+
+TEST(KlPenalty, ALargerRatioCountsAsItsBound) {
+  Batch<double> batch(1, 1);
+  batch.mask = {1};
+  batch.logps = {-2};
+  batch.old_logps = {-2 - std::log(2)};
+  batch.ref_logps = {-1};
+  PolicyObjective objective = penalty_alone(K2{}, KlCorrection::detached_ratio);
+  for (const double high : {infinity, 3.0, 1.5, 0.5}) {
+    objective.kl.ratio_high = high;
+    const double rho = std::min(2.0, high);
+    EXPECT_DOUBLE_EQ(batch.run(objective).loss, rho / 2) << high;
+    EXPECT_DOUBLE_EQ(batch.dlogps[0], -rho) << high;
+  }
+}
 
 TEST(KlPenalty, AUsersValueGoesWithAKnownGradient) {
   Batch<double> batch = random_batch<double>(3, 37);

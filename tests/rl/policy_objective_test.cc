@@ -29,6 +29,7 @@ TEST(PolicyObjective, ListsItsOptionsByName) {
                                            {"log_ratio_low", infinity},
                                            {"log_ratio_high", infinity},
                                            {"beta", 0},
+                                           {"kl_ratio_high", infinity},
                                            {"entropy_coef", 0},
                                            {"constant", 1}}));
 }
@@ -45,7 +46,7 @@ TEST(PolicyObjective, BadOptionsGetOneClearError) {
   PolicyObjective objective = presets::ppo();
   EXPECT_EQ(message([&] { set_option("policy_loss", objective, "epsilon", 0.2); }),
             "policy_loss: option must be one of epsilon_low, epsilon_high, dual_clip, "
-            "log_ratio_low, log_ratio_high, beta, entropy_coef, "
+            "log_ratio_low, log_ratio_high, beta, kl_ratio_high, entropy_coef, "
             "constant, got \"epsilon\"");
   EXPECT_EQ(message([&] { set_option("policy_loss", objective, "epsilon_low", 1.2); }),
             "policy_loss: epsilon_low must be in [0, 1], got 1.2");
@@ -127,8 +128,9 @@ TEST(PolicyObjective, BiasedGradientsOfThePenaltyAreRefusedUnlessAllowed) {
       PolicyObjective objective = presets::grpo(0.04);
       objective.kl.gradient = gradient;
       objective.kl.correction = correction;
-      const bool through =
-          correction == KlCorrection::ratio || correction == KlCorrection::level_ratio;
+      const bool through = correction == KlCorrection::ratio ||
+                           correction == KlCorrection::level_ratio ||
+                           correction == KlCorrection::on_policy;
       const bool biased =
           gradient == KlForm(KlAbs{}) || gradient == (through ? KlForm(K2{}) : KlForm(K1{}));
       EXPECT_EQ(message([&] { check_objective("f", objective); }) != "no error", biased);

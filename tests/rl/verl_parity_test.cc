@@ -43,7 +43,7 @@ Dual<double> penalty(const Kind& kind, double logp, double ref_logp) {
     for_each_kl_form([&](const auto& gradient) {
       if (estimator.name != kind.estimator || gradient.name != kind.gradient) return;
       out = kl_term(estimator.defaults, gradient.defaults, KlCorrection::none, number, number,
-                    Constant<double>{ref_logp}, kWeightSaturation<double>);
+                    Constant<double>{ref_logp}, weight_bounds(kWeightSaturation<double>, infinity));
     });
   });
   return out;

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from tether.reference.numbers import saturate, with_gradient_of
+from tether.reference.numbers import Number, minimum, saturate, with_gradient_of
 from tether.reference.rows import SharedRatio
 
 # x ~ sampled, log_ratio = log other(x) - log sampled(x), of KL(sampled || other).
@@ -44,7 +46,7 @@ _KL = {
     "abs": (torch.abs, lambda d: d.abs() - d.sign()),
 }
 
-KL_CHOICES = ("kl_estimator", "kl_gradient", "kl_correction")
+KL_SETTINGS = ("kl_estimator", "kl_gradient", "kl_correction", "kl_ratio_high")
 
 
 def kl_term(
@@ -57,13 +59,15 @@ def kl_term(
     kl_estimator: str = "k3",
     kl_gradient: str = "k3",
     kl_correction: str = "none",
+    kl_ratio_high: Number = math.inf,
 ) -> Tensor:
     """rho K(ref_logp - logp) with the gradient of rho G(ref_logp - logp).
 
     rho = policy / old policy with kl_correction "ratio" (DeepSeek-V3.2, arXiv:2512.02556, eq. 7),
     1 with "none" (GRPO, arXiv:2402.03300, eq. 4); of the log-ratio that the surrogate sees with
     "level_ratio" (TRL's use_bias_correction_kl); its value alone with "detached_...". A ratio
-    beyond e^20 (float64: e^100) weighs as this one.
+    beyond kl_ratio_high, or e^20 (float64: e^100), weighs as this one. With "on_policy" the samples
+    count as the policy's own: rho = e^(logp - sg logp) = 1, with its gradient.
 
     The derivative of rho G by logp is rho (G + dG / dlogp), of k3 exactly -rho d: by that closed
     form, as the sum would cancel. Where a segment shares its log-ratio, each token gets its part.
@@ -72,9 +76,12 @@ def kl_term(
     value, source = (_KL[each][0](d) for each in (kl_estimator, kl_gradient))
     if kl_correction == "none":
         return with_gradient_of(value, source)
+    if kl_correction == "on_policy":
+        return with_gradient_of(value, _KL[kl_gradient][1](d.detach()) * logp)
     log_ratio = level_log_ratio if "level" in kl_correction else logp - old_logp
     bound = 100.0 if logp.dtype == torch.float64 else 20.0
-    rho = torch.exp(log_ratio.detach().clamp(-bound, bound))
+    weighed = minimum(log_ratio.detach().clamp(-bound, bound), _log(kl_ratio_high, log_ratio))
+    rho = torch.exp(weighed)
     if kl_correction.startswith("detached"):
         return with_gradient_of(rho * value, rho * source)
     slope = rho * _KL[kl_gradient][1](d.detach())
@@ -85,11 +92,15 @@ def kl_term(
             slope = slope + (shared.of_others(own) + own * share)
         else:  # each token's own upstream gradient: by the product rule, where it does not cancel
             slope = slope + own * share
-            live = torch.exp(with_gradient_of(log_ratio.detach().clamp(-bound, bound), log_ratio))
+            live = torch.exp(with_gradient_of(weighed, log_ratio))
             return with_gradient_of(
                 rho * value, torch.where(shared.is_alone, slope * logp, live * source)
             )
     return with_gradient_of(rho * value, slope * logp)
+
+
+def _log(value: Number, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).log()
 
 
 def kl_report(

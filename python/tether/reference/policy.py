@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tether._checks import savable
-from tether.reference.kl import KL_CHOICES, k1, k3, kl_term
+from tether.reference.kl import KL_SETTINGS, k1, k3, kl_term
 from tether.reference.numbers import Number, bounded, exp, spoil_of, wide_dtype
 from tether.reference.objectives import OBJECTIVES
 from tether.reference.rows import (
@@ -151,7 +151,7 @@ def _terms(
     row = OBJECTIVES[objective]
     beta = row.beta if beta is None else beta
     options = (row.weights or {}) | options
-    kl_choices = {name: options.pop(name) for name in KL_CHOICES if name in options}
+    kl_settings = {name: savable(options.pop(name)) for name in KL_SETTINGS if name in options}
     given = {"logps": logps, "old_logps": old_logps, "ref_logps": ref_logps}
     weights = chosen_weights(options, **given, rollout_logps=rollout_logps)
     rows = Rows.of("policy_loss", "logps", logps, offsets)
@@ -169,7 +169,7 @@ def _terms(
     if penalised:
         shared = SharedRatio.of(segments, tokens.weight, segment_n, level, is_aggregated)
         each = (tokens.logp, tokens.old_logp, tokens.ref_logp)
-        kl = bounded(kl_term(*each, level_log_ratio=log_ratio, shared=shared, **kl_choices))
+        kl = bounded(kl_term(*each, level_log_ratio=log_ratio, shared=shared, **kl_settings))
     entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, entropies)
     weight = product_of_weights(rows, tokens, n, [each for each in weights if not each[0].leaves])
     sound = _sound(tokens, weight, log_ratio, loss, kl, penalised)

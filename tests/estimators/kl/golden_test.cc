@@ -96,7 +96,7 @@ void check_categorical(Golden& golden) {
     const auto penalty = [&](const auto& form, KlCorrection correction) {
       return logit_gradient(q, p, [&](double log_q, double log_p) {
         return kl_term(form, form, correction, Dual<double>{log_q, 1}, Dual<double>{0, 1},
-                       Constant<double>{log_p}, kWeightSaturation<double>)
+                       Constant<double>{log_p}, weight_bounds(kWeightSaturation<double>, infinity))
             .grad;
       });
     };
