@@ -157,12 +157,14 @@ at::Tensor RlTrainer::loss(const MicroBatch& batch, const Minibatch& minibatch,
     result.preference.merge(output.metrics.to_host());
     return output.loss;
   }
+  const bool sampled_by_it = !batch.old_logps.defined();
   const tether::LossOutput output =
       tether::policy_loss({.logps = logps,
                            .advantages = batch.advantages,
                            .response_mask = batch.response_mask,
                            .old_logps = batch.old_logps,
                            .ref_logps = batch.ref_logps,
+                           .rollout_logps = sampled_by_it ? logps.detach() : batch.old_logps,
                            .offsets = batch.offsets},
                           options_.objective.policy, minibatch.counts);
   result.metrics.merge(output.metrics.to_host());

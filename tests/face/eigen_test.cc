@@ -19,7 +19,7 @@ using Mask = Eigen::Array<bool, Eigen::Dynamic, Eigen::Dynamic>;
 constexpr int kRows = 4, kColumns = 6;
 
 struct Data {
-  ArrayXXd logps, old_logps, ref_logps, entropies, advantages;
+  ArrayXXd logps, old_logps, ref_logps, entropies, advantages, rollout_logps;
   Mask mask;
 
   Data() : mask(kRows, kColumns) {
@@ -30,6 +30,7 @@ struct Data {
     ref_logps = logps + 0.3 * random();
     entropies = 1 + random();
     advantages = random();
+    rollout_logps = logps + 0.3 * random();
     for (int i = 0; i < kRows; ++i) {
       for (int j = 0; j < kColumns; ++j) {
         mask(i, j) = (i + 2 * j) % 5 != 0;
@@ -43,7 +44,8 @@ struct Data {
             .response_mask = mask,
             .old_logps = old_logps,
             .ref_logps = ref_logps,
-            .entropies = entropies};
+            .entropies = entropies,
+            .rollout_logps = rollout_logps};
   }
 };
 

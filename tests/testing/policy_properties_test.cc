@@ -38,7 +38,7 @@ TEST_P(PolicyCatalogue, AnyDevicePathKeepsTheSamePromisesUpToRounding) {
   traits.bitwise = false;
   // torch adds the tokens of a row one after the other.
   if (objective.level == RatioLevel::sequence_sum) traits.tolerance *= 8;
-  expect_good(objective, detail::policy_loss_any_device, traits, {.batches = 3});
+  expect_good(objective, detail::policy_loss_any_device, traits, {.batches = 1});
 }
 
 TEST_P(PolicyCatalogue, TheTraitsOfItsFormulaAreNoExcuse) {
@@ -87,6 +87,8 @@ TEST_P(WeightLevels, KeepEveryPromise) {
     PolicyTraits traits = traits_of(objective);
     // A sum beyond 100, as a float, is known to 4e-6, and so is its exponential.
     if (GetParam() == WeightLevel::sequence_sum) traits.tolerance *= 8;
+    // Beyond e^-60 a float's exponential is that.
+    if (row.name == "uncertainty") traits.dtypes = {at::kDouble};
     expect_good(objective, policy_loss, traits, {.batches = 1});
   });
 }
