@@ -78,13 +78,14 @@ __global__ void value_loss(Formula formula, Columns columns) {
 }
 
 template <class Form, int N>
-__global__ void kl_form(Form form, KlCorrection correction, double lambda, Columns columns) {
+__global__ void kl_form(Form form, KlCorrection correction, KlWeightBounds bounds, double lambda,
+                        Columns columns) {
   const int i = index();
   const Dual<float, N> log_ratio = columns.number<N>(0, i);
   columns.store(0, i, k_lambda(log_ratio, lambda));
   columns.store(3, i,
                 kl_term(form, form, correction, columns.number<N>(1, i), log_ratio,
-                        columns.number<0>(2, i), kWeightSaturation<float>));
+                        columns.number<0>(2, i), bounds));
 }
 
 // The functions of core/number.h that no formula calls.
@@ -112,7 +113,8 @@ void instantiate(const Columns& columns) {
   for_each_value_formula(
       [&](auto formula) { value_loss<decltype(formula), N><<<1, 1>>>(formula, columns); });
   for_each_kl_form([&]<class Form>(const FormulaRow<Form>& row) {
-    kl_form<Form, N><<<1, 1>>>(row.defaults, KlCorrection::ratio, 0.5, columns);
+    kl_form<Form, N><<<1, 1>>>(row.defaults, KlCorrection::ratio,
+                               weight_bounds(kWeightSaturation<float>, 10), 0.5, columns);
   });
   functions<N><<<1, 1>>>(columns);
 }

@@ -102,11 +102,13 @@ TEST_P(WeightLevels, TogetherKeepEveryPromiseOnAnyDevice) {
     }
     objectives.back().weights.push_back({row.defaults, GetParam()});
   });
-  for (const PolicyObjective& objective : objectives) {
-    PolicyTraits traits = traits_of(objective);
-    expect_good(objective, policy_loss, traits, {.batches = 1});
+  for (size_t i = 0; i < objectives.size(); ++i) {
+    PolicyTraits traits = traits_of(objectives[i]);
+    expect_good(objectives[i], policy_loss, traits, {.batches = 1});
+    // At torch's speed: some of them at each level.
+    if (i != static_cast<size_t>(GetParam()) % objectives.size()) continue;
     traits.bitwise = false;
-    expect_good(objective, detail::policy_loss_any_device, traits, {.batches = 1});
+    expect_good(objectives[i], detail::policy_loss_any_device, traits, {.batches = 1});
   }
 }
 
