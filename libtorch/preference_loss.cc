@@ -284,8 +284,7 @@ detail::FusedResult compute_on_tensors(const PreferenceBatch& batch,
   return out;
 }
 
-// ---- the function
-// ---------------------------------------------------------------------------------
+// ---- the function -------------------------------------------------------------------------------
 
 PreferenceOutput run(const PreferenceBatch& unchecked, const PreferenceObjective& objective,
                      const PairNormalizer& normalizer, PreferenceLoss::Compute compute) {

@@ -7,7 +7,6 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/nonzero.h>
-#include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -22,6 +21,7 @@
 #include <vector>
 
 #include "libtorch/arrays.h"
+#include "libtorch/flat_batch.h"
 #include "libtorch/linear_checks.h"
 #include "libtorch/linear_token_logps.h"
 #include "libtorch/stored_gradient.h"
@@ -45,14 +45,10 @@ constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
 void check_ids(std::string_view name, const at::Tensor& ids, const at::Tensor& targets) {
   const std::string where = named(kName, name);
+  const face::Like<at::Tensor> like{"targets", targets, Shape::tokens, false, 0};
   require(ids.defined(), [&] { return where + " must be given, got none"; });
-  const at::ScalarType type = ids.scalar_type();
-  require_type(type == at::kInt || type == at::kLong,
-               [&] { return where + " must be int32 or int64, got " + detail::dtype_text(type); });
-  require(ids.device() == targets.device(), [&] {
-    return where + " must be on " + targets.device().str() + " like targets, got " +
-           ids.device().str();
-  });
+  face::check_kind(where, name, Kind::ids, ids, like);
+  face::check_device(where, ids, like);
 }
 
 // [..., K] of ids that lie one token after the other.
@@ -82,7 +78,7 @@ at::Tensor padded(const at::Tensor& targets, const at::Tensor& token_ids,
   });
   const int64_t longest = count > 0 ? sizes.max().item<int64_t>() : 0;
   const at::TensorOptions as = begin.options();
-  const at::Tensor row = at::repeat_interleave(at::arange(count, as), sizes);
+  const at::Tensor row = detail::row_of_tokens(token_ids, offsets, count);
   const at::Tensor column = at::arange(last, as) - begin.index_select(0, row);
   const at::Tensor out = at::full({count * longest}, kAbsent, as);
   out.index_copy_(0, row * longest + column, token_ids.to(at::kLong));

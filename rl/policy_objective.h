@@ -36,6 +36,12 @@ struct PolicyObjective {
   Aggregation aggregation = {};
 };
 
+// The objective with one weight more, at the level that it is meant for.
+inline PolicyObjective weighed(PolicyObjective objective, const WeightFormula& weight) {
+  objective.weights.emplace_back(weight);
+  return objective;
+}
+
 // visit(name, value, range) for every number of the objective, the surrogate's first. Those of a
 // form of the penalty are called kl_estimator.NAME and kl_gradient.NAME, those of a weight by its
 // name in the catalogue.

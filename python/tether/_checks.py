@@ -40,6 +40,12 @@ def check_given(where: str, tensor: Tensor | None) -> None:
         raise TypeError(f"{where} must be a dense tensor, got {got}")
 
 
+def check_ids(where: str, tensor: Tensor | None) -> None:
+    check_given(where, tensor)
+    if tensor.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{where} must be int32 or int64, got {dtype_text(tensor.dtype)}")
+
+
 def check_floating(where: str, tensor: Tensor) -> None:
     if tensor.dtype not in FLOATING:
         raise TypeError(

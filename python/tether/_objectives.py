@@ -20,7 +20,7 @@ class Objective(NamedTuple):
     agreement: str  # who computes the same in the tests
     options: dict[str, Option]
     choices: dict[str, Choice]
-    weights: dict[str, str] = {}  # noqa: RUF012  # its own weights of tokens, with their levels
+    weights: dict[str, str]  # its own weights of tokens, with their levels
 
 
 class Weight(NamedTuple):

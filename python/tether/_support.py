@@ -9,17 +9,16 @@ from torch import Tensor
 
 from tether._checks import (
     check_device,
-    check_given,
+    check_ids,
     check_integers,
     check_offset_values,
-    dtype_text,
     savable,
     shape_text,
 )
 from tether._ops import once_differentiable
 
 _ABSENT = -1  # in ids
-_IGNORED = -100  # in positions
+NOWHERE = -100  # in positions
 
 
 class Support(NamedTuple):
@@ -62,8 +61,8 @@ def support(
     """
     function = "support"
     check_integers(function, ignore_index=ignore_index)
-    _check_ids(f"{function}: targets", targets)
-    _check_ids(f"{function}: token_ids", token_ids)
+    check_ids(f"{function}: targets", targets)
+    check_ids(f"{function}: token_ids", token_ids)
     check_device(f"{function}: token_ids", token_ids, "targets", targets)
     y = targets.to(torch.int64)
     if offsets is None:
@@ -95,14 +94,8 @@ def support(
         raise ValueError(f"{function}: token_ids must have each id of a token once, got one twice")
     longest = max(int((ids >= 0).sum(-1).max()) if ids.numel() else 0, 1)
     ids = ids[..., :longest].contiguous()
-    position = (ids == y[..., None]).to(torch.int8).argmax(-1).masked_fill(empty, _IGNORED)
+    position = (ids == y[..., None]).to(torch.int8).argmax(-1).masked_fill(empty, NOWHERE)
     return Support(ids, position, empty & active, missing)
-
-
-def _check_ids(where: str, tensor: Tensor) -> None:
-    check_given(where, tensor)
-    if tensor.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{where} must be int32 or int64, got {dtype_text(tensor.dtype)}")
 
 
 def _check_on_a_device(function: str, targets: Tensor) -> None:
@@ -112,7 +105,7 @@ def _check_on_a_device(function: str, targets: Tensor) -> None:
 
 def _padded(function: str, targets: Tensor, token_ids: Tensor, offsets: Tensor) -> Tensor:
     """[..., K] of ids that lie one token after the other."""
-    _check_ids(f"{function}: offsets", offsets)
+    check_ids(f"{function}: offsets", offsets)
     check_device(f"{function}: offsets", offsets, "targets", targets)
     count = targets.numel()
     if token_ids.dim() != 1:
@@ -152,10 +145,10 @@ def checked_support(
     check_device(where, kept.ids, "targets", targets)
     ignored = targets == ignore_index
     out = kept._replace(
-        position=kept.position.masked_fill(ignored, _IGNORED), whole=kept.whole & ~ignored
+        position=kept.position.masked_fill(ignored, NOWHERE), whole=kept.whole & ~ignored
     )
     found = kept.ids.gather(-1, out.position.clamp_min(0)[..., None])[..., 0]
-    known = ignored | torch.where(out.position == _IGNORED, kept.whole, found == targets)
+    known = ignored | torch.where(out.position == NOWHERE, kept.whole, found == targets)
     ids = kept.ids.masked_fill(ignored[..., None], _ABSENT)
     if torch.compiler.is_compiling():  # nothing can be asked: NaN, of sets without any id
         broken = ~known.all() | (ids >= vocabulary).any()
@@ -191,7 +184,7 @@ def linear_logits(
     """[..., K]: the logits of the kept ids, by about `limit` bytes at once."""
     linear = (hidden, weight, bias)
     leaves = [None if each is None else once_differentiable(function, each) for each in linear]
-    return _LinearOfSupport.apply(*leaves, kept.ids, kept.position != _IGNORED, limit)
+    return _LinearOfSupport.apply(*leaves, kept.ids, kept.position != NOWHERE, limit)
 
 
 class _LinearOfSupport(torch.autograd.Function):

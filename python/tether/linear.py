@@ -74,9 +74,7 @@ def linear_token_logps(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
-    return _linear_token_logps(
-        function, linear, targets, call.settings, chunk, support, chunk_bytes
-    )
+    return _logps_of(function, linear, targets, call.settings, chunk, support, chunk_bytes)
 
 
 class Linear(NamedTuple):
@@ -97,32 +95,38 @@ class Linear(NamedTuple):
         return Linear(*(None if each is None else each.to(dtype) for each in self))
 
 
-def _linear_token_logps(
+def _logps_of(
     function: str,
     linear: Linear,
     targets: Tensor,
     settings: Settings,
     chunk: Chunk,
-    support: Support | None = None,
-    chunk_bytes: int = 0,
+    support: Support | None,
+    chunk_bytes: int,
 ) -> TokenLogps:
     """linear_token_logps of checked tensors, in the name of `function`."""
+    if support is None:
+        return _linear_token_logps(function, linear, targets, settings, chunk)
+    check_no_tangents(function, **linear._asdict())
+    if chunk.padded:
+        raise ValueError(f"{function}: rows_per_chunk must be 0 with a support, got {chunk.rows}")
+    ignore_index = settings.numbers["ignore_index"]
+    kept = checked_support(function, support, targets, linear.weight.shape[0], ignore_index)
+    others = targets.masked_fill(~kept.whole, ignore_index)
+    return of_support(
+        kept,
+        linear_logits(function, *linear, kept, chunk_bytes),
+        settings.numbers | {k: v == "true" for k, v in settings.choices.items()},
+        lambda: _linear_token_logps(function, linear, others, settings, chunk),
+    )
+
+
+def _linear_token_logps(
+    function: str, linear: Linear, targets: Tensor, settings: Settings, chunk: Chunk
+) -> TokenLogps:
+    """The same over the whole vocabulary."""
     hidden, weight, bias = linear
     ignore_index = settings.numbers["ignore_index"]
-    if support is not None:
-        check_no_tangents(function, hidden=hidden, weight=weight, bias=bias)
-        if chunk.padded:
-            raise ValueError(
-                f"{function}: rows_per_chunk must be 0 with a support, got {chunk.rows}"
-            )
-        kept = checked_support(function, support, targets, weight.shape[0], ignore_index)
-        others = targets.masked_fill(~kept.whole, ignore_index)
-        return of_support(
-            kept,
-            linear_logits(function, *linear, kept, chunk_bytes),
-            settings.numbers | {k: v == "true" for k, v in settings.choices.items()},
-            lambda: _linear_token_logps(function, linear, others, settings, chunk),
-        )
     entropies, statistics = (
         settings.choices[name] == "true" for name in ("entropies", "statistics")
     )
@@ -221,7 +225,7 @@ def linear_policy_loss(
     of_tokens = _levels(objective, call.settings.choices, weights) == {"token"}
     if of_tokens and has_kernel(hidden) and support is None:
         return _loss_of_tokens(linear, active, call, rows.settings, chunk)
-    made = _linear_token_logps(function, linear, active, rows.settings, chunk, support, chunk_bytes)
+    made = _logps_of(function, linear, active, rows.settings, chunk, support, chunk_bytes)
     settings = {"objective": objective, "normalizer": normalizer, "weights": weights}
     return _loss_of_logps(function, made, bonus, batch, settings | options)
 

@@ -24,7 +24,7 @@ from tether._logits_ops import (
     token_statistics,
 )
 from tether._ops import has_kernel, ops
-from tether._support import Support, checked_support
+from tether._support import NOWHERE, Support, checked_support
 
 
 class TokenLogps(NamedTuple):
@@ -34,37 +34,6 @@ class TokenLogps(NamedTuple):
     sum_of_squared_p: Tensor | None = None  # sum_v p_v^2
     mean_logits: Tensor | None = None  # of x, over the columns above -inf
     target_is_largest: Tensor | None = None  # bool: no other id is more probable
-
-
-def _logps_of_support(
-    logits: Tensor, targets: Tensor, support: Support, *, ignore_index: int, **options: Any
-) -> TokenLogps:
-    support = checked_support("token_logps", support, targets, logits.shape[-1], ignore_index)
-    others = targets.masked_fill(~support.whole, ignore_index)
-    return of_support(
-        support,
-        support.gather(logits),
-        options,
-        lambda: token_logps(logits, others, ignore_index=ignore_index, **options),
-    )
-
-
-def _logps_by_torch(
-    logits: Tensor, targets: Tensor, *, entropies: bool, statistics: bool, **rows: Any
-) -> TokenLogps:
-    logps, found = reference.token_logps(logits, targets, **rows)[:2]
-    further = reference.token_statistics(logits, targets, **rows) if statistics else ()
-    return TokenLogps(logps, found if entropies else None, *further)
-
-
-def of_support(support: Support, kept: Tensor, options: dict, of_whole: Callable) -> TokenLogps:
-    """token_logps of the kept logits [..., K], and where there is no set, of_whole()."""
-    out = token_logps(kept, support.position, **options | {"ignore_index": -100})
-    if not bool(support.whole.any()):
-        return out
-    whole = of_whole()
-    both = zip(whole, out, strict=True)
-    return TokenLogps(*(None if a is None else a.where(support.whole, b) for a, b in both))
 
 
 class CategoricalKl(NamedTuple):
@@ -163,6 +132,37 @@ def token_logps(
     logps, found, sums = with_index_error(function, run, targets, vocabulary, ignore_index)
     further = token_statistics(sums, logits, words) if statistics else ()
     return TokenLogps(logps, found if entropies else None, *further)
+
+
+def _logps_of_support(
+    logits: Tensor, targets: Tensor, support: Support, *, ignore_index: int, **options: Any
+) -> TokenLogps:
+    support = checked_support("token_logps", support, targets, logits.shape[-1], ignore_index)
+    others = targets.masked_fill(~support.whole, ignore_index)
+    return of_support(
+        support,
+        support.gather(logits),
+        options,
+        lambda: token_logps(logits, others, ignore_index=ignore_index, **options),
+    )
+
+
+def _logps_by_torch(
+    logits: Tensor, targets: Tensor, *, entropies: bool, statistics: bool, **rows: Any
+) -> TokenLogps:
+    logps, found = reference.token_logps(logits, targets, **rows)[:2]
+    further = reference.token_statistics(logits, targets, **rows) if statistics else ()
+    return TokenLogps(logps, found if entropies else None, *further)
+
+
+def of_support(support: Support, kept: Tensor, options: dict, of_whole: Callable) -> TokenLogps:
+    """token_logps of the kept logits [..., K], and where there is no set, of_whole()."""
+    out = token_logps(kept, support.position, **options | {"ignore_index": NOWHERE})
+    if not bool(support.whole.any()):
+        return out
+    whole = of_whole()
+    both = zip(whole, out, strict=True)
+    return TokenLogps(*(None if a is None else a.where(support.whole, b) for a, b in both))
 
 
 def categorical_kl(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import check_device, check_given, dtype_text, shape_text
+from tether._checks import check_device, check_given, check_ids, dtype_text, shape_text
 
 _FUNCTION = "response_targets"
 
@@ -68,8 +68,8 @@ def response_targets(
 
 
 def _check(input_ids: Tensor, prompt_lengths: Tensor, attention_mask: Tensor | None) -> None:
-    _check_integers("input_ids", input_ids)
-    _check_integers("prompt_lengths", prompt_lengths)
+    check_ids(f"{_FUNCTION}: input_ids", input_ids)
+    check_ids(f"{_FUNCTION}: prompt_lengths", prompt_lengths)
     if input_ids.dim() != 2 or input_ids.shape[1] < 1:
         raise ValueError(
             f"{_FUNCTION}: input_ids must be [B, L] with L at least 1, got {shape_text(input_ids)}"
@@ -89,13 +89,6 @@ def _check(input_ids: Tensor, prompt_lengths: Tensor, attention_mask: Tensor | N
                 f"{_FUNCTION}: prompt_lengths must be in [1, {input_ids.shape[1]}], got {length} "
                 f"at [{row}]"
             )
-
-
-def _check_integers(name: str, tensor: Tensor) -> None:
-    where = f"{_FUNCTION}: {name}"
-    check_given(where, tensor)
-    if tensor.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{where} must be int32 or int64, got {dtype_text(tensor.dtype)}")
 
 
 def _check_like(name: str, tensor: Tensor, input_ids: Tensor, shape: list[int]) -> None:

@@ -1,6 +1,7 @@
 #include "rl/kernels/policy_loss.h"
 
 #include <array>
+#include <optional>
 #include <vector>
 
 #include "core/sum.h"
@@ -154,9 +155,14 @@ void find_segments(const Call& call, int64_t row, double n, TokenBlock<T>& block
     segments[0].logp = logps.total();
     segments[0].log_ratio = log_ratios.total();
   }
+  const KlPenalty& penalty = call.objective.kl;
+  std::optional<KlWeightBounds> bounds;
+  if (of_level(penalty.correction)) {
+    bounds = weight_bounds(kWeightSaturation<T>, penalty.ratio_high);
+  }
   for (RatioSegment<T>& each : segments) {
     const double scale = level_scale(call.level(), each.n);
-    each.shared.set(scale * each.logp, scale * each.log_ratio, each.n, call.objective.kl);
+    each.shared.set(scale * each.logp, scale * each.log_ratio, each.n, bounds);
   }
 }
 

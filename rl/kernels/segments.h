@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -34,10 +35,11 @@ template <class T>
 struct SharedRatio {
   T logp, log_ratio, ratio, ratio_k3;
   T share;      // 1 / n: of a token in the metrics of the ratio
-  T kl_weight;  // of a penalty that the ratio weighs
+  T kl_weight;  // of a penalty that the ratio weighs, within its bounds
 
   // In place: a copy of what was just written waits for it.
-  void set(double mean_logp, double mean_log_ratio, double n, const KlPenalty& penalty) {
+  void set(double mean_logp, double mean_log_ratio, double n,
+           const std::optional<KlWeightBounds>& of_penalty) {
     const T bound = kSaturation<T>;
     logp = narrow<T>(mean_logp);
     log_ratio = narrow(mean_log_ratio, Largest<T>::kLogp);
@@ -45,9 +47,7 @@ struct SharedRatio {
     ratio = both.exp;
     ratio_k3 = both.expm1_minus;
     share = narrow<T>(n > 0 ? 1 / n : 1);
-    if (!of_level(penalty.correction)) return;
-    const KlWeightBounds bounds = weight_bounds(kWeightSaturation<T>, penalty.ratio_high);
-    kl_weight = tether::kl_weight(Constant<T>{log_ratio}, bounds).value;
+    if (of_penalty) kl_weight = tether::kl_weight(Constant<T>{log_ratio}, *of_penalty).value;
   }
 };
 

@@ -3,6 +3,7 @@
 #include "../../core/formula.h"
 #include "../../core/number.h"
 #include "../token_weight.h"
+#include "mismatch.h"
 
 namespace tether {
 
@@ -21,7 +22,7 @@ struct Uncertainty {
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
-    return exp(x) * -expm1(x);
+    return exp_or_zero(x) * -expm1(x);
   }
 };
 

@@ -6,6 +6,7 @@
 #include "../../core/formula.h"
 #include "../../core/number.h"
 #include "../token_weight.h"
+#include "mismatch.h"
 
 namespace tether {
 
@@ -13,8 +14,8 @@ namespace tether {
 //
 //   W = 0 where A > 0 and ratio > 1 + epsilon_high, or A < 0 and ratio < 1 - epsilon_low, else 1
 //
-// Of REINFORCE: REC-OneSide-NoIS, arXiv:2509.24203. Of the importance-weighted
-// surrogate: the gradient of PPO.
+// Of REINFORCE: REC-OneSide-NoIS, arXiv:2509.24203. Of the importance-weighted surrogate: the
+// gradient of PPO.
 struct ClipMask {
   double epsilon_low = 0.2;
   double epsilon_high = 0.2;
@@ -68,7 +69,7 @@ struct RingMask {
     const Number of_bad = select(ratio < 1 + far_high, none, one);
     const Number beyond =
         select(token.advantage > 0, of_good, select(token.advantage < 0, of_bad, none));
-    return select(ratio < 1 - epsilon_low, beyond, select(ratio > 1 + epsilon_high, beyond, one));
+    return within(ratio, 1 - epsilon_low, 1 + epsilon_high, one, beyond);
   }
 };
 

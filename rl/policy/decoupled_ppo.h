@@ -13,9 +13,7 @@ namespace tether::presets {
 // old_logps are the proximal policy's, rollout_logps the behaviour's. Hilton et al. 2022,
 // arXiv:2110.00641. PPO-EWMA has a moving average of the weights as the proximal policy.
 inline PolicyObjective decoupled_ppo(const PpoClip& clip = {}, double weight_high = infinity) {
-  PolicyObjective out = ppo(clip);
-  out.weights = {{TruncatedImportance{.low = 0, .high = weight_high}}};
-  return out;
+  return weighed(ppo(clip), TruncatedImportance{.low = 0, .high = weight_high});
 }
 
 }  // namespace tether::presets

@@ -12,14 +12,10 @@ namespace tether::presets {
 //
 // arXiv:2602.04879. verl cuts the ratio at its clip_ratio_c, 3 unless set.
 inline PolicyObjective dppo_tv(const TvMask& mask = {}, double ratio_high = 20) {
-  PolicyObjective out = cispo({.ratio_low = 0, .ratio_high = ratio_high});
-  out.weights = {{mask}};
-  return out;
+  return weighed(cispo({.ratio_low = 0, .ratio_high = ratio_high}), mask);
 }
 inline PolicyObjective dppo_kl(const KlMask& mask = {}, double ratio_high = 20) {
-  PolicyObjective out = cispo({.ratio_low = 0, .ratio_high = ratio_high});
-  out.weights = {{mask}};
-  return out;
+  return weighed(cispo({.ratio_low = 0, .ratio_high = ratio_high}), mask);
 }
 
 }  // namespace tether::presets

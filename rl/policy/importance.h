@@ -54,7 +54,7 @@ struct MaskedImportance {
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
     const Number ratio = exp(x);
-    return select(ratio < low, 0 * x, select(ratio > high, 0 * x, ratio));
+    return within(ratio, low, high, ratio, 0 * x);
   }
 };
 

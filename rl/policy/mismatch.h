@@ -28,6 +28,31 @@ TETHER_INLINE Number bernoulli_kl(const Number& log_p, const Number& log_q) {
   return exp(a) * (a - b) + other_p * (log(other_p + 1e-8) - log(other_q + 1e-8));
 }
 
+// `inside` where low <= ratio <= high, else `outside`.
+template <class Number>
+TETHER_INLINE Number within(const Number& ratio, double low, double high, const Number& inside,
+                            const Number& outside) {
+  return select(ratio < low, outside, select(ratio > high, outside, inside));
+}
+
+// 1 where the statistic is at most `high`, else 0.
+template <class Number>
+TETHER_INLINE Number one_up_to(const Number& x, double high) {
+  return select(x > high, 0 * x, 0 * x + 1);
+}
+
+// e^x, and 0 where a float's exp() would no longer fall (core/number.h).
+template <class Number>
+TETHER_INLINE Number exp_or_zero(const Number& x) {
+  return select(x < -double(kSaturation<float>), 0 * x, exp(x));
+}
+
+// Member high, up to which a statistic is let through.
+template <class Weight>
+constexpr auto bound_from_above() {
+  return std::tuple{field("high", &Weight::high, {0, infinity})};
+}
+
 // Members low and high, between which the ratio is taken as it is.
 template <class Weight>
 constexpr auto bounds_of_ratio() {

@@ -1,11 +1,9 @@
 #pragma once
 
-#include <tuple>
-
-#include "../../core/fields.h"
 #include "../../core/formula.h"
 #include "../../core/number.h"
 #include "../token_weight.h"
+#include "mismatch.h"
 
 namespace tether {
 
@@ -20,9 +18,7 @@ struct OffPolicyMask {
 
   static constexpr WeightLevel level = WeightLevel::sequence_mean;
   static constexpr Traits traits{.reads_policy = true};
-  static constexpr auto fields() {
-    return std::tuple{field("high", &OffPolicyMask::high, {0, infinity})};
-  }
+  static constexpr auto fields() { return bound_from_above<OffPolicyMask>(); }
 
   template <class Number>
   TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
@@ -30,8 +26,7 @@ struct OffPolicyMask {
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>& token, const Number& x) const {
-    const Number none = 0 * x, one = none + 1;
-    return select(token.advantage < 0, select(x > high, none, one), one);
+    return select(token.advantage < 0, one_up_to(x, high), 0 * x + 1);
   }
 };
 

@@ -1,10 +1,8 @@
 #pragma once
 
-#include <tuple>
-
-#include "../../core/fields.h"
 #include "../../core/formula.h"
 #include "../../core/number.h"
+#include "../../estimators/kl/forms.h"
 #include "../token_weight.h"
 #include "mismatch.h"
 
@@ -32,8 +30,7 @@ struct RatioGate {
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
-    const Number ratio = exp(x);
-    return select(ratio < low, 0 * x, select(ratio > high, 0 * x, 0 * x + 1));
+    return within(exp(x), low, high, 0 * x + 1, 0 * x);
   }
 };
 
@@ -46,16 +43,15 @@ struct K2Gate {
   double high = 0.5;
 
   static constexpr Traits traits{.needs_rollout_logps = true, .leaves = true};
-  static constexpr auto fields() { return std::tuple{field("high", &K2Gate::high, {0, infinity})}; }
+  static constexpr auto fields() { return bound_from_above<K2Gate>(); }
 
   template <class Number>
   TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
-    const Number q = mismatch(token);
-    return q * q * 0.5;
+    return k2(mismatch(token));
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
-    return select(x > high, 0 * x, 0 * x + 1);
+    return one_up_to(x, high);
   }
 };
 
@@ -68,15 +64,15 @@ struct K3Gate {
   double high = 0.5;
 
   static constexpr Traits traits{.needs_rollout_logps = true, .leaves = true};
-  static constexpr auto fields() { return std::tuple{field("high", &K3Gate::high, {0, infinity})}; }
+  static constexpr auto fields() { return bound_from_above<K3Gate>(); }
 
   template <class Number>
   TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
-    return expm1_minus(mismatch(token));
+    return k3(mismatch(token));
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
-    return select(x > high, 0 * x, 0 * x + 1);
+    return one_up_to(x, high);
   }
 };
 
@@ -90,7 +86,7 @@ struct TvGate {
 
   static constexpr Traits traits{
       .of_log_ratio = false, .needs_rollout_logps = true, .leaves = true};
-  static constexpr auto fields() { return std::tuple{field("high", &TvGate::high, {0, infinity})}; }
+  static constexpr auto fields() { return bound_from_above<TvGate>(); }
 
   template <class Number>
   TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
@@ -98,7 +94,7 @@ struct TvGate {
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
-    return select(x > high, 0 * x, 0 * x + 1);
+    return one_up_to(x, high);
   }
 };
 
@@ -112,9 +108,7 @@ struct BinaryKlGate {
 
   static constexpr Traits traits{
       .of_log_ratio = false, .needs_rollout_logps = true, .leaves = true};
-  static constexpr auto fields() {
-    return std::tuple{field("high", &BinaryKlGate::high, {0, infinity})};
-  }
+  static constexpr auto fields() { return bound_from_above<BinaryKlGate>(); }
 
   template <class Number>
   TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
@@ -122,7 +116,7 @@ struct BinaryKlGate {
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
-    return select(x > high, 0 * x, 0 * x + 1);
+    return one_up_to(x, high);
   }
 };
 
@@ -136,9 +130,7 @@ struct RatioTvGate {
 
   static constexpr WeightLevel level = WeightLevel::sequence_mean;
   static constexpr Traits traits{.needs_rollout_logps = true, .leaves = true};
-  static constexpr auto fields() {
-    return std::tuple{field("high", &RatioTvGate::high, {0, infinity})};
-  }
+  static constexpr auto fields() { return bound_from_above<RatioTvGate>(); }
 
   template <class Number>
   TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
@@ -146,7 +138,7 @@ struct RatioTvGate {
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
-    return select(x > high, 0 * x, 0 * x + 1);
+    return one_up_to(x, high);
   }
 };
 

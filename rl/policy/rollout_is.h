@@ -12,9 +12,7 @@ namespace tether::presets {
 //
 // SkyRL's rollout_is, whose bounds are open.
 inline PolicyObjective rollout_is(const MaskedRatio& weight = {}) {
-  PolicyObjective out = reinforce();
-  out.weights = {{weight}};
-  return out;
+  return weighed(reinforce(), weight);
 }
 
 }  // namespace tether::presets

@@ -6,6 +6,7 @@
 #include "../../core/formula.h"
 #include "../../core/number.h"
 #include "../token_weight.h"
+#include "mismatch.h"
 
 namespace tether {
 
@@ -36,11 +37,10 @@ struct SoftSequenceWeight {
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>& token, const Number& x) const {
-    const Number u = min(x, 60.0), beyond = -expm1(u);  // 1 - rho
-    const Number y = min(select(token.advantage < 0, u * k_neg + beyond * lambda_neg,
-                                u * k_pos + beyond * lambda_pos),
-                         60.0);
-    return select(y < -60, 0 * y, exp(y));  // exp() never is 0
+    const Number u = clamp(x, -1e30, 60), beyond = -expm1(u);  // 1 - rho
+    const Number y = select(token.advantage < 0, u * k_neg + beyond * lambda_neg,
+                            u * k_pos + beyond * lambda_pos);
+    return exp_or_zero(min(y, 60.0));
   }
 };
 

@@ -62,9 +62,9 @@ struct KlMask {
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>& token, const Number& x) const {
-    const Number none = 0 * x, one = none + 1;
-    const Number of_good = select(token.logp > token.old_logp, select(x > high, none, one), one);
-    const Number of_bad = select(token.logp < token.old_logp, select(x > low, none, one), one);
+    const Number one = 0 * x + 1;
+    const Number of_good = select(token.logp > token.old_logp, one_up_to(x, high), one);
+    const Number of_bad = select(token.logp < token.old_logp, one_up_to(x, low), one);
     return select(token.advantage > 0, of_good, of_bad);
   }
 };
@@ -78,7 +78,7 @@ struct TvBand {
   double high = 0.1;
 
   static constexpr Traits traits{.reads_policy = true};
-  static constexpr auto fields() { return std::tuple{field("high", &TvBand::high, {0, infinity})}; }
+  static constexpr auto fields() { return bound_from_above<TvBand>(); }
 
   template <class Number>
   TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
@@ -86,7 +86,7 @@ struct TvBand {
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
-    return select(x > high, 0 * x, 0 * x + 1);
+    return one_up_to(x, high);
   }
 };
 

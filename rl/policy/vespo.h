@@ -9,9 +9,7 @@ namespace tether::presets {
 //
 //   loss = -W A logp,   W of soft_sequence.h
 inline PolicyObjective vespo(const SoftSequenceWeight& weight = {}) {
-  PolicyObjective out = reinforce();
-  out.weights = {{weight}};
-  return out;
+  return weighed(reinforce(), weight);
 }
 
 }  // namespace tether::presets

@@ -103,8 +103,6 @@ TEST_P(WeightLevels, KeepEveryPromise) {
     PolicyTraits traits = traits_of(objective);
     // A sum beyond 100, as a float, is known to 4e-6, and so is its exponential.
     if (GetParam() == WeightLevel::sequence_sum) traits.tolerance *= 8;
-    // Beyond e^-60 a float's exponential is that.
-    if (row.name == "uncertainty") traits.dtypes = {at::kDouble};
     expect_good(objective, policy_loss, traits, {.batches = 1});
   });
 }

@@ -28,7 +28,7 @@ def masked_importance(
 ) -> Tensor:
     """e^x where low <= e^x <= high, else 0. IcePop, arXiv:2510.18855."""
     ratio = exp(of(tokens.old_logp - tokens.rollout_logp))
-    return torch.where((ratio < low) | (ratio > high), 0.0, ratio)
+    return _within(ratio, low, high)
 
 
 def ratio_gate(
@@ -106,7 +106,7 @@ def masked_ratio(
 ) -> Tensor:
     """ratio where low <= ratio <= high, else 0. SkyRL's rollout_is."""
     ratio = exp(of(tokens.logp - tokens.old_logp))
-    return torch.where((ratio < low) | (ratio > high), 0.0, ratio)
+    return _within(ratio, low, high)
 
 
 def soft_sequence(
@@ -120,11 +120,10 @@ def soft_sequence(
 ) -> Tensor:
     """rho^k e^(lambda (1 - rho)), k and lambda by the sign of A. VESPO, arXiv:2602.10693."""
     x = of(tokens.logp - tokens.old_logp)
-    u = x.clamp_max(60)
+    u = x.clamp(-1e30, 60)
     beyond = 1 - exp(u)
     bad, good = u * k_neg + beyond * lambda_neg, u * k_pos + beyond * lambda_pos
-    y = torch.where(tokens.advantage < 0, bad, good).clamp_max(60)
-    return torch.where(y < -60, 0.0, exp(y))
+    return _exp_or_zero(torch.where(tokens.advantage < 0, bad, good).clamp_max(60))
 
 
 def off_policy_mask(
@@ -138,7 +137,7 @@ def off_policy_mask(
 def uncertainty(tokens: Tokens, of: Callable[[Tensor], Tensor]) -> Tensor:
     """p (1 - p), p = e^logp. CHORD, arXiv:2508.11408."""
     x = of(tokens.logp.clamp_max(0))
-    return exp(x) * -torch.expm1(x)
+    return _exp_or_zero(x) * -torch.expm1(x)
 
 
 def self_distillation(
@@ -176,6 +175,15 @@ def ratio_tv_gate(tokens: Tokens, of: Callable[[Tensor], Tensor], *, high: Numbe
     """1 where mean |min(e^x, 2) - 1| <= high, else out of the mask. open-instruct."""
     ratio = exp(tokens.old_logp - tokens.rollout_logp)
     return _at_most(of((ratio.clamp_max(2) - 1).abs()), high)
+
+
+def _within(ratio: Tensor, low: Number, high: Number) -> Tensor:
+    return torch.where((ratio < low) | (ratio > high), 0.0, ratio)
+
+
+def _exp_or_zero(x: Tensor) -> Tensor:
+    """e^x, and 0 where exp() of float32 would no longer fall."""
+    return torch.where(x < -60, 0.0, exp(x))
 
 
 def _at_most(x: Tensor, high: Number) -> Tensor:
