@@ -27,13 +27,32 @@ std::vector<std::string> objective_names() {
   return out;
 }
 
-Objective objective_of(std::string_view name, double beta, int64_t max_tokens) {
+std::vector<std::string> weight_names() {
+  std::vector<std::string> out{"none"};
+  tether::for_each_weight([&](const auto& row) {
+    const bool alone = !tether::weight_formula(row.name).traits().needs_ref_logps;
+    if (alone) out.emplace_back(row.name);
+  });
+  return out;
+}
+
+bool Objective::has_rollout() const {
+  return std::any_of(policy.weights.begin(), policy.weights.end(), [](const auto& weight) {
+    return weight.formula.traits().needs_rollout_logps;
+  });
+}
+
+Objective objective_of(std::string_view name, std::string_view weight, double beta,
+                       int64_t max_tokens) {
   if (is_preference(name)) {
     Objective out{.preference = tether::preference_preset("text2sql", name)};
     if (beta > 0) out.preference->beta = beta;
     return out;
   }
   Objective out{.policy = tether::preset("text2sql", name)};
+  if (weight != "none") {
+    out.policy = tether::weighed(out.policy, tether::weight_formula(weight));
+  }
   const tether::Advantages& advantages = policy_row(name).advantages;
   out.critic = std::holds_alternative<tether::Gae>(advantages);
   if (!out.critic) out.advantage = std::get<tether::GroupAdvantage>(advantages);

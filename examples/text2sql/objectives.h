@@ -21,13 +21,20 @@ struct Objective {
 
   // Whether the model after SFT is a reference of the loss.
   bool has_reference() const { return preference || policy.kl.beta > 0; }
+  // Whether it compares with the policy that sampled.
+  bool has_rollout() const;
 };
 
 // Every name of the library's catalogue.
 std::vector<std::string> objective_names();
 
+// Weights of tokens that need no reference, by their names.
+std::vector<std::string> weight_names();
+
 // The objective called `name`. `beta` is the weight of the KL penalty; 0 is none, for a preference
-// objective its default. `max_tokens` is Dr. GRPO's constant.
-Objective objective_of(std::string_view name, double beta, int64_t max_tokens);
+// objective its default. `max_tokens` is Dr. GRPO's constant. A policy objective gets the weight of
+// tokens called `weight`, if it is not "none".
+Objective objective_of(std::string_view name, std::string_view weight = "none", double beta = 0,
+                       int64_t max_tokens = 1);
 
 }  // namespace text2sql

@@ -47,17 +47,17 @@ CLI::Validator number(double lowest, double highest) {
       "", "number");
 }
 
-CLI::Validator known_objective() {
+CLI::Validator one_of(const std::vector<std::string>& names) {
   return CLI::Validator(
-      [](const std::string& text) -> std::string {
+      [=](const std::string& text) -> std::string {
         std::string known;
-        for (const std::string& objective : objective_names()) {
-          if (text == objective) return "";
-          known += (known.empty() ? "" : ", ") + objective;
+        for (const std::string& name : names) {
+          if (text == name) return "";
+          known += (known.empty() ? "" : ", ") + name;
         }
         return "must be one of " + known + ", got " + text;
       },
-      "", "objective");
+      "", "name");
 }
 
 // "--steps: must be .." -> "--steps must be .."
@@ -77,7 +77,7 @@ void declare(CLI::App& app, Options& options, Flags& flags) {
   app.set_help_flag("-h,--help", "Print this help and exit");
   app.add_option("--objective", options.objective,
                  "Any of the library's: grpo, rloo, dapo, gspo, dpo, ...")
-      ->check(known_objective())
+      ->check(one_of(objective_names()))
       ->capture_default_str();
   app.add_option("--seed", options.seed, "Of the data, the weights and the samples")
       ->check(whole_number(0, std::numeric_limits<int64_t>::max()))
@@ -98,18 +98,38 @@ void declare(CLI::App& app, Options& options, Flags& flags) {
                  "Weight of the KL penalty to the model after SFT; of dpo, its beta")
       ->check(number(0, 100))
       ->capture_default_str();
+  app.add_option("--stale", options.stale,
+                 "The sampler's weights are up to so many steps old, as in asynchronous training")
+      ->check(whole_number(0, kMany))
+      ->capture_default_str();
+  app.add_option("--weight", options.weight,
+                 "Any of the library's weights of tokens, for a policy objective: "
+                 "truncated_importance, ...")
+      ->check(one_of(weight_names()))
+      ->capture_default_str();
+  app.add_option("--evaluations", options.evaluations,
+                 "Held-out accuracies per phase, that of its end included")
+      ->check(whole_number(1, kMany))
+      ->capture_default_str();
   app.add_option("--threads", options.threads, "Threads; more than idle cores is slow")
       ->check(whole_number(1, 256))
       ->capture_default_str();
   app.add_option("--save", flags.folder,
-                 "Folder for checkpoint, curve.csv and curve.png; runs/OBJECTIVE-seedSEED by "
-                 "default");
+                 "Folder for checkpoint, curve.csv and curve.png; by default "
+                 "runs/OBJECTIVE[-WEIGHT][-staleSTALE]-seedSEED");
   app.add_option("--checkpoint-every", options.checkpoint_every, "Steps between checkpoints")
       ->check(whole_number(1, kMany))
       ->capture_default_str();
   app.add_flag("--resume", options.resume, "Go on from the folder's checkpoint");
   app.add_flag("--quick", flags.quick, "A short run: --sft-steps 600 --steps 25 --no-control");
   app.add_flag("--no-control", flags.no_control, "Without \"the same time, more SFT\"");
+}
+
+std::string run_name(const Options& options) {
+  std::string out = options.objective;
+  if (options.weight != "none") out += "-" + options.weight;
+  if (options.stale > 0) out += "-stale" + shown(options.stale);
+  return out + "-seed" + shown(options.seed);
 }
 
 void apply(const CLI::App& app, const Flags& flags, Options& options) {
@@ -123,9 +143,13 @@ void apply(const CLI::App& app, const Flags& flags, Options& options) {
   }
   if (flags.no_control) options.given.insert("--control");
   options.control = !flags.quick && !flags.no_control;
-  options.folder = flags.folder.empty()
-                       ? "runs/" + options.objective + "-seed" + std::to_string(options.seed)
-                       : flags.folder;
+  options.folder = flags.folder.empty() ? "runs/" + run_name(options) : flags.folder;
+}
+
+void check_weight(const Options& options) {
+  if (options.weight == "none" || !objective_of(options.objective).preference) return;
+  throw CLI::ValidationError(
+      "--weight", "must be none with --objective " + options.objective + ", got " + options.weight);
 }
 
 }  // namespace
@@ -140,6 +164,7 @@ std::variant<Options, int> parse_options(int argc, const char* const* argv) {
   declare(app, options, flags);
   try {
     app.parse(argc, argv);
+    check_weight(options);
   } catch (const CLI::CallForHelp&) {
     std::cout << app.help();
     return 0;

@@ -16,7 +16,10 @@ struct Options {
   int64_t prompts = 32;
   int64_t samples = 8;
   double beta = 0;
+  int64_t stale = 0;
+  std::string weight = "none";
   bool control = true;
+  int64_t evaluations = 5;
 
   int threads = 2;
   int64_t checkpoint_every = 25;
@@ -36,7 +39,10 @@ void for_each_result_option(A& options, B& other, Visit visit) {
   visit("--prompts", options.prompts, other.prompts);
   visit("--samples", options.samples, other.samples);
   visit("--beta", options.beta, other.beta);
+  visit("--stale", options.stale, other.stale);
+  visit("--weight", options.weight, other.weight);
   visit("--control", options.control, other.control);
+  visit("--evaluations", options.evaluations, other.evaluations);
 }
 
 // The options, or the exit code of a program that has nothing more to do: 0 after --help, 2 after a

@@ -46,10 +46,11 @@ double RlStep::reward() const {
   return static_cast<double>(correct) / static_cast<double>(answers.size());
 }
 
-RlTrainer::RlTrainer(Transformer& model, Transformer& reference, const Tokenizer& tokenizer,
-                     const std::vector<Question>& questions, Grader& grader,
-                     const RlOptions& options)
+RlTrainer::RlTrainer(Transformer& model, Transformer& sampler, Transformer& reference,
+                     const Tokenizer& tokenizer, const std::vector<Question>& questions,
+                     Grader& grader, const RlOptions& options)
     : model_(model),
+      sampler_(sampler),
       reference_(reference),
       tokenizer_(tokenizer),
       questions_(questions),
@@ -61,6 +62,7 @@ RlTrainer::RlTrainer(Transformer& model, Transformer& reference, const Tokenizer
 
 RlStep RlTrainer::step(int64_t step) {
   optimizer_.param_groups()[0].options().set_lr(learning_rate(options_, step));
+  if (step % (options_.stale + 1) == 0) copy_parameters(model_, sampler_);
   RlStep result;
   const std::vector<Group> groups = sample_groups(step, result);
   const auto count = static_cast<size_t>(options_.minibatches);
@@ -103,7 +105,7 @@ std::vector<Group> RlTrainer::sample_groups(int64_t step, RlStep& result) {
   std::vector<Ids> prompts;
   for (const Question* question : questions) prompts.push_back(tokenizer_.prompt(question->text));
   const std::vector<Ids> completions =
-      sample(model_, prompts,
+      sample(sampler_, prompts,
              {.samples_per_prompt = options_.samples,
               .max_tokens = options_.max_tokens,
               .seed = Random::mix(options_.seed + 1) + static_cast<uint64_t>(step)});
@@ -129,8 +131,8 @@ std::vector<Group> RlTrainer::sample_groups(int64_t step, RlStep& result) {
   return groups;
 }
 
-// The first minibatch is met by the very policy that sampled it, and absent old_logps mean logps,
-// detached; the later ones need theirs from before the first update.
+// The first minibatch is met by the policy of the step's beginning itself, and absent old_logps
+// mean logps, detached; the later ones need theirs from before the first update.
 void RlTrainer::record_logps(std::vector<Minibatch>& minibatches) {
   const at::NoGradGuard no_grad;
   for (size_t i = 0; i < minibatches.size(); ++i) {
@@ -138,6 +140,9 @@ void RlTrainer::record_logps(std::vector<Minibatch>& minibatches) {
       if (i > 0) batch.old_logps = completion_logps(model_, batch).logps;
       if (options_.objective.has_reference()) {
         batch.ref_logps = completion_logps(reference_, batch).logps;
+      }
+      if (options_.objective.has_rollout()) {
+        batch.rollout_logps = completion_logps(sampler_, batch).logps;
       }
     }
   }
@@ -157,14 +162,13 @@ at::Tensor RlTrainer::loss(const MicroBatch& batch, const Minibatch& minibatch,
     result.preference.merge(output.metrics.to_host());
     return output.loss;
   }
-  const bool sampled_by_it = !batch.old_logps.defined();
   const tether::LossOutput output =
       tether::policy_loss({.logps = logps,
                            .advantages = batch.advantages,
                            .response_mask = batch.response_mask,
                            .old_logps = batch.old_logps,
                            .ref_logps = batch.ref_logps,
-                           .rollout_logps = sampled_by_it ? logps.detach() : batch.old_logps,
+                           .rollout_logps = batch.rollout_logps,
                            .offsets = batch.offsets},
                           options_.objective.policy, minibatch.counts);
   result.metrics.merge(output.metrics.to_host());

@@ -17,6 +17,7 @@ struct RlOptions {
   int64_t prompts = 32;  // per step
   int64_t samples = 8;   // per prompt: a group
   int64_t minibatches = 2;
+  int64_t stale = 0;  // the sampler's weights are up to so many steps old
   int64_t max_tokens = 72;
   double learning_rate = 3e-4;  // after the warm-up; linear down to `final_share` of it
   double final_share = 0.1;
@@ -38,13 +39,15 @@ struct RlStep {
 };
 
 // Reinforcement learning from verifiable rewards: sample, run the queries, follow the objective.
-// Like SftTrainer, step k depends on weights, optimizer, options and k only.
+// Like SftTrainer, step k depends on weights, those of the sampler too, optimizer, options and k
+// only.
 class RlTrainer {
  public:
-  // A KL penalty or a preference objective ties `model` to `reference`, which is not used
-  // otherwise.
-  RlTrainer(Transformer& model, Transformer& reference, const Tokenizer& tokenizer,
-            const std::vector<Question>& questions, Grader& grader, const RlOptions& options);
+  // `sampler` becomes a copy of `model` at every step that is a multiple of stale + 1. A KL penalty
+  // or a preference objective ties `model` to `reference`, which is not used otherwise.
+  RlTrainer(Transformer& model, Transformer& sampler, Transformer& reference,
+            const Tokenizer& tokenizer, const std::vector<Question>& questions, Grader& grader,
+            const RlOptions& options);
 
   RlStep step(int64_t step);
   torch::optim::AdamW& optimizer() { return optimizer_; }
@@ -58,6 +61,7 @@ class RlTrainer {
                   const CompletionOutput& current, RlStep& result) const;
 
   Transformer& model_;
+  Transformer& sampler_;
   Transformer& reference_;
   const Tokenizer& tokenizer_;
   const std::vector<Question>& questions_;

@@ -29,6 +29,7 @@ struct MicroBatch {
   at::Tensor advantages;               // [rows], or [tokens] from a value head
   at::Tensor old_logps = {};           // [tokens]
   at::Tensor ref_logps = {};           // [tokens]
+  at::Tensor rollout_logps = {};       // [tokens], under the policy that sampled them
   at::Tensor old_values = {};          // [tokens], of a value head
   at::Tensor returns = {};             // [tokens]
 };

@@ -25,7 +25,6 @@ namespace {
 
 constexpr int kInterrupted = 130;
 constexpr int64_t kAuditedSteps = 10;  // the last steps of RL
-constexpr int64_t kEvaluations = 5;    // held-out accuracies on the way, per phase
 
 volatile std::sig_atomic_t stop_requested = 0;
 
@@ -86,8 +85,10 @@ class Run {
   }
   double seconds_of(Phase phase) const;
   std::vector<NamedModel> models() const {
-    return {
-        {"model", model_.get()}, {"after_sft", after_sft_.get()}, {"after_rl", after_rl_.get()}};
+    return {{"model", model_.get()},
+            {"sampler", sampler_.get()},
+            {"after_sft", after_sft_.get()},
+            {"after_rl", after_rl_.get()}};
   }
   std::filesystem::path checkpoint_path() const { return state_.options.folder / "checkpoint"; }
   SftOptions sft_options(int64_t steps) const;
@@ -101,7 +102,7 @@ class Run {
   Grader reward_;
   Grader evaluation_;
   std::vector<Example> examples_;
-  std::shared_ptr<Transformer> model_, after_sft_, after_rl_;
+  std::shared_ptr<Transformer> model_, sampler_, after_sft_, after_rl_;
 };
 
 RunState initial_state(const Options& options, const std::optional<Checkpoint>& checkpoint) {
@@ -121,6 +122,7 @@ Run::Run(const Options& options, std::optional<Checkpoint> checkpoint)
       examples_(logged_examples(task_.log(), tokenizer_)) {
   const TransformerOptions shape{.vocabulary = tokenizer_.size()};
   model_ = std::make_shared<Transformer>(shape, state_.options.seed);
+  sampler_ = frozen_copy(*model_);
   after_sft_ = frozen_copy(*model_);
   after_rl_ = frozen_copy(*model_);
   if (checkpoint_) {
@@ -186,7 +188,8 @@ bool Run::supervised_phase(const char* title, int64_t steps) {
 }
 
 bool Run::rl_phase() {
-  RlTrainer trainer(*model_, *after_sft_, tokenizer_, task_.practice(), reward_, rl_options());
+  RlTrainer trainer(*model_, *sampler_, *after_sft_, tokenizer_, task_.practice(), reward_,
+                    rl_options());
   return phase(title_of(state_.options.objective).c_str(), state_.options.steps,
                trainer.optimizer(), [&](int64_t step) {
                  const auto start = std::chrono::steady_clock::now();
@@ -203,7 +206,7 @@ bool Run::phase(const char* title, int64_t steps, torch::optim::AdamW& optimizer
                 const Step& step) {
   if (checkpoint_) checkpoint_->restore(optimizer);
   checkpoint_.reset();
-  const int64_t evaluate_every = std::max<int64_t>(1, steps / kEvaluations);
+  const int64_t evaluate_every = std::max<int64_t>(1, steps / state_.options.evaluations);
   double seconds = seconds_of(state_.phase);
   ProgressLine progress(title, state_.step, steps);
   while (state_.step < steps) {
@@ -306,10 +309,11 @@ SftOptions Run::sft_options(int64_t steps) const {
 RlOptions Run::rl_options() const {
   const Options& options = state_.options;
   RlOptions out;
-  out.objective = objective_of(options.objective, options.beta, out.max_tokens);
+  out.objective = objective_of(options.objective, options.weight, options.beta, out.max_tokens);
   out.steps = options.steps;
   out.prompts = options.prompts;
   out.samples = options.samples;
+  out.stale = options.stale;
   out.seed = options.seed;
   return out;
 }

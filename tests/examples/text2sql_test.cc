@@ -11,6 +11,8 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <sstream>
 #include <string>
 #include <thread>
 
@@ -198,6 +200,10 @@ class Program : public ::testing::Test {
 TEST_F(Program, ABadOptionGetsOneLineAndExitCode2) {
   std::string names;
   for (const auto& row : tether::kCatalogue) names += std::string(row.name) + ", ";
+  std::string weights = "none";
+  tether::for_each_weight([&](const auto& row) {
+    if (row.name != "self_distillation") weights += ", " + std::string(row.name);
+  });
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       {{"--objective", "foo"},
        "text2sql: --objective must be one of " + names + "dpo, cdpo, ipo, hinge, orpo, got foo\n"},
@@ -205,6 +211,10 @@ TEST_F(Program, ABadOptionGetsOneLineAndExitCode2) {
       {{"--sft-steps", "many"},
        "text2sql: --sft-steps must be a whole number from 0 to 1000000, got many\n"},
       {{"--beta", "nan"}, "text2sql: --beta must be a number from 0 to 100, got nan\n"},
+      {{"--stale", "-1"}, "text2sql: --stale must be a whole number from 0 to 1000000, got -1\n"},
+      {{"--weight", "tis"}, "text2sql: --weight must be one of " + weights + ", got tis\n"},
+      {{"--objective", "dpo", "--weight", "opsm"},
+       "text2sql: --weight must be none with --objective dpo, got opsm\n"},
       {{"--threads", "0"}, "text2sql: --threads must be a whole number from 1 to 256, got 0\n"},
       {{"--save", "/dev/null/runs"},
        "text2sql: --save must be a folder that can be written, got /dev/null/runs\n"},
@@ -224,12 +234,16 @@ TEST_F(Program, HelpNamesTheOptions) {
 
 // Long enough that some groups of samples have unequal rewards, which move the weights.
 std::vector<std::string> tiny_run(const fs::path& folder) {
-  return {"--sft-steps", "200",          "--steps",   "6", "--prompts",          "16", "--save",
-          folder,        "--no-control", "--threads", "1", "--checkpoint-every", "2"};
+  std::istringstream options(
+      "--sft-steps 100 --steps 6 --prompts 16 --stale 2 --weight opsm --no-control --evaluations 1 "
+      "--threads 1 --checkpoint-every 4 --save");
+  std::vector<std::string> out{std::istream_iterator<std::string>(options), {}};
+  out.push_back(folder);
+  return out;
 }
 
 std::vector<std::string> resumed(const fs::path& folder) {
-  return {"--save", folder, "--resume", "--threads", "1", "--checkpoint-every", "2"};
+  return {"--save", folder, "--resume", "--threads", "1", "--checkpoint-every", "4"};
 }
 
 std::vector<at::Tensor> final_parameters(const fs::path& folder,
