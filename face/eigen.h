@@ -3,7 +3,9 @@
 #include <Eigen/Core>
 #include <string_view>
 
+#include "../rl/batch_weight_catalogue.h"
 #include "../rl/catalogue.h"
+#include "../rl/kernels/batch_weights.h"
 #include "../rl/kernels/policy_loss.h"
 #include "../rl/kernels/preference_loss.h"
 #include "../rl/kernels/value_loss.h"
@@ -46,6 +48,15 @@ inline PolicyResult policy_loss(const PolicyBatch& batch, const PolicyObjective&
 // What the caller adds up over the micro-batches and ranks of an optimizer step.
 inline Normalizer local_counts(const PolicyBatch& batch, const PolicyObjective& objective) {
   return tether::local_counts(detail::arrays_of("local_counts", batch), objective);
+}
+
+// Weights of tokens that need the whole batch, 1 in masked slots (rl/batch_weight_catalogue.h).
+inline Eigen::ArrayXXd batch_weights(const BatchWeightInputs<Tokens>& batch,
+                                     const BatchWeight& rule) {
+  const BatchWeightArrays arrays = detail::arrays_of("batch_weights", batch);
+  Eigen::ArrayXXd out = detail::new_like(batch.logps);
+  tether::batch_weights("batch_weights", arrays, rule, detail::output(out));
+  return out;
 }
 
 // Chosen answers first, then the rejected ones: [2 B, T].

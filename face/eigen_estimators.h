@@ -16,6 +16,7 @@
 #include "../estimators/advantage/whitening.h"
 #include "../estimators/kl/exact.h"
 #include "../estimators/kl/forms.h"
+#include "../estimators/kl/mismatch.h"
 #include "../estimators/kl/report.h"
 #include "arguments.h"
 
@@ -182,6 +183,14 @@ inline KlReport kl_report(const Tokens& log_ratios, const Tokens& response_mask,
                           const KlReportOptions& options = {}) {
   const KlReportInputs<Tokens> batch{.log_ratios = log_ratios, .response_mask = response_mask};
   return tether::kl_report(detail::arrays_of("kl_report", batch), options);
+}
+
+// How far the trainer's policy is from the engine that sampled (estimators/kl/mismatch.h).
+inline MismatchReport mismatch_report(const Tokens& old_logps, const Tokens& rollout_logps,
+                                      const Tokens& response_mask) {
+  const MismatchInputs<Tokens> batch{
+      .old_logps = old_logps, .rollout_logps = rollout_logps, .response_mask = response_mask};
+  return tether::mismatch_report(detail::arrays_of("mismatch_report", batch));
 }
 
 // ---- exact KL divergences (estimators/kl/exact.h) -----------------------------------------------

@@ -58,14 +58,36 @@ FlatBatch flattened(const PolicyBatch& batch, const std::vector<TokenWeight>& we
   out.advantage = saturated(
       out.advantage, wide ? Largest<double>::kAdvantage : double(Largest<float>::kAdvantage));
   out.row_tokens = row_sums(out, out.weight);
-  out.token_weight = token_weights(weights, out);
+  const auto given = [&](const at::Tensor& tensor) {
+    if (!tensor.defined()) return at::ones_like(out.logp);
+    const at::Tensor values = tensor.detach().to(dtype).reshape({-1});
+    const double largest = wide ? Largest<double>::kWeight : double(Largest<float>::kWeight);
+    return saturated(at::where(out.active, values, at::ones_like(values)), largest);
+  };
+  out.token_weight = given(batch.token_weights) * token_weights(weights, out);
+  out.kl_weight = given(batch.kl_weights);
+  out.entropy_weight = given(batch.entropy_weights);
   return out;
+}
+
+const at::Tensor& FlatBatch::anchor_logp(KlReference reference) const {
+  switch (reference) {
+    case KlReference::reference:
+      return ref_logp;
+    case KlReference::old:
+      return old_logp;
+    case KlReference::rollout:
+      return rollout_logp;
+  }
+  return ref_logp;
 }
 
 PolicyBatch gated(const PolicyBatch& batch, const PolicyObjective& objective) {
   const std::vector<TokenWeight> gates = weights_that(true, objective.weights);
   if (gates.empty()) return batch;
-  const FlatBatch flat = flattened(batch, gates);
+  PolicyBatch without = batch;
+  without.token_weights.reset();
+  const FlatBatch flat = flattened(without, gates);
   const at::Tensor kept = flat.weight + 0 * flat.token_weight;
   PolicyBatch out = batch;
   out.response_mask =

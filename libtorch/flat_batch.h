@@ -18,8 +18,11 @@ struct FlatBatch {
   at::Tensor row;             // [N], the row of each token
   int64_t rows;
   at::Tensor logp, old_logp, ref_logp, rollout_logp, advantage, entropy;  // [N]
-  at::Tensor row_tokens;    // [rows], the weights of each row
-  at::Tensor token_weight;  // [N], W
+  at::Tensor row_tokens;                 // [rows], the weights of each row
+  at::Tensor token_weight;               // [N], W
+  at::Tensor kl_weight, entropy_weight;  // [N], of the caller
+
+  const at::Tensor& anchor_logp(KlReference reference) const;  // that the penalty ties to
 };
 
 // Without masked slots' values, under these weights.
@@ -53,7 +56,7 @@ FlatSegments segments_of(const FlatBatch& batch, Segment segment, const at::Tens
 // [N], by ids or runs of the mask.
 at::Tensor turn_ids_of(const PolicyBatch& batch);
 
-// W, the product of the weights; 1 in masked slots.
+// The product of the weights; 1 in masked slots.
 at::Tensor token_weights(const std::vector<TokenWeight>& weights, const FlatBatch& batch);
 
 // 1 / denominator of each row's terms, as row_factor (rl/aggregation.h), without a look at the

@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "../estimators/kl/mismatch.h"
 #include "../estimators/kl/report.h"
 
 namespace tether {
@@ -11,5 +12,11 @@ namespace tether {
 // like it. A constant; tensors elsewhere come over to the CPU.
 KlReport kl_report(const at::Tensor& log_ratios, const at::Tensor& response_mask,
                    const KlReportOptions& options = {}, const at::Tensor& offsets = {});
+
+// How far the trainer's policy is from the engine that sampled (estimators/kl/mismatch.h), from
+// log-probabilities [B, T], or packed [N] with offsets [B + 1]. Tensors elsewhere come over to the
+// CPU.
+MismatchReport mismatch_report(const at::Tensor& old_logps, const at::Tensor& rollout_logps,
+                               const at::Tensor& response_mask, const at::Tensor& offsets = {});
 
 }  // namespace tether

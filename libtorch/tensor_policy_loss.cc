@@ -125,21 +125,22 @@ at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch,
       wide ? kWeightSaturation<double> : kWeightSaturation<float>, penalty.ratio_high);
   const TensorKl estimator{penalty.estimator, "kl_estimator"};
   const TensorKl gradient{penalty.gradient, "kl_gradient"};
-  const TensorNumber number{logp}, ref_logp{batch.ref_logp};
+  const TensorNumber number{logp}, ref_logp{batch.anchor_logp(penalty.reference)};
+  const at::Tensor& v = batch.kl_weight;
   const TensorNumber log_ratio{of_level(penalty.correction) ? level_log_ratio
                                                             : logp - batch.old_logp};
   if (penalty.correction != KlCorrection::level_ratio || !shares_ratio(objective.level)) {
-    return kl_term(estimator, gradient, penalty.correction, number, log_ratio, ref_logp, bounds)
-        .value;
+    return v * kl_term(estimator, gradient, penalty.correction, number, log_ratio, ref_logp, bounds)
+                   .value;
   }
   const TensorNumber d = ref_logp - stop_gradient(number);
   const TensorNumber rho = kl_weight(log_ratio, bounds);
   const at::Tensor n = segments.spread(segments.n);
   const bool is_mean = rule_of(objective.level).is_mean;
   const at::Tensor scale = is_mean ? 1 / at::where(n > 0, n, 1) : at::ones_like(n);
-  const at::Tensor own = (rho * gradient(d)).value;
-  at::Tensor slope = (rho * gradient.score(d)).value + own * (scale * batch.weight - 1);
-  const TensorNumber value{(rho * estimator(d)).value};
+  const at::Tensor own = v * (rho * gradient(d)).value;
+  at::Tensor slope = v * (rho * gradient.score(d)).value + own * (scale * batch.weight - 1);
+  const TensorNumber value{v * (rho * estimator(d)).value};
   if (use == PenaltyUse::sum) {
     const at::Tensor terms = (batch.weight * own).to(at::kDouble);
     slope = slope + (scale * sum_of_others(segments, terms)).to(slope.scalar_type());
@@ -147,19 +148,21 @@ at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch,
   }
   const TensorNumber live =
       exp(with_gradient_of(clamp(log_ratio, bounds.low, bounds.high), log_ratio));
-  const TensorNumber source = live * gradient(ref_logp - number);
-  return with_gradient_of(value, {at::where(n == batch.weight, slope * logp, source.value)}).value;
+  const at::Tensor source = v * (live * gradient(ref_logp - number)).value;
+  return with_gradient_of(value, {at::where(n == batch.weight, slope * logp, source)}).value;
 }
 
 // Whether the inputs of a token are finite and nothing that comes of them is NaN. A reference
 // counts under a penalty.
 at::Tensor sound_tokens(const FlatBatch& batch, const at::Tensor& log_ratio, const at::Tensor& loss,
-                        const at::Tensor& dloss, const at::Tensor& kl, bool penalty) {
+                        const at::Tensor& dloss, const at::Tensor& kl, const KlPenalty& penalty) {
   at::Tensor sound = at::isfinite(log_ratio).logical_and(at::isfinite(batch.token_weight));
   for (const at::Tensor& each :
-       {batch.logp, batch.old_logp, batch.advantage, penalty ? batch.ref_logp : batch.advantage}) {
+       {batch.logp, batch.old_logp, batch.advantage,
+        penalty.beta > 0 ? batch.anchor_logp(penalty.reference) : batch.advantage}) {
     sound = sound.logical_and(at::isfinite(each));
   }
+  if (penalty.beta > 0) sound = sound.logical_and(at::isfinite(batch.kl_weight));
   for (const at::Tensor& each : {loss, dloss, kl}) {
     sound = sound.logical_and(at::isnan(each).logical_not());
   }
@@ -194,7 +197,8 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   std::vector<at::Tensor> sums(M::kSums);
   sums[M::kPolicyLoss] = sum(bounded(batch.token_weight * loss));
   sums[M::kKl] = sum(kl);
-  sums[M::kEntropy] = sum(batch.entropy);
+  const at::Tensor entropy = batch.entropy_weight * batch.entropy;
+  sums[M::kEntropy] = sum(entropy);
   sums[M::kClipFractionLow] =
       ratio_sum(bad.logical_or(good).logical_and(d < 0).logical_or(truncated));
   sums[M::kClipFractionHigh] = ratio_sum(good.logical_and(d > 0));
@@ -204,7 +208,7 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   sums[M::kRatio] = ratio_sum(seen_ratio);
   sums[M::kRatioSquared] = ratio_sum(seen_ratio.square());
   sums[M::kNonfinite] = at::zeros({}, d.options().dtype(at::kDouble));
-  for (const at::Tensor& each : {sound, at::isfinite(batch.entropy)}) {
+  for (const at::Tensor& each : {sound, at::isfinite(entropy)}) {
     sums[M::kNonfinite] += batch.active.logical_and(each.logical_not()).to(at::kDouble).sum();
   }
   sums[M::kWeight] = sum(W);
@@ -223,6 +227,12 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   }
   return {.sums = at::stack({at::stack(sums), at::stack(counts)}, 1),
           .maxima = at::stack({largest(d), largest(-d), largest(W)})};
+}
+
+// Infinity is NaN.
+at::Tensor weighted_entropy(const FlatBatch& batch, const at::Tensor& entropy) {
+  const at::Tensor weighted = batch.entropy_weight * entropy;
+  return weighted + 0 * weighted.detach();
 }
 
 }  // namespace
@@ -249,10 +259,10 @@ at::Tensor tensor_token_losses(const PolicyBatch& given, const PolicyObjective& 
       penalty ? bounded(kl_of(objective, flat, segments, logp, level.log_ratio, PenaltyUse::token))
               : at::zeros_like(loss);
   const at::Tensor sound = sound_tokens(flat, level.log_ratio.detach(), loss.detach(),
-                                        at::zeros_like(loss), kl.detach(), penalty);
+                                        at::zeros_like(loss), kl.detach(), objective.kl);
   at::Tensor each = bounded(flat.token_weight * loss) + kl * objective.kl.beta;
   if (objective.entropy.coefficient != 0) {
-    each = each - selected(batch.entropies) * objective.entropy.coefficient;
+    each = each - weighted_entropy(flat, selected(batch.entropies)) * objective.entropy.coefficient;
   }
   each = each + spoiled(sound, level.logp);
   return at::where(flat.active, each, at::zeros_like(each)).view(batch.logps.sizes());
@@ -288,7 +298,7 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective&
               : at::zeros_like(loss);
   const at::Tensor dloss = derivative(loss.sum(), step);
   const at::Tensor sound =
-      sound_tokens(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach(), penalty);
+      sound_tokens(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach(), objective.kl);
   const at::Tensor spoil = spoiled(sound, level.logp);
   const at::Tensor lengths = batch.row_tokens.defined() ? batch.row_tokens.to(n.scalar_type()) : n;
   const auto& kl_tokens = normalizer.kl ? normalizer.kl : normalizer.policy;
@@ -301,7 +311,8 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective&
   };
   at::Tensor sum = total(bounded(flat.token_weight * loss) + spoil, normalizer.policy);
   if (penalty) sum = sum + total(kl, kl_tokens) * objective.kl.beta;
-  if (entropy_coef != 0) sum = sum - total(entropy, normalizer.policy) * entropy_coef;
+  if (entropy_coef != 0)
+    sum = sum - total(weighted_entropy(flat, entropy), normalizer.policy) * entropy_coef;
 
   ComputedLoss out;
   if (wanted.logps) out.dlogps = bounded(derivative(sum, logp)).view(batch.logps.sizes());

@@ -3,6 +3,7 @@
 // The LibTorch face of the library.
 
 #include "advantage.h"
+#include "batch_weights.h"
 #include "categorical_kl.h"
 #include "kl_report.h"
 #include "linear_loss.h"

@@ -7,8 +7,11 @@
 #include "estimators/advantage/groups.h"
 #include "estimators/advantage/row_scan.h"
 #include "estimators/advantage/whitening.h"
+#include "estimators/kl/mismatch.h"
 #include "estimators/kl/report.h"
 #include "python/functions.h"
+#include "rl/batch_weight_catalogue.h"
+#include "rl/kernels/batch_weights.h"
 
 // The estimators as functions of python/functions.h.
 
@@ -125,6 +128,52 @@ template <class Visit>
 void for_each_choice(WhitenFunction::Options& options, Visit visit) {
   tether::for_each_choice(options.rule, visit);
 }
+
+struct MismatchReportFunction : Estimator {
+  template <class Array>
+  using Inputs = MismatchInputs<Array>;
+  struct Options {
+    static constexpr auto fields() { return std::tuple{}; }
+  };
+  static constexpr std::string_view kName = "mismatch_report";
+  static constexpr std::array kResults{Result{"report", "block", {}, {23}}};
+
+  // The fields of MismatchReport, in their order.
+  static std::vector<Tensor> run(const Call<MismatchReportFunction>& call) {
+    const MismatchReport out = mismatch_report(call.arrays);
+    std::vector<double> values{out.tokens,
+                               out.sequences,
+                               out.k1,
+                               out.k3,
+                               out.perplexity,
+                               out.rollout_perplexity,
+                               out.probability_gap,
+                               out.probability_gap_max};
+    for (const RatioSpread& each : {out.token, out.sequence_mean, out.sequence_sum}) {
+      values.insert(values.end(), {each.mean, each.min, each.max, each.chi2, each.ess});
+    }
+    return {new_doubles({23}, values.data())};
+  }
+};
+
+struct BatchWeightsFunction {
+  static constexpr bool kGradient = false;
+  template <class Array>
+  using Inputs = BatchWeightInputs<Array>;
+  using Options = BatchWeightOptions;
+  static constexpr std::string_view kName = "batch_weights";
+  static constexpr std::array kResults{Result{"weights", "like"}};
+
+  static void check(std::string_view function, const BatchWeightInputs<bool>& given, int64_t,
+                    const Options& options) {
+    check_needs(function, given, options.rule);
+  }
+  static std::vector<Tensor> run(const Call<BatchWeightsFunction>& call) {
+    const Tensor out = new_like(call.tensors.logps);
+    batch_weights(kName, call.arrays, call.options.rule, face::mutable_token_array(out));
+    return {out};
+  }
+};
 
 struct KlReportFunction : Estimator {
   template <class Array>

@@ -39,7 +39,8 @@ void check_places(const int64_t* places, int64_t count, int64_t size) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_of_logits(
     Tensor logits, const Tensor& targets, const Tensor& places, const Tensor& advantages,
     const Tensor& response_mask, const Maybe& old_logps, const Maybe& ref_logps,
-    const Maybe& rollout_logps, const Maybe& row_tokens, const Maybe& offsets,
+    const Maybe& rollout_logps, const Maybe& token_weights, const Maybe& kl_weights,
+    const Maybe& entropy_weights, const Maybe& row_tokens, const Maybe& offsets,
     const std::vector<Name>& option_names, const Tensor& option_values,
     const std::vector<Name>& choice_names, const std::vector<Name>& choice_values,
     const std::vector<Name>& row_names, const Tensor& row_values,
@@ -54,6 +55,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_of_logits(
                                .old_logps = old_logps.value_or(Tensor()),
                                .ref_logps = ref_logps.value_or(Tensor()),
                                .rollout_logps = rollout_logps.value_or(Tensor()),
+                               .token_weights = token_weights.value_or(Tensor()),
+                               .kl_weights = kl_weights.value_or(Tensor()),
+                               .entropy_weights = entropy_weights.value_or(Tensor()),
                                .row_tokens = row_tokens.value_or(Tensor()),
                                .offsets = contiguous(offsets).value_or(Tensor())};
     face::check_arguments(kFunction, batch);
@@ -101,7 +105,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
   library.def(tether::python::with_words(
                   "policy_loss_of_logits(Tensor(a!) logits, Tensor targets, Tensor places, "
                   "Tensor advantages, Tensor response_mask, Tensor? old_logps, Tensor? ref_logps, "
-                  "Tensor? rollout_logps, Tensor? row_tokens, Tensor? offsets, WORDS, str[] "
+                  "Tensor? rollout_logps, Tensor? token_weights, Tensor? kl_weights, "
+                  "Tensor? entropy_weights, Tensor? row_tokens, Tensor? offsets, WORDS, str[] "
                   "row_names, Tensor row_values, "
                   "str[] row_choice_names, str[] row_choice_values, bool with_gradient) -> "
                   "(Tensor loss, Tensor logps, Tensor entropies, Tensor metric_sums, "

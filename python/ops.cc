@@ -37,6 +37,8 @@ void for_each_function(Visit visit) {
   visit.template operator()<MomentsFunction>();
   visit.template operator()<WhitenFunction>();
   visit.template operator()<KlReportFunction>();
+  visit.template operator()<BatchWeightsFunction>();
+  visit.template operator()<MismatchReportFunction>();
 }
 
 // Throws unless the options are legal and what they need of the arrays is given: for devices
@@ -128,6 +130,17 @@ std::string advantages_json() {
   return out;
 }
 
+std::string batch_weights_json() {
+  std::string out;
+  for_each_batch_weight([&](const auto& row) {
+    add_row(out,
+            {json_text(row.name), json_text(row.formula), json_text(row.paper),
+             json_text(row.agreement)},
+            BatchWeight(row.defaults));
+  });
+  return out;
+}
+
 std::string links_json() {
   std::string out;
   for_each_link([&](const auto& row) {
@@ -140,7 +153,8 @@ std::string links_json() {
 std::vector<std::string> description() {
   return {"{\"functions\": {" + functions_json() + "}, \"objectives\": [" + objectives_json() +
           "], \"dialects\": [" + dialects_json() + "], \"weights\": [" + weights_json() +
-          "], \"advantages\": [" + advantages_json() + "], \"links\": [" + links_json() + "]}"};
+          "], \"batch_weights\": [" + batch_weights_json() + "], \"advantages\": [" +
+          advantages_json() + "], \"links\": [" + links_json() + "]}"};
 }
 
 // ---- metrics: the values of to_map of a block, in the order of the names

@@ -20,6 +20,7 @@
 #include "policy/gpg.h"
 #include "policy/grpo.h"
 #include "policy/gspo.h"
+#include "policy/kl_cov.h"
 #include "policy/linear.h"
 #include "policy/luspo.h"
 #include "policy/ppo.h"
@@ -152,6 +153,9 @@ inline const std::array kCatalogue{
     CatalogueRow{"rollout_is", "token mean of -W A logp, W of masked_ratio", "SkyRL, rollout_is",
                  "rl/policy/rollout_is.h", "mpmath", [] { return presets::rollout_is(); },
                  GroupAdvantage{}},
+    CatalogueRow{"kl_cov", "token mean of -ratio A + beta v |log ratio|, v of kl_weights",
+                 "arXiv:2505.22617", "rl/policy/kl_cov.h", "mpmath; verl kl_cov",
+                 [] { return presets::kl_cov(); }, GroupAdvantage{}},
     CatalogueRow{"rec_one_side", "token mean of -M A logp, M of clip_mask", "arXiv:2509.24203",
                  "rl/policy/rec.h", "mpmath", [] { return presets::rec_one_side(); },
                  GroupAdvantage{}},

@@ -23,6 +23,10 @@ enum class KlCorrection {
 inline constexpr std::array<std::string_view, 6> kKlCorrectionNames{
     "none", "ratio", "detached_ratio", "level_ratio", "detached_level_ratio", "on_policy"};
 
+// The policy that the penalty ties to.
+enum class KlReference { reference, old, rollout };
+inline constexpr std::array<std::string_view, 3> kKlReferenceNames{"reference", "old", "rollout"};
+
 // Whether the ratio that weighs the penalty is that of the objective's level (rl/level.h).
 TETHER_INLINE constexpr bool of_level(KlCorrection correction) {
   return correction == KlCorrection::level_ratio ||
@@ -44,13 +48,14 @@ TETHER_INLINE constexpr bool weighs(KlCorrection correction) {
 //
 //   rho K(d),   d = ref_logp - logp,   rho = 1, or a ratio policy / old policy
 //
-// where the ratio is the token's own, or that of the objective's level: above the level of tokens
-// one number for the segment, as TRL has it for GSPO (use_bias_correction_kl). on_policy takes the
-// samples for the policy's own: rho = e^(logp - sg logp) is 1 and has the gradient of a ratio, as
-// NeMo-RL has it. K is the estimator
-// of KL(policy || reference), a form of estimators/kl/catalogue.h or a user's own; the gradient may
-// be another one's, straight through. What the gradient of rho G(d) is, in expectation over the old
-// policy's samples (with rho = 1: over the policy's own), where rho is the token's own:
+// times the caller's weight of the token (kl_weights), where the ratio is the token's own, or that
+// of the objective's level: above the level of tokens one number for the segment, as TRL has it for
+// GSPO (use_bias_correction_kl). on_policy takes the samples for the policy's own: rho = e^(logp -
+// sg logp) is 1 and has the gradient of a ratio, as NeMo-RL has it. K is the estimator of KL(policy
+// || reference), a form of estimators/kl/catalogue.h or a user's own; the gradient may be another
+// one's, straight through. The old policy or the engine's may stand for the reference. What the
+// gradient of rho G(d) is, in expectation over the old policy's samples (with rho = 1: over the
+// policy's own), where rho is the token's own:
 //
 //   gradient \ correction   none                  ratio, on_policy      detached_ratio
 //   k1                      0, pure noise         KL(policy || ref)     0, pure noise
@@ -65,8 +70,11 @@ struct KlPenalty {
   KlForm estimator = K3{};
   KlForm gradient = K3{};
   KlCorrection correction = KlCorrection::none;
-  double ratio_high = infinity;  // a larger rho counts as this; OpenRLHF: 10
+  KlReference reference = KlReference::reference;  // whose log-probabilities stand for ref_logp
+  double ratio_high = infinity;                    // a larger rho counts as this; OpenRLHF: 10
   bool allow_biased_gradient = false;
+
+  bool needs(KlReference policy) const { return beta > 0 && reference == policy; }
 };
 
 // A ratio beyond e^20 (float64: e^100) weighs as this one: rho e^60 must stay finite.

@@ -74,6 +74,7 @@ void for_each_choice(Objective& objective, Visit visit) {
   visit("kl_estimator", objective.kl.estimator, kKlFormNames);
   visit("kl_gradient", objective.kl.gradient, kKlFormNames);
   visit("kl_correction", objective.kl.correction, kKlCorrectionNames);
+  visit("kl_reference", objective.kl.reference, kKlReferenceNames);
   visit("allow_biased_gradient", objective.kl.allow_biased_gradient, kBoolNames);
   for_each_weight([&](const auto& row) {
     WeightChoice choice{objective.weights, row};

@@ -147,6 +147,11 @@ struct Tokens {
   std::vector<size_t> turn_of;  // of each token
   double tokens = 0, sequences = 0;
 
+  // Of the policy that the penalty ties to.
+  const std::vector<double>& anchors(KlReference reference) const {
+    if (reference == KlReference::reference) return refs;
+    return reference == KlReference::old ? olds : rollouts;
+  }
   // What a level counts by, and the one of a token.
   double count(Segment segment) const {
     if (segment == Segment::token) return tokens;
@@ -283,7 +288,8 @@ void add_row(const Tokens& in, const Row& row, const PolicyObjective& objective,
     const Row& segment = in.segment_of(level.segment, i, row);
     const View view = view_of(level, segment, logp, logp - old);
     const Dual<double> loss = surrogate_of(objective, view, old, ref, A);
-    const Penalty kl = penalty_of(objective, logp, old, ref, view.log_ratio);
+    const double anchor = in.anchors(objective.kl.reference)[i];
+    const Penalty kl = penalty_of(objective, logp, old, anchor, view.log_ratio);
     const double share = share_of(i, policy_tokens);
     const double kl_share = beta * share_of(i, step.kl.value_or(policy_tokens));
     out.loss += share * W * loss.value + kl_share * kl.value;

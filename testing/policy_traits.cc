@@ -18,7 +18,7 @@ PolicyTraits traits_of(const PolicyObjective& objective) {
   PolicyTraits out{.takes_offsets = true,
                    .takes_row_advantages = true,
                    .takes_no_old_logps = true,
-                   .needs_ref_logps = objective.kl.beta > 0,
+                   .needs_ref_logps = objective.kl.needs(KlReference::reference),
                    .needs_turn_ids = rule_of(objective.level).segment == Segment::turn,
                    .is_function_of_log_ratio = formula.of_log_ratio,
                    .scales_with_advantages = formula.homogeneous,
@@ -28,6 +28,10 @@ PolicyTraits traits_of(const PolicyObjective& objective) {
                        (objective.level == RatioLevel::token || shares_ratio(objective.level)),
                    .bitwise = true,
                    .refuses_double_backward = true};
+  out.needs_rollout_logps = objective.kl.needs(KlReference::rollout);
+  // A penalty that ties to the old policy adds to the surrogate at every ratio but 1.
+  const bool tied = objective.kl.beta > 0 && !out.needs_ref_logps;
+  out.scales_with_advantages &= !tied;
   ClipRange clip{.low = infinity, .high = infinity};  // a gradient at every ratio
   if (formula.clips) {
     clip = {.low = option_of(objective.surrogate, "epsilon_low"),
@@ -51,9 +55,9 @@ PolicyTraits traits_of(const PolicyObjective& objective) {
   }
   out.stops_tokens |= clips_log_ratios(objective);
   out.pulls_back =
-      formula.pulls_back && !out.stops_tokens && out.is_per_token && clip.dual == infinity;
+      formula.pulls_back && !out.stops_tokens && out.is_per_token && clip.dual == infinity && !tied;
   const bool clips = formula.clips || (formula.homogeneous && !formula.clips_both_sides);
-  if (out.is_per_token && !out.stops_tokens && clips) out.clip = clip;
+  if (out.is_per_token && !out.stops_tokens && clips && !tied) out.clip = clip;
   out.reference = reference_of(objective);
   out.counts = [objective](const PolicyBatch& batch) { return local_counts(batch, objective); };
   return out;

@@ -11,6 +11,7 @@
 #include <variant>
 
 #include "estimators/advantage/catalogue.h"
+#include "rl/batch_weight_catalogue.h"
 
 namespace {
 
@@ -71,6 +72,12 @@ std::string weight_table() {
   return out;
 }
 
+std::string batch_weight_table() {
+  std::string out = "| name | weight | paper | header | agreement |\n|---|---|---|---|---|\n";
+  tether::for_each_batch_weight([&](const auto& row) { out += cells(row) + "\n"; });
+  return out;
+}
+
 std::string kl_table() {
   std::string out =
       "| name | K, d = log other - log sampled | paper | header | agreement |\n"
@@ -107,10 +114,13 @@ std::string page() {
          "aggregation\n\n" +
          policy_table() +
          "\n## Weights of tokens, of any policy objective ([how](../docs/weights.md))\n\n" +
-         weight_table() + "\n## Forms of the KL penalty ([which](../docs/kl.md))\n\n" + kl_table() +
-         "\n## Preference objectives: score, link, loss of the pair\n\n" + preference_table() +
-         "\n## Links of preference objectives\n\n" + link_table() + "\n## Value objectives\n\n" +
-         value_table() +
+         weight_table() +
+         "\n## Weights that need the whole batch "
+         "([how](../docs/weights.md#weights-that-need-the-whole-batch))\n\n" +
+         batch_weight_table() + "\n## Forms of the KL penalty ([which](../docs/kl.md))\n\n" +
+         kl_table() + "\n## Preference objectives: score, link, loss of the pair\n\n" +
+         preference_table() + "\n## Links of preference objectives\n\n" + link_table() +
+         "\n## Value objectives\n\n" + value_table() +
          "\n## Advantages, by `advantage(batch, Gae{})` and `tether.advantage(\"gae\", ...)`\n\n" +
          advantage_table();
 }

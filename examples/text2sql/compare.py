@@ -35,7 +35,7 @@ def draw(axes, runs):
         name = None if label in seen else label
         seen.add(label)
         steps = [row["step"] for row in rows]
-        axes[0].plot(steps, smooth([row["reward"] for row in rows]), color=colour, label=name)
+        axes[0].plot(steps, smooth([row["entropy"] for row in rows]), color=colour, label=name)
         evaluated = [row for row in rows if "held_out" in row]
         axes[1].plot(
             [row["step"] for row in evaluated],
@@ -44,7 +44,7 @@ def draw(axes, runs):
             color=colour,
             label=name,
         )
-    axes[0].set(title="Reward of the samples, mean of 5 steps", xlabel="step", ylim=(0, 1))
+    axes[0].set(title="Entropy, nats per token, mean of 5 steps", xlabel="step")
     axes[1].set(title="Held-out questions answered right", xlabel="step", ylabel="%", ylim=(0, 100))
 
 
@@ -59,7 +59,7 @@ def main():
     draw(axes, options.runs)
     for each in axes:
         each.grid(alpha=0.3)
-    axes[0].legend(loc="lower right")
+    axes[0].legend()
     figure.tight_layout()
     figure.savefig(options.picture, dpi=120)
     print(options.picture)

@@ -4,6 +4,7 @@
     loss.backward()
 
 `tether.objectives()` lists the objectives, `tether.weights()` the weights of tokens,
+`tether.batch_weight_rules()` those that need the whole batch,
 `tether.advantages()` the estimators of advantages; `tether.reference` states every formula in plain
 torch.
 """
@@ -29,7 +30,17 @@ from tether.advantages import (
     generalized_advantage_estimation,
     group_advantage,
 )
-from tether.estimators import KlReport, Moments, kl_report, moments, whiten
+from tether.batch_weights import BatchWeightRule, batch_weight_rules, batch_weights
+from tether.estimators import (
+    KlReport,
+    MismatchReport,
+    Moments,
+    RatioSpread,
+    kl_report,
+    mismatch_report,
+    moments,
+    whiten,
+)
 from tether.linear import (
     LinearPolicyOutput,
     linear_policy_loss,
@@ -59,11 +70,13 @@ from tether.value import ValueLoss, ValueMetrics, value_loss
 __all__ = [
     "AdvantageEstimator",
     "AdvantagesAndReturns",
+    "BatchWeightRule",
     "CategoricalKl",
     "Choice",
     "Dialect",
     "KlReport",
     "LinearPolicyOutput",
+    "MismatchReport",
     "Moments",
     "Normalizer",
     "Objective",
@@ -72,6 +85,7 @@ __all__ = [
     "PolicyMetrics",
     "PreferenceLoss",
     "PreferenceMetrics",
+    "RatioSpread",
     "ResponseTargets",
     "Support",
     "TokenLogps",
@@ -81,6 +95,8 @@ __all__ = [
     "Weight",
     "advantage",
     "advantages",
+    "batch_weight_rules",
+    "batch_weights",
     "categorical_kl",
     "dialects",
     "discounted_returns",
@@ -93,6 +109,7 @@ __all__ = [
     "linear_preference_loss",
     "linear_token_logps",
     "local_counts",
+    "mismatch_report",
     "moments",
     "objectives",
     "policy_loss",

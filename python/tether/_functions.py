@@ -246,5 +246,8 @@ FUNCTIONS = {name: Function(name, each) for name, each in _DESCRIPTION["function
 OBJECTIVES = [(row["row"], options_of(row), choices_of(row)) for row in _DESCRIPTION["objectives"]]
 DIALECTS = _DESCRIPTION["dialects"]
 WEIGHTS = [(row["row"], options_of(row)) for row in _DESCRIPTION["weights"]]
+BATCH_WEIGHTS = [
+    (row["row"], options_of(row), choices_of(row)) for row in _DESCRIPTION["batch_weights"]
+]
 LINKS = [options_of(row) for row in _DESCRIPTION["links"]]
 ADVANTAGES = [(row["row"], options_of(row), choices_of(row)) for row in _DESCRIPTION["advantages"]]

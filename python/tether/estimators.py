@@ -39,6 +39,32 @@ class KlReport(NamedTuple):
     sequences: float
 
 
+class RatioSpread(NamedTuple):
+    """Of the ratios r = trainer / engine at one level; see estimators/kl/mismatch.h."""
+
+    mean: float  # 1 in expectation
+    min: float
+    max: float
+    chi2: float  # mean r^2 - 1
+    ess: float  # (sum r)^2 / (n sum r^2), in (0, 1]
+
+
+class MismatchReport(NamedTuple):
+    """Of mismatch_report; see estimators/kl/mismatch.h."""
+
+    tokens: float
+    sequences: float
+    k1: float  # of KL(engine || trainer), mean over tokens [nats]
+    k3: float
+    perplexity: float  # mean over sequences of e^-(mean log-probability)
+    rollout_perplexity: float
+    probability_gap: float  # mean |p_trainer - p_engine| of the tokens
+    probability_gap_max: float
+    token: RatioSpread
+    sequence_mean: RatioSpread  # of geometric means
+    sequence_sum: RatioSpread  # of whole sequences
+
+
 def moments(values: Tensor, response_mask: Tensor) -> Moments:
     """Of the values at active slots; [B, T] or [N]."""
     tensors = {"values": values, "response_mask": response_mask}
@@ -95,3 +121,27 @@ def kl_report(
         check_positive(function, "lambda_", lambda_, zero=True)
         settings["lambda_"] = lambda_
     return KlReport(*FUNCTIONS[function].call(tensors, settings).on_cpu().run().tolist())
+
+
+def mismatch_report(
+    old_logps: Tensor,
+    rollout_logps: Tensor,
+    response_mask: Tensor,
+    *,
+    offsets: Tensor | None = None,
+) -> MismatchReport:
+    """How far the trainer's policy is from the engine that sampled, at the level of tokens and of
+    sequences.
+
+    old_logps        [B, T], or packed [N] with offsets [nats]: the trainer's, before the step
+    rollout_logps    like it, of the engine
+    """
+    tensors = {
+        "old_logps": old_logps,
+        "rollout_logps": rollout_logps,
+        "response_mask": response_mask,
+        "offsets": offsets,
+    }
+    out = FUNCTIONS["mismatch_report"].call(tensors, {}).on_cpu().run().tolist()
+    levels = (RatioSpread(*out[begin : begin + 5]) for begin in (8, 13, 18))
+    return MismatchReport(*out[:8], *levels)

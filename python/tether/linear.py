@@ -173,6 +173,9 @@ def linear_policy_loss(
     ref_logps: Tensor | None = None,
     rollout_logps: Tensor | None = None,
     turn_ids: Tensor | None = None,
+    token_weights: Tensor | None = None,
+    kl_weights: Tensor | None = None,
+    entropy_weights: Tensor | None = None,
     row_tokens: Tensor | None = None,
     offsets: Tensor | None = None,
     normalizer: Normalizer | None = None,
@@ -210,6 +213,9 @@ def linear_policy_loss(
         "ref_logps": ref_logps,
         "rollout_logps": rollout_logps,
         "turn_ids": turn_ids,
+        "token_weights": token_weights,
+        "kl_weights": kl_weights,
+        "entropy_weights": entropy_weights,
         "row_tokens": row_tokens,
         "offsets": offsets,
     }
@@ -258,7 +264,8 @@ def _loss_of_tokens(
     """Loss and gradients in one walk over the chunks."""
     function = "linear_policy_loss"
     check_no_tangents(function, **linear._asdict())
-    names = ("advantages", "response_mask", "old_logps", "ref_logps", "rollout_logps", "row_tokens")
+    made_here = ("logps", "entropies", "turn_ids")
+    names = [each.name for each in call.function.arguments if each.name not in made_here]
     batch = tuple(call.tensors[name] for name in (*names, "offsets"))
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in linear]
 

@@ -125,6 +125,9 @@ def policy_loss(
     entropies: Tensor | None = None,
     rollout_logps: Tensor | None = None,
     turn_ids: Tensor | None = None,
+    token_weights: Tensor | None = None,
+    kl_weights: Tensor | None = None,
+    entropy_weights: Tensor | None = None,
     row_tokens: Tensor | None = None,
     offsets: Tensor | None = None,
     normalizer: Normalizer | None = None,
@@ -146,6 +149,9 @@ def policy_loss(
                      compare with it
     turn_ids         like logps, int32 or int64: which turn a token belongs to, for the levels of
                      turns; do not decrease along a row; None: each run of response_mask is a turn
+    token_weights    like logps, of any kind of number, or bool: each token's S is multiplied by it,
+    kl_weights       K by kl_weights and H by entropy_weights; constants. None: 1. Denominators do
+    entropy_weights  not see them: `batch_weights` makes some, a mask of a term of its own is one
     row_tokens       [B]: what sequence_mean_token_mean divides each row by; None: its own tokens.
                      Of a row that is split over ranks, or of all answers to a prompt (docs)
     offsets          [B + 1] int32 or int64, from 0 to N: row i is offsets[i] .. offsets[i + 1]
@@ -158,7 +164,8 @@ def policy_loss(
     options          of the objective, as epsilon_low=0.1 (see Normalizer for tensors), and its
                      choices, as aggregation="token_mean", level="sequence_mean" or "turn_mean",
                      kl_estimator="k3", kl_gradient="k2", kl_correction="ratio",
-                     kl_ratio_high=10.0
+                     kl_ratio_high=10.0, kl_reference="old" (or "rollout": the penalty ties to
+                     the policy of old_logps, without ref_logps)
 
     On the CPU: a fused kernel, the same bits for any number of threads. On other devices:
     `tether.reference`, at torch's speed, where weights and counts are taken as they are. Raises
@@ -174,6 +181,9 @@ def policy_loss(
         "entropies": entropies,
         "rollout_logps": rollout_logps,
         "turn_ids": turn_ids,
+        "token_weights": token_weights,
+        "kl_weights": kl_weights,
+        "entropy_weights": entropy_weights,
         "row_tokens": row_tokens,
         "offsets": offsets,
     }
@@ -202,12 +212,15 @@ def policy_token_losses(
     entropies: Tensor | None = None,
     rollout_logps: Tensor | None = None,
     turn_ids: Tensor | None = None,
+    token_weights: Tensor | None = None,
+    kl_weights: Tensor | None = None,
+    entropy_weights: Tensor | None = None,
     row_tokens: Tensor | None = None,
     offsets: Tensor | None = None,
     weights: Weights | None = None,
     **options: Value,
 ) -> Tensor:
-    """The terms W S + beta K - entropy_coef H of each token, before weights and aggregation.
+    """The terms W S + beta K - entropy_coef H of each token, before mask and aggregation.
 
     Like logps; 0 in masked slots. Arguments as in policy_loss. For aggregations of your own:
     backward takes any gradient of it. By torch's operations on every device, at torch's speed;
@@ -223,6 +236,9 @@ def policy_token_losses(
         "entropies": entropies,
         "rollout_logps": rollout_logps,
         "turn_ids": turn_ids,
+        "token_weights": token_weights,
+        "kl_weights": kl_weights,
+        "entropy_weights": entropy_weights,
         "row_tokens": row_tokens,
         "offsets": offsets,
     }
@@ -255,6 +271,9 @@ def local_counts(
     entropies: Tensor | None = None,
     rollout_logps: Tensor | None = None,
     turn_ids: Tensor | None = None,
+    token_weights: Tensor | None = None,
+    kl_weights: Tensor | None = None,
+    entropy_weights: Tensor | None = None,
     row_tokens: Tensor | None = None,
     offsets: Tensor | None = None,
     weights: Weights | None = None,
@@ -275,6 +294,9 @@ def local_counts(
         "entropies": entropies,
         "rollout_logps": rollout_logps,
         "turn_ids": turn_ids,
+        "token_weights": token_weights,
+        "kl_weights": kl_weights,
+        "entropy_weights": entropy_weights,
         "row_tokens": row_tokens,
         "offsets": offsets,
     }

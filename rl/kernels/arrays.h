@@ -25,6 +25,10 @@ struct PolicyInputs {
   Array entropies = {};      // of the policy at each token; needed when entropy_coef is not 0
   Array rollout_logps = {};  // under the engine that sampled; needed where a weight compares
   Array turn_ids = {};  // of levels of turns; do not decrease along a row; absent: runs of the mask
+  // Of the terms S, K and H at each token, any numbers; absent: 1. Denominators do not see them.
+  Array token_weights = {};
+  Array kl_weights = {};
+  Array entropy_weights = {};
   Array row_tokens = {};  // what sequence_mean_token_mean divides each row by; absent: its tokens
   OffsetsOf<Array> offsets = {};
 
@@ -41,6 +45,9 @@ struct PolicyInputs {
         A{"entropies", &In::entropies, Shape::tokens, Kind::narrow, optional, Flow::differentiable},
         A{"rollout_logps", &In::rollout_logps, Shape::tokens, Kind::narrow, optional},
         A{"turn_ids", &In::turn_ids, Shape::tokens, Kind::ids, optional},
+        A{"token_weights", &In::token_weights, Shape::tokens, Kind::mask, optional},
+        A{"kl_weights", &In::kl_weights, Shape::tokens, Kind::mask, optional},
+        A{"entropy_weights", &In::entropy_weights, Shape::tokens, Kind::mask, optional},
         A{"row_tokens", &In::row_tokens, Shape::per_row, Kind::counts, optional}};
   }
 };

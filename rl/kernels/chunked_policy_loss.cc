@@ -36,7 +36,10 @@ PolicyArrays part_of(const PolicyArrays& batch, int64_t row, int64_t first, int6
           .old_logps = of(batch.old_logps),
           .ref_logps = of(batch.ref_logps),
           .entropies = of(batch.entropies),
-          .rollout_logps = of(batch.rollout_logps)};
+          .rollout_logps = of(batch.rollout_logps),
+          .token_weights = of(batch.token_weights),
+          .kl_weights = of(batch.kl_weights),
+          .entropy_weights = of(batch.entropy_weights)};
 }
 
 // One number that stands for an array of tokens where only its type and presence matter.

@@ -22,8 +22,8 @@ bool fill_row(const PolicyArrays& batch, const std::vector<TokenWeight>& gates, 
   T trace = 0;
   const auto statistics = row_statistics<true>(batch, gates, row, row_tokens<T>(batch, row), block);
   for_each_block(batch, row, block, [&](const Place& place) {
-    saturate(bool(batch.ref_logps), bool(batch.rollout_logps), block);
-    fill_weights(gates, statistics, block);
+    saturate(batch, block);
+    fill_weights(gates, statistics, /*given=*/false, block);
     T* out = mask + place_of(batch.layout, place.row, place.column);
     for (int i = 0; i < place.count; ++i) {
       const T w = block.weight[i], gate = block.token_weight[i];

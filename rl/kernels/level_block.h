@@ -134,7 +134,7 @@ TETHER_CLONES void fill_slopes(TokenBlock<T>& block) {
     }
     const Mask<T> active = mask<T>(w != T(0));
     T trace = zero_or_nan(block.log_ratio[i], block.advantage[i], loss, dloss);
-    if constexpr (kPenalty) trace += zero_or_nan(block.ref_logp[i], block.kl[i], T(0), T(0));
+    if constexpr (kPenalty) trace += zero_or_nan(block.anchor_logp[i], block.kl[i], T(0), T(0));
     const Mask<T> broken = active & mask<T>(trace != T(0));
     block.slope[i] = spoil(broken, keep(active, w * dloss));
   }
@@ -186,7 +186,7 @@ TETHER_CLONES void fill_shared_gradient(T slope, T kl_factor, int begin, int end
     if constexpr (kPenalty) {
       const T dkl = bounded(block.dkl[i]);
       gradient = bounded(gradient + bounded(kl_factor * dkl));
-      broken = active & mask<T>(zero_or_nan(block.ref_logp[i], dkl, T(0), T(0)) != T(0));
+      broken = active & mask<T>(zero_or_nan(block.anchor_logp[i], dkl, T(0), T(0)) != T(0));
     }
     block.dlogp[i] = spoil(broken, keep(active, w * gradient));
   }

@@ -30,6 +30,14 @@ TETHER_CLONES void weigh(const T* rho, int count, T* column) {
   for (int i = 0; i < size; ++i) column[i] *= rho[i];  // VECTOR
 }
 
+// By the caller's weights: one that is not finite makes NaN, which a bound would hide.
+template <class T>
+TETHER_CLONES void weigh_by_given(const T* weight, int count, T* column) {
+  const int size = count / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) column[i] = column[i] * weight[i] + weight[i] * T(0);  // VECTOR
+}
+
 // Adds w rho G of a part of a block, whose gradient goes through the ratio that the segment shares.
 // A broken token spoils the sum, as in fill_slopes.
 template <class T>
@@ -37,7 +45,7 @@ void sum_kl_of_gradient(const TokenBlock<T>& block, int begin, int end, Compensa
   for (int i = begin; i < end; ++i) {
     const double w = double(block.weight[i]);
     if (w == 0) continue;
-    const T trace = (block.ref_logp[i] - block.logp[i]) * T(0);  // 0, or NaN
+    const T trace = (block.anchor_logp[i] - block.logp[i]) * T(0);  // 0, or NaN
     total.add(w * double(bounded(block.kl_of_gradient[i]) + trace));
   }
 }
@@ -54,18 +62,33 @@ void add_shared_penalty(double scale, const CompensatedSum& total, int begin, in
   }
 }
 
+// The column of the policy that the penalty ties to.
+template <class T>
+const T* anchor_of(KlReference reference, const TokenBlock<T>& block) {
+  switch (reference) {
+    case KlReference::reference:
+      return block.ref_logp;
+    case KlReference::old:
+      return block.old_logp;
+    case KlReference::rollout:
+      return block.rollout_logp;
+  }
+  return block.ref_logp;
+}
+
 // Whether a token's penalty changes with the log-probabilities of the others of its segment.
 inline bool shares_penalty(const KlPenalty& penalty, RatioLevel level) {
   return penalty.correction == KlCorrection::level_ratio && shares_ratio(level);
 }
 
-// rho K(d) with the gradient of rho G(d). Above the level of tokens a correction by the level's
-// ratio has rho = block.kl_weight. Where the gradient goes through a ratio that is shared, it is
-// not the token's alone: dkl is then its part without the others', and `kl_of_gradient` is rho G.
+// v rho K(d) with the gradient of v rho G(d); v are the caller's weights, or 1. Above the level of
+// tokens a correction by the level's ratio has rho = block.kl_weight. Where the gradient goes
+// through a ratio that is shared, it is not the token's alone: dkl is then its part without the
+// others', and `kl_of_gradient` is rho G.
 template <class T>
-void fill_penalty(const KlPenalty& penalty, RatioLevel level, TokenBlock<T>& block) {
+void fill_penalty(const KlPenalty& penalty, RatioLevel level, bool given, TokenBlock<T>& block) {
   const bool of_segment = of_level(penalty.correction) && level != RatioLevel::token;
-  const KlColumns<T> in{block.logp, block.ref_logp, block.size};
+  const KlColumns<T> in{block.logp, block.anchor_logp, block.size};
   const bool by_score = through_ratio(penalty.correction);
   by_score ? penalty.gradient.score(in, block.dkl)
            : penalty.gradient.value_and_slope(in, block.kl, block.dkl);
@@ -73,6 +96,11 @@ void fill_penalty(const KlPenalty& penalty, RatioLevel level, TokenBlock<T>& blo
   if (shares_penalty(penalty, level)) {
     penalty.gradient.value(in, block.kl_of_gradient);
     weigh(block.kl_weight, block.size, block.kl_of_gradient);
+    if (given) weigh_by_given(block.given_kl_weight, block.size, block.kl_of_gradient);
+  }
+  if (given) {
+    weigh_by_given(block.given_kl_weight, block.size, block.kl);
+    weigh_by_given(block.given_kl_weight, block.size, block.dkl);
   }
   if (of_segment) {
     weigh(block.kl_weight, block.size, block.kl);

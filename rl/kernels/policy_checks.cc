@@ -67,9 +67,13 @@ void check_weight_needs(std::string_view function, const PolicyInputs<bool>& giv
 
 void check_needs(std::string_view function, const PolicyInputs<bool>& given,
                  const PolicyObjective& objective) {
-  require(objective.kl.beta == 0 || given.ref_logps, [&] {
+  require(!objective.kl.needs(KlReference::reference) || given.ref_logps, [&] {
     return named(function, "ref_logps") + " must be given when beta is greater than 0, got beta " +
            text(objective.kl.beta) + " and none. Pass ref_logps or beta = 0";
+  });
+  require(!objective.kl.needs(KlReference::rollout) || given.rollout_logps, [&] {
+    return named(function, "rollout_logps") +
+           " must be given when beta is greater than 0 and kl_reference is rollout, got none";
   });
   require(objective.entropy.coefficient == 0 || given.entropies, [&] {
     return named(function, "entropies") +

@@ -29,6 +29,7 @@ struct Call {
   double factor;  // of the whole loss
   double tokens;  // of this batch
 
+  bool weighted() const { return !weights.empty() || batch.token_weights; }
   const LevelRule& level() const { return rule_of(objective.level); }
 };
 
@@ -84,7 +85,8 @@ void fill_terms(const Call& call, const Place& place, const RowFactors<T>& row,
                       block.loss, block.dloss);
   prefetch(batch.layout, batch.advantages, next);
   prefetch(batch.layout, batch.ref_logps, next);
-  if (objective.kl.beta > 0) fill_penalty(objective.kl, objective.level, block);
+  if (objective.kl.beta > 0)
+    fill_penalty(objective.kl, objective.level, bool(batch.kl_weights), block);
 }
 
 // run<first, second>()
@@ -101,12 +103,11 @@ void with_terms(bool first, bool second, Run run) {
 template <bool kBounded, class T>
 void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& row,
                     TokenBlock<T>& block, MetricSums& metrics) {
-  if constexpr (kBounded)
-    saturate(bool(call.batch.ref_logps), bool(call.batch.rollout_logps), block);
+  if constexpr (kBounded) saturate(call.batch, block);
   fill_terms(call, place, row, block);
-  const bool weighted = !call.weights.empty();
+  const bool weighted = call.weighted();
   if (weighted) {
-    fill_weights(call.weights, row.weights, block);
+    fill_weights(call.weights, row.weights, bool(call.batch.token_weights), block);
     sum_token_weights(block, metrics);
   }
   const bool by_token = call.level().segment == Segment::token;
@@ -178,7 +179,7 @@ template <bool kBounded, class T>
 void add_slopes(const Call& call, const Place& place, RatioSegments<T>& segments,
                 TokenBlock<T>& block, LaneSum& of_row) {
   const KlPenalty& penalty = call.objective.kl;
-  with_terms(penalty.beta > 0, !call.weights.empty(), [&]<bool kPenalty, bool kWeighted>() {
+  with_terms(penalty.beta > 0, call.weighted(), [&]<bool kPenalty, bool kWeighted>() {
     fill_slopes<kPenalty, kWeighted, kBounded>(block);
   });
   const bool by_row = call.level().segment == Segment::row;
@@ -202,7 +203,7 @@ void store_shared_gradient(const Call& call, int64_t row, const RowFactors<T>& f
     if (penalty) {
       if (of_level(objective.kl.correction))
         fill_shared_ratios(call, place, factors.segments, block);
-      fill_penalty(objective.kl, objective.level, block);
+      fill_penalty(objective.kl, objective.level, bool(call.batch.kl_weights), block);
     }
     for_each_part(factors.segments, place, block.size, [&](auto& each, int begin, int end) {
       const double scale = level_scale(call.level(), each.n);
@@ -217,7 +218,8 @@ void store_shared_gradient(const Call& call, int64_t row, const RowFactors<T>& f
   });
 }
 
-// Adds the entropies of the row to their metric, and writes their gradient, -factor w.
+// Adds the entropies of the row to their metric, and writes their gradient, -factor w e, e the
+// caller's weights.
 template <class T>
 void row_entropy(const Call& call, int64_t row, T factor, TokenBlock<T>& block,
                  MetricSums& metrics) {
@@ -230,6 +232,12 @@ void row_entropy(const Call& call, int64_t row, T factor, TokenBlock<T>& block,
     block.size = whole_lanes(place.count);
     load(batch.response_mask, nullptr, block.weight);
     load(batch.entropies, block.weight, block.entropy);
+    if (batch.entropy_weights) {
+      load(batch.entropy_weights, block.weight, block.given_entropy_weight);
+      saturate_column(Largest<T>::kWeight, block.size, block.given_entropy_weight);
+    } else {
+      std::fill_n(block.given_entropy_weight, block.size, T(1));
+    }
     sum_entropies(factor, block, metrics);
     if (!call.gradients.entropies) continue;
     store_block(batch.layout, call.gradients.entropies, row, column, place.count, block.dentropy);
@@ -280,6 +288,7 @@ double row_loss(const Call& call, int64_t row, RatioSegments<T>& segments, Token
 template <bool kBounded, class T>
 PartTotals chunk_loss(const Call& call, const Chunks& chunks, int64_t chunk) {
   TokenBlock<T> block;
+  block.anchor_logp = anchor_of(call.objective.kl.reference, block);
   RatioSegments<T> segments;
   MetricSums metrics;
   double loss = 0;
@@ -313,14 +322,15 @@ PolicyTotals total_loss(const Call& call, const Executor& executor) {
     const bool by_segment = PolicyMetrics::is_of_ratio(i) && !by_token;
     out.metrics.sums[2 * static_cast<size_t>(i) + 1] = by_segment ? segments : call.tokens;
   }
-  if (call.weights.empty()) out.metrics.set_unweighted(call.tokens);
+  if (!call.weighted()) out.metrics.set_unweighted(call.tokens);
   return out;
 }
 
-// Without what no weight looks at. (A surrogate may look at ref_logps.)
-PolicyArrays arrays_read(const PolicyArrays& batch, const std::vector<TokenWeight>& weights) {
+// Without what neither weights nor penalty look at. (A surrogate may look at ref_logps.)
+PolicyArrays arrays_read(const PolicyArrays& batch, const KlPenalty& penalty,
+                         const std::vector<TokenWeight>& weights) {
   PolicyArrays out = batch;
-  bool by_rollout = false;
+  bool by_rollout = penalty.needs(KlReference::rollout);
   for (const TokenWeight& weight : weights) {
     by_rollout |= weight.formula.traits().needs_rollout_logps;
   }
@@ -336,7 +346,7 @@ PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objec
   check_call("policy_loss", batch, objective, gradients);
   const GatedMask gated("policy_loss", batch, objective, executor);
   const std::vector<TokenWeight> weights = weights_that(false, objective.weights);
-  const PolicyArrays read = arrays_read(gated.applied_to(batch), weights);
+  const PolicyArrays read = arrays_read(gated.applied_to(batch), objective.kl, weights);
   const TermCounts local = checked_counts("policy_loss", read, executor);
   const bool wide = batch.logps.dtype == DType::float64;
   TurnMarks turns{};

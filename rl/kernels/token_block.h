@@ -48,8 +48,15 @@ struct TokenBlock {
   alignas(64) T dentropy[kBlock];
   alignas(64) T rollout_logp[kBlock];
   alignas(64) T token_weight[kBlock];  // W
-  alignas(64) T statistic[kBlock];     // of one weight
+  alignas(64) T given_weight[kBlock];  // of the caller's
+  alignas(64) T given_kl_weight[kBlock];
+  alignas(64) T given_entropy_weight[kBlock];
+  alignas(64) T statistic[kBlock];  // of one weight
+  const T* anchor_logp = ref_logp;  // of the policy that the penalty ties to
   int size;
+
+  TokenBlock() = default;
+  TokenBlock(const TokenBlock&) = delete;  // anchor_logp is one of its columns
 };
 
 // Arrays of the type of the arithmetic, in one piece: the common batch.
@@ -81,12 +88,13 @@ TETHER_CLONES void load_plain(const PlainTokens<T>& in, int count, TokenBlock<T>
 // the type.
 template <class T>
 struct Largest {
-  static constexpr T kResult = T(1e300), kLogp = T(1e130), kAdvantage = T(1e40), kValue = T(1e140);
+  static constexpr T kResult = T(1e300), kLogp = T(1e130), kAdvantage = T(1e40), kWeight = T(1e40),
+                     kValue = T(1e140);
 };
 template <>
 struct Largest<float> {
   static constexpr float kResult = std::numeric_limits<float>::max(), kLogp = 1e14f,
-                         kAdvantage = 1e12f, kValue = 1e18f;
+                         kAdvantage = 1e12f, kWeight = 1e12f, kValue = 1e18f;
 };
 
 // Of a result.
@@ -112,14 +120,15 @@ TETHER_CLONES void saturate_column(T largest, int count, T* column) {
   for (int i = 0; i < size; ++i) column[i] = saturated(column[i], largest);  // VECTOR
 }
 
-// Inputs as the few batches need them in which something overflowed.
-template <class T>
-void saturate(bool with_ref_logp, bool with_rollout_logp, TokenBlock<T>& block) {
+// Inputs as the few batches need them in which something overflowed. Of arrays that were not given
+// the columns are not looked at.
+template <class Batch, class T>
+void saturate(const Batch& batch, TokenBlock<T>& block) {
   saturate_column(Largest<T>::kLogp, block.size, block.logp);
   saturate_column(Largest<T>::kLogp, block.size, block.old_logp);
   saturate_column(Largest<T>::kAdvantage, block.size, block.advantage);
-  if (with_ref_logp) saturate_column(Largest<T>::kLogp, block.size, block.ref_logp);
-  if (with_rollout_logp) saturate_column(Largest<T>::kLogp, block.size, block.rollout_logp);
+  if (batch.ref_logps) saturate_column(Largest<T>::kLogp, block.size, block.ref_logp);
+  if (batch.rollout_logps) saturate_column(Largest<T>::kLogp, block.size, block.rollout_logp);
 }
 
 // `saturation` is an argument because GCC makes cases of a constant.
@@ -215,7 +224,7 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, const T* ratio_weig
         }
         const T kl = block.kl[i], of_penalty = kl_factor * block.dkl[i];
         gradient += kBounded ? bounded(of_penalty) : of_penalty;
-        trace += kl * T(0) + block.ref_logp[i] * T(0);
+        trace += kl * T(0) + block.anchor_logp[i] * T(0);
         kl_sum += double(keep(active, w * kl));
       }
       if constexpr (kBounded) gradient = bounded(gradient);
@@ -308,8 +317,9 @@ TETHER_CLONES void sum_entropies(T factor, TokenBlock<T>& block, MetricSums& met
     int start = 0;
     do {
       const int i = start + lane;
-      const T w = block.weight[i], entropy = block.entropy[i];
-      sum += double(w * entropy);
+      const T w = block.weight[i] * block.given_entropy_weight[i];
+      const T entropy = w * block.entropy[i];
+      sum += double(entropy) + double(entropy) * 0;  // infinity is NaN
       block.dentropy[i] = -factor * w;
       count += keep(mask<T>(entropy - entropy != T(0)), T(1));
       start += kLanes;

@@ -52,6 +52,12 @@ void load_tokens(const PolicyArrays& batch, int64_t row, int64_t column, int cou
   }
   if (batch.ref_logps) load(batch.ref_logps, block.weight, block.ref_logp);
   if (batch.rollout_logps) load(batch.rollout_logps, block.weight, block.rollout_logp);
+  const auto load_weights = [&](const ConstArray& array, T* out) {
+    load(array, block.weight, out);
+    saturate_column(Largest<T>::kWeight, block.size, out);
+  };
+  if (batch.token_weights) load_weights(batch.token_weights, block.given_weight);
+  if (batch.kl_weights) load_weights(batch.kl_weights, block.given_kl_weight);
 }
 
 // The number of true ones.

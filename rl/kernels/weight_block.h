@@ -108,7 +108,7 @@ WeightStatistics<T> row_statistics(const PolicyArrays& batch,
     if (weight.level == WeightLevel::token || n == 0) continue;
     MeasureSums sums;
     for_each_block(batch, row, block, [&](const Place&) {
-      if constexpr (kBounded) saturate(bool(batch.ref_logps), bool(batch.rollout_logps), block);
+      if constexpr (kBounded) saturate(batch, block);
       weight.formula.measure(weight_columns(weight.formula, block), block.statistic);
       sum_measures(block.weight, block.statistic, block.size, sums);
     });
@@ -117,11 +117,15 @@ WeightStatistics<T> row_statistics(const PolicyArrays& batch,
   return out;
 }
 
-// W of the tokens in a block.
+// W of the tokens in a block, from what it starts with: the caller's weights, or 1.
 template <class T>
 void fill_weights(const std::vector<TokenWeight>& weights, const WeightStatistics<T>& statistics,
-                  TokenBlock<T>& block) {
-  std::fill_n(block.token_weight, block.size, T(1));
+                  bool given, TokenBlock<T>& block) {
+  if (given) {
+    std::copy_n(block.given_weight, block.size, block.token_weight);
+  } else {
+    std::fill_n(block.token_weight, block.size, T(1));
+  }
   for (size_t k = 0; k < weights.size(); ++k) {
     const WeightFormula& formula = weights[k].formula;
     const WeightColumns<T> columns = weight_columns(formula, block);

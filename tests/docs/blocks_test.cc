@@ -78,6 +78,18 @@ TEST(Blocks, Weights) {
   EXPECT_NEAR(weighted.loss.item<double>(), 1.5 * plain, 1e-15);
 }
 
+TEST(Blocks, WeightsOfTheBatch) {
+  tether::PolicyBatch batch = example();
+  batch.kl_weights = tether::batch_weights(
+      {.logps = batch.logps, .response_mask = batch.response_mask, .advantages = batch.advantages},
+      tether::KlCovPicks{.share = 0.3});
+  const auto penalised = tether::policy_loss(batch, tether::presets::kl_cov());
+  const at::Tensor u = (batch.logps.detach() - batch.old_logps).abs();
+  const double expected = (u * batch.kl_weights).mean().item<double>();
+  EXPECT_NEAR(penalised.metrics.to_map().at("kl"), expected, 1e-15);
+  EXPECT_EQ(batch.kl_weights.sum().item<double>(), 3);
+}
+
 TEST(Blocks, OwnWeight) {
   tether::PolicyBatch batch = example();
   batch.rollout_logps[1][2] = -2;

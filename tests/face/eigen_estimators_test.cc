@@ -132,6 +132,10 @@ TEST(EigenEstimators, GroupsWhiteningAndKlReport) {
   EXPECT_NEAR(white.square().sum() / (n - 1), 1, 1e-6);
   const KlReport report = eigen::kl_report(values, mask, {.estimator = KlEstimator::k1});
   EXPECT_NEAR(report.mean, -eigen::moments(values, mask).mean, 1e-14);
+  const ArrayXXd shifted = values - 1;
+  const MismatchReport mismatch = eigen::mismatch_report(values, shifted, mask);
+  EXPECT_NEAR(mismatch.k1, -1, 1e-14);
+  EXPECT_EQ(mismatch.tokens, n);
 }
 
 TEST(EigenEstimators, ExactKl) {

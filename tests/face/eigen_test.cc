@@ -119,6 +119,15 @@ TEST(EigenObjectives, DpoIsItsDefinition) {
   EXPECT_NEAR(out.loss, (1 + (-margins).exp()).log().mean(), 1e-14);
 }
 
+TEST(EigenObjectives, WeightsThatNeedTheBatch) {
+  const ArrayXXd entropies = (ArrayXXd(2, 2) << 0.5, 2, 1, 9).finished();
+  const ArrayXXd mask = (ArrayXXd(2, 2) << 1, 1, 1, 0).finished();
+  const ArrayXXd weights =
+      eigen::batch_weights({.logps = entropies, .response_mask = mask, .entropies = entropies},
+                           TopEntropy{.share = 0.5});
+  EXPECT_TRUE((weights == (ArrayXXd(2, 2) << 0, 1, 1, 1).finished()).all());
+}
+
 TEST(EigenObjectives, AdvantagesOfRows) {
   const Data data;
   const ArrayXd rows = data.advantages.col(0);

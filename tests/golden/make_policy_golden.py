@@ -95,6 +95,8 @@ class Row(NamedTuple):
     aggregation: str = "token_mean"
     log_ratio_clip: float | None = None
     weights: dict | None = None
+    beta: float = 0
+    kl: dict | None = None
 
 
 CLIP = {"epsilon_low": 0.2, "epsilon_high": 0.2}
@@ -135,6 +137,12 @@ ROWS = {
     "vespo": Row(reinforce, {}, weights={"vespo": {"level": "sequence_sum"}}),
     "decoupled_ppo": Row(ppo_clip, CLIP, weights={"truncated_importance": {"high": 1e300}}),
     "rollout_is": Row(reinforce, {}, weights={"masked_ratio": {}}),
+    "kl_cov": Row(
+        linear_ratio,
+        {},
+        beta=1,
+        kl={"estimator": "abs", "gradient": "abs", "reference": "old"},
+    ),
     "rec_one_side": Row(reinforce, {}, weights={"clip_mask": {}}),
     "rec_two_side": Row(reinforce, {}, weights={"ring_mask": {"far_low": 1, "far_high": 1e300}}),
     "rec_ring": Row(reinforce, {}, weights={"ring_mask": {}}),
@@ -210,12 +218,22 @@ def penalty_weights(row, frozen, level, correction, ratio_high):
 
 
 def row_penalties(
-    row, frozen, level, estimator="k3", gradient="k3", correction="none", ratio_high=1e300
+    row,
+    frozen,
+    level,
+    estimator="k3",
+    gradient="k3",
+    correction="none",
+    ratio_high=1e300,
+    reference="reference",
 ):
-    """rho K of each token, and the derivative of the row's sum of rho G by its logp."""
+    """rho K of each token, and the derivative of the row's sum of rho G by its logp; rho times the
+    caller's weight."""
     moves = frozen if "detached" in correction else row
     rho = penalty_weights(moves, frozen, level, correction, ratio_high)
-    d = [token["ref_logp"] - token["own_logp"] for token in row]
+    rho = [r * token.get("kl_weight", 1) for r, token in zip(rho, row, strict=True)]
+    anchor = {"reference": "ref_logp", "old": "old_logp", "rollout": "rollout_logp"}[reference]
+    d = [token[anchor] - token["own_logp"] for token in row]
     values = [r * KL[estimator](each)[0] for r, each in zip(rho, d, strict=True)]
     sources = [r * KL[gradient](each)[0] for r, each in zip(rho, d, strict=True)]
     slopes = [r * KL[gradient](each)[1] for r, each in zip(rho, d, strict=True)]
@@ -418,7 +436,7 @@ def row_loss(row, frozen, factor, objective):
     seen = (levelled(each, frozen, level, objective.clip) for each in (row, frozen))
     tokens = zip(*seen, strict=True)
     surrogate = mp.fsum(
-        W * objective.formula(*pair, **objective.options)[0]
+        W * pair[0].get("token_weight", 1) * objective.formula(*pair, **objective.options)[0]
         for W, pair in zip(row_weights(frozen, objective.weights), tokens, strict=True)
     )
     penalty = mp.fsum(value for value, _ in row_penalties(row, frozen, level, **objective.kl))
@@ -429,7 +447,10 @@ def row_slopes(row, factor, objective):
     """The derivatives of the loss of a row by every logp."""
     level = objective.level
     slopes = [
-        factor * W * checked(objective.formula, token, **objective.options)[1]
+        factor
+        * W
+        * token.get("token_weight", 1)
+        * checked(objective.formula, token, **objective.options)[1]
         for W, token in zip(
             row_weights(row, objective.weights),
             levelled(row, row, level, objective.clip),
@@ -496,11 +517,15 @@ def solved(rows, lengths, objective, mode, constant):
     return number(loss), dlogps
 
 
-def batch(name, row, lengths=(5, 0, 1, 7, 3), columns=7, beta=0, mode=None, constant=1, **changes):
-    """A batch called `name` of the catalogue's row; changes: options, level, kl."""
+LENGTHS = (5, 0, 1, 7, 3)
+
+
+def batch(name, row, lengths=LENGTHS, columns=7, beta=None, mode=None, constant=1, **changes):
+    """A batch called `name` of the catalogue's row; changes: options, level, kl, weights, given."""
     preset = ROWS[row]
+    beta = preset.beta if beta is None else beta
     options, level = changes.get("options", preset.options), changes.get("level", preset.level)
-    mode, kl = mode or preset.aggregation, changes.get("kl", {})
+    mode, kl = mode or preset.aggregation, changes.get("kl", preset.kl or {})
     choices = {"aggregation": mode, "level": level}
     choices |= {f"kl_{key}": value for key, value in kl.items() if key != "ratio_high"}
     if kl:
@@ -516,13 +541,17 @@ def batch(name, row, lengths=(5, 0, 1, 7, 3), columns=7, beta=0, mode=None, cons
                 turn += turns.choice([0, 0, 1, 4])
                 token["turn"] = turn
     weights, columns_of = changes.get("weights", preset.weights or {}), COLUMNS
-    if weights:
+    if weights or kl.get("reference") == "rollout":
         rollouts, columns_of = (
             stream(f"{name} rollouts"),
             COLUMNS | {"rollout_logps": "rollout_logp"},
         )
         for token in (token for row in rows for token in row):
             token["rollout_logp"] = token["old_logp"] + mpf(grid(rollouts.gauss(0, 0.6)))
+    for given in changes.get("given", ()):
+        drawn, columns_of = stream(f"{name} {given}"), columns_of | {f"{given}s": given}
+        for token in (token for row in rows for token in row):
+            token[given] = mpf(grid(drawn.gauss(0.5, 1)))
     for weight, of_weight in weights.items():
         choices[weight] = of_weight.get("level", "token")
         settings = {key: value for key, value in of_weight.items() if key != "level"}
@@ -682,6 +711,18 @@ def weighted_batches():
         for level in ("token", "sequence_mean"):
             weights = {weight: {**of_weight, "level": level}}
             yield batch(f"grpo, {weight} of {level}", "grpo", (4, 0, 1, 3), 4, weights=weights)
+    given = ("token_weight", "kl_weight")
+    for level in LEVELS:
+        for correction in ("none", "ratio", "level_ratio"):
+            kl = {"estimator": "k1", "gradient": "k3", "correction": correction}
+            changes = {"options": DUAL, "level": level, "kl": kl, "given": given}
+            yield batch(f"ppo, given weights, {level}, {correction}", "ppo", beta=0.5, **changes)
+    for reference in ("old", "rollout"):
+        kl = {"correction": "detached_ratio", "reference": reference}
+        yield batch(f"ppo, penalty to {reference}", "ppo", beta=0.5, kl=kl)
+    weights = {"ratio_gate": {"low": 0.625, "high": 1.75}, "tv_mask": {}}
+    yield batch("grpo, given weights and others", "grpo", beta=0.5, weights=weights, given=given)
+    yield batch("kl_cov, picked tokens", "kl_cov", beta=0.25, given=("kl_weight",))
     both = {"truncated_importance": {"high": 3, "level": "sequence_sum"}, "tv_mask": {}}
     yield batch("gspo_token, two weights", "gspo_token", weights=both)
 

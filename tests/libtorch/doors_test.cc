@@ -73,6 +73,11 @@ std::vector<std::function<void(const at::Tensor&)>> packed_calls() {
         discounted_returns({.rewards = six, .response_mask = mask, .offsets = o});
       },
       [=](const at::Tensor& o) { kl_report(six, mask, {}, o); },
+      [=](const at::Tensor& o) { mismatch_report(six, six, mask, o); },
+      [=](const at::Tensor& o) {
+        batch_weights({.logps = six, .response_mask = mask, .entropies = six, .offsets = o},
+                      TopEntropy{});
+      },
   };
 }
 
@@ -115,9 +120,15 @@ TEST(Doors, EveryArgumentIsOnTheDeviceOfTheFirst) {
                            .ref_logps = rows,
                            .entropies = rows};
   const std::vector<std::pair<std::string, at::Tensor PolicyBatch::*>> members{
-      {"advantages", &PolicyBatch::advantages}, {"response_mask", &PolicyBatch::response_mask},
-      {"old_logps", &PolicyBatch::old_logps},   {"ref_logps", &PolicyBatch::ref_logps},
+      {"advantages", &PolicyBatch::advantages},
+      {"response_mask", &PolicyBatch::response_mask},
+      {"old_logps", &PolicyBatch::old_logps},
+      {"ref_logps", &PolicyBatch::ref_logps},
       {"entropies", &PolicyBatch::entropies},
+      {"rollout_logps", &PolicyBatch::rollout_logps},
+      {"token_weights", &PolicyBatch::token_weights},
+      {"kl_weights", &PolicyBatch::kl_weights},
+      {"entropy_weights", &PolicyBatch::entropy_weights},
   };
   for (const auto& [name, member] : members) {
     PolicyBatch batch = policy;
@@ -148,6 +159,10 @@ TEST(Doors, EveryArgumentIsOnTheDeviceOfTheFirst) {
   value_member("old_values", &ValueBatch::old_values);
   expect("response_mask", "values", [&] { whiten(rows, meta_rows); });
   expect("response_mask", "log_ratios", [&] { kl_report(rows, meta_rows); });
+  expect("rollout_logps", "old_logps", [&] { mismatch_report(rows, meta_rows, mask); });
+  expect("entropies", "logps", [&] {
+    batch_weights({.logps = rows, .response_mask = mask, .entropies = meta_rows}, TopEntropy{});
+  });
 
   const GaeBatch gae{.rewards = rows,
                      .values = rows,
@@ -187,6 +202,12 @@ TEST(Doors, MasksMayBeIntegersEverywhere) {
     const at::Tensor mask = floats.to(type);
     EXPECT_TRUE(at::equal(whiten(rows, mask), whiten(rows, floats)));
     EXPECT_EQ(kl_report(rows, mask).mean, kl_report(rows, floats).mean);
+    EXPECT_EQ(mismatch_report(rows, 2 * rows, mask).k3, mismatch_report(rows, 2 * rows, floats).k3);
+    const auto picks = [&](const at::Tensor& weights) {
+      return batch_weights({.logps = rows, .response_mask = weights, .entropies = rows},
+                           TopEntropy{.share = 0.5});
+    };
+    EXPECT_TRUE(at::equal(picks(mask), picks(floats)));
     const auto loss = [&](const at::Tensor& weights) {
       return value_loss({.values = rows, .returns = rows + 1, .response_mask = weights}).loss;
     };

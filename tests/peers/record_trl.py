@@ -148,6 +148,21 @@ def recorded(seed, variant, over):
     return case | batch | {"loss": loss, "dlogps": gradient}
 
 
+def entropy_case(seed, share):
+    """Which tokens are among the `share` of highest entropy, with a quantile between two."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = recording.ragged_mask(generator, 4, 7, empty_row=True)
+    entropies = recording.normal(generator, 4, 7).abs()
+    accelerator = types.SimpleNamespace(
+        pad_across_processes=lambda tensor, **_: tensor, gather=lambda tensor: tensor
+    )
+    picked = GRPOTrainer.get_high_entropy_mask(
+        types.SimpleNamespace(accelerator=accelerator), entropies, mask, 1 - share
+    )
+    case = {"name": f"top {share:g}", "share": share, "entropies": entropies}
+    return case | {"response_mask": mask, "picked": picked.long()}
+
+
 def main():
     plans = [
         ({"loss_type": loss_type}, variant)
@@ -156,6 +171,8 @@ def main():
     ]
     cases = [recorded(seed, variant, over) for seed, (over, variant) in enumerate(plans + FURTHER)]
     recording.write("trl_grpo.json", "trl", [GRPOTrainer._compute_loss], cases)
+    cases = [entropy_case(seed, share) for seed, share in enumerate((0.125, 0.25, 0.5, 0.9, 1.0))]
+    recording.write("trl_entropy.json", "trl", [GRPOTrainer.get_high_entropy_mask], cases)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ LOSSES = {
     "gpg": core_algos.compute_policy_loss_gpg,
     "dro": core_algos.compute_policy_loss_dro,
     "geo_mean": core_algos.compute_policy_loss_geo_mean,
+    "clip_cov": core_algos.compute_policy_loss_clip_cov,
+    "kl_cov": core_algos.compute_policy_loss_kl_cov,
 }
 MODES = (
     "token-mean",
@@ -52,6 +54,14 @@ FURTHER = {
     "gpg": {},
     "dro": {"dro_beta": 0.25},
     "geo_mean": {"clip_ratio_low": 0.3, "clip_ratio_high": 0.4},
+}
+# Of the covariance of the batch. clip_cov picks at random: here more than there are.
+COVARIANCES = {
+    "clip_cov": (
+        {"clip_ratio_low": 0.3, "clip_ratio_high": 0.4},
+        {"clip_cov_ratio": 0.9, "clip_cov_lb": 0.125, "clip_cov_ub": 1.5},
+    ),
+    "kl_cov": ({}, {"kl_cov_ratio": 0.25, "ppo_kl_coef": 0.375}),
 }
 # The denominators of a step over two ranks, of which the batch is a part.
 STEP = {"dp_size": 2, "batch_num_tokens": 61, "global_batch_size": 9, "loss_scale_factor": 12}
@@ -94,6 +104,34 @@ def policy_case(seed, name, mode, step, per_token):
     settings = {"loss": name, "loss_agg_mode": mode, "clips": clips, "step": step}
     case = {"name": ", ".join(words), "settings": settings}
     return case | batch | {"loss": loss, "dlog_prob": gradient}
+
+
+def covariance_case(seed, name):
+    """What the loss and its gradient are, and, of ones, at which tokens."""
+    clips, of_loss = COVARIANCES[name]
+    batch = policy_batch(seed, per_token=True)
+    required = {"strategy": "fsdp", "rollout_n": 1, "ppo_micro_batch_size_per_gpu": 1}
+    policy = PolicyLossConfig(**of_loss)
+    config = ActorConfig(**required, **clips, policy_loss=policy, global_batch_info={})
+    log_prob = batch["log_prob"].clone().requires_grad_()
+    arrays = (batch["advantages"], batch["response_mask"], "token-mean", config)
+    loss, _ = LOSSES[name](batch["old_log_prob"], log_prob, *arrays, None)
+    (gradient,) = torch.autograd.grad(loss, log_prob)
+    settings = {"loss": name, "clips": clips, "of_loss": of_loss}
+    case = {"name": f"{name}, seed {seed}", "settings": settings}
+    return case | batch | {"loss": loss, "dlog_prob": gradient}
+
+
+def mismatch_case(seed):
+    """verl's metrics; it takes the mean over rows, so that every row has a token here."""
+    batch = policy_batch(300 + seed, per_token=True)
+    mask = batch["response_mask"]
+    mask[:, 0] = 1
+    generator = torch.Generator().manual_seed(seed)
+    rollout = batch["old_log_prob"] + grid(0.3 * normal(generator, *mask.shape))
+    arrays = {"old_log_prob": batch["old_log_prob"], "rollout_log_prob": rollout}
+    metrics = rollout_corr_helper.compute_offpolicy_metrics(*arrays.values(), mask.double())
+    return {"name": f"seed {seed}", **arrays, "response_mask": mask, "metrics": metrics}
 
 
 def beyond_the_clamp():
@@ -337,12 +375,19 @@ def main():
     def write(name, functions, cases):
         recording.write(name, "verl", functions, cases)
 
-    write("verl_policy.json", [LOSSES[name] for name in CLIPS | FURTHER], policy_cases())
+    losses = [LOSSES[name] for name in CLIPS | FURTHER]
+    write("verl_policy.json", losses, policy_cases())
     correction = [
         rollout_corr_helper.compute_rollout_correction_weights,
         rollout_corr_helper.compute_rollout_rejection_mask,
     ]
-    write("verl_weights.json", [*LOSSES.values(), *correction], weighted_cases())
+    losses = [loss for name, loss in LOSSES.items() if name not in COVARIANCES]
+    write("verl_weights.json", [*losses, *correction], weighted_cases())
+    cases = [covariance_case(seed, name) for name in COVARIANCES for seed in range(200, 204)]
+    cases_of_mismatch = [mismatch_case(seed) for seed in range(3)]
+    metrics = [rollout_corr_helper.compute_offpolicy_metrics]
+    write("verl_mismatch.json", metrics, cases_of_mismatch)
+    write("verl_covariance.json", [LOSSES[name] for name in COVARIANCES], cases)
     write("verl_value.json", [core_algos.compute_value_loss], value_cases())
     write("verl_kl.json", [core_algos.kl_penalty], kl_cases())
     advantages = [core_algos.compute_gae_advantage_return, torch_functional.masked_whiten]

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import pytest
+import test_batch_weights
 import test_trl_dpo_parity
 import test_trl_parity
 import test_verl_parity
@@ -34,6 +35,9 @@ def compared_with(row):
             yield f"TRL {name}"
     for case in test_verl_parity.CASES + test_verl_parity.WEIGHTED:
         if test_verl_parity.objective(case["settings"])["objective"] == row.name:
+            yield f"verl {case['settings']['loss']}"
+    for case in test_batch_weights.COVARIANCE:
+        if test_batch_weights.covariance_terms(case)[1]["objective"] == row.name:
             yield f"verl {case['settings']['loss']}"
 
 

@@ -105,6 +105,23 @@ def calls():
             "response_mask": batch["response_mask"],
             "offsets": batch["offsets"],
         },
+        "mismatch_report": {
+            "old_logps": batch["logps"],
+            "rollout_logps": batch["logps"] - 0.5,
+            "response_mask": batch["response_mask"],
+            "offsets": batch["offsets"],
+        },
+        "batch_weights": {
+            "rule": "fipo",
+            "logps": batch["logps"],
+            "response_mask": batch["response_mask"],
+            "old_logps": batch["logps"] - 0.1,
+            "rollout_logps": batch["logps"],
+            "advantages": batch["logps"],
+            "entropies": batch["logps"],
+            "turn_ids": torch.zeros_like(batch["logps"], dtype=torch.int64),
+            "offsets": batch["offsets"],
+        },
         "support": {
             "targets": torch.tensor([[1, 7, -100], [0, 3, 5]]),
             "token_ids": torch.tensor([1, 2, 6, 0, 4, 3]),
@@ -131,7 +148,7 @@ def numbers(out):
 
 
 LEAVES = ("logps", "entropies", "values", "logits", "hidden", "weight", "bias", "q_logits")
-CONSTANT = ("whiten", "moments", "advantage", "generalized_advantage_estimation")
+CONSTANT = ("batch_weights", "whiten", "moments", "advantage", "generalized_advantage_estimation")
 
 
 def evaluated(function, arguments):
@@ -149,9 +166,12 @@ def evaluated(function, arguments):
     return out + [each.grad for each in leaves.values()]
 
 
+LISTS = {"advantages", "batch_weight_rules", "dialects", "objectives", "reference", "weights"}
+
+
 def test_every_public_function_is_here():
     public = {name for name in tether.__all__ if name[0].islower()}
-    assert public - {"advantages", "dialects", "objectives", "reference", "weights"} == set(CALLS)
+    assert public - LISTS == set(CALLS)
 
 
 @pytest.mark.parametrize("function", CALLS)

@@ -193,6 +193,7 @@ def parameters_of(name):
     }
     rows = {"advantage": tether.advantages()["gae"]}
     rows["value_loss"] = tether.objectives("value")["clipped_squared"]
+    rows["batch_weights"] = tether.batch_weight_rules()["clip_cov"]
     if name in rows:
         shown |= dict.fromkeys((*rows[name].options, *rows[name].choices))
     return shown
@@ -216,7 +217,7 @@ def test_defaults_of_signatures_are_those_of_the_lists(name):
         parameter = signature.get(option, signature.get(option + "_"))
         if parameter is None or (name, option) == ("kl_report", "lambda"):  # None: fitted, -1
             continue
-        if option == "estimator":
+        if option in ("estimator", "rule"):
             continue
         default = parameter.default
         assert known.default in (default, str(default).lower()), option

@@ -87,7 +87,7 @@ CALLS = {
     "policy_loss_of_logits": (
         (
             *(LOGITS.clone(), TARGETS, torch.tensor([0, 2, 3, 5]), zeros(2), MASK, ROWS, ROWS),
-            *(ROWS, None, None, *OBJECTIVE, *ALL, True),
+            *(ROWS, None, None, None, None, None, *OBJECTIVE, *ALL, True),
         ),
         {
             0: (spread(4, 8), zeros(8, 4).t(), zeros(4)),

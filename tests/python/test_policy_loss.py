@@ -112,7 +112,8 @@ def test_equals_sixty_digit_arithmetic(golden, evaluate):
     def tokens(name, dtype=torch.float64):
         return torch.tensor(golden[name], dtype=dtype).reshape(golden["rows"], golden["columns"])
 
-    arrays = ("logps", "old_logps", "ref_logps", "rollout_logps", "advantages")
+    arrays = ("logps", "old_logps", "ref_logps", "rollout_logps", "advantages", "token_weights",
+              "kl_weights")  # fmt: skip
     batch = {name: tokens(name) for name in arrays if name in golden}
     batch["response_mask"] = tokens("response_mask", torch.bool)
     if "turn_ids" in golden:
@@ -530,7 +531,9 @@ def test_catalogue_and_reference_have_the_same_rows():
             "kl_estimator": "k3",
             "kl_gradient": "k3",
             "kl_correction": "none",
-            "allow_biased_gradient": "false",
+            "kl_reference": "reference",
+            "allow_biased_gradient": "true" if row.kl else "false",
+            **(row.kl or {}),
         }
         assert objective.formula and objective.paper
 

@@ -20,7 +20,10 @@ def forward_arguments(batch, with_gradient=True):
     return (
         *(
             batch.get(name)
-            for name in (*names, "rollout_logps", "turn_ids", "row_tokens", "offsets")
+            for name in (
+                *(*names, "rollout_logps", "turn_ids", "token_weights", "kl_weights"),
+                *("entropy_weights", "row_tokens", "offsets"),
+            )
         ),
         list(numbers),
         torch.tensor(list(numbers.values()), dtype=torch.float64),

@@ -17,7 +17,8 @@ template <class T>
 struct Batch {
   int64_t rows, columns;
   std::vector<T> logps, old_logps, ref_logps, rollout_logps, advantages, mask, dlogps;
-  std::vector<int64_t> turn_ids;  // empty: not given
+  std::vector<T> token_weights, kl_weights;  // empty: not given
+  std::vector<int64_t> turn_ids;             // empty: not given
 
   Batch(int64_t b, int64_t t) : rows(b), columns(t) {
     for (auto* array :
@@ -28,6 +29,9 @@ struct Batch {
   ConstArray view(const std::vector<T>& array) const {
     return {array.data(), dtype<T>(), columns, 1};
   }
+  ConstArray given(const std::vector<T>& array) const {
+    return array.empty() ? ConstArray{} : view(array);
+  }
   PolicyArrays arrays() const {
     return {.layout = {.rows = rows, .columns = columns},
             .logps = view(logps),
@@ -37,7 +41,9 @@ struct Batch {
             .ref_logps = view(ref_logps),
             .rollout_logps = view(rollout_logps),
             .turn_ids = turn_ids.empty() ? ConstArray{}
-                                         : ConstArray{turn_ids.data(), DType::int64, columns, 1}};
+                                         : ConstArray{turn_ids.data(), DType::int64, columns, 1},
+            .token_weights = given(token_weights),
+            .kl_weights = given(kl_weights)};
   }
   PolicyTotals run(const PolicyObjective& objective, const Normalizer& normalizer = {},
                    const Executor& executor = {}) {

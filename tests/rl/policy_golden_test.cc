@@ -106,6 +106,11 @@ void expect_batch_goldens(double tolerance) {
     if (each.contains("rollout_logps")) {
       batch.rollout_logps = each["rollout_logps"].get<std::vector<T>>();
     }
+    const auto given = [&](const char* name) {
+      return each.contains(name) ? each[name].get<std::vector<T>>() : std::vector<T>();
+    };
+    batch.token_weights = given("token_weights");
+    batch.kl_weights = given("kl_weights");
     if (each.contains("turn_ids")) batch.turn_ids = each["turn_ids"].get<std::vector<int64_t>>();
     batch.advantages = each["advantages"].get<std::vector<T>>();
     batch.mask = each["response_mask"].get<std::vector<T>>();

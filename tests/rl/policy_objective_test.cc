@@ -116,7 +116,7 @@ TEST(PolicyObjective, ChoicesAreSetByName) {
   for_each_weight([&](const auto& row) { weights += ", " + std::string(row.name); });
   EXPECT_EQ(message([&] { set_choice("f", objective, "levels", "token"); }),
             "f: choice must be one of level, aggregation, kl_estimator, kl_gradient, "
-            "kl_correction, allow_biased_gradient" +
+            "kl_correction, kl_reference, allow_biased_gradient" +
                 weights + ", got \"levels\"");
 }
 

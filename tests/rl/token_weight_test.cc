@@ -61,6 +61,7 @@ TEST(TokenWeight, IsSeenByTheSurrogateAlone) {
       Batch<double> batch = random_batch<double>(5, 37);
       PolicyObjective plain = row.preset();
       plain.aggregation.mode = mode;
+      plain.kl = {};
       const double without = batch.run(plain).loss;
       const std::vector<double> slopes = batch.dlogps;
       const auto before = metrics_of(batch, plain);

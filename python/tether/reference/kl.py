@@ -54,6 +54,7 @@ def kl_term(
     old_logp: Tensor,
     ref_logp: Tensor,
     *,
+    kl_weight: Tensor | float = 1.0,
     level_log_ratio: Tensor | None = None,
     shared: SharedRatio | None = None,
     kl_estimator: str = "k3",
@@ -61,7 +62,7 @@ def kl_term(
     kl_correction: str = "none",
     kl_ratio_high: Number = math.inf,
 ) -> Tensor:
-    """rho K(ref_logp - logp) with the gradient of rho G(ref_logp - logp).
+    """v rho K(ref_logp - logp) with the gradient of v rho G(ref_logp - logp), v = kl_weight.
 
     rho = policy / old policy with kl_correction "ratio" (DeepSeek-V3.2, arXiv:2512.02556, eq. 7),
     1 with "none" (GRPO, arXiv:2402.03300, eq. 4); of the log-ratio that the surrogate sees with
@@ -73,18 +74,19 @@ def kl_term(
     form, as the sum would cancel. Where a segment shares its log-ratio, each token gets its part.
     """
     d = ref_logp - logp
-    value, source = (_KL[each][0](d) for each in (kl_estimator, kl_gradient))
+    value, source = (kl_weight * _KL[each][0](d) for each in (kl_estimator, kl_gradient))
+    score = kl_weight * _KL[kl_gradient][1](d.detach())
     if kl_correction == "none":
         return with_gradient_of(value, source)
     if kl_correction == "on_policy":
-        return with_gradient_of(value, _KL[kl_gradient][1](d.detach()) * logp)
+        return with_gradient_of(value, score * logp)
     log_ratio = level_log_ratio if "level" in kl_correction else logp - old_logp
     bound = 100.0 if logp.dtype == torch.float64 else 20.0
     weighed = minimum(log_ratio.detach().clamp(-bound, bound), _log(kl_ratio_high, log_ratio))
     rho = torch.exp(weighed)
     if kl_correction.startswith("detached"):
         return with_gradient_of(rho * value, rho * source)
-    slope = rho * _KL[kl_gradient][1](d.detach())
+    slope = rho * score
     if kl_correction == "level_ratio" and shared is not None:
         own = rho * source.detach()
         share = (shared.share - 1).to(own.dtype)

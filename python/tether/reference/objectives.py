@@ -129,7 +129,8 @@ class Row(NamedTuple):
     aggregation: str
     level: str = "token"
     log_ratio_clip: float = math.inf
-    weights: dict[str, float | str] | None = None  # as on the wire
+    weights: dict[str, float | str] | None = None  # as on the wire, as is the penalty
+    kl: dict[str, float | str] | None = None
 
 
 _PPO = {"epsilon_low": 0.2, "epsilon_high": 0.2, "dual_clip": math.inf}
@@ -203,6 +204,14 @@ OBJECTIVES = {
     ),
     # SkyRL's rollout_is
     "rollout_is": Row(reinforce, {}, 0, "token_mean", weights={"masked_ratio": "token"}),
+    # arXiv:2505.22617
+    "kl_cov": Row(
+        linear_ratio,
+        {},
+        1,
+        "token_mean",
+        kl={"kl_estimator": "abs", "kl_gradient": "abs", "kl_reference": "old"},
+    ),
     # arXiv:2509.24203
     "rec_one_side": Row(reinforce, {}, 0, "token_mean", weights={"clip_mask": "token"}),
     "rec_two_side": Row(

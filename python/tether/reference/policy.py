@@ -10,11 +10,12 @@ from torch import Tensor
 
 from tether._checks import savable
 from tether.reference.kl import KL_SETTINGS, k1, k3, kl_term
-from tether.reference.numbers import Number, bounded, exp, spoil_of, wide_dtype
+from tether.reference.numbers import bounded, exp, spoil_of, wide_dtype
 from tether.reference.objectives import OBJECTIVES
 from tether.reference.rows import (
     LEVELS,
     LOG_RATIO_CLIP,
+    Batch,
     Level,
     Rows,
     SharedRatio,
@@ -36,13 +37,6 @@ def policy_loss(
     logps: Tensor,
     advantages: Tensor,
     response_mask: Tensor,
-    old_logps: Tensor | None = None,
-    ref_logps: Tensor | None = None,
-    entropies: Tensor | None = None,
-    rollout_logps: Tensor | None = None,
-    turn_ids: Tensor | None = None,
-    row_tokens: Tensor | None = None,
-    offsets: Tensor | None = None,
     *,
     objective: str = "grpo",
     normalizer: Any = None,  # tether.Normalizer
@@ -52,25 +46,18 @@ def policy_loss(
     level: str | None = None,
     aggregation: str | None = None,
     allow_biased_gradient: str = "false",  # looked at by the operator's check
-    **options: float | Tensor | str,
+    **options: Tensor | float | str | None,
 ) -> PolicyTotals:
     """world_size (Agg[W S] + beta Agg[K] - entropy_coef Agg[H]), as tether.policy_loss.
 
-    options: of the surrogate, choices of the penalty, and weights as they stand on the wire, the
-    level by its name and the options behind: truncated_importance="token",
-    **{"truncated_importance.high": 3}.
+    options: the further arrays of tether.policy_loss by name; options of the surrogate, choices of
+    the penalty, and weights as they stand on the wire, the level by its name and the options
+    behind: truncated_importance="token", **{"truncated_importance.high": 3}.
     """
     beta, entropy_coef = savable(beta), savable(entropy_coef)
+    batch = Batch.of(logps, advantages, response_mask, options)
     terms = _terms(
-        logps,
-        advantages,
-        response_mask,
-        old_logps,
-        ref_logps,
-        entropies,
-        rollout_logps,
-        turn_ids,
-        offsets,
+        batch,
         objective=objective,
         beta=beta,
         entropy_coef=entropy_coef,
@@ -85,7 +72,7 @@ def policy_loss(
         factors = row_factors(
             aggregation or row.aggregation,
             n,
-            lengths=savable(row_tokens),
+            lengths=savable(batch.row_tokens),
             constant=constant,
             tokens=count,
             sequences=sequences,
@@ -95,7 +82,7 @@ def policy_loss(
 
     total = mean(terms.weighted + terms.spoil, policy) + terms.beta * mean(terms.kl, kl_tokens)
     if terms.entropic:
-        total = total - entropy_coef * mean(tokens.entropy, policy)
+        total = total - entropy_coef * mean(terms.entropy, policy)
     with torch.no_grad():
         sums, maxima = _metrics(terms)
     return PolicyTotals((world_size * total).to(wide_dtype(logps.dtype)), sums, maxima)
@@ -125,54 +112,58 @@ class Terms(NamedTuple):
         return spoil_of(self.sound, self.logp)
 
     @property
+    def entropy(self) -> Tensor:
+        weighted = self.tokens.entropy_weight * self.tokens.entropy
+        return weighted + 0 * weighted.detach()  # infinity is NaN
+
+    @property
     def weighted(self) -> Tensor:
         """W S"""
         return bounded(self.weight * self.loss)
 
 
 def _terms(
-    logps,
-    advantages,
-    response_mask,
-    old_logps,
-    ref_logps,
-    entropies,
-    rollout_logps,
-    turn_ids,
-    offsets,
-    *,
-    objective,
-    beta,
-    entropy_coef,
-    level,
-    is_aggregated,
-    **options,
+    batch: Batch, *, objective, beta, entropy_coef, level, is_aggregated, **options
 ) -> Terms:
     row = OBJECTIVES[objective]
     beta = row.beta if beta is None else beta
-    options = (row.weights or {}) | options
+    options = (row.weights or {}) | (row.kl or {}) | options
     kl_settings = {name: savable(options.pop(name)) for name in KL_SETTINGS if name in options}
-    given = {"logps": logps, "old_logps": old_logps, "ref_logps": ref_logps}
-    weights = chosen_weights(options, **given, rollout_logps=rollout_logps)
-    rows = Rows.of("policy_loss", "logps", logps, offsets)
-    arrays = (logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps)
-    tokens, n = kept_tokens(rows, arrays, weights)
+    kl_reference = options.pop("kl_reference", "reference")
+    weights = chosen_weights(options, batch)
+    rows = Rows.of("policy_loss", "logps", batch.logps, batch.offsets)
+    tokens, n = kept_tokens(rows, batch, weights)
     level = LEVELS[level or row.level]
-    segments, segment_n = segments_of(rows, tokens, n, level, response_mask, turn_ids)
+    segments, segment_n = segments_of(rows, tokens, n, level, batch.response_mask, batch.turn_ids)
     clip = {name: options.pop(name, row.log_ratio_clip) for name in LOG_RATIO_CLIP}
     logp, log_ratio = levelled(segments, tokens, segment_n, level, **clip)
     surrogate_options = row.surrogate_options | options
     loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **surrogate_options)
     loss = bounded(loss)
     kl = torch.zeros_like(loss)
-    penalised = _needs("ref_logps", "beta", "greater than 0", beta, ref_logps)
+    anchor, needed = {
+        "reference": (tokens.ref_logp, batch.ref_logps),
+        "old": (tokens.old_logp, batch.logps),
+        "rollout": (tokens.rollout_logp, batch.rollout_logps),
+    }[kl_reference]
+    name = "rollout_logps" if kl_reference == "rollout" else "ref_logps"
+    penalised = _needs(name, "beta", "greater than 0", beta, needed)
     if penalised:
         shared = SharedRatio.of(segments, tokens.weight, segment_n, level, is_aggregated)
-        each = (tokens.logp, tokens.old_logp, tokens.ref_logp)
-        kl = bounded(kl_term(*each, level_log_ratio=log_ratio, shared=shared, **kl_settings))
-    entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, entropies)
-    weight = product_of_weights(rows, tokens, n, [each for each in weights if not each[0].leaves])
-    sound = _sound(tokens, weight, log_ratio, loss, kl, penalised)
+        each = (tokens.logp, tokens.old_logp, anchor)
+        kl = bounded(
+            kl_term(
+                *each,
+                kl_weight=tokens.kl_weight,
+                level_log_ratio=log_ratio,
+                shared=shared,
+                **kl_settings,
+            )
+        )
+    entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, batch.entropies)
+    staying = [each for each in weights if not each[0].leaves]
+    weight = tokens.token_weight * product_of_weights(rows, tokens, n, staying)
+    sound = _sound(tokens, weight, log_ratio, loss, kl, anchor if penalised else None)
     return Terms(
         rows=rows,
         tokens=tokens,
@@ -196,13 +187,6 @@ def policy_token_losses(
     logps: Tensor,
     advantages: Tensor,
     response_mask: Tensor,
-    old_logps: Tensor | None = None,
-    ref_logps: Tensor | None = None,
-    entropies: Tensor | None = None,
-    rollout_logps: Tensor | None = None,
-    turn_ids: Tensor | None = None,
-    row_tokens: Tensor | None = None,
-    offsets: Tensor | None = None,
     *,
     objective: str = "grpo",
     beta: float | Tensor | None = None,
@@ -211,20 +195,13 @@ def policy_token_losses(
     constant: float | Tensor = 1,  # of the aggregation, as are these two
     aggregation: str | None = None,
     allow_biased_gradient: str = "false",
-    **options: float | Tensor | str,
+    **options: Tensor | float | str | None,
 ) -> Tensor:
     """W S + beta K - entropy_coef H at each token, like logps; 0 in masked slots."""
     beta, entropy_coef = savable(beta), savable(entropy_coef)
+    batch = Batch.of(logps, advantages, response_mask, options)
     terms = _terms(
-        logps,
-        advantages,
-        response_mask,
-        old_logps,
-        ref_logps,
-        entropies,
-        rollout_logps,
-        turn_ids,
-        offsets,
+        batch,
         objective=objective,
         beta=beta,
         entropy_coef=entropy_coef,
@@ -234,7 +211,7 @@ def policy_token_losses(
     )
     each = terms.weighted + terms.spoil + terms.beta * terms.kl
     if terms.entropic:
-        each = each - entropy_coef * terms.tokens.entropy
+        each = each - entropy_coef * terms.entropy
     return torch.where(terms.tokens.active, each, 0.0)
 
 
@@ -242,16 +219,9 @@ def local_counts(
     logps: Tensor,
     advantages: Tensor,
     response_mask: Tensor,
-    old_logps: Tensor | None = None,
-    ref_logps: Tensor | None = None,
-    entropies: Tensor | None = None,
-    rollout_logps: Tensor | None = None,
-    turn_ids: Tensor | None = None,
-    row_tokens: Tensor | None = None,
-    offsets: Tensor | None = None,
     *,
     objective: str = "grpo",
-    **options: Number | str,
+    **options: Tensor | float | str | None,
 ) -> Tensor:
     """[tokens under the surrogate, tokens under the penalty, rows with a token], float64.
 
@@ -259,13 +229,12 @@ def local_counts(
     """
     gates = [name for name, row in WEIGHTS.items() if row.leaves]
     options = (OBJECTIVES[objective].weights or {}) | options
+    batch = Batch.of(logps, advantages, response_mask, options)
     options = {name: value for name, value in options.items() if name.split(".")[0] in gates}
-    given = {"logps": logps, "old_logps": old_logps, "ref_logps": ref_logps}
-    weights = chosen_weights(options, **given, rollout_logps=rollout_logps)
-    rows = Rows.of("local_counts", "logps", logps, offsets)
+    weights = chosen_weights(options, batch)
+    rows = Rows.of("local_counts", "logps", logps, batch.offsets)
     if weights:
-        arrays = (logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps)
-        n = kept_tokens(rows, arrays, weights)[1]
+        n = kept_tokens(rows, batch, weights)[1]
     else:
         n = rows.sum(rows.weights(response_mask, torch.float64))
     sequences = torch.where(torch.isnan(n), n, (n > 0).double()).sum()
@@ -291,12 +260,17 @@ def _step_counts(normalizer: Any) -> tuple:
 
 
 def _sound(
-    tokens: Tokens, weight: Tensor, log_ratio: Tensor, loss: Tensor, kl: Tensor, penalised: bool
+    tokens: Tokens,
+    weight: Tensor,
+    log_ratio: Tensor,
+    loss: Tensor,
+    kl: Tensor,
+    anchor: Tensor | None,
 ) -> Tensor:
-    """Whether the inputs of a token are finite and nothing that comes of them is NaN."""
+    """Whether the inputs of a token are finite and nothing that comes of them is NaN. `anchor`: of
+    the policy that a penalty ties to."""
     seen = [tokens.weight, weight, log_ratio, tokens.logp, tokens.old_logp, tokens.advantage]
-    if penalised:
-        seen.append(tokens.ref_logp)
+    seen += [] if anchor is None else [anchor, tokens.kl_weight]
     right = [torch.isfinite(each) for each in seen] + [~torch.isnan(each) for each in (loss, kl)]
     return torch.stack(right).all(0)
 
@@ -332,8 +306,8 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
         seen_ratio,
         seen_ratio**2,
     ]
-    broken = (terms.sound, torch.isfinite(tokens.entropy))
-    sums = [total(each) for each in (terms.weighted, terms.kl, tokens.entropy)]
+    broken = (terms.sound, torch.isfinite(terms.entropy))
+    sums = [total(each) for each in (terms.weighted, terms.kl, terms.entropy)]
     sums += [total(each, ratio_weight) for each in of_ratio]
     sums += [sum((tokens.active & ~each).sum(dtype=torch.float64) for each in broken)]
     sums += [total(each) for each in (weight, weight**2, (weight == 0).to(weight.dtype))]

@@ -154,6 +154,36 @@ class SharedRatio(NamedTuple):
         return rest.to(terms.dtype)
 
 
+# Of advantages and weights.
+_LARGEST_ADVANTAGE = {torch.float64: 1e40, torch.float32: 1e12}
+
+
+class Batch(NamedTuple):
+    """The arrays of a policy loss."""
+
+    logps: Tensor
+    advantages: Tensor
+    response_mask: Tensor
+    old_logps: Tensor | None = None
+    ref_logps: Tensor | None = None
+    entropies: Tensor | None = None
+    rollout_logps: Tensor | None = None
+    turn_ids: Tensor | None = None
+    token_weights: Tensor | None = None
+    kl_weights: Tensor | None = None
+    entropy_weights: Tensor | None = None
+    row_tokens: Tensor | None = None
+    offsets: Tensor | None = None
+
+    @staticmethod
+    def of(logps: Tensor, advantages: Tensor, response_mask: Tensor, options: dict) -> Batch:
+        """Takes the further arrays out of the options."""
+        names = [name for name in Batch._fields if name in options]
+        return Batch(
+            logps, advantages, response_mask, **{name: options.pop(name) for name in names}
+        )
+
+
 class Tokens(NamedTuple):
     """What a loss sees of its tokens: 0 where the weight is 0, whatever was there."""
 
@@ -164,18 +194,20 @@ class Tokens(NamedTuple):
     ref_logp: Tensor
     rollout_logp: Tensor
     entropy: Tensor
+    token_weight: Tensor  # of S, K and H; 1 where none were given
+    kl_weight: Tensor
+    entropy_weight: Tensor
 
     @property
     def active(self) -> Tensor:
         return self.weight != 0
 
 
-def selected_tokens(
-    rows: Rows, logps, advantages, response_mask, old_logps, ref_logps, entropies, rollout_logps
-) -> Tokens:
-    wide = wide_dtype(logps.dtype)
-    weight = rows.weights(response_mask, wide)
-    if advantages.shape != logps.shape:
+def selected_tokens(rows: Rows, batch: Batch) -> Tokens:
+    wide = wide_dtype(batch.logps.dtype)
+    weight = rows.weights(batch.response_mask, wide)
+    advantages = batch.advantages
+    if advantages.shape != batch.logps.shape:
         advantages = rows.spread(advantages.reshape(-1))
 
     def select(tensor: Tensor | None, largest: float = LARGEST_LOGP[wide]) -> Tensor:
@@ -183,11 +215,20 @@ def selected_tokens(
             return torch.zeros_like(weight)
         return saturated(torch.where(weight != 0, tensor.to(wide), 0.0), largest)
 
-    logp = select(logps)
-    old_logp = logp.detach() if old_logps is None else select(old_logps)
-    advantage = select(advantages, 1e40 if wide == torch.float64 else 1e12)
-    further = (select(each) for each in (ref_logps, rollout_logps, entropies))
-    return Tokens(weight, logp, old_logp, advantage, *further)
+    def given(weights: Tensor | None) -> Tensor:
+        if weights is None:
+            return torch.ones_like(weight)
+        weights = torch.where(weight != 0, savable(weights).to(wide), 1.0)
+        return saturated(weights, _LARGEST_ADVANTAGE[wide])
+
+    logp = select(batch.logps)
+    old_logp = logp.detach() if batch.old_logps is None else select(batch.old_logps)
+    advantage = select(advantages, _LARGEST_ADVANTAGE[wide])
+    further = (select(each) for each in (batch.ref_logps, batch.rollout_logps, batch.entropies))
+    weights = (
+        given(each) for each in (batch.token_weights, batch.kl_weights, batch.entropy_weights)
+    )
+    return Tokens(weight, logp, old_logp, advantage, *further, *weights)
 
 
 def segments_of(

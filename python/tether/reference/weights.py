@@ -13,7 +13,7 @@ from torch import Tensor
 from tether._checks import savable
 from tether.reference.kl import k2, k3
 from tether.reference.numbers import Number, clamp, exp
-from tether.reference.rows import Rows, Tokens, selected_tokens
+from tether.reference.rows import Batch, Rows, Tokens, selected_tokens
 
 
 def truncated_importance(
@@ -220,9 +220,7 @@ WEIGHTS = {
 _WEIGHT_LEVELS = ("token", "sequence_mean", "sequence_sum", "sequence_min", "sequence_max")
 
 
-def chosen_weights(
-    options: dict, **arrays: Tensor | None
-) -> list[tuple[Weight, str, dict[str, Number]]]:
+def chosen_weights(options: dict, batch: Batch) -> list[tuple[Weight, str, dict[str, Number]]]:
     """Takes the weights out of the options: each with its level and options of its own."""
     out = []
     for name, row in WEIGHTS.items():
@@ -238,7 +236,7 @@ def chosen_weights(
         dotted = [each for each in options if each.startswith(prefix)]
         own = {each.removeprefix(prefix): options.pop(each) for each in dotted}
         for array in (*(["old_logp"] if row.leaves else []), *row.reads):
-            if arrays[f"{array}s"] is None:
+            if getattr(batch, f"{array}s") is None:
                 raise ValueError(
                     f"policy_loss: {array}s must be given for the weight {name}, got none"
                 )
@@ -246,16 +244,17 @@ def chosen_weights(
     return out
 
 
-def kept_tokens(rows: Rows, arrays: tuple, weights: list) -> tuple[Tokens, Tensor]:
+def kept_tokens(rows: Rows, batch: Batch, weights: list) -> tuple[Tokens, Tensor]:
     """The tokens that no weight takes out, and the weights of each row."""
-    tokens = selected_tokens(rows, *arrays)
+    tokens = selected_tokens(rows, batch)
     n = rows.sum(tokens.weight.double())
     gates = [each for each in weights if each[0].leaves]
     if not gates:
         return tokens, n
     gate = product_of_weights(rows, tokens, n, gates)
     weight = torch.where(gate == 0, 0.0, tokens.weight + 0 * gate)  # NaN stays in it
-    tokens = selected_tokens(rows._replace(broken=None), *arrays[:2], weight, *arrays[3:])
+    kept = batch._replace(response_mask=weight)
+    tokens = selected_tokens(rows._replace(broken=None), kept)
     return tokens, rows.sum(weight.double())
 
 

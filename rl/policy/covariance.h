@@ -1,0 +1,102 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <random>
+#include <span>
+#include <vector>
+
+#include "../batch_weight.h"
+
+namespace tether {
+
+// How a token's log-probability goes with its advantage: the tokens where both are high take the
+// entropy of the policy.
+//
+//   C_t = (A_t - mean A) (logp_t - mean logp),   means over the tokens of the batch
+//
+// Cui et al. 2025, arXiv:2505.22617, eq. 10.
+inline std::vector<double> covariances(const BatchTokens& tokens) {
+  const double A = mean_of(tokens, tokens.advantage), logp = mean_of(tokens, tokens.logp);
+  std::vector<double> out(tokens.size());
+  for (size_t i = 0; i < out.size(); ++i) {
+    out[i] = (tokens.advantage[i] - A) * (tokens.logp[i] - logp);
+  }
+  return out;
+}
+
+// A share of the batch in tokens: at least one, and as many as there are.
+inline size_t share_of(const BatchTokens& tokens, double share) {
+  const double count = std::accumulate(tokens.weight.begin(), tokens.weight.end(), 0.0);
+  const double wanted = std::max(1.0, std::floor(share * count));
+  return static_cast<size_t>(std::min(wanted, static_cast<double>(tokens.size())));
+}
+
+// Clip-Cov: 0 at randomly picked tokens of high covariance, low < C < high, else 1. Those that
+// PPO's clip stops anyway are not picked. As token_weights of ppo.
+//
+// arXiv:2505.22617, section 4.2; defaults of verl. The picks of a seed are the same everywhere.
+struct ClipCovPicks {
+  double share = 2e-4;
+  double low = 1;
+  double high = 5;
+  double epsilon_low = 0.2;
+  double epsilon_high = 0.2;
+  double seed = 0;
+
+  static constexpr BatchNeeds needs{.logps = true, .old_logps = true, .advantages = true};
+  static constexpr auto fields() {
+    using Self = ClipCovPicks;
+    constexpr Range kAny{-largest_finite, infinity};
+    return std::tuple{field("share", &Self::share, {0, 1}),
+                      field("low", &Self::low, kAny),
+                      field("high", &Self::high, kAny),
+                      field("epsilon_low", &Self::epsilon_low, {0, 1}),
+                      field("epsilon_high", &Self::epsilon_high, {0, infinity}),
+                      field("seed", &Self::seed, {0, 0x1p53})};
+  }
+
+  bool is_clipped(double ratio, double A) const {
+    return A > 0 ? ratio > 1 + epsilon_high : A < 0 && ratio < 1 - epsilon_low;
+  }
+  void operator()(const BatchTokens& tokens, std::span<double> out) const {
+    const std::vector<double> C = covariances(tokens);
+    std::vector<size_t> candidates;
+    for (size_t i = 0; i < C.size(); ++i) {
+      const double ratio = std::exp(tokens.logp[i] - tokens.old_logp[i]);
+      if (low < C[i] && C[i] < high && !is_clipped(ratio, tokens.advantage[i])) {
+        candidates.push_back(i);
+      }
+    }
+    std::mt19937_64 random(static_cast<uint64_t>(seed));
+    const size_t picks = std::min(share_of(tokens, share), candidates.size());
+    for (size_t k = 0; k < picks; ++k) {  // Fisher-Yates; std::shuffle differs between libraries
+      std::swap(candidates[k], candidates[k + random() % (candidates.size() - k)]);
+      out[candidates[k]] = 0;
+    }
+  }
+};
+
+// KL-Cov: 1 at the share of tokens with the highest covariance, else 0. As kl_weights of kl_cov
+// (rl/policy/kl_cov.h).
+//
+// arXiv:2505.22617, section 4.2; defaults of verl. Of equal covariances the first counts.
+struct KlCovPicks {
+  double share = 2e-4;
+
+  static constexpr BatchNeeds needs{.logps = true, .advantages = true};
+  static constexpr auto fields() { return std::tuple{field("share", &KlCovPicks::share, {0, 1})}; }
+
+  void operator()(const BatchTokens& tokens, std::span<double> out) const {
+    const std::vector<double> C = covariances(tokens);
+    std::vector<size_t> order(C.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return C[a] > C[b]; });
+    std::fill(out.begin(), out.end(), 0.0);
+    for (size_t k = 0; k < share_of(tokens, share); ++k) out[order[k]] = 1;
+  }
+};
+
+}  // namespace tether
