@@ -21,6 +21,8 @@ TEST(Covariance, IsThatOfLogProbabilityAndAdvantage) {
   // A token of weight 1/2 counts half in both means: logp 2/5, advantage 0.
   batch = {.weight = {1, 1, 0.5}, .logp = {0, 0, 2}, .advantage = {1, -1, 0}};
   EXPECT_THAT(covariances(batch), ElementsAre(-0.4, 0.4, 0));
+  batch = {.weight = {1, 1}, .logp = {-1, -3}, .advantage = {5, 1}};  // means -2 and 3
+  EXPECT_THAT(covariances(batch), ElementsAre(2, 2));
 }
 
 TEST(KlCovPicks, AreTheShareOfHighestCovariance) {

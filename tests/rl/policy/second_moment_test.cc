@@ -26,6 +26,8 @@ TEST(SecondMoment, CountsTokensByTheirWeight) {
   // (0.1 x 1 + 1 x 0) / 1.1 is below 0.125, (1 + 0) / 2 is not.
   BatchTokens tokens{.weight = {0.1, 1}, .old_logp = {-1, -1}, .rollout_logp = {0, -1}};
   EXPECT_THAT(weights_by(SecondMoment{.threshold = 0.125}, tokens), ElementsAre(1, 1));
+  tokens.weight = {1, 0.1};  // 1 / 1.1 is not below 0.75
+  EXPECT_THAT(weights_by(SecondMoment{.threshold = 0.75}, tokens), ElementsAre(0, 1));
   tokens.weight = {1, 1};
   EXPECT_THAT(weights_by(SecondMoment{.threshold = 0.125}, tokens), ElementsAre(0, 1));
 }
