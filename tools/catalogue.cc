@@ -12,6 +12,7 @@
 
 #include "estimators/advantage/catalogue.h"
 #include "rl/batch_weight_catalogue.h"
+#include "rl/dialects.h"
 
 namespace {
 
@@ -78,6 +79,19 @@ std::string batch_weight_table() {
   return out;
 }
 
+std::string dialect_table() {
+  std::string out = "| name | objective | with |\n|---|---|---|\n";
+  for (const auto& each : tether::kDialects) {
+    std::string settings;
+    for (const auto& [name, value] : settings_of(each)) {
+      settings += (settings.empty() ? "`" : ", `") + std::string(name) + "` " + std::string(value);
+    }
+    out += "| `" + std::string(each.name) + "` | `" + std::string(each.objective) + "` | " +
+           settings + " |\n";
+  }
+  return out;
+}
+
 std::string kl_table() {
   std::string out =
       "| name | K, d = log other - log sampled | paper | header | agreement |\n"
@@ -113,6 +127,8 @@ std::string page() {
          "## Policy objectives: ratio level, surrogate, weights, KL penalty, entropy, "
          "aggregation\n\n" +
          policy_table() +
+         "\n### By the trainers' names ([how](../docs/peers.md#by-the-trainers-name))\n\n" +
+         dialect_table() +
          "\n## Weights of tokens, of any policy objective ([how](../docs/weights.md))\n\n" +
          weight_table() +
          "\n## Weights that need the whole batch "
