@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
+#include "core/active_tokens.h"
 #include "core/check.h"
 #include "core/fields.h"
 #include "estimators/kl/forms.h"
@@ -69,19 +69,12 @@ struct Sums {
 };
 
 void add_row(const MismatchArrays& batch, int64_t row, Sums& sums) {
-  const RowLayout& layout = batch.layout;
-  double weight[kBlock], logp[kBlock], rollout_logp[kBlock];
   Sequence sequence;
-  const int64_t length = layout.length(row);
-  for (int64_t column = 0; column < length; column += kBlock) {
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
-    load_block<double>(layout, batch.response_mask, row, column, count, nullptr, weight);
-    load_block<double>(layout, batch.old_logps, row, column, count, weight, logp);
-    load_block<double>(layout, batch.rollout_logps, row, column, count, weight, rollout_logp);
-    for (int i = 0; i < count; ++i) {
-      if (weight[i] != 0) sums.add_token(weight[i], logp[i], rollout_logp[i], sequence);
-    }
-  }
+  const auto add = [&](double weight, double logp, double rollout_logp) {
+    sums.add_token(weight, logp, rollout_logp, sequence);
+  };
+  for_each_active(batch.layout, row, batch.response_mask, add, batch.old_logps,
+                  batch.rollout_logps);
   sums.add_sequence(sequence);
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/active_tokens.h"
 #include "core/check.h"
 #include "core/fields.h"
 #include "core/sum.h"
@@ -22,17 +23,8 @@ double bounded(double x) {
 // visit(weight, log_ratio) for every token of the row.
 template <class Visit>
 void for_each_token(const KlReportArrays& batch, int64_t row, Visit visit) {
-  const RowLayout& layout = batch.layout;
-  double weight[kBlock], d[kBlock];
-  const int64_t length = layout.length(row);
-  for (int64_t column = 0; column < length; column += kBlock) {
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
-    load_block<double>(layout, batch.response_mask, row, column, count, nullptr, weight);
-    load_block<double>(layout, batch.log_ratios, row, column, count, weight, d);
-    for (int i = 0; i < count; ++i) {
-      if (weight[i] != 0) visit(weight[i], bounded(d[i]));
-    }
-  }
+  const auto bounded_visit = [&](double weight, double d) { visit(weight, bounded(d)); };
+  for_each_active(batch.layout, row, batch.response_mask, bounded_visit, batch.log_ratios);
 }
 
 // Weighted sums for Cov(d, r) / Var r: the means first, then products of the deviations from them.

@@ -6,9 +6,11 @@
 #include <string>
 #include <utility>
 
+#include "core/active_tokens.h"
 #include "core/check.h"
 #include "core/fields.h"
 #include "rl/batch_weight_catalogue.h"
+#include "rl/kernels/turns.h"
 
 namespace tether {
 namespace {
@@ -16,56 +18,44 @@ namespace {
 // A larger number counts as this: products of two stay finite, so that ranks are ranks.
 constexpr double kLargest = 1e150;
 
-int64_t id_at(const BatchWeightArrays& batch, int64_t row, int64_t column) {
-  const ConstArray& ids = batch.turn_ids;
-  const int64_t at = ids.index(batch.layout, row, column);
-  return ids.dtype == DType::int32 ? static_cast<const int32_t*>(ids.data)[at]
-                                   : static_cast<const int64_t*>(ids.data)[at];
-}
-
 // The numbers of active tokens of one array, behind those that are there. False: one is not finite.
 bool append(const BatchWeightArrays& batch, const ConstArray& array, int64_t row,
             std::vector<double>& out) {
   bool finite = true;
-  double weight[kBlock], value[kBlock];
-  const int64_t length = batch.layout.length(row);
-  for (int64_t column = 0; column < length; column += kBlock) {
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
-    load_block<double>(batch.layout, batch.response_mask, row, column, count, nullptr, weight);
-    load_block<double>(batch.layout, array, row, column, count, weight, value);
-    for (int i = 0; i < count; ++i) {
-      if (weight[i] == 0) continue;
-      finite &= std::isfinite(value[i]);
-      out.push_back(std::clamp(value[i], -kLargest, kLargest));
-    }
-  }
+  const auto add = [&](double, double x) {
+    finite &= std::isfinite(x);
+    out.push_back(std::clamp(x, -kLargest, kLargest));
+  };
+  for_each_active(batch.layout, row, batch.response_mask, add, array);
   return finite;
 }
 
-// Where the turns of a row end among its active tokens, of which there are `begin` before.
-void append_turns(const BatchWeightArrays& batch, int64_t row, size_t begin,
+// Where the turns of a row end among its active tokens, of which there are `end` before.
+void append_turns(const BatchWeightArrays& batch, int64_t row, size_t end,
                   std::vector<size_t>& ends) {
-  double weight[kBlock];
-  const int64_t length = batch.layout.length(row);
-  int64_t last = 0;
-  bool inside = false;
-  size_t end = begin;
-  for (int64_t column = 0; column < length; column += kBlock) {
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
-    load_block<double>(batch.layout, batch.response_mask, row, column, count, nullptr, weight);
-    for (int i = 0; i < count; ++i) {
-      if (weight[i] == 0) {
-        inside &= bool(batch.turn_ids);
-        continue;
-      }
-      const int64_t id = batch.turn_ids ? id_at(batch, row, column + i) : 0;
-      if (end > begin && (!inside || id != last)) ends.push_back(end);
-      inside = true;
-      last = id;
-      ++end;
-    }
+  const RowLayout& layout = batch.layout;
+  const TurnMarks marks{batch.turn_ids, batch.response_mask, /*ascend=*/false};
+  TurnScan<double> turns(marks, layout);
+  size_t begin = end;
+  const auto close = [&] {
+    if (end > begin) ends.push_back(end);
+    begin = end;
+  };
+  alignas(64) double weight[kBlock];
+  for (int64_t column = 0; column < layout.length(row); column += kBlock) {
+    const Place place = Place::at(layout, row, column);
+    load_block<double>(layout, batch.response_mask, row, column, place.count, nullptr, weight);
+    int next = 0;
+    const auto pass = [&](int to) {
+      for (; next < to; ++next) end += weight[next] != 0;
+    };
+    turns.for_each_begin(place, weight, [&](int i) {
+      pass(i);
+      close();
+    });
+    pass(place.count);
   }
-  if (end > begin) ends.push_back(end);
+  close();
 }
 
 // The tokens, and whether every number is finite.

@@ -6,25 +6,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <functional>
 #include <string>
 #include <tuple>
 
 #include "libtorch/tether.h"
+#include "tests/libtorch/message.h"
 
 namespace tether {
 namespace {
-
-std::string message(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST(BatchWeights, AreLikeLogpsWithOneInMaskedSlots) {
   const at::Tensor logps = at::tensor({-1.f, -2.f, -3.f, -4.f}).view({2, 2});

@@ -15,18 +15,10 @@
 
 #include "libtorch/tether.h"
 #include "rl/catalogue.h"
+#include "tests/libtorch/message.h"
 
 namespace tether {
 namespace {
-
-std::string message(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "no error";
-}
 
 const double kInfinity = std::numeric_limits<double>::infinity();
 
