@@ -85,7 +85,7 @@ def test_shell_blocks_run(page, tmp_path):
     usage = subprocess.run(["./dev", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
     known = set(re.findall(r"^  (\w+)", usage, re.MULTILINE))
     script = []
-    for line in "".join(blocks(page, "sh")).splitlines():
+    for line in "".join(blocks(page, "sh")).replace("\\\n", "").splitlines():
         if line.startswith("./dev "):  # they take long, and have tests of their own
             assert line.split()[1] in known, line
         else:

@@ -18,9 +18,11 @@ def dev(*arguments):
     [
         (
             ["build"],
-            "COMMAND must be demo, test, check, docs, bench, catalogue or wheel, got build",
+            "COMMAND must be demo, compare, test, check, docs, bench, catalogue or wheel, got build",
         ),
         (["demo", "fast"], "demo: option must begin with -, got fast"),
+        (["compare"], "compare: takes PICTURE and LABEL=RUN..., got nothing"),
+        (["compare", "a.png"], "compare: takes PICTURE and LABEL=RUN..., got a.png"),
         (["test", "--short"], "test: option must be --long or --sanitize, got --short"),
         (["test", "--long", "x"], "test: option must be --long or --sanitize, got --long x"),
         (["check", "--write"], "check: takes no option, got --write"),
@@ -38,11 +40,28 @@ def test_a_wrong_argument_gets_one_line(arguments, message):
     assert (out.returncode, out.stdout, out.stderr) == (1, "", f"./dev: {message}\n")
 
 
-@pytest.mark.parametrize("command", ["test", "check", "docs", "bench", "catalogue", "wheel"])
+@pytest.mark.parametrize("command", ["compare", "test", "check", "docs", "bench", "catalogue", "wheel"])
 def test_help_is_the_usage(command):
     out = dev(command, "--help")
     assert out.returncode == 0
     assert out.stdout.startswith("usage: ./dev COMMAND")
+
+
+def test_curves_of_runs_are_drawn_over_one_another(tmp_path):
+    picture = tmp_path / "both.png"
+    for run, accuracy in (("a", 0.5), ("b", 0.7)):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "curve.csv").write_text(
+            f"phase,step,entropy,held_out\nrl,0,0.3,\nrl,1,0.2,{accuracy}\n"
+        )
+    out = dev("compare", str(picture), f"one={tmp_path}/a", f"other={tmp_path}/b")
+    assert out.returncode == 0, out.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    out = dev("compare", str(picture), f"one={tmp_path}/c")
+    assert out.stderr.splitlines()[-1] == (
+        "compare.py: error: argument LABEL=FOLDER: must be LABEL=FOLDER with a curve.csv in FOLDER, "
+        f"got one={tmp_path}/c"
+    )
 
 
 def test_readme_figures_need_a_run(tmp_path):
