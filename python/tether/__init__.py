@@ -9,7 +9,7 @@
 torch.
 """
 
-from tether import reference
+from tether import reference, trl
 from tether._objectives import (
     Choice,
     Dialect,
@@ -120,6 +120,7 @@ __all__ = [
     "support",
     "token_logps",
     "top_k_kl",
+    "trl",
     "value_loss",
     "weights",
     "whiten",

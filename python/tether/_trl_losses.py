@@ -1,0 +1,307 @@
+"""Losses of TRL's trainers by those here. Used by `tether.trl`.
+
+Each takes TRL's own `_compute_loss`, and gives ours. Ours runs TRL's too, on the same
+log-probabilities without their gradient: it logs the metrics and keeps the trainer's state. It is
+left alone where the settings are not known here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from tether._ops import has_kernel
+from tether.policy import Normalizer, policy_loss
+from tether.preference import preference_loss
+
+# ---- what TRL's own loss is run on ---------------------------------------------------------------
+
+
+class _Seen:
+    """A trainer with some of its attributes replaced; what is set goes to the trainer."""
+
+    def __init__(self, trainer: Any, **replaced: Any):
+        vars(self).update(_trainer=trainer, _replaced=replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        replaced = vars(self)["_replaced"]
+        return replaced[name] if name in replaced else getattr(vars(self)["_trainer"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(vars(self)["_trainer"], name, value)
+
+
+class _Record:
+    """A function whose results are kept; the caller gets them without a gradient."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+        self.results = []
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.results.append(self.function(*arguments, **named))
+        return tree_map_only(Tensor, Tensor.detach, self.results[-1])
+
+
+def _recorded(trainer: Any, *names: str) -> dict[str, _Record]:
+    return {name: _Record(getattr(trainer, name)) for name in names}
+
+
+# ---- GRPOTrainer ---------------------------------------------------------------------------------
+
+_CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+_OVER_THE_STEP = ("dapo", "cispo", "vespo")  # divided by the tokens of all its micro-batches
+_WEIGHTS = ("get_off_policy_mask", "get_high_entropy_mask", "get_gamma_weights")
+
+
+def grpo(own: Callable) -> Callable:
+    @functools.wraps(own)
+    def _compute_loss(self, model, inputs):
+        if not _knows_grpo(self) or not has_kernel(inputs["completion_ids"]):
+            return own(self, model, inputs)
+        calls = _recorded(self, "_get_per_token_logps_and_entropies", *_WEIGHTS)
+        entropy_coef = _entropy_coef(self)  # TRL's loss may move it for the next step
+        own(_Seen(self, **calls), model, inputs)
+        logps, entropies, aux_loss = calls["_get_per_token_logps_and_entropies"].results[0]
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        factors = {name: calls[name].results[0] for name in _WEIGHTS if calls[name].results}
+        loss = policy_loss(
+            logps,
+            inputs["advantages"],
+            mask,
+            old_logps=inputs.get("old_per_token_logps"),
+            ref_logps=inputs["ref_per_token_logps"] if self.beta else None,
+            token_weights=_token_weights(self, inputs, logps, factors.values()),
+            normalizer=_normalizer(self, inputs, mask),
+            **_grpo_settings(self),
+        ).loss
+        if entropy_coef:
+            acting = mask * factors.get("get_high_entropy_mask", 1)
+            mean = (entropies * acting).sum() / acting.sum().clamp(min=1.0)
+            loss = loss - entropy_coef * mean / _micro_batches(self)
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * aux_loss / _micro_batches(self)
+        return loss
+
+    return _compute_loss
+
+
+def _knows_grpo(trainer: Any) -> bool:
+    """Whether the settings are those of a loss here. Not here: a two-sided bound that cuts good
+    tokens too; a penalty with the ratio of answers beside a surrogate with that of tokens."""
+    delta, of_tokens = trainer.args.delta, trainer.loss_type in ("cispo", "vespo")
+    of_answers = trainer.importance_sampling_level == "sequence"
+    return (
+        trainer.loss_type in (*_CLIPPED, "cispo", "sapo", "vespo")
+        and trainer.importance_sampling_level in ("token", "sequence")
+        and (trainer.loss_type not in _CLIPPED or delta is None or delta > 1 + trainer.epsilon_high)
+        and not (of_tokens and of_answers and trainer.beta and trainer.args.use_bias_correction_kl)
+    )
+
+
+def _micro_batches(trainer: Any) -> int:
+    """Of the optimizer step; an evaluation is not split."""
+    return trainer.current_gradient_accumulation_steps if trainer.model.training else 1
+
+
+def _entropy_coef(trainer: Any) -> float:
+    """Of the entropy bonus in this step."""
+    if not trainer._entropy_bonus_enabled:
+        return 0.0
+    too_high = (
+        trainer.use_adaptive_entropy and trainer._last_world_entropy > trainer.args.entropy_target
+    )
+    return 0.0 if too_high else trainer.entropy_coef
+
+
+def _grpo_settings(trainer: Any) -> dict[str, Any]:
+    """The objective and its options. vespo's weights are token weights, made by TRL, which clamps
+    them."""
+    args, kind = trainer.args, trainer.loss_type
+    of_answers = trainer.importance_sampling_level == "sequence"
+    corrected = trainer.beta and args.use_bias_correction_kl
+    correction = "none" if not corrected else "level_ratio" if of_answers else "ratio"
+    settings = {"beta": trainer.beta, "kl_correction": correction}
+    if kind == "vespo":
+        return {**settings, "objective": "reinforce"}
+    if kind == "cispo":
+        level = "sequence_token" if of_answers else "token"
+        bound = {"ratio_high": trainer.epsilon_high}
+        return {**settings, "objective": "trl.cispo", "level": level, **bound}
+    settings["level"] = "sequence_mean" if of_answers else "token"
+    if kind == "sapo":
+        taus = {"tau_pos": args.sapo_temperature_pos, "tau_neg": args.sapo_temperature_neg}
+        return {**settings, "objective": "trl.sapo", **taus}
+    bounds = {"epsilon_low": trainer.epsilon_low, "epsilon_high": trainer.epsilon_high}
+    if args.delta is not None:
+        bounds["dual_clip"] = args.delta
+    if kind == "dr_grpo":
+        settings["constant"] = trainer.max_completion_length
+    return {**settings, "objective": f"trl.{kind}", **bounds}
+
+
+def _token_weights(trainer: Any, inputs: dict, logps: Tensor, factors: Any) -> Tensor | None:
+    """The product of what TRL multiplies the loss of a token by, like logps: masks, the weights of
+    vespo, and how likely trainer and engine find the token."""
+    corrected = trainer.use_vllm and trainer.vllm_importance_sampling_correction
+    engine = inputs["importance_sampling_ratio"] if corrected else None
+    if trainer.loss_type == "vespo":  # whose weights have it already
+        engine = None
+    given = [each for each in (*factors, engine) if each is not None]
+    if not given:
+        return None
+    product = functools.reduce(torch.mul, (each.to(logps.dtype) for each in given))
+    return product.expand_as(logps)
+
+
+def _normalizer(trainer: Any, inputs: dict, mask: Tensor) -> Normalizer:
+    """TRL's denominators: rows without tokens are counted too."""
+    if trainer.loss_type not in _OVER_THE_STEP:
+        tokens = mask.sum().clamp(min=1)
+        return Normalizer(policy=tokens, sequences=len(mask), scale=1 / _micro_batches(trainer))
+    items = inputs["num_items_in_batch"].clamp(min=1.0)  # of the generation batch, all ranks
+    if trainer.model.training:
+        items = items * _micro_batches(trainer) / trainer.args.steps_per_generation
+    return Normalizer(policy=items, world_size=trainer.accelerator.num_processes)
+
+
+# ---- RLOOTrainer ---------------------------------------------------------------------------------
+
+
+def rloo(own: Callable) -> Callable:
+    @functools.wraps(own)
+    def _compute_loss(self, model, inputs):
+        if not has_kernel(inputs["completion_ids"]):
+            return own(self, model, inputs)
+        calls = _recorded(self, "_get_per_token_logps_and_entropies")
+        own(_Seen(self, **calls), model, inputs)
+        logps, _, aux_loss = calls["_get_per_token_logps_and_entropies"].results[0]
+        answers = (logps * inputs["completion_mask"]).sum(1, keepdim=True)  # rows of one token
+        loss = policy_loss(
+            answers,
+            inputs["advantages"][:, None],
+            torch.ones_like(answers, dtype=torch.bool, requires_grad=False),
+            objective="trl.rloo",
+            old_logps=inputs["old_logps"][:, None],
+            epsilon_low=self.epsilon_low,
+            epsilon_high=self.epsilon_high,
+        ).loss
+        return loss + self.router_aux_loss_coef * aux_loss if self.aux_loss_enabled else loss
+
+    return _compute_loss
+
+
+# ---- DPOTrainer, KTOTrainer ----------------------------------------------------------------------
+
+_PAIRS = {
+    "sigmoid": {"objective": "dpo"},
+    "hinge": {"objective": "hinge"},
+    "ipo": {"objective": "ipo"},
+    "sigmoid_norm": {"objective": "dpo"},
+    "apo_zero": {"objective": "kto"},  # of both answers, baseline 0
+}
+_OF_MEANS = ("ipo", "sigmoid_norm")
+_LINKS = {"reverse_kl": "reverse_kl", "forward_kl": "forward_kl", "js_divergence": "js"}
+
+
+def dpo(own: Callable) -> Callable:
+    @functools.wraps(own)
+    def _compute_loss(self, model, inputs, return_outputs):
+        if not _knows_dpo(self) or not has_kernel(inputs["input_ids"]):
+            return own(self, model, inputs, return_outputs)
+        names = ("ref_chosen_logps", "ref_rejected_logps")
+        if not self.precompute_ref_logps:
+            reference = self.model if self.ref_model is None else self.ref_model
+            of_reference = self.compute_ref_log_probs(reference, inputs)
+            inputs = {**inputs, **dict(zip(names, of_reference, strict=True))}
+        policy = _Record(model)
+        out = own(_Seen(self, precompute_ref_logps=True), policy, inputs, return_outputs)
+        ref_logps = torch.cat([inputs[name] for name in names])
+        lengths = inputs["completion_mask"].sum(1).clamp(min=1.0)
+        answers = _answers(policy.results[0], inputs["completion_mask"])
+        loss = sum(
+            weight * _pair_loss(self, kind, answers, ref_logps, lengths)
+            for kind, weight in zip(self.loss_types, self.loss_weights, strict=True)
+        )
+        return _finished(self, loss, policy.results[0], out, return_outputs)
+
+    return _compute_loss
+
+
+def _knows_dpo(trainer: Any) -> bool:
+    """Whether every loss of the sum is one of this library."""
+    of_means = any(kind in _OF_MEANS for kind in trainer.loss_types)
+    links = ("reverse_kl",) if of_means else _LINKS
+    return (
+        all(kind in _PAIRS for kind in trainer.loss_types)
+        and trainer.f_divergence_type in links
+        and trainer.ld_alpha is None
+        and not trainer.use_weighting
+    )
+
+
+def _pair_loss(
+    trainer: Any, kind: str, logps: Tensor, ref_logps: Tensor, lengths: Tensor
+) -> Tensor:
+    """One loss of TRL's sum, from log-probabilities of whole answers, the chosen ones first."""
+    settings = dict(_PAIRS[kind], beta=trainer.beta)
+    if kind == "apo_zero":
+        chosen = torch.arange(len(logps), device=logps.device) < len(logps) // 2
+        settings |= {"labels": chosen, "loss_scale": 2}  # a mean over answers, of pairs there
+    elif kind in _OF_MEANS:
+        logps, ref_logps = logps / lengths, ref_logps / lengths
+    else:
+        settings["link"] = _LINKS[trainer.f_divergence_type]
+    return preference_loss(logps, ref_logps, **settings).loss
+
+
+def kto(own: Callable) -> Callable:
+    @functools.wraps(own)
+    def _compute_loss(self, model, inputs, return_outputs):
+        if not _knows_kto(self) or not has_kernel(inputs["input_ids"]):
+            return own(self, model, inputs, return_outputs)
+        policy, reference = _Record(model), _Record(self.ref_model)
+        seen = self if self.precompute_ref_logps else _Seen(self, ref_model=reference)
+        out = own(seen, policy, inputs, return_outputs)
+        mask, place = inputs["completion_mask"], int(self.calculate_KL)  # after that of the KL
+        ref_logps = inputs.get("ref_logps")
+        if reference.results:
+            ref_logps = _answers(reference.results[place], mask)
+        logps = _answers(policy.results[place], mask)
+        baseline = self._metrics["train" if self.model.training else "eval"]["kl"][-1]
+        loss = preference_loss(
+            logps,
+            ref_logps,
+            objective="kto",
+            labels=torch.as_tensor(inputs["label"], dtype=torch.bool, device=logps.device),
+            baselines=torch.full_like(logps, baseline, requires_grad=False),
+            beta=self.beta,
+            desirable_weight=self.desirable_weight,
+            undesirable_weight=self.undesirable_weight,
+        ).loss
+        return _finished(self, loss, policy.results[place], out, return_outputs)
+
+    return _compute_loss
+
+
+def _knows_kto(trainer: Any) -> bool:
+    """Where adapters are switched off for the reference, its log-probabilities are not seen."""
+    reference = trainer.precompute_ref_logps or trainer.ref_model is not None
+    return reference and trainer.loss_type in ("kto", "apo_zero_unpaired")
+
+
+def _answers(outputs: Any, completion_mask: Tensor) -> Tensor:
+    """[B]: sums over the tokens of TRL's output, which has 0 outside of answers."""
+    return outputs.log_probs[:, 1 - completion_mask.shape[1] :].sum(1)
+
+
+def _finished(trainer: Any, loss: Tensor, outputs: Any, out: Any, return_outputs: bool) -> Any:
+    """TRL's result with this loss, and with the balance of experts."""
+    if trainer.aux_loss_enabled:
+        loss = loss + trainer.router_aux_loss_coef * outputs.aux_loss
+    return (loss, out[1]) if return_outputs else loss

@@ -1,0 +1,399 @@
+"""tether.trl in TRL's own trainers: the same samples, losses, metrics and parameters.
+
+Needs an environment with TRL: `./dev test --peers`.
+"""
+
+import itertools
+import math
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import tether
+import torch
+
+trl = pytest.importorskip("trl")
+import trl_runs  # noqa: E402
+from trl.trainer import grpo_trainer  # noqa: E402
+from trl.trainer import utils as trl_utils  # noqa: E402
+
+PAGE = pathlib.Path(__file__).parent.parent.parent / "docs/trl.md"
+BOUND = 2e-6  # of parameters, and of logged numbers relative to max(1, number)
+NO_CLOCK = re.compile("time|runtime|per_second")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def assert_same(ours, theirs):
+    assert theirs.moved > 1e-3
+    assert (ours.parameters - theirs.parameters).abs().max() <= BOUND
+    assert len(ours.logs) == len(theirs.logs) == trl_runs.STEPS + 1
+    for our, their in zip(ours.logs, theirs.logs, strict=True):
+        assert our.keys() == their.keys()
+        for name in their:
+            if not NO_CLOCK.search(name):
+                assert our[name] == pytest.approx(their[name], rel=BOUND, abs=BOUND), name
+
+
+# Samples of weights that are up to seven micro-batches old, so that ratios are not 1.
+STALE = {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "num_iterations": 2}
+GRPO = {
+    "grpo": {"loss_type": "grpo", "epsilon": 0.02},
+    "dapo": {"loss_type": "dapo", "epsilon": 0.02, "epsilon_high": 0.03},
+    "dr_grpo": {"loss_type": "dr_grpo"},
+    "bnpo": {"loss_type": "bnpo"},
+    "luspo": {"loss_type": "luspo", "importance_sampling_level": "sequence"},
+    "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon_high": 0.01},
+    "cispo": {"loss_type": "cispo", "epsilon_high": 1.1},
+    "sapo": {"loss_type": "sapo"},
+    "vespo": {"loss_type": "vespo"},
+    "two-sided": {"loss_type": "bnpo", "epsilon_high": 0.1, "delta": 1.2},
+    "penalty": {"loss_type": "grpo", "beta": 0.1},
+    "penalty, corrected": {"loss_type": "dapo", "beta": 0.1, "use_bias_correction_kl": True},
+    "truncated are masked": {"loss_type": "dapo", "mask_truncated_completions": True},
+    "truncated rows are empty": {"loss_type": "grpo", "mask_truncated_completions": True},
+    "high entropy": {"loss_type": "grpo", "top_entropy_quantile": 0.3},
+    "off-policy mask": {"loss_type": "grpo", "off_policy_mask_threshold": 0.01},
+    "entropy bonus": {"loss_type": "dapo", "entropy_coef": 0.05, "top_entropy_quantile": 0.6},
+    "experts": {"loss_type": "grpo", "experts": 4, "router_aux_loss_coef": 0.3},
+    "adaptive entropy": {"loss_type": "grpo", "use_adaptive_entropy": True, "entropy_target": 1.9},
+}
+
+
+@pytest.mark.parametrize("name", GRPO)
+def test_grpo_runs_are_the_same(name):
+    settings = STALE | GRPO[name]
+    ours, theirs = (trl_runs.run("grpo", settings, patched) for patched in (True, False))
+    assert ours.calls["policy_loss"] == 2 * trl_runs.STEPS + 1 and not any(theirs.calls.values())
+    assert ours.calls["linear_token_logps"] > ours.calls["policy_loss"]
+    assert_same(ours, theirs)
+    clipped = theirs.logs[1].get("clip_ratio/region_mean", 1)
+    assert clipped > 0 or "epsilon" not in settings
+
+
+class Engine(grpo_trainer.GRPOTrainer):
+    """As if vLLM had sampled, with other numbers than the policy's."""
+
+    def _generate_and_score_completions(self, inputs):
+        out = super()._generate_and_score_completions(inputs)
+        logps = out["old_per_token_logps"]
+        noise = torch.randn(logps.shape, generator=torch.Generator().manual_seed(self._step)) * 0.3
+        ratio = noise.exp()
+        if self.vllm_importance_sampling_mode.startswith("sequence"):
+            ratio = (noise * out["completion_mask"]).sum(1, keepdim=True).exp()
+        high = 1.2
+        truncated = self.vllm_importance_sampling_mode.endswith("truncate")
+        ratio = ratio.clamp(max=high) if truncated else ratio.masked_fill(ratio > high, 0)
+        return {
+            **out,
+            "sampling_per_token_logps": logps - noise,
+            "importance_sampling_ratio": ratio,
+        }
+
+    def _compute_loss(self, model, inputs):
+        self.use_vllm = True
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self.use_vllm = False
+
+
+@pytest.mark.parametrize(
+    ("mode", "loss_type"),
+    [
+        *itertools.product(("token_mask", "sequence_mask"), ("dapo", "grpo")),
+        *itertools.product(("token_truncate", "sequence_truncate"), ("grpo", "vespo")),
+    ],
+)
+def test_runs_with_an_engine_are_the_same(mode, loss_type):
+    settings = STALE | {
+        "loss_type": loss_type,
+        "vllm_importance_sampling_mode": mode,
+        "off_policy_mask_threshold": 0.02,
+    }
+    ours, theirs = (trl_runs.run("grpo", settings, patched, Engine) for patched in (True, False))
+    assert ours.calls["policy_loss"] == 2 * trl_runs.STEPS + 1
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_rloo_runs_are_the_same(experts):
+    settings = STALE | {
+        "epsilon_high": 0.3,
+        "learning_rate": 0.01,  # ratios are of whole answers
+        "experts": experts,
+        "router_aux_loss_coef": 0.3 if experts else 0.0,
+    }
+    ours, theirs = (trl_runs.run("rloo", settings, patched) for patched in (True, False))
+    assert ours.calls["policy_loss"] == 2 * trl_runs.STEPS + 1
+    assert_same(ours, theirs)
+
+
+DPO = {
+    "sigmoid": ({}, 1),
+    "hinge": ({"loss_type": "hinge"}, 1),
+    "ipo": ({"loss_type": "ipo"}, 1),
+    "sigmoid_norm": ({"loss_type": "sigmoid_norm", "beta": 1.0}, 1),
+    "apo_zero": ({"loss_type": "apo_zero"}, 1),
+    "forward_kl": ({"f_divergence_type": "forward_kl"}, 1),
+    "js_divergence": ({"f_divergence_type": "js_divergence"}, 1),
+    "precomputed reference": ({"precompute_ref_log_probs": True}, 1),
+    "experts": ({"experts": 4, "router_aux_loss_coef": 0.3}, 1),
+    "sum of three": (
+        {"loss_type": ["sigmoid", "ipo", "apo_zero"], "loss_weights": [0.8, 0.1, 0.3]},
+        3,
+    ),
+    # TRL's own losses, on our log-probabilities:
+    "exo_pair": ({"loss_type": "exo_pair", "label_smoothing": 0.1}, 0),
+    "MPO": ({"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}, 0),
+    "robust": ({"loss_type": "robust", "label_smoothing": 0.1}, 0),
+    "ld_alpha": ({"ld_alpha": 0.5}, 0),
+    "weighted by the policy": ({"use_weighting": True}, 0),
+    "means under a divergence": ({"loss_type": "ipo", "f_divergence_type": "js_divergence"}, 0),
+}
+
+
+@pytest.mark.parametrize("name", DPO)
+def test_dpo_runs_are_the_same(name):
+    settings, calls = DPO[name]
+    settings = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4} | settings
+    ours, theirs = (trl_runs.run("dpo", settings, patched) for patched in (True, False))
+    assert ours.calls["preference_loss"] == (2 * trl_runs.STEPS + 1) * calls
+    assert ours.calls["linear_token_logps"] > 0 == sum(theirs.calls.values())
+    assert_same(ours, theirs)
+
+
+KTO = {
+    "kto": {"desirable_weight": 0.6, "undesirable_weight": 1.3},
+    "apo_zero_unpaired": {"loss_type": "apo_zero_unpaired"},
+    "precomputed reference": {"precompute_ref_log_probs": True},
+}
+
+
+@pytest.mark.parametrize("name", KTO)
+def test_kto_runs_are_the_same(name):
+    ours, theirs = (trl_runs.run("kto", KTO[name], patched) for patched in (True, False))
+    assert ours.calls["preference_loss"] == trl_runs.STEPS + 1
+    assert_same(ours, theirs)
+
+
+def test_sft_runs_are_the_same():
+    ours, theirs = (trl_runs.run("sft", {}, patched) for patched in (True, False))
+    assert ours.calls["linear_token_logps"] == trl_runs.STEPS + 1
+    assert_same(ours, theirs)
+
+
+# ---- GRPO's loss alone, over its settings --------------------------------------------------------
+
+
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
+
+
+@pytest.fixture(scope="module")
+def grpo_trainer_without_model(tmp_path_factory):
+    settings = {"gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    return trl_runs.trainer("grpo", settings, str(tmp_path_factory.mktemp("trainer")))
+
+
+def settings_of(random):
+    """Every setting that the loss reads, by chance."""
+
+    def one_of(*values):
+        return values[int(torch.randint(len(values), (), generator=random))]
+
+    return {
+        "loss_type": one_of(*LOSS_TYPES),
+        "importance_sampling_level": one_of("token", "sequence"),
+        "epsilon_low": one_of(0.1, 0.3),
+        "epsilon_high": one_of(0.2, 0.4),
+        "delta": one_of(None, 1.5),
+        "beta": one_of(0.0, 0.1),
+        "use_bias_correction_kl": one_of(True, False),
+        "top_entropy_quantile": one_of(1.0, 0.4),
+        "off_policy_mask_threshold": one_of(None, 0.05),
+        "use_vllm": one_of(True, False),
+        "vllm_importance_sampling_correction": one_of(True, False),
+        "_entropy_bonus_enabled": one_of(True, False),
+        "entropy_coef": 0.03,
+        "sapo_temperature_neg": one_of(1.05, 2.0),
+        "vespo_k_pos": one_of(2.0, 1.0),
+        "training": one_of(True, False),
+        "old": one_of(True, False),
+        "engine_of": one_of("token", "sequence"),
+    }
+
+
+def batch_of(settings, random):
+    rows, tokens = 6, 9
+
+    def normal(*sizes):
+        return torch.randn(sizes, generator=random)
+
+    logps = -normal(rows, tokens).abs()
+    ratio = (0.2 * normal(rows, 1 if settings["engine_of"] == "sequence" else tokens)).exp()
+    mask = (torch.arange(tokens) < torch.tensor([9, 4, 0, 1, 7, 6])[:, None]).int()
+    sampled = logps + 0.2 * normal(rows, tokens)
+    sampled[4, 2] = math.nan  # of a token that the engine could not score
+    inputs = {
+        "prompt_ids": torch.ones(rows, 3, dtype=torch.int64),
+        "prompt_mask": torch.ones(rows, 3, dtype=torch.int64),
+        "completion_ids": torch.ones(rows, tokens, dtype=torch.int64),
+        "completion_mask": mask,
+        "tool_mask": (torch.rand(rows, tokens, generator=random) < 0.9).int(),
+        "advantages": torch.tensor([1.0, -0.7, 0.4, -1.2, 0.0, 0.5]),
+        "ref_per_token_logps": logps + 0.3 * normal(rows, tokens),
+        "importance_sampling_ratio": ratio.masked_fill(ratio > 1.3, 0),
+        "sampling_per_token_logps": sampled,
+        "num_items_in_batch": torch.tensor(90),
+    }
+    if settings["old"]:
+        inputs["old_per_token_logps"] = logps + 0.3 * normal(rows, tokens)
+    return logps, normal(rows, tokens).abs(), inputs
+
+
+def loss_and_gradients(trainer, logps, entropies, inputs):
+    leaves = logps.clone().requires_grad_(), entropies.clone().requires_grad_()
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (*leaves, None)
+    loss = trainer._compute_loss(trainer.model, inputs)
+    loss.backward()
+    logged = trainer._metrics["train" if trainer.model.training else "eval"]
+    metrics = {name: values[0] for name, values in logged.items()}
+    logged.clear()
+    gradients = [torch.zeros(6, 9) if leaf.grad is None else leaf.grad for leaf in leaves]
+    return [loss.detach(), *gradients], metrics
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_every_setting_of_grpo(seed, grpo_trainer_without_model):
+    trainer = grpo_trainer_without_model
+    random = torch.Generator().manual_seed(seed)
+    settings = settings_of(random)
+    for name, value in settings.items():
+        for owner in (trainer, trainer.args):
+            if hasattr(owner, name):
+                setattr(owner, name, value)
+    trainer.current_gradient_accumulation_steps = 2
+    trainer.model.train(settings["training"])
+    batch = batch_of(settings, random)
+    theirs, their_metrics = loss_and_gradients(trainer, *batch)
+    with trl_runs.counted(patched=True) as calls:
+        ours, our_metrics = loss_and_gradients(trainer, *batch)
+    left = (
+        settings["loss_type"] in ("cispo", "vespo")
+        and settings["importance_sampling_level"] == "sequence"
+        and settings["beta"]
+        and settings["use_bias_correction_kl"]
+    )
+    assert calls["policy_loss"] == (0 if left else 1)
+    assert our_metrics == pytest.approx(their_metrics, nan_ok=True)
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=BOUND, atol=BOUND)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"delta": 1.1, "epsilon_high": 0.2, "loss_type": "bnpo"}], ids=["low delta"]
+)
+def test_what_is_left_to_grpo_itself(settings):
+    ours, theirs = (trl_runs.run("grpo", STALE | settings, patched) for patched in (True, False))
+    assert ours.calls["policy_loss"] == 0 < ours.calls["linear_token_logps"]
+    assert_same(ours, theirs)
+
+
+# ---- functions -----------------------------------------------------------------------------------
+
+FUNCTIONS = {
+    "selective_log_softmax": lambda f, x, index, mask: [f(x, index)],
+    "with temperature and mask": lambda f, x, index, mask: [f(x, index, 0.7, mask)],
+    "of several ids": lambda f, x, index, mask: [f(x, torch.stack([index, 1 + index], -1), 0.7)],
+    "entropy_from_logits": lambda f, x, index, mask: [f(x)],
+    "selective_log_softmax_and_entropy": lambda f, x, index, mask: list(
+        f(x, index, temperature=0.7, row_mask=mask)
+    ),
+    "without the gradient of entropies": lambda f, x, index, mask: list(f(x, index, False)),
+}
+IS_CALLED = {
+    "with temperature and mask": "selective_log_softmax",
+    "of several ids": "selective_log_softmax",
+    "without the gradient of entropies": "selective_log_softmax_and_entropy",
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_of_logits_are_the_same(name, dtype):
+    random = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(3, 5, 40, generator=random, dtype=dtype)
+    index = torch.randint(39, (3, 5), generator=random)
+    mask = torch.arange(5) < torch.tensor([5, 2, 0])[:, None]
+
+    def evaluated():
+        function = getattr(trl_utils, IS_CALLED.get(name, name))
+        x = logits.clone().requires_grad_()
+        out = FUNCTIONS[name](function, x, index, mask)
+        sum(
+            (each * torch.arange(1, 6.0).view(5, *[1] * (each.dim() - 2))).sum() for each in out
+        ).backward()
+        return [*(each.detach() for each in out), x.grad]
+
+    theirs = evaluated()
+    with trl_runs.counted(patched=True):
+        ours = evaluated()
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.dtype == their.dtype
+        torch.testing.assert_close(our, their, rtol=BOUND, atol=BOUND)
+
+
+# ---- patch and unpatch ---------------------------------------------------------------------------
+
+
+def replaceable():
+    places = [place.partition(":") for place in tether.trl._REPLACEMENTS]
+    owners = [tether.trl._find(sys.modules[module], path) for module, _, path in places]
+    return [vars(owner)[name] for owner, name in owners]
+
+
+def test_patch_twice_and_unpatch_leave_trl_as_it_was():
+    import trl.experimental.tpo.tpo_trainer as tpo  # has imported one by name
+
+    owned = replaceable()
+    assert tpo.selective_log_softmax_and_entropy in owned
+    tether.trl.patch()
+    tether.trl.patch()
+    ours = replaceable()
+    assert not set(map(id, ours)) & set(map(id, owned))
+    assert tpo.selective_log_softmax_and_entropy in ours
+    tether.trl.unpatch()
+    assert replaceable() == owned and tpo.selective_log_softmax_and_entropy in owned
+    tether.trl.unpatch()
+    assert replaceable() == owned
+
+
+def test_an_unknown_version_is_refused(monkeypatch):
+    owned = replaceable()
+    monkeypatch.setattr(trl, "__version__", "1.17.0")
+    with pytest.raises(ImportError, match=r"^tether.trl.patch: trl must be 1.16.0, got 1.17.0$"):
+        tether.trl.patch()
+    assert replaceable() == owned
+
+
+def test_import_does_not_import_trl():
+    code = "import sys, tether; assert not {'trl', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_first_block_of_the_page_patches():
+    code = re.search(r"```text\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    owned = replaceable()
+    try:
+        exec(code, {})
+        assert replaceable() != owned
+    finally:
+        tether.trl.unpatch()
