@@ -23,8 +23,11 @@ def dev(*arguments):
         (["demo", "fast"], "demo: option must begin with -, got fast"),
         (["compare"], "compare: takes PICTURE and LABEL=RUN..., got nothing"),
         (["compare", "a.png"], "compare: takes PICTURE and LABEL=RUN..., got a.png"),
-        (["test", "--short"], "test: option must be --long or --sanitize, got --short"),
-        (["test", "--long", "x"], "test: option must be --long or --sanitize, got --long x"),
+        (["test", "--short"], "test: option must be --long, --sanitize or --peers, got --short"),
+        (
+            ["test", "--long", "x"],
+            "test: option must be --long, --sanitize or --peers, got --long x",
+        ),
         (["check", "--write"], "check: takes no option, got --write"),
         (["docs", "x"], "docs: takes no option, got x"),
         (["wheel", "x"], "wheel: takes no option, got x"),
@@ -40,7 +43,9 @@ def test_a_wrong_argument_gets_one_line(arguments, message):
     assert (out.returncode, out.stdout, out.stderr) == (1, "", f"./dev: {message}\n")
 
 
-@pytest.mark.parametrize("command", ["compare", "test", "check", "docs", "bench", "catalogue", "wheel"])
+@pytest.mark.parametrize(
+    "command", ["compare", "test", "check", "docs", "bench", "catalogue", "wheel"]
+)
 def test_help_is_the_usage(command):
     out = dev(command, "--help")
     assert out.returncode == 0
