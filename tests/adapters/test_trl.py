@@ -5,31 +5,17 @@ Needs an environment with TRL: `./dev test --peers`.
 
 import itertools
 import math
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
-import tether
 import torch
 
-trl = pytest.importorskip("trl")
-import trl_runs  # noqa: E402
-from trl.trainer import grpo_trainer  # noqa: E402
-from trl.trainer import utils as trl_utils  # noqa: E402
+pytest.importorskip("trl")
+import trl_runs
+from trl.trainer import grpo_trainer
 
-PAGE = pathlib.Path(__file__).parent.parent.parent / "docs/trl.md"
 BOUND = 2e-6  # of parameters, and of logged numbers relative to max(1, number)
 NO_CLOCK = re.compile("time|runtime|per_second")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def assert_same(ours, theirs):
@@ -64,6 +50,7 @@ GRPO = {
     "off-policy mask": {"loss_type": "grpo", "off_policy_mask_threshold": 0.01},
     "entropy bonus": {"loss_type": "dapo", "entropy_coef": 0.05, "top_entropy_quantile": 0.6},
     "experts": {"loss_type": "grpo", "experts": 4, "router_aux_loss_coef": 0.3},
+    "adapters": {"loss_type": "grpo", "beta": 0.1, "adapters": True},
     "adaptive entropy": {"loss_type": "grpo", "use_adaptive_entropy": True, "entropy_target": 1.9},
 }
 
@@ -151,6 +138,7 @@ DPO = {
         {"loss_type": ["sigmoid", "ipo", "apo_zero"], "loss_weights": [0.8, 0.1, 0.3]},
         3,
     ),
+    "adapters": ({"adapters": True}, 1),
     # TRL's own losses, on our log-probabilities:
     "exo_pair": ({"loss_type": "exo_pair", "label_smoothing": 0.1}, 0),
     "MPO": ({"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}, 0),
@@ -172,16 +160,19 @@ def test_dpo_runs_are_the_same(name):
 
 
 KTO = {
-    "kto": {"desirable_weight": 0.6, "undesirable_weight": 1.3},
-    "apo_zero_unpaired": {"loss_type": "apo_zero_unpaired"},
-    "precomputed reference": {"precompute_ref_log_probs": True},
+    "kto": ({"desirable_weight": 0.6, "undesirable_weight": 1.3}, 1),
+    "apo_zero_unpaired": ({"loss_type": "apo_zero_unpaired"}, 1),
+    "precomputed reference": ({"precompute_ref_log_probs": True}, 1),
+    "adapters": ({"adapters": True, "precompute_ref_log_probs": True}, 1),
+    "adapters, their reference not seen": ({"adapters": True}, 0),
 }
 
 
 @pytest.mark.parametrize("name", KTO)
 def test_kto_runs_are_the_same(name):
-    ours, theirs = (trl_runs.run("kto", KTO[name], patched) for patched in (True, False))
-    assert ours.calls["preference_loss"] == trl_runs.STEPS + 1
+    settings, calls = KTO[name]
+    ours, theirs = (trl_runs.run("kto", settings, patched) for patched in (True, False))
+    assert ours.calls["preference_loss"] == (trl_runs.STEPS + 1) * calls
     assert_same(ours, theirs)
 
 
@@ -305,95 +296,3 @@ def test_what_is_left_to_grpo_itself(settings):
     ours, theirs = (trl_runs.run("grpo", STALE | settings, patched) for patched in (True, False))
     assert ours.calls["policy_loss"] == 0 < ours.calls["linear_token_logps"]
     assert_same(ours, theirs)
-
-
-# ---- functions -----------------------------------------------------------------------------------
-
-FUNCTIONS = {
-    "selective_log_softmax": lambda f, x, index, mask: [f(x, index)],
-    "with temperature and mask": lambda f, x, index, mask: [f(x, index, 0.7, mask)],
-    "of several ids": lambda f, x, index, mask: [f(x, torch.stack([index, 1 + index], -1), 0.7)],
-    "entropy_from_logits": lambda f, x, index, mask: [f(x)],
-    "selective_log_softmax_and_entropy": lambda f, x, index, mask: list(
-        f(x, index, temperature=0.7, row_mask=mask)
-    ),
-    "without the gradient of entropies": lambda f, x, index, mask: list(f(x, index, False)),
-}
-IS_CALLED = {
-    "with temperature and mask": "selective_log_softmax",
-    "of several ids": "selective_log_softmax",
-    "without the gradient of entropies": "selective_log_softmax_and_entropy",
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_of_logits_are_the_same(name, dtype):
-    random = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(3, 5, 40, generator=random, dtype=dtype)
-    index = torch.randint(39, (3, 5), generator=random)
-    mask = torch.arange(5) < torch.tensor([5, 2, 0])[:, None]
-
-    def evaluated():
-        function = getattr(trl_utils, IS_CALLED.get(name, name))
-        x = logits.clone().requires_grad_()
-        out = FUNCTIONS[name](function, x, index, mask)
-        sum(
-            (each * torch.arange(1, 6.0).view(5, *[1] * (each.dim() - 2))).sum() for each in out
-        ).backward()
-        return [*(each.detach() for each in out), x.grad]
-
-    theirs = evaluated()
-    with trl_runs.counted(patched=True):
-        ours = evaluated()
-    for our, their in zip(ours, theirs, strict=True):
-        assert our.dtype == their.dtype
-        torch.testing.assert_close(our, their, rtol=BOUND, atol=BOUND)
-
-
-# ---- patch and unpatch ---------------------------------------------------------------------------
-
-
-def replaceable():
-    places = [place.partition(":") for place in tether.trl._REPLACEMENTS]
-    owners = [tether.trl._find(sys.modules[module], path) for module, _, path in places]
-    return [vars(owner)[name] for owner, name in owners]
-
-
-def test_patch_twice_and_unpatch_leave_trl_as_it_was():
-    import trl.experimental.tpo.tpo_trainer as tpo  # has imported one by name
-
-    owned = replaceable()
-    assert tpo.selective_log_softmax_and_entropy in owned
-    tether.trl.patch()
-    tether.trl.patch()
-    ours = replaceable()
-    assert not set(map(id, ours)) & set(map(id, owned))
-    assert tpo.selective_log_softmax_and_entropy in ours
-    tether.trl.unpatch()
-    assert replaceable() == owned and tpo.selective_log_softmax_and_entropy in owned
-    tether.trl.unpatch()
-    assert replaceable() == owned
-
-
-def test_an_unknown_version_is_refused(monkeypatch):
-    owned = replaceable()
-    monkeypatch.setattr(trl, "__version__", "1.17.0")
-    with pytest.raises(ImportError, match=r"^tether.trl.patch: trl must be 1.16.0, got 1.17.0$"):
-        tether.trl.patch()
-    assert replaceable() == owned
-
-
-def test_import_does_not_import_trl():
-    code = "import sys, tether; assert not {'trl', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_first_block_of_the_page_patches():
-    code = re.search(r"```text\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
-    owned = replaceable()
-    try:
-        exec(code, {})
-        assert replaceable() != owned
-    finally:
-        tether.trl.unpatch()

@@ -4,6 +4,7 @@ import contextlib
 import tempfile
 from typing import NamedTuple
 
+import peft
 import tether
 import torch
 from datasets import Dataset
@@ -126,11 +127,15 @@ def logits_of(evaluated):
 def trainer(kind, settings, folder, trainer_class=None, policy=None):
     known, config = TRAINERS[kind]
     settings = dict(settings)
-    experts = settings.pop("experts", 0)
+    experts, adapters = settings.pop("experts", 0), settings.pop("adapters", False)
     online = ONLINE if kind in ("grpo", "rloo") else {}
     others = {"reward_funcs": reward} if online else {}
     if kind in ("dpo", "kto"):
-        others |= {"ref_model": model(1, experts), "compute_metrics": logits_of}
+        others["compute_metrics"] = logits_of
+        others["ref_model"] = None if adapters else model(1, experts)
+    if adapters:
+        lora = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=4, init_lora_weights=False)
+        others["peft_config"] = lora
     policy = policy or model(0, experts)
     if online:  # TRL loads the reference from where the policy came
         model(1, experts).save_pretrained(f"{folder}/reference")
