@@ -198,13 +198,7 @@ def rloo(own: Callable) -> Callable:
 
 # ---- DPOTrainer, KTOTrainer ----------------------------------------------------------------------
 
-_PAIRS = {
-    "sigmoid": {"objective": "dpo"},
-    "hinge": {"objective": "hinge"},
-    "ipo": {"objective": "ipo"},
-    "sigmoid_norm": {"objective": "dpo"},
-    "apo_zero": {"objective": "kto"},  # of both answers, baseline 0
-}
+_OF_ANSWERS = ("sigmoid", "hinge", "bco_pair", "apo_zero", "sft")
 _OF_MEANS = ("ipo", "sigmoid_norm")
 _LINKS = {"reverse_kl": "reverse_kl", "forward_kl": "forward_kl", "js_divergence": "js"}
 
@@ -222,10 +216,10 @@ def dpo(own: Callable) -> Callable:
         policy = _Record(model)
         out = own(_Seen(self, precompute_ref_logps=True), policy, inputs, return_outputs)
         ref_logps = torch.cat([inputs[name] for name in names])
-        lengths = inputs["completion_mask"].sum(1).clamp(min=1.0)
-        answers = _answers(policy.results[0], inputs["completion_mask"])
+        mask = inputs["completion_mask"]
+        logps = _logps(policy.results[0], mask)
         loss = sum(
-            weight * _pair_loss(self, kind, answers, ref_logps, lengths)
+            weight * _dpo_loss(self, kind, logps, mask, ref_logps)
             for kind, weight in zip(self.loss_types, self.loss_weights, strict=True)
         )
         return _finished(self, loss, policy.results[0], out, return_outputs)
@@ -238,26 +232,41 @@ def _knows_dpo(trainer: Any) -> bool:
     of_means = any(kind in _OF_MEANS for kind in trainer.loss_types)
     links = ("reverse_kl",) if of_means else _LINKS
     return (
-        all(kind in _PAIRS for kind in trainer.loss_types)
+        all(kind in (*_OF_ANSWERS, *_OF_MEANS) for kind in trainer.loss_types)
         and trainer.f_divergence_type in links
         and trainer.ld_alpha is None
         and not trainer.use_weighting
     )
 
 
-def _pair_loss(
-    trainer: Any, kind: str, logps: Tensor, ref_logps: Tensor, lengths: Tensor
-) -> Tensor:
-    """One loss of TRL's sum, from log-probabilities of whole answers, the chosen ones first."""
-    settings = dict(_PAIRS[kind], beta=trainer.beta)
-    if kind == "apo_zero":
-        chosen = torch.arange(len(logps), device=logps.device) < len(logps) // 2
-        settings |= {"labels": chosen, "loss_scale": 2}  # a mean over answers, of pairs there
+def _dpo_loss(trainer: Any, kind: str, logps: Tensor, mask: Tensor, ref_logps: Tensor) -> Tensor:
+    """One loss of TRL's sum, of logps [2 B, T - 1] and ref_logps [2 B] of answers, the chosen ones
+    first, with their mask [2 B, T]."""
+    count = len(logps) // 2
+    if kind == "sft":
+        ones = torch.ones_like(ref_logps[:count])
+        return policy_loss(logps[:count], ones, mask[:count, 1:], objective="reinforce").loss
+    answers, settings = logps.sum(1), {"beta": trainer.beta}
+    if kind == "apo_zero":  # a mean over answers; TRL's is over pairs
+        labels = torch.arange(2 * count, device=logps.device) < count
+        settings |= {"objective": "kto", "labels": labels, "loss_scale": 2}
+    elif kind == "bco_pair":  # each answer beside one whose log-ratio is 0
+        nothing = torch.zeros_like(ref_logps)
+        answers, ref_logps = (
+            torch.stack([each[:count], nothing[:count], nothing[:count], each[count:]]).view(-1)
+            for each in (answers, ref_logps)
+        )
+        settings |= {"objective": "dpo", "loss_scale": 2}
     elif kind in _OF_MEANS:
-        logps, ref_logps = logps / lengths, ref_logps / lengths
+        lengths = mask.sum(1).clamp(min=1.0)
+        answers, ref_logps = answers / lengths, ref_logps / lengths
+        settings["objective"] = "ipo" if kind == "ipo" else "dpo"
     else:
-        settings["link"] = _LINKS[trainer.f_divergence_type]
-    return preference_loss(logps, ref_logps, **settings).loss
+        settings |= {
+            "objective": "dpo" if kind == "sigmoid" else kind,
+            "link": _LINKS[trainer.f_divergence_type],
+        }
+    return preference_loss(answers, ref_logps, **settings).loss
 
 
 def kto(own: Callable) -> Callable:
@@ -268,11 +277,10 @@ def kto(own: Callable) -> Callable:
         policy, reference = _Record(model), _Record(self.ref_model)
         seen = self if self.precompute_ref_logps else _Seen(self, ref_model=reference)
         out = own(seen, policy, inputs, return_outputs)
-        mask, place = inputs["completion_mask"], int(self.calculate_KL)  # after that of the KL
-        ref_logps = inputs.get("ref_logps")
-        if reference.results:
-            ref_logps = _answers(reference.results[place], mask)
-        logps = _answers(policy.results[place], mask)
+        mask, place = inputs["completion_mask"], int(self.calculate_KL)  # after one for the KL
+        logps, ref_logps = _logps(policy.results[place], mask).sum(1), inputs.get("ref_logps")
+        if not self.precompute_ref_logps:
+            ref_logps = _logps(reference.results[place], mask).sum(1)
         baseline = self._metrics["train" if self.model.training else "eval"]["kl"][-1]
         loss = preference_loss(
             logps,
@@ -295,9 +303,10 @@ def _knows_kto(trainer: Any) -> bool:
     return reference and trainer.loss_type in ("kto", "apo_zero_unpaired")
 
 
-def _answers(outputs: Any, completion_mask: Tensor) -> Tensor:
-    """[B]: sums over the tokens of TRL's output, which has 0 outside of answers."""
-    return outputs.log_probs[:, 1 - completion_mask.shape[1] :].sum(1)
+def _logps(outputs: Any, mask: Tensor) -> Tensor:
+    """[B, T - 1] of a mask [B, T] of answers: TRL's output, which is 0 outside of them. Virtual
+    tokens of adapters come before."""
+    return outputs.log_probs[:, 1 - mask.shape[1] :]
 
 
 def _finished(trainer: Any, loss: Tensor, outputs: Any, out: Any, return_outputs: bool) -> Any:

@@ -138,11 +138,12 @@ DPO = {
         {"loss_type": ["sigmoid", "ipo", "apo_zero"], "loss_weights": [0.8, 0.1, 0.3]},
         3,
     ),
+    "bco_pair": ({"loss_type": "bco_pair"}, 1),
+    "MPO": ({"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}, 3),
     "adapters": ({"adapters": True}, 1),
     # TRL's own losses, on our log-probabilities:
     "exo_pair": ({"loss_type": "exo_pair", "label_smoothing": 0.1}, 0),
-    "MPO": ({"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}, 0),
-    "robust": ({"loss_type": "robust", "label_smoothing": 0.1}, 0),
+    "a sum with one of those": ({"loss_type": ["sigmoid", "aot"], "label_smoothing": 0.1}, 0),
     "ld_alpha": ({"ld_alpha": 0.5}, 0),
     "weighted by the policy": ({"use_weighting": True}, 0),
     "means under a divergence": ({"loss_type": "ipo", "f_divergence_type": "js_divergence"}, 0),
@@ -154,7 +155,8 @@ def test_dpo_runs_are_the_same(name):
     settings, calls = DPO[name]
     settings = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4} | settings
     ours, theirs = (trl_runs.run("dpo", settings, patched) for patched in (True, False))
-    assert ours.calls["preference_loss"] == (2 * trl_runs.STEPS + 1) * calls
+    our_calls = ours.calls["preference_loss"] + ours.calls["policy_loss"]
+    assert our_calls == (2 * trl_runs.STEPS + 1) * calls
     assert ours.calls["linear_token_logps"] > 0 == sum(theirs.calls.values())
     assert_same(ours, theirs)
 
@@ -180,6 +182,14 @@ def test_sft_runs_are_the_same():
     ours, theirs = (trl_runs.run("sft", {}, patched) for patched in (True, False))
     assert ours.calls["linear_token_logps"] == trl_runs.STEPS + 1
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo", "dpo", "kto"])
+def test_other_devices_are_left_to_trl(kind, monkeypatch):
+    monkeypatch.setattr("tether._ops.KERNELS", frozenset())
+    ours, theirs = (trl_runs.run(kind, {}, patched) for patched in (True, False))
+    assert not any(ours.calls.values())
+    assert torch.equal(ours.parameters, theirs.parameters)
 
 
 # ---- GRPO's loss alone, over its settings --------------------------------------------------------
