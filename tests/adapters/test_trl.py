@@ -51,7 +51,12 @@ GRPO = {
     "entropy bonus": {"loss_type": "dapo", "entropy_coef": 0.05, "top_entropy_quantile": 0.6},
     "experts": {"loss_type": "grpo", "experts": 4, "router_aux_loss_coef": 0.3},
     "adapters": {"loss_type": "grpo", "beta": 0.1, "adapters": True},
-    "adaptive entropy": {"loss_type": "grpo", "use_adaptive_entropy": True, "entropy_target": 1.9},
+    "adaptive entropy": {  # on both sides of the target
+        "loss_type": "grpo",
+        "use_adaptive_entropy": True,
+        "entropy_coef": 0.05,
+        "entropy_target": 2.58,
+    },
 }
 
 

@@ -104,6 +104,34 @@ def test_the_head_is_the_same(name):
         assert (our - their).abs().max() <= bound * their.abs().max()
 
 
+@pytest.mark.parametrize("answers", [3, 0])
+def test_the_head_is_given_only_positions_with_a_label(answers, monkeypatch):
+    model = trl_runs.model()
+    trl_utils.add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    ids = torch.randint(3, 16, (2, 9), generator=torch.Generator().manual_seed(0))
+    labels = ids.masked_fill(torch.arange(9) < 9 - answers, -100)
+    given = []
+
+    def recorded(hidden, *arguments, **named):
+        given.append(hidden.shape[0])
+        return tether.linear_token_logps(hidden, *arguments, **named)
+
+    def evaluated():
+        out = model(input_ids=ids, labels=labels, fused_lm_head=True)
+        (out.log_probs.sum() + out.entropy.sum()).backward()
+        gradient = model.lm_head.weight.grad
+        model.zero_grad()
+        return out.log_probs, out.entropy, gradient
+
+    theirs = evaluated()
+    with trl_runs.counted(patched=True):
+        monkeypatch.setattr("tether._trl_heads.linear_token_logps", recorded)
+        ours = evaluated()
+    assert given == [2 * answers]
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=5e-6, atol=5e-6)
+
+
 # ---- patch and unpatch ---------------------------------------------------------------------------
 
 
