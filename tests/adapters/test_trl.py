@@ -215,11 +215,13 @@ def settings_of(random):
     def one_of(*values):
         return values[int(torch.randint(len(values), (), generator=random))]
 
+    loss_type = one_of(*LOSS_TYPES)
     return {
-        "loss_type": one_of(*LOSS_TYPES),
+        "loss_type": loss_type,
         "importance_sampling_level": one_of("token", "sequence"),
         "epsilon_low": one_of(0.1, 0.3),
-        "epsilon_high": one_of(0.2, 0.4),
+        # Of cispo it is a bound of the ratio itself.
+        "epsilon_high": one_of(0.2, 0.4) + (0.7 if loss_type == "cispo" else 0),
         "delta": one_of(None, 1.5),
         "beta": one_of(0.0, 0.1),
         "use_bias_correction_kl": one_of(True, False),
