@@ -189,6 +189,13 @@ def test_sft_runs_are_the_same():
     assert_same(ours, theirs)
 
 
+def test_a_value_that_an_option_does_not_take_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^policy_loss: epsilon_low must be in \[0, 1\], got 1.5$"
+    ):
+        trl_runs.run("grpo", {"epsilon": 1.5}, patched=True)
+
+
 @pytest.mark.parametrize("kind", ["grpo", "rloo", "dpo", "kto"])
 def test_other_devices_are_left_to_trl(kind, monkeypatch):
     monkeypatch.setattr("tether._ops.KERNELS", frozenset())
