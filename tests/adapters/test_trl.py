@@ -240,6 +240,7 @@ def settings_of(random):
         "entropy_coef": 0.03,
         "sapo_temperature_neg": one_of(1.05, 2.0),
         "vespo_k_pos": one_of(2.0, 1.0),
+        "num_processes": one_of(1, 3),
         "training": one_of(True, False),
         "old": one_of(True, False),
         "engine_of": one_of("token", "sequence"),
@@ -287,7 +288,7 @@ def loss_and_gradients(trainer, logps, entropies, inputs):
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_every_setting_of_grpo(seed, grpo_trainer_without_model):
+def test_every_setting_of_grpo(seed, grpo_trainer_without_model, monkeypatch):
     trainer = grpo_trainer_without_model
     random = torch.Generator().manual_seed(seed)
     settings = settings_of(random)
@@ -295,6 +296,8 @@ def test_every_setting_of_grpo(seed, grpo_trainer_without_model):
         for owner in (trainer, trainer.args):
             if hasattr(owner, name):
                 setattr(owner, name, value)
+    ranks = settings["num_processes"]
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", ranks)
     trainer.current_gradient_accumulation_steps = 2
     trainer.model.train(settings["training"])
     batch = batch_of(settings, random)
