@@ -137,7 +137,8 @@ at::Tensor policy_token_losses(const PolicyBatch& unchecked, const PolicyObjecti
     if (batch.logps.is_cpu()) {
       const PolicyArrays arrays = face::arrays_of(function, batch);
       check_weights(function, arrays.layout, arrays.response_mask);
-      const bool by_turn = rule_of(objective.level).segment == Segment::turn;
+      const bool by_turn =
+          rule_of(objective.level).segment == Segment::turn || any_of_turns(objective.weights);
       if (by_turn) turn_marks<double>(function, arrays, torch_executor());
     }
     return detail::tensor_token_losses(batch, objective);

@@ -248,7 +248,7 @@ at::Tensor tensor_token_losses(const PolicyBatch& given, const PolicyObjective& 
   };
   const at::Tensor logp = selected(batch.logps);
   const LevelRule& rule = rule_of(objective.level);
-  const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(given));
+  const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(batch));
   const Levelled level = levelled(objective, segments, flat, logp);
   const TensorNumber log_ratio{level.log_ratio};
   const TensorToken token{{level.logp},     log_ratio,       exp(log_ratio),
@@ -287,7 +287,7 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective&
   // 0, and what the surrogate's own slope d S / d L is the derivative by.
   const at::Tensor step = at::zeros_like(logp).requires_grad_(true);
   const LevelRule& rule = rule_of(objective.level);
-  const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(given));
+  const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(batch));
   const Levelled level = levelled(objective, segments, flat, logp);
   const TensorNumber log_ratio{level.log_ratio + step};
   const TensorToken token{{level.logp + step}, log_ratio,       exp(log_ratio),

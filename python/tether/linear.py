@@ -254,8 +254,13 @@ def _levels(objective: str, choices: dict[str, str], weights: Weights | None) ->
     """At which an objective takes its ratio and its weights."""
     row = objectives()[objective]
     of_weights = row.weights | {name: choices[name] for name in weights or ()}
-    staying = {level for name, level in of_weights.items() if not known_weights()[name].leaves}
-    return staying | {choices.get("level", row.choices["level"].default)}
+    leaving = {name for name in of_weights if known_weights()[name].leaves}
+    needed = {
+        level
+        for name, level in of_weights.items()
+        if name not in leaving or level.startswith("turn")  # ids of turns are not among the chunks
+    }
+    return needed | {choices.get("level", row.choices["level"].default)}
 
 
 def _loss_of_tokens(

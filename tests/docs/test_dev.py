@@ -18,7 +18,8 @@ def dev(*arguments):
     [
         (
             ["build"],
-            "COMMAND must be demo, compare, test, check, docs, bench, catalogue or wheel, got build",
+            "COMMAND must be demo, compare, test, check, docs, bench, catalogue or wheel, "
+            "got build",
         ),
         (["demo", "fast"], "demo: option must begin with -, got fast"),
         (["compare"], "compare: takes PICTURE and LABEL=RUN..., got nothing"),
@@ -40,7 +41,9 @@ def test_a_wrong_argument_gets_one_line(arguments, message):
     assert (out.returncode, out.stdout, out.stderr) == (1, "", f"./dev: {message}\n")
 
 
-@pytest.mark.parametrize("command", ["compare", "test", "check", "docs", "bench", "catalogue", "wheel"])
+@pytest.mark.parametrize(
+    "command", ["compare", "test", "check", "docs", "bench", "catalogue", "wheel"]
+)
 def test_help_is_the_usage(command):
     out = dev(command, "--help")
     assert out.returncode == 0
@@ -59,8 +62,8 @@ def test_curves_of_runs_are_drawn_over_one_another(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     out = dev("compare", str(picture), f"one={tmp_path}/c")
     assert out.stderr.splitlines()[-1] == (
-        "compare.py: error: argument LABEL=FOLDER: must be LABEL=FOLDER with a curve.csv in FOLDER, "
-        f"got one={tmp_path}/c"
+        "compare.py: error: argument LABEL=FOLDER: must be LABEL=FOLDER with a curve.csv in "
+        f"FOLDER, got one={tmp_path}/c"
     )
 
 
