@@ -37,7 +37,7 @@ struct SoftSequenceWeight {
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>& token, const Number& x) const {
-    const Number u = clamp(x, -1e30, 60), beyond = -expm1(u);  // 1 - rho
+    const Number u = clamp(x, -1e30, 60), beyond = 1 - exp(u);
     const Number y = select(token.advantage < 0, u * k_neg + beyond * lambda_neg,
                             u * k_pos + beyond * lambda_pos);
     return exp_or_zero(min(y, 60.0));
