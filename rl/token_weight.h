@@ -174,7 +174,8 @@ struct WeightCalls {
 //   static constexpr WeightLevel level
 // The measures of a level are reduced to the statistic. Beside
 // old_logp and advantage a formula sees what it says in its traits: reads_policy (logp),
-// needs_ref_logps, needs_rollout_logps. Else the loss is NaN.
+// needs_ref_logps, needs_rollout_logps. Else the loss is NaN. With by_sign in its traits a weight
+// of rows is found once for each sign of A and not for each token.
 class WeightFormula : public AnyFormula<detail::WeightCalls> {
  public:
   template <TokenWeightFormula Formula>

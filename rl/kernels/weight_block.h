@@ -108,6 +108,34 @@ TETHER_CLONES void sum_measures(const T* weight, const T* measure, int size, Mea
   out.largest_negative.add(lowest);
 }
 
+// The weights of a statistic where A is negative, 0 and positive.
+template <class T>
+struct WeightsOfSigns {
+  T negative, zero, positive;
+};
+
+template <class T>
+WeightsOfSigns<T> weights_of_signs(const WeightFormula& formula, T statistic) {
+  T advantages[16] = {-1, 0, 1}, zeros[16] = {}, statistics[16], weights[16];
+  std::fill_n(statistics, 16, statistic);
+  std::fill_n(weights, 16, T(1));
+  formula.multiply(WeightColumns<T>{zeros, zeros, zeros, zeros, advantages, 16}, statistics,
+                   weights);
+  return {weights[0], weights[1], weights[2]};
+}
+
+template <class T>
+TETHER_CLONES void multiply_by_signs(const WeightsOfSigns<T>& of_signs, TokenBlock<T>& block) {
+  const T negative = of_signs.negative, zero = of_signs.zero, positive = of_signs.positive;
+  const int size = block.size / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    const T A = block.advantage[i];
+    const T of_other = A > T(0) ? positive : zero;
+    block.token_weight[i] *= A < T(0) ? negative : of_other;
+  }
+}
+
 // The tokens that share a statistic: from `begin`, a column of the row, to where the next one
 // begins.
 template <class T>
@@ -115,6 +143,7 @@ struct WeightSegment {
   int64_t begin = 0;
   MeasureTotals measures = {};
   T statistic = 0;
+  WeightsOfSigns<T> of_signs = {};  // of a row
 };
 
 // What the weights of a row share, in their order; those of tokens share nothing. The first segment
@@ -158,6 +187,8 @@ void find_statistics(const PolicyArrays& batch, const std::vector<TokenWeight>& 
     for (WeightSegment<T>& each : out[k]) {
       if (each.measures.n == 0) continue;
       each.statistic = narrow<T>(each.measures.reduced(rule.reduction), Largest<T>::kLogp);
+      if (rule.segment == Segment::row && formula.traits().by_sign)
+        each.of_signs = weights_of_signs(formula, each.statistic);
     }
   }
 }
@@ -173,8 +204,13 @@ void fill_weights(const std::vector<TokenWeight>& weights, const Place& place,
   }
   for (size_t k = 0; k < weights.size(); ++k) {
     const WeightFormula& formula = weights[k].formula;
+    const Segment segment = rule_of(weights[k].level).segment;
+    if (segment == Segment::row && formula.traits().by_sign) {
+      multiply_by_signs(statistics[k][0].of_signs, block);
+      continue;
+    }
     const WeightColumns<T> columns = weight_columns(formula, block);
-    if (weights[k].level == WeightLevel::token) {
+    if (segment == Segment::token) {
       formula.measure(columns, block.statistic);
     } else {
       for_each_part(statistics[k], place, block.size, [&](const auto& each, int begin, int end) {

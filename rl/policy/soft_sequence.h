@@ -23,7 +23,7 @@ struct SoftSequenceWeight {
   double k_neg = 3, lambda_neg = 2;
 
   static constexpr WeightLevel level = WeightLevel::sequence_sum;
-  static constexpr Traits traits{.reads_policy = true};
+  static constexpr Traits traits{.reads_policy = true, .by_sign = true};
   static constexpr auto fields() {
     using W = SoftSequenceWeight;
     return std::tuple{

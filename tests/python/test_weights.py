@@ -223,8 +223,9 @@ def test_what_leaves_may_not_be_nan_and_compares_constants(kernel, monkeypatch):
             )
 
 
-@pytest.mark.parametrize("level", ["token", "sequence_sum"])
-def test_the_head_takes_them(level):
+@pytest.mark.parametrize("gate", ["sequence_mean", "turn_mean"])
+@pytest.mark.parametrize("level", ["token", "sequence_sum", "turn_mean"])
+def test_the_head_takes_them(level, gate):
     generator = torch.Generator().manual_seed(3)
 
     def normal(*size):
@@ -234,7 +235,7 @@ def test_the_head_takes_them(level):
     batch = padded_batch()
     del batch["logps"]
     weights = {"truncated_importance": {"level": level}, "tv_mask": {"high": 0.05}}
-    weights["ratio_gate"] = {"low": 0.6, "level": "sequence_mean"}
+    weights["ratio_gate"] = {"low": 0.8, "level": gate}
     leaves = [each.clone().requires_grad_() for each in (hidden, weight)]
     out = tether.linear_policy_loss(*leaves, targets, **batch, weights=weights, chunk_bytes=700)
     out.loss.backward()

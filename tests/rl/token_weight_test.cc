@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "rl/catalogue.h"
+#include "rl/kernels/weight_block.h"
 #include "tests/error_message.h"
 #include "tests/rl/policy_batch.h"
 
@@ -359,6 +360,50 @@ TEST(TokenWeight, OfTurnsDoNotSeeHolesThatAnotherMade) {
       presets::ppo(),
       {{RatioGate{.low = 0.5, .high = 2}}, {TruncatedImportance{}, WeightLevel::turn_mean}});
   EXPECT_NEAR(batch.run(objective).loss, std::exp(0.2), 1e-15);
+}
+
+// What the trait says: of the columns the sign of A alone.
+TEST(TokenWeight, BySignIsTrueOfThoseThatSayIt) {
+  int stated = 0;
+  for_each_weight([&](const auto& row) {
+    const WeightFormula formula = row.defaults;
+    if (!formula.traits().by_sign) return;
+    ++stated;
+    double nans[16], advantage[16], statistic[16], weight[16];
+    for (int i = 0; i < 16; ++i) {
+      nans[i] = NAN;
+      advantage[i] = (i % 4 - 1) * (1 + 0.3 * i);
+      statistic[i] = 0.2 * (i / 4) - 0.3;
+      weight[i] = 1;
+    }
+    formula.multiply(WeightColumns<double>{nans, nans, nans, nans, advantage, 16}, statistic,
+                     weight);
+    for (int i = 0; i < 16; ++i) {
+      const auto [negative, zero, positive] = weights_of_signs(formula, statistic[i]);
+      const double A = advantage[i];
+      EXPECT_EQ(weight[i], A < 0 ? negative : A > 0 ? positive : zero) << row.name << " " << i;
+    }
+  });
+  EXPECT_EQ(stated, 3);
+}
+
+// The same bits as without it.
+struct SoftSequenceByToken : SoftSequenceWeight {
+  static constexpr Traits traits{.reads_policy = true};
+};
+template <class T>
+void expect_the_same_by_token() {
+  Batch<T> batch = random_batch<T>(5, 700);
+  for (T& each : batch.advantages) each = std::abs(each) < T(0.3) ? T(0) : each;
+  const auto run = [&](const WeightFormula& formula) {
+    const PolicyTotals out = batch.run(weighted(presets::reinforce(), {{formula}}));
+    return std::pair(out.loss, batch.dlogps);
+  };
+  EXPECT_EQ(run(SoftSequenceWeight{}), run(SoftSequenceByToken{}));
+}
+TEST(TokenWeight, BySignChangesNoBit) {
+  expect_the_same_by_token<double>();
+  expect_the_same_by_token<float>();
 }
 
 // The gradient is that of the value with W held, at every level of the ratio.
