@@ -14,51 +14,12 @@ import torch
 from torch import Tensor
 
 from tether._objectives import objectives
+from tether._peer_batch import Batch, Metrics
 from tether.batch_weights import batch_weights
-from tether.policy import Normalizer, PolicyLoss, policy_loss
+from tether.policy import Normalizer, policy_loss
 
-Metrics = dict[str, float]
 _TOKENS, _ANSWERS = (-20.0, 20.0), (-math.inf, 10.0)  # bounds of log-ratios
 _RATIO_MIN = math.exp(_TOKENS[0])
-
-
-class Batch(NamedTuple):
-    """What verl hands to a policy loss, each [B, T]."""
-
-    logps: Tensor
-    old_logps: Tensor
-    advantages: Tensor
-    response_mask: Tensor  # of 0 and 1
-    token_weights: Tensor | None  # rollout_is_weights
-
-    @property
-    def log_ratio(self) -> Tensor:
-        return self.logps.detach() - self.old_logps
-
-    def mean(self, values: Tensor) -> float:
-        """Over tokens; 0 without any."""
-        mask = self.response_mask.bool()
-        if values.dtype == torch.bool:
-            total = (values & mask).sum()
-        else:
-            total = torch.where(mask, values, 0).sum(dtype=torch.float64)
-        return total.item() / max(mask.sum().item(), 1)
-
-    def mean_of_rows(self, values: Tensor) -> Tensor:
-        """[B, 1], of each row over its tokens."""
-        mask = self.response_mask.bool()
-        total = torch.where(mask, values, 0).sum(1, keepdim=True)
-        return total / mask.sum(1, keepdim=True).clamp_min(1)
-
-    def within(self, low: float, high: float, of_answers: bool) -> Batch:
-        """Log-ratios, or their means over answers, beyond the bounds are constants there."""
-        d = self.log_ratio
-        d = self.mean_of_rows(d).expand(d.shape) if of_answers else d
-        beyond = (d < low) | (d > high)
-        return self._replace(
-            logps=torch.where(beyond, d.clamp(low, high), self.logps),
-            old_logps=torch.where(beyond, 0, self.old_logps),
-        )
 
 
 class Settings(NamedTuple):
@@ -149,24 +110,14 @@ class Loss(NamedTuple):
         settings = Settings.of(config)
         arrays, metrics = self.arrays(batch, settings) if self.arrays else ({}, {})
         arguments = {
+            "objective": self.objective,
+            **arrays,
             **aggregation(self.aggregation or mode, config.global_batch_info, batch),
             **self.options(settings),
             **options,
         }
-        out = _evaluated(self.objective, batch, arrays, arguments)
-        values = out.metrics.to_dict()
-        low, high = (math.exp(each) for each in self.clamp)
-        if values["ratio_min"] < low or values["ratio_max"] > high:
-            within = batch.within(*self.clamp, self.of_answers)
-            out = _evaluated(self.objective, within, arrays, arguments)
-            values = out.metrics.to_dict()
-        return out.loss, {**self.metrics(batch, settings, values), **metrics}
-
-
-def _evaluated(
-    objective: str, batch: Batch, arrays: dict[str, Tensor], arguments: dict[str, Any]
-) -> PolicyLoss:
-    return policy_loss(**{**batch._asdict(), **arrays}, objective=objective, **arguments)
+        loss, values = batch.loss(self.clamp, self.of_answers, **arguments)
+        return loss, {**self.metrics(batch, settings, values), **metrics}
 
 
 def of_catalogue(objective: str) -> Loss:

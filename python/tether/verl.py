@@ -23,7 +23,8 @@ from verl.utils import torch_functional
 from tether import reference
 from tether._objectives import objectives
 from tether._ops import has_kernel
-from tether._verl_losses import LOSSES, Batch, Loss, Metrics, of_catalogue
+from tether._peer_batch import Batch, Metrics
+from tether._verl_losses import LOSSES, Loss, of_catalogue
 from tether.advantages import advantage, advantages, generalized_advantage_estimation
 from tether.logits import token_logps
 from tether.reference.kl import low_var_kl

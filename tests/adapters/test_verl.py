@@ -19,7 +19,7 @@ import hydra  # noqa: E402
 import numpy as np  # noqa: E402
 import tether  # noqa: E402
 import tether.verl as adapter  # noqa: E402
-from tether import _verl_losses  # noqa: E402
+from tether import _peer_batch, _verl_losses  # noqa: E402
 from verl.trainer.config import AlgoConfig  # noqa: E402
 from verl.trainer.ppo import core_algos  # noqa: E402
 from verl.utils import tensordict_utils, torch_functional  # noqa: E402
@@ -41,7 +41,7 @@ def calls(monkeypatch):
         seen.append(settings["objective"])
         return tether.policy_loss(*args, **settings)
 
-    monkeypatch.setattr(_verl_losses, "policy_loss", counted)
+    monkeypatch.setattr(_peer_batch, "policy_loss", counted)
     return seen
 
 
@@ -110,6 +110,17 @@ def test_beyond_verls_clamps_too(name, dtype):
             if name in ("clip_cov", "kl_cov") and dtype == torch.float32:
                 continue  # sums of e^25: verl's own rounding
             assert_same(*both(name, shifted, "token-mean", config), *TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_on_other_devices(name, dtype, monkeypatch):
+    """The path of tensors elsewhere, on the CPU."""
+    monkeypatch.setattr("tether.policy.has_kernel", lambda tensor: False)
+    config = actor_config(STEP)
+    for mode in MODES:
+        batch = policy_batch(1, weighted=True, dtype=dtype)
+        assert_same(*both(name, batch, mode, config), *TOLERANCES[dtype])
 
 
 def test_integer_masks_and_missing_clips():
