@@ -506,13 +506,15 @@ def test_the_lines_of_the_page_run():
     assert estimator(**grouped_batch(torch.float32), config=whole.algorithm)[0].isfinite().all()
 
 
-def test_the_module_of_the_page_runs():
-    (code,) = re.findall(r"^# my_setup.py\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    try:
-        exec(code, {})
-        assert torch_functional.logprobs_from_logits is adapter._logprobs_from_logits
-        loss, *_ = outcome("my_topr", policy_batch(0), "token-mean", actor_config())
-        assert math.isfinite(loss)
-    finally:
-        adapter.unpatch()
-        del core_algos.POLICY_LOSS_REGISTRY["my_topr"]
+def test_the_module_of_the_page_runs(tmp_path):
+    (code,) = re.findall(r"^(# my_setup.py\n.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    (tmp_path / "my_setup.py").write_text(code)
+    check = """
+import verl
+from verl.trainer.ppo import core_algos
+from verl.workers.engine.fsdp import transformer_impl
+assert callable(core_algos.get_policy_loss_fn("my_topr"))
+assert transformer_impl.logprobs_from_logits.__module__ == "tether.verl"
+"""
+    out = run(check, VERL_USE_EXTERNAL_MODULES="my_setup", PYTHONPATH=str(tmp_path))
+    assert out.returncode == 0, out.stderr
