@@ -28,6 +28,7 @@ from verl.workers.utils.losses import ppo_loss  # noqa: E402
 from verl_batches import MODES, OF_LOSS, STEP, actor_config, outcome, policy_batch  # noqa: E402
 from verl_engine import engine_batch, trained  # noqa: E402
 
+torch.set_num_threads(1)  # the tensors are tiny
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 LOSSES = tuple(_verl_losses.LOSSES)
 
