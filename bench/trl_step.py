@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-import tether
+import tether.trl
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 

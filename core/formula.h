@@ -32,6 +32,7 @@ struct Traits {
   bool needs_rollout_logps = false;
   bool reads_policy = false;  // looks at logp: known in the step alone
   bool leaves = false;        // 0 or 1, of constants: tokens of weight 0 leave the mask
+  bool by_sign = false;       // sees of a token, beside the statistic, the sign of A alone
   // Of an advantage (estimators/advantage/catalogue.h):
   bool needs_values = false;
   bool needs_log_ratios = false;

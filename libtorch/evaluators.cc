@@ -1,10 +1,15 @@
 #include "libtorch/evaluators.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/InferenceMode.h>
+
 #include <string>
 #include <string_view>
 
 #include "core/type_table.h"
 #include "libtorch/arrays.h"
+#include "libtorch/flat_batch.h"
 #include "rl/catalogue.h"
 
 namespace tether {
@@ -52,6 +57,11 @@ auto& value_formulas() {
       new_table<ValueFormula, TensorValueToken>([](auto visit) { for_each_value_formula(visit); });
   return table;
 }
+auto& kl_forms() {
+  static auto& table = new_table<KlForm, detail::TensorKlInput>(
+      [](auto visit) { for_each_kl_form([&](const auto& row) { visit(row.defaults); }); });
+  return table;
+}
 
 template <class Any, class Input>
 at::Tensor evaluated(Table<Any, Input>& table, std::string_view what, const Any& formula,
@@ -81,6 +91,18 @@ void detail::add_evaluator(std::type_index formula, WeightEvaluator evaluator) {
 void detail::add_evaluator(std::type_index formula, ValueEvaluator evaluator) {
   value_formulas().add(formula, evaluator);
 }
+void detail::add_evaluator(std::type_index formula, KlEvaluator evaluator) {
+  kl_forms().add(formula, evaluator);
+}
+
+at::Tensor detail::value_plus_slope(const at::Tensor& d,
+                                    const std::function<TensorNumber(const TensorNumber&)>& form) {
+  const c10::InferenceMode normal(false);
+  at::AutoGradMode enabled(true);
+  const at::Tensor x = d.detach().clone().requires_grad_(true);
+  const at::Tensor value = form({x}).value;
+  return value.detach() - derivative(value.sum(), x);
+}
 
 at::Tensor detail::on_tensors(const Surrogate& surrogate, const TensorToken& token) {
   return evaluated(surrogates(), "policy_loss: surrogate", surrogate, token);
@@ -96,6 +118,10 @@ at::Tensor detail::on_tensors(const WeightFormula& weight, const TensorWeightInp
 }
 at::Tensor detail::on_tensors(const ValueFormula& loss, const TensorValueToken& token) {
   return evaluated(value_formulas(), "value_loss: loss", loss, token);
+}
+at::Tensor detail::on_tensors(const KlForm& form, const TensorKlInput& input,
+                              std::string_view option) {
+  return evaluated(kl_forms(), "policy_loss: " + std::string(option), form, input);
 }
 
 }  // namespace tether

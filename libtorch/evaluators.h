@@ -2,10 +2,13 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
+#include <string_view>
 #include <type_traits>
 #include <typeindex>
 #include <typeinfo>
 
+#include "../estimators/kl/kl_form.h"
 #include "../rl/preference_objective.h"
 #include "../rl/surrogate.h"
 #include "../rl/token_weight.h"
@@ -32,15 +35,26 @@ struct TensorWeightInput {
   const TensorWeightToken& token;
   const TensorNumber* statistic;
 };
+// A form of the KL penalty at d, or its score there, of a d without a gradient.
+struct TensorKlInput {
+  const TensorNumber& d;
+  bool score;
+};
 using LinkEvaluator = at::Tensor (*)(const Link&, const TensorNumber&);
 using WeightEvaluator = at::Tensor (*)(const WeightFormula&, const TensorWeightInput&);
 using ValueEvaluator = at::Tensor (*)(const ValueFormula&, const TensorValueToken&);
+using KlEvaluator = at::Tensor (*)(const KlForm&, const TensorKlInput&);
 
 void add_evaluator(std::type_index formula, SurrogateEvaluator evaluator);
 void add_evaluator(std::type_index formula, PreferenceEvaluator evaluator);
 void add_evaluator(std::type_index formula, LinkEvaluator evaluator);
 void add_evaluator(std::type_index formula, WeightEvaluator evaluator);
 void add_evaluator(std::type_index formula, ValueEvaluator evaluator);
+void add_evaluator(std::type_index formula, KlEvaluator evaluator);
+
+// K + dK / d log sampled of a form that does not state it (estimators/kl/kl_form.h).
+at::Tensor value_plus_slope(const at::Tensor& d,
+                            const std::function<TensorNumber(const TensorNumber&)>& form);
 
 template <class Formula, class Any, class Input>
 at::Tensor evaluate_on_tensors(const Any& formula, const Input& input) {
@@ -48,6 +62,13 @@ at::Tensor evaluate_on_tensors(const Any& formula, const Input& input) {
   if constexpr (std::is_same_v<Input, TensorWeightInput>) {
     return (input.statistic ? known(input.token, *input.statistic) : known.measure(input.token))
         .value;
+  } else if constexpr (std::is_same_v<Input, TensorKlInput>) {
+    if (!input.score) return known(input.d).value;
+    if constexpr (requires { known.score(input.d); }) {
+      return known.score(input.d).value;
+    } else {
+      return value_plus_slope(input.d.value, [&](const TensorNumber& d) { return known(d); });
+    }
   } else if constexpr (std::is_same_v<Input, TensorExample>) {
     return loss_of(known, input).value;
   } else {
@@ -61,6 +82,8 @@ at::Tensor on_tensors(const PreferenceFormula& loss, const TensorExample& exampl
 at::Tensor on_tensors(const Link& link, const TensorNumber& score);
 at::Tensor on_tensors(const WeightFormula& weight, const TensorWeightInput& input);
 at::Tensor on_tensors(const ValueFormula& loss, const TensorValueToken& token);
+// `option` is what has the form.
+at::Tensor on_tensors(const KlForm& form, const TensorKlInput& input, std::string_view option);
 
 }  // namespace detail
 
@@ -69,7 +92,7 @@ at::Tensor on_tensors(const ValueFormula& loss, const TensorValueToken& token);
 // number of times; a library whose formulas are registered must stay loaded.
 template <class Formula>
   requires(TokenFormula<Formula> || ExampleFormula<Formula> || LinkFormula<Formula> ||
-           TokenWeightFormula<Formula> || ValueTokenFormula<Formula>)
+           TokenWeightFormula<Formula> || ValueTokenFormula<Formula> || KlFormula<Formula>)
 void register_formula() {
   if constexpr (TokenFormula<Formula>) {
     detail::add_evaluator(typeid(Formula),
@@ -92,32 +115,16 @@ void register_formula() {
     detail::add_evaluator(typeid(Formula),
                           &detail::evaluate_on_tensors<Formula, ValueFormula, TensorValueToken>);
   }
+  if constexpr (KlFormula<Formula>) {
+    detail::add_evaluator(typeid(Formula),
+                          &detail::evaluate_on_tensors<Formula, KlForm, detail::TensorKlInput>);
+  }
 }
 
 // A formula that is registered as it is used:
 //   objective.surrogate = on_any_device(MySurrogate{});
-template <TokenFormula Formula>
-Surrogate on_any_device(const Formula& formula) {
-  register_formula<Formula>();
-  return formula;
-}
-template <ExampleFormula Formula>
-PreferenceFormula on_any_device(const Formula& formula) {
-  register_formula<Formula>();
-  return formula;
-}
-template <LinkFormula Formula>
-Link on_any_device(const Formula& formula) {
-  register_formula<Formula>();
-  return formula;
-}
-template <ValueTokenFormula Formula>
-ValueFormula on_any_device(const Formula& formula) {
-  register_formula<Formula>();
-  return formula;
-}
-template <TokenWeightFormula Formula>
-WeightFormula on_any_device(const Formula& formula) {
+template <class Formula>
+Formula on_any_device(const Formula& formula) {
   register_formula<Formula>();
   return formula;
 }

@@ -64,7 +64,8 @@ FlatBatch flattened(const PolicyBatch& batch, const std::vector<TokenWeight>& we
     const double largest = wide ? Largest<double>::kWeight : double(Largest<float>::kWeight);
     return saturated(at::where(out.active, values, at::ones_like(values)), largest);
   };
-  out.token_weight = given(batch.token_weights) * token_weights(weights, out);
+  const at::Tensor turn_ids = any_of_turns(weights) ? turn_ids_of(batch) : at::Tensor{};
+  out.token_weight = given(batch.token_weights) * token_weights(weights, out, turn_ids);
   out.kl_weight = given(batch.kl_weights);
   out.entropy_weight = given(batch.entropy_weights);
   return out;
@@ -90,6 +91,7 @@ PolicyBatch gated(const PolicyBatch& batch, const PolicyObjective& objective) {
   const FlatBatch flat = flattened(without, gates);
   const at::Tensor kept = flat.weight + 0 * flat.token_weight;
   PolicyBatch out = batch;
+  out.turn_ids = turn_ids_of(batch).view(batch.logps.sizes());
   out.response_mask =
       at::where(flat.token_weight == 0, at::zeros_like(kept), kept).view(batch.logps.sizes());
   return out;

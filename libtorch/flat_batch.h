@@ -28,7 +28,8 @@ struct FlatBatch {
 // Without masked slots' values, under these weights.
 FlatBatch flattened(const PolicyBatch& batch, const std::vector<TokenWeight>& weights);
 
-// The batch without the tokens that weights take out; NaN stays in its mask.
+// The batch without the tokens that weights take out, its turns as they were; NaN stays in its
+// mask.
 PolicyBatch gated(const PolicyBatch& batch, const PolicyObjective& objective);
 
 // [N], the row of each of these tokens, padded or packed.
@@ -56,8 +57,9 @@ FlatSegments segments_of(const FlatBatch& batch, Segment segment, const at::Tens
 // [N], by ids or runs of the mask.
 at::Tensor turn_ids_of(const PolicyBatch& batch);
 
-// The product of the weights; 1 in masked slots.
-at::Tensor token_weights(const std::vector<TokenWeight>& weights, const FlatBatch& batch);
+// The product of the weights; 1 in masked slots. `turn_ids` [N], where one is of turns.
+at::Tensor token_weights(const std::vector<TokenWeight>& weights, const FlatBatch& batch,
+                         const at::Tensor& turn_ids);
 
 // 1 / denominator of each row's terms, as row_factor (rl/aggregation.h), without a look at the
 // values. `lengths`: what a row's own mean is over.

@@ -131,15 +131,18 @@ LossOutput policy_loss(const PolicyBatch& batch, const PolicyObjective& objectiv
 at::Tensor policy_token_losses(const PolicyBatch& unchecked, const PolicyObjective& objective) {
   const auto function = "policy_token_losses";
   return detail::with_public_errors([&] {
-    const PolicyBatch batch = detail::checked(function, unchecked);
+    PolicyBatch batch = detail::checked(function, unchecked);
     check_objective(function, objective);
     check_needs(function, presence_of(batch), objective);
     if (batch.logps.is_cpu()) {
       const PolicyArrays arrays = face::arrays_of(function, batch);
       check_weights(function, arrays.layout, arrays.response_mask);
-      const bool by_turn = rule_of(objective.level).segment == Segment::turn;
+      const bool by_turn =
+          rule_of(objective.level).segment == Segment::turn || any_of_turns(objective.weights);
       if (by_turn) turn_marks<double>(function, arrays, torch_executor());
     }
+    batch.logps = detail::once_differentiable(function, batch.logps);
+    batch.entropies = detail::once_differentiable(function, batch.entropies);
     return detail::tensor_token_losses(batch, objective);
   });
 }

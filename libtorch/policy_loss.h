@@ -18,10 +18,10 @@ namespace tether {
 LossOutput policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,
                        const Normalizer& normalizer = {});
 
-// The terms S + beta K - entropy_coef H of each token, like logps, before weights and aggregation;
-// 0 in masked slots. For aggregations of the caller's own: backward takes any gradient of it. By
-// torch's operations on every device, at torch's speed; policy_loss is the fast way where its
-// aggregations do. Throws as policy_loss.
+// The terms W S + beta K - entropy_coef H of each token, like logps, before weights and
+// aggregation; 0 in masked slots. For aggregations of the caller's own: backward takes any gradient
+// of it. By torch's operations on every device, at torch's speed; policy_loss is the fast way where
+// its aggregations do. A second derivative raises. Throws as policy_loss.
 at::Tensor policy_token_losses(const PolicyBatch& batch, const PolicyObjective& objective);
 
 // What the caller adds up over the micro-batches and ranks of an optimizer step, and then passes to

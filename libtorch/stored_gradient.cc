@@ -19,6 +19,12 @@ at::Tensor product(const at::Tensor& stored, const at::Tensor& upstream) {
   return at::where(stored == 0, stored, stored * upstream);
 }
 
+[[noreturn]] void refuse_second_derivative(const std::string& function) {
+  C10_THROW_ERROR(
+      NotImplementedError,
+      function + ": backward must run once, got a second derivative. The loss has none");
+}
+
 class StoredGradient : public torch::autograd::Function<StoredGradient> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& upstream,
@@ -28,9 +34,36 @@ class StoredGradient : public torch::autograd::Function<StoredGradient> {
     return product(stored, upstream).to(input.scalar_type());
   }
   static variable_list backward(AutogradContext* context, const variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        false, context->saved_data["function"].toStringRef(),
-        ": backward must run once, got a second derivative. The loss has none");
+    refuse_second_derivative(context->saved_data["function"].toStringRef());
+  }
+};
+
+class Refused : public torch::autograd::Function<Refused> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& gradient,
+                            const std::string& function) {
+    context->saved_data["function"] = function;
+    return gradient.view_as(gradient);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list&) {
+    refuse_second_derivative(context->saved_data["function"].toStringRef());
+  }
+};
+
+class Once : public torch::autograd::Function<Once> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& tensor,
+                            const std::string& function) {
+    context->saved_data["function"] = function;
+    return tensor.view_as(tensor);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& upstream) {
+    at::Tensor gradient = upstream[0];
+    if (at::GradMode::is_enabled()) {
+      if (!gradient.requires_grad()) gradient = gradient.detach().requires_grad_(true);
+      gradient = Refused::apply(gradient, context->saved_data["function"].toStringRef());
+    }
+    return {gradient, {}};
   }
 };
 
@@ -48,6 +81,11 @@ at::Tensor scaled(const char* function, const at::Tensor& upstream, const at::Te
   }
   const bool once = upstream.is_cpu() && upstream.item<double>() == 1;
   return (once ? stored : product(stored, upstream)).to(input.scalar_type());
+}
+
+at::Tensor once_differentiable(const char* function, const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.requires_grad()) return tensor;
+  return Once::apply(tensor, std::string(function));
 }
 
 void refuse_second_backward(const char* function) {

@@ -22,6 +22,10 @@ at::ScalarType stored_type(const at::Tensor& input);
 at::Tensor scaled(const char* function, const at::Tensor& upstream, const at::Tensor& stored,
                   const at::Tensor& input);
 
+// The tensor, for torch's own operations, whose gradient has none: slopes that are constants have
+// no second derivative. It raises in the same words.
+at::Tensor once_differentiable(const char* function, const at::Tensor& tensor);
+
 // Raises in the name of `function`: the backward of a gradient that has none of its own, which
 // torch would otherwise take for a constant.
 [[noreturn]] void refuse_second_backward(const char* function);

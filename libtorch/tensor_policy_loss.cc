@@ -72,40 +72,16 @@ at::Tensor sum_of_others(const FlatSegments& segments, const at::Tensor& terms) 
   return (sums(large) - large) + (sums(small) - small);
 }
 
-// A form on tensors, found by its type among those of the catalogue.
+// A form on tensors, as kl_term takes it.
 struct TensorKl {
   const KlForm& form;
-  std::string_view name;  // of the option
+  std::string_view option;
 
   TensorNumber operator()(const TensorNumber& d) const {
-    return evaluated([&](const auto& known) { return known(d); });
+    return {on_tensors(form, {d, /*score=*/false}, option)};
   }
-  // Of a d without a gradient.
   TensorNumber score(const TensorNumber& d) const {
-    return evaluated([&](const auto& known) -> TensorNumber {
-      if constexpr (requires { known.score(d); }) {
-        return known.score(d);
-      } else {
-        const c10::InferenceMode normal(false);
-        at::AutoGradMode enabled(true);
-        const at::Tensor x = d.value.detach().clone().requires_grad_(true);
-        const at::Tensor value = known(TensorNumber{x}).value;
-        return {value.detach() - derivative(value.sum(), x)};
-      }
-    });
-  }
-
- private:
-  template <class Call>
-  TensorNumber evaluated(Call call) const {
-    TensorNumber out;
-    for_each_kl_form([&]<class Form>(const FormulaRow<Form>&) {
-      if (const Form* known = form.target<Form>()) out = call(*known);
-    });
-    check_value(out.value.defined(), "policy_loss: " + std::string(name) +
-                                         " must be one of the library's on devices other than the "
-                                         "CPU, got another type");
-    return out;
+    return {on_tensors(form, {d, /*score=*/true}, option)};
   }
 };
 
@@ -248,7 +224,7 @@ at::Tensor tensor_token_losses(const PolicyBatch& given, const PolicyObjective& 
   };
   const at::Tensor logp = selected(batch.logps);
   const LevelRule& rule = rule_of(objective.level);
-  const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(given));
+  const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(batch));
   const Levelled level = levelled(objective, segments, flat, logp);
   const TensorNumber log_ratio{level.log_ratio};
   const TensorToken token{{level.logp},     log_ratio,       exp(log_ratio),
@@ -287,7 +263,7 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective&
   // 0, and what the surrogate's own slope d S / d L is the derivative by.
   const at::Tensor step = at::zeros_like(logp).requires_grad_(true);
   const LevelRule& rule = rule_of(objective.level);
-  const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(given));
+  const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(batch));
   const Levelled level = levelled(objective, segments, flat, logp);
   const TensorNumber log_ratio{level.log_ratio + step};
   const TensorToken token{{level.logp + step}, log_ratio,       exp(log_ratio),

@@ -14,37 +14,38 @@
 namespace tether::detail {
 namespace {
 
-// The measures of the active tokens of each row, at each of its tokens. The extremes have the sum's
-// NaN and infinity.
-at::Tensor reduced(WeightLevel level, const FlatBatch& batch, const at::Tensor& measure) {
+// The measures of the active tokens of each segment, at each of its tokens. The extremes have the
+// sum's NaN and infinity.
+at::Tensor reduced(Reduction reduction, const FlatBatch& batch, const FlatSegments& segments,
+                   const at::Tensor& measure) {
   const at::Tensor wide = at::where(batch.active, measure, at::zeros_like(measure)).to(at::kDouble);
-  at::Tensor sums = row_sums(batch, batch.weight.to(at::kDouble) * wide);
+  at::Tensor sums = segments.sums(batch.weight.to(at::kDouble) * wide);
   const auto extreme = [&](const char* reduce, double none) {
     const at::Tensor seen = at::where(batch.active, wide, at::full({}, none, wide.options()));
-    return at::full({batch.rows}, none, wide.options()).scatter_reduce(0, batch.row, seen, reduce) +
-           0 * sums;
+    const at::Tensor start = at::full({segments.count}, none, wide.options());
+    return start.scatter_reduce(0, segments.index, seen, reduce) + 0 * sums;
   };
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  switch (level) {
-    case WeightLevel::token:
-    case WeightLevel::sequence_sum:
+  switch (reduction) {
+    case Reduction::sum:
       break;
-    case WeightLevel::sequence_mean:
-      sums = sums / row_sums(batch, batch.weight.to(at::kDouble));
+    case Reduction::mean:
+      sums = sums / segments.sums(batch.weight.to(at::kDouble));
       break;
-    case WeightLevel::sequence_min:
+    case Reduction::min:
       sums = extreme("amin", kInfinity);
       break;
-    case WeightLevel::sequence_max:
+    case Reduction::max:
       sums = extreme("amax", -kInfinity);
       break;
   }
-  return sums.index_select(0, batch.row).to(measure.scalar_type());
+  return segments.spread(sums).to(measure.scalar_type());
 }
 
 }  // namespace
 
-at::Tensor token_weights(const std::vector<TokenWeight>& weights, const FlatBatch& batch) {
+at::Tensor token_weights(const std::vector<TokenWeight>& weights, const FlatBatch& batch,
+                         const at::Tensor& turn_ids) {
   at::Tensor out = at::ones_like(batch.logp);
   const TensorNumber unread{at::full_like(batch.logp, NAN)};
   for (const auto& [formula, level] : weights) {
@@ -61,7 +62,11 @@ at::Tensor token_weights(const std::vector<TokenWeight>& weights, const FlatBatc
     if (traits.needs_ref_logps) trace = trace + 0 * batch.ref_logp;
     if (traits.needs_rollout_logps) trace = trace + 0 * batch.rollout_logp;
     TensorNumber statistic{on_tensors(formula, {token, nullptr}) + trace};
-    if (level != WeightLevel::token) statistic.value = reduced(level, batch, statistic.value);
+    const WeightLevelRule& rule = rule_of(level);
+    if (rule.segment != Segment::token) {
+      const FlatSegments segments = segments_of(batch, rule.segment, turn_ids);
+      statistic.value = reduced(rule.reduction, batch, segments, statistic.value);
+    }
     const at::Tensor own = on_tensors(formula, {token, &statistic});
     out = out * (own + 0 * statistic.value);
   }

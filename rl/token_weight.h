@@ -1,12 +1,16 @@
 #pragma once
 
+#include <array>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
 #include "../core/formula.h"
 #include "../core/number.h"
+#include "level.h"
 #include "surrogate.h"
 
 namespace tether {
@@ -21,8 +25,43 @@ struct WeightToken {
   Number advantage;     // A
 };
 
-// Where a weight takes its statistic: at the token alone, or over the active tokens of its row.
-enum class WeightLevel { token, sequence_mean, sequence_sum, sequence_min, sequence_max };
+// Where a weight takes its statistic: at the token alone, or over the active tokens of its row or
+// of its turn (rl/level.h).
+enum class WeightLevel {
+  token,
+  sequence_mean,
+  sequence_sum,
+  sequence_min,
+  sequence_max,
+  turn_mean,
+  turn_sum,
+  turn_min,
+  turn_max
+};
+
+enum class Reduction : uint8_t { sum, mean, min, max };
+
+struct WeightLevelRule {
+  std::string_view name;
+  Segment segment;
+  Reduction reduction;
+};
+
+inline constexpr std::array kWeightLevelRules{
+    WeightLevelRule{"token", Segment::token, Reduction::sum},
+    WeightLevelRule{"sequence_mean", Segment::row, Reduction::mean},
+    WeightLevelRule{"sequence_sum", Segment::row, Reduction::sum},
+    WeightLevelRule{"sequence_min", Segment::row, Reduction::min},
+    WeightLevelRule{"sequence_max", Segment::row, Reduction::max},
+    WeightLevelRule{"turn_mean", Segment::turn, Reduction::mean},
+    WeightLevelRule{"turn_sum", Segment::turn, Reduction::sum},
+    WeightLevelRule{"turn_min", Segment::turn, Reduction::min},
+    WeightLevelRule{"turn_max", Segment::turn, Reduction::max},
+};
+
+constexpr const WeightLevelRule& rule_of(WeightLevel level) {
+  return kWeightLevelRules[static_cast<size_t>(level)];
+}
 
 // The same quantity of many tokens side by side; `size` is a multiple of 16.
 template <class T>
@@ -135,7 +174,8 @@ struct WeightCalls {
 //   static constexpr WeightLevel level
 // The measures of a level are reduced to the statistic. Beside
 // old_logp and advantage a formula sees what it says in its traits: reads_policy (logp),
-// needs_ref_logps, needs_rollout_logps. Else the loss is NaN.
+// needs_ref_logps, needs_rollout_logps. Else the loss is NaN. With by_sign in its traits a weight
+// of rows is found once for each sign of A and not for each token.
 class WeightFormula : public AnyFormula<detail::WeightCalls> {
  public:
   template <TokenWeightFormula Formula>
@@ -185,6 +225,14 @@ struct TokenWeight {
 
 // Those of one objective; their product counts.
 inline constexpr size_t kMaxWeights = 8;
+
+inline bool any_of_turns(const std::vector<TokenWeight>& weights) {
+  bool out = false;
+  for (const TokenWeight& weight : weights) {
+    out |= rule_of(weight.level).segment == Segment::turn;
+  }
+  return out;
+}
 
 // Those that leave, or the others.
 inline std::vector<TokenWeight> weights_that(bool leave, const std::vector<TokenWeight>& weights) {

@@ -84,12 +84,11 @@ constexpr void for_each_weight(Visit visit) {
 WeightFormula weight_formula(std::string_view name);
 
 // The choice of a weight: none, or the others in the order of WeightLevel.
-inline constexpr std::array<std::string_view, 6> kWeightChoiceNames{
-    "none", "token", "sequence_mean", "sequence_sum", "sequence_min", "sequence_max"};
-
-constexpr std::string_view level_name(WeightLevel level) {
-  return kWeightChoiceNames[static_cast<size_t>(level) + 1];
-}
+inline constexpr auto kWeightChoiceNames = [] {
+  std::array<std::string_view, kWeightLevelRules.size() + 1> out{"none"};
+  for (size_t i = 0; i < kWeightLevelRules.size(); ++i) out[i + 1] = kWeightLevelRules[i].name;
+  return out;
+}();
 
 // One row of the catalogue among the weights of an objective, as a choice (core/options.h).
 template <class Weights, class Formula>

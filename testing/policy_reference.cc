@@ -219,18 +219,30 @@ WeightColumn column_of(const Tokens& in, size_t i) {
   return out;
 }
 
-// The measures of a row at its level (rl/token_weight.h).
-double reduced(WeightLevel level, const std::vector<double>& measures, const Tokens& in,
-               const Row& row) {
-  double sum = 0;
-  for (size_t k = 0; k < measures.size(); ++k) sum += in.weights[row.slots[k]] * measures[k];
-  switch (level) {
-    case WeightLevel::sequence_mean:
-      return sum / row.n;
-    case WeightLevel::sequence_min:
-      return *std::min_element(measures.begin(), measures.end());
-    case WeightLevel::sequence_max:
-      return *std::max_element(measures.begin(), measures.end());
+// What a formula measures of the token at slot i.
+double measured(const WeightFormula& formula, const Tokens& in, size_t i) {
+  double out[16];
+  formula.measure(column_of(in, i).columns(), out);
+  return out[0];
+}
+
+// The measures of a segment (rl/token_weight.h).
+double reduced(Reduction reduction, const WeightFormula& formula, const Tokens& in,
+               const Row& segment) {
+  double sum = 0, smallest = infinity, largest = -infinity;
+  for (const size_t i : segment.slots) {
+    const double x = measured(formula, in, i);
+    sum += in.weights[i] * x;
+    smallest = std::min(smallest, x);
+    largest = std::max(largest, x);
+  }
+  switch (reduction) {
+    case Reduction::mean:
+      return sum / segment.n;
+    case Reduction::min:
+      return smallest;
+    case Reduction::max:
+      return largest;
     default:
       return sum;
   }
@@ -241,18 +253,16 @@ std::vector<double> token_weights(const Tokens& in, const Row& row,
                                   const std::vector<TokenWeight>& weights) {
   std::vector<double> out(row.slots.size(), 1);
   for (const auto& [formula, level] : weights) {
-    std::vector<double> measures;
-    for (const size_t i : row.slots) {
-      double measure[16];
-      formula.measure(column_of(in, i).columns(), measure);
-      measures.push_back(measure[0]);
-    }
+    const auto& [name, segment, reduction] = rule_of(level);
     for (size_t k = 0; k < out.size(); ++k) {
+      const size_t i = row.slots[k];
       double statistic[16], weight[16];
-      const bool own = level == WeightLevel::token;
-      std::fill_n(statistic, 16, own ? measures[k] : reduced(level, measures, in, row));
+      std::fill_n(statistic, 16,
+                  segment == Segment::token
+                      ? measured(formula, in, i)
+                      : reduced(reduction, formula, in, in.segment_of(segment, i, row)));
       std::fill_n(weight, 16, out[k]);
-      formula.multiply(column_of(in, row.slots[k]).columns(), statistic, weight);
+      formula.multiply(column_of(in, i).columns(), statistic, weight);
       out[k] = weight[0];
     }
   }

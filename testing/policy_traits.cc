@@ -42,6 +42,7 @@ PolicyTraits traits_of(const PolicyObjective& objective) {
     const Traits& of_weight = weight.traits();
     out.needs_ref_logps |= of_weight.needs_ref_logps;
     out.needs_rollout_logps |= of_weight.needs_rollout_logps;
+    out.needs_turn_ids |= rule_of(level).segment == Segment::turn;
     out.stops_tokens = true;
     out.is_function_of_log_ratio &= of_weight.of_log_ratio;
     if (of_weight.leaves) {

@@ -17,6 +17,8 @@ inline constexpr std::tuple kKlCatalogue{
                "estimators/kl/forms.h", "mpmath; verl k2"},
     FormulaRow{"k3", K3{}, "e^d - 1 - d", "arXiv:2402.03300, eq. 4", "estimators/kl/forms.h",
                "mpmath; verl k3"},
+    FormulaRow{"low_var_kl", LowVarKl{}, "min(e^d - 1 - d, 10)", "verl, kl_penalty low_var_kl",
+               "estimators/kl/forms.h", "mpmath; verl low_var_kl"},
     FormulaRow{"abs", KlAbs{}, "|d|", "verl, kl_penalty abs", "estimators/kl/forms.h",
                "mpmath; verl abs"},
 };

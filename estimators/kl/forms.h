@@ -90,6 +90,23 @@ struct K3 {
   }
 };
 
+//   low_var_kl = min(e^d - 1 - d, 10)     k3 up to a bound, beyond d = 2.61 and below d = -11
+// Beyond, value and gradient are the bound's: what has moved far from the reference is no longer
+// pulled back. Its labels are those of k3, where no sample is that far. verl, slime; OpenRLHF's k3.
+struct LowVarKl {
+  static constexpr KlLabels labels = K3::labels;
+  static constexpr double bound = 10;
+
+  template <class Number>
+  TETHER_FORMULA Number operator()(const Number& d) const {
+    return min(k3(d), bound);
+  }
+  template <class Constant>
+  TETHER_FORMULA Constant score(const Constant& d) const {
+    return select(k3(d) > bound, min(k3(d), bound), -d);
+  }
+};
+
 //   abs = |d|     biased, >= 0
 // As a loss its gradient is of no KL: sign(log sampled - log other) grad log sampled is that of the
 // sum over x of |sampled - other|, twice the total variation. verl's "abs".

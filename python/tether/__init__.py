@@ -9,7 +9,7 @@
 torch.
 """
 
-from tether import reference, trl
+from tether import reference
 from tether._objectives import (
     Choice,
     Dialect,
@@ -64,6 +64,7 @@ from tether.policy import (
 )
 from tether.preference import PreferenceLoss, PreferenceMetrics, dpo_loss, preference_loss
 from tether.responses import ResponseTargets, response_targets
+from tether.terms import aggregate, kl_terms
 from tether.top_k import head_logps, top_k_kl
 from tether.value import ValueLoss, ValueMetrics, value_loss
 
@@ -95,6 +96,7 @@ __all__ = [
     "Weight",
     "advantage",
     "advantages",
+    "aggregate",
     "batch_weight_rules",
     "batch_weights",
     "categorical_kl",
@@ -105,6 +107,7 @@ __all__ = [
     "group_advantage",
     "head_logps",
     "kl_report",
+    "kl_terms",
     "linear_policy_loss",
     "linear_preference_loss",
     "linear_token_logps",
@@ -120,7 +123,6 @@ __all__ = [
     "support",
     "token_logps",
     "top_k_kl",
-    "trl",
     "value_loss",
     "weights",
     "whiten",

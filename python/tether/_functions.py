@@ -38,9 +38,7 @@ class Call(NamedTuple):
 
     def run_with_gradient(self) -> tuple[Tensor, ...]:
         """Differentiable once in the arguments that the list says."""
-        check_no_tangents(
-            self.function.name, **{name: self.tensors[name] for name in self.function.leaves}
-        )
+        check_no_tangents(self.function.name, **self.leaves)
         wanted = torch.is_grad_enabled() and any(
             each is not None and each.requires_grad for each in self.tensors.values()
         )
@@ -72,11 +70,19 @@ class Call(NamedTuple):
         }
         return call._replace(tensors=tensors)
 
-    def once_differentiable(self, function: str) -> dict[str, Tensor | None]:
+    @property
+    def leaves(self) -> dict[str, Tensor | None]:
+        """What the result is differentiable in."""
+        return {name: self.tensors[name] for name in self.function.leaves}
+
+    def once_differentiable(
+        self, function: str, *, forward_mode: bool = False
+    ) -> dict[str, Tensor | None]:
         """The tensors, for torch's own operations."""
-        leaves = self.function.leaves
+        if not forward_mode:
+            check_no_tangents(function, **self.leaves)
         return self.tensors | {
-            name: once_differentiable(function, self.tensors[name]) for name in leaves
+            name: once_differentiable(function, each) for name, each in self.leaves.items()
         }
 
     def named_settings(self) -> dict[str, Value]:

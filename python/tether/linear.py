@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -11,13 +10,13 @@ from torch import Tensor
 from tether._checks import (
     Number,
     check_given,
-    check_integers,
     check_no_tangents,
     in_name_of,
-    result_dtype,
     savable,
+    shape_text,
 )
-from tether._functions import FUNCTIONS, Call
+from tether._functions import Call
+from tether._linear_inputs import Linear, checked_linear, row_settings, stand_in
 from tether._linear_ops import Chunk, LinearPolicyLoss, LinearTokenLogps, chunk_of
 from tether._lists import Settings, Value
 from tether._logits_ops import token_statistics
@@ -67,32 +66,14 @@ def linear_token_logps(
     on the result. Half weights: their gradient is added up in float32.
     """
     function = "linear_token_logps"
-    settings = _row_settings(
+    settings = row_settings(
         temperature, scale, softcap, ignore_index, entropies=entropies, statistics=statistics
     )
-    linear, targets, call = _checked_linear(
+    linear, targets, call = checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
     return _logps_of(function, linear, targets, call.settings, chunk, support, chunk_bytes)
-
-
-class Linear(NamedTuple):
-    """logits = hidden @ weight.T + bias"""
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-
-    def in_one_dtype(self) -> Linear:
-        """As torch's own linear: under autocast in its dtype, else nothing is rounded."""
-        given = [each for each in self if each is not None]
-        dtype = functools.reduce(torch.promote_types, (each.dtype for each in given))
-        device = self.hidden.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if autocast and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)
-        return Linear(*(None if each is None else each.to(dtype) for each in self))
 
 
 def _logps_of(
@@ -130,6 +111,7 @@ def _linear_token_logps(
     entropies, statistics = (
         settings.choices[name] == "true" for name in ("entropies", "statistics")
     )
+    check_no_tangents(function, hidden=hidden, weight=weight, bias=bias)
     if not has_kernel(hidden):
         # 0 times NaN would reach the gradient of the weight.
         known = hidden.masked_fill((targets == ignore_index)[..., None], 0)
@@ -140,7 +122,6 @@ def _linear_token_logps(
             return token_logps(logits, targets, **{**settings.numbers, **flags})
 
         return in_name_of(function, "token_logps", run_by_torch)
-    check_no_tangents(function, hidden=hidden, weight=weight, bias=bias)
     words, active = settings.words(), targets != ignore_index
 
     def run():
@@ -202,10 +183,14 @@ def linear_policy_loss(
     """
     function = "linear_policy_loss"
     objective, options, weights = resolved(objective, options, weights)
-    settings = _row_settings(temperature, scale, softcap, ignore_index, entropies=entropies)
-    linear, targets, rows = _checked_linear(
+    settings = row_settings(temperature, scale, softcap, ignore_index, entropies=entropies)
+    linear, targets, rows = checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
+    if offsets is None and targets.dim() != 2:
+        raise ValueError(
+            f"{function}: targets must be [B, T], or [N] with offsets, got {shape_text(targets)}"
+        )
     batch = {
         "advantages": advantages,
         "response_mask": response_mask,
@@ -220,7 +205,7 @@ def linear_policy_loss(
         "offsets": offsets,
     }
     counts = denominators(function, normalizer)
-    tensors = {"logps": _stand_in(linear, targets), "entropies": None, **batch}
+    tensors = {"logps": stand_in(linear, targets), "entropies": None, **batch}
     call = objective_call(
         "policy_loss", tensors, objective, options, counts, weights=weights, function=function
     )
@@ -254,8 +239,13 @@ def _levels(objective: str, choices: dict[str, str], weights: Weights | None) ->
     """At which an objective takes its ratio and its weights."""
     row = objectives()[objective]
     of_weights = row.weights | {name: choices[name] for name in weights or ()}
-    staying = {level for name, level in of_weights.items() if not known_weights()[name].leaves}
-    return staying | {choices.get("level", row.choices["level"].default)}
+    leaving = {name for name in of_weights if known_weights()[name].leaves}
+    needed = {
+        level
+        for name, level in of_weights.items()
+        if name not in leaving or level.startswith("turn")  # ids of turns are not among the chunks
+    }
+    return needed | {choices.get("level", row.choices["level"].default)}
 
 
 def _loss_of_tokens(
@@ -325,8 +315,8 @@ def linear_preference_loss(
     """
     function = "linear_preference_loss"
     check_given(f"{function}: response_mask", response_mask)
-    settings = _row_settings(temperature, scale, softcap, ignore_index)
-    linear, targets, rows = _checked_linear(
+    settings = row_settings(temperature, scale, softcap, ignore_index)
+    linear, targets, rows = checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
     batch = {
@@ -339,7 +329,7 @@ def linear_preference_loss(
         "offsets": offsets,
     }
     step = {"pairs": pairs, "tokens": tokens, "world_size": world_size}
-    tensors = {"logps": _stand_in(linear, targets), **batch}
+    tensors = {"logps": stand_in(linear, targets), **batch}
     counts = {**step, "scale": loss_scale}
     call = preference_call(function, tensors, objective, options, counts)
     masked = call.tensors["response_mask"] == 0
@@ -355,54 +345,3 @@ def linear_preference_loss(
         )
 
     return in_name_of(function, "preference_loss", run)
-
-
-# ---- checks --------------------------------------------------------------------------------------
-
-
-def _row_settings(
-    temperature: float,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
-    *,
-    entropies: bool = False,
-    statistics: bool = False,
-) -> dict[str, Value]:
-    return {
-        "temperature": temperature,
-        "scale": scale,
-        "softcap": softcap,
-        "ignore_index": ignore_index,
-        "entropies": entropies,
-        "statistics": statistics,
-    }
-
-
-def _stand_in(linear: Linear, targets: Tensor) -> Tensor:
-    """For the checks, log-probabilities that are still to be made."""
-    return linear.hidden.new_zeros(targets.shape, dtype=result_dtype(linear.hidden))
-
-
-def _checked_linear(
-    function: str,
-    linear: Linear,
-    targets: Tensor,
-    settings: dict[str, Value],
-    chunk_bytes: int,
-    rows_per_chunk: int,
-) -> tuple[Linear, Tensor, Call]:
-    """The tensors in one dtype; the targets as int64, contiguous."""
-    check_integers(
-        function,
-        ignore_index=settings["ignore_index"],
-        chunk_bytes=chunk_bytes,
-        rows_per_chunk=rows_per_chunk,
-    )
-    tensors = {**linear._asdict(), "targets": targets}
-    call = FUNCTIONS["linear_token_logps"].call(tensors, settings, function)
-    if chunk_bytes < 1:
-        raise ValueError(f"{function}: chunk_bytes must be at least 1, got {chunk_bytes}")
-    if rows_per_chunk < 0:
-        raise ValueError(f"{function}: rows_per_chunk must be at least 0, got {rows_per_chunk}")
-    return linear.in_one_dtype(), targets.to(torch.int64).contiguous(), call

@@ -105,6 +105,7 @@ def token_logps(
         {"logits": logits, "targets": targets},
         {**rows, "entropies": entropies, "statistics": statistics},
     )
+    check_no_tangents(function, logits=logits)
     targets = call.tensors["targets"].to(torch.int64).contiguous()
     if support is not None or not has_kernel(logits):
         where = "with a support, got one" if support is not None else "for logits on a device"
@@ -113,7 +114,6 @@ def token_logps(
         if support is not None:
             return _logps_of_support(logits, targets, support, **rows, **wanted)
         return _logps_by_torch(logits, targets, **rows, **wanted)
-    check_no_tangents(function, logits=logits)
     if gradient_buffer is not None:
         _check_buffer(f"{function}: gradient_buffer", gradient_buffer, logits)
     if shard is not None:
@@ -183,11 +183,11 @@ def categorical_kl(
     function = "categorical_kl"
     tensors = {"q_logits": q_logits, "p_logits": p_logits, "mask": mask}
     call = FUNCTIONS[function].call(tensors, {"temperature": temperature})
+    check_no_tangents(function, q_logits=q_logits, p_logits=p_logits)
     if not has_kernel(q_logits):
         return CategoricalKl(
             *reference.categorical_kl(q_logits, p_logits, mask=mask, temperature=temperature)
         )
-    check_no_tangents(function, q_logits=q_logits, p_logits=p_logits)
 
     def run():
         return ops.categorical_kl_forward(q_logits, p_logits, mask, *call.settings.words())

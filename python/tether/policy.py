@@ -254,7 +254,7 @@ def policy_token_losses(
 
     def run():
         return reference.policy_token_losses(
-            **call.once_differentiable(function), **call.named_settings()
+            **call.once_differentiable(function, forward_mode=True), **call.named_settings()
         )
 
     return in_name_of(function, "policy_loss", run)

@@ -77,6 +77,7 @@ def top_k_kl(
         "ignore_index": ignore_index,
     }
     call = FUNCTIONS[function].call(tensors, settings)
+    check_no_tangents(function, q_logits=q_logits)
     if not has_kernel(q_logits):
         return reference.top_k_kl(
             q_logits,
@@ -89,7 +90,6 @@ def top_k_kl(
             ignore_index=ignore_index,
             precision=precision,
         )
-    check_no_tangents(function, q_logits=q_logits)
     try:
         return ops.top_k_kl_forward(
             q_logits,

@@ -1,6 +1,6 @@
 """TRL's trainers with the heads and losses of this library, for TRL 1.16.0.
 
-    import tether
+    import tether.trl
 
     tether.trl.patch()  # before the trainer is built
 

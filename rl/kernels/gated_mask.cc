@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "rl/kernels/token_rows.h"
+#include "rl/kernels/turns.h"
 #include "rl/kernels/weight_block.h"
 
 namespace tether {
@@ -17,13 +18,14 @@ int64_t place_of(const RowLayout& layout, int64_t row, int64_t column) {
 
 // Whether none of them is NaN.
 template <class T>
-bool fill_row(const PolicyArrays& batch, const std::vector<TokenWeight>& gates, int64_t row,
-              TokenBlock<T>& block, T* mask) {
+bool fill_row(const PolicyArrays& batch, const std::vector<TokenWeight>& gates,
+              const TurnMarks& turns, int64_t row, TokenBlock<T>& block,
+              WeightStatistics<T>& statistics, T* mask) {
   T trace = 0;
-  const auto statistics = row_statistics<true>(batch, gates, row, row_tokens<T>(batch, row), block);
+  find_statistics<true>(batch, gates, turns, row, row_tokens<T>(batch, row), block, statistics);
   for_each_block(batch, row, block, [&](const Place& place) {
     saturate(batch, block);
-    fill_weights(gates, statistics, /*given=*/false, block);
+    fill_weights(gates, place, statistics, /*given=*/false, block);
     T* out = mask + place_of(batch.layout, place.row, place.column);
     for (int i = 0; i < place.count; ++i) {
       const T w = block.weight[i], gate = block.token_weight[i];
@@ -54,11 +56,14 @@ void GatedMask::fill(std::string_view function, const PolicyArrays& batch,
   const RowLayout& layout = batch.layout;
   mask.resize(static_cast<size_t>(layout.elements()));
   const Chunks chunks = Chunks::of(layout.rows, layout.elements());
+  const TurnMarks turns =
+      any_of_turns(gates) ? turn_marks<T>(function, batch, executor) : TurnMarks{};
   std::atomic<bool> sound = true;
   parallel_for(executor, chunks.count, [&](int64_t chunk) {
     TokenBlock<T> block;
+    WeightStatistics<T> statistics;
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-      if (!fill_row(batch, gates, row, block, mask.data())) sound = false;
+      if (!fill_row(batch, gates, turns, row, block, statistics, mask.data())) sound = false;
     }
   });
   if (sound) return;

@@ -47,7 +47,7 @@ template <class T>
 struct RowFactors {
   TokenFactors<T> token;
   RatioSegments<T>& segments;  // above the level of tokens
-  WeightStatistics<T> weights = {};
+  WeightStatistics<T>& weights;
 };
 
 // Those of the segments in the block. A row has one: its first block has the columns of all.
@@ -107,7 +107,7 @@ void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& r
   fill_terms(call, place, row, block);
   const bool weighted = call.weighted();
   if (weighted) {
-    fill_weights(call.weights, row.weights, bool(call.batch.token_weights), block);
+    fill_weights(call.weights, place, row.weights, bool(call.batch.token_weights), block);
     sum_token_weights(block, metrics);
   }
   const bool by_token = call.level().segment == Segment::token;
@@ -246,8 +246,8 @@ void row_entropy(const Call& call, int64_t row, T factor, TokenBlock<T>& block,
 
 // The loss of one row, its gradient written and its metrics added.
 template <bool kBounded, class T>
-double row_loss(const Call& call, int64_t row, RatioSegments<T>& segments, TokenBlock<T>& block,
-                MetricSums& metrics) {
+double row_loss(const Call& call, int64_t row, RatioSegments<T>& segments,
+                WeightStatistics<T>& weights, TokenBlock<T>& block, MetricSums& metrics) {
   const PolicyObjective& objective = call.objective;
   const Aggregation& aggregation = objective.aggregation;
   const double beta = objective.kl.beta;
@@ -258,12 +258,13 @@ double row_loss(const Call& call, int64_t row, RatioSegments<T>& segments, Token
   const double loss_factor = call.factor * row_factor(aggregation, call.counts.policy, length);
   const double kl_factor = call.factor * beta * row_factor(aggregation, call.counts.kl, length);
 
-  RowFactors<T> factors{{.loss = narrow<T>(loss_factor), .kl = narrow<T>(kl_factor)}, segments};
+  const RowFactors<T> factors{
+      {.loss = narrow<T>(loss_factor), .kl = narrow<T>(kl_factor)}, segments, weights};
   if (call.level().segment != Segment::token) {
     find_segments(call, row, n, block, segments);
     for (const RatioSegment<T>& each : segments) metrics.segments += each.n > 0 ? 1 : 0;
   }
-  factors.weights = row_statistics<kBounded>(call.batch, call.weights, row, n, block);
+  find_statistics<kBounded>(call.batch, call.weights, call.turns, row, n, block, weights);
   const bool shared = shares_ratio(objective.level);
   LaneSum slopes;
   for_each_block(call.batch, row, block, [&](const Place& place) {
@@ -290,10 +291,11 @@ PartTotals chunk_loss(const Call& call, const Chunks& chunks, int64_t chunk) {
   TokenBlock<T> block;
   block.anchor_logp = anchor_of(call.objective.kl.reference, block);
   RatioSegments<T> segments;
+  WeightStatistics<T> weights;
   MetricSums metrics;
   double loss = 0;
   for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-    loss += row_loss<kBounded>(call, row, segments, block, metrics);
+    loss += row_loss<kBounded>(call, row, segments, weights, block, metrics);
   }
   return metrics.totals(loss);
 }
@@ -350,7 +352,7 @@ PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objec
   const TermCounts local = checked_counts("policy_loss", read, executor);
   const bool wide = batch.logps.dtype == DType::float64;
   TurnMarks turns{};
-  if (rule_of(objective.level).segment == Segment::turn) {
+  if (rule_of(objective.level).segment == Segment::turn || any_of_turns(weights)) {
     turns = wide ? turn_marks<double>("policy_loss", batch, executor)
                  : turn_marks<float>("policy_loss", batch, executor);
   }

@@ -67,8 +67,8 @@ template <class T>
 using RatioSegments = std::vector<RatioSegment<T>>;
 
 // visit(segment, begin, end) for the part of each segment in a block of `size`.
-template <class T, class Visit>
-void for_each_part(RatioSegments<T>& segments, const Place& place, int size, Visit visit) {
+template <class Segment, class Visit>
+void for_each_part(std::vector<Segment>& segments, const Place& place, int size, Visit visit) {
   const auto begins_after = [](int64_t column, const auto& each) { return column < each.begin; };
   auto next = std::upper_bound(segments.begin(), segments.end(), place.column, begins_after);
   for (int begin = 0; begin < size;) {

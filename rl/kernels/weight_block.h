@@ -11,6 +11,7 @@
 #include "metric_sums.h"
 #include "token_block.h"
 #include "token_rows.h"
+#include "turns.h"
 
 // The loops over a block of tokens that weights add (rl/token_weight.h).
 
@@ -40,26 +41,39 @@ WeightColumns<T> weight_columns(const WeightFormula& formula, const TokenBlock<T
           block.size};
 }
 
-// The measures of one weight over the active tokens of a row.
+// The measures of one weight over the active tokens of a segment.
+struct MeasureTotals {
+  double n = 0, sum = 0, largest = -infinity, smallest = infinity;
+
+  void add(double w, double x) {
+    n += w;
+    sum += w * x;
+    largest = x > largest ? x : largest;
+    smallest = x < smallest ? x : smallest;
+  }
+  double reduced(Reduction reduction) const {
+    const double trace = sum * 0;  // the extremes know no NaN
+    switch (reduction) {
+      case Reduction::sum:
+        return sum;
+      case Reduction::mean:
+        return sum / n;
+      case Reduction::min:
+        return smallest + trace;
+      case Reduction::max:
+        return largest + trace;
+    }
+    return sum;
+  }
+};
+
+// The same of a row, side by side.
 struct MeasureSums {
   LaneSum sum;
   LaneMax largest, largest_negative;
 
-  double reduced(WeightLevel level, double n) const {
-    const double total = sum.total();
-    const double trace = total * 0;  // the extremes know no NaN
-    switch (level) {
-      case WeightLevel::token:
-      case WeightLevel::sequence_sum:
-        return total;
-      case WeightLevel::sequence_mean:
-        return total / n;
-      case WeightLevel::sequence_min:
-        return -largest_negative.total() + trace;
-      case WeightLevel::sequence_max:
-        return largest.total() + trace;
-    }
-    return total;
+  MeasureTotals totals(double n) const {
+    return {n, sum.total(), largest.total(), -largest_negative.total()};
   }
 };
 
@@ -94,33 +108,95 @@ TETHER_CLONES void sum_measures(const T* weight, const T* measure, int size, Mea
   out.largest_negative.add(lowest);
 }
 
-// What the weights of a row share, in their order; those of tokens share nothing.
+// The weights of a statistic where A is negative, 0 and positive.
 template <class T>
-using WeightStatistics = std::array<T, kMaxWeights>;
+struct WeightsOfSigns {
+  T negative, zero, positive;
+};
 
-template <bool kBounded, class T>
-WeightStatistics<T> row_statistics(const PolicyArrays& batch,
-                                   const std::vector<TokenWeight>& weights, int64_t row, double n,
-                                   TokenBlock<T>& block) {
-  WeightStatistics<T> out{};
-  for (size_t k = 0; k < weights.size(); ++k) {
-    const TokenWeight& weight = weights[k];
-    if (weight.level == WeightLevel::token || n == 0) continue;
-    MeasureSums sums;
-    for_each_block(batch, row, block, [&](const Place&) {
-      if constexpr (kBounded) saturate(batch, block);
-      weight.formula.measure(weight_columns(weight.formula, block), block.statistic);
-      sum_measures(block.weight, block.statistic, block.size, sums);
-    });
-    out[k] = narrow<T>(sums.reduced(weight.level, n), Largest<T>::kLogp);
+template <class T>
+WeightsOfSigns<T> weights_of_signs(const WeightFormula& formula, T statistic) {
+  T advantages[16] = {-1, 0, 1}, zeros[16] = {}, statistics[16], weights[16];
+  std::fill_n(statistics, 16, statistic);
+  std::fill_n(weights, 16, T(1));
+  formula.multiply(WeightColumns<T>{zeros, zeros, zeros, zeros, advantages, 16}, statistics,
+                   weights);
+  return {weights[0], weights[1], weights[2]};
+}
+
+template <class T>
+TETHER_CLONES void multiply_by_signs(const WeightsOfSigns<T>& of_signs, TokenBlock<T>& block) {
+  const T negative = of_signs.negative, zero = of_signs.zero, positive = of_signs.positive;
+  const int size = block.size / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    const T A = block.advantage[i];
+    const T of_other = A > T(0) ? positive : zero;
+    block.token_weight[i] *= A < T(0) ? negative : of_other;
   }
-  return out;
+}
+
+// The tokens that share a statistic: from `begin`, a column of the row, to where the next one
+// begins.
+template <class T>
+struct WeightSegment {
+  int64_t begin = 0;
+  MeasureTotals measures = {};
+  T statistic = 0;
+  WeightsOfSigns<T> of_signs = {};  // of a row
+};
+
+// What the weights of a row share, in their order; those of tokens share nothing. The first segment
+// of a weight begins at 0.
+template <class T>
+using WeightStatistics = std::array<std::vector<WeightSegment<T>>, kMaxWeights>;
+
+// Adds the measures in a block to those of its turns.
+template <class T>
+void add_to_turns(const Place& place, const TokenBlock<T>& block, TurnScan<T>& scan,
+                  std::vector<WeightSegment<T>>& turns) {
+  scan.for_each_begin(place, block.weight,
+                      [&](int i) { turns.emplace_back().begin = place.column + i; });
+  for_each_part(turns, place, block.size, [&](WeightSegment<T>& turn, int begin, int end) {
+    for (int i = begin; i < end; ++i) {
+      const double w = double(block.weight[i]);
+      if (w != 0) turn.measures.add(w, double(block.statistic[i]));
+    }
+  });
+}
+
+// Those of a row of n tokens.
+template <bool kBounded, class T>
+void find_statistics(const PolicyArrays& batch, const std::vector<TokenWeight>& weights,
+                     const TurnMarks& marks, int64_t row, double n, TokenBlock<T>& block,
+                     WeightStatistics<T>& out) {
+  for (size_t k = 0; k < weights.size(); ++k) {
+    const auto& [formula, level] = weights[k];
+    const WeightLevelRule& rule = rule_of(level);
+    if (rule.segment == Segment::token) continue;
+    out[k].assign(1, {});
+    MeasureSums of_row;
+    TurnScan<T> scan(marks, batch.layout);
+    for_each_block(batch, row, block, [&](const Place& place) {
+      if constexpr (kBounded) saturate(batch, block);
+      formula.measure(weight_columns(formula, block), block.statistic);
+      if (rule.segment == Segment::turn) return add_to_turns(place, block, scan, out[k]);
+      sum_measures(block.weight, block.statistic, block.size, of_row);
+    });
+    if (rule.segment == Segment::row) out[k][0].measures = of_row.totals(n);
+    for (WeightSegment<T>& each : out[k]) {
+      if (each.measures.n == 0) continue;
+      each.statistic = narrow<T>(each.measures.reduced(rule.reduction), Largest<T>::kLogp);
+      if (rule.segment == Segment::row && formula.traits().by_sign)
+        each.of_signs = weights_of_signs(formula, each.statistic);
+    }
+  }
 }
 
 // W of the tokens in a block, from what it starts with: the caller's weights, or 1.
 template <class T>
-void fill_weights(const std::vector<TokenWeight>& weights, const WeightStatistics<T>& statistics,
-                  bool given, TokenBlock<T>& block) {
+void fill_weights(const std::vector<TokenWeight>& weights, const Place& place,
+                  WeightStatistics<T>& statistics, bool given, TokenBlock<T>& block) {
   if (given) {
     std::copy_n(block.given_weight, block.size, block.token_weight);
   } else {
@@ -128,11 +204,18 @@ void fill_weights(const std::vector<TokenWeight>& weights, const WeightStatistic
   }
   for (size_t k = 0; k < weights.size(); ++k) {
     const WeightFormula& formula = weights[k].formula;
+    const Segment segment = rule_of(weights[k].level).segment;
+    if (segment == Segment::row && formula.traits().by_sign) {
+      multiply_by_signs(statistics[k][0].of_signs, block);
+      continue;
+    }
     const WeightColumns<T> columns = weight_columns(formula, block);
-    if (weights[k].level == WeightLevel::token) {
+    if (segment == Segment::token) {
       formula.measure(columns, block.statistic);
     } else {
-      std::fill_n(block.statistic, block.size, statistics[k]);
+      for_each_part(statistics[k], place, block.size, [&](const auto& each, int begin, int end) {
+        std::fill(block.statistic + begin, block.statistic + end, each.statistic);
+      });
     }
     formula.multiply(columns, block.statistic, block.token_weight);
   }

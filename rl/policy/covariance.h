@@ -95,7 +95,8 @@ struct KlCovPicks {
     std::iota(order.begin(), order.end(), size_t{0});
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return C[a] > C[b]; });
     std::fill(out.begin(), out.end(), 0.0);
-    for (size_t k = 0; k < share_of(tokens, share); ++k) out[order[k]] = 1;
+    const size_t picks = share_of(tokens, share);
+    for (size_t k = 0; k < picks; ++k) out[order[k]] = 1;
   }
 };
 

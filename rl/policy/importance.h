@@ -19,7 +19,7 @@ struct TruncatedImportance {
   double low = 0;
   double high = 2;
 
-  static constexpr Traits traits{.needs_rollout_logps = true};
+  static constexpr Traits traits{.needs_rollout_logps = true, .by_sign = true};
   static constexpr auto fields() { return bounds_of_ratio<TruncatedImportance>(); }
   RatioInterval truncation() const { return {low, high}; }
 
@@ -43,7 +43,7 @@ struct MaskedImportance {
   double low = 0.5;
   double high = 5;
 
-  static constexpr Traits traits{.needs_rollout_logps = true};
+  static constexpr Traits traits{.needs_rollout_logps = true, .by_sign = true};
   static constexpr auto fields() { return bounds_of_ratio<MaskedImportance>(); }
   RatioInterval truncation() const { return {low, high}; }
 

@@ -25,7 +25,7 @@ template <class Number>
 TETHER_INLINE Number bernoulli_kl(const Number& log_p, const Number& log_q) {
   const Number a = min(log_p, 0.0), b = min(log_q, 0.0);
   const Number other_p = -expm1(a), other_q = -expm1(b);
-  return exp(a) * (a - b) + other_p * (log(other_p + 1e-8) - log(other_q + 1e-8));
+  return (1 - other_p) * (a - b) + other_p * log((other_p + 1e-8) / (other_q + 1e-8));
 }
 
 // `inside` where low <= ratio <= high, else `outside`.

@@ -23,7 +23,7 @@ struct SoftSequenceWeight {
   double k_neg = 3, lambda_neg = 2;
 
   static constexpr WeightLevel level = WeightLevel::sequence_sum;
-  static constexpr Traits traits{.reads_policy = true};
+  static constexpr Traits traits{.reads_policy = true, .by_sign = true};
   static constexpr auto fields() {
     using W = SoftSequenceWeight;
     return std::tuple{
@@ -37,7 +37,7 @@ struct SoftSequenceWeight {
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>& token, const Number& x) const {
-    const Number u = clamp(x, -1e30, 60), beyond = -expm1(u);  // 1 - rho
+    const Number u = clamp(x, -1e30, 60), beyond = 1 - exp(u);
     const Number y = select(token.advantage < 0, u * k_neg + beyond * lambda_neg,
                             u * k_pos + beyond * lambda_pos);
     return exp_or_zero(min(y, 60.0));

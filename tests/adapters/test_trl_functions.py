@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-import tether
+import tether.trl
 import torch
 
 trl = pytest.importorskip("trl")
@@ -166,7 +166,7 @@ def test_an_unknown_version_is_refused(monkeypatch):
 
 
 def test_import_does_not_import_trl():
-    code = "import sys, tether; assert not {'trl', 'transformers'} & set(sys.modules)"
+    code = "import sys, tether.trl; assert not {'trl', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

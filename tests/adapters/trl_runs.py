@@ -5,7 +5,7 @@ import tempfile
 from typing import NamedTuple
 
 import peft
-import tether
+import tether.trl
 import torch
 from datasets import Dataset
 from tether import _trl_heads, _trl_losses

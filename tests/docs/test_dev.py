@@ -18,7 +18,8 @@ def dev(*arguments):
     [
         (
             ["build"],
-            "COMMAND must be demo, compare, test, check, docs, bench, catalogue or wheel, got build",
+            "COMMAND must be demo, compare, test, check, docs, bench, catalogue or wheel, "
+            "got build",
         ),
         (["demo", "fast"], "demo: option must begin with -, got fast"),
         (["compare"], "compare: takes PICTURE and LABEL=RUN..., got nothing"),
@@ -64,8 +65,8 @@ def test_curves_of_runs_are_drawn_over_one_another(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     out = dev("compare", str(picture), f"one={tmp_path}/c")
     assert out.stderr.splitlines()[-1] == (
-        "compare.py: error: argument LABEL=FOLDER: must be LABEL=FOLDER with a curve.csv in FOLDER, "
-        f"got one={tmp_path}/c"
+        "compare.py: error: argument LABEL=FOLDER: must be LABEL=FOLDER with a curve.csv in "
+        f"FOLDER, got one={tmp_path}/c"
     )
 
 

@@ -182,7 +182,12 @@ def k_abs(d):
     return abs(d), -mp.sign(d)
 
 
-KL = {"k1": k1, "k2": k2, "k3": k3, "abs": k_abs}
+def low_var_kl(d):
+    value, slope = k3(d)
+    return (mpf(10), mpf(0)) if value > 10 else (value, slope)
+
+
+KL = {"k1": k1, "k2": k2, "k3": k3, "low_var_kl": low_var_kl, "abs": k_abs}
 
 
 def counted(token, clip):
@@ -370,8 +375,10 @@ def row_weights(frozen, weights):
         options = dict(options)
         level = options.pop("level", "token")
         xs = [measure(token) for token in frozen]
-        if level != "token" and xs:
-            xs = [REDUCTIONS[level](xs)] * len(xs)
+        if level != "token":
+            parts = segments(frozen, range(len(xs)), level)
+            reduce = REDUCTIONS[level.replace("turn", "sequence")]
+            xs = [x for part in parts for x in [reduce([xs[t] for t in part])] * len(part)]
         own = [formula(token, x, **options) for token, x in zip(frozen, xs, strict=True)]
         out = [a * b for a, b in zip(out, own, strict=True)]
     return out
@@ -521,7 +528,8 @@ LENGTHS = (5, 0, 1, 7, 3)
 
 
 def batch(name, row, lengths=LENGTHS, columns=7, beta=None, mode=None, constant=1, **changes):
-    """A batch called `name` of the catalogue's row; changes: options, level, kl, weights, given."""
+    """A batch called `name` of the catalogue's row; changes: options, level, kl, weights, given,
+    spread."""
     preset = ROWS[row]
     beta = preset.beta if beta is None else beta
     options, level = changes.get("options", preset.options), changes.get("level", preset.level)
@@ -532,15 +540,18 @@ def batch(name, row, lengths=LENGTHS, columns=7, beta=None, mode=None, constant=
         choices["allow_biased_gradient"] = "true"
     options_of_weights = {}
     rng = stream(name)
-    rows = [[random_token(rng, 0.4) for _ in range(columns)] for _ in lengths]
-    if "turn" in level:
+    spread = changes.get("spread", 0.4)
+    rows = [[random_token(rng, spread) for _ in range(columns)] for _ in lengths]
+    weights, columns_of = changes.get("weights", preset.weights or {}), COLUMNS
+    levels = {level, *(each.get("level", "token") for each in weights.values())}
+    by_turns = any("turn" in each for each in levels)
+    if by_turns:
         turns = stream(f"{name} turns")
         for row_of_tokens in rows:
             turn = 3
             for token in row_of_tokens:
                 turn += turns.choice([0, 0, 1, 4])
                 token["turn"] = turn
-    weights, columns_of = changes.get("weights", preset.weights or {}), COLUMNS
     if weights or kl.get("reference") == "rollout":
         rollouts, columns_of = (
             stream(f"{name} rollouts"),
@@ -579,11 +590,7 @@ def batch(name, row, lengths=LENGTHS, columns=7, beta=None, mode=None, constant=
         "columns": columns,
         "response_mask": [int(t < n) for n in lengths for t in range(columns)],
         **arrays,
-        **(
-            {"turn_ids": [token["turn"] for row in rows for token in row]}
-            if "turn" in level
-            else {}
-        ),
+        **({"turn_ids": [token["turn"] for row in rows for token in row]} if by_turns else {}),
         "dlogps": dlogps,
         "loss": loss,
     }
@@ -666,6 +673,14 @@ def turn_batches():
         yield batch(f"ppo, level_ratio, {level}", "ppo", beta=0.5, level=level, kl=kl)
         weights = {"ratio_gate": {"low": 0.625, "high": 1.75}}
         yield batch(f"grpo, ratio gate, {level}", "grpo", level=level, weights=weights)
+    for reduction in ("mean", "sum", "min", "max"):
+        of_turns = {"low": 0.625, "high": 1.75, "level": f"turn_{reduction}"}
+        for level in ("token", "sequence_mean"):
+            weights = {"truncated_importance": of_turns, "tv_mask": {}}
+            name = f"ppo, {level}, truncated importance of turn_{reduction}"
+            yield batch(name, "ppo", beta=0.5, level=level, weights=weights)
+        weights = {"ratio_gate": of_turns, "truncated_importance": {"level": f"turn_{reduction}"}}
+        yield batch(f"grpo, ratio gate of turn_{reduction}", "grpo", beta=0.5, weights=weights)
 
 
 def weighted_batches():
@@ -717,6 +732,10 @@ def weighted_batches():
             kl = {"estimator": "k1", "gradient": "k3", "correction": correction}
             changes = {"options": DUAL, "level": level, "kl": kl, "given": given}
             yield batch(f"ppo, given weights, {level}, {correction}", "ppo", beta=0.5, **changes)
+    for correction in ("none", "ratio"):
+        kl = {"estimator": "low_var_kl", "gradient": "low_var_kl", "correction": correction}
+        name = f"ppo, low_var_kl beyond its bound, {correction}"
+        yield batch(name, "ppo", beta=0.5, kl=kl, spread=3)
     for reference in ("old", "rollout"):
         kl = {"correction": "detached_ratio", "reference": reference}
         yield batch(f"ppo, penalty to {reference}", "ppo", beta=0.5, kl=kl)

@@ -395,10 +395,12 @@ TEST(Linear, PolicyLossWithWeightsOfEveryLevel) {
   const Inputs in = random_inputs();
   PolicyBatch batch = in.policy();
   batch.rollout_logps = batch.old_logps + 0.3 * at::randn_like(batch.old_logps);
+  batch.turn_ids = at::arange(kColumns, at::kLong).div(3, "floor").expand({kRows, kColumns});
   LinearOptions options;
   options.chunk_bytes = 3 * kVocabulary * 8;
   for_each_weight([&](const auto& row) {
-    for (const WeightLevel level : {WeightLevel::token, WeightLevel::sequence_mean}) {
+    for (const WeightLevel level :
+         {WeightLevel::token, WeightLevel::sequence_mean, WeightLevel::turn_mean}) {
       PolicyObjective objective = presets::dapo();
       objective.kl.beta = 0.1;
       objective.weights = {{row.defaults, level}, {TruncatedImportance{.high = 1.2}}};

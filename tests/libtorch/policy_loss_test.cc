@@ -288,7 +288,16 @@ struct Quartic {
   }
 };
 
-TEST(PolicyLossFace, AUsersFormOfTheKlRunsOnTheCpuAlone) {
+struct QuarticNeverWrapped : Quartic {};
+// With a score of its own.
+struct QuarticWithScore : Quartic {
+  template <class Constant>
+  TETHER_FORMULA Constant score(const Constant& d) const {
+    return d * d * d * (d - 4);
+  }
+};
+
+TEST(PolicyLossFace, AUsersFormOfTheKlRunsOnEveryDeviceOnceItIsWrapped) {
   const PolicyBatch batch = random_batch(3, 20, at::kDouble);
   const auto penalised = [](const KlForm& estimator, const KlForm& gradient) {
     PolicyObjective objective = presets::grpo(0.04);
@@ -297,17 +306,27 @@ TEST(PolicyLossFace, AUsersFormOfTheKlRunsOnTheCpuAlone) {
     objective.kl.allow_biased_gradient = true;
     return objective;
   };
-  const PolicyObjective own = penalised(Quartic{}, Quartic{});
+  const PolicyObjective own = penalised(QuarticNeverWrapped{}, QuarticNeverWrapped{});
   const at::Tensor d = (batch.ref_logps - batch.logps).detach();
   const at::Tensor w = batch.response_mask.to(at::kDouble);
   const LossOutput out = policy_loss(batch, own);
   EXPECT_NEAR(out.metrics.to_map().at("kl"), ((d.pow(4) * w).sum() / w.sum()).item<double>(),
               1e-12);
   for (const auto& [objective, name] :
-       {std::pair(own, "kl_estimator"), std::pair(penalised(K3{}, Quartic{}), "kl_gradient")}) {
+       {std::pair(own, "kl_estimator"),
+        std::pair(penalised(K3{}, QuarticNeverWrapped{}), "kl_gradient")}) {
     EXPECT_EQ(message<c10::ValueError>([&] { detail::policy_loss_any_device(batch, objective); }),
               std::string("policy_loss: ") + name +
-                  " must be one of the library's on devices other than the CPU, got another type");
+                  " must be one of the library's or wrapped by on_any_device on devices other than "
+                  "the CPU, got another type");
+  }
+  for (const KlForm& form :
+       {KlForm(on_any_device(Quartic{})), KlForm(on_any_device(QuarticWithScore{}))}) {
+    for (size_t i = 0; i < kKlCorrectionNames.size(); ++i) {
+      PolicyObjective wrapped = penalised(form, form);
+      wrapped.kl.correction = static_cast<KlCorrection>(i);
+      expect_equal_paths(batch, wrapped);
+    }
   }
 }
 
@@ -344,6 +363,23 @@ TEST(PolicyLossFace, DoubleBackwardIsRefused) {
       torch::autograd::grad({ppo_loss(batch).loss}, {batch.logps}, {}, true, true)[0];
   EXPECT_EQ(message<c10::NotImplementedError>([&] { once.sum().backward(); }),
             "policy_loss: backward must run once, got a second derivative. The loss has none");
+}
+
+// By every way into the graph, with an upstream gradient that has a graph of its own or none.
+TEST(PolicyLossFace, TokenLossesRefuseASecondDerivative) {
+  const auto text =
+      "policy_token_losses: backward must run once, got a second derivative. The loss has none";
+  PolicyBatch batch = random_batch(2, 4);
+  batch.entropies = torch::rand({2, 4}).requires_grad_();
+  PolicyObjective objective = presets::reinforce();  // linear: torch would find 0
+  objective.entropy.coefficient = 0.5;
+  for (const at::Tensor& input : {batch.logps, batch.entropies}) {
+    const at::Tensor each = policy_token_losses(batch, objective);
+    for (const at::Tensor& loss : {each.sum(), each.square().sum()}) {
+      const at::Tensor once = torch::autograd::grad({loss}, {input}, {}, true, true)[0];
+      EXPECT_EQ(message<c10::NotImplementedError>([&] { once.sum().backward(); }), text);
+    }
+  }
 }
 
 TEST(PolicyLossFace, WithoutGradTheValueIsTheSameAndNothingIsKept) {

@@ -231,8 +231,11 @@ def test_mixed_dtypes_are_promoted(name):
     assert torch.equal(actual[1], expected[1].bfloat16())
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "policy_token_losses"])
-def test_forward_mode_is_refused(name):
+def test_forward_mode_is_refused(name, on_cpu, monkeypatch):
+    if not on_cpu:
+        monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
     function, leaves, constants = functions()[name]
     tangents = tuple(torch.ones_like(each) for each in leaves)
     with pytest.raises(NotImplementedError, match="must have no tangent, got one") as caught:

@@ -50,6 +50,15 @@ def calls():
         "policy_loss": batch,
         "policy_token_losses": batch,
         "local_counts": batch,
+        "aggregate": {
+            "terms": batch["logps"],
+            "response_mask": batch["response_mask"],
+            "offsets": batch["offsets"],
+        },
+        "kl_terms": {
+            name: batch[name]
+            for name in ("logps", "ref_logps", "response_mask", "old_logps", "offsets")
+        },
         "preference_loss": {"logps": batch["logps"], **answers},
         "dpo_loss": {"logps": batch["logps"], **pairs},
         "value_loss": {

@@ -25,7 +25,8 @@ def test_on_other_devices_too(name, monkeypatch):
 
 def test_have_the_trainers_defaults():
     dialects = tether.dialects()
-    assert dialects["verl.cispo"].options == {"ratio_low": 0.8, "ratio_high": 1.2}
+    kl = {"kl_estimator": "low_var_kl", "kl_gradient": "low_var_kl"}
+    assert dialects["verl.cispo"].options == {"ratio_low": 0.8, "ratio_high": 1.2} | kl
     assert dialects["verl.dppo_kl"].weights == {"kl_mask": {"low": 0.2, "high": 0.2}}
     assert dialects["prime_rl.ipo"].weights == {"tv_band": {"level": "token"}}
     assert dialects["trl.luspo"].options == {"aggregation": "sequence_mean_token_sum"}

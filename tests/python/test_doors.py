@@ -176,6 +176,16 @@ def test_every_wrong_call_is_refused_in_one_sentence(function, monkeypatch):
     assert not bad, "\n" + "\n".join(bad)
 
 
+@pytest.mark.parametrize("function", CALLS)
+def test_what_is_left_out_is_not_missed_under_another_name(function):
+    signature = inspect.signature(getattr(tether, function)).parameters
+    for name in TENSORS[function]:
+        sentence = refusal(function, CALLS[function] | {name: None})
+        if not sentence.startswith("taken: "):
+            said = re.match(rf"{function}: (\w+)", sentence)
+            assert said and said.group(1) in {*signature, *CALLS[function]}, sentence
+
+
 # What the lists call otherwise than the signatures, or signatures do not show.
 OTHERWISE = {"group_ids": "groups", "group_size": "groups"}
 NOT_SHOWN = {"first_id", "ids"}  # of a shard

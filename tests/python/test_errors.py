@@ -97,8 +97,8 @@ NUMBERS = {
         "ratio_low": 2,
         "ratio_high": 1,
     },
-    "kl_gradient must be k2 or k3 with kl_correction none, got k1, whose gradient is not that of "
-    "a KL divergence. Choose another one or set allow_biased_gradient": {
+    "kl_gradient must be k2 or k3 or low_var_kl with kl_correction none, got k1, whose gradient is "
+    "not that of a KL divergence. Choose another one or set allow_biased_gradient": {
         "kl_gradient": "k1",
         "beta": 0.04,
     },

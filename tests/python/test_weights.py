@@ -13,6 +13,13 @@ WEIGHTS = {
     "geometric mean": {"truncated_importance": {"level": "sequence_mean"}},
     "smallest": {"truncated_importance": {"level": "sequence_min"}},
     "largest": {"truncated_importance": {"level": "sequence_max", "high": 3}},
+    "of turns": {"truncated_importance": {"level": "turn_mean"}},
+    "sums of turns": {"masked_importance": {"level": "turn_sum", "low": 0.8}},
+    "extremes of turns": {
+        "truncated_importance": {"level": "turn_max"},
+        "masked_importance": {"level": "turn_min"},
+    },
+    "gate of turns": {"ratio_gate": {"low": 0.8, "high": 1.5, "level": "turn_mean"}, "tv_mask": {}},
     "masked": {"masked_importance": {"low": 0.8, "high": 1.4}},
     "masked answers": {"masked_importance": {"level": "sequence_sum"}},
     "tv mask": {"tv_mask": {"low": 0.05, "high": 0.1}},
@@ -141,7 +148,8 @@ def test_the_reference_refuses_what_it_does_not_know():
         tether.reference.policy_loss(**padded_batch(), truncated_importance="sequence")
     assert str(caught.value) == (
         "policy_loss: truncated_importance must be one of none, token, sequence_mean, "
-        'sequence_sum, sequence_min, sequence_max, got "sequence"'
+        "sequence_sum, sequence_min, sequence_max, turn_mean, turn_sum, turn_min, turn_max, "
+        'got "sequence"'
     )
     with pytest.raises(TypeError, match=r"truncated_importance\.high"):
         tether.reference.policy_loss(**padded_batch(), **{"truncated_importance.high": 1.5})
@@ -215,8 +223,9 @@ def test_what_leaves_may_not_be_nan_and_compares_constants(kernel, monkeypatch):
             )
 
 
-@pytest.mark.parametrize("level", ["token", "sequence_sum"])
-def test_the_head_takes_them(level):
+@pytest.mark.parametrize("gate", ["sequence_mean", "turn_mean"])
+@pytest.mark.parametrize("level", ["token", "sequence_sum", "turn_mean"])
+def test_the_head_takes_them(level, gate):
     generator = torch.Generator().manual_seed(3)
 
     def normal(*size):
@@ -226,7 +235,7 @@ def test_the_head_takes_them(level):
     batch = padded_batch()
     del batch["logps"]
     weights = {"truncated_importance": {"level": level}, "tv_mask": {"high": 0.05}}
-    weights["ratio_gate"] = {"low": 0.6, "level": "sequence_mean"}
+    weights["ratio_gate"] = {"low": 0.8, "level": gate}
     leaves = [each.clone().requires_grad_() for each in (hidden, weight)]
     out = tether.linear_policy_loss(*leaves, targets, **batch, weights=weights, chunk_bytes=700)
     out.loss.backward()
@@ -250,7 +259,9 @@ def test_losses_of_tokens_have_them():
 def test_are_listed():
     row = tether.weights()["truncated_importance"]
     assert row.options["high"].default == 2
-    assert row.levels == ("token", "sequence_mean", "sequence_sum", "sequence_min", "sequence_max")
+    of = ("mean", "sum", "min", "max")
+    levels = ("token", *(f"{segment}_{each}" for segment in ("sequence", "turn") for each in of))
+    assert row.levels == levels == tuple(tether.reference.weights.WEIGHT_LEVELS)
     assert set(tether.reference.WEIGHTS) == set(tether.weights())
     assert "tv_mask" not in tether.objectives()["grpo"].choices
 
@@ -261,7 +272,7 @@ WRONG = {
     "truncated_importance.high must be greater than 0, got 0": {
         "truncated_importance": {"high": 0}
     },
-    'tv_mask.level must be one of token, sequence_mean, sequence_sum, sequence_min, sequence_max, got "row"': {  # noqa: E501
+    'tv_mask.level must be one of token, sequence_mean, sequence_sum, sequence_min, sequence_max, turn_mean, turn_sum, turn_min, turn_max, got "row"': {  # noqa: E501
         "tv_mask": {"level": "row"}
     },
     'weights of tv_mask must be of low, high, level, got "hi"': {"tv_mask": {"hi": 0.1}},

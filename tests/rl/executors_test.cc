@@ -68,7 +68,10 @@ TEST(Executors, ChangeNoBitOfAPolicyLoss) {
 TEST(Executors, ChangeNoBitOfAWeightedLoss) {
   Batch<float> batch = random_batch<float>(60, 300);
   PolicyObjective objective = presets::gspo();
-  objective.weights = {{TruncatedImportance{}}, {TvMask{}, WeightLevel::sequence_mean}};
+  objective.weights = {{TruncatedImportance{}},
+                       {TvMask{}, WeightLevel::sequence_mean},
+                       {MaskedImportance{}, WeightLevel::turn_sum},
+                       {RatioGate{}, WeightLevel::turn_mean}};
   expect_same_bits("weighted gspo", batch.dlogps,
                    [&](const Executor& executor) { return batch.run(objective, {}, executor); });
 }

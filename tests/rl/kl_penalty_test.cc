@@ -209,7 +209,8 @@ TEST(KlPenalty, AUsersFormIsCheckedAsTheOthers) {
   EXPECT_EQ(message(objective), "f: kl_estimator.scale must be in [0, 10], got 11");
   objective.kl.estimator = objective.kl.gradient = Square{};
   EXPECT_EQ(message(objective),
-            "f: kl_gradient must be k2 or k3 with kl_correction none, got another type, whose "
+            "f: kl_gradient must be k2 or k3 or low_var_kl with kl_correction none, got another "
+            "type, whose "
             "gradient is not that of a KL divergence. Choose another one or set "
             "allow_biased_gradient");
 }

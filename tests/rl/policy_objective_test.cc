@@ -105,7 +105,7 @@ TEST(PolicyObjective, ChoicesAreSetByName) {
   EXPECT_EQ(objective.aggregation.mode, Aggregation::Mode::sequence_mean_token_sum);
   EXPECT_TRUE(objective.kl.gradient == KlForm(K2{}));
   EXPECT_EQ(message([&] { set_choice("f", objective, "kl_estimator", "x"); }),
-            "f: kl_estimator must be one of k1, k2, k3, abs, got \"x\"");
+            "f: kl_estimator must be one of k1, k2, k3, low_var_kl, abs, got \"x\"");
   EXPECT_EQ(objective.kl.correction, KlCorrection::ratio);
   EXPECT_TRUE(objective.kl.allow_biased_gradient);
   EXPECT_EQ(
@@ -141,13 +141,15 @@ TEST(PolicyObjective, BiasedGradientsOfThePenaltyAreRefusedUnlessAllowed) {
   PolicyObjective objective = presets::grpo(0.04);
   objective.kl.gradient = K1{};
   EXPECT_EQ(message([&] { check_objective("policy_loss", objective); }),
-            "policy_loss: kl_gradient must be k2 or k3 with kl_correction none, got k1, whose "
+            "policy_loss: kl_gradient must be k2 or k3 or low_var_kl with kl_correction none, got "
+            "k1, whose "
             "gradient is not that of a KL divergence. Choose another one or set "
             "allow_biased_gradient");
   objective.kl.gradient = K2{};
   objective.kl.correction = KlCorrection::ratio;
   EXPECT_EQ(message([&] { check_objective("policy_loss", objective); }),
-            "policy_loss: kl_gradient must be k1 or k3 with kl_correction ratio, got k2, whose "
+            "policy_loss: kl_gradient must be k1 or k3 or low_var_kl with kl_correction ratio, got "
+            "k2, whose "
             "gradient is not that of a KL divergence. Choose another one or set "
             "allow_biased_gradient");
 }

@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "rl/catalogue.h"
+#include "rl/kernels/weight_block.h"
 #include "tests/error_message.h"
 #include "tests/rl/policy_batch.h"
 
@@ -275,6 +277,135 @@ TEST(TokenWeight, ReducesOverTheActiveTokensOfItsRow) {
   }
 }
 
+// Two turns and one in the next row, told apart by runs of the mask, by ids that ascend, and by ids
+// with anything in masked slots.
+TEST(TokenWeight, ReducesOverTheActiveTokensOfItsTurn) {
+  Batch<double> batch(2, 5);
+  batch.mask = {1, 0.5, 0, 0.25, 1, 0, 0, 0, 0, 1};
+  batch.rollout_logps = {2, 3, NAN, -4, 6, NAN, 9, 9, NAN, 5};
+  batch.advantages.assign(10, -1);  // each token's loss is 1
+  struct Row {
+    WeightLevel level;
+    double first, second;
+  };
+  for (const std::vector<int64_t>& ids :
+       {std::vector<int64_t>{}, {0, 0, 1, 1, 1, 0, 0, 0, 0, 0}, {3, 3, -7, 4, 4, 9, 0, 9, 1, 3}}) {
+    batch.turn_ids = ids;
+    for (const Row& row : {Row{WeightLevel::turn_sum, 2 + 1.5, -1 + 6},
+                           Row{WeightLevel::turn_mean, (2 + 1.5) / 1.5, (-1 + 6) / 1.25},
+                           Row{WeightLevel::turn_min, 2, -4}, Row{WeightLevel::turn_max, 3, 6}}) {
+      PolicyObjective objective = weighted(presets::ppo(), {{OfRollout<>{}, row.level}});
+      objective.aggregation = token_sum();
+      EXPECT_NEAR(batch.run(objective).loss, 1.5 * row.first + 1.25 * row.second + 5, 1e-14);
+      EXPECT_EQ(metrics_of(batch, objective).at("nonfinite"), 0);
+    }
+  }
+}
+
+// The same numbers to a rounding, and the same bits by ids or by runs.
+template <class T>
+void expect_turns_between_tokens_and_rows() {
+  Batch<T> batch = random_batch<T>(3, 700);
+  const auto run = [&](WeightLevel level, const std::vector<int64_t>& ids) {
+    batch.turn_ids = ids;
+    return batch.run(weighted(presets::ppo(), {{TruncatedImportance{}, level}})).loss;
+  };
+  std::vector<int64_t> each(2100);
+  std::iota(each.begin(), each.end(), 0);
+  const double tolerance = sizeof(T) == 8 ? 1e-12 : 1e-5;
+  const std::vector<int64_t> one(2100, 1);
+  const auto expect_near = [&](double a, double b) { EXPECT_NEAR(a, b, tolerance * std::abs(b)); };
+  expect_near(run(WeightLevel::turn_mean, one), run(WeightLevel::sequence_mean, {}));
+  expect_near(run(WeightLevel::turn_sum, one), run(WeightLevel::sequence_sum, {}));
+  EXPECT_EQ(run(WeightLevel::turn_min, one), run(WeightLevel::sequence_min, {}));
+  EXPECT_EQ(run(WeightLevel::turn_max, one), run(WeightLevel::sequence_max, {}));
+  expect_near(run(WeightLevel::turn_mean, each), run(WeightLevel::token, {}));
+  EXPECT_EQ(run(WeightLevel::turn_min, each), run(WeightLevel::token, {}));
+}
+TEST(TokenWeight, OfTurnsIsThatOfRowsOrTokensWhereTheyAreOne) {
+  expect_turns_between_tokens_and_rows<double>();
+  expect_turns_between_tokens_and_rows<float>();
+}
+
+// Of three turns the second goes, for one token of it; without ids the run of another weight that
+// stays is still the caller's.
+TEST(TokenWeight, OfATurnTakesTheWholeTurnOut) {
+  Batch<double> batch(1, 7);
+  batch.mask = {1, 1, 0, 1, 1, 0, 1};
+  batch.old_logps = batch.logps = {-1, -1, 0, -1, -1, 0, -1};
+  batch.rollout_logps = {-1, -1, 0, -1, -3, 0, -1};
+  batch.advantages = {-1, -2, 0, -4, -8, 0, -16};
+  PolicyObjective objective =
+      weighted(presets::ppo(), {{RatioGate{.low = 0.5, .high = 2}, WeightLevel::turn_max}});
+  EXPECT_NEAR(batch.run(objective).loss, (1 + 2 + 16) / 3.0, 1e-15);
+  EXPECT_EQ(local_counts(batch.arrays(), objective).policy, 3);
+  batch.turn_ids = {0, 0, 0, 1, 2, 2, 2};
+  EXPECT_NEAR(batch.run(objective).loss, (1 + 2 + 4) / 3.0, 1e-15);
+  EXPECT_EQ(local_counts(batch.arrays(), objective).policy, 3);
+  batch.turn_ids[4] = 0;
+  const auto text = "policy_loss: turn_ids must not decrease along a row, got 0 after 1 at [0, 4]";
+  EXPECT_EQ(message([&] { batch.run(objective); }), text);
+  objective.weights = {{TruncatedImportance{}, WeightLevel::turn_mean}};
+  EXPECT_EQ(message([&] { batch.run(objective); }), text);
+}
+
+// A turn of which a weight takes the middle out is still one: W = e^(mean 0.1, 0.3) of both.
+TEST(TokenWeight, OfTurnsDoNotSeeHolesThatAnotherMade) {
+  Batch<double> batch(1, 3);
+  batch.mask = {1, 1, 1};
+  batch.old_logps = batch.logps = {-1, -1, -1};
+  batch.rollout_logps = {-1.1, -9, -1.3};
+  batch.advantages.assign(3, -1);
+  const auto objective = weighted(
+      presets::ppo(),
+      {{RatioGate{.low = 0.5, .high = 2}}, {TruncatedImportance{}, WeightLevel::turn_mean}});
+  EXPECT_NEAR(batch.run(objective).loss, std::exp(0.2), 1e-15);
+}
+
+// What the trait says: of the columns the sign of A alone.
+TEST(TokenWeight, BySignIsTrueOfThoseThatSayIt) {
+  int stated = 0;
+  for_each_weight([&](const auto& row) {
+    const WeightFormula formula = row.defaults;
+    if (!formula.traits().by_sign) return;
+    ++stated;
+    double nans[16], advantage[16], statistic[16], weight[16];
+    for (int i = 0; i < 16; ++i) {
+      nans[i] = NAN;
+      advantage[i] = (i % 4 - 1) * (1 + 0.3 * i);
+      statistic[i] = 0.2 * (i / 4) - 0.3;
+      weight[i] = 1;
+    }
+    formula.multiply(WeightColumns<double>{nans, nans, nans, nans, advantage, 16}, statistic,
+                     weight);
+    for (int i = 0; i < 16; ++i) {
+      const auto [negative, zero, positive] = weights_of_signs(formula, statistic[i]);
+      const double A = advantage[i];
+      EXPECT_EQ(weight[i], A < 0 ? negative : A > 0 ? positive : zero) << row.name << " " << i;
+    }
+  });
+  EXPECT_EQ(stated, 3);
+}
+
+// The same bits as without it.
+struct SoftSequenceByToken : SoftSequenceWeight {
+  static constexpr Traits traits{.reads_policy = true};
+};
+template <class T>
+void expect_the_same_by_token() {
+  Batch<T> batch = random_batch<T>(5, 700);
+  for (T& each : batch.advantages) each = std::abs(each) < T(0.3) ? T(0) : each;
+  const auto run = [&](const WeightFormula& formula) {
+    const PolicyTotals out = batch.run(weighted(presets::reinforce(), {{formula}}));
+    return std::pair(out.loss, batch.dlogps);
+  };
+  EXPECT_EQ(run(SoftSequenceWeight{}), run(SoftSequenceByToken{}));
+}
+TEST(TokenWeight, BySignChangesNoBit) {
+  expect_the_same_by_token<double>();
+  expect_the_same_by_token<float>();
+}
+
 // The gradient is that of the value with W held, at every level of the ratio.
 TEST(TokenWeight, GradientIsThatOfTheWeightedLoss) {
   for (const RatioLevel level :
@@ -308,7 +439,7 @@ void expect_broken_token(WeightLevel level, T rollout_logp) {
   batch.rollout_logps[45] = rollout_logp;
   const PolicyTotals out = batch.run(objective);
   EXPECT_TRUE(std::isnan(out.loss));
-  const bool of_row = level != WeightLevel::token;
+  const bool of_row = level != WeightLevel::token;  // whose tokens are one turn
   EXPECT_EQ(out.metrics.to_map().at("nonfinite"), of_row ? 40 : 1);
   for (size_t i = 0; i < 120; ++i) {
     const bool broken = of_row ? i / 40 == 1 : i == 45;
@@ -319,9 +450,8 @@ void expect_broken_token(WeightLevel level, T rollout_logp) {
 // The clamp would hide an infinity.
 TEST(TokenWeight, ABrokenOneSpoilsTheTokensThatItWeighs) {
   for (const double broken : {double(NAN), infinity, -infinity}) {
-    for (const WeightLevel level :
-         {WeightLevel::token, WeightLevel::sequence_sum, WeightLevel::sequence_mean,
-          WeightLevel::sequence_min, WeightLevel::sequence_max}) {
+    for (size_t i = 0; i < kWeightLevelRules.size(); ++i) {
+      const auto level = static_cast<WeightLevel>(i);
       expect_broken_token<double>(level, broken);
       expect_broken_token<float>(level, float(broken));
     }
@@ -381,7 +511,7 @@ TEST(TokenWeight, IsAChoiceByItsName) {
   EXPECT_EQ(objective.weights[0].formula.target<TvMask>()->high, 0.1);
   EXPECT_EQ(message([&] { set_choice("f", objective, "tv_mask", "row"); }),
             "f: tv_mask must be one of none, token, sequence_mean, sequence_sum, sequence_min, "
-            "sequence_max, got \"row\"");
+            "sequence_max, turn_mean, turn_sum, turn_min, turn_max, got \"row\"");
 }
 
 TEST(TokenWeight, WhatAnObjectiveCannotHaveIsRefused) {

@@ -129,7 +129,8 @@ TEST_P(WeightLevels, TogetherKeepEveryPromiseOnAnyDevice) {
 INSTANTIATE_TEST_SUITE_P(Levels, WeightLevels,
                          ::testing::Values(WeightLevel::token, WeightLevel::sequence_mean,
                                            WeightLevel::sequence_sum, WeightLevel::sequence_min,
-                                           WeightLevel::sequence_max));
+                                           WeightLevel::sequence_max, WeightLevel::turn_mean,
+                                           WeightLevel::turn_max));
 
 TEST(Aggregations, KeepEveryPromiseWithPenaltyAndUnequalClip) {
   for (const Aggregation& aggregation :

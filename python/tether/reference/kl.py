@@ -38,11 +38,17 @@ def k3(log_ratio: Tensor) -> Tensor:
     return torch.where(near, small**2 / 2 * series, torch.expm1(d) - d)
 
 
+def low_var_kl(log_ratio: Tensor) -> Tensor:
+    """min(e^d - 1 - d, 10): k3 up to a bound, beyond which it has no gradient. verl."""
+    return minimum(k3(log_ratio), log_ratio.new_tensor(10.0))
+
+
 # Each form and its score, K + dK / dlogp.
 _KL = {
     "k1": (k1, lambda d: 1 - d),
     "k2": (k2, lambda d: d * (d / 2 - 1)),
     "k3": (k3, lambda d: -d),
+    "low_var_kl": (low_var_kl, lambda d: torch.where(k3(d) > 10, 10.0, -d)),
     "abs": (torch.abs, lambda d: d.abs() - d.sign()),
 }
 

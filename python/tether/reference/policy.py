@@ -134,7 +134,9 @@ def _terms(
     rows = Rows.of("policy_loss", "logps", batch.logps, batch.offsets)
     tokens, n = kept_tokens(rows, batch, weights)
     level = LEVELS[level or row.level]
-    segments, segment_n = segments_of(rows, tokens, n, level, batch.response_mask, batch.turn_ids)
+    segments, segment_n = segments_of(
+        rows, tokens, n, level.segment, batch.response_mask, batch.turn_ids
+    )
     clip = {name: options.pop(name, row.log_ratio_clip) for name in LOG_RATIO_CLIP}
     logp, log_ratio = levelled(segments, tokens, segment_n, level, **clip)
     surrogate_options = row.surrogate_options | options
@@ -162,7 +164,7 @@ def _terms(
         )
     entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, batch.entropies)
     staying = [each for each in weights if not each[0].leaves]
-    weight = tokens.token_weight * product_of_weights(rows, tokens, n, staying)
+    weight = tokens.token_weight * product_of_weights(rows, tokens, n, batch, staying)
     sound = _sound(tokens, weight, log_ratio, loss, kl, anchor if penalised else None)
     return Terms(
         rows=rows,

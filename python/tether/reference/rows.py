@@ -235,14 +235,14 @@ def segments_of(
     rows: Rows,
     tokens: Tokens,
     n: Tensor,
-    level: Level,
+    segment: str,
     response_mask: Tensor,
     turn_ids: Tensor | None,
 ) -> tuple[Rows, Tensor]:
-    """The tokens that share a ratio, and the weights of each segment. Without ids a turn is a run
+    """The tokens of a row or a turn, and the weights of each segment. Without ids a turn is a run
     of response_mask, that of the caller: it has the number of slots before it that are of no turn.
     """
-    if level.segment != "turn":
+    if segment != "turn":
         return rows, n
     mask = response_mask.to(tokens.weight.dtype)
     ids = (mask == 0).cumsum(-1) if turn_ids is None else turn_ids

@@ -13,7 +13,7 @@ from torch import Tensor
 from tether._checks import savable
 from tether.reference.kl import k2, k3
 from tether.reference.numbers import Number, clamp, exp
-from tether.reference.rows import Batch, Rows, Tokens, selected_tokens
+from tether.reference.rows import Batch, Rows, Tokens, segments_of, selected_tokens
 
 
 def truncated_importance(
@@ -217,7 +217,12 @@ WEIGHTS = {
     "ratio_tv_gate": Weight(ratio_tv_gate, ("rollout_logp",), leaves=True),
 }
 
-_WEIGHT_LEVELS = ("token", "sequence_mean", "sequence_sum", "sequence_min", "sequence_max")
+# Of each level: the tokens that share a statistic, and what is made of their measures.
+WEIGHT_LEVELS = {"token": ("token", "sum")} | {
+    f"{name}_{reduction}": (segment, reduction)
+    for name, segment in (("sequence", "row"), ("turn", "turn"))
+    for reduction in ("mean", "sum", "min", "max")
+}
 
 
 def chosen_weights(options: dict, batch: Batch) -> list[tuple[Weight, str, dict[str, Number]]]:
@@ -227,9 +232,9 @@ def chosen_weights(options: dict, batch: Batch) -> list[tuple[Weight, str, dict[
         level = options.pop(name, "none")
         if level == "none":
             continue
-        if level not in _WEIGHT_LEVELS:
+        if level not in WEIGHT_LEVELS:
             raise ValueError(
-                f"policy_loss: {name} must be one of {', '.join(('none', *_WEIGHT_LEVELS))}, got "
+                f"policy_loss: {name} must be one of {', '.join(('none', *WEIGHT_LEVELS))}, got "
                 f'"{level}"'
             )
         prefix = f"{name}."
@@ -251,19 +256,28 @@ def kept_tokens(rows: Rows, batch: Batch, weights: list) -> tuple[Tokens, Tensor
     gates = [each for each in weights if each[0].leaves]
     if not gates:
         return tokens, n
-    gate = product_of_weights(rows, tokens, n, gates)
+    gate = product_of_weights(rows, tokens, n, batch, gates)
     weight = torch.where(gate == 0, 0.0, tokens.weight + 0 * gate)  # NaN stays in it
     kept = batch._replace(response_mask=weight)
     tokens = selected_tokens(rows._replace(broken=None), kept)
     return tokens, rows.sum(weight.double())
 
 
-def product_of_weights(rows: Rows, tokens: Tokens, n: Tensor, weights: list) -> Tensor:
-    """W, the product of the weights; 1 in masked slots."""
+def product_of_weights(
+    rows: Rows, tokens: Tokens, n: Tensor, batch: Batch, weights: list
+) -> Tensor:
+    """W, the product of the weights; 1 in masked slots. Turns are those of the caller's mask."""
     with torch.no_grad():
         out = torch.ones_like(tokens.logp)
         for row, level, options in weights:
-            of = functools.partial(_statistic, rows, tokens, n, level)
+            segment, reduction = WEIGHT_LEVELS[level]
+            shared = segments_of(rows, tokens, n, segment, batch.response_mask, batch.turn_ids)
+            by_token = segment == "token"
+            of = (
+                _unchanged
+                if by_token
+                else functools.partial(_statistic, *shared, tokens, reduction)
+            )
             trace = 0 * (tokens.old_logp + 0 * tokens.advantage)
             for each in row.reads:
                 trace = trace + 0 * getattr(tokens, each)
@@ -272,17 +286,19 @@ def product_of_weights(rows: Rows, tokens: Tokens, n: Tensor, weights: list) -> 
         return torch.where(tokens.active, out, 1.0)
 
 
-def _statistic(rows: Rows, tokens: Tokens, n: Tensor, level: str, x: Tensor) -> Tensor:
-    """x of each token, or of the active tokens of its row. The extremes have the sum's NaN."""
-    if level == "token":
-        return x
-    total = rows.sum(tokens.weight.double() * torch.where(tokens.active, x, 0.0).double())
-    if level == "sequence_sum":
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+def _statistic(segments: Rows, n: Tensor, tokens: Tokens, reduction: str, x: Tensor) -> Tensor:
+    """Of the active tokens of a segment, at each of its tokens. The extremes have the sum's NaN."""
+    total = segments.sum(tokens.weight.double() * torch.where(tokens.active, x, 0.0).double())
+    if reduction == "sum":
         found = total
-    elif level == "sequence_mean":
+    elif reduction == "mean":
         found = total / n
     else:
-        sign = 1.0 if level == "sequence_max" else -1.0
+        sign = 1.0 if reduction == "max" else -1.0
         seen = torch.where(tokens.active, sign * x.double(), -math.inf)
-        found = sign * rows.largest(seen, -math.inf) + 0 * total
-    return rows.spread(found).to(x.dtype).expand_as(x)
+        found = sign * segments.largest(seen, -math.inf) + 0 * total
+    return segments.spread(found).to(x.dtype).expand_as(x)

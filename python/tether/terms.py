@@ -1,0 +1,102 @@
+"""What policy losses are made of, alone: the terms of a penalty, and a mean over terms."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+from torch import Tensor
+
+from tether._checks import Number, check_given, in_name_of
+from tether.policy import Normalizer, policy_loss, policy_token_losses
+
+
+def aggregate(
+    terms: Tensor,
+    response_mask: Tensor,
+    aggregation: str = "token_mean",
+    *,
+    constant: Number = 1.0,
+    row_tokens: Tensor | None = None,
+    offsets: Tensor | None = None,
+    normalizer: Normalizer | None = None,
+) -> Tensor:
+    """The mean of terms as a policy loss takes it, [].
+
+    terms            [B, T], or packed [N] with offsets: anything of each token, masked slots too
+    response_mask    like terms, bool or integers, or weights in [0, 1]
+    aggregation      as of policy_loss, with `constant` and `row_tokens`
+    normalizer       counts of the optimizer step; None: of this batch
+
+    Differentiable once in terms. Finite terms beyond 1e14 (float64: 1e130) count as that, a term
+    that is not finite makes the result NaN. It is the loss of `reinforce` whose advantages are -1.
+    """
+    check_given("aggregate: terms", terms)
+
+    def run():
+        return policy_loss(
+            terms,
+            -torch.ones_like(terms),
+            response_mask,
+            objective="reinforce",
+            aggregation=aggregation,
+            constant=constant,
+            row_tokens=row_tokens,
+            offsets=offsets,
+            normalizer=normalizer,
+        ).loss
+
+    try:
+        return in_name_of("aggregate", "policy_loss", run)
+    except (ValueError, TypeError) as error:
+        raise type(error)(re.sub(r"\blogps\b", "terms", str(error))) from None
+
+
+def kl_terms(
+    logps: Tensor,
+    ref_logps: Tensor,
+    response_mask: Tensor,
+    *,
+    kl_estimator: str = "k3",
+    kl_gradient: str | None = None,
+    kl_correction: str = "none",
+    kl_ratio_high: Number = math.inf,
+    old_logps: Tensor | None = None,
+    offsets: Tensor | None = None,
+    allow_biased_gradient: bool = False,
+) -> Tensor:
+    """A one-sample estimate of KL(policy || reference) at each token [nats], like logps.
+
+    logps, ref_logps  [B, T], or packed [N] with offsets [nats]
+    response_mask     like logps; 0 in masked slots, whatever they hold
+    kl_gradient       whose gradient it has; None: that of kl_estimator. One that follows no KL is
+                      refused where logps asks for a gradient, unless allow_biased_gradient
+    kl_correction     with the ratio to `old_logps`, as of policy_loss
+
+    float32 (float64 for float64). By torch's operations on every device.
+    """
+    function = "kl_terms"
+    check_given(f"{function}: logps", logps)
+    options = {
+        "kl_estimator": kl_estimator,
+        "kl_gradient": kl_estimator if kl_gradient is None else kl_gradient,
+        "kl_correction": kl_correction,
+        "kl_ratio_high": kl_ratio_high,
+        "allow_biased_gradient": allow_biased_gradient or not logps.requires_grad,
+    }
+
+    def run():
+        return policy_token_losses(
+            logps,
+            torch.zeros_like(logps),
+            response_mask,
+            objective="reinforce",
+            beta=1.0,
+            old_logps=old_logps,
+            ref_logps=ref_logps,
+            offsets=offsets,
+            **options,
+        )
+
+    return in_name_of(function, "policy_token_losses", run)

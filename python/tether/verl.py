@@ -1,0 +1,265 @@
+"""tether inside verl 0.9.1.
+
+    actor_rollout_ref.actor.policy_loss.loss_mode=tether_vanilla
+
+Once both are installed, `import verl` loads this module (entry point "verl.plugins"), which adds
+names to verl's registries: of losses tether_vanilla, tether_gspo, ... for verl's own and
+tether_topr, ... for the objectives of `tether.objectives()`; of advantages tether_rloo, ... Nothing
+of verl is replaced until `patch()`. `import tether` alone never imports verl.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import torch
+import verl
+from torch import Tensor
+from verl.trainer.ppo import core_algos
+from verl.utils import torch_functional
+
+from tether import reference
+from tether._objectives import objectives
+from tether._ops import has_kernel
+from tether._peer_batch import Batch, Metrics
+from tether._verl_losses import LOSSES, Loss, of_catalogue
+from tether.advantages import advantage, advantages, generalized_advantage_estimation
+from tether.logits import token_logps
+from tether.reference.kl import low_var_kl
+from tether.reference.numbers import with_gradient_of
+
+__all__ = ["PARTS", "patch", "register_loss", "unpatch"]
+
+_KNOWN = ("0.9.1",)
+
+
+def _check_version() -> None:
+    if verl.__version__ not in _KNOWN:
+        known = " or ".join(_KNOWN)
+        raise RuntimeError(f"tether.verl: verl must be {known}, got {verl.__version__}")
+
+
+# ---- losses --------------------------------------------------------------------------------------
+
+
+def register_loss(name: str, objective: str, **options: Any) -> None:
+    """Makes loss_mode=`name` an objective of `tether.objectives()` with settings of its own.
+
+    options are those of tether.policy_loss: options and choices of the objective and `weights`.
+    What they leave open is as in tether_`objective`; loss_agg_mode gives the aggregation.
+    """
+    _register(name, of_catalogue(objective), options)
+
+
+def _register(name: str, loss: Loss, options: dict[str, Any]) -> None:
+    def policy_loss(
+        old_log_prob: Tensor,
+        log_prob: Tensor,
+        advantages: Tensor,
+        response_mask: Tensor,
+        loss_agg_mode: str = "token-mean",
+        config: Any = None,
+        rollout_is_weights: Tensor | None = None,
+    ) -> tuple[Tensor, Metrics]:
+        _check_version()
+        batch = Batch(log_prob, old_log_prob, advantages, response_mask, rollout_is_weights)
+        return loss(batch, loss_agg_mode, config, **options)
+
+    policy_loss.__name__ = policy_loss.__qualname__ = name
+    policy_loss.__doc__ = f"{loss.objective} of tether, as verl's losses are called."
+    core_algos.register_policy_loss(name)(policy_loss)
+
+
+# ---- advantages ----------------------------------------------------------------------------------
+
+
+def _ids(index: Iterable[Hashable]) -> Tensor:
+    """0, 1, ... for verl's uids, which are strings."""
+    known: dict[Hashable, int] = {}
+    return torch.tensor([known.setdefault(each, len(known)) for each in index])
+
+
+def _of_groups(
+    estimator: str,
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: Iterable[Hashable],
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """A rule of groups on the sums of rewards; a group of one keeps its raw reward, as in verl."""
+    rewards, ids = token_level_rewards.detach().sum(-1), _ids(index).to(response_mask.device)
+    lengths = response_mask.sum(-1) if estimator == "opo" else None
+    each = advantage(estimator, rewards, groups=ids, lengths=lengths, **options).advantages
+    alone = torch.bincount(ids)[ids] == 1
+    one = torch.ones((), device=rewards.device)  # the deviation of such a group, a float32 in verl
+    raw = rewards / (one + options["epsilon"]) if "epsilon" in options else rewards
+    out = torch.where(alone, raw, each)[:, None] * response_mask
+    return out, out
+
+
+def _grpo(
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: Iterable[Hashable],
+    epsilon: float = 1e-6,
+    norm_adv_by_std_in_grpo: bool = True,
+    config: Any = None,
+) -> tuple[Tensor, Tensor]:
+    batch = (token_level_rewards, response_mask, index)
+    if norm_adv_by_std_in_grpo:
+        return _of_groups("grpo", *batch, epsilon=epsilon)
+    return _of_groups("dr_grpo", *batch)
+
+
+def _register_estimator(name: str) -> None:
+    def estimator(
+        token_level_rewards: Tensor,
+        response_mask: Tensor,
+        index: Iterable[Hashable] | None = None,
+        config: Any = None,
+        **others: Any,
+    ) -> tuple[Tensor, Tensor]:
+        _check_version()
+        if index is None:
+            raise ValueError(f"tether.verl: index (uid) must be given for tether_{name}, got none")
+        batch = (token_level_rewards, response_mask, index)
+        if name == "grpo":
+            scaled = config is None or config.get("norm_adv_by_std_in_grpo", True)
+            return _grpo(*batch, norm_adv_by_std_in_grpo=scaled)
+        return _of_groups(name, *batch)
+
+    core_algos.register_adv_est(f"tether_{name}")(estimator)
+
+
+def _gae(
+    token_level_rewards: Tensor,
+    values: Tensor,
+    response_mask: Tensor,
+    gamma: float,
+    lam: float,
+) -> tuple[Tensor, Tensor]:
+    """Whitened by verl's own function. A masked slot has the advantage of the token after it."""
+    with torch.no_grad():
+        each = generalized_advantage_estimation(
+            token_level_rewards, values, response_mask, gamma=float(gamma), lambda_=float(lam)
+        ).advantages
+        slots = torch.arange(each.shape[1], device=each.device)
+        after = torch.where(response_mask.bool(), slots, each.shape[1])
+        after = after.flip(1).cummin(1).values.flip(1)
+        each = torch.nn.functional.pad(each, (0, 1)).gather(1, after)
+        return torch_functional.masked_whiten(each, response_mask), each + values
+
+
+# ---- log-probabilities and penalties -------------------------------------------------------------
+
+
+_NONE = -(2**53)  # verl refuses a label of -100
+
+
+def _logprobs_from_logits(logits: Tensor, labels: Tensor, inplace_backward: bool = True) -> Tensor:
+    if not has_kernel(logits):
+        return _OWN["logprobs_from_logits"](logits, labels, inplace_backward)
+    return token_logps(logits, labels, ignore_index=_NONE).logps.to(logits.dtype)
+
+
+def _entropies(logits: Tensor) -> Tensor:
+    ids = logits.new_zeros(logits.shape[:-1], dtype=torch.int64)
+    return token_logps(logits, ids, entropies=True).entropies
+
+
+def _entropy_from_logits(logits: Tensor) -> Tensor:
+    if not has_kernel(logits):
+        return _OWN["entropy_from_logits"](logits)
+    return _entropies(logits).to(logits.dtype)
+
+
+def _entropy_from_logits_with_chunking(logits: Tensor, chunk_size: int = 2048) -> Tensor:
+    if not has_kernel(logits):
+        return _OWN["entropy_from_logits_with_chunking"](logits, chunk_size)
+    return _entropies(logits).float()
+
+
+_KL = {
+    **dict.fromkeys(("kl", "k1"), reference.k1),
+    **dict.fromkeys(("mse", "k2"), reference.k2),
+    **dict.fromkeys(("low_var_kl", "k3"), low_var_kl),
+    "abs": torch.abs,
+}
+
+
+def _kl_penalty(logprob: Tensor, ref_logprob: Tensor, kl_penalty: str) -> Tensor:
+    form = _KL.get(kl_penalty.removesuffix("+"))
+    if form is None:
+        return _OWN["kl_penalty"](logprob, ref_logprob, kl_penalty)
+    d = ref_logprob - logprob
+    value = form(d)
+    return with_gradient_of(value, reference.k2(d)) if kl_penalty.endswith("+") else value
+
+
+# ---- in place of verl's own ----------------------------------------------------------------------
+
+PARTS: dict[str, dict[str, Callable]] = {
+    "logps": {"logprobs_from_logits": _logprobs_from_logits},
+    "entropies": {
+        "entropy_from_logits": _entropy_from_logits,
+        "entropy_from_logits_with_chunking": _entropy_from_logits_with_chunking,
+    },
+    "gae": {"compute_gae_advantage_return": _gae},
+    "grpo": {"compute_grpo_outcome_advantage": _grpo},
+    "kl": {"kl_penalty": _kl_penalty},
+}
+_OURS = {name: each for part in PARTS.values() for name, each in part.items()}
+_HOMES = (core_algos, torch_functional)
+_OWN = {name: getattr(home, name) for home in _HOMES for name in _OURS if hasattr(home, name)}
+
+
+def patch(*parts: str) -> None:
+    """Puts functions of tether in the place of verl's, in every module that has bound their names.
+
+    parts   of `PARTS`; none: all but "kl"
+        logps       logprobs_from_logits
+        entropies   entropy_from_logits and the one with chunking
+        gae         compute_gae_advantage_return, which is a loop over time in verl
+        grpo        compute_grpo_outcome_advantage, a loop over answers
+        kl          kl_penalty: no faster, k3 without cancellation near 0
+
+    Call it in each process, before workers are built: an engine binds its entropy when it is made.
+    Patching twice is patching once. RuntimeError for a verl that is not known, ValueError for an
+    unknown part.
+    """
+    _check_version()
+    for name in _names(parts or [part for part in PARTS if part != "kl"]):
+        _swap(name, _OWN[name], _OURS[name])
+
+
+def unpatch(*parts: str) -> None:
+    """Takes back what `patch` did, all of it unless parts are named."""
+    for name in _names(parts or PARTS):
+        _swap(name, _OURS[name], _OWN[name])
+
+
+def _names(parts: Iterable[str]) -> list[str]:
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f'tether.verl: parts must be of {", ".join(PARTS)}, got "{part}"')
+    return [name for part in parts for name in PARTS[part]]
+
+
+def _swap(name: str, old: Callable, new: Callable) -> None:
+    for key, module in list(sys.modules.items()):
+        if key.split(".")[0] == "verl" and vars(module).get(name) is old:
+            setattr(module, name, new)
+    for key, each in core_algos.ADV_ESTIMATOR_REGISTRY.items():
+        if each is old:
+            core_algos.ADV_ESTIMATOR_REGISTRY[key] = new
+
+
+for _name, _loss in LOSSES.items():
+    _register(f"tether_{_name}", _loss, {})
+for _name in objectives().keys() - LOSSES.keys():
+    register_loss(f"tether_{_name}", _name)
+for _name, _row in advantages().items():
+    if _row.of_groups:
+        _register_estimator(_name)

@@ -1,0 +1,99 @@
+"""Terms of a policy loss alone, and a mean over terms, against the loss that they are parts of."""
+
+import math
+
+import pytest
+import tether
+import torch
+from batches import packed, padded_batch
+
+AGGREGATIONS = tether.objectives()["ppo"].choices["aggregation"].legal
+FORMS = tether.objectives()["ppo"].choices["kl_estimator"].legal
+
+
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_the_mean_of_a_losses_terms_is_the_loss(aggregation, packs):
+    batch = padded_batch()
+    batch = packed(batch) if packs else batch
+    batch["response_mask"] = batch["response_mask"] * 0.5
+    settings = {"objective": "ppo", "beta": 0.1}
+    step = {"aggregation": aggregation, "constant": 3.0}
+    step["normalizer"] = tether.Normalizer(policy=11, sequences=7, world_size=2)
+    slopes = []
+    for mean in (False, True):
+        logps = batch["logps"].clone().requires_grad_()
+        given = batch | {"logps": logps}
+        if mean:
+            terms = tether.policy_token_losses(**given, **settings)
+            where = {"offsets": batch["offsets"]} if packs else {}
+            loss = tether.aggregate(terms, batch["response_mask"], **step, **where)
+        else:
+            loss = tether.policy_loss(**given, **settings, **step).loss
+        (1.7 * loss).backward()
+        slopes.append((loss.detach(), logps.grad))
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-12, atol=1e-15)
+
+
+def test_by_hand():
+    terms = torch.tensor([[1.0, 2.0, math.nan], [4.0, 8.0, 16.0]], requires_grad=True)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    mean = tether.aggregate(terms, mask)
+    assert mean == 31 / 5
+    mean.backward()
+    assert torch.equal(terms.grad, mask / 5)
+    rows = {"aggregation": "sequence_mean_token_mean"}
+    assert tether.aggregate(terms, mask, **rows).item() == pytest.approx((1.5 + 28 / 3) / 2)
+    lengths = torch.tensor([10.0, 20.0])
+    assert tether.aggregate(terms, mask, **rows, row_tokens=lengths).item() == pytest.approx(0.85)
+    assert tether.aggregate(terms, mask[:, [0, 2, 1]]).isnan()
+
+
+@pytest.mark.parametrize("estimator", FORMS)
+def test_terms_of_the_kl_are_the_reference_form(estimator):
+    batch = padded_batch(spread=3)
+    k3 = tether.reference.k3
+    others = {"abs": torch.abs, "low_var_kl": lambda d: k3(d).clamp(max=10)}
+    form = others.get(estimator) or getattr(tether.reference, estimator)
+    arrays = {name: batch[name] for name in ("logps", "ref_logps", "response_mask")}
+    mask = batch["response_mask"]
+    expected = torch.where(mask, form(batch["ref_logps"] - batch["logps"]), 0.0)
+    torch.testing.assert_close(tether.kl_terms(**arrays, kl_estimator=estimator), expected)
+
+
+def test_the_gradient_of_the_kl_is_another_forms():
+    batch = padded_batch()
+    mask = batch["response_mask"]
+    logps = batch["logps"].clone().requires_grad_()
+    terms = tether.kl_terms(logps, batch["ref_logps"], mask, kl_estimator="k3", kl_gradient="k2")
+    (slope,) = torch.autograd.grad(terms.sum(), logps)
+    d = batch["ref_logps"] - batch["logps"]
+    torch.testing.assert_close(slope[mask], -d[mask])
+    ratio = (batch["logps"] - batch["old_logps"]).exp()
+    terms = tether.kl_terms(
+        logps, batch["ref_logps"], mask, old_logps=batch["old_logps"], kl_correction="ratio"
+    )
+    torch.testing.assert_close(terms[mask].detach(), (ratio * tether.reference.k3(d))[mask])
+
+
+def test_errors_speak_of_their_own_arguments():
+    terms, mask = torch.ones(2, 3), torch.ones(2, 3)
+    for wrong, message in (
+        ({"terms": torch.ones(6)}, "terms must be [B, T], or [N] with offsets, got [6]"),
+        ({"terms": None}, "terms must be given, got none"),
+        (
+            {"response_mask": torch.ones(2, 4)},
+            "response_mask must be [2, 3] like terms, got [2, 4]",
+        ),
+        ({"normalizer": 3}, "normalizer must be a tether.Normalizer, got int"),
+    ):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            tether.aggregate(**{"terms": terms, "response_mask": mask} | wrong)
+        assert str(caught.value) == f"aggregate: {message}"
+    logps = terms.clone().requires_grad_()
+    with pytest.raises(ValueError, match="kl_terms: kl_gradient must be k2 or k3 or low_var_kl"):
+        tether.kl_terms(logps, terms, mask, kl_estimator="k1")
+    assert tether.kl_terms(terms, terms, mask, kl_estimator="k1").sum() == 0
+    assert tether.kl_terms(
+        logps, terms, mask, kl_estimator="k1", allow_biased_gradient=True
+    ).requires_grad
