@@ -9,6 +9,8 @@
 torch.
 """
 
+import importlib.metadata
+
 from tether import reference
 from tether._objectives import (
     Choice,
@@ -67,6 +69,8 @@ from tether.responses import ResponseTargets, response_targets
 from tether.terms import aggregate, kl_terms
 from tether.top_k import head_logps, top_k_kl
 from tether.value import ValueLoss, ValueMetrics, value_loss
+
+__version__ = importlib.metadata.version("tether")
 
 __all__ = [
     "AdvantageEstimator",

@@ -11,7 +11,6 @@ PolicyLoss, ValueLoss and DPOLoss keep their names, constructors and results; `f
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import math
 import sys
 from typing import Any
@@ -20,13 +19,13 @@ import torch
 from torch import Tensor
 
 from tether._peer_batch import Batch
+from tether._trainers import check_version
 from tether.policy import Normalizer
 from tether.preference import preference_loss
 from tether.value import value_loss
 
 __all__ = ["patch", "unpatch"]
 
-_KNOWN = "0.11.2"
 _CLAMP = (-20.0, 20.0)  # of the log-ratio of "ppo"
 
 
@@ -159,9 +158,7 @@ def patch() -> None:
     Call it in each process, before a trainer builds its loss. Patching twice is patching once.
     RuntimeError for a version that is not known.
     """
-    version = importlib.metadata.version("openrlhf")
-    if version != _KNOWN:
-        raise RuntimeError(f"tether.openrlhf: openrlhf must be {_KNOWN}, got {version}")
+    check_version("openrlhf")
     home = importlib.import_module("openrlhf.models.loss")
     for name, forward in _FORWARDS.items():
         if name not in _OWN:

@@ -21,8 +21,7 @@ from typing import Any
 
 from tether import _trl_heads as heads
 from tether import _trl_losses as losses
-
-KNOWN = ("1.16.0",)
+from tether._trainers import check_version
 
 # Each function here takes TRL's own and gives what stands in its place.
 _REPLACEMENTS = {
@@ -43,13 +42,11 @@ _swapped: dict[str, tuple[Any, Any]] = {}
 def patch() -> None:
     """Puts this library's functions in the place of TRL's, in every module of it that is loaded.
 
-    A second call does nothing. Raises ImportError where TRL is not a version of `KNOWN`.
+    A second call does nothing. Raises RuntimeError where TRL is of a version that is not known.
     """
     if _swapped:
         return
-    version = importlib.import_module("trl").__version__
-    if version not in KNOWN:
-        raise ImportError(f"tether.trl.patch: trl must be {', '.join(KNOWN)}, got {version}")
+    check_version("trl")
     found = {}
     for place, ours in _REPLACEMENTS.items():
         module, _, path = place.partition(":")

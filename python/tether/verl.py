@@ -15,7 +15,6 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
-import verl
 from torch import Tensor
 from verl.trainer.ppo import core_algos
 from verl.utils import torch_functional
@@ -24,6 +23,7 @@ from tether import reference
 from tether._objectives import objectives
 from tether._ops import has_kernel
 from tether._peer_batch import Batch, Metrics
+from tether._trainers import check_version
 from tether._verl_losses import LOSSES, Loss, of_catalogue
 from tether.advantages import advantage, advantages, generalized_advantage_estimation
 from tether.logits import token_logps
@@ -31,15 +31,6 @@ from tether.reference.kl import low_var_kl
 from tether.reference.numbers import with_gradient_of
 
 __all__ = ["PARTS", "patch", "register_loss", "unpatch"]
-
-_KNOWN = ("0.9.1",)
-
-
-def _check_version() -> None:
-    if verl.__version__ not in _KNOWN:
-        known = " or ".join(_KNOWN)
-        raise RuntimeError(f"tether.verl: verl must be {known}, got {verl.__version__}")
-
 
 # ---- losses --------------------------------------------------------------------------------------
 
@@ -63,7 +54,7 @@ def _register(name: str, loss: Loss, options: dict[str, Any]) -> None:
         config: Any = None,
         rollout_is_weights: Tensor | None = None,
     ) -> tuple[Tensor, Metrics]:
-        _check_version()
+        check_version("verl")
         batch = Batch(log_prob, old_log_prob, advantages, response_mask, rollout_is_weights)
         return loss(batch, loss_agg_mode, config, **options)
 
@@ -121,7 +112,7 @@ def _register_estimator(name: str) -> None:
         config: Any = None,
         **others: Any,
     ) -> tuple[Tensor, Tensor]:
-        _check_version()
+        check_version("verl")
         if index is None:
             raise ValueError(f"tether.verl: index (uid) must be given for tether_{name}, got none")
         batch = (token_level_rewards, response_mask, index)
@@ -229,7 +220,7 @@ def patch(*parts: str) -> None:
     Patching twice is patching once. RuntimeError for a verl that is not known, ValueError for an
     unknown part.
     """
-    _check_version()
+    check_version("verl")
     for name in _names(parts or [part for part in PARTS if part != "kl"]):
         _swap(name, _OWN[name], _OURS[name])
 

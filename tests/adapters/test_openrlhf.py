@@ -175,7 +175,7 @@ def test_patches_are_taken_back_and_checks_stay(losses, monkeypatch):
     finally:
         adapter.unpatch()
     assert losses.PolicyLoss is sys.modules["openrlhf.models"].PolicyLoss is own
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.12.0")
+    monkeypatch.setattr("tether._trainers.version_of", lambda name: "0.12.0")
     with pytest.raises(RuntimeError) as caught:
         adapter.patch()
     assert str(caught.value) == "tether.openrlhf: openrlhf must be 0.11.2, got 0.12.0"

@@ -13,7 +13,7 @@ import sys
 import pytest
 import torch
 
-verl = pytest.importorskip("verl")
+pytest.importorskip("verl")
 
 import hydra  # noqa: E402
 import numpy as np  # noqa: E402
@@ -218,7 +218,7 @@ def test_what_cannot_be_said_is_refused():
 
 
 def test_an_unknown_verl_is_refused(monkeypatch):
-    monkeypatch.setattr(verl, "__version__", "0.10.0")
+    monkeypatch.setattr("tether._trainers.version_of", lambda name: "0.10.0")
     message = "^tether.verl: verl must be 0.9.1, got 0.10.0$"
     with pytest.raises(RuntimeError, match=message):
         adapter.patch()

@@ -1,0 +1,26 @@
+"""The trainers that have an adapter here, and the versions that it is tested with."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+
+KNOWN = {"openrlhf": ("0.11.2",), "trl": ("1.16.0",), "verl": ("0.9.1",)}
+
+
+@functools.cache
+def version_of(package: str) -> str | None:
+    """That is installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_version(trainer: str) -> None:
+    """Raises RuntimeError where another version is installed, or none."""
+    version = version_of(trainer)
+    if version not in KNOWN[trainer]:
+        known = " or ".join(KNOWN[trainer])
+        got = "none" if version is None else version
+        raise RuntimeError(f"tether.{trainer}: {trainer} must be {known}, got {got}")
