@@ -87,7 +87,9 @@ def load(name, *, root=None, absent=()):
     for length in range(1, len(packages) + 1):
         package = StandInModule(".".join(packages[:length]))
         package.__path__ = [str(pathlib.Path(folder, *packages[1:length]))]
-        sys.modules.setdefault(package.__name__, package)
+        package = sys.modules.setdefault(package.__name__, package)
+        if length > 1:
+            setattr(sys.modules[".".join(packages[: length - 1])], packages[length - 1], package)
     return importlib.import_module(name)
 
 
