@@ -19,7 +19,7 @@ class AnyAttribute(type):
     def __getattr__(cls, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        return StandIn()
+        return type(name, (StandIn,), {})
 
 
 class StandIn(metaclass=AnyAttribute):

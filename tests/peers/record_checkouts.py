@@ -1,11 +1,11 @@
-"""Records the losses of slime, ROLL, NeMo-RL and prime-rl, of checkouts in one folder, on random
-ragged batches.
+"""Records the losses of slime, ROLL, NeMo-RL, prime-rl and open-instruct, of checkouts in one
+folder, on random ragged batches.
 
     build/peers/parts/bin/python tests/peers/record_checkouts.py FOLDER
 
-where FOLDER has slime, ROLL, NeMo-RL and prime-rl. It writes
-tests/golden/peers/{slime,roll,nemo_rl,prime_rl}_policy.json. Their modules of losses are loaded
-alone (parts.py), and log-probabilities are given instead of computed by a model.
+where FOLDER has slime, ROLL, NeMo-RL, prime-rl and open-instruct. It writes
+tests/golden/peers/{slime,roll,nemo_rl,prime_rl,open_instruct}_policy.json. Their modules of losses
+are loaded alone (parts.py), and log-probabilities are given instead of computed by a model.
 """
 
 import pathlib
@@ -328,6 +328,55 @@ def prime_case(seed, loss, options):
     return case_of(seed, f"{loss} {options}", settings, evaluate, per_token=seed % 2 == 1)
 
 
+# ---- open-instruct -------------------------------------------------------------------------------
+
+OPEN = parts.load(
+    "open_instruct.grpo_utils",
+    root=FOLDER / "open-instruct",
+    absent=("datasets", "pandas", "ray", "transformers", "wandb", "open_instruct.utils"),
+)
+
+OPEN_DEFAULTS = {
+    "loss_fn": "dapo",
+    "clip_lower": 0.2,
+    "clip_higher": 0.272,
+    "use_rho_correction": True,
+    "rho_clamp_lower_bound": 0.0,
+    "rho_clamp_upper_bound": 1.2,
+    "rho_mask_lower_bound": 0.0,
+    "rho_mask_upper_bound": 0.0,
+    "rho_mask_sequence_level": False,
+    "rho_mask_tv_divergence": False,
+}
+OPEN_MASK = {"rho_mask_lower_bound": 0.8, "rho_mask_upper_bound": 1.3}
+OPEN_PLANS = [
+    {"use_rho_correction": False},
+    {},
+    {"loss_fn": "cispo", "rho_clamp_lower_bound": 0.85},
+    OPEN_MASK,
+    OPEN_MASK | {"rho_mask_sequence_level": True, "rho_mask_upper_bound": 1.1},
+    *({"rho_mask_tv_divergence": True, "rho_mask_upper_bound": high} for high in (0.15, 0.1)),
+]
+
+
+def open_instruct(batch, settings):
+    mask = batch["response_mask"] > 0
+    loss_fn = OPEN.GRPOLossType(settings["loss_fn"])
+    config = Namespace(**settings | {"loss_fn": loss_fn})
+    advantages = by_token(batch["advantages"], mask)
+    arrays = (batch["old_logps"], batch["rollout_logps"], mask, advantages)
+    weights = OPEN.compute_rho_correction(*arrays, config).weights
+    ratio = (batch["logps"] - batch["old_logps"]).exp()
+    arrays = (batch["logps"], ratio, advantages, None, config, weights)
+    return OPEN.masked_mean(OPEN.compute_grpo_loss(*arrays)[0], mask)
+
+
+def open_case(seed, changes):
+    settings = OPEN_DEFAULTS | changes
+    name = ", ".join(f"{key} {value}" for key, value in changes.items()) or "defaults"
+    return case_of(seed, name, settings, lambda live: open_instruct(live, settings))
+
+
 def main():
     functions = [SLIME.policy_loss_function]
     plans = SLIME_PLANS + SLIME_PENALTIES
@@ -340,6 +389,9 @@ def main():
     cases = [prime_case(seed, *each) for seed, each in enumerate(PRIME_PLANS)]
     functions = [PRIME.default_loss_fn, PRIME.ipo_loss_fn, PRIME.compute_loss]
     write("prime_rl", "prime-rl", functions, cases)
+    cases = [open_case(seed, each) for seed, each in enumerate(OPEN_PLANS)]
+    functions = [OPEN.compute_rho_correction, OPEN.compute_grpo_loss]
+    write("open_instruct", "open-instruct", functions, cases)
 
 
 if __name__ == "__main__":

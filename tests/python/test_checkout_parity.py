@@ -1,4 +1,4 @@
-"""tether against the losses of slime, ROLL, NeMo-RL and prime-rl, as recorded by
+"""tether against the losses of slime, ROLL, NeMo-RL, prime-rl and open-instruct, as recorded by
 tests/peers/record_checkouts.py.
 
 ROLL's mean of tokens is over the sum of all slots, padding too; the test of it has both numbers.
@@ -15,6 +15,7 @@ SLIME = recording("slime_policy")["cases"]
 ROLL = recording("roll_policy")["cases"]
 NEMO = recording("nemo_rl_policy")["cases"]
 PRIME = recording("prime_rl_policy")["cases"]
+OPEN = recording("open_instruct_policy")["cases"]
 UNBOUNDED = {"truncated_importance": {"high": math.inf}}
 
 
@@ -293,11 +294,72 @@ def test_the_dialects_defaults_are_prime_rls(loss):
     assert_equal(case, *policy_loss(case, objective=f"prime_rl.{loss}", old_logps=rollout))
 
 
+# ---- open-instruct -------------------------------------------------------------------------------
+
+
+def open_surrogate(settings):
+    low, high = settings["clip_lower"], settings["clip_higher"]
+    if settings["loss_fn"] == "cispo":
+        return {"objective": "cispo", "ratio_high": 1 + high, "aggregation": "token_mean"}
+    return {"objective": "dapo", "epsilon_low": low, "epsilon_high": high}
+
+
+def open_instruct(case):
+    """What the mask takes out is counted, and the others have truncated weights; of answers both
+    are of the geometric mean."""
+    settings = case["settings"]
+    tokens = token_counts(torch.tensor(case["response_mask"]))["policy"]
+    out = open_surrogate(settings) | {"normalizer": tether.Normalizer(policy=tokens)}
+    if not settings["use_rho_correction"]:
+        return out
+    level = {"level": "sequence_mean" if settings["rho_mask_sequence_level"] else "token"}
+    low, high = (settings[f"rho_clamp_{side}_bound"] for side in ("lower", "upper"))
+    weights = {"truncated_importance": {"low": low, "high": high} | level}
+    low, high = (settings[f"rho_mask_{side}_bound"] for side in ("lower", "upper"))
+    if settings["rho_mask_tv_divergence"]:
+        weights["ratio_tv_gate"] = {"high": high}
+    elif high:
+        weights["ratio_gate"] = {"low": low, "high": high} | level
+    return out | {"weights": weights}
+
+
+def is_of_tv(case):
+    return case["settings"]["rho_mask_tv_divergence"]
+
+
+@named([case for case in OPEN if not is_of_tv(case)])
+def test_open_instruct(case):
+    assert_equal(case, *policy_loss(case, **open_instruct(case)))
+
+
+@named([case for case in OPEN if is_of_tv(case)])
+def test_open_instructs_gate_by_total_variation_takes_tokens(case):
+    """Those that widen the gap, of an answer that is beyond the bound. ratio_tv_gate takes the
+    answer, and counts a ratio above 2 as 2."""
+    batch, high = batch_of(case), case["settings"]["rho_mask_upper_bound"]
+    mask = batch["response_mask"]
+    x = (batch["old_logps"] - batch["rollout_logps"]) * mask
+    tokens = mask.sum(1).clamp(min=1)
+    beyond = ((x.exp() - 1).abs().sum(1) / tokens > high)[:, None]
+    widens = x * batch["advantages"][:, None] > 0
+    assert (beyond & widens & (mask > 0)).any() and (beyond & ~widens & (mask > 0)).any()
+    changes = open_instruct(case)
+    gated = policy_loss(case, **changes)
+    del changes["weights"]["ratio_tv_gate"]
+    kept = (~(beyond & widens)).double()
+    assert_equal(case, *policy_loss(case, **changes, token_weights=kept))
+    left = ((x.exp().clamp(max=2) - 1).abs().sum(1) / tokens > high)[:, None]
+    answers = (~left).double().expand(mask.shape)
+    ungated = policy_loss(case, **changes, token_weights=answers)
+    for actual, expected in zip(gated, ungated, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-15)
+
+
 # ---- what is recorded ----------------------------------------------------------------------------
 
 
 def test_the_recordings_cover_what_differs():
-    for name in ("slime", "roll", "nemo_rl", "prime_rl"):
+    for name in ("slime", "roll", "nemo_rl", "prime_rl", "open_instruct"):
         head = recording(f"{name}_policy")
         assert len(head[name]) == 40  # of a commit
         assert all(any(not any(row) for row in case["response_mask"]) for case in head["cases"])
