@@ -47,3 +47,20 @@ def token_counts(mask):
     """The denominators of a batch by its mask, whatever a weight takes out."""
     rows = mask.sum(1)
     return {"policy": int(rows.sum()), "sequences": int((rows > 0).sum())}
+
+
+def sides(cases, low, high):
+    """Where good and bad tokens of the cases are to the bounds of the ratio: 6 if everywhere."""
+    found = set()
+    for case in cases:
+        batch = batch_of(case)
+        mask, advantages = batch["response_mask"] > 0, batch["advantages"]
+        ratios = (batch["logps"] - batch["old_logps"]).exp()
+        good = advantages if advantages.dim() == 2 else advantages[:, None].expand(mask.shape)
+        where = (ratios > low).int() + (ratios > high).int()
+        found |= set(zip((good > 0)[mask].tolist(), where[mask].tolist(), strict=True))
+    return found
+
+
+def has_empty_rows(cases):
+    return all(any(not any(row) for row in case["response_mask"]) for case in cases)

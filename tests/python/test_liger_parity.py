@@ -7,7 +7,16 @@ has both numbers.
 import pytest
 import tether
 import torch
-from recordings import assert_equal, batch_of, policy_loss, recording, tensor, token_counts
+from recordings import (
+    assert_equal,
+    batch_of,
+    has_empty_rows,
+    policy_loss,
+    recording,
+    sides,
+    tensor,
+    token_counts,
+)
 
 GRPO = recording("liger_grpo")
 PREFERENCE = recording("liger_preference")["cases"]
@@ -250,4 +259,4 @@ def test_the_recording_covers_what_differs():
     }  # fmt: skip
     weighed = [case for case in GRPO["cases"] if case["engine_ratio"]]
     assert {len(case["engine_ratio"][0]) for case in weighed} == {1, 6}
-    assert all(any(not any(row) for row in case["response_mask"]) for case in GRPO["cases"])
+    assert len(sides(GRPO["cases"], 0.8, 1.28)) == 6 and has_empty_rows(GRPO["cases"])
