@@ -206,15 +206,22 @@ def nemo_weights(options):
     return {"truncated_importance": {"low": low, "high": high, "level": level}}
 
 
+def nemo_name(options):
+    if options["use_cispo"] or options["disable_ppo_ratio"]:
+        return "cispo" if options["use_cispo"] else "reinforce"
+    return "gspo" if options["sequence_level_importance_ratios"] else "grpo"
+
+
 def nemo_surrogate(case):
     options = case["settings"]["options"]
     low, high = options["ratio_clip_min"], options["ratio_clip_max"]
-    if options["use_cispo"]:
-        return {"objective": "nemo_rl.cispo", "ratio_low": 1 - low, "ratio_high": 1 + high}
-    if options["disable_ppo_ratio"]:
-        return {"objective": "nemo_rl.reinforce"}
-    name = "gspo" if options["sequence_level_importance_ratios"] else "grpo"
-    out = {"objective": f"nemo_rl.{name}", "epsilon_low": low, "epsilon_high": high}
+    name = nemo_name(options)
+    out = {"objective": f"nemo_rl.{name}"}
+    if name == "reinforce":
+        return out
+    if name == "cispo":
+        return out | {"ratio_low": 1 - low, "ratio_high": 1 + high}
+    out |= {"epsilon_low": low, "epsilon_high": high}
     if options["force_on_policy_ratio"]:
         out["old_logps"] = None
     return out | {"dual_clip": options["ratio_clip_c"] or math.inf}

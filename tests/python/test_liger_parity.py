@@ -21,6 +21,7 @@ from recordings import (
 GRPO = recording("liger_grpo")
 PREFERENCE = recording("liger_preference")["cases"]
 FUSED = recording("liger_fused")["cases"]
+HEADS = [case for case in FUSED if case["settings"]["loss"] != "jsd"]
 
 
 def is_padded(case):
@@ -76,27 +77,25 @@ def surrogate(case):
     return out | {"objective": "ppo", "level": level} | epsilons
 
 
-def evaluated(case):
+def settings_of(case):
     """Rows without tokens count as sequences; a step's tokens may be given."""
     settings, mask = case["settings"], torch.tensor(case["response_mask"])
     tokens = settings["num_items_in_batch"] or token_counts(mask)["policy"]
     correction = "ratio" if settings["importance_sampling_level"] == "token" else "level_ratio"
-    return policy_loss(
-        case,
-        beta=settings["beta"],
-        aggregation=AGGREGATIONS[settings["loss_type"]],
-        constant=settings["max_completion_length"],
-        kl_estimator="k3",
-        kl_gradient="k3",
-        kl_correction=correction if settings["use_bias_correction_kl"] else "none",
-        normalizer=tether.Normalizer(policy=tokens, sequences=len(mask)),
-        **surrogate(case),
-    )
+    return surrogate(case) | {
+        "beta": settings["beta"],
+        "aggregation": AGGREGATIONS[settings["loss_type"]],
+        "constant": settings["max_completion_length"],
+        "kl_estimator": "k3",
+        "kl_gradient": "k3",
+        "kl_correction": correction if settings["use_bias_correction_kl"] else "none",
+        "normalizer": tether.Normalizer(policy=tokens, sequences=len(mask)),
+    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_the_policys_loss_equals_liger(case):
-    assert_equal(case, *evaluated(case))
+    assert_equal(case, *policy_loss(case, **settings_of(case)))
 
 
 @pytest.mark.parametrize("case", PADDED, ids=lambda case: case["name"])
@@ -104,7 +103,7 @@ def test_padding_enters_ligers_luspo_and_not_tethers(case):
     """Liger: mean over all slots of n_i times the term. tether: the mean over rows of the sum over
     the tokens."""
     settings = case["settings"]
-    loss, gradient = evaluated(case)
+    loss, gradient = policy_loss(case, **settings_of(case))
     batch = batch_of(case)
     mask = batch["response_mask"]
     terms = tether.policy_token_losses(
@@ -161,33 +160,31 @@ def with_no_answer(case, logps):
     return {name: torch.cat(each) for name, each in columns.items()}
 
 
+OF_ANSWERS = {"sigmoid": "dpo", "hinge": "hinge", "bco_pair": "dpo", "nca_pair": "dpo",
+              "apo_zero": "kto", "kto": "kto", "sppo_hard": "sppo"}  # fmt: skip
+
+
 def answer_loss(case, logps):
-    settings = case["settings"]
-    loss, beta = settings["loss_type"], settings["beta"]
-    arrays = (logps, tensor(case["ref_logps"]), torch.tensor(case["response_mask"]))
-    if loss in ("sigmoid", "hinge"):
-        objective = {"sigmoid": "dpo", "hinge": "hinge"}[loss]
-        return tether.preference_loss(*arrays, objective=objective, beta=beta).loss
+    """apo_zero is KTO's with the means of both labels, sppo_hard SPPO with advantages of 1 and -1
+    and the reference as the old policy."""
+    loss, beta = case["settings"]["loss_type"], case["settings"]["beta"]
+    objective, ref_logps = OF_ANSWERS[loss], tensor(case["ref_logps"])
+    mask = torch.tensor(case["response_mask"])
+    if objective == "sppo":
+        signs, normalizer = tensor([1, 1, 1, -1, -1, -1]), tether.Normalizer(sequences=3)
+        batch = {"old_logps": ref_logps, "normalizer": normalizer, "eta": 0.5 / beta}
+        return tether.policy_loss(logps, signs, mask, objective=objective, **batch).loss
+    settings = {"objective": objective, "beta": beta}
     if loss in ("bco_pair", "nca_pair"):
         rows = with_no_answer(case, logps)
-        arrays, weights = (rows["logps"], rows["ref_logps"], rows["mask"]), rows["weights"]
-        settings = {"answer_weights": weights.double(), "pairs": 3}
-        return tether.preference_loss(*arrays, objective="dpo", beta=beta, **settings).loss
-    if loss in ("apo_zero", "kto"):  # the first is the second with the means of both labels
-        labels = torch.tensor(case.get("labels", [True] * 3 + [False] * 3))
+        logps, ref_logps, mask = rows["logps"], rows["ref_logps"], rows["mask"]
+        settings |= {"answer_weights": rows["weights"].double(), "pairs": 3}
+    elif objective == "kto":
+        labels = case.get("labels", [True] * 3 + [False] * 3)
         baselines = case.get("baselines")
-        settings = {"baselines": None if baselines is None else tensor(baselines)}
-        settings |= {"pairs": 3} if loss == "apo_zero" else {}
-        arrays = {"labels": labels, **settings}
-        return tether.preference_loss(
-            logps, tensor(case["ref_logps"]), torch.tensor(case["response_mask"]), objective="kto",
-            beta=beta, **arrays,
-        ).loss  # fmt: skip
-    signs = tensor([1, 1, 1, -1, -1, -1])
-    normalizer = tether.Normalizer(sequences=3)
-    batch = {"old_logps": arrays[1], "response_mask": arrays[2], "normalizer": normalizer}
-    assert loss == "sppo_hard"
-    return tether.policy_loss(logps, signs, **batch, objective="sppo", eta=0.5 / beta).loss
+        settings |= {"labels": torch.tensor(labels), "pairs": 3 if loss == "apo_zero" else None}
+        settings |= {"baselines": None if baselines is None else tensor(baselines)}
+    return tether.preference_loss(logps, ref_logps, mask, **settings).loss
 
 
 @pytest.mark.parametrize("case", PREFERENCE, ids=lambda case: case["name"])
@@ -220,9 +217,7 @@ def of_head(case):
     }
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in FUSED if case["settings"]["loss"] != "jsd"], ids=lambda c: c["name"]
-)
+@pytest.mark.parametrize("case", HEADS, ids=lambda case: case["name"])
 def test_the_loss_from_logits_equals_liger(case):
     logits = torch.tensor(case["logits"]).requires_grad_()
     logps = tether.token_logps(logits, torch.tensor(case["targets"])).logps

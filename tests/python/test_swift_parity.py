@@ -91,7 +91,7 @@ def off_policy(case):
     return {"opsm": {"high": bound}}, int(mask[~left].sum())
 
 
-def evaluated(case):
+def settings_of(case):
     """The step's tokens divide what ms-swift takes over the window, its ranks multiply it."""
     settings = case["settings"]
     mask = torch.tensor(case["response_mask"])
@@ -108,14 +108,16 @@ def evaluated(case):
         sequences=len(mask),
         world_size=step["processes"] if windowed else 1,
     )
-    return policy_loss(
-        case,
-        beta=settings["beta"],
-        aggregation=AGGREGATIONS[settings["loss_type"]],
-        constant=settings["max_completion_length"],
-        normalizer=normalizer,
-        weights=weights or None,
-        **surrogate(settings) | changes,
+    return (
+        surrogate(settings)
+        | changes
+        | {
+            "beta": settings["beta"],
+            "aggregation": AGGREGATIONS[settings["loss_type"]],
+            "constant": settings["max_completion_length"],
+            "normalizer": normalizer,
+            "weights": weights or None,
+        }
     )
 
 
@@ -130,12 +132,12 @@ def kl_weights(case):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_the_loss_equals_swift(case):
-    assert_equal(case, *evaluated(case))
+    assert_equal(case, *policy_loss(case, **settings_of(case)))
 
 
 def test_a_hole_of_the_mask_ages_swifts_future_and_not_tethers():
     """ms-swift's weights are tether's of a mask without holes whose tokens there have not moved."""
-    loss, gradient = evaluated(HOLES)
+    loss, gradient = policy_loss(HOLES, **settings_of(HOLES))
     mask = batch_of(HOLES)["response_mask"]
     filled = mask.flip(1).cummax(1).values.flip(1)
     assert (filled != mask).any()

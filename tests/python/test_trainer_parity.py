@@ -101,22 +101,19 @@ def test_trinity(case):
     assert_equal(case, *policy_loss(case, normalizer=normalizer, **changes))
 
 
-def test_the_presets_are_trinitys_rec():
-    for mode, name in (
-        ("one-side", "rec_one_side"),
-        ("two-side", "rec_two_side"),
-        ("ring", "rec_ring"),
-    ):
-        (case,) = [
-            each
-            for each in TRINITY["cases"]
-            if each["settings"]["options"].get("clip_mode") == mode
-            and each["settings"]["options"].get("weight") == "none"
-        ]
-        assert_equal(
-            case,
-            *policy_loss(case, objective=name, weights=rec(case["settings"]["options"])["weights"]),
-        )
+PRESETS = {"rec_one_side": "one-side", "rec_two_side": "two-side", "rec_ring": "ring"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_presets_are_trinitys_rec(name):
+    (case,) = [
+        each
+        for each in TRINITY["cases"]
+        if each["settings"]["options"].get("clip_mode") == PRESETS[name]
+        and each["settings"]["options"].get("weight") == "none"
+    ]
+    weights = rec(case["settings"]["options"])["weights"]
+    assert_equal(case, *policy_loss(case, objective=name, weights=weights))
 
 
 # ---- AReaL ---------------------------------------------------------------------------------------
@@ -269,13 +266,15 @@ def skyrl(case):
     }[loss]
 
 
+OF_FLOAT64 = ("sapo", "gspo", "importance_sampling", "cross_entropy")
+
+
 @named(SKYRL["cases"])
 def test_skyrl(case):
     changes = skyrl(case)
     weights = changes.pop("weights", {}) | skyrl_weights(case["settings"]["correction"])
     loss, gradient = policy_loss(case, aggregation="token_sum", weights=weights, **changes)
-    of_float64 = ("sapo", "gspo", "importance_sampling", "cross_entropy")
-    exact = {} if case["settings"]["loss"] in of_float64 else FLOAT32
+    exact = {} if case["settings"]["loss"] in OF_FLOAT64 else FLOAT32
     assert_equal(case, loss, gradient, **exact)
 
 
