@@ -15,14 +15,10 @@ import types
 import parts
 import recording
 import torch
-from recording import policy_batch, with_gradient
+from recording import by_token, policy_batch, with_gradient
 
 FOLDER = pathlib.Path(sys.argv[1])
 Namespace = types.SimpleNamespace
-
-
-def by_token(advantages, like):
-    return advantages if advantages.dim() == 2 else advantages[:, None].expand(like.shape)
 
 
 def case_of(seed, name, settings, evaluate, per_token=False, prepare=dict):
@@ -75,8 +71,6 @@ SLIME_PLANS = [
     {"eps_clip_c": 1.5},
     {"advantage_estimator": "gspo", "eps_clip": 0.05, "eps_clip_high": 0.1},
     {"advantage_estimator": "cispo"},
-    {"use_opsm": True},
-    {"use_opsm": True, "calculate_per_token_loss": True},
     {"use_tis": True},
     {"use_tis": True, "custom_tis_function_path": "icepop"},
     {"use_rollout_logprobs": True},
@@ -87,6 +81,10 @@ SLIME_PENALTIES = [
     for kind in ("k1", "k2", "k3", "low_var_kl")
     for unbiased in (False, True)
 ]
+SLIME_PLANS = dict(enumerate(SLIME_PLANS + SLIME_PENALTIES)) | {  # seeds where bounds matter
+    63: {"use_opsm": True},
+    129: {"use_opsm": True, "calculate_per_token_loss": True},
+}
 SLIME.load_function = lambda _: SLIME.icepop_function
 
 
@@ -152,6 +150,7 @@ ROLL_DEFAULTS = {
     "turns": False,  # the worker of agents, whose ratios are those of turns
     "is_weight": None,
     "filter": None,
+    "score_sign": 1,  # of the advantage
 }
 FILTER = {"agg_type": "token", "ratio_enabled": False, "diff_enabled": False}
 ROLL_PLANS = [
@@ -162,7 +161,6 @@ ROLL_PLANS = [
     {"variant": "topr", "options": {"topr_positive_weight": 1.5, "topr_negative_weight": 0.5}},
     {"variant": "topr"},
     {"variant": "cispo"},
-    {"variant": "cispo", "options": {"cispo_use_unified_mask": True, "cispo_epsilon_high": 0.25}},
     {"variant": "kimi15", "options": {"kimi15_tau": 0.5}},
     {"variant": "kimi15", "loss_agg_mode": "seq-mean-token-sum"},
     {"variant": "ppo", "kl_loss_coef": 0.25},
@@ -178,8 +176,12 @@ ROLL_PLANS = [
     {"variant": "tis", "turns": True},
     {"variant": "cispo", "turns": True},
 ]  # fmt: skip
-# Padding enters the mean of tokens.
-ROLL_PADDED = {"variant": "kimi15", "loss_agg_mode": "token-mean"}
+UNIFIED = {"cispo_use_unified_mask": True, "cispo_epsilon_high": 0.25}
+ROLL_PLANS = dict(enumerate(ROLL_PLANS)) | {
+    35: {"variant": "cispo", "options": UNIFIED},
+    36: {"variant": "topr", "score_sign": -1},
+    40: {"variant": "kimi15", "loss_agg_mode": "token-mean"},  # where padding enters
+}
 
 
 def roll_config(settings):
@@ -217,7 +219,7 @@ def roll(batch, settings):
         "advantages": by_token(batch["advantages"], mask) * mask,
         "infer_logprobs": batch["rollout_logps"],
         "input_ids": None,
-        "scores": batch["advantages"],
+        "scores": batch["advantages"] * settings["score_sign"],
     }
     counts = {"response_mask": mask.sum().item()}
     rows = {"response_mask": (mask.sum(1) > 0).sum().item()}
@@ -304,12 +306,12 @@ PRIME = parts.load(
     root=FOLDER / "prime-rl" / "src",
     absent=("prime_rl.configs", "prime_rl.utils"),
 )
-PRIME_PLANS = [
-    ("default", {"dppo_mask_low": 0.2, "dppo_mask_high": 0.2, "adv_tau": 1.0, "kl_tau": 1e-3}),
-    ("default", {"dppo_mask_low": 0.05, "dppo_mask_high": 0.1, "adv_tau": 1.0, "kl_tau": 0.2}),
-    ("ipo", {"ipo_threshold": 0.1, "adv_tau": 1.0, "kl_tau": 1e-3}),
-    ("ipo", {"ipo_threshold": 0.06, "adv_tau": 0.5, "kl_tau": 0.2}),
-]
+PRIME_PLANS = {
+    0: ("default", {"dppo_mask_low": 0.2, "dppo_mask_high": 0.2, "adv_tau": 1.0, "kl_tau": 1e-3}),
+    15: ("default", {"dppo_mask_low": 0.05, "dppo_mask_high": 0.1, "adv_tau": 1.0, "kl_tau": 0.2}),
+    2: ("ipo", {"ipo_threshold": 0.1, "adv_tau": 1.0, "kl_tau": 1e-3}),
+    3: ("ipo", {"ipo_threshold": 0.06, "adv_tau": 0.5, "kl_tau": 0.2}),
+}
 
 
 def prime(batch, loss, options):
@@ -379,14 +381,12 @@ def open_case(seed, changes):
 
 def main():
     functions = [SLIME.policy_loss_function]
-    plans = SLIME_PLANS + SLIME_PENALTIES
-    write("slime", "slime", functions, [slime_case(seed, each) for seed, each in enumerate(plans)])
+    write("slime", "slime", functions, [slime_case(*plan) for plan in SLIME_PLANS.items()])
     functions = [ANSWERS.ActorPGWorker.loss_func, TURNS.ActorWorker.loss_func]
-    plans = [*ROLL_PLANS, ROLL_PADDED]
-    write("roll", "ROLL", functions, [roll_case(seed, each) for seed, each in enumerate(plans)])
+    write("roll", "ROLL", functions, [roll_case(*plan) for plan in ROLL_PLANS.items()])
     cases = [nemo_case(seed, each) for seed, each in enumerate(NEMO_PLANS)]
     write("nemo_rl", "NeMo-RL", [NEMO.ClippedPGLossFn.__call__], cases)
-    cases = [prime_case(seed, *each) for seed, each in enumerate(PRIME_PLANS)]
+    cases = [prime_case(seed, *each) for seed, each in PRIME_PLANS.items()]
     functions = [PRIME.default_loss_fn, PRIME.ipo_loss_fn, PRIME.compute_loss]
     write("prime_rl", "prime-rl", functions, cases)
     cases = [open_case(seed, each) for seed, each in enumerate(OPEN_PLANS)]

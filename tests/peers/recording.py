@@ -49,6 +49,10 @@ def policy_batch(seed, *, rows=7, columns=6, per_token=False, spread=0.5, mismat
     return batch | {"response_mask": ragged_mask(generator, *shape, empty_row=True)}
 
 
+def by_token(advantages, like):
+    return advantages if advantages.dim() == 2 else advantages[:, None].expand(like.shape)
+
+
 def with_gradient(batch, name, evaluate):
     """What `evaluate` makes of the batch, a loss, and the gradient in the array of that name."""
     leaf = batch[name].clone().requires_grad_()

@@ -93,6 +93,7 @@ ROLL_LEVELS = {
     "segment": "turn_mean",
 }
 (PADDED,) = [case for case in ROLL if case["settings"]["loss_agg_mode"] == "token-mean"]
+(FLIPPED,) = [case for case in ROLL if case["settings"]["score_sign"] == -1]
 
 
 def roll_weights(settings):
@@ -158,7 +159,7 @@ def roll(case):
     return out | surrogate | penalty | {"weights": weights}
 
 
-@named([case for case in ROLL if case is not PADDED])
+@named([case for case in ROLL if case not in (PADDED, FLIPPED)])
 def test_roll(case):
     assert_equal(case, *policy_loss(case, **roll(case)))
 
@@ -178,12 +179,18 @@ def test_padding_enters_rolls_mean_of_tokens_and_not_tethers():
 
 
 def test_roll_tells_good_from_bad_by_the_score():
-    """tether by the sign of the advantage: the same where the score is the advantage."""
-    cases = [case for case in ROLL if case["settings"]["variant"] == "topr"]
-    assert len(cases) == 2
-    for case in cases:
-        advantages = tensor(case["advantages"])
-        assert (advantages > 0).any() and (advantages < 0).any()
+    """tether by the sign of the advantage. Of other scores ROLL's loss is REINFORCE of the good
+    rows and CISPO up to 1 of the others."""
+    good = tensor(FLIPPED["advantages"]) < 0
+    mask, settings = torch.tensor(FLIPPED["response_mask"]), roll(FLIPPED)
+    shared = {name: settings[name] for name in ("aggregation", "normalizer")}
+    parts = [
+        policy_loss(FLIPPED, objective=name, response_mask=mask * rows[:, None], **shared)
+        for name, rows in (("reinforce", good), ("roll.tis", ~good))
+    ]
+    loss, gradient = (sum(each) for each in zip(*parts, strict=True))
+    assert_equal(FLIPPED, loss, gradient)
+    assert abs(policy_loss(FLIPPED, **settings)[0] / loss - 1) > 1e-2
 
 
 # ---- NeMo-RL -------------------------------------------------------------------------------------

@@ -177,6 +177,7 @@ def test_areals_k3_is_of_the_inverse_ratio(case):
 
     documented, inverse = of_answers(x.exp() - 1 - x), of_answers((-x).exp() - 1 + x)
     assert ((documented <= gate["upper"]) != (inverse <= gate["upper"])).any()
+    assert (documented > gate["upper"]).any() and (inverse > gate["upper"]).any()
     changes = areal(case)
     ungated = changes | {"weights": {"truncated_importance": {"high": math.inf}}}
     for statistic, actual in ((documented, changes), (inverse, None)):
