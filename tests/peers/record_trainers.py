@@ -40,7 +40,7 @@ REC = {"epsilon_low": 0.2, "epsilon_high": 0.3, "epsilon_low_prime": 0.45,
 SEQUENCES = {"loss_agg_mode": "seq-mean-token-mean"}
 TRINITY_PLANS = [
     *(("rec", REC | {"clip_mode": mode, "weight": weight})
-      for mode in ("none", "one-side", "two-side", "ring")
+      for mode in ("none", "one-side", "two-side")
       for weight in ("none", "importance_sampling")),
     ("rec", REC | {"clip_mode": "two-side", "regularizer": "k2", "regularizer_coef": 0.3}),
     ("rec", REC | {"clip_mode": "none", "regularizer": "k2", "regularizer_coef": 0.3}),
@@ -59,6 +59,8 @@ TRINITY_PLANS = dict(enumerate(TRINITY_PLANS)) | {  # seeds where bounds matter
     63: ("ppo", {"clip_range": 0.2, "enable_sequence_masking": True,
                  "delta_sequence_masking": 0.05}),
     30: ("rec", REC | {"clip_mode": "gspo-one-side", "epsilon_low": 0.05, "epsilon_high": 0.05}),
+    46: ("rec", REC | {"clip_mode": "ring", "weight": "none"}),
+    80: ("rec", REC | {"clip_mode": "ring", "weight": "importance_sampling"}),
 }  # fmt: skip
 
 
@@ -184,7 +186,7 @@ OF_LOSS = {
     "cispo": {"cispo": {"cispo_eps_clip_low": 0.2, "cispo_eps_clip_high": 0.3}},
     "sapo": {"sapo": {"tau_pos": 1.5, "tau_neg": 2.0}},
 }
-DIVERGENCES = [("binary_tv", 0.1, 0.05), ("binary_kl", 0.03, 0.02)]
+DIVERGENCES = {31: ("binary_tv", 0.1, 0.05), 115: ("binary_kl", 0.03, 0.02)}
 
 
 def namespace(options):
@@ -216,9 +218,11 @@ def skyrl_case(seed, loss, changes, correction=None):
 def skyrl_cases():
     plans = [(loss, {}) for loss in SKYRL_LOSSES if loss != "dppo"]
     names = ("dppo_type", "delta_low", "delta_high")
-    plans += [("dppo", {"dppo": dict(zip(names, each, strict=True))}) for each in DIVERGENCES]
     plans += [("regular", {}, correction) for correction in CORRECTIONS]
-    return [skyrl_case(seed, *plan) for seed, plan in enumerate(plans)]
+    cases = [skyrl_case(seed, *plan) for seed, plan in enumerate(plans)]
+    for seed, each in DIVERGENCES.items():
+        cases.append(skyrl_case(seed, "dppo", {"dppo": dict(zip(names, each, strict=True))}))
+    return cases
 
 
 def main():
