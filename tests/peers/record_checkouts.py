@@ -380,12 +380,14 @@ def open_case(seed, changes):
 
 
 def main():
-    functions = [SLIME.policy_loss_function]
+    functions = [SLIME.policy_loss_function, SLIME.compute_gspo_kl]
+    functions += [DENOMINATORS.get_sum_of_sample_mean]
     write("slime", "slime", functions, [slime_case(*plan) for plan in SLIME_PLANS.items()])
-    functions = [ANSWERS.ActorPGWorker.loss_func, TURNS.ActorWorker.loss_func]
+    functions = [ANSWERS.ActorPGWorker.loss_func, TURNS.ActorWorker.loss_func, ANSWERS.agg_loss]
+    functions += [ANSWERS.compute_train_infer_correction, TURNS.compute_segment_masked_mean]
     write("roll", "ROLL", functions, [roll_case(*plan) for plan in ROLL_PLANS.items()])
     cases = [nemo_case(seed, each) for seed, each in enumerate(NEMO_PLANS)]
-    write("nemo_rl", "NeMo-RL", [NEMO.ClippedPGLossFn.__call__], cases)
+    write("nemo_rl", "NeMo-RL", [NEMO.ClippedPGLossFn.__call__, NEMO.calculate_kl], cases)
     cases = [prime_case(seed, *each) for seed, each in PRIME_PLANS.items()]
     functions = [PRIME.default_loss_fn, PRIME.ipo_loss_fn, PRIME.compute_loss]
     write("prime_rl", "prime-rl", functions, cases)

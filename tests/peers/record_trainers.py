@@ -6,6 +6,7 @@ writes tests/golden/peers/{trinity,areal,skyrl}_policy.json and areal_m2po.json.
 losses are loaded alone (parts.py). SkyRL's ratios, and AReaL's of its gates, are float32.
 """
 
+import sys
 import types
 
 import parts
@@ -227,14 +228,21 @@ def skyrl_cases():
 
 def main():
     cases = [trinity_case(seed, *plan) for seed, plan in TRINITY_PLANS.items()]
-    recording.write("trinity_policy.json", "trinity-rft", list(TRINITY.values()), cases)
+    functions = [*TRINITY.values(), sys.modules["trinity.algorithm.utils"].aggregate_loss]
+    recording.write("trinity_policy.json", "trinity-rft", functions, cases)
     cases = [areal_case(seed, *plan) for seed, plan in enumerate(AREAL_PLANS)]
-    recording.write("areal_policy.json", "areal", [LOSSES.ppo_actor_loss_fn], cases)
+    functions = [LOSSES.ppo_actor_loss_fn, LOSSES.KLEstimator]
+    recording.write("areal_policy.json", "areal", functions, cases)
     thresholds = (0.04, 0.01, 0.002, 1e-9, 1.0)
     cases = [m2po_case(seed, threshold) for seed, threshold in enumerate(thresholds)]
     functions = [ACTOR._apply_m2po_masking, LOSSES.ppo_actor_loss_fn]
     recording.write("areal_m2po.json", "areal", functions, cases)
-    recording.write("skyrl_policy.json", "skyrl", list(SKYRL_LOSSES.values()), skyrl_cases())
+    functions = [
+        *dict.fromkeys(SKYRL_LOSSES.values()),
+        SKYRL.apply_off_policy_correction,
+        SKYRL.masked_mean,
+    ]
+    recording.write("skyrl_policy.json", "skyrl", functions, skyrl_cases())
 
 
 if __name__ == "__main__":
