@@ -20,9 +20,9 @@ inline constexpr std::tuple kLinkCatalogue{
     FormulaRow{"js", JensenShannon{}, "log sigmoid(S)", "arXiv:2309.16240, table 1",
                "rl/preference/divergence_links.h", "mpmath; TRL js_divergence"},
     FormulaRow{"alphapo", AlphaPo{}, "(1 - e^(-alpha S)) / alpha", "arXiv:2501.03884",
-               "rl/preference/alphapo.h", "mpmath"},
+               "rl/preference/alphapo.h", "mpmath; TRL CPO alpha"},
     FormulaRow{"log_odds", LogOdds{}, "S - log(1 - e^S)", "arXiv:2403.07691, eq. 4",
-               "rl/preference/log_odds.h", "mpmath"},
+               "rl/preference/log_odds.h", "mpmath; TRL orpo, float32; Liger orpo, float32"},
 };
 
 // visit(row) for every link.

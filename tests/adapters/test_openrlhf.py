@@ -4,7 +4,6 @@ Its loss module alone is loaded: the package around it imports deepspeed.
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 import itertools
 import pathlib

@@ -10,8 +10,8 @@ import tether.trl
 import torch
 
 pytest.importorskip("trl")
-import trl_runs  # noqa: E402
-from trl.trainer import utils as trl_utils  # noqa: E402
+import trl_runs
+from trl.trainer import utils as trl_utils
 
 PAGE = pathlib.Path(__file__).parent.parent.parent / "docs/trl.md"
 BOUND = 2e-6

@@ -13,7 +13,7 @@ import sys
 import pytest
 import torch
 
-pytest.importorskip("verl")
+verl = pytest.importorskip("verl")
 
 import hydra  # noqa: E402
 import numpy as np  # noqa: E402

@@ -33,16 +33,45 @@ def ragged_mask(generator, rows, columns, empty_row):
     return (mask & ~holes).long()
 
 
+def policy_batch(seed, *, rows=7, columns=6, per_token=False, spread=0.5, mismatch=0.3):
+    """Ragged rows, some empty, with what four policies think of their tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (rows, columns)
+    logps = -normal(generator, *shape).abs() - 0.25
+    batch = {"logps": logps, "advantages": normal(generator, *(shape if per_token else (rows,)))}
+    for name, start, far in (
+        ("old_logps", "logps", spread),
+        ("rollout_logps", "old_logps", mismatch),
+        ("ref_logps", "logps", spread),
+    ):
+        moved = batch[start] - grid(far * normal(generator, *shape))
+        batch[name] = moved.clamp(max=-1 / 16)  # of probabilities
+    return batch | {"response_mask": ragged_mask(generator, *shape, empty_row=True)}
+
+
+def by_token(advantages, like):
+    return advantages if advantages.dim() == 2 else advantages[:, None].expand(like.shape)
+
+
+def with_gradient(batch, name, evaluate):
+    """What `evaluate` makes of the batch, a loss, and the gradient in the array of that name."""
+    leaf = batch[name].clone().requires_grad_()
+    loss = evaluate(batch | {name: leaf})
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return {"loss": loss.detach(), f"d{name}": gradient}
+
+
 def plain(value):
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
-def write(name, package, functions, cases):
-    """tests/golden/peers/NAME: a line per case, below what was called and of which version."""
+def write(name, package, functions, cases, version=None):
+    """tests/golden/peers/NAME: a line per case, below what was called and of which version, the
+    installed one or the commit of a checkout."""
     sources = {pathlib.Path(inspect.getsourcefile(function)) for function in functions}
     head = {
         "functions": [f"{each.__module__}.{each.__qualname__}" for each in functions],
-        package: importlib.metadata.version(package),
+        package: version or importlib.metadata.version(package),
         "torch": torch.__version__,
         "sha256": {
             source.name: hashlib.sha256(source.read_bytes()).hexdigest()

@@ -1,0 +1,34 @@
+"""tether against verl's normalised weights and SPPO of its recipes, as recorded by
+tests/peers/record_verl_recipe.py."""
+
+import pytest
+import tether
+import torch
+from recordings import assert_equal, batch_of, policy_loss, recording, tensor
+
+NORMALIZED = recording("verl_normalized")
+SPPO = recording("verl_sppo")
+
+
+@pytest.mark.parametrize("case", NORMALIZED["cases"], ids=lambda case: case["name"])
+def test_normalized_importance_equals_verl(case):
+    batch, high = batch_of(case), case["settings"]["high"]
+    names = ("logps", "response_mask", "old_logps", "rollout_logps")
+    arrays = {name: batch[name] for name in names}
+    weights = tether.batch_weights("normalized_importance", **arrays, high=high)
+    active = batch["response_mask"] > 0
+    expected = tensor(case["weights"])
+    torch.testing.assert_close(weights[active], expected[active], rtol=1e-12, atol=0)
+    ratios = (batch["old_logps"] - batch["rollout_logps"]).exp()[active]
+    assert (ratios < high).any() and ((ratios > high).any() or high == 2)
+    assert abs(ratios.clamp(max=high).mean() - 1) > 1e-3  # the mean that they are divided by
+
+
+@pytest.mark.parametrize("case", SPPO["cases"], ids=lambda case: case["name"])
+def test_sppo_equals_verls_recipe(case):
+    eta = case["settings"]["eta"]
+    assert_equal(case, *policy_loss(case, objective="sppo", eta=eta))
+
+
+def test_the_recordings_are_of_known_versions():
+    assert NORMALIZED["verl"] == "0.9.1" and len(SPPO["verl-recipe"]) == 40
