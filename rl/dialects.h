@@ -20,12 +20,15 @@ struct Setting {
 struct Dialect {
   std::string_view name;
   std::string_view objective;
-  std::array<Setting, 5> settings = {};
+  std::array<Setting, 6> settings = {};
 };
+
+// The least ratio of verl, whose log-ratio is at least -20 where it is a weight.
+inline constexpr std::string_view kVerlRatioLow = "2.061153622438558e-09";
 
 // Of verl, whose penalty, where there is one, is low_var_kl.
 constexpr Dialect of_verl(std::string_view name, std::string_view objective,
-                          const std::array<Setting, 3>& own = {}) {
+                          const std::array<Setting, 4>& own = {}) {
   Dialect out{name, objective};
   size_t count = 0;
   for (; count < own.size() && !own[count].name.empty(); ++count) out.settings[count] = own[count];
@@ -55,9 +58,12 @@ inline constexpr std::array kDialects{
     of_verl("verl.geo_mean", "gmpo", {{{"log_ratio_low", "0.2"}, {"log_ratio_high", "0.2"}}}),
     of_verl("verl.dro", "dro"),
     of_verl("verl.cispo", "cispo", {{{"ratio_low", "0.8"}, {"ratio_high", "1.2"}}}),
-    of_verl("verl.dppo_tv", "dppo_tv", {{{"ratio_high", "3"}}}),
+    of_verl("verl.dppo_tv", "dppo_tv", {{{"ratio_low", kVerlRatioLow}, {"ratio_high", "3"}}}),
     of_verl("verl.dppo_kl", "dppo_kl",
-            {{{"ratio_high", "3"}, {"kl_mask.low", "0.2"}, {"kl_mask.high", "0.2"}}}),
+            {{{"ratio_low", kVerlRatioLow},
+              {"ratio_high", "3"},
+              {"kl_mask.low", "0.2"},
+              {"kl_mask.high", "0.2"}}}),
     of_verl("verl.clip_cov", "ppo"),
     Dialect{"verl.kl_cov", "kl_cov", {{{"beta", "0.1"}}}},
     Dialect{"openrlhf.ppo", "ppo"},

@@ -76,8 +76,8 @@ inline constexpr std::tuple kWeightCatalogue{
         "the mask",
         "OpenRLHF", "rl/policy/rejection.h", "mpmath; OpenRLHF binary_kl"},
     FormulaRow{"ratio_tv_gate", RatioTvGate{},
-               "1 where mean |min(e^x, 2) - 1| <= high, else out of the mask", "open-instruct",
-               "rl/policy/rejection.h", "mpmath"},
+               "1 where mean |min(e^x, 2) - 1| <= high, else out of the mask",
+               "after open-instruct", "rl/policy/rejection.h", "mpmath"},
 };
 
 // visit(row) for every weight.

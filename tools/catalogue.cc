@@ -3,6 +3,7 @@
 //   tether_catalogue FILE --write   writes FILE
 #include "rl/catalogue.h"
 
+#include <cctype>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -79,15 +80,32 @@ std::string batch_weight_table() {
   return out;
 }
 
+// "verl.vanilla" of "mpmath; verl vanilla; OpenRLHF ppo, token": whether the peer is among those
+// that a row agrees with, by the trainer's own name of its loss.
+bool is_compared(const tether::Dialect& dialect) {
+  std::string wanted, words;
+  for (const char c : dialect.name) wanted += c == '.' ? ' ' : c;
+  for (const auto& row : tether::kCatalogue) {
+    if (row.name != dialect.objective) continue;
+    for (const char c : row.agreement) {
+      words += c == '-' ? '_' : static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    }
+  }
+  const size_t at = words.find("; " + wanted);
+  if (at == std::string::npos) return false;
+  const size_t end = at + 2 + wanted.size();
+  return end == words.size() || words[end] == ';' || words[end] == ',';
+}
+
 std::string dialect_table() {
-  std::string out = "| name | objective | with |\n|---|---|---|\n";
+  std::string out = "| name | objective | with | compared |\n|---|---|---|---|\n";
   for (const auto& each : tether::kDialects) {
     std::string settings;
     for (const auto& [name, value] : settings_of(each)) {
       settings += (settings.empty() ? "`" : ", `") + std::string(name) + "` " + std::string(value);
     }
     out += "| `" + std::string(each.name) + "` | `" + std::string(each.objective) + "` | " +
-           settings + " |\n";
+           settings + (is_compared(each) ? " | yes |\n" : " | |\n");
   }
   return out;
 }
@@ -128,7 +146,9 @@ std::string page() {
          "## Policy objectives: ratio level, surrogate, weights, KL penalty, entropy, "
          "aggregation\n\n" +
          policy_table() +
-         "\n### By the trainers' names ([how](../docs/peers.md#by-the-trainers-name))\n\n" +
+         "\n### By the trainers' names ([how](../docs/peers.md#by-the-trainers-name))\n\n"
+         "Compared: with a recording of the trainer's loss of that name, in the row of the "
+         "objective.\n\n" +
          dialect_table() +
          "\n## Weights of tokens, of any policy objective ([how](../docs/weights.md))\n\n" +
          weight_table() +
