@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -73,6 +75,36 @@ def savable(value: Any) -> Any:
         return value
     inference = value.is_inference() and not torch.is_inference_mode_enabled()
     return value.clone() if inference else value
+
+
+# Words of TRL and verl.
+_WORDS = {
+    "clip_ratio_c": "dual_clip",
+    "clip_ratio_high": "epsilon_high",
+    "clip_ratio_low": "epsilon_low",
+    "delta": "dual_clip",
+    "entropy_coeff": "entropy_coef",
+    "epsilon": "epsilon_low",
+    "geo_mean": "gmpo",
+    "importance_sampling_level": "level",
+    "kl": "k1",
+    "kl_loss_coef": "beta",
+    "kl_loss_type": "kl_estimator",
+    "loss_agg_mode": "aggregation",
+    "mse": "k2",
+    "sequence": "sequence_mean",
+    "sigmoid": "dpo",
+    "vanilla": "ppo_dual_clip",
+}
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """For the end of an error: the known name that is meant, if one is."""
+    known = list(known)
+    meant = re.sub("^seq_", "sequence_", word.lower().replace("-", "_"))
+    meant = _WORDS.get(meant, meant)
+    found = [meant] if meant in known else difflib.get_close_matches(meant, known, 1, 0.8)
+    return f". Did you mean {found[0]}?" if found else ""
 
 
 def in_name_of(function: str, callee: str, run: Callable):

@@ -25,6 +25,7 @@ from tether._checks import (
     check_given,
     check_number,
     dtype_text,
+    hint,
     number_of,
     scalar,
     shape_text,
@@ -126,10 +127,17 @@ def checked_settings(
             numbers[option] = scalar(value)
         else:
             what, known = ("choice", choices) if isinstance(value, str) else ("option", options)
-            names = ", ".join(each + "_" * keyword.iskeyword(each) for each in known)
-            rule = f"must be one of {names}" if known else "must not be given"
-            raise ValueError(f'{function}: {what} {rule}, got "{name}"')
+            rule = (
+                f"must be one of {', '.join(map(_shown, known))}" if known else "must not be given"
+            )
+            meant = hint(name, map(_shown, (*options, *choices)))
+            raise ValueError(f'{function}: {what} {rule}, got "{name}"{meant}')
     return Settings(numbers, names)
+
+
+def _shown(option: str) -> str:
+    """As Python writes it."""
+    return option + "_" * keyword.iskeyword(option)
 
 
 def _checked_choice(function: str, name: str, value: Value, choice: Choice) -> str:
@@ -143,6 +151,7 @@ def _checked_choice(function: str, name: str, value: Value, choice: Choice) -> s
     if value not in choice.legal:
         raise ValueError(
             f'{function}: {name} must be one of {", ".join(choice.legal)}, got "{value}"'
+            f"{hint(value, choice.legal)}"
         )
     return value
 

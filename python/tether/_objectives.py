@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tether._checks import Number, check_strings
+from tether._checks import Number, check_strings, hint
 from tether._functions import DIALECTS, FUNCTIONS, LINKS, OBJECTIVES, WEIGHTS, Call
 from tether._lists import Choice, Option, Settings, Value, checked_settings
 
@@ -129,7 +129,10 @@ def _weight_settings(function: str, weights: Weights | None, own: Mapping[str, s
     out = Settings({}, {})
     for name, values in (weights or {}).items():
         if name not in _WEIGHTS:
-            raise ValueError(f'{function}: weights must be of {", ".join(_WEIGHTS)}, got "{name}"')
+            raise ValueError(
+                f'{function}: weights must be of {", ".join(_WEIGHTS)}, got "{name}"'
+                f"{hint(name, _WEIGHTS)}"
+            )
         if not isinstance(values, Mapping):
             raise TypeError(
                 f"{function}: weights of {name} must be a dict of its options, got "
@@ -173,6 +176,7 @@ def objective_call(
         known = _DIALECTS if family == "policy" and "." in objective else rows
         raise ValueError(
             f'{function}: objective must be one of {", ".join(known)}, got "{objective}"'
+            f"{hint(objective, known)}"
         )
     row = rows[objective]
     settings = checked_settings(function, row.options, row.choices, options)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import check_given, check_strings, in_name_of
+from tether._checks import check_given, check_strings, hint, in_name_of
 from tether._functions import ADVANTAGES, FUNCTIONS, Call
 from tether._lists import Choice, Option, Value, checked_settings
 
@@ -86,6 +86,7 @@ def advantage(
     if estimator not in _CATALOGUE:
         raise ValueError(
             f'{function}: estimator must be one of {", ".join(_CATALOGUE)}, got "{estimator}"'
+            f"{hint(estimator, _CATALOGUE)}"
         )
     of_rows = {
         "response_mask": response_mask,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tether._checks import check_strings
+from tether._checks import check_strings, hint
 from tether._functions import BATCH_WEIGHTS, FUNCTIONS, Call
 from tether._lists import Choice, Option, Value, checked_settings
 
@@ -61,7 +61,10 @@ def batch_weights(
     function = "batch_weights"
     check_strings(function, rule=rule)
     if rule not in _CATALOGUE:
-        raise ValueError(f'{function}: rule must be one of {", ".join(_CATALOGUE)}, got "{rule}"')
+        raise ValueError(
+            f'{function}: rule must be one of {", ".join(_CATALOGUE)}, got "{rule}"'
+            f"{hint(rule, _CATALOGUE)}"
+        )
     tensors = {
         "logps": logps,
         "response_mask": response_mask,

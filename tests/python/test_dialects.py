@@ -52,7 +52,9 @@ def test_an_unknown_one_lists_the_others(function):
     with pytest.raises(ValueError) as caught:
         getattr(tether, function)(**padded_batch(), objective="verl.gspoo")
     known = ", ".join(tether.dialects())
-    assert str(caught.value) == f'{function}: objective must be one of {known}, got "verl.gspoo"'
+    assert str(caught.value) == (
+        f'{function}: objective must be one of {known}, got "verl.gspoo". Did you mean verl.gspo?'
+    )
 
 
 def test_from_hidden_states():

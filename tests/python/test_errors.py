@@ -90,7 +90,9 @@ NUMBERS = {
     "beta must be at least 0 and finite, got nan": {"beta": math.nan},
     "constant must be greater than 0 and finite, got 0": {"constant": 0},
     f'option must be one of {KNOWN}, got "eps"': {"eps": 0.2},
-    f'objective must be one of {OBJECTIVES}, got "gropo"': {"objective": "gropo"},
+    f'objective must be one of {OBJECTIVES}, got "gropo". Did you mean grpo?': {
+        "objective": "gropo"
+    },
     f'level must be one of {", ".join(LEVELS)}, got "turn"': {"level": "turn"},
     "ratio_low must be at most ratio_high 1, got 2": {
         "objective": "cispo",
@@ -404,7 +406,9 @@ NUMBERS_IN_TENSORS = {
     ),
     "policy_loss: option must be one of epsilon_low, epsilon_high, dual_clip, log_ratio_low, "
     "log_ratio_high, beta, kl_ratio_high, entropy_coef, "
-    'constant, got "beta_"': lambda: tether.policy_loss(X, ADVANTAGES, ROWS, beta_=0.1),
+    'constant, got "beta_". Did you mean beta?': lambda: tether.policy_loss(
+        X, ADVANTAGES, ROWS, beta_=0.1
+    ),
     "policy_loss: offsets must be a tensor, got str": lambda: tether.policy_loss(
         X, ADVANTAGES, ROWS, offsets="x"
     ),
@@ -448,3 +452,28 @@ def test_a_number_in_a_tensor_of_any_shape_gives_a_scalar_elsewhere(monkeypatch)
         kl_correction="level_ratio",
     )
     assert empty.loss == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "meant"),
+    [
+        ({"aggregation": "token-mean"}, "token_mean"),
+        ({"aggregation": "seq-mean-token-sum"}, "sequence_mean_token_sum"),
+        ({"kl_estimator": "mse"}, "k2"),
+        ({"level": "sequence"}, "sequence_mean"),
+        ({"objective": "vanilla"}, "ppo_dual_clip"),
+        ({"epsilon": 0.2}, "epsilon_low"),
+        ({"loss_agg_mode": "token-mean"}, "aggregation"),
+        ({"weights": {"truncated-importance": {}}}, "truncated_importance"),
+    ],
+)
+def test_words_of_trainers_lead_to_ours(changes, meant):
+    said = message_of(ValueError, tether.policy_loss, {"objective": "ppo"} | changes)
+    assert said.endswith(f". Did you mean {meant}?")
+
+
+def test_a_word_that_is_like_none_leads_nowhere():
+    said = message_of(ValueError, tether.policy_loss, {"aggregation": "median"})
+    assert said.endswith('got "median"')
+    with pytest.raises(ValueError, match=r'got "sigmoid"\. Did you mean dpo\?$'):
+        tether.preference_loss(torch.zeros(2), torch.zeros(2), objective="sigmoid")

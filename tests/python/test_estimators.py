@@ -198,7 +198,7 @@ def test_advantage_by_name_refuses_what_it_does_not_know():
         'advantage: option must be one of gamma, got "lambda_"'
     )
     assert said("gae", rewards, mask, values=rewards, lamda=1.0) == (
-        'advantage: option must be one of gamma, lambda_, got "lamda"'
+        'advantage: option must be one of gamma, lambda_, got "lamda". Did you mean lambda_?'
     )
     assert said("opo", rewards[0], groups=3, lengths=mask[0], epsilon=1.0) == (
         'advantage: option must not be given, got "epsilon"'
