@@ -33,11 +33,18 @@
 #include "policy/topr.h"
 #include "policy/vespo.h"
 #include "policy_objective.h"
+#include "preference/apo.h"
+#include "preference/bco.h"
+#include "preference/discopop.h"
 #include "preference/dpo.h"
+#include "preference/exo.h"
 #include "preference/hinge.h"
 #include "preference/ipo.h"
 #include "preference/kto.h"
+#include "preference/nca.h"
 #include "preference/orpo.h"
+#include "preference/robust.h"
+#include "preference/sppo_pair.h"
 #include "preference_objective.h"
 
 namespace tether {
@@ -195,6 +202,31 @@ inline const std::array kPreferenceCatalogue{
                   "mpmath; TRL ipo; OpenRLHF DPOLoss", [] { return presets::ipo(); }},
     PreferenceRow{"hinge", "max(0, 1 - x)", "arXiv:2309.06657, eq. 9", "rl/preference/hinge.h",
                   "mpmath; TRL hinge; Liger hinge", [] { return presets::hinge(); }},
+    PreferenceRow{"robust", "-log sigmoid(x) - e / (1 - 2 e) x, e = label_smoothing",
+                  "arXiv:2403.00409", "rl/preference/robust.h", "mpmath; TRL robust",
+                  [] { return presets::robust(); }},
+    PreferenceRow{"exo_pair", "KL(Bernoulli(sigmoid(x)) || Bernoulli(1 - label_smoothing))",
+                  "arXiv:2402.00856, eq. 16", "rl/preference/exo.h",
+                  "mpmath; TRL exo_pair, float32", [] { return presets::exo_pair(); }},
+    PreferenceRow{"nca_pair",
+                  "-log sigmoid(u_c) - 1/2 log sigmoid(-u_c) - 1/2 log sigmoid(-u_r), u = beta S",
+                  "arXiv:2402.05369", "rl/preference/nca.h", "mpmath; TRL nca_pair",
+                  [] { return presets::nca_pair(); }},
+    PreferenceRow{"bco_pair", "-log sigmoid(u_c) - log sigmoid(-u_r)", "arXiv:2404.04656",
+                  "rl/preference/bco.h", "mpmath; TRL bco_pair",
+                  [] { return presets::bco_pair(); }},
+    PreferenceRow{"sppo_hard", "(h_c - 1 / (2 beta))^2 + (h_r + 1 / (2 beta))^2",
+                  "arXiv:2405.00675, eq. 4.7", "rl/preference/sppo_pair.h", "mpmath; TRL sppo_hard",
+                  [] { return presets::sppo_hard(); }},
+    PreferenceRow{"apo_zero", "1 - sigmoid(u_c) + sigmoid(u_r)", "arXiv:2408.06266, eq. 7",
+                  "rl/preference/apo.h", "mpmath; TRL apo_zero",
+                  [] { return presets::apo_zero(); }},
+    PreferenceRow{"apo_down", "sigmoid(u_c) + 1 - sigmoid(x)", "arXiv:2408.06266, eq. 8",
+                  "rl/preference/apo.h", "mpmath; TRL apo_down",
+                  [] { return presets::apo_down(); }},
+    PreferenceRow{"discopop", "(1 - m) -log sigmoid(x) + m e^-x, m = sigmoid(x / tau)",
+                  "arXiv:2406.08414, eq. 5", "rl/preference/discopop.h", "mpmath; TRL discopop",
+                  [] { return presets::discopop(); }},
     PreferenceRow{"orpo", "NLL of the chosen - loss_weight log sigmoid(x), x the gap of log-odds",
                   "arXiv:2403.07691, eq. 6", "rl/preference/orpo.h",
                   "mpmath; TRL orpo, float32; Liger orpo, float32", [] { return presets::orpo(); }},
@@ -232,6 +264,14 @@ void for_each_preference_formula(Visit visit) {
   visit(LogisticPair{});
   visit(SquarePair{});
   visit(HingePair{});
+  visit(RobustPair{});
+  visit(ExoPair{});
+  visit(NcaPair{});
+  visit(BcoPair{});
+  visit(SquareAnswers{});
+  visit(ApoZero{});
+  visit(ApoDown{});
+  visit(DiscoPair{});
   visit(KahnemanTversky{});
 }
 

@@ -44,6 +44,10 @@ struct Pair {
   }
   // The implicit reward of the chosen answer above the rejected one's: beta gap.
   TETHER_FORMULA Number margin() const { return detail::scaled_reward(gap(), beta); }
+  // That of one of them alone, above its baseline.
+  TETHER_FORMULA Number reward_of(const Answer<Number>& answer) const {
+    return detail::scaled_reward(answer.score - answer.baseline, beta);
+  }
 };
 
 // One answer alone, and whether it is a good one.

@@ -34,7 +34,8 @@ class Batch(NamedTuple):
         out = policy_loss(**arguments)
         values = out.metrics.to_dict()
         low, high = (math.exp(each) for each in clamp)
-        if values["ratio_min"] < low or values["ratio_max"] > high:
+        beyond = values["ratio_min"] < low or values["ratio_max"] > high
+        if beyond or (values["nonfinite"] > 0 and (low > 0 or high < math.inf)):
             within = self.within(*clamp, of_answers)
             out = policy_loss(**{**arguments, **within})
             values = out.metrics.to_dict()

@@ -198,9 +198,36 @@ def rloo(own: Callable) -> Callable:
 
 # ---- DPOTrainer, KTOTrainer ----------------------------------------------------------------------
 
-_OF_ANSWERS = ("sigmoid", "hinge", "bco_pair", "apo_zero", "sft")
-_OF_MEANS = ("ipo", "sigmoid_norm")
+_OF_ANSWERS = {  # TRL's name: ours
+    "sigmoid": "dpo",
+    "hinge": "hinge",
+    "robust": "robust",
+    "exo_pair": "exo_pair",
+    "nca_pair": "nca_pair",
+    "bco_pair": "bco_pair",
+    "sppo_hard": "sppo_hard",
+    "apo_zero": "apo_zero",
+    "apo_down": "apo_down",
+    "discopop": "discopop",
+}
+_OF_MEANS = {"ipo": "ipo", "sigmoid_norm": "dpo"}
 _LINKS = {"reverse_kl": "reverse_kl", "forward_kl": "forward_kl", "js_divergence": "js"}
+_REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+class _WithReference(dict):
+    """Inputs whose reference is found where TRL asks for it: after the policy, so that dropout
+    draws the same numbers as in TRL."""
+
+    def __init__(self, inputs: dict, find: Callable):
+        super().__init__(inputs)
+        self.find = find
+
+    def __missing__(self, name: str) -> Tensor:
+        if name not in _REFERENCE:
+            raise KeyError(name)
+        self.update(zip(_REFERENCE, self.find(), strict=True))
+        return self[name]
 
 
 def dpo(own: Callable) -> Callable:
@@ -208,14 +235,13 @@ def dpo(own: Callable) -> Callable:
     def _compute_loss(self, model, inputs, return_outputs):
         if not _knows_dpo(self) or not has_kernel(inputs["input_ids"]):
             return own(self, model, inputs, return_outputs)
-        names = ("ref_chosen_logps", "ref_rejected_logps")
         if not self.precompute_ref_logps:
             reference = self.model if self.ref_model is None else self.ref_model
-            of_reference = self.compute_ref_log_probs(reference, inputs)
-            inputs = {**inputs, **dict(zip(names, of_reference, strict=True))}
+            plain = inputs
+            inputs = _WithReference(plain, lambda: self.compute_ref_log_probs(reference, plain))
         policy = _Record(model)
         out = own(_Seen(self, precompute_ref_logps=True), policy, inputs, return_outputs)
-        ref_logps = torch.cat([inputs[name] for name in names])
+        ref_logps = torch.cat([inputs[name] for name in _REFERENCE])
         mask = inputs["completion_mask"]
         logps = _logps(policy.results[0], mask)
         loss = sum(
@@ -232,7 +258,7 @@ def _knows_dpo(trainer: Any) -> bool:
     of_means = any(kind in _OF_MEANS for kind in trainer.loss_types)
     links = ("reverse_kl",) if of_means else _LINKS
     return (
-        all(kind in (*_OF_ANSWERS, *_OF_MEANS) for kind in trainer.loss_types)
+        all(kind in (*_OF_ANSWERS, *_OF_MEANS, "sft") for kind in trainer.loss_types)
         and trainer.f_divergence_type in links
         and trainer.ld_alpha is None
         and not trainer.use_weighting
@@ -247,26 +273,16 @@ def _dpo_loss(trainer: Any, kind: str, logps: Tensor, mask: Tensor, ref_logps: T
         ones = torch.ones_like(ref_logps[:count])
         return policy_loss(logps[:count], ones, mask[:count, 1:], objective="reinforce").loss
     answers, settings = logps.sum(1), {"beta": trainer.beta}
-    if kind == "apo_zero":  # a mean over answers; TRL's is over pairs
-        labels = torch.arange(2 * count, device=logps.device) < count
-        settings |= {"objective": "kto", "labels": labels, "loss_scale": 2}
-    elif kind == "bco_pair":  # each answer beside one whose log-ratio is 0
-        nothing = torch.zeros_like(ref_logps)
-        answers, ref_logps = (
-            torch.stack([each[:count], nothing[:count], nothing[:count], each[count:]]).view(-1)
-            for each in (answers, ref_logps)
-        )
-        settings |= {"objective": "dpo", "loss_scale": 2}
-    elif kind in _OF_MEANS:
+    if kind in _OF_MEANS:
         lengths = mask.sum(1).clamp(min=1.0)
         answers, ref_logps = answers / lengths, ref_logps / lengths
-        settings["objective"] = "ipo" if kind == "ipo" else "dpo"
-    else:
-        settings |= {
-            "objective": "dpo" if kind == "sigmoid" else kind,
-            "link": _LINKS[trainer.f_divergence_type],
-        }
-    return preference_loss(answers, ref_logps, **settings).loss
+        return preference_loss(answers, ref_logps, objective=_OF_MEANS[kind], **settings).loss
+    if kind in ("robust", "exo_pair"):
+        settings["label_smoothing"] = trainer.label_smoothing
+    if kind == "discopop":
+        settings["tau"] = trainer.args.discopop_tau
+    settings["link"] = _LINKS[trainer.f_divergence_type]
+    return preference_loss(answers, ref_logps, objective=_OF_ANSWERS[kind], **settings).loss
 
 
 def kto(own: Callable) -> Callable:

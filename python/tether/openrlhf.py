@@ -54,6 +54,8 @@ class _PolicyLoss:
         global_batch_size: float | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """The loss, clip_ratio, ppo_kl, vllm_kl and is_filter_ratio."""
+        if self.policy_loss_type not in ("ppo", "gspo"):  # which OpenRLHF refuses
+            return super().forward(log_probs, old_log_probs, advantages, action_mask)
         batch = Batch(log_probs, old_log_probs, advantages, action_mask)
         settings = {"epsilon_low": self.clip_eps_low, "epsilon_high": self.clip_eps_high}
         settings["dual_clip"] = math.inf if self.dual_clip is None else self.dual_clip
@@ -163,7 +165,7 @@ def patch() -> None:
     for name, forward in _FORWARDS.items():
         if name not in _OWN:
             _OWN[name] = getattr(home, name)
-            _OURS[name] = type(name, (forward, _OWN[name]), {"__module__": __name__})
+            _OURS[name] = type(name, (forward, _OWN[name]), {"__module__": home.__name__})
         _swap(name, _OWN[name], _OURS[name])
 
 

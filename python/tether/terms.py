@@ -8,7 +8,7 @@ import re
 import torch
 from torch import Tensor
 
-from tether._checks import Number, check_given, in_name_of
+from tether._checks import Number, check_floating, check_given, in_name_of
 from tether.policy import Normalizer, policy_loss, policy_token_losses
 
 
@@ -29,10 +29,11 @@ def aggregate(
     aggregation      as of policy_loss, with `constant` and `row_tokens`
     normalizer       counts of the optimizer step; None: of this batch
 
-    Differentiable once in terms. Finite terms beyond 1e14 (float64: 1e130) count as that, a term
-    that is not finite makes the result NaN. It is the loss of `reinforce` whose advantages are -1.
+    Differentiable once in terms. A term that is not finite makes the result NaN. It is the loss of
+    `reinforce` whose advantages are -1.
     """
     check_given("aggregate: terms", terms)
+    check_floating("aggregate: terms", terms)
 
     def run():
         return policy_loss(
@@ -78,6 +79,8 @@ def kl_terms(
     """
     function = "kl_terms"
     check_given(f"{function}: logps", logps)
+    check_given(f"{function}: ref_logps", ref_logps)
+    check_floating(f"{function}: logps", logps)
     options = {
         "kl_estimator": kl_estimator,
         "kl_gradient": kl_estimator if kl_gradient is None else kl_gradient,

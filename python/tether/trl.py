@@ -72,10 +72,12 @@ def _find(module: ModuleType, name: str) -> tuple[Any, str]:
 
 
 def _swap(place: str, old: Any, new: Any) -> None:
-    """A public function in every module of TRL that has imported it; others where they stand."""
+    """A public function in every module of TRL that has imported it; others where they stand. What
+    somebody else has put there stays."""
     module, _, path = place.partition(":")
     owner, name = _find(sys.modules[module], path)
-    setattr(owner, name, new)
+    if vars(owner).get(name) is old:
+        setattr(owner, name, new)
     if owner is sys.modules[module] and not name.startswith("_"):
         for loaded, each in list(sys.modules.items()):
             if loaded.startswith("trl.") and vars(each).get(name) is old:

@@ -20,6 +20,7 @@ from verl.trainer.ppo import core_algos
 from verl.utils import torch_functional
 
 from tether import reference
+from tether._checks import in_name_of
 from tether._objectives import objectives
 from tether._ops import has_kernel
 from tether._peer_batch import Batch, Metrics
@@ -27,6 +28,7 @@ from tether._trainers import check_version
 from tether._verl_losses import LOSSES, Loss, of_catalogue
 from tether.advantages import advantage, advantages, generalized_advantage_estimation
 from tether.logits import token_logps
+from tether.policy import policy_loss
 from tether.reference.kl import low_var_kl
 from tether.reference.numbers import with_gradient_of
 
@@ -39,13 +41,25 @@ def register_loss(name: str, objective: str, **options: Any) -> None:
     """Makes loss_mode=`name` an objective of `tether.objectives()` with settings of its own.
 
     options are those of tether.policy_loss: options and choices of the objective and `weights`.
-    What they leave open is as in tether_`objective`; loss_agg_mode gives the aggregation.
+    What they leave open is as in tether_`objective`; loss_agg_mode gives the aggregation. Raises
+    ValueError or TypeError for a name of verl's own, and for what policy_loss refuses.
     """
+    function = "tether.verl.register_loss"
+    known = core_algos.POLICY_LOSS_REGISTRY
+    if name in known and known[name].__module__ != __name__:
+        raise ValueError(f'{function}: name must not be one of verl\'s, got "{name}"')
+    for each in ("aggregation", "constant", "normalizer"):
+        if each in options:
+            raise ValueError(f"{function}: {each} must not be given, got it. It is verl's")
+    one = torch.zeros(1, 1)
+    arrays = {"old_logps": one, "rollout_logps": one, "token_weights": one}
+    tried = {"objective": objective, **arrays, **options}
+    in_name_of(function, "policy_loss", lambda: policy_loss(one, one, one.bool(), **tried))
     _register(name, of_catalogue(objective), options)
 
 
 def _register(name: str, loss: Loss, options: dict[str, Any]) -> None:
-    def policy_loss(
+    def loss_of_verl(
         old_log_prob: Tensor,
         log_prob: Tensor,
         advantages: Tensor,
@@ -58,9 +72,9 @@ def _register(name: str, loss: Loss, options: dict[str, Any]) -> None:
         batch = Batch(log_prob, old_log_prob, advantages, response_mask, rollout_is_weights)
         return loss(batch, loss_agg_mode, config, **options)
 
-    policy_loss.__name__ = policy_loss.__qualname__ = name
-    policy_loss.__doc__ = f"{loss.objective} of tether, as verl's losses are called."
-    core_algos.register_policy_loss(name)(policy_loss)
+    loss_of_verl.__name__ = loss_of_verl.__qualname__ = name
+    loss_of_verl.__doc__ = f"{loss.objective} of tether, as verl's losses are called."
+    core_algos.register_policy_loss(name)(loss_of_verl)
 
 
 # ---- advantages ----------------------------------------------------------------------------------

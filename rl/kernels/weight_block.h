@@ -108,7 +108,8 @@ TETHER_CLONES void sum_measures(const T* weight, const T* measure, int size, Mea
   out.largest_negative.add(lowest);
 }
 
-// The weights of a statistic where A is negative, 0 and positive.
+// The weights of a statistic where A is negative, 0 and positive; NaN of a formula that looks at
+// more.
 template <class T>
 struct WeightsOfSigns {
   T negative, zero, positive;
@@ -116,10 +117,11 @@ struct WeightsOfSigns {
 
 template <class T>
 WeightsOfSigns<T> weights_of_signs(const WeightFormula& formula, T statistic) {
-  T advantages[16] = {-1, 0, 1}, zeros[16] = {}, statistics[16], weights[16];
+  T advantages[16] = {-1, 0, 1}, statistics[16], weights[16];
   std::fill_n(statistics, 16, statistic);
   std::fill_n(weights, 16, T(1));
-  formula.multiply(WeightColumns<T>{zeros, zeros, zeros, zeros, advantages, 16}, statistics,
+  const T* unread = kUnread<T>.logp;
+  formula.multiply(WeightColumns<T>{unread, unread, unread, unread, advantages, 16}, statistics,
                    weights);
   return {weights[0], weights[1], weights[2]};
 }

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import itertools
 import pathlib
+import pickle
 import sys
 import types
 
@@ -171,6 +172,16 @@ def test_patches_are_taken_back_and_checks_stay(losses, monkeypatch):
         assert issubclass(losses.PolicyLoss, own)
         with pytest.raises(ValueError, match="is_correction_level must be off/token/seq"):
             losses.PolicyLoss(is_correction_level="turn")
+        batch = policy_batch(0)
+        with pytest.raises(ValueError, match="Invalid policy loss type"):
+            losses.PolicyLoss(policy_loss_type="x")(
+                *(
+                    batch[name]
+                    for name in ("log_probs", "old_log_probs", "advantages", "action_mask")
+                )
+            )
+        copied = pickle.loads(pickle.dumps(losses.PolicyLoss(0.1)))
+        assert type(copied) is losses.PolicyLoss and copied.clip_eps_low == 0.1
     finally:
         adapter.unpatch()
     assert losses.PolicyLoss is sys.modules["openrlhf.models"].PolicyLoss is own

@@ -146,8 +146,19 @@ DPO = {
     "bco_pair": ({"loss_type": "bco_pair"}, 1),
     "MPO": ({"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}, 3),
     "adapters": ({"adapters": True}, 1),
+    # The reference, where it draws too, draws after the policy.
+    "dropout": ({"adapters": True, "dropout": 0.3, "disable_dropout": False}, 1),
+    "robust": ({"loss_type": "robust", "label_smoothing": 0.1}, 1),
+    "exo_pair": ({"loss_type": "exo_pair", "label_smoothing": 0.1}, 1),
+    "exo_pair under a divergence": (
+        {"loss_type": "exo_pair", "label_smoothing": 0.1, "f_divergence_type": "js_divergence"},
+        1,
+    ),
+    "nca_pair": ({"loss_type": "nca_pair"}, 1),
+    "sppo_hard": ({"loss_type": "sppo_hard", "learning_rate": 0.001}, 1),
+    "apo_down": ({"loss_type": "apo_down"}, 1),
+    "discopop": ({"loss_type": "discopop", "discopop_tau": 0.1}, 1),
     # TRL's own losses, on our log-probabilities:
-    "exo_pair": ({"loss_type": "exo_pair", "label_smoothing": 0.1}, 0),
     "a sum with one of those": ({"loss_type": ["sigmoid", "aot"], "label_smoothing": 0.1}, 0),
     "ld_alpha": ({"ld_alpha": 0.5}, 0),
     "weighted by the policy": ({"use_weighting": True}, 0),

@@ -194,6 +194,39 @@ def test_an_objective_of_the_catalogue_has_verls_clips_and_its_own_options():
         del core_algos.POLICY_LOSS_REGISTRY["mine"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("vanilla", "ppo"), {}, 'name must not be one of verl\'s, got "vanilla"'),
+        (("mine", "topr"), {"aggregation": "token_sum"},
+         "aggregation must not be given, got it. It is verl's"),
+        (("mine", "topr"), {"ratio_high": 0.0}, "ratio_high must be greater than 0, got 0"),
+    ],
+)  # fmt: skip
+def test_a_registered_loss_is_checked_at_once(arguments, options, message):
+    with pytest.raises(ValueError) as caught:
+        adapter.register_loss(*arguments, **options)
+    assert str(caught.value) == f"tether.verl.register_loss: {message}"
+    assert "mine" not in core_algos.POLICY_LOSS_REGISTRY
+
+
+def test_unknown_words_of_a_registered_loss_lead_to_known_ones():
+    for options, meant in (({"objective": "toprr"}, "topr"), ({"ratio_hig": 2.0}, "ratio_high")):
+        with pytest.raises(ValueError, match=rf"Did you mean {meant}\?$"):
+            adapter.register_loss("mine", **{"objective": "topr"} | options)
+
+
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("name", ["vanilla", "gspo", "sapo"])
+def test_infinity_is_clamped_as_in_verl(name, far):
+    batch = policy_batch(0)
+    batch["old_log_prob"][0, 0] = -math.inf
+    if far:
+        batch["old_log_prob"][1, 0] -= 30
+    config = actor_config()
+    assert_same(*both(name, batch, "token-mean", config), *TOLERANCES[torch.float64])
+
+
 def test_what_cannot_be_said_is_refused():
     batch = policy_batch(0)
     by_token = batch | {"advantages": batch["log_prob"]}

@@ -68,7 +68,7 @@ def tokenizer():
     )
 
 
-def model(seed=0, experts=0):
+def model(seed=0, experts=0, dropout=0.0):
     """A Llama, or a Mixtral of so many experts."""
     set_seed(seed)
     sizes = {
@@ -83,6 +83,7 @@ def model(seed=0, experts=0):
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        "attention_dropout": dropout,
     }
     if experts:
         return MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=experts))
@@ -128,6 +129,7 @@ def trainer(kind, settings, folder, trainer_class=None, policy=None):
     known, config = TRAINERS[kind]
     settings = dict(settings)
     experts, adapters = settings.pop("experts", 0), settings.pop("adapters", False)
+    dropout = settings.pop("dropout", 0.0)
     online = ONLINE if kind in ("grpo", "rloo") else {}
     others = {"reward_funcs": reward} if online else {}
     if kind in ("dpo", "kto"):
@@ -136,7 +138,7 @@ def trainer(kind, settings, folder, trainer_class=None, policy=None):
     if adapters:
         lora = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=4, init_lora_weights=False)
         others["peft_config"] = lora
-    policy = policy or model(0, experts)
+    policy = policy or model(0, experts, dropout)
     if online:  # TRL loads the reference from where the policy came
         model(1, experts).save_pretrained(f"{folder}/reference")
         policy.config._name_or_path = f"{folder}/reference"

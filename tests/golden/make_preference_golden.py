@@ -39,6 +39,30 @@ def hinge(gap, beta):
     return (1 - x, -beta) if x < 1 else (mpf(0), mpf(0))
 
 
+def robust(gap, beta, label_smoothing):
+    """arXiv:2403.00409."""
+    x, e = beta * gap, mpf(label_smoothing)
+    loss = (-(1 - e) * log_sigmoid(x) + e * log_sigmoid(-x)) / (1 - 2 * e)
+    return loss, -beta * ((1 - e) / (1 + mp.exp(x)) + e / (1 + mp.exp(-x))) / (1 - 2 * e)
+
+
+def exo(gap, beta, label_smoothing):
+    """arXiv:2402.00856 eq. 16."""
+    x, e = beta * gap, mpf(label_smoothing)
+    q, other = 1 / (1 + mp.exp(-x)), 1 / (1 + mp.exp(x))
+    loss = q * mp.log(q / (1 - e)) + other * mp.log(other / e)
+    return loss, beta * q * other * (x - mp.log((1 - e) / e))
+
+
+def discopop(gap, beta, tau):
+    """arXiv:2406.08414 eq. 5."""
+    x, y = beta * gap, beta * gap / mpf(tau)
+    m = 1 / (1 + mp.exp(-y))
+    loss = -(1 - m) * log_sigmoid(x) + m * mp.exp(-x)
+    slope = m * (1 - m) / mpf(tau) * (log_sigmoid(x) + mp.exp(-x))
+    return loss, beta * (slope - (1 - m) / (1 + mp.exp(x)) - m * mp.exp(-x))
+
+
 class Row(NamedTuple):
     """A row of rl/catalogue.h, as its preset has it."""
 
@@ -52,6 +76,9 @@ ROWS = {
     "cdpo": Row(logistic, {"label_smoothing": 0.1}),
     "ipo": Row(square, {}, "mean"),
     "hinge": Row(hinge, {}),
+    "robust": Row(robust, {"label_smoothing": 0.1}),
+    "exo_pair": Row(exo, {"label_smoothing": 0.001}),
+    "discopop": Row(discopop, {"tau": 0.05}),
 }
 
 # arXiv:2309.16240, table 1: of a score, with its derivative.
@@ -163,10 +190,68 @@ def square_pair(chosen, rejected, beta):
     return (chosen - rejected - 1 / (2 * mpf(beta))) ** 2
 
 
+def nca_pair(chosen, rejected, beta):
+    """arXiv:2402.05369."""
+    u, v = beta * chosen, beta * rejected
+    return -log_sigmoid(u) - (log_sigmoid(-u) + log_sigmoid(-v)) / 2
+
+
+def bco_pair(chosen, rejected, beta):
+    """arXiv:2404.04656."""
+    return -log_sigmoid(beta * chosen) - log_sigmoid(-beta * rejected)
+
+
+def sppo_hard(chosen, rejected, beta):
+    """arXiv:2405.00675 eq. 4.7."""
+    target = 1 / (2 * mpf(beta))
+    return (chosen - target) ** 2 + (rejected + target) ** 2
+
+
+def sigmoid(x):
+    return 1 / (1 + mp.exp(-x))
+
+
+def apo_zero(chosen, rejected, beta):
+    """arXiv:2408.06266 eq. 7."""
+    return 1 - sigmoid(beta * chosen) + sigmoid(beta * rejected)
+
+
+def apo_down(chosen, rejected, beta):
+    """arXiv:2408.06266 eq. 8."""
+    return sigmoid(beta * chosen) + 1 - sigmoid(beta * (chosen - rejected))
+
+
 def prospect(score, label, beta, desirable_weight=1, undesirable_weight=1):
     """arXiv:2402.01306 eq. 8, of the score above the baseline."""
     sign, weight = (1, desirable_weight) if label > 0.5 else (-1, undesirable_weight)
     return weight * (1 - 1 / (1 + mp.exp(-sign * beta * score)))
+
+
+# Of both answers, each by itself.
+OF_ANSWERS = {
+    "nca_pair": nca_pair,
+    "bco_pair": bco_pair,
+    "sppo_hard": sppo_hard,
+    "apo_zero": apo_zero,
+    "apo_down": apo_down,
+}
+
+
+def answer_cases(name):
+    """Single pairs: the columns of the file and the slope by the rejected answer."""
+    rng, loss = stream(f"{name} pairs"), OF_ANSWERS[name]
+    for spread in (0.1, 1, 10, 100):
+        for _ in range(8):
+            chosen, rejected = grid(rng.gauss(0, spread)), grid(rng.gauss(0, spread))
+            beta = rng.choice([0.0625, 0.25, 1.0])
+            by_chosen = mp.diff(lambda x, beta=beta, b=rejected: loss(x, b, beta), chosen)
+            by_rejected = mp.diff(lambda x, beta=beta, a=chosen: loss(a, x, beta), rejected)
+            value = loss(chosen, rejected, beta)
+            yield [
+                *map(float, (chosen, rejected)),
+                beta,
+                *map(number, (value, by_chosen, by_rejected)),
+            ]
 
 
 def label_cases():
@@ -260,6 +345,19 @@ PRODUCTS = {
     "kto + NLL of the desirable": Product(
         "kto", prospect, {"nll_coef": 0.5}, labels=[0, 1, 1, 0, 1], own_nll_mask=True
     ),
+    **{
+        f"{name} {'with baselines and weights' if more else 'preset'}": Product(
+            name,
+            loss,
+            {"beta": 0.5} if more else {},
+            preset=not more,
+            masks=masks,
+            with_baselines=more,
+            with_weights=more,
+        )
+        for name, loss in OF_ANSWERS.items()
+        for more, masks in ((False, "prefix"), (True, "holes"))
+    },
     "dpo of log-odds": Product(
         "dpo", logistic_pair, {"beta": 1}, {"score": "mean", "link": "log_odds"}
     ),
@@ -400,6 +498,7 @@ def main():
         {
             "columns": ["chosen", "rejected", "beta", "loss", "dchosen"],
             "pairs": {name: list(pair_cases(name)) for name in ROWS}
+            | {name: list(answer_cases(name)) for name in OF_ANSWERS}
             | {"orpo": list(pair_cases("dpo")), "kto": list(label_cases())},
             "batches": list(batches()),
         },

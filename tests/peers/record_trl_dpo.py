@@ -37,6 +37,12 @@ CASES = [
     *[({"loss_type": "aot", "beta": 0.4, "label_smoothing": smoothing}, {"pairs": 1})
       for smoothing in (0.0, 0.1, 0.3, 0.45)],
     ({"loss_type": "robust", "beta": 0.4, "label_smoothing": 0.2}, {}),
+    *[({"loss_type": loss, "beta": beta, "label_smoothing": 0.01}, {"pairs": 5, "columns": 11})
+      for loss in ("exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
+                   "discopop")
+      for beta in (0.1, 1.5)],
+    ({"f_divergence_type": "js_divergence", "loss_type": "robust", "label_smoothing": 0.1}, {}),
+    ({"f_divergence_type": "forward_kl", "loss_type": "discopop"}, {}),
 ]  # fmt: skip
 
 
@@ -78,8 +84,8 @@ def trainer(settings, ref_logps):
         precompute_ref_logps=False,
         aux_loss_enabled=False,
         ref_model=model(ref_logps),
-        model=types.SimpleNamespace(training=True, is_gradient_checkpointing=False),
-        args=types.SimpleNamespace(gradient_checkpointing_kwargs=None),
+        model=types.SimpleNamespace(training=True, is_gradient_checkpointing=False, _modules={}),
+        args=types.SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=0.05),
         accelerator=types.SimpleNamespace(
             device=torch.device("cpu"),
             gather=lambda tensor: tensor,

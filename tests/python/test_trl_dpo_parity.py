@@ -16,7 +16,12 @@ OBJECTIVES = {
     "ipo": {"objective": "ipo"},
     "hinge": {"objective": "hinge"},
     "aot": {"objective": "cdpo"},  # with one pair
-}
+    **{
+        name: {"objective": name}
+        for name in ("robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero",
+                     "apo_down", "discopop")
+    },
+}  # fmt: skip
 LINKS = {"reverse_kl": "reverse_kl", "forward_kl": "forward_kl", "js_divergence": "js"}
 
 
@@ -28,7 +33,11 @@ def evaluated(case):
     """Loss, gradient, metrics of tether."""
     settings = case["settings"]
     options = dict(OBJECTIVES[settings["loss_type"]])
-    if options["objective"] == "cdpo":  # TRL's sigmoid does not look at label_smoothing
+    if options["objective"] in (
+        "cdpo",
+        "robust",
+        "exo_pair",
+    ):  # TRL's sigmoid does not look at label_smoothing
         options["label_smoothing"] = settings["label_smoothing"]
     logps = tensor(case["logps"]).requires_grad_()
     loss, metrics = tether.preference_loss(
@@ -49,8 +58,10 @@ COMPARED = [case for case in RECORDING["cases"] if case["settings"]["loss_type"]
 @pytest.mark.parametrize("case", COMPARED, ids=lambda case: case["name"])
 def test_value_and_gradient_equal_trl(case):
     loss, gradient, _ = evaluated(case)
-    assert loss == pytest.approx(case["loss"], rel=1e-12, abs=1e-14)
-    torch.testing.assert_close(gradient, tensor(case["dlogps"]), rtol=1e-12, atol=1e-15)
+    # TRL takes the logarithms of exo_pair's label_smoothing in float32.
+    rtol, atol = (1e-6, 1e-8) if case["settings"]["loss_type"] == "exo_pair" else (1e-12, 1e-15)
+    assert loss == pytest.approx(case["loss"], rel=rtol, abs=10 * atol)
+    torch.testing.assert_close(gradient, tensor(case["dlogps"]), rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +86,7 @@ def test_rewards_equal_trl(case):
 def test_the_recording_covers_what_differs():
     cases = [case["settings"] for case in RECORDING["cases"]]
     assert RECORDING["trl"].startswith("1.16.")
-    assert {each["loss_type"] for each in cases} == set(OBJECTIVES) | {"robust"}
+    assert {each["loss_type"] for each in cases} == set(OBJECTIVES)
     assert {each["f_divergence_type"] for each in cases} == set(LINKS)
     aot = [case for case in RECORDING["cases"] if case["settings"]["loss_type"] == "aot"]
     assert all(len(case["logps"]) == 2 for case in aot)

@@ -34,15 +34,27 @@ TEST(PreferenceLoss, EveryPairFormulaMatchesItsGoldenValues) {
         << "no golden values for " << row.name << ": add it to make_preference_golden.py";
     for (const auto& each : golden()["pairs"][std::string(row.name)]) {
       const double chosen = each[0], rejected = each[1], beta = each[2], loss = each[3];
-      const double slope = each[4], gap = chosen - rejected;
+      const double slope = each[4];
       // Of a single answer its label is in the place of the other score.
       const bool labelled = row.preset().loss.takes_labels();
       const auto got = row.preset().loss({pair_at(chosen, rejected, beta), {rejected}});
-      const double rounding = 2e-15 * (std::abs(gap) + 1 / beta);
-      EXPECT_NEAR(got.value, loss, 2e-15 * loss + rounding * std::abs(slope)) << row.name << each;
-      EXPECT_NEAR(got.grad[0], slope, 2e-15 * std::abs(slope) + rounding * beta * beta)
+      const bool by_gap = !labelled && each.size() == 5;  // else with a slope by the other score
+      const double size =
+          by_gap ? std::abs(chosen - rejected) : std::abs(chosen) + std::abs(rejected);
+      const double rounding = 2e-15 * (size + 1 / beta);
+      const double other = by_gap || labelled ? 0 : std::abs(double(each[5]));
+      EXPECT_NEAR(got.value, loss, 2e-15 * std::abs(loss) + rounding * (std::abs(slope) + other))
           << row.name << each;
-      EXPECT_EQ(got.grad[1], labelled ? 0 : -got.grad[0]) << row.name << each;
+      const auto expect_slope = [&](double grad, double expected) {
+        EXPECT_NEAR(grad, expected, 2e-15 * std::abs(expected) + rounding * beta * beta)
+            << row.name << each;
+      };
+      expect_slope(got.grad[0], slope);
+      if (by_gap) {
+        EXPECT_EQ(got.grad[1], -got.grad[0]) << row.name << each;
+      } else {
+        expect_slope(got.grad[1], labelled ? 0 : double(each[5]));
+      }
     }
   }
 }

@@ -401,6 +401,20 @@ void expect_the_same_by_token() {
   };
   EXPECT_EQ(run(SoftSequenceWeight{}), run(SoftSequenceByToken{}));
 }
+// It says less than it looks at.
+struct OfRolloutAllTheSame : OfRollout<> {
+  static constexpr Traits traits{.needs_rollout_logps = true, .by_sign = true};
+  template <class Number>
+  TETHER_FORMULA Number operator()(const WeightToken<Number>& token, const Number& x) const {
+    return x + token.rollout_logp;
+  }
+};
+TEST(TokenWeight, BySignThatIsUntrueIsNaN) {
+  Batch<double> batch = random_batch<double>(2, 5);
+  const auto objective =
+      weighted(presets::ppo(), {{OfRolloutAllTheSame{}, WeightLevel::sequence_sum}});
+  EXPECT_TRUE(std::isnan(batch.run(objective).loss));
+}
 TEST(TokenWeight, BySignChangesNoBit) {
   expect_the_same_by_token<double>();
   expect_the_same_by_token<float>();

@@ -50,6 +50,11 @@ class Pair(NamedTuple):
     def margin(self) -> Tensor:
         return _reward(self.gap, self.beta)
 
+    @property
+    def rewards(self) -> tuple[Tensor, Tensor]:
+        """Of each answer alone."""
+        return _reward(self.chosen, self.beta), _reward(self.rejected, self.beta)
+
 
 class LabelledAnswer(NamedTuple):
     """The score of one answer, and whether it is a good one."""
@@ -85,6 +90,79 @@ def ipo(pair: Pair) -> Tensor:
 def hinge(pair: Pair) -> Tensor:
     """max(0, 1 - x). arXiv:2309.06657, eq. 9."""
     return torch.relu(1 - pair.margin)
+
+
+def robust(pair: Pair, *, label_smoothing: Number = 0.1) -> Tensor:
+    """-log sigmoid(x) - e / (1 - 2 e) x. rDPO, arXiv:2403.00409."""
+    x, correction = pair.margin, label_smoothing / (1 - 2 * label_smoothing)
+    value = -torch.nn.functional.logsigmoid(x) - correction * x
+    return with_slope(value, -torch.sigmoid(-x) - correction, x)
+
+
+def exo_pair(pair: Pair, *, label_smoothing: Number = 1e-3) -> Tensor:
+    """KL(Bernoulli(sigmoid(x)) || Bernoulli(1 - e)). arXiv:2402.00856, eq. 16."""
+    x, e = pair.margin, torch.as_tensor(label_smoothing, dtype=torch.float64)
+    q, other, log_sigmoid = torch.sigmoid(x), torch.sigmoid(-x), torch.nn.functional.logsigmoid
+    value = q * (log_sigmoid(x) - torch.log1p(-e)) + other * (log_sigmoid(-x) - torch.log(e))
+    return with_slope(value, q * other * (x + torch.log(e) - torch.log1p(-e)), x)
+
+
+def nca_pair(pair: Pair) -> Tensor:
+    """-log sigmoid(u_c) - 1/2 log sigmoid(-u_c) - 1/2 log sigmoid(-u_r). arXiv:2402.05369."""
+    chosen, rejected = pair.rewards
+    value = 0.5 * chosen - 1.5 * torch.nn.functional.logsigmoid(chosen)
+    of_chosen = with_slope(value, 0.5 - 1.5 * torch.sigmoid(-chosen), chosen)
+    value = -0.5 * torch.nn.functional.logsigmoid(-rejected)
+    return of_chosen + with_slope(value, 0.5 * torch.sigmoid(rejected), rejected)
+
+
+def bco_pair(pair: Pair) -> Tensor:
+    """-log sigmoid(u_c) - log sigmoid(-u_r). arXiv:2404.04656."""
+    chosen, rejected = pair.rewards
+    log_sigmoid = torch.nn.functional.logsigmoid
+    of_chosen = with_slope(-log_sigmoid(chosen), -torch.sigmoid(-chosen), chosen)
+    return of_chosen + with_slope(-log_sigmoid(-rejected), torch.sigmoid(rejected), rejected)
+
+
+def sppo_hard(pair: Pair) -> Tensor:
+    """(h_c - 1 / (2 beta))^2 + (h_r + 1 / (2 beta))^2. arXiv:2405.00675, eq. 4.7."""
+    beta = pair.beta
+    beta = beta.double().clamp(min=1e-290) if isinstance(beta, Tensor) else max(beta, 1e-290)
+    above, below = pair.chosen - 1 / (2 * beta), pair.rejected + 1 / (2 * beta)
+    squares = ((each**2).clamp(max=_LARGEST_VALUE) for each in (above, below))
+    return sum(
+        with_slope(square, 2 * each, each)
+        for square, each in zip(squares, (above, below), strict=True)
+    )
+
+
+def apo_zero(pair: Pair) -> Tensor:
+    """1 - sigmoid(u_c) + sigmoid(u_r). arXiv:2408.06266, eq. 7."""
+    chosen, rejected = pair.rewards
+    of_chosen = with_slope(torch.sigmoid(-chosen), -_sigmoid_slope(chosen), chosen)
+    return of_chosen + with_slope(torch.sigmoid(rejected), _sigmoid_slope(rejected), rejected)
+
+
+def apo_down(pair: Pair) -> Tensor:
+    """sigmoid(u_c) + 1 - sigmoid(x). arXiv:2408.06266, eq. 8."""
+    (chosen, rejected), x = pair.rewards, pair.margin
+    value, slope = torch.sigmoid(chosen) + torch.sigmoid(-x), _sigmoid_slope(x)
+    of_chosen = with_slope(value, _sigmoid_slope(chosen) - slope, chosen)
+    return of_chosen + with_slope(torch.zeros_like(value), slope, rejected)
+
+
+def _sigmoid_slope(x: Tensor) -> Tensor:
+    return torch.sigmoid(x) * torch.sigmoid(-x)
+
+
+def discopop(pair: Pair, *, tau: Number = 0.05) -> Tensor:
+    """(1 - m) -log sigmoid(x) + m e^-x, m = sigmoid(x / tau). arXiv:2406.08414, eq. 5."""
+    x, log_sigmoid = pair.margin, torch.nn.functional.logsigmoid
+    y = x * (1 / tau)
+    right, wrong = torch.exp(log_sigmoid(y) - x), torch.sigmoid(-y)
+    slope = right * (torch.sigmoid(-y) / tau - 1) - wrong * torch.sigmoid(-x)
+    slope = slope + torch.sigmoid(y) * torch.sigmoid(-y) / tau * log_sigmoid(x)
+    return with_slope(right - wrong * log_sigmoid(x), slope, x)
 
 
 def kto(
@@ -149,6 +227,14 @@ PREFERENCES = {
     "cdpo": PreferenceRow(dpo, {"label_smoothing": 0.1}),
     "ipo": PreferenceRow(ipo, choices={"score": "mean"}),
     "hinge": PreferenceRow(hinge),
+    "robust": PreferenceRow(robust, {"label_smoothing": 0.1}),
+    "exo_pair": PreferenceRow(exo_pair, {"label_smoothing": 1e-3}),
+    "nca_pair": PreferenceRow(nca_pair),
+    "bco_pair": PreferenceRow(bco_pair),
+    "sppo_hard": PreferenceRow(sppo_hard),
+    "apo_zero": PreferenceRow(apo_zero),
+    "apo_down": PreferenceRow(apo_down),
+    "discopop": PreferenceRow(discopop, {"tau": 0.05}),
     "orpo": PreferenceRow(
         dpo,
         {"label_smoothing": 0.0, "beta": 1.0, "loss_weight": 0.1, "nll_coef": 1.0},
