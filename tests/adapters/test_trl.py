@@ -155,7 +155,7 @@ DPO = {
         1,
     ),
     "nca_pair": ({"loss_type": "nca_pair"}, 1),
-    "sppo_hard": ({"loss_type": "sppo_hard", "learning_rate": 0.001}, 1),
+    "sppo_hard": ({"loss_type": "sppo_hard", "learning_rate": 0.005}, 1),
     "apo_down": ({"loss_type": "apo_down"}, 1),
     "discopop": ({"loss_type": "discopop", "discopop_tau": 0.1}, 1),
     # TRL's own losses, on our log-probabilities:

@@ -99,7 +99,7 @@ def compared_with(row):
             yield f"TRL {kind}" + (", sequence" if sequence else "")
     for name, call in test_trl_dpo_parity.OBJECTIVES.items():
         if call["objective"] == row.name:
-            yield f"TRL {name}"
+            yield f"TRL {name}" + (", float32" if name in test_trl_dpo_parity.OF_FLOAT32 else "")
     for case in test_verl_parity.CASES + test_verl_parity.WEIGHTED:
         if test_verl_parity.objective(case["settings"])["objective"] == row.name:
             yield f"verl {case['settings']['loss']}"
