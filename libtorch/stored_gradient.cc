@@ -38,9 +38,10 @@ class StoredGradient : public torch::autograd::Function<StoredGradient> {
   }
 };
 
+// A gradient, which depends on the tensor that it is of as far as torch can tell.
 class Refused : public torch::autograd::Function<Refused> {
  public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& gradient,
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& gradient, const at::Tensor&,
                             const std::string& function) {
     context->saved_data["function"] = function;
     return gradient.view_as(gradient);
@@ -55,13 +56,14 @@ class Once : public torch::autograd::Function<Once> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& tensor,
                             const std::string& function) {
     context->saved_data["function"] = function;
+    context->save_for_backward({tensor});
     return tensor.view_as(tensor);
   }
   static variable_list backward(AutogradContext* context, const variable_list& upstream) {
     at::Tensor gradient = upstream[0];
     if (at::GradMode::is_enabled()) {
-      if (!gradient.requires_grad()) gradient = gradient.detach().requires_grad_(true);
-      gradient = Refused::apply(gradient, context->saved_data["function"].toStringRef());
+      const at::Tensor tensor = context->get_saved_variables()[0];
+      gradient = Refused::apply(gradient, tensor, context->saved_data["function"].toStringRef());
     }
     return {gradient, {}};
   }

@@ -58,14 +58,15 @@ struct BatchTokens {
   size_t size() const { return weight.size(); }
 };
 
-// The mean of a column, each token counted by its weight; 0 without tokens.
+// The mean of a column, each token counted by its weight; 0 without tokens. Of equal numbers
+// exactly that number.
 inline double mean_of(const BatchTokens& tokens, std::span<const double> column) {
   double sum = 0, count = 0;
   for (size_t i = 0; i < tokens.size(); ++i) {
-    sum += tokens.weight[i] * column[i];
+    sum += tokens.weight[i] * (column[i] - column[0]);
     count += tokens.weight[i];
   }
-  return count > 0 ? sum / count : 0;
+  return count > 0 ? column[0] + sum / count : 0;
 }
 
 // e^x, which saturates as in float32 (core/number.h): a weight has to fit there.

@@ -111,7 +111,7 @@ def in_name_of(function: str, callee: str, run: Callable):
     """run(); its errors, which begin with the name of the callee, begin with `function`."""
     try:
         return run()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         if not str(error).startswith(f"{callee}: "):
             raise
         raise type(error)(function + str(error).removeprefix(callee)) from None

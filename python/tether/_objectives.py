@@ -73,12 +73,17 @@ def objectives(family: str = "policy") -> dict[str, Objective]:
         raise ValueError(
             f'objectives: family must be one of {", ".join(_FAMILIES)}, got "{family}"'
         )
-    return dict(_FAMILIES[family])
+    return {
+        name: row._replace(
+            options=dict(row.options), choices=dict(row.choices), weights=dict(row.weights)
+        )
+        for name, row in _FAMILIES[family].items()
+    }
 
 
 def weights() -> dict[str, Weight]:
     """Every weight by name, for `weights=` of the policy losses."""
-    return dict(_WEIGHTS)
+    return {name: row._replace(options=dict(row.options)) for name, row in _WEIGHTS.items()}
 
 
 def _dialect(name: str, objective: str, settings: list[tuple[str, str]]) -> Dialect:
@@ -99,7 +104,13 @@ _DIALECTS = {row[0]: _dialect(*row) for row in DIALECTS}
 
 def dialects() -> dict[str, Dialect]:
     """Every dialect by name, `objective="verl.vanilla"` of the policy losses."""
-    return dict(_DIALECTS)
+    return {
+        name: row._replace(
+            options=dict(row.options),
+            weights={weight: dict(own) for weight, own in row.weights.items()},
+        )
+        for name, row in _DIALECTS.items()
+    }
 
 
 def resolved(

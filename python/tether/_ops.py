@@ -82,8 +82,10 @@ def scaled(function, upstream, stored, tensor):
 
 
 class _Refused(torch.autograd.Function):
+    """A gradient, which depends on the tensor that it is of as far as torch can tell."""
+
     @staticmethod
-    def forward(ctx, gradient, function):
+    def forward(ctx, gradient, tensor, function):
         ctx.function = function
         return gradient.view_as(gradient)
 
@@ -101,13 +103,12 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.function = inputs[1]
+        ctx.tensor, ctx.function = inputs
 
     @staticmethod
     def backward(ctx, gradient):
         if torch.is_grad_enabled():
-            graph = gradient if gradient.requires_grad else gradient.detach().requires_grad_()
-            gradient = _Refused.apply(graph, ctx.function)
+            gradient = _Refused.apply(gradient, ctx.tensor, ctx.function)
         return gradient, None
 
     @staticmethod

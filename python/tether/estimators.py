@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
 
+from tether import reference
 from tether._checks import check_number, check_positive, number_of
 from tether._functions import FUNCTIONS, Call
 from tether._lists import Settings
@@ -90,6 +92,9 @@ def whiten(
     call = FUNCTIONS[function].call(tensors, settings).on_cpu()
     if step is None:
         step = Moments(*Call(FUNCTIONS["moments"], call.tensors, Settings({}, {})).run().tolist())
+        if not all(map(math.isfinite, step)):
+            shift = {"epsilon": epsilon, "shift_mean": shift_mean}
+            return reference.whiten(*call.tensors.values(), **shift).to(values.device)
     if not isinstance(step, Moments):
         raise TypeError(f"{function}: step must be Moments, got {type(step).__name__}")
     sums = {f"step.{name}": each for name, each in step._asdict().items()}

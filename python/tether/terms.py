@@ -38,7 +38,7 @@ def aggregate(
     def run():
         return policy_loss(
             terms,
-            -torch.ones_like(terms),
+            -_of_rows(terms, offsets),
             response_mask,
             objective="reinforce",
             aggregation=aggregation,
@@ -50,7 +50,7 @@ def aggregate(
 
     try:
         return in_name_of("aggregate", "policy_loss", run)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise type(error)(re.sub(r"\blogps\b", "terms", str(error))) from None
 
 
@@ -86,13 +86,13 @@ def kl_terms(
         "kl_gradient": kl_estimator if kl_gradient is None else kl_gradient,
         "kl_correction": kl_correction,
         "kl_ratio_high": kl_ratio_high,
-        "allow_biased_gradient": allow_biased_gradient or not logps.requires_grad,
+        "allow_biased_gradient": allow_biased_gradient if logps.requires_grad else True,
     }
 
     def run():
         return policy_token_losses(
             logps,
-            torch.zeros_like(logps),
+            0 * _of_rows(logps, offsets),
             response_mask,
             objective="reinforce",
             beta=1.0,
@@ -103,3 +103,10 @@ def kl_terms(
         )
 
     return in_name_of(function, "policy_token_losses", run)
+
+
+def _of_rows(tokens: Tensor, offsets: Tensor | None) -> Tensor:
+    """Ones: [rows, 1] of packed ones, which may be as many as tokens."""
+    if isinstance(offsets, Tensor) and offsets.dim() == 1 and len(offsets) > 1:
+        return tokens.new_ones(len(offsets) - 1, 1)
+    return torch.ones_like(tokens)

@@ -378,6 +378,9 @@ TEST(PolicyLossFace, TokenLossesRefuseASecondDerivative) {
     for (const at::Tensor& loss : {each.sum(), each.square().sum()}) {
       const at::Tensor once = torch::autograd::grad({loss}, {input}, {}, true, true)[0];
       EXPECT_EQ(message<c10::NotImplementedError>([&] { once.sum().backward(); }), text);
+      EXPECT_EQ(message<c10::NotImplementedError>(
+                    [&] { torch::autograd::grad({once.sum()}, {input}, {}, true, true, true); }),
+                text);
     }
   }
 }

@@ -360,3 +360,11 @@ def test_the_penalty_asks_for_its_own_reference_alone():
         "policy_loss: rollout_logps must be given when beta is greater than 0 and kl_reference is "
         "rollout, got none"
     )
+
+
+@pytest.mark.parametrize("advantage", [0.1, 0.3, 1 / 3])
+def test_of_equal_covariances_the_first_is_picked(advantage):
+    logps = -torch.arange(1, 31, dtype=torch.float64)[None] / 30
+    advantages = torch.full((1,), advantage, dtype=torch.float64)
+    picks = tether.batch_weights("kl_cov", logps, torch.ones(1, 30), advantages=advantages)
+    assert picks.nonzero().tolist() == [[0, 0]]

@@ -113,3 +113,16 @@ def compared_with(row):
 def test_agreement_is_tested(row):
     words = row.agreement.split("; ")
     assert set(words) <= set(compared_with(row))
+
+
+def test_what_is_listed_is_a_copy():
+    dialect = tether.dialects()["verl.dppo_kl"]
+    dialect.options["ratio_high"] = 1
+    dialect.weights["kl_mask"]["high"] = 0
+    tether.objectives()["ppo"].options.clear()
+    tether.weights()["tv_mask"].options.clear()
+    assert tether.dialects()["verl.dppo_kl"].options["ratio_high"] == 3
+    assert tether.dialects()["verl.dppo_kl"].weights["kl_mask"]["high"] == 0.2
+    assert "dual_clip" in tether.objectives()["ppo_dual_clip"].options
+    assert "epsilon_low" in tether.objectives()["ppo"].options
+    assert "high" in tether.weights()["tv_mask"].options

@@ -32,6 +32,9 @@ def test_a_wrong_kernel_is_found(monkeypatch, capsys):
     monkeypatch.setattr(program.tether, "policy_loss", off)
     assert program.doctor() == 1
     assert capsys.readouterr().out.endswith(": BAD\n")
+    nan = lambda logps, **_: ((logps * float("nan")).sum(),)  # noqa: E731
+    monkeypatch.setattr(program.tether, "policy_loss", nan)
+    assert program.doctor() == 1
 
 
 def test_states_of_a_trainer(monkeypatch):

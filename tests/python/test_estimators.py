@@ -484,3 +484,20 @@ def test_bad_input_is_refused(call, error, message):
     with pytest.raises(error) as raised:
         call()
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_whitening_of_what_is_not_finite_is_nan(broken):
+    values = torch.tensor([[broken, 1.0, 2.0, 3.0]])
+    out = tether.whiten(values, torch.tensor([[1, 1, 0, 1]]))
+    assert out[0, [0, 1, 3]].isnan().all() and out[0, 2] == 0
+
+
+def test_metrics_of_values_on_other_devices_are_summed_in_float64(monkeypatch):
+    values, mask = torch.tensor([[0.786, 0.947, -1.114]]), torch.tensor([[0.4288, 0.8661, 0.8694]])
+    for returns in (torch.full((1, 3), -0.1467951), 100 + 0.01 * values):
+        expected = tether.value_loss(values, returns, mask).metrics.to_dict()
+        with monkeypatch.context() as patch:
+            patch.setattr(tether._ops, "KERNELS", frozenset())
+            actual = tether.value_loss(values, returns, mask).metrics.to_dict()
+        assert actual == pytest.approx(expected, rel=1e-5)

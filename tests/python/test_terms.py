@@ -97,3 +97,25 @@ def test_errors_speak_of_their_own_arguments():
     assert tether.kl_terms(
         logps, terms, mask, kl_estimator="k1", allow_biased_gradient=True
     ).requires_grad
+
+
+def test_as_many_packed_rows_as_tokens():
+    terms, offsets = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 0, 2, 3])
+    assert tether.aggregate(terms, torch.ones(3), offsets=offsets) == 3
+    rows = {"offsets": offsets, "aggregation": "sequence_mean_token_mean"}
+    assert tether.aggregate(terms, torch.ones(3), **rows) == 3.75
+    d = torch.tensor([0.5, -1.0, 2.0])
+    expected = tether.reference.k3(d)
+    zeros, ones = torch.zeros(3), torch.ones(3)
+    torch.testing.assert_close(tether.kl_terms(zeros, d, ones, offsets=offsets), expected)
+
+
+def test_what_is_no_number_is_refused():
+    mask = torch.ones(1, 2)
+    with pytest.raises(TypeError, match=r"^aggregate: terms must be float32, .*, got bool$"):
+        tether.aggregate(mask.bool(), mask)
+    with pytest.raises(ValueError, match=r"^kl_terms: ref_logps must be given, got none$"):
+        tether.kl_terms(mask, None, mask)
+    with pytest.raises(TypeError, match=r"^kl_terms: allow_biased_gradient must be a bool"):
+        logps = mask.clone().requires_grad_()
+        tether.kl_terms(logps, mask, mask, allow_biased_gradient=None)

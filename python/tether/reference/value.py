@@ -97,14 +97,15 @@ def value_loss(
     factors = row_factors(aggregation, n, constant=constant, tokens=tokens, sequences=sequences)
     loss = world_size * (rows.spread(factors.to(wide)) * weight * each).sum()
     with torch.no_grad():
+        weight, target, value = weight.double(), target.double(), value.double()
         parts = (
-            torch.ones_like(each),
-            each,
-            ((slope == 0) & (each > 0)).to(wide),
+            torch.ones_like(weight),
+            each.double(),
+            ((slope == 0) & (each > 0)).double(),
             target,
             target.square(),
             target - value,
             (target - value).square(),
         )
-        sums = torch.stack([(weight * part).double().sum() for part in parts])
+        sums = torch.stack([(weight * part).sum() for part in parts])
     return ValueTotals(loss, sums)
