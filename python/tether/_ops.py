@@ -85,30 +85,30 @@ class _Refused(torch.autograd.Function):
     """A gradient, which depends on the tensor that it is of as far as torch can tell."""
 
     @staticmethod
-    def forward(ctx, gradient, tensor, function):
-        ctx.function = function
+    def forward(ctx, gradient, tensor, sentence):
+        ctx.sentence = sentence
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(ctx, *_):
-        raise NotImplementedError(f"{ctx.function}: {_SECOND_DERIVATIVE}")
+        raise NotImplementedError(ctx.sentence)
 
 
 class _Once(torch.autograd.Function):
     """The tensor; its gradient has none."""
 
     @staticmethod
-    def forward(tensor, function):
+    def forward(tensor, sentence):
         return tensor.view_as(tensor)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.tensor, ctx.function = inputs
+        ctx.tensor, ctx.sentence = inputs
 
     @staticmethod
     def backward(ctx, gradient):
         if torch.is_grad_enabled():
-            gradient = _Refused.apply(gradient, ctx.tensor, ctx.function)
+            gradient = _Refused.apply(gradient, ctx.tensor, ctx.sentence)
         return gradient, None
 
     @staticmethod
@@ -116,7 +116,10 @@ class _Once(torch.autograd.Function):
         return tangent.view_as(tangent)
 
 
-def once_differentiable(function: str, tensor: torch.Tensor | None) -> torch.Tensor | None:
+def once_differentiable(
+    function: str, tensor: torch.Tensor | None, sentence: str | None = None
+) -> torch.Tensor | None:
+    """The tensor, for torch's own operations. `sentence`: what a second derivative raises."""
     if tensor is None or not tensor.requires_grad or torch.compiler.is_compiling():
         return tensor
-    return _Once.apply(tensor, function)
+    return _Once.apply(tensor, sentence or f"{function}: {_SECOND_DERIVATIVE}")

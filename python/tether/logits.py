@@ -21,9 +21,10 @@ from tether._checks import (
 from tether._functions import FUNCTIONS
 from tether._logits_ops import (
     TokenLogpsOfCaller,
+    again,
     token_statistics,
 )
-from tether._ops import has_kernel, ops
+from tether._ops import has_kernel, once_differentiable, ops
 from tether._support import NOWHERE, Support, checked_support
 
 
@@ -150,6 +151,7 @@ def _logps_of_support(
 def _logps_by_torch(
     logits: Tensor, targets: Tensor, *, entropies: bool, statistics: bool, **rows: Any
 ) -> TokenLogps:
+    logits = once_differentiable("token_logps", logits, again("token_logps"))
     logps, found = reference.token_logps(logits, targets, **rows)[:2]
     further = reference.token_statistics(logits, targets, **rows) if statistics else ()
     return TokenLogps(logps, found if entropies else None, *further)
@@ -185,9 +187,8 @@ def categorical_kl(
     call = FUNCTIONS[function].call(tensors, {"temperature": temperature})
     check_no_tangents(function, q_logits=q_logits, p_logits=p_logits)
     if not has_kernel(q_logits):
-        return CategoricalKl(
-            *reference.categorical_kl(q_logits, p_logits, mask=mask, temperature=temperature)
-        )
+        both = (once_differentiable(function, x, again(function)) for x in (q_logits, p_logits))
+        return CategoricalKl(*reference.categorical_kl(*both, mask=mask, temperature=temperature))
 
     def run():
         return ops.categorical_kl_forward(q_logits, p_logits, mask, *call.settings.words())

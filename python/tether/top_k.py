@@ -16,7 +16,7 @@ from tether._checks import (
 )
 from tether._functions import FUNCTIONS
 from tether._logits_ops import STATISTICS, again, like_result
-from tether._ops import has_kernel, ops
+from tether._ops import has_kernel, once_differentiable, ops
 
 
 def top_k_kl(
@@ -80,7 +80,7 @@ def top_k_kl(
     check_no_tangents(function, q_logits=q_logits)
     if not has_kernel(q_logits):
         return reference.top_k_kl(
-            q_logits,
+            once_differentiable(function, q_logits, again(function)),
             head_ids,
             head_logps,
             targets,
