@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -166,3 +168,35 @@ def kto(
     weight = torch.where(good, double(desirable_weight, u), double(undesirable_weight, u))
     slope = -sign * torch.sigmoid(u) * torch.sigmoid(-u)
     return with_slope(weight * torch.sigmoid(-sign * u), weight * slope, u)
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    loss: Callable[..., Tensor]
+    options: dict[str, float] = field(default_factory=dict)  # its own; of OPTIONS what differs
+    choices: dict[str, str] = field(default_factory=dict)
+    takes_labels: bool = False
+
+
+PREFERENCES = {
+    "dpo": PreferenceRow(dpo, {"label_smoothing": 0.0}),
+    "cdpo": PreferenceRow(dpo, {"label_smoothing": 0.1}),
+    "ipo": PreferenceRow(ipo, choices={"score": "mean"}),
+    "hinge": PreferenceRow(hinge),
+    "robust": PreferenceRow(robust, {"label_smoothing": 0.1}),
+    "exo_pair": PreferenceRow(exo_pair, {"label_smoothing": 1e-3}),
+    "nca_pair": PreferenceRow(nca_pair),
+    "bco_pair": PreferenceRow(bco_pair),
+    "sppo_hard": PreferenceRow(sppo_hard),
+    "apo_zero": PreferenceRow(apo_zero),
+    "apo_down": PreferenceRow(apo_down),
+    "discopop": PreferenceRow(discopop, {"tau": 0.05}),
+    "orpo": PreferenceRow(
+        dpo,
+        {"label_smoothing": 0.0, "beta": 1.0, "loss_weight": 0.1, "nll_coef": 1.0},
+        {"score": "mean", "reference": "false", "link": "log_odds"},
+    ),
+    "kto": PreferenceRow(
+        kto, {"desirable_weight": 1.0, "undesirable_weight": 1.0}, takes_labels=True
+    ),
+}

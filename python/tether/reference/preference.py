@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -22,21 +20,11 @@ from tether.reference.numbers import (
 )
 from tether.reference.pair_losses import (
     LARGEST_VALUE,
+    PREFERENCES,
     LabelledAnswer,
     Pair,
-    apo_down,
-    apo_zero,
-    bco_pair,
-    discopop,
+    PreferenceRow,
     double,
-    dpo,
-    exo_pair,
-    hinge,
-    ipo,
-    kto,
-    nca_pair,
-    robust,
-    sppo_hard,
 )
 from tether.reference.rows import Rows
 
@@ -76,39 +64,8 @@ LINKS = {
 }
 
 
-@dataclass(frozen=True)
-class PreferenceRow:
-    loss: Callable[..., Tensor]
-    options: dict[str, float] = field(default_factory=dict)  # its own; of OPTIONS what differs
-    choices: dict[str, str] = field(default_factory=dict)
-    takes_labels: bool = False
-
-
 OPTIONS = {"beta": 0.1, "loss_weight": 1.0, "nll_coef": 0.0, "ld_alpha": 1.0}
 CHOICES = {"score": "sum", "reference": "true", "link": "reverse_kl", "nll_mean": "token"}
-
-PREFERENCES = {
-    "dpo": PreferenceRow(dpo, {"label_smoothing": 0.0}),
-    "cdpo": PreferenceRow(dpo, {"label_smoothing": 0.1}),
-    "ipo": PreferenceRow(ipo, choices={"score": "mean"}),
-    "hinge": PreferenceRow(hinge),
-    "robust": PreferenceRow(robust, {"label_smoothing": 0.1}),
-    "exo_pair": PreferenceRow(exo_pair, {"label_smoothing": 1e-3}),
-    "nca_pair": PreferenceRow(nca_pair),
-    "bco_pair": PreferenceRow(bco_pair),
-    "sppo_hard": PreferenceRow(sppo_hard),
-    "apo_zero": PreferenceRow(apo_zero),
-    "apo_down": PreferenceRow(apo_down),
-    "discopop": PreferenceRow(discopop, {"tau": 0.05}),
-    "orpo": PreferenceRow(
-        dpo,
-        {"label_smoothing": 0.0, "beta": 1.0, "loss_weight": 0.1, "nll_coef": 1.0},
-        {"score": "mean", "reference": "false", "link": "log_odds"},
-    ),
-    "kto": PreferenceRow(
-        kto, {"desirable_weight": 1.0, "undesirable_weight": 1.0}, takes_labels=True
-    ),
-}
 
 
 class PreferenceTotals(NamedTuple):
