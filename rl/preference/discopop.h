@@ -20,7 +20,7 @@ namespace tether {
 struct DiscoPair {
   double tau = 0.05;
 
-  static constexpr Traits traits{};
+  static constexpr Traits traits{.pulls_back = false};  // not of pairs a little in the wrong order
   static constexpr auto fields() { return std::tuple{field("tau", &DiscoPair::tau, {1e-3, 1})}; }
 
   template <class Number>

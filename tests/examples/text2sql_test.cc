@@ -200,13 +200,15 @@ class Program : public ::testing::Test {
 TEST_F(Program, ABadOptionGetsOneLineAndExitCode2) {
   std::string names;
   for (const auto& row : tether::kCatalogue) names += std::string(row.name) + ", ";
+  for (const auto& row : tether::kPreferenceCatalogue) {
+    if (!row.preset().loss.takes_labels()) names += std::string(row.name) + ", ";
+  }
   std::string weights = "none";
   tether::for_each_weight([&](const auto& row) {
     if (row.name != "self_distillation") weights += ", " + std::string(row.name);
   });
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
-      {{"--objective", "foo"},
-       "text2sql: --objective must be one of " + names + "dpo, cdpo, ipo, hinge, orpo, got foo\n"},
+      {{"--objective", "foo"}, "text2sql: --objective must be one of " + names + "got foo\n"},
       {{"--steps", "-3"}, "text2sql: --steps must be a whole number from 0 to 1000000, got -3\n"},
       {{"--sft-steps", "many"},
        "text2sql: --sft-steps must be a whole number from 0 to 1000000, got many\n"},
