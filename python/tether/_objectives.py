@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -73,17 +74,12 @@ def objectives(family: str = "policy") -> dict[str, Objective]:
         raise ValueError(
             f'objectives: family must be one of {", ".join(_FAMILIES)}, got "{family}"'
         )
-    return {
-        name: row._replace(
-            options=dict(row.options), choices=dict(row.choices), weights=dict(row.weights)
-        )
-        for name, row in _FAMILIES[family].items()
-    }
+    return copy.deepcopy(_FAMILIES[family])
 
 
 def weights() -> dict[str, Weight]:
     """Every weight by name, for `weights=` of the policy losses."""
-    return {name: row._replace(options=dict(row.options)) for name, row in _WEIGHTS.items()}
+    return copy.deepcopy(_WEIGHTS)
 
 
 def _dialect(name: str, objective: str, settings: list[tuple[str, str]]) -> Dialect:
@@ -104,13 +100,7 @@ _DIALECTS = {row[0]: _dialect(*row) for row in DIALECTS}
 
 def dialects() -> dict[str, Dialect]:
     """Every dialect by name, `objective="verl.vanilla"` of the policy losses."""
-    return {
-        name: row._replace(
-            options=dict(row.options),
-            weights={weight: dict(own) for weight, own in row.weights.items()},
-        )
-        for name, row in _DIALECTS.items()
-    }
+    return copy.deepcopy(_DIALECTS)
 
 
 def resolved(
@@ -162,6 +152,19 @@ def _weight_settings(function: str, weights: Weights | None, own: Mapping[str, s
         out.numbers.update(settings.numbers)
         out.choices[name] = settings.choices.get(f"{name}.level", level)
     return out
+
+
+def levels_of(objective: str, choices: dict[str, str], weights: Weights | None) -> set[str]:
+    """At which an objective takes its ratio and its weights."""
+    row = _FAMILIES["policy"][objective]
+    of_weights = row.weights | {name: choices[name] for name in weights or ()}
+    leaving = {name for name in of_weights if _WEIGHTS[name].leaves}
+    needed = {
+        level
+        for name, level in of_weights.items()
+        if name not in leaving or level.startswith("turn")  # ids of turns are not among the chunks
+    }
+    return needed | {choices.get("level", row.choices["level"].default)}
 
 
 def objective_call(

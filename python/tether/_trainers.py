@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import sys
+from typing import Any
 
 KNOWN = {"openrlhf": ("0.11.2",), "trl": ("1.16.0",), "verl": ("0.9.1",)}
 
@@ -24,3 +26,10 @@ def check_version(trainer: str) -> None:
         known = " or ".join(KNOWN[trainer])
         got = "none" if version is None else version
         raise RuntimeError(f"tether.{trainer}: {trainer} must be {known}, got {got}")
+
+
+def rebind(package: str, name: str, old: Any, new: Any) -> None:
+    """In every loaded module of the package that has bound the name to `old`."""
+    for key, module in list(sys.modules.items()):
+        if key.split(".")[0] == package and vars(module).get(name) is old:
+            setattr(module, name, new)

@@ -20,6 +20,7 @@ from tether.policy import Normalizer, policy_loss
 
 _TOKENS, _ANSWERS = (-20.0, 20.0), (-math.inf, 10.0)  # bounds of log-ratios
 _RATIO_MIN = math.exp(_TOKENS[0])
+_OBJECTIVES = objectives()
 
 
 class Settings(NamedTuple):
@@ -122,7 +123,7 @@ class Loss(NamedTuple):
 
 def of_catalogue(objective: str) -> Loss:
     """An objective of tether: the clips that it has are verl's, all else is its own."""
-    own = objectives()[objective].options
+    own = _OBJECTIVES[objective].options
     clipped = "epsilon_low" in own and own["epsilon_low"].default < 1  # where it is 1, it is off
 
     def options(settings: Settings) -> dict[str, float]:

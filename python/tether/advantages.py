@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ _CATALOGUE = {row[1]: AdvantageEstimator(*row, *rest) for row, *rest in ADVANTAG
 
 def advantages() -> dict[str, AdvantageEstimator]:
     """Every estimator by name, for `advantage`, with its formula, paper, options and choices."""
-    return dict(_CATALOGUE)
+    return copy.deepcopy(_CATALOGUE)
 
 
 def advantage(

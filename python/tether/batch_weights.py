@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 from torch import Tensor
@@ -25,7 +26,7 @@ _CATALOGUE = {row[0]: BatchWeightRule(*row, *rest) for row, *rest in BATCH_WEIGH
 
 def batch_weight_rules() -> dict[str, BatchWeightRule]:
     """Every rule of `batch_weights` by name, with its formula, paper and options."""
-    return dict(_CATALOGUE)
+    return copy.deepcopy(_CATALOGUE)
 
 
 def batch_weights(

@@ -20,8 +20,7 @@ from tether._linear_inputs import Linear, checked_linear, row_settings, stand_in
 from tether._linear_ops import Chunk, LinearPolicyLoss, LinearTokenLogps, chunk_of
 from tether._lists import Settings, Value
 from tether._logits_ops import token_statistics
-from tether._objectives import Weights, objective_call, objectives, resolved
-from tether._objectives import weights as known_weights
+from tether._objectives import Weights, levels_of, objective_call, resolved
 from tether._ops import has_kernel
 from tether._support import Support, checked_support, linear_logits
 from tether.logits import TokenLogps, of_support, token_logps, with_index_error
@@ -213,7 +212,7 @@ def linear_policy_loss(
     bonus = float(call.settings.numbers.get("entropy_coef", 0)) != 0
     rows.settings.choices["entropies"] = "true" if entropies or bonus else "false"
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
-    of_tokens = _levels(objective, call.settings.choices, weights) == {"token"}
+    of_tokens = levels_of(objective, call.settings.choices, weights) == {"token"}
     if of_tokens and has_kernel(hidden) and support is None:
         return _loss_of_tokens(linear, active, call, rows.settings, chunk)
     made = _logps_of(function, linear, active, rows.settings, chunk, support, chunk_bytes)
@@ -233,19 +232,6 @@ def _loss_of_logps(
 
     out = in_name_of(function, "policy_loss", run)
     return LinearPolicyOutput(out.loss, out.metrics, made.logps.detach(), found)
-
-
-def _levels(objective: str, choices: dict[str, str], weights: Weights | None) -> set[str]:
-    """At which an objective takes its ratio and its weights."""
-    row = objectives()[objective]
-    of_weights = row.weights | {name: choices[name] for name in weights or ()}
-    leaving = {name for name in of_weights if known_weights()[name].leaves}
-    needed = {
-        level
-        for name, level in of_weights.items()
-        if name not in leaving or level.startswith("turn")  # ids of turns are not among the chunks
-    }
-    return needed | {choices.get("level", row.choices["level"].default)}
 
 
 def _loss_of_tokens(

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tether._peer_batch import Batch
-from tether._trainers import check_version
+from tether._trainers import check_version, rebind
 from tether.policy import Normalizer
 from tether.preference import preference_loss
 from tether.value import value_loss
@@ -166,16 +165,10 @@ def patch() -> None:
         if name not in _OWN:
             _OWN[name] = getattr(home, name)
             _OURS[name] = type(name, (forward, _OWN[name]), {"__module__": home.__name__})
-        _swap(name, _OWN[name], _OURS[name])
+        rebind("openrlhf", name, _OWN[name], _OURS[name])
 
 
 def unpatch() -> None:
     """Takes back what `patch` did. Losses that were built in between stay."""
     for name in _OWN:
-        _swap(name, _OURS[name], _OWN[name])
-
-
-def _swap(name: str, old: type, new: type) -> None:
-    for key, module in list(sys.modules.items()):
-        if key.split(".")[0] == "openrlhf" and vars(module).get(name) is old:
-            setattr(module, name, new)
+        rebind("openrlhf", name, _OURS[name], _OWN[name])

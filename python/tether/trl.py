@@ -21,7 +21,7 @@ from typing import Any
 
 from tether import _trl_heads as heads
 from tether import _trl_losses as losses
-from tether._trainers import check_version
+from tether._trainers import check_version, rebind
 
 # Each function here takes TRL's own and gives what stands in its place.
 _REPLACEMENTS = {
@@ -79,6 +79,4 @@ def _swap(place: str, old: Any, new: Any) -> None:
     if vars(owner).get(name) is old:
         setattr(owner, name, new)
     if owner is sys.modules[module] and not name.startswith("_"):
-        for loaded, each in list(sys.modules.items()):
-            if loaded.startswith("trl.") and vars(each).get(name) is old:
-                setattr(each, name, new)
+        rebind("trl", name, old, new)

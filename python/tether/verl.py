@@ -10,7 +10,6 @@ of verl is replaced until `patch()`. `import tether` alone never imports verl.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
@@ -24,7 +23,7 @@ from tether._checks import in_name_of
 from tether._objectives import objectives
 from tether._ops import has_kernel
 from tether._peer_batch import Batch, Metrics
-from tether._trainers import check_version
+from tether._trainers import check_version, rebind
 from tether._verl_losses import LOSSES, Loss, of_catalogue
 from tether.advantages import advantage, advantages, generalized_advantage_estimation
 from tether.logits import token_logps
@@ -253,9 +252,7 @@ def _names(parts: Iterable[str]) -> list[str]:
 
 
 def _swap(name: str, old: Callable, new: Callable) -> None:
-    for key, module in list(sys.modules.items()):
-        if key.split(".")[0] == "verl" and vars(module).get(name) is old:
-            setattr(module, name, new)
+    rebind("verl", name, old, new)
     for key, each in core_algos.ADV_ESTIMATOR_REGISTRY.items():
         if each is old:
             core_algos.ADV_ESTIMATOR_REGISTRY[key] = new
@@ -264,7 +261,7 @@ def _swap(name: str, old: Callable, new: Callable) -> None:
 for _name, _loss in LOSSES.items():
     _register(f"tether_{_name}", _loss, {})
 for _name in objectives().keys() - LOSSES.keys():
-    register_loss(f"tether_{_name}", _name)
+    _register(f"tether_{_name}", of_catalogue(_name), {})
 for _name, _row in advantages().items():
     if _row.of_groups:
         _register_estimator(_name)

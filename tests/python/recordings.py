@@ -14,6 +14,10 @@ def recording(name):
     return json.loads((PEERS / f"{name}.json").read_text())
 
 
+def named(cases):
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case["name"])
+
+
 def tensor(rows):
     return torch.tensor(rows, dtype=torch.float64)
 

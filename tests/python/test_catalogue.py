@@ -126,3 +126,7 @@ def test_what_is_listed_is_a_copy():
     assert "dual_clip" in tether.objectives()["ppo_dual_clip"].options
     assert "epsilon_low" in tether.objectives()["ppo"].options
     assert "high" in tether.weights()["tv_mask"].options
+    tether.advantages()["gae"].options.clear()
+    tether.batch_weight_rules()["kl_cov"].options.clear()
+    assert "gamma" in tether.advantages()["gae"].options
+    assert "share" in tether.batch_weight_rules()["kl_cov"].options

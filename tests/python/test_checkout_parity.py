@@ -14,6 +14,7 @@ from recordings import (
     assert_equal,
     batch_of,
     has_empty_rows,
+    named,
     policy_loss,
     recording,
     sides,
@@ -27,10 +28,6 @@ NEMO = recording("nemo_rl_policy")["cases"]
 PRIME = recording("prime_rl_policy")["cases"]
 OPEN = recording("open_instruct_policy")["cases"]
 UNBOUNDED = {"truncated_importance": {"high": math.inf}}
-
-
-def named(cases):
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case["name"])
 
 
 # ---- slime ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from recordings import (
     assert_equal,
     batch_of,
     has_empty_rows,
+    named,
     policy_loss,
     recording,
     sides,
@@ -93,12 +94,12 @@ def settings_of(case):
     }
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+@named(CASES)
 def test_the_policys_loss_equals_liger(case):
     assert_equal(case, *policy_loss(case, **settings_of(case)))
 
 
-@pytest.mark.parametrize("case", PADDED, ids=lambda case: case["name"])
+@named(PADDED)
 def test_padding_enters_ligers_luspo_and_not_tethers(case):
     """Liger: mean over all slots of n_i times the term. tether: the mean over rows of the sum over
     the tokens."""
@@ -187,7 +188,7 @@ def answer_loss(case, logps):
     return tether.preference_loss(logps, ref_logps, mask, **settings).loss
 
 
-@pytest.mark.parametrize("case", PREFERENCE, ids=lambda case: case["name"])
+@named(PREFERENCE)
 def test_the_loss_of_answers_equals_liger(case):
     logps = tensor(case["logps"]).requires_grad_()
     loss = answer_loss(case, logps)
@@ -217,7 +218,7 @@ def of_head(case):
     }
 
 
-@pytest.mark.parametrize("case", HEADS, ids=lambda case: case["name"])
+@named(HEADS)
 def test_the_loss_from_logits_equals_liger(case):
     logits = torch.tensor(case["logits"]).requires_grad_()
     logps = tether.token_logps(logits, torch.tensor(case["targets"])).logps

@@ -14,6 +14,7 @@ from recordings import (
     assert_equal,
     batch_of,
     has_empty_rows,
+    named,
     policy_loss,
     recording,
     sides,
@@ -81,7 +82,7 @@ def settings_of(case):
     return changes
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+@named(CASES)
 def test_the_policys_loss_equals_openrlhf(case):
     assert_equal(case, *policy_loss(case, **settings_of(case)))
 
@@ -118,7 +119,7 @@ def penalty(case):
     )
 
 
-@pytest.mark.parametrize("case", KL, ids=lambda case: case["name"])
+@named(KL)
 def test_the_penalty_equals_openrlhf(case):
     loss, gradient = penalty(case)
     if case["settings"]["old"]:
@@ -142,7 +143,7 @@ def test_the_ratio_weighs_openrlhfs_gradient_and_tethers_value_too():
 # ---- the value head, and pairs -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", VALUE, ids=lambda case: case["name"])
+@named(VALUE)
 def test_the_value_loss_equals_openrlhf(case):
     options, step = case["settings"]["options"], case["settings"]["step"]
     mask = torch.tensor(case["response_mask"])
@@ -176,7 +177,7 @@ def preference(case):
     return {"objective": "cdpo"} | options
 
 
-@pytest.mark.parametrize("case", PREFERENCE, ids=lambda case: case["name"])
+@named(PREFERENCE)
 def test_the_loss_of_pairs_equals_openrlhf(case):
     logps = tensor(case["logps"]).requires_grad_()
     loss, _ = tether.preference_loss(logps, tensor(case["ref_logps"]), **preference(case))

@@ -13,6 +13,7 @@ from recordings import (
     assert_equal,
     batch_of,
     has_empty_rows,
+    named,
     policy_loss,
     recording,
     sides,
@@ -130,7 +131,7 @@ def kl_weights(case):
     return ratio * (ratio <= settings["rollout_importance_sampling_threshold"])
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+@named(CASES)
 def test_the_loss_equals_swift(case):
     assert_equal(case, *policy_loss(case, **settings_of(case)))
 

@@ -1,9 +1,8 @@
 """tether.policy_loss against torchrl's GRPO and CISPO, as recorded by
 tests/peers/record_torchrl_policy.py."""
 
-import pytest
 import tether
-from recordings import assert_equal, batch_of, has_empty_rows, policy_loss, recording, sides
+from recordings import assert_equal, batch_of, has_empty_rows, named, policy_loss, recording, sides
 
 RECORDING = recording("torchrl_policy")
 
@@ -23,7 +22,7 @@ def settings_of(case):
     }
 
 
-@pytest.mark.parametrize("case", RECORDING["cases"], ids=lambda case: case["name"])
+@named(RECORDING["cases"])
 def test_value_and_gradient_equal_torchrl(case):
     assert_equal(case, *policy_loss(case, **settings_of(case)))
 

@@ -11,6 +11,7 @@ from recordings import (
     assert_equal,
     batch_of,
     has_empty_rows,
+    named,
     policy_loss,
     recording,
     sides,
@@ -23,10 +24,6 @@ AREAL = recording("areal_policy")
 M2PO = recording("areal_m2po")
 SKYRL = recording("skyrl_policy")
 AGGREGATIONS = {"token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean_token_mean"}
-
-
-def named(cases):
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case["name"])
 
 
 # ---- Trinity-RFT ---------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
 """tether against more of TRL's own losses, as recorded by tests/peers/record_trl_more.py."""
 
-import pytest
 import tether
 import torch
-from recordings import FLOAT32, assert_equal, batch_of, policy_loss, recording, tensor
+from recordings import FLOAT32, assert_equal, batch_of, named, policy_loss, recording, tensor
 
 ANSWERS = recording("trl_answers")
 PAIRS = recording("trl_pairs")
@@ -22,7 +21,7 @@ def answers(settings):
     return {"objective": "a2po", "scale": settings["beta2"]}
 
 
-@pytest.mark.parametrize("case", ANSWERS["cases"], ids=lambda case: case["name"])
+@named(ANSWERS["cases"])
 def test_the_loss_of_answers_equals_trl(case):
     """Rows without tokens count. A*-PO's old policy is the reference; its loss of such a row, which
     tether does not have, is a constant."""
@@ -64,7 +63,7 @@ def pairs(settings):
     return out
 
 
-@pytest.mark.parametrize("case", PAIRS["cases"], ids=lambda case: case["name"])
+@named(PAIRS["cases"])
 def test_the_loss_of_pairs_equals_trl(case):
     logps = tensor(case["logps"]).requires_grad_()
     mask = torch.tensor(case["response_mask"])

@@ -1,16 +1,15 @@
 """tether against verl's normalised weights and SPPO of its recipes, as recorded by
 tests/peers/record_verl_recipe.py."""
 
-import pytest
 import tether
 import torch
-from recordings import assert_equal, batch_of, policy_loss, recording, tensor
+from recordings import assert_equal, batch_of, named, policy_loss, recording, tensor
 
 NORMALIZED = recording("verl_normalized")
 SPPO = recording("verl_sppo")
 
 
-@pytest.mark.parametrize("case", NORMALIZED["cases"], ids=lambda case: case["name"])
+@named(NORMALIZED["cases"])
 def test_normalized_importance_equals_verl(case):
     batch, high = batch_of(case), case["settings"]["high"]
     names = ("logps", "response_mask", "old_logps", "rollout_logps")
@@ -24,7 +23,7 @@ def test_normalized_importance_equals_verl(case):
     assert abs(ratios.clamp(max=high).mean() - 1) > 1e-3  # the mean that they are divided by
 
 
-@pytest.mark.parametrize("case", SPPO["cases"], ids=lambda case: case["name"])
+@named(SPPO["cases"])
 def test_sppo_equals_verls_recipe(case):
     eta = case["settings"]["eta"]
     assert_equal(case, *policy_loss(case, objective="sppo", eta=eta))
