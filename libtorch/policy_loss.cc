@@ -14,6 +14,7 @@
 #include "libtorch/executor.h"
 #include "libtorch/policy_inputs.h"
 #include "libtorch/stored_gradient.h"
+#include "rl/kernels/gated_mask.h"
 #include "rl/kernels/policy_checks.h"
 #include "rl/kernels/policy_loss.h"
 #include "rl/kernels/turns.h"
@@ -140,6 +141,7 @@ at::Tensor policy_token_losses(const PolicyBatch& unchecked, const PolicyObjecti
       const bool by_turn =
           rule_of(objective.level).segment == Segment::turn || any_of_turns(objective.weights);
       if (by_turn) turn_marks<double>(function, arrays, torch_executor());
+      GatedMask(function, arrays, objective, torch_executor());
     }
     batch.logps = detail::once_differentiable(function, batch.logps);
     batch.entropies = detail::once_differentiable(function, batch.entropies);

@@ -28,7 +28,7 @@ class Linear(NamedTuple):
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         if autocast and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device)
-        return Linear(*(None if each is None else each.to(dtype) for each in self))
+        return Linear(*(None if each is None else each.to(dtype).resolve_neg() for each in self))
 
 
 def row_settings(

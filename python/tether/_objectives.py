@@ -154,6 +154,12 @@ def _weight_settings(function: str, weights: Weights | None, own: Mapping[str, s
     return out
 
 
+def takes_tokens_out(objective: str, weights: Weights | None) -> bool:
+    """Whether a weight of the objective leaves, or one of the caller's."""
+    names = {*_FAMILIES["policy"][objective].weights, *(weights or ())}
+    return any(_WEIGHTS[name].leaves for name in names)
+
+
 def levels_of(objective: str, choices: dict[str, str], weights: Weights | None) -> set[str]:
     """At which an objective takes its ratio and its weights."""
     row = _FAMILIES["policy"][objective]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -35,6 +35,9 @@ class AdvantageEstimator(NamedTuple):
         return self.function == "group_advantage"
 
 
+# How answers are told to belong together: a size, ids or labels.
+Groups = Tensor | int | Iterable[Hashable]
+
 _CATALOGUE = {row[1]: AdvantageEstimator(*row, *rest) for row, *rest in ADVANTAGES}
 
 
@@ -56,7 +59,7 @@ def advantage(
     lambdas: Tensor | None = None,
     log_ratios: Tensor | None = None,
     offsets: Tensor | None = None,
-    groups: Tensor | int | None = None,
+    groups: Groups | None = None,
     lengths: Tensor | None = None,
     **options: Value,
 ) -> AdvantagesAndReturns:
@@ -79,7 +82,8 @@ def advantage(
     A rule of groups ("rloo") takes one reward a sequence:
 
     rewards            [B]; they are the returns too
-    groups             a size, of consecutive rewards, or ids [B], int32 or int64, in any order
+    groups             a size, of consecutive rewards; ids [B], int32 or int64, in any order; or
+                       labels of any kind, a list or an array, as strings
     lengths            [B], tokens of each answer, for rules that need them
     """
     function = "advantage"
@@ -127,14 +131,12 @@ def _of_groups(
     function: str,
     estimator: str,
     rewards: Tensor,
-    groups: Tensor | int | None,
+    groups: Groups | None,
     lengths: Tensor | None,
     options: Mapping[str, Value],
 ) -> Tensor:
     check_given(f"{function}: rewards", rewards)
-    ids = groups if isinstance(groups, Tensor) else None
-    if ids is None:
-        _check_size(function, groups)
+    ids = _ids_of(function, groups, rewards)
     tensors = {"rewards": rewards, "groups": ids, "lengths": lengths}
     call = _call(function, estimator, tensors, options)
     if ids is None:
@@ -150,13 +152,33 @@ def _of_groups(
     return in_name_of(function, "group_advantage", run)
 
 
-def _check_size(function: str, groups: int | None) -> None:
+def ids_of_labels(labels: Iterable[Hashable]) -> Tensor:
+    """[B]: 0, 1, ... as they first appear."""
+    known: dict[Hashable, int] = {}
+    return torch.tensor(
+        [known.setdefault(each, len(known)) for each in labels], dtype=torch.int64, device="cpu"
+    )
+
+
+def _ids_of(function: str, groups: Groups | None, rewards: Tensor) -> Tensor | None:
+    """None of a size."""
+    if isinstance(groups, Tensor):
+        return groups
     if groups is None:
         raise ValueError(f"{function}: groups must be given, got none")
-    if not isinstance(groups, int) or isinstance(groups, bool):
-        raise TypeError(
-            f"{function}: groups must be a size or a tensor of ids, got {type(groups).__name__}"
-        )
+    if isinstance(groups, int) and not isinstance(groups, bool):
+        _check_size(function, groups)
+        return None
+    what = "a size, a tensor of ids or labels"
+    if isinstance(groups, str) or not isinstance(groups, Iterable):
+        raise TypeError(f"{function}: groups must be {what}, got {type(groups).__name__}")
+    try:
+        return ids_of_labels(groups).to(rewards.device)
+    except TypeError:
+        raise TypeError(f"{function}: groups must be {what}, got one without a hash") from None
+
+
+def _check_size(function: str, groups: int) -> None:
     if not 1 <= groups <= 2**53:
         rule = "at least 1" if groups < 1 else f"at most {2**53}"
         raise ValueError(f"{function}: groups must be {rule}, got {groups}")
@@ -248,7 +270,7 @@ def discounted_returns(
 
 def group_advantage(
     rewards: Tensor,
-    groups: Tensor | int,
+    groups: Groups,
     *,
     baseline: str = "mean",
     scale: str = "group_std",
@@ -257,7 +279,8 @@ def group_advantage(
 ) -> Tensor:
     """(r - baseline) / (std + epsilon), one reward per sequence; [B] in the dtype of the rewards.
 
-    groups      a size, of consecutive rewards, or ids [B], int32 or int64, in any order
+    groups      a size, of consecutive rewards; ids [B], int32 or int64, in any order; or labels
+                of any kind, a list or an array, as strings
     baseline    "mean" of the group (GRPO), "leave_one_out" (RLOO), "none"
     scale       "group_std" (GRPO), "batch_std", "none" (Dr. GRPO, RLOO); with N - 1
     nan_reward  "error", or "missing": 0, and the group is as if it were absent

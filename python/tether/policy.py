@@ -18,7 +18,7 @@ from tether._checks import (
     scalar,
 )
 from tether._lists import Value
-from tether._objectives import Weights, objective_call
+from tether._objectives import Weights, objective_call, resolved, takes_tokens_out
 from tether._ops import has_kernel, ops
 
 
@@ -249,7 +249,9 @@ def policy_token_losses(
         check_offset_values(function, offsets, "logps", logps.shape[0])
     check_weight_values(function, call.tensors["response_mask"])
     call.check_settings(function)
-    if has_kernel(logps) and turn_ids is not None:  # which looks at them
+    row, _, named = resolved(objective, options, weights)
+    looks = turn_ids is not None or takes_tokens_out(row, named)
+    if has_kernel(logps) and looks:  # at what they hold
         in_name_of(function, "policy_loss", call.detached().run_with_gradient)
 
     def run():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tether._checks import Number, check_floating, check_given, in_name_of
+from tether._ops import once_differentiable
 from tether.policy import Normalizer, policy_loss, policy_token_losses
 
 
@@ -34,6 +35,7 @@ def aggregate(
     """
     check_given("aggregate: terms", terms)
     check_floating("aggregate: terms", terms)
+    terms = once_differentiable("aggregate", terms)
 
     def run():
         return policy_loss(
@@ -81,6 +83,7 @@ def kl_terms(
     check_given(f"{function}: logps", logps)
     check_given(f"{function}: ref_logps", ref_logps)
     check_floating(f"{function}: logps", logps)
+    logps = once_differentiable(function, logps)
     options = {
         "kl_estimator": kl_estimator,
         "kl_gradient": kl_estimator if kl_gradient is None else kl_gradient,

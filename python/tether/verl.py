@@ -25,7 +25,12 @@ from tether._ops import has_kernel
 from tether._peer_batch import Batch, Metrics
 from tether._trainers import check_version, rebind
 from tether._verl_losses import LOSSES, Loss, of_catalogue
-from tether.advantages import advantage, advantages, generalized_advantage_estimation
+from tether.advantages import (
+    advantage,
+    advantages,
+    generalized_advantage_estimation,
+    ids_of_labels,
+)
 from tether.logits import token_logps
 from tether.policy import policy_loss
 from tether.reference.kl import low_var_kl
@@ -79,12 +84,6 @@ def _register(name: str, loss: Loss, options: dict[str, Any]) -> None:
 # ---- advantages ----------------------------------------------------------------------------------
 
 
-def _ids(index: Iterable[Hashable]) -> Tensor:
-    """0, 1, ... for verl's uids, which are strings."""
-    known: dict[Hashable, int] = {}
-    return torch.tensor([known.setdefault(each, len(known)) for each in index])
-
-
 def _of_groups(
     estimator: str,
     token_level_rewards: Tensor,
@@ -93,7 +92,8 @@ def _of_groups(
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """A rule of groups on the sums of rewards; a group of one keeps its raw reward, as in verl."""
-    rewards, ids = token_level_rewards.detach().sum(-1), _ids(index).to(response_mask.device)
+    rewards = token_level_rewards.detach().sum(-1)
+    ids = ids_of_labels(index).to(response_mask.device)
     lengths = response_mask.sum(-1) if estimator == "opo" else None
     each = advantage(estimator, rewards, groups=ids, lengths=lengths, **options).advantages
     alone = torch.bincount(ids)[ids] == 1

@@ -385,6 +385,20 @@ TEST(PolicyLossFace, TokenLossesRefuseASecondDerivative) {
   }
 }
 
+TEST(PolicyLossFace, WeightsThatLeaveMayNotBeNan) {
+  PolicyBatch batch = random_batch(2, 4);
+  batch.rollout_logps = batch.old_logps.clone();
+  batch.rollout_logps.fill_(-std::numeric_limits<float>::infinity());
+  batch.response_mask = torch::ones({2, 4});
+  PolicyObjective objective = presets::ppo();
+  objective.weights = {{RatioGate{}}};
+  const std::string text =
+      ": weights that take tokens out, ratio_gate, must be numbers, got nan at [0, 0]";
+  EXPECT_EQ(message<c10::ValueError>([&] { policy_loss(batch, objective); }), "policy_loss" + text);
+  EXPECT_EQ(message<c10::ValueError>([&] { policy_token_losses(batch, objective); }),
+            "policy_token_losses" + text);
+}
+
 TEST(PolicyLossFace, WithoutGradTheValueIsTheSameAndNothingIsKept) {
   PolicyBatch batch = random_batch(4, 9);
   const at::Tensor with = ppo_loss(batch).loss;

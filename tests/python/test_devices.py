@@ -184,6 +184,19 @@ def test_every_public_function_is_here():
 
 
 @pytest.mark.parametrize("function", CALLS)
+def test_a_negated_view_is_its_numbers(function):
+    def negated(name, each):
+        number = isinstance(each, torch.Tensor) and each.is_floating_point()
+        return torch._neg_view(-each) if number and name != "gradient_buffer" else each
+
+    arguments = CALLS[function]
+    expected = numbers(getattr(tether, function)(**arguments))
+    views = {name: negated(name, each) for name, each in arguments.items()}
+    for actual, a in zip(numbers(getattr(tether, function)(**views)), expected, strict=True):
+        assert a is None or torch.equal(actual, a)
+
+
+@pytest.mark.parametrize("function", CALLS)
 def test_the_default_device_changes_nothing(function):
     expected = evaluated(function, CALLS[function])
     with torch.device("meta"):

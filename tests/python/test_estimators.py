@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import tether
 import torch
@@ -268,6 +269,16 @@ def test_group_advantage_equals_reference(dtype, scale):
     torch.testing.assert_close(shuffled, want[order], rtol=1e-6, atol=1e-7)
 
 
+def test_groups_by_label():
+    rewards = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
+    expected = tether.group_advantage(rewards, torch.tensor([0, 1, 0, 1, 2]))
+    for labels in (list("ababc"), ("a", 7, "a", 7, None), np.array(list("ababc"))):
+        assert torch.equal(tether.group_advantage(rewards, labels), expected)
+        by_name = tether.advantage("grpo", rewards, groups=labels).advantages
+        assert torch.equal(by_name, expected)
+    assert tether.group_advantage(torch.zeros(0), []).shape == (0,)
+
+
 def test_group_advantage_baselines():
     rewards = torch.tensor([1.0, 2.0, 6.0, 0.0], dtype=torch.float64)
     options = {"scale": "none"}
@@ -448,7 +459,23 @@ def test_strided_inputs_give_the_same_bits(stride):
         (
             lambda: tether.group_advantage(torch.zeros(6), 2.0),
             TypeError,
-            "group_advantage: groups must be a size or a tensor of ids, got float",
+            "group_advantage: groups must be a size, a tensor of ids or labels, got float",
+        ),
+        (
+            lambda: tether.group_advantage(torch.zeros(6), "prompt"),
+            TypeError,
+            "group_advantage: groups must be a size, a tensor of ids or labels, got str",
+        ),
+        (
+            lambda: tether.group_advantage(torch.zeros(2), [["a"], ["b"]]),
+            TypeError,
+            "group_advantage: groups must be a size, a tensor of ids or labels, got one "
+            "without a hash",
+        ),
+        (
+            lambda: tether.group_advantage(torch.zeros(2), ["a", "b", "c"]),
+            ValueError,
+            "group_advantage: groups must be [2] like rewards, got [3]",
         ),
         (
             lambda: tether.discounted_returns(ROWS, MASK, gap=1),

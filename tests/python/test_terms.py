@@ -99,6 +99,22 @@ def test_errors_speak_of_their_own_arguments():
     ).requires_grad
 
 
+@pytest.mark.parametrize("function", ["aggregate", "kl_terms"])
+def test_a_second_derivative_is_refused(function):
+    terms = torch.tensor([[0.5, 1.0, 2.0]], requires_grad=True)
+    mask, ref_logps = torch.ones(1, 3), torch.zeros(1, 3)
+    if function == "aggregate":
+        out = tether.aggregate(terms, mask)
+    else:
+        out = tether.kl_terms(terms, ref_logps, mask).sum()
+    (gradient,) = torch.autograd.grad(out, terms, create_graph=True)
+    with pytest.raises(NotImplementedError) as caught:
+        gradient.sum().backward()
+    assert str(caught.value) == (
+        f"{function}: backward must run once, got a second derivative. The loss has none"
+    )
+
+
 def test_as_many_packed_rows_as_tokens():
     terms, offsets = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 0, 2, 3])
     assert tether.aggregate(terms, torch.ones(3), offsets=offsets) == 3

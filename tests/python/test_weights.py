@@ -214,7 +214,7 @@ def test_what_leaves_may_not_be_nan_and_compares_constants(kernel, monkeypatch):
             assert tether.policy_loss(**batch, weights=WEIGHTS[gate]).loss.isnan()
             continue
         first = list(place) if gate == "gate" else [place[0], 0]
-        for function in ("policy_loss", "local_counts"):
+        for function in ("policy_loss", "policy_token_losses", "local_counts"):
             with pytest.raises(ValueError) as caught:
                 getattr(tether, function)(**batch, weights=WEIGHTS[gate])
             assert str(caught.value) == (

@@ -123,20 +123,21 @@ def categorical_kl(
 
     KL(q || p) = sum_v q_v (log q_v - log p_v). Columns at -inf in both are not there; one at
     -inf in one of them adds nothing where the other is below 2^-100. Positions with mask False get
-    zeros and no gradient.
+    zeros and no gradient. Never negative: what rounding leaves below 0 is 0.
     """
 
     def expectation(log_of, what):
         p = log_of.exp()
         nothing = (p == 0) | ((p < 2.0**-100) & what.isinf())
-        return (p * what.masked_fill(nothing, 0)).sum(-1)
+        value = (p * what.masked_fill(nothing, 0)).sum(-1)
+        return torch.where(value < 0, value - value.detach(), value)
 
     inactive = None if mask is None else ~mask
     log_q, log_p = (_log_softmax(each, inactive, temperature) for each in (q_logits, p_logits))
     values = (
         expectation(log_q, log_q - log_p),
         expectation(log_p, log_p - log_q),
-        -expectation(log_q, log_q),
+        expectation(log_q, -log_q),
     )
     return values if mask is None else tuple(each.masked_fill(~mask, 0) for each in values)
 
