@@ -211,7 +211,12 @@ _OF_ANSWERS = {  # TRL's name: ours
     "discopop": "discopop",
 }
 _OF_MEANS = {"ipo": "ipo", "sigmoid_norm": "dpo"}
-_LINKS = {"reverse_kl": "reverse_kl", "forward_kl": "forward_kl", "js_divergence": "js"}
+_LINKS = {
+    "reverse_kl": "reverse_kl",
+    "forward_kl": "forward_kl",
+    "js_divergence": "js",
+    "alpha_divergence": "alphapo",  # (t^(a - 1) - 1) / (a - 1) of t = e^S
+}
 _REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
 
@@ -282,6 +287,8 @@ def _dpo_loss(trainer: Any, kind: str, logps: Tensor, mask: Tensor, ref_logps: T
     if kind == "discopop":
         settings["tau"] = trainer.args.discopop_tau
     settings["link"] = _LINKS[trainer.f_divergence_type]
+    if trainer.f_divergence_type == "alpha_divergence":
+        settings["link_alpha"] = 1 - trainer.f_alpha_divergence_coef
     return preference_loss(answers, ref_logps, objective=_OF_ANSWERS[kind], **settings).loss
 
 

@@ -136,6 +136,14 @@ DPO = {
     "sigmoid_norm": ({"loss_type": "sigmoid_norm", "beta": 1.0}, 1),
     "apo_zero": ({"loss_type": "apo_zero"}, 1),
     "forward_kl": ({"f_divergence_type": "forward_kl"}, 1),
+    "alpha_divergence": (
+        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.5},
+        1,
+    ),
+    "alpha_divergence of 1": (
+        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1.0},
+        1,
+    ),
     "js_divergence": ({"f_divergence_type": "js_divergence"}, 1),
     "precomputed reference": ({"precompute_ref_log_probs": True}, 1),
     "experts": ({"experts": 4, "router_aux_loss_coef": 0.3}, 1),
