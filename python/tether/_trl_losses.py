@@ -210,6 +210,9 @@ _OF_ANSWERS = {  # TRL's name: ours
     "apo_down": "apo_down",
     "discopop": "discopop",
 }
+# Of AOT, arXiv:2406.05882, which rank an answer and its reference have where what is compared has
+# been sorted: margins of the policy and of the reference, or scores of the chosen and the rejected.
+_OF_RANKS = ("aot", "aot_unpaired")
 _OF_MEANS = {"ipo": "ipo", "sigmoid_norm": "dpo"}
 _LINKS = {
     "reverse_kl": "reverse_kl",
@@ -249,8 +252,9 @@ def dpo(own: Callable) -> Callable:
         ref_logps = torch.cat([inputs[name] for name in _REFERENCE])
         mask = inputs["completion_mask"]
         logps = _logps(policy.results[0], mask)
+        answer_weights = _wpo(policy.results[0], mask) if self.use_weighting else None
         loss = sum(
-            weight * _dpo_loss(self, kind, logps, mask, ref_logps)
+            weight * _dpo_loss(self, kind, logps, mask, ref_logps, answer_weights)
             for kind, weight in zip(self.loss_types, self.loss_weights, strict=True)
         )
         return _finished(self, loss, policy.results[0], out, return_outputs)
@@ -262,22 +266,56 @@ def _knows_dpo(trainer: Any) -> bool:
     """Whether every loss of the sum is one of this library."""
     of_means = any(kind in _OF_MEANS for kind in trainer.loss_types)
     links = ("reverse_kl",) if of_means else _LINKS
+    known = (*_OF_ANSWERS, *_OF_MEANS, *_OF_RANKS, *([] if trainer.use_weighting else ["sft"]))
     return (
-        all(kind in (*_OF_ANSWERS, *_OF_MEANS, "sft") for kind in trainer.loss_types)
+        all(kind in known for kind in trainer.loss_types)
         and trainer.f_divergence_type in links
         and trainer.ld_alpha is None
-        and not trainer.use_weighting
     )
 
 
-def _dpo_loss(trainer: Any, kind: str, logps: Tensor, mask: Tensor, ref_logps: Tensor) -> Tensor:
+def _wpo(outputs: Any, mask: Tensor) -> Tensor:
+    """[2 B]: how likely the policy finds an answer, by token and of its sum of squares: WPO,
+    arXiv:2406.11827, eq. 2."""
+    mask = mask[:, 1:]
+    log_squares = outputs.log_sum_sq_probs[:, -mask.shape[1] :]
+    aligned = (outputs.log_probs[:, -mask.shape[1] :] - log_squares) * mask
+    return (aligned.sum(1) / mask.sum(1).clamp(min=1)).exp().detach()
+
+
+def _by_rank(kind: str, answers: Tensor, ref_logps: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of answers with those that AOT compares them with."""
+    (chosen, rejected), (ref_chosen, ref_rejected) = answers.chunk(2), ref_logps.chunk(2)
+    if kind == "aot":
+        policy, reference = (chosen - rejected).argsort(), (ref_chosen - ref_rejected).argsort()
+        parts = (chosen[policy], rejected[policy], ref_chosen[reference], ref_rejected[reference])
+    else:
+        good, bad = (chosen - ref_chosen).argsort(), (rejected - ref_rejected).argsort()
+        parts = (chosen[good], rejected[bad], ref_chosen[good], ref_rejected[bad])
+    return torch.cat(parts[:2]), torch.cat(parts[2:])
+
+
+def _dpo_loss(
+    trainer: Any,
+    kind: str,
+    logps: Tensor,
+    mask: Tensor,
+    ref_logps: Tensor,
+    answer_weights: Tensor | None,
+) -> Tensor:
     """One loss of TRL's sum, of logps [2 B, T - 1] and ref_logps [2 B] of answers, the chosen ones
     first, with their mask [2 B, T]."""
     count = len(logps) // 2
     if kind == "sft":
         ones = torch.ones_like(ref_logps[:count])
         return policy_loss(logps[:count], ones, mask[:count, 1:], objective="reinforce").loss
-    answers, settings = logps.sum(1), {"beta": trainer.beta}
+    answers = logps.sum(1)
+    settings = {"beta": trainer.beta, "answer_weights": answer_weights}
+    if kind in _OF_RANKS:
+        settings["label_smoothing"] = trainer.label_smoothing
+        return preference_loss(
+            *_by_rank(kind, answers, ref_logps), objective="cdpo", **settings
+        ).loss
     if kind in _OF_MEANS:
         lengths = mask.sum(1).clamp(min=1.0)
         answers, ref_logps = answers / lengths, ref_logps / lengths

@@ -166,10 +166,15 @@ DPO = {
     "sppo_hard": ({"loss_type": "sppo_hard", "learning_rate": 0.005}, 1),
     "apo_down": ({"loss_type": "apo_down"}, 1),
     "discopop": ({"loss_type": "discopop", "discopop_tau": 0.1}, 1),
+    "aot": ({"loss_type": "aot", "label_smoothing": 0.1}, 1),
+    "aot_unpaired": ({"loss_type": "aot_unpaired"}, 1),
+    "weighted by the policy": ({"use_weighting": True}, 1),
+    "a weighted sum": (
+        {"use_weighting": True, "loss_type": ["ipo", "apo_zero"], "loss_weights": [1.0, 0.5]},
+        2,
+    ),
     # TRL's own losses, on our log-probabilities:
-    "a sum with one of those": ({"loss_type": ["sigmoid", "aot"], "label_smoothing": 0.1}, 0),
     "ld_alpha": ({"ld_alpha": 0.5}, 0),
-    "weighted by the policy": ({"use_weighting": True}, 0),
     "means under a divergence": ({"loss_type": "ipo", "f_divergence_type": "js_divergence"}, 0),
 }
 
