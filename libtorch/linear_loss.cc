@@ -123,7 +123,8 @@ LinearPolicyOutput loss_of_logps(const LinearInputs& inputs, const PolicyBatch& 
                                  const LinearOptions& options) {
   if (inputs.hidden.is_cpu()) {  // what policy_loss would refuse in its own name
     const PolicyArrays arrays = face::arrays_of(kPolicy, given);
-    step_counts(kPolicy, normalizer, checked_counts(kPolicy, arrays, torch_executor()));
+    step_counts(kPolicy, normalizer, checked_counts(kPolicy, arrays, torch_executor()),
+                objective.aggregation);
   }
   const TokenLogps made = detail::linear_token_logps(inputs, options);
   PolicyBatch batch = given;

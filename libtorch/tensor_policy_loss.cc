@@ -113,13 +113,13 @@ at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch,
   const TensorNumber rho = kl_weight(log_ratio, bounds);
   const at::Tensor n = segments.spread(segments.n);
   const bool is_mean = rule_of(objective.level).is_mean;
-  const at::Tensor scale = is_mean ? 1 / at::where(n > 0, n, 1) : at::ones_like(n);
+  const at::Tensor over = is_mean ? at::where(n > 0, n, 1) : at::ones_like(n);
   const at::Tensor own = v * (rho * gradient(d)).value;
-  at::Tensor slope = v * (rho * gradient.score(d)).value + own * (scale * batch.weight - 1);
+  at::Tensor slope = v * (rho * gradient.score(d)).value + own * (batch.weight / over - 1);
   const TensorNumber value{v * (rho * estimator(d)).value};
   if (use == PenaltyUse::sum) {
     const at::Tensor terms = (batch.weight * own).to(at::kDouble);
-    slope = slope + (scale * sum_of_others(segments, terms)).to(slope.scalar_type());
+    slope = slope + (sum_of_others(segments, terms) / over).to(slope.scalar_type());
     return with_gradient_of(value, {slope * logp}).value;
   }
   const TensorNumber live =
@@ -249,7 +249,7 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective&
   const bool penalty = objective.kl.beta > 0;
   const double entropy_coef = objective.entropy.coefficient;
   // The counts of the batch are not waited for.
-  step_counts("policy_loss", normalizer, TermCounts{});
+  step_counts("policy_loss", normalizer, TermCounts{}, objective.aggregation);
   // Under the caller's inference mode there would be no gradient to take here.
   const c10::InferenceMode normal(false);
   const PolicyBatch batch = gated(given, objective);

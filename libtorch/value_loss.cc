@@ -85,7 +85,7 @@ at::Tensor sums_of(const FlatValues& flat, const at::Tensor& loss, const at::Ten
 
 detail::FusedResult compute_on_tensors(const ValueBatch& batch, const ValueObjective& objective,
                                        const Normalizer& normalizer, bool with_gradient) {
-  step_counts(Names::kFunction, normalizer, TermCounts{});
+  step_counts(Names::kFunction, normalizer, TermCounts{}, objective.aggregation);
   const c10::InferenceMode normal(false);
   at::AutoGradMode enabled(true);
   const FlatValues flat = flattened(batch);

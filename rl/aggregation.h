@@ -87,8 +87,28 @@ struct StepCounts {
   TermCounts kl;
 };
 
+// Throws where counts are given but not the one that the aggregation divides by: that of this batch
+// would be taken for it, and every split would give another loss.
+inline void check_denominators(std::string_view function, const Normalizer& normalizer,
+                               const Aggregation& aggregation) {
+  using Mode = Aggregation::Mode;
+  if (!normalizer.policy && !normalizer.kl && !normalizer.sequences) return;
+  const auto need = [&](const std::optional<double>& count, std::string_view name) {
+    require(count.has_value(), [&] {
+      return std::string(function) + ": normalizer." + std::string(name) +
+             " must be given where other counts are, for " +
+             std::string(kAggregationNames[static_cast<size_t>(aggregation.mode)]) + ", got none";
+    });
+  };
+  if (aggregation.mode == Mode::token_mean) need(normalizer.policy, "policy");
+  if (aggregation.mode != Mode::token_mean && aggregation.mode != Mode::token_sum) {
+    need(normalizer.sequences, "sequences");
+  }
+}
+
 inline StepCounts step_counts(std::string_view function, const Normalizer& normalizer,
-                              const TermCounts& local) {
+                              const TermCounts& local, const Aggregation& aggregation) {
+  check_denominators(function, normalizer, aggregation);
   const Range positive{0, largest_finite, true};
   check_range(function, "normalizer.world_size", normalizer.world_size, positive);
   check_range(function, "normalizer.scale", normalizer.scale, positive);

@@ -11,10 +11,10 @@
 namespace tether {
 namespace {
 
-constexpr double kLargest = 300;
+constexpr double kLargest = 300, kLargestSum = 1e140;
 
 // Within the bounds; NaN where x is not finite.
-double bounded(double x) { return std::clamp(x, -kLargest, kLargest) + 0 * x; }
+double bounded(double x, double largest = kLargest) { return std::clamp(x, -largest, largest) + 0 * x; }
 
 // The sums of one level.
 struct Ratios {
@@ -49,7 +49,7 @@ struct Sums {
     const double x = logp - rollout_logp;
     const double distance = std::abs(std::exp(logp) - std::exp(rollout_logp)) + 0 * x;
     token.add(weight, x);
-    k1 -= weight * bounded(x);
+    k1 -= weight * bounded(x, kLargestSum);
     k3 += weight * tether::k3(Constant<double>{bounded(x)}).value;
     gap += weight * distance;
     gap_max = std::max(gap_max, distance) + 0 * distance;

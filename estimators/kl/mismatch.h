@@ -46,8 +46,8 @@ struct MismatchReport {
   RatioSpread sequence_sum;   // of e^sum x: the ratio of whole sequences
 };
 
-// x = old_logp - rollout_logp; beyond +-300, in a sum too, it counts as that. A number that is not
-// finite makes what it enters NaN. Zeros without tokens.
+// x = old_logp - rollout_logp. In an exponent x beyond +-300, or a sum of it, counts as that. A
+// number that is not finite makes what it enters NaN. Zeros without tokens.
 MismatchReport mismatch_report(const MismatchArrays& batch);
 
 }  // namespace tether

@@ -102,7 +102,7 @@ KlReport kl_report(const KlReportArrays& batch, const KlReportOptions& options) 
     Sequence sequence;
     for_each_token(batch, row, [&](double weight, double d) {
       sequence.tokens += weight;
-      sequence.sum += weight * bounded(estimate(options, out.lambda, d));
+      sequence.sum += weight * bounded(estimate(options, out.lambda, d)) + 0 * d;
     });
     return sequence;
   };

@@ -70,7 +70,7 @@ ChunkedPolicyLoss::ChunkedPolicyLoss(std::string_view function, const PolicyArra
   batch_ = gated_.applied_to(batch_);
   objective_.weights = weights_that(false, objective.weights);
   const TermCounts local = checked_counts(function, batch_, executor);
-  const StepCounts counts = step_counts(function, normalizer, local);
+  const StepCounts counts = step_counts(function, normalizer, local, objective.aggregation);
   normalizer_ = {.policy = counts.policy.tokens,
                  .kl = counts.kl.tokens,
                  .sequences = counts.policy.sequences,

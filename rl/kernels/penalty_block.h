@@ -51,14 +51,15 @@ void sum_kl_of_gradient(const TokenBlock<T>& block, int begin, int end, Compensa
 }
 
 // Adds to dkl what the segment's other tokens give a penalty whose ratio they share: the sum of
-// their rho G, times the `scale` of the level.
+// their w rho G over `n`, and of its own what it has beyond 1. Of a token that is alone both are 0,
+// whatever its weight.
 template <class T>
-void add_shared_penalty(double scale, const CompensatedSum& total, int begin, int end,
+void add_shared_penalty(double n, const CompensatedSum& total, int begin, int end,
                         TokenBlock<T>& block) {
   for (int i = begin; i < end; ++i) {
-    const double own = double(bounded(block.kl_of_gradient[i]));
-    const T others = T(bounded((scale * total.sum - own) + scale * total.rest));
-    block.dkl[i] = bounded(block.dkl[i]) + others;
+    const double w = double(block.weight[i]), own = double(bounded(block.kl_of_gradient[i]));
+    const double others = (total.sum - w * own) + total.rest;
+    block.dkl[i] = bounded(block.dkl[i]) + T(bounded(others / n + own * (w / n - 1)));
   }
 }
 

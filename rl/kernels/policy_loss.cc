@@ -121,11 +121,8 @@ void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& r
   }
 }
 
-// d L / d logp over w, for segments of n tokens (rl/level.h).
-double level_scale(const LevelRule& level, double n) {
-  if (!level.is_mean) return 1;
-  return n > 0 ? 1 / n : 0;
-}
+// Of a segment of n tokens d L / d logp is w over this (rl/level.h).
+double level_count(const LevelRule& level, double n) { return level.is_mean && n > 0 ? n : 1; }
 
 // The segments of a row of n tokens, with their ratios.
 template <class T>
@@ -162,7 +159,7 @@ void find_segments(const Call& call, int64_t row, double n, TokenBlock<T>& block
     bounds = weight_bounds(kWeightSaturation<T>, penalty.ratio_high);
   }
   for (RatioSegment<T>& each : segments) {
-    const double scale = level_scale(call.level(), each.n);
+    const double scale = 1 / level_count(call.level(), each.n);
     each.shared.set(scale * each.logp, scale * each.log_ratio, each.n, bounds);
   }
 }
@@ -206,10 +203,10 @@ void store_shared_gradient(const Call& call, int64_t row, const RowFactors<T>& f
       fill_penalty(objective.kl, objective.level, bool(call.batch.kl_weights), block);
     }
     for_each_part(factors.segments, place, block.size, [&](auto& each, int begin, int end) {
-      const double scale = level_scale(call.level(), each.n);
-      const T slope = narrow<T>(double(factors.token.loss) * scale * each.slope);
+      const double count = level_count(call.level(), each.n);
+      const T slope = narrow<T>(double(factors.token.loss) * (1 / count) * each.slope);
       if (penalty && shares_penalty(objective.kl, objective.level))
-        add_shared_penalty(scale, each.kl, begin, end, block);
+        add_shared_penalty(count, each.kl, begin, end, block);
       with_terms(penalty, clips, [&]<bool kPenalty, bool kClipped>() {
         fill_shared_gradient<kPenalty, kClipped>(slope, factors.token.kl, begin, end, block);
       });
@@ -361,7 +358,7 @@ PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objec
                   weights,
                   turns,
                   gradients,
-                  step_counts("policy_loss", normalizer, local),
+                  step_counts("policy_loss", normalizer, local, objective.aggregation),
                   normalizer.factor(),
                   local.tokens};
   return wide ? total_loss<double>(call, executor) : total_loss<float>(call, executor);

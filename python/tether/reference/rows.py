@@ -130,7 +130,7 @@ class SharedRatio(NamedTuple):
     rows: Rows  # or turns
     weight: Tensor
     n: Tensor  # weights of each segment
-    scale: Tensor  # 1, or 1 / n, at each token
+    over: Tensor  # 1, or n, at each token
     is_aggregated: bool
 
     @staticmethod
@@ -138,11 +138,11 @@ class SharedRatio(NamedTuple):
         if not level.shared:
             return None
         over = torch.where(n > 0, n, 1.0) if level.is_mean else torch.ones_like(n)
-        return SharedRatio(rows, weight.double(), n, rows.spread(1 / over), is_aggregated)
+        return SharedRatio(rows, weight.double(), n, rows.spread(over), is_aggregated)
 
     @property
     def share(self) -> Tensor:
-        return self.scale * self.weight
+        return self.weight / self.over
 
     @property
     def is_alone(self) -> Tensor:
@@ -150,8 +150,8 @@ class SharedRatio(NamedTuple):
 
     def of_others(self, terms: Tensor) -> Tensor:
         """What the segment's other tokens give a token by way of the ratio."""
-        rest = self.scale * self.rows.sum_of_others(self.weight * terms.double())
-        return rest.to(terms.dtype)
+        rest = self.rows.sum_of_others(self.weight * terms.double())
+        return (rest / self.over).to(terms.dtype)
 
 
 # Of advantages and weights.
