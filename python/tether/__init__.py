@@ -12,7 +12,7 @@ torch.
 import importlib.metadata
 
 from tether import reference
-from tether._objectives import (
+from tether._catalogue import (
     Choice,
     Dialect,
     Objective,
@@ -66,6 +66,7 @@ from tether.policy import (
 )
 from tether.preference import PreferenceLoss, PreferenceMetrics, dpo_loss, preference_loss
 from tether.responses import ResponseTargets, response_targets
+from tether.surrogate import Surrogate, Token
 from tether.terms import aggregate, kl_terms
 from tether.top_k import head_logps, top_k_kl
 from tether.value import ValueLoss, ValueMetrics, value_loss
@@ -93,6 +94,8 @@ __all__ = [
     "RatioSpread",
     "ResponseTargets",
     "Support",
+    "Surrogate",
+    "Token",
     "TokenLogps",
     "ValueLoss",
     "ValueMetrics",

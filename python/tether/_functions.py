@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ class Call(NamedTuple):
     function: Function
     tensors: dict[str, Tensor | None]
     settings: Settings
+    own: Mapping[
+        str, Any
+    ] = {}  # a surrogate of one's own, which no operator knows, and its options
 
     def run(self) -> tuple[Tensor, ...] | Tensor:
         return self.function.operator(*self.tensors.values(), *self.settings.words())
@@ -89,7 +92,7 @@ class Call(NamedTuple):
         """As `tether.reference` takes them; a normalizer is an argument of its own there."""
         numbers, choices = self.settings
         named = {k: each for k, each in numbers.items() if not k.startswith("normalizer.")}
-        return named | choices
+        return named | choices | self.own
 
     def check_settings(self, function: str, rows: int = 0) -> None:
         """The rules between options and arrays, where no operator checks them. Tensors among the

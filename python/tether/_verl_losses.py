@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tether._objectives import objectives
+from tether._catalogue import objectives
 from tether._peer_batch import Batch, Metrics
 from tether.batch_weights import batch_weights
 from tether.policy import Normalizer, policy_loss

@@ -26,6 +26,7 @@ from tether._support import Support, checked_support, linear_logits
 from tether.logits import TokenLogps, of_support, token_logps, with_index_error
 from tether.policy import Normalizer, PolicyMetrics, denominators, policy_loss
 from tether.preference import PreferenceLoss, preference_call, preference_loss
+from tether.surrogate import Surrogate
 
 
 def linear_token_logps(
@@ -148,7 +149,7 @@ def linear_policy_loss(
     response_mask: Tensor,
     bias: Tensor | None = None,
     *,
-    objective: str = "grpo",
+    objective: str | Surrogate = "grpo",
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     rollout_logps: Tensor | None = None,
@@ -177,8 +178,8 @@ def linear_policy_loss(
 
     Differentiable once in hidden, weight and bias. Where ratio and weights are those of a token,
     loss and gradients come in one walk over chunks of tokens, three matrix products, and backward
-    is a scaling. Those of sequences or turns (level=...), and of a support, need all
-    log-probabilities first: four products, or three where they are one chunk.
+    is a scaling. Those of sequences or turns (level=...), of a support and of a `Surrogate` need
+    all log-probabilities first: four products, or three where they are one chunk.
     """
     function = "linear_policy_loss"
     objective, options, weights = resolved(objective, options, weights)
@@ -212,7 +213,8 @@ def linear_policy_loss(
     bonus = float(call.settings.numbers.get("entropy_coef", 0)) != 0
     rows.settings.choices["entropies"] = "true" if entropies or bonus else "false"
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
-    of_tokens = levels_of(objective, call.settings.choices, weights) == {"token"}
+    levels = levels_of(call.settings.choices)
+    of_tokens = levels == {"token"} and not call.own
     if of_tokens and has_kernel(hidden) and support is None:
         return _loss_of_tokens(linear, active, call, rows.settings, chunk)
     made = _logps_of(function, linear, active, rows.settings, chunk, support, chunk_bytes)

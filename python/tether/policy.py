@@ -18,8 +18,9 @@ from tether._checks import (
     scalar,
 )
 from tether._lists import Value
-from tether._objectives import Weights, objective_call, resolved, takes_tokens_out
+from tether._objectives import Weights, objective_call, takes_tokens_out
 from tether._ops import has_kernel, ops
+from tether.surrogate import Surrogate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def policy_loss(
     advantages: Tensor,
     response_mask: Tensor,
     *,
-    objective: str = "grpo",
+    objective: str | Surrogate = "grpo",
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
@@ -141,7 +142,8 @@ def policy_loss(
     advantages       [B] or [B, 1], or like logps; packed [B] with B = N is refused, pass [B, 1]
     response_mask    like logps: bool, or weights in [0, 1]; slots of weight 0 may hold anything
     objective        a row of `objectives()`, which also lists the options and their defaults; or
-                     one of `dialects()`, a trainer's loss by its name, as "verl.vanilla"
+                     one of `dialects()`, a trainer's loss by its name, as "verl.vanilla"; or a
+                     `Surrogate`, one's own formula
     old_logps        like logps, under the policy that the step began with; None: logps, detached
     ref_logps        like logps, under the reference policy; needed when beta > 0
     entropies        like logps, of the policy; needed when entropy_coef is not 0
@@ -168,8 +170,8 @@ def policy_loss(
                      the policy of old_logps, without ref_logps)
 
     On the CPU: a fused kernel, the same bits for any number of threads. On other devices:
-    `tether.reference`, at torch's speed, where weights and counts are taken as they are. Raises
-    ValueError or TypeError before any work is done.
+    `tether.reference`, at torch's speed, where weights and counts are taken as they are. It also
+    runs a `Surrogate`. Raises ValueError or TypeError before any work is done.
     """
     function = "policy_loss"
     tensors = {
@@ -189,7 +191,9 @@ def policy_loss(
     }
     counts = denominators(function, normalizer)
     call = objective_call(function, tensors, objective, options, counts, weights=weights)
-    if not has_kernel(logps):
+    if call.own and has_kernel(logps):
+        call.detached().run_with_gradient()  # which looks at what the arrays hold
+    if call.own or not has_kernel(logps):
         call.check_settings(function)
         out = reference.policy_loss(
             **call.once_differentiable(function),
@@ -206,7 +210,7 @@ def policy_token_losses(
     advantages: Tensor,
     response_mask: Tensor,
     *,
-    objective: str = "grpo",
+    objective: str | Surrogate = "grpo",
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
@@ -249,8 +253,7 @@ def policy_token_losses(
         check_offset_values(function, offsets, "logps", logps.shape[0])
     check_weight_values(function, call.tensors["response_mask"])
     call.check_settings(function)
-    row, _, named = resolved(objective, options, weights)
-    looks = turn_ids is not None or takes_tokens_out(row, named)
+    looks = turn_ids is not None or takes_tokens_out(call.settings.choices)
     if has_kernel(logps) and looks:  # at what they hold
         in_name_of(function, "policy_loss", call.detached().run_with_gradient)
 
@@ -267,7 +270,7 @@ def local_counts(
     advantages: Tensor,
     response_mask: Tensor,
     *,
-    objective: str = "grpo",
+    objective: str | Surrogate = "grpo",
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,

@@ -19,8 +19,8 @@ from verl.trainer.ppo import core_algos
 from verl.utils import torch_functional
 
 from tether import reference
+from tether._catalogue import objectives
 from tether._checks import in_name_of
-from tether._objectives import objectives
 from tether._ops import has_kernel
 from tether._peer_batch import Batch, Metrics
 from tether._trainers import check_version, rebind

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tether.reference.numbers import clamp, exp, minimum
+from tether.reference.surrogate import Formula
 
 
 def ppo_clip(
@@ -123,7 +124,7 @@ def tapered_reinforce(
 
 
 class Row(NamedTuple):
-    surrogate: Callable[..., tuple[Tensor, Tensor]]
+    surrogate: Callable[..., tuple[Tensor, Tensor]] | Formula
     surrogate_options: dict[str, float]
     beta: float
     aggregation: str

@@ -11,7 +11,7 @@ from torch import Tensor
 from tether._checks import savable
 from tether.reference.kl import KL_SETTINGS, k1, k3, kl_term
 from tether.reference.numbers import bounded, exp, spoil_of, wide_dtype
-from tether.reference.objectives import OBJECTIVES
+from tether.reference.objectives import OBJECTIVES, Row
 from tether.reference.rows import (
     LEVELS,
     LOG_RATIO_CLIP,
@@ -24,6 +24,7 @@ from tether.reference.rows import (
     row_factors,
     segments_of,
 )
+from tether.reference.surrogate import Formula
 from tether.reference.weights import WEIGHTS, chosen_weights, kept_tokens, product_of_weights
 
 
@@ -38,7 +39,7 @@ def policy_loss(
     advantages: Tensor,
     response_mask: Tensor,
     *,
-    objective: str = "grpo",
+    objective: str | Any = "grpo",  # or a tether.Surrogate
     normalizer: Any = None,  # tether.Normalizer
     beta: float | Tensor | None = None,
     entropy_coef: float | Tensor = 0,
@@ -65,7 +66,7 @@ def policy_loss(
         is_aggregated=True,
         **options,
     )
-    rows, tokens, n, row = terms.rows, terms.tokens, terms.n, OBJECTIVES[objective]
+    rows, tokens, n, row = terms.rows, terms.tokens, terms.n, row_of(objective)
     policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
 
     def mean(terms: Tensor, count: float | Tensor | None) -> Tensor:
@@ -86,6 +87,10 @@ def policy_loss(
     with torch.no_grad():
         sums, maxima = _metrics(terms)
     return PolicyTotals((world_size * total).to(wide_dtype(logps.dtype)), sums, maxima)
+
+
+def row_of(objective: str | Any) -> Row:
+    return OBJECTIVES[objective] if isinstance(objective, str) else objective.reference
 
 
 class Terms(NamedTuple):
@@ -125,7 +130,7 @@ class Terms(NamedTuple):
 def _terms(
     batch: Batch, *, objective, beta, entropy_coef, level, is_aggregated, **options
 ) -> Terms:
-    row = OBJECTIVES[objective]
+    row = row_of(objective)
     beta = row.beta if beta is None else beta
     options = (row.weights or {}) | (row.kl or {}) | options
     kl_settings = {name: savable(options.pop(name)) for name in KL_SETTINGS if name in options}
@@ -139,8 +144,14 @@ def _terms(
     )
     clip = {name: options.pop(name, row.log_ratio_clip) for name in LOG_RATIO_CLIP}
     logp, log_ratio = levelled(segments, tokens, segment_n, level, **clip)
-    surrogate_options = row.surrogate_options | options
-    loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **surrogate_options)
+    options = row.surrogate_options | options
+    if isinstance(row.surrogate, Formula):
+        has_reference = batch.ref_logps is not None
+        loss, clipped = row.surrogate.of_tokens(
+            logp, log_ratio, tokens, has_reference=has_reference, **options
+        )
+    else:
+        loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **options)
     loss = bounded(loss)
     kl = torch.zeros_like(loss)
     anchor, needed = {
@@ -190,7 +201,7 @@ def policy_token_losses(
     advantages: Tensor,
     response_mask: Tensor,
     *,
-    objective: str = "grpo",
+    objective: str | Any = "grpo",
     beta: float | Tensor | None = None,
     entropy_coef: float | Tensor = 0,
     level: str | None = None,
@@ -222,7 +233,7 @@ def local_counts(
     advantages: Tensor,
     response_mask: Tensor,
     *,
-    objective: str = "grpo",
+    objective: str | Any = "grpo",
     **options: Tensor | float | str | None,
 ) -> Tensor:
     """[tokens under the surrogate, tokens under the penalty, rows with a token], float64.
@@ -230,7 +241,7 @@ def local_counts(
     Arguments as policy_loss; of the options only the weights that take tokens out change a count.
     """
     gates = [name for name, row in WEIGHTS.items() if row.leaves]
-    options = (OBJECTIVES[objective].weights or {}) | options
+    options = (row_of(objective).weights or {}) | options
     batch = Batch.of(logps, advantages, response_mask, options)
     options = {name: value for name, value in options.items() if name.split(".")[0] in gates}
     weights = chosen_weights(options, batch)
