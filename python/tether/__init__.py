@@ -3,7 +3,8 @@
     loss, metrics = tether.policy_loss(logps, advantages, response_mask, objective="dapo")
     loss.backward()
 
-`tether.objectives()` lists the objectives, `tether.weights()` the weights of tokens,
+`tether.objectives()` lists the objectives, `tether.weights()` the weights of tokens, with their
+options, which `tether.objective` and `tether.weight` have as typed values,
 `tether.batch_weight_rules()` those that need the whole batch,
 `tether.advantages()` the estimators of advantages; `tether.reference` states every formula in plain
 torch.
@@ -11,7 +12,7 @@ torch.
 
 import importlib.metadata
 
-from tether import reference
+from tether import objective, reference, weight
 from tether._catalogue import (
     Choice,
     Dialect,
@@ -121,6 +122,7 @@ __all__ = [
     "local_counts",
     "mismatch_report",
     "moments",
+    "objective",
     "objectives",
     "policy_loss",
     "policy_token_losses",
@@ -131,6 +133,7 @@ __all__ = [
     "token_logps",
     "top_k_kl",
     "value_loss",
+    "weight",
     "weights",
     "whiten",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,22 +11,51 @@ from tether._catalogue import FAMILIES, KNOWN_DIALECTS, KNOWN_WEIGHTS, Objective
 from tether._checks import Number, check_strings, hint
 from tether._functions import FUNCTIONS, Call
 from tether._lists import Choice, Settings, Value, checked_settings
+from tether._typed import Chosen
 from tether.surrogate import Surrogate
+from tether.weight import TokenWeight
 
-Weights = Mapping[str, Mapping[str, Value]]
+Weights = Mapping[str, Mapping[str, Value]] | TokenWeight | Sequence[TokenWeight]
+
+
+def named(objective: Any, options: Mapping[str, Value]) -> tuple[Any, Mapping[str, Value]]:
+    """The name of one of tether.objective, with its settings beneath the caller's."""
+    if not isinstance(objective, Chosen):
+        return objective, options
+    return objective.name, {**objective.settings(), **options}
 
 
 def resolved(
-    objective: Any, options: Mapping[str, Value], weights: Weights | None
+    objective: Any, options: Mapping[str, Value], weights: Weights | None, function: str
 ) -> tuple[Any, Mapping[str, Value], Weights | None]:
     """The objective of a dialect with its settings, beneath the caller's, likewise of a surrogate
-    of one's own; another as it is."""
+    of one's own; another as it is. Weights by name."""
+    objective, options = named(objective, options)
+    weights = _weights_by_name(function, weights)
     if isinstance(objective, Surrogate):
         return objective, {**objective.settings, **options}, _beneath(objective.weights, weights)
     if not isinstance(objective, str) or objective not in KNOWN_DIALECTS:
         return objective, options, weights
     own = KNOWN_DIALECTS[objective]
     return own.objective, {**own.options, **options}, _beneath(own.weights, weights)
+
+
+def _weights_by_name(function: str, weights: Weights | None) -> Weights | None:
+    """Those of tether.weight as a dict; all else as it is."""
+    given = [weights] if isinstance(weights, TokenWeight) else weights
+    if not isinstance(given, (list, tuple)):
+        return given
+    out: dict[str, Mapping[str, Value]] = {}
+    for each in given:
+        if not isinstance(each, TokenWeight):
+            raise TypeError(
+                f"{function}: weights must be a list of those of tether.weight, or a dict, got "
+                f"{type(each).__name__} in it"
+            )
+        if each.name in out:
+            raise ValueError(f"{function}: weights must be different ones, got {each.name} twice")
+        out[each.name] = each.settings()
+    return out
 
 
 def _beneath(own: Weights, weights: Weights | None) -> Weights | None:
@@ -111,8 +140,9 @@ def objective_call(
 ) -> Call:
     """A checked call of the loss `callee`, in the name of `function`."""
     function = function or callee
+    objective, options = named(objective, options)
     if family == "policy":
-        objective, options, weights = resolved(objective, options, weights)
+        objective, options, weights = resolved(objective, options, weights, function)
     loss = FUNCTIONS[callee]
     checked = loss.checked(tensors, function)
     row = _row_of(function, objective, family)

@@ -24,6 +24,7 @@ from tether._objectives import Weights, levels_of, objective_call, resolved
 from tether._ops import has_kernel
 from tether._support import Support, checked_support, linear_logits
 from tether.logits import TokenLogps, of_support, token_logps, with_index_error
+from tether.objective import PolicyObjective, PreferenceObjective
 from tether.policy import Normalizer, PolicyMetrics, denominators, policy_loss
 from tether.preference import PreferenceLoss, preference_call, preference_loss
 from tether.surrogate import Surrogate
@@ -149,7 +150,7 @@ def linear_policy_loss(
     response_mask: Tensor,
     bias: Tensor | None = None,
     *,
-    objective: str | Surrogate = "grpo",
+    objective: str | PolicyObjective | Surrogate = "grpo",
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     rollout_logps: Tensor | None = None,
@@ -182,7 +183,7 @@ def linear_policy_loss(
     all log-probabilities first: four products, or three where they are one chunk.
     """
     function = "linear_policy_loss"
-    objective, options, weights = resolved(objective, options, weights)
+    objective, options, weights = resolved(objective, options, weights, function)
     settings = row_settings(temperature, scale, softcap, ignore_index, entropies=entropies)
     linear, targets, rows = checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
@@ -273,7 +274,7 @@ def linear_preference_loss(
     response_mask: Tensor | None = None,
     bias: Tensor | None = None,
     *,
-    objective: str = "dpo",
+    objective: str | PreferenceObjective = "dpo",
     nll_mask: Tensor | None = None,
     labels: Tensor | None = None,
     baselines: Tensor | None = None,

@@ -20,6 +20,7 @@ from tether._checks import (
 from tether._lists import Value
 from tether._objectives import Weights, objective_call, takes_tokens_out
 from tether._ops import has_kernel, ops
+from tether.objective import PolicyObjective
 from tether.surrogate import Surrogate
 
 
@@ -120,7 +121,7 @@ def policy_loss(
     advantages: Tensor,
     response_mask: Tensor,
     *,
-    objective: str | Surrogate = "grpo",
+    objective: str | PolicyObjective | Surrogate = "grpo",
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
@@ -142,7 +143,8 @@ def policy_loss(
     advantages       [B] or [B, 1], or like logps; packed [B] with B = N is refused, pass [B, 1]
     response_mask    like logps: bool, or weights in [0, 1]; slots of weight 0 may hold anything
     objective        a row of `objectives()`, which also lists the options and their defaults; or
-                     one of `dialects()`, a trainer's loss by its name, as "verl.vanilla"; or a
+                     one of `dialects()`, a trainer's loss by its name, as "verl.vanilla"; or one
+                     of `tether.objective`, with settings of its own beneath the options here; or a
                      `Surrogate`, one's own formula
     old_logps        like logps, under the policy that the step began with; None: logps, detached
     ref_logps        like logps, under the reference policy; needed when beta > 0
@@ -158,11 +160,12 @@ def policy_loss(
                      Of a row that is split over ranks, or of all answers to a prompt (docs)
     offsets          [B + 1] int32 or int64, from 0 to N: row i is offsets[i] .. offsets[i + 1]
     normalizer       the denominators of the optimizer step; None: of this batch
-    weights          of the tokens, never differentiated, by name (`weights()` lists them):
-                     {"truncated_importance": {"high": 2.0, "level": "sequence_sum"}}; level is
-                     what it is meant for unless said. They multiply the surrogate S alone, in
-                     value and gradient: penalty, entropies, clip fractions and denominators do not
-                     see them. One that leaves changes response_mask instead, before everything
+    weights          of the tokens, never differentiated: one of `tether.weight` or a list, or by
+                     name (`weights()` lists them), {"truncated_importance": {"high": 2.0, "level":
+                     "sequence_sum"}}; level is what it is meant for unless said. They multiply the
+                     surrogate S alone, in value and gradient: penalty, entropies, clip fractions
+                     and denominators do not see them. One that leaves changes response_mask
+                     instead, before everything
     options          of the objective, as epsilon_low=0.1 (see Normalizer for tensors), and its
                      choices, as aggregation="token_mean", level="sequence_mean" or "turn_mean",
                      kl_estimator="k3", kl_gradient="k2", kl_correction="ratio",
@@ -210,7 +213,7 @@ def policy_token_losses(
     advantages: Tensor,
     response_mask: Tensor,
     *,
-    objective: str | Surrogate = "grpo",
+    objective: str | PolicyObjective | Surrogate = "grpo",
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,
@@ -270,7 +273,7 @@ def local_counts(
     advantages: Tensor,
     response_mask: Tensor,
     *,
-    objective: str | Surrogate = "grpo",
+    objective: str | PolicyObjective | Surrogate = "grpo",
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
     entropies: Tensor | None = None,

@@ -13,6 +13,7 @@ from tether._functions import Call
 from tether._lists import Value
 from tether._objectives import objective_call
 from tether._ops import has_kernel, ops
+from tether.objective import PreferenceObjective
 
 
 class PreferenceMetrics(NamedTuple):
@@ -43,7 +44,7 @@ def preference_loss(
     ref_logps: Tensor | None = None,
     response_mask: Tensor | None = None,
     *,
-    objective: str = "dpo",
+    objective: str | PreferenceObjective = "dpo",
     nll_mask: Tensor | None = None,
     labels: Tensor | None = None,
     baselines: Tensor | None = None,
@@ -65,7 +66,8 @@ def preference_loss(
     ref_logps        like logps, under the reference policy; needed unless reference=False
     response_mask    like logps: bool, or weights in [0, 1]; slots of weight 0 may hold anything;
                      None with answers [2 B]
-    objective        a row of `objectives("preference")`, which also lists options and defaults
+    objective        a row of `objectives("preference")`, which also lists options and defaults, or
+                     one of `tether.objective`
     nll_mask         like response_mask: the tokens of the negative log-likelihood of the chosen
                      answers, where nll_coef is not 0; None: those of the response
     labels           [B]: whether an answer is a good one: bool, or in [0, 1] and above 1/2
@@ -120,7 +122,7 @@ def preference_loss(
 def preference_call(
     function: str,
     tensors: dict[str, Tensor | None],
-    objective: str,
+    objective: str | PreferenceObjective,
     options: dict[str, Value],
     counts: dict[str, Number | None],
 ) -> Call:

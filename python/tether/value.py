@@ -10,6 +10,7 @@ from tether import reference
 from tether._lists import Value
 from tether._objectives import objective_call
 from tether._ops import has_kernel, ops
+from tether.objective import ValueObjective
 from tether.policy import Normalizer, denominators, of_denominators
 
 
@@ -41,7 +42,7 @@ def value_loss(
     returns: Tensor,
     response_mask: Tensor,
     *,
-    objective: str = "clipped_squared",
+    objective: str | ValueObjective = "clipped_squared",
     old_values: Tensor | None = None,
     offsets: Tensor | None = None,
     normalizer: Normalizer | None = None,
@@ -54,7 +55,8 @@ def value_loss(
                    strides; differentiable once
     returns        like values: what `tether.advantage` gives
     response_mask  like values: bool, or weights in [0, 1]; slots of weight 0 may hold anything
-    objective      a row of `objectives("value")`, which also lists options and defaults
+    objective      a row of `objectives("value")`, which also lists options and defaults, or one of
+                   `tether.objective`
     old_values     like values, at the start of the step; None: nothing is clipped
     offsets        [B + 1] int32 or int64, from 0 to N
     normalizer     counts of the optimizer step; None: of this batch

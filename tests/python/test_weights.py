@@ -310,4 +310,6 @@ def test_their_arrays_must_be_there(kernel, monkeypatch):
         )
     with pytest.raises(TypeError) as caught:
         tether.policy_loss(**batch, weights=["tv_mask"])
-    assert str(caught.value) == "policy_loss: weights must be a dict, got list"
+    assert str(caught.value) == (
+        "policy_loss: weights must be a list of those of tether.weight, or a dict, got str in it"
+    )
