@@ -81,8 +81,4 @@ def dataclass_of(
 def common(rows: Iterable[Mapping[str, tuple[str, Value]]]) -> dict[str, tuple[str, Value]]:
     """The fields that all rows have, with the defaults of the first."""
     first, *others = rows
-    return {
-        name: each
-        for name, each in first.items()
-        if all(name in other and other[name][0] == each[0] for other in others)
-    }
+    return {k: each for k, each in first.items() if all(k in other for other in others)}

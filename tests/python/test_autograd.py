@@ -21,6 +21,9 @@ TARGETS = torch.tensor([[1, 7, -100, 3], [0, 3, 5, 2]])
 HEAD = torch.tensor([[0, 4]]).expand(2, 4, 2).contiguous()
 
 
+SQUARED = tether.Surrogate(lambda token: token.log_ratio**2 - token.ratio * token.advantage)
+
+
 def functions(dtype=torch.float64):
     """name -> (function of the leaves to a scalar, leaves, constants)."""
     logps, logits = -normal(2, 4, seed=1).abs(), normal(2, 4, 8, seed=2)
@@ -52,6 +55,11 @@ def functions(dtype=torch.float64):
                 tether.policy_loss(x, entropies=h, beta=0.1, entropy_coef=0.1, **c).loss
             ),
             (logps, logps.exp()),
+            batch,
+        ),
+        "policy_loss of a surrogate": (
+            lambda x, **c: tether.policy_loss(x, objective=SQUARED, level="turn_mean", **c).loss,
+            (logps,),
             batch,
         ),
         "policy_token_losses": (
