@@ -145,7 +145,7 @@ def objective_call(
         objective, options, weights = resolved(objective, options, weights, function)
     loss = FUNCTIONS[callee]
     checked = loss.checked(tensors, function)
-    row = _row_of(function, objective, family)
+    row = row_of(function, objective, family)
     settings = checked_settings(function, row.options, row.choices, options)
     of_weights = _weight_settings(function, weights, row.weights)
     own = {}
@@ -160,7 +160,7 @@ def objective_call(
     return Call(loss, checked, settings, own)
 
 
-def _row_of(function: str, objective: Any, family: str) -> Objective:
+def row_of(function: str, objective: Any, family: str) -> Objective:
     if isinstance(objective, Surrogate) and family == "policy":
         return objective.row
     check_strings(function, objective=objective)

@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tether._catalogue import objectives
+from tether._catalogue import KNOWN_DIALECTS
+from tether._objectives import row_of
 from tether._peer_batch import Batch, Metrics
 from tether.batch_weights import batch_weights
 from tether.policy import Normalizer, policy_loss
+from tether.surrogate import Surrogate
 
 _TOKENS, _ANSWERS = (-20.0, 20.0), (-math.inf, 10.0)  # bounds of log-ratios
 _RATIO_MIN = math.exp(_TOKENS[0])
-_OBJECTIVES = objectives()
 
 
 class Settings(NamedTuple):
@@ -96,7 +97,7 @@ def aggregation(mode: str, step: Mapping[str, Any], batch: Batch) -> dict[str, A
 class Loss(NamedTuple):
     """A loss of verl's signature: what it is here, and verl's metrics from the batch and ours."""
 
-    objective: str
+    objective: str | Surrogate
     options: Callable[[Settings], dict[str, Any]] = lambda s: {}
     metrics: Callable[[Batch, Settings, Metrics], Metrics] = lambda b, s, values: {}
     # Log-ratios that verl clamps to these bounds, where its gradient ends.
@@ -121,14 +122,17 @@ class Loss(NamedTuple):
         return loss, {**self.metrics(batch, settings, values), **metrics}
 
 
-def of_catalogue(objective: str) -> Loss:
+def of_catalogue(objective: str | Surrogate) -> Loss:
     """An objective of tether: the clips that it has are verl's, all else is its own."""
-    own = _OBJECTIVES[objective].options
+    dialect = None if isinstance(objective, Surrogate) else KNOWN_DIALECTS.get(objective)
+    row = row_of("tether.verl", dialect.objective if dialect else objective, "policy")
+    own = row.options
     clipped = "epsilon_low" in own and own["epsilon_low"].default < 1  # where it is 1, it is off
 
     def options(settings: Settings) -> dict[str, float]:
-        dual = {"dual_clip": settings.dual} if objective == "ppo_dual_clip" else {}
-        return {**settings.epsilons, **dual} if clipped else dual
+        out = settings.epsilons if clipped else {}
+        dual = {"dual_clip": settings.dual} if row.name == "ppo_dual_clip" else {}
+        return {name: value for name, value in {**out, **dual}.items() if name in own}
 
     return Loss(objective, options, _clips)
 

@@ -21,6 +21,7 @@ from verl.utils import torch_functional
 from tether import reference
 from tether._catalogue import objectives
 from tether._checks import in_name_of
+from tether._objectives import named
 from tether._ops import has_kernel
 from tether._peer_batch import Batch, Metrics
 from tether._trainers import check_version, rebind
@@ -32,23 +33,27 @@ from tether.advantages import (
     ids_of_labels,
 )
 from tether.logits import token_logps
+from tether.objective import PolicyObjective
 from tether.policy import policy_loss
 from tether.reference.kl import low_var_kl
 from tether.reference.numbers import with_gradient_of
+from tether.surrogate import Surrogate
 
 __all__ = ["PARTS", "patch", "register_loss", "unpatch"]
 
 # ---- losses --------------------------------------------------------------------------------------
 
 
-def register_loss(name: str, objective: str, **options: Any) -> None:
-    """Makes loss_mode=`name` an objective of `tether.objectives()` with settings of its own.
+def register_loss(name: str, objective: str | PolicyObjective | Surrogate, **options: Any) -> None:
+    """Makes loss_mode=`name` an objective of tether.policy_loss with settings of its own.
 
     options are those of tether.policy_loss: options and choices of the objective and `weights`.
-    What they leave open is as in tether_`objective`; loss_agg_mode gives the aggregation. Raises
-    ValueError or TypeError for a name of verl's own, and for what policy_loss refuses.
+    What they leave open is as in tether_`objective`, where epsilon_low and epsilon_high are verl's
+    clips; loss_agg_mode gives the aggregation. Raises ValueError or TypeError for a name of verl's
+    own, and for what policy_loss refuses.
     """
     function = "tether.verl.register_loss"
+    objective, options = named(objective, options)
     known = core_algos.POLICY_LOSS_REGISTRY
     if name in known and known[name].__module__ != __name__:
         raise ValueError(f'{function}: name must not be one of verl\'s, got "{name}"')
@@ -77,7 +82,8 @@ def _register(name: str, loss: Loss, options: dict[str, Any]) -> None:
         return loss(batch, loss_agg_mode, config, **options)
 
     loss_of_verl.__name__ = loss_of_verl.__qualname__ = name
-    loss_of_verl.__doc__ = f"{loss.objective} of tether, as verl's losses are called."
+    called = getattr(loss.objective, "__name__", loss.objective)
+    loss_of_verl.__doc__ = f"{called} of tether, as verl's losses are called."
     core_algos.register_policy_loss(name)(loss_of_verl)
 
 

@@ -33,6 +33,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 LOSSES = tuple(_verl_losses.LOSSES)
 
 
+@tether.Surrogate
+def CLIPPED(token, epsilon_low=0.2):
+    return -token.ratio.clamp_min(1 - epsilon_low) * token.advantage
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Names of the objectives that policy_loss was called with."""
@@ -186,12 +191,21 @@ def test_an_objective_of_the_catalogue_has_verls_clips_and_its_own_options():
         expected = tether.policy_loss(**arrays, objective=name, **settings).loss
         assert outcome(f"tether_{name}", batch, "token-mean", config)[0] == expected
     weights = {"opsm": {"high": 0.1}}
-    adapter.register_loss("mine", "topr", ratio_high=2.0, weights=weights)
-    try:
-        expected = tether.policy_loss(**arrays, objective="topr", ratio_high=2.0, weights=weights)
-        assert outcome("mine", batch, "token-mean", config)[0] == expected.loss
-    finally:
-        del core_algos.POLICY_LOSS_REGISTRY["mine"]
+    topr = tether.objective.Topr(ratio_high=2.0)
+    pulled = tether.objective.Dapo(epsilon_high=0.5, beta=0.0)
+    for objective, settings, same in (
+        ("topr", {"ratio_high": 2.0, "weights": weights}, {"objective": "topr"}),
+        (topr, {"weights": weights}, {"objective": "topr", "ratio_high": 2.0}),
+        (pulled, {}, {"objective": "dapo", "epsilon_low": 0.15, "epsilon_high": 0.5}),
+        (CLIPPED, {"level": "sequence_mean"}, {"objective": CLIPPED, "epsilon_low": 0.15}),
+        ("slime.cispo", {}, {"objective": "slime.cispo"}),
+    ):
+        adapter.register_loss("mine", objective, **settings)
+        try:
+            expected = tether.policy_loss(**arrays, **settings | same).loss
+            assert outcome("mine", batch, "token-mean", config)[0] == expected
+        finally:
+            del core_algos.POLICY_LOSS_REGISTRY["mine"]
 
 
 @pytest.mark.parametrize(
