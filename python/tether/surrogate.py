@@ -59,7 +59,7 @@ class Surrogate:
         functools.update_wrapper(self, formula, updated=())
         self.formula = formula
         self.like = _checked_like(like)
-        names, self.defaults = _options_of(formula)
+        self._names, self.defaults = _options_of(formula)
         beneath = KNOWN_DIALECTS.get(like)
         row = FAMILIES["policy"][beneath.objective if beneath else like]
         own = OBJECTIVES[row.name]
@@ -78,17 +78,16 @@ class Surrogate:
             k: v for k, v in (beneath.options if beneath else {}).items() if k in known
         }
         self.weights = beneath.weights if beneath else {}
-
-        def called(token: Token, **values: float | Tensor) -> Tensor:
-            return formula(token, **{names[name]: value for name, value in values.items()})
-
         self.reference: Row = own._replace(
-            surrogate=Formula(called, truncation), surrogate_options=self.defaults
+            surrogate=Formula(self._by_names, truncation), surrogate_options=self.defaults
         )
 
     def __call__(self, token: Token, **options: float | Tensor) -> Tensor:
         """The formula itself."""
         return self.formula(token, **options)
+
+    def _by_names(self, token: Token, **values: float | Tensor) -> Tensor:
+        return self.formula(token, **{self._names[name]: each for name, each in values.items()})
 
 
 def _checked_like(like: str) -> str:

@@ -1,6 +1,8 @@
 """tether.Surrogate: the formulas of the catalogue as a user writes them, against their rows."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import tether
@@ -9,6 +11,7 @@ from batches import (
     LEVELS,
     OBJECTIVES,
     assert_close,
+    assert_same_bits,
     evaluated,
     packed,
     padded_batch,
@@ -386,3 +389,10 @@ def test_it_is_its_formula():
     assert CLIPPED(token).item() == pytest.approx(-2.4)
     assert CLIPPED(token, epsilon=0.6).item() == -3
     assert (CLIPPED.__name__, CLIPPED.__doc__) == ("clipped", clipped.__doc__)
+
+
+def test_it_travels():
+    batch = batch_of()
+    expected = evaluated(batch, objective=CLIPPED)
+    for other in (pickle.loads(pickle.dumps(CLIPPED)), copy.deepcopy(CLIPPED)):
+        assert_same_bits(evaluated(batch, objective=other), expected)
