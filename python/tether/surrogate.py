@@ -82,11 +82,11 @@ class Surrogate:
             surrogate=Formula(self._by_names, truncation), surrogate_options=self.defaults
         )
 
-    def __call__(self, token: Token, **options: float | Tensor) -> Tensor:
+    def __call__(self, token: Token, /, **options: float | Tensor) -> Tensor:
         """The formula itself."""
         return self.formula(token, **options)
 
-    def _by_names(self, token: Token, **values: float | Tensor) -> Tensor:
+    def _by_names(self, token: Token, /, **values: float | Tensor) -> Tensor:
         return self.formula(token, **{self._names[name]: each for name, each in values.items()})
 
 

@@ -140,6 +140,22 @@ def test_the_path_of_other_devices_compiles_into_one_graph(layout):
     torch.testing.assert_close(loss(batch["logps"]), expected, rtol=1e-12, atol=0)
 
 
+def test_a_surrogate_compiles_into_one_graph():
+    own = tether.Surrogate(lambda token: token.log_ratio**2 - token.ratio * token.advantage)
+    batch = padded_batch()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(logps):
+        return tether.policy_loss(**batch | {"logps": logps}, objective=own, level="turn_mean")
+
+    expected = evaluated(batch, objective=own, level="turn_mean")
+    x = batch["logps"].clone().requires_grad_()
+    loss, metrics = compiled(x)
+    loss.backward()
+    for actual, eager in zip((loss, x.grad, *metrics), expected, strict=True):
+        torch.testing.assert_close(actual, eager)
+
+
 def test_meta_tensors_have_the_shapes_of_the_results():
     meta = {name: each.to("meta") for name, each in padded_batch(dtype=torch.bfloat16).items()}
     loss, metrics = tether.policy_loss(**meta)

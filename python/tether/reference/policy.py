@@ -59,12 +59,12 @@ def policy_loss(
     batch = Batch.of(logps, advantages, response_mask, options)
     terms = _terms(
         batch,
+        options,
         objective=objective,
         beta=beta,
         entropy_coef=entropy_coef,
         level=level,
         is_aggregated=True,
-        **options,
     )
     rows, tokens, n, row = terms.rows, terms.tokens, terms.n, row_of(objective)
     policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
@@ -128,7 +128,7 @@ class Terms(NamedTuple):
 
 
 def _terms(
-    batch: Batch, *, objective, beta, entropy_coef, level, is_aggregated, **options
+    batch: Batch, options: dict, *, objective, beta, entropy_coef, level, is_aggregated
 ) -> Terms:
     row = row_of(objective)
     beta = row.beta if beta is None else beta
@@ -148,7 +148,7 @@ def _terms(
     if isinstance(row.surrogate, Formula):
         has_reference = batch.ref_logps is not None
         loss, clipped = row.surrogate.of_tokens(
-            logp, log_ratio, tokens, has_reference=has_reference, **options
+            logp, log_ratio, tokens, options, has_reference=has_reference
         )
     else:
         loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **options)
@@ -215,12 +215,12 @@ def policy_token_losses(
     batch = Batch.of(logps, advantages, response_mask, options)
     terms = _terms(
         batch,
+        options,
         objective=objective,
         beta=beta,
         entropy_coef=entropy_coef,
         level=level,
         is_aggregated=False,
-        **options,
     )
     each = terms.weighted + terms.spoil + terms.beta * terms.kl
     if terms.entropic:

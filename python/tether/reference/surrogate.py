@@ -58,9 +58,9 @@ class Formula(NamedTuple):
         logp: Tensor,
         log_ratio: Tensor,
         tokens: Tokens,
+        options: dict[str, float | Tensor],
         *,
         has_reference: bool,
-        **options: float | Tensor,
     ) -> tuple[Tensor, Tensor]:
         """S, with its gradient, and whether it is clipped. Where the mask is 0, the formula sees an
         ordinary token."""
@@ -80,7 +80,7 @@ class Formula(NamedTuple):
         )
 
         def loss_of(token: Token) -> Tensor:
-            return checked_loss(self.function(token, **options), token.logp)
+            return _checked(self.function(token, **options), token.logp)
 
         slope = _slope(lambda shift: loss_of(token.shifted(shift)), token.logp)
         low, high = (options[end] if isinstance(end, str) else end for end in self.truncation)
@@ -88,7 +88,7 @@ class Formula(NamedTuple):
         return loss_of(token) * spoiling(~seen(slope, 0.0).isnan(), logp), clipped
 
 
-def checked_loss(loss: Tensor, logp: Tensor) -> Tensor:
+def _checked(loss: Tensor, logp: Tensor) -> Tensor:
     if not isinstance(loss, Tensor):
         raise TypeError(
             f"policy_loss: the surrogate must return a tensor, got {type(loss).__name__}"
