@@ -185,6 +185,8 @@ def linear_policy_loss(
     function = "linear_policy_loss"
     objective, options, weights = resolved(objective, options, weights, function)
     settings = row_settings(temperature, scale, softcap, ignore_index, entropies=entropies)
+    if isinstance(objective, Surrogate):
+        _check_names(function, objective, (*settings, "chunk_bytes", "rows_per_chunk", "support"))
     linear, targets, rows = checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
@@ -221,6 +223,15 @@ def linear_policy_loss(
     made = _logps_of(function, linear, active, rows.settings, chunk, support, chunk_bytes)
     settings = {"objective": objective, "normalizer": normalizer, "weights": weights}
     return _loss_of_logps(function, made, bonus, batch, settings | options)
+
+
+def _check_names(function: str, own: Surrogate, taken: tuple[str, ...]) -> None:
+    for name in own.defaults:
+        if name in taken:
+            raise ValueError(
+                f"{function}: option {name} of the surrogate must have another name: {function} "
+                "has one"
+            )
 
 
 def _loss_of_logps(

@@ -118,3 +118,15 @@ def test_other_losses_take_no_surrogate(function):
     x = torch.zeros(2, 3)
     sentence = f"{function}: objective must be a string, got Surrogate"
     refused(TypeError, sentence, getattr(tether, function), x, x, x, objective=CLIPPED)
+
+
+def test_options_are_none_of_the_head():
+    x = torch.zeros(2, 3)
+    for name in ("temperature", "chunk_bytes"):
+        own = tether.Surrogate(eval(f"lambda token, {name}=1: token.logp"))
+        refused(
+            ValueError,
+            f"linear_policy_loss: option {name} of the surrogate must have another name: "
+            "linear_policy_loss has one",
+            tether.linear_policy_loss, x, x, x, x, x, objective=own,
+        )  # fmt: skip
