@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "../core/check.h"
 #include "../core/fields.h"
 
 namespace tether {

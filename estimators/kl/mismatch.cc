@@ -14,7 +14,9 @@ namespace {
 constexpr double kLargest = 300, kLargestSum = 1e140;
 
 // Within the bounds; NaN where x is not finite.
-double bounded(double x, double largest = kLargest) { return std::clamp(x, -largest, largest) + 0 * x; }
+double bounded(double x, double largest = kLargest) {
+  return std::clamp(x, -largest, largest) + 0 * x;
+}
 
 // The sums of one level.
 struct Ratios {

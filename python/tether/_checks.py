@@ -147,10 +147,11 @@ def check_constant(where: str, name: str, tensor: Tensor) -> None:
 
 
 def scalar(value: Number) -> Number:
-    """A tensor of one number has no dimensions, whatever shape it came in; torch takes no integer
-    beyond int64."""
+    """A tensor of one number has no dimensions and is float64, whatever it came as: what is
+    calculated of it is not rounded or wrapped. torch takes no integer beyond int64."""
     if isinstance(value, Tensor):
-        return value.reshape(())
+        wide = torch.float32 if value.device.type == "mps" else torch.float64
+        return value.reshape(()).to(wide)
     return float(value) if isinstance(value, int) and abs(value) >= 2**63 else value
 
 

@@ -147,6 +147,7 @@ def objective_call(
     checked = loss.checked(tensors, function)
     row = row_of(function, objective, family)
     settings = checked_settings(function, row.options, row.choices, options)
+    _check_denominators(function, row, settings.choices, denominators)
     of_weights = _weight_settings(function, weights, row.weights)
     own = {}
     if isinstance(objective, Surrogate):
@@ -158,6 +159,22 @@ def objective_call(
         choices={"objective": row.name, **settings.choices, **of_weights.choices},
     )
     return Call(loss, checked, settings, own)
+
+
+def _check_denominators(
+    function: str, row: Objective, choices: Mapping[str, str], denominators: Mapping[str, Number]
+) -> None:
+    """A count that is not the one that the aggregation divides by would be of no use."""
+    counts = {"normalizer.policy", "normalizer.kl", "normalizer.sequences"}
+    if "aggregation" not in row.choices or not counts & set(denominators):
+        return
+    aggregation = choices.get("aggregation", row.choices["aggregation"].default)
+    needed = {"token_mean": "normalizer.policy", "token_sum": None}
+    name = needed.get(aggregation, "normalizer.sequences")
+    if name is not None and name not in denominators:
+        raise ValueError(
+            f"{function}: {name} must be given where other counts are, for {aggregation}, got none"
+        )
 
 
 def row_of(function: str, objective: Any, family: str) -> Objective:

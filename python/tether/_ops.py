@@ -31,8 +31,15 @@ ops = torch.ops.tether
 KERNELS = frozenset({"cpu"})  # types of devices; elsewhere `tether.reference` is evaluated
 
 
-def has_kernel(tensor: torch.Tensor) -> bool:
-    return tensor.device.type in KERNELS
+def has_kernel(tensor: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """Of the tensor's device. `others`: what else may be differentiated; torch.func differentiates
+    torch's operations alone."""
+    if tensor.device.type not in KERNELS:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    tracked = torch._C._functorch.is_gradtrackingtensor
+    return not any(each is not None and tracked(each) for each in (tensor, *others))
 
 
 # ---- the gradient: found with the loss, scaled in backward ---------------------------------------
@@ -41,10 +48,15 @@ def has_kernel(tensor: torch.Tensor) -> bool:
 class _ScaledOnce(torch.autograd.Function):
     """stored * upstream, without a derivative: torch would take `stored` for a constant."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, stored, upstream, tensor, function):
-        ctx.function = function
+    def forward(stored, upstream, tensor, function):
         return _product(stored, upstream).to(tensor.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.function = inputs[-1]
 
     @staticmethod
     def backward(ctx, *_):
@@ -84,10 +96,15 @@ def scaled(function, upstream, stored, tensor):
 class _Refused(torch.autograd.Function):
     """A gradient, which depends on the tensor that it is of as far as torch can tell."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, gradient, tensor, sentence):
-        ctx.sentence = sentence
+    def forward(gradient, tensor, sentence):
         return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.sentence = inputs[-1]
 
     @staticmethod
     def backward(ctx, *_):
@@ -96,6 +113,8 @@ class _Refused(torch.autograd.Function):
 
 class _Once(torch.autograd.Function):
     """The tensor; its gradient has none."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(tensor, sentence):

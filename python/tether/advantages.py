@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Iterable, Mapping
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -140,7 +141,7 @@ def _of_groups(
     tensors = {"rewards": rewards, "groups": ids, "lengths": lengths}
     call = _call(function, estimator, tensors, options)
     if ids is None:
-        call = call.with_numbers({"group_size": groups})
+        call = call.with_numbers({"group_size": int(groups)})
 
     def run():
         there = call.on_cpu()
@@ -166,8 +167,8 @@ def _ids_of(function: str, groups: Groups | None, rewards: Tensor) -> Tensor | N
         return groups
     if groups is None:
         raise ValueError(f"{function}: groups must be given, got none")
-    if isinstance(groups, int) and not isinstance(groups, bool):
-        _check_size(function, groups)
+    if isinstance(groups, Integral) and not isinstance(groups, bool):
+        _check_size(function, int(groups))
         return None
     what = "a size, a tensor of ids or labels"
     if isinstance(groups, str) or not isinstance(groups, Iterable):

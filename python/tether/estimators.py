@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tether import reference
-from tether._checks import check_number, check_positive, number_of
+from tether._checks import check_number, check_positive, in_name_of, number_of
 from tether._functions import FUNCTIONS, Call
 from tether._lists import Settings
 
@@ -91,7 +91,8 @@ def whiten(
     settings = {"epsilon": epsilon, "shift_mean": shift_mean}
     call = FUNCTIONS[function].call(tensors, settings).on_cpu()
     if step is None:
-        step = Moments(*Call(FUNCTIONS["moments"], call.tensors, Settings({}, {})).run().tolist())
+        of_step = Call(FUNCTIONS["moments"], call.tensors, Settings({}, {}))
+        step = Moments(*in_name_of(function, "moments", of_step.run).tolist())
         if not all(map(math.isfinite, step)):
             shift = {"epsilon": epsilon, "shift_mean": shift_mean}
             return reference.whiten(*call.tensors.values(), **shift).to(values.device)
@@ -123,6 +124,8 @@ def kl_report(
     tensors = {"log_ratios": log_ratios, "response_mask": response_mask, "offsets": offsets}
     settings = {"estimator": estimator}
     if lambda_ is not None:
+        if estimator != "k_lambda":
+            raise ValueError(f"{function}: lambda_ must not be given for {estimator}, got one")
         check_positive(function, "lambda_", lambda_, zero=True)
         settings["lambda_"] = lambda_
     return KlReport(*FUNCTIONS[function].call(tensors, settings).on_cpu().run().tolist())

@@ -113,7 +113,7 @@ def _linear_token_logps(
         settings.choices[name] == "true" for name in ("entropies", "statistics")
     )
     check_no_tangents(function, hidden=hidden, weight=weight, bias=bias)
-    if not has_kernel(hidden):
+    if not has_kernel(*linear):
         # 0 times NaN would reach the gradient of the weight.
         known = hidden.masked_fill((targets == ignore_index)[..., None], 0)
         logits = torch.nn.functional.linear(known, savable(weight), savable(bias))
@@ -218,7 +218,7 @@ def linear_policy_loss(
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
     levels = levels_of(call.settings.choices)
     of_tokens = levels == {"token"} and not call.own
-    if of_tokens and has_kernel(hidden) and support is None:
+    if of_tokens and has_kernel(*linear) and support is None:
         return _loss_of_tokens(linear, active, call, rows.settings, chunk)
     made = _logps_of(function, linear, active, rows.settings, chunk, support, chunk_bytes)
     settings = {"objective": objective, "normalizer": normalizer, "weights": weights}

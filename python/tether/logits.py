@@ -186,7 +186,7 @@ def categorical_kl(
     tensors = {"q_logits": q_logits, "p_logits": p_logits, "mask": mask}
     call = FUNCTIONS[function].call(tensors, {"temperature": temperature})
     check_no_tangents(function, q_logits=q_logits, p_logits=p_logits)
-    if not has_kernel(q_logits):
+    if not has_kernel(q_logits, p_logits):
         both = (once_differentiable(function, x, again(function)) for x in (q_logits, p_logits))
         return CategoricalKl(*reference.categorical_kl(*both, mask=mask, temperature=temperature))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tether import reference
 from tether._checks import (
     Number,
+    check_number,
     check_offset_values,
     check_positive,
     check_weight_values,
@@ -79,7 +80,9 @@ def _sum(name: str, a: Number | None, b: Number | None) -> Number | None:
             f"Normalizer: {name} must be given in both or in none of two that are added, got it in "
             f"the {have} and none in the {lack}"
         )
-    return a + b
+    for each in (a, b):
+        check_number("Normalizer", name, each)
+    return scalar(a) + scalar(b)
 
 
 def _agreed(name: str, first: Normalizer, second: Normalizer) -> Number:
@@ -100,6 +103,8 @@ class PolicyMetrics(NamedTuple):
     def merge(self, other: PolicyMetrics) -> PolicyMetrics:
         """Of the micro-batches of both."""
         return PolicyMetrics(self.sums + other.sums, torch.fmax(self.maxima, other.maxima))
+
+    __add__ = merge
 
     def to_dict(self) -> dict[str, float]:
         """By name, ready for a logger: means over tokens, of ratios at levels of sequences or
@@ -194,9 +199,10 @@ def policy_loss(
     }
     counts = denominators(function, normalizer)
     call = objective_call(function, tensors, objective, options, counts, weights=weights)
-    if call.own and has_kernel(logps):
+    fused = has_kernel(logps, entropies)
+    if call.own and fused:
         call.detached().run_with_gradient()  # which looks at what the arrays hold
-    if call.own or not has_kernel(logps):
+    if call.own or not fused:
         call.check_settings(function)
         out = reference.policy_loss(
             **call.once_differentiable(function),

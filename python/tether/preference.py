@@ -25,6 +25,8 @@ class PreferenceMetrics(NamedTuple):
         """Of the micro-batches of both."""
         return PreferenceMetrics(self.sums + other.sums)
 
+    __add__ = merge
+
     def to_dict(self) -> dict[str, float]:
         """Means by name, ready for a logger. The one synchronisation with a device."""
         values = ops.preference_metrics(self.sums.cpu())
@@ -164,6 +166,8 @@ def dpo_loss(
     **settings,
 ) -> PreferenceLoss:
     """DPO, arXiv:2305.18290, eq. 7: `preference_loss` with objective="dpo"."""
+    if "objective" in settings:
+        raise ValueError("dpo_loss: objective must not be given: preference_loss takes one")
 
     def run():
         options = {"beta": beta, "label_smoothing": label_smoothing, **settings}

@@ -23,6 +23,8 @@ class ValueMetrics(NamedTuple):
         """Of the micro-batches of both."""
         return ValueMetrics(self.sums + other.sums)
 
+    __add__ = merge
+
     def to_dict(self) -> dict[str, float]:
         """value_loss, value_clip_fraction, explained_variance: means over tokens."""
         values = ops.value_metrics(self.sums.cpu())

@@ -144,7 +144,7 @@ ValueTotals total_loss(const ValueArrays& batch, const ValueObjective& objective
     local.tokens += n;
     local.sequences += n > 0 ? 1 : 0;
   }
-  const TermCounts step = 
+  const TermCounts step =
       step_counts("value_loss", normalizer, local, objective.aggregation).policy;
   const Chunks chunks = Chunks::of(batch.layout.rows, batch.layout.elements());
   std::array<Part, kMaxChunks> parts;

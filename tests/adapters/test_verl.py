@@ -122,7 +122,7 @@ def test_beyond_verls_clamps_too(name, dtype):
 @pytest.mark.parametrize("name", LOSSES)
 def test_on_other_devices(name, dtype, monkeypatch):
     """The path of tensors elsewhere, on the CPU."""
-    monkeypatch.setattr("tether.policy.has_kernel", lambda tensor: False)
+    monkeypatch.setattr("tether.policy.has_kernel", lambda tensor, *others: False)
     config = actor_config(STEP)
     for mode in MODES:
         batch = policy_batch(1, weighted=True, dtype=dtype)
@@ -460,7 +460,7 @@ def test_labels_that_verl_refuses(patched):
 
 
 def test_other_devices_keep_verls_functions(patched, monkeypatch):
-    monkeypatch.setattr(adapter, "has_kernel", lambda tensor: False)
+    monkeypatch.setattr(adapter, "has_kernel", lambda tensor, *others: False)
     monkeypatch.setattr(adapter, "token_logps", None)
     logits = torch.randn(3, 4, 9)
     labels = torch.zeros(3, 4, dtype=torch.int64)

@@ -188,6 +188,27 @@ def test_weights_may_come_from_inference_mode(name):
     assert_equal(actual, results(of_hidden(weight, bias), (hidden,), constants))
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("name", [name for name in NAMES if "buffer" not in name])
+def test_torch_func_differentiates_in_each_leaf(name, on_cpu, monkeypatch):
+    function, leaves, constants = functions()[name]
+    _, *expected = results(function, leaves, constants)
+    if not on_cpu:
+        monkeypatch.setattr("tether._ops.KERNELS", frozenset())
+    for place, gradient in enumerate(expected):
+
+        def of_one(leaf, place=place):
+            return function(*leaves[:place], leaf, *leaves[place + 1 :], **constants)
+
+        _, pull = torch.func.vjp(of_one, leaves[place])
+        for actual in (
+            torch.func.grad(of_one)(leaves[place]),
+            torch.func.jacrev(of_one)(leaves[place]),
+            pull(torch.ones((), dtype=gradient.dtype))[0],
+        ):
+            torch.testing.assert_close(actual, gradient, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_inference_mode_itself(name):
     function, leaves, constants = functions()[name]

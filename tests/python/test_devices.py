@@ -209,6 +209,30 @@ def test_the_default_device_changes_nothing(function):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("family", ["policy", "preference", "value"])
+def test_the_default_device_changes_no_objective(family, kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr("tether._ops.KERNELS", frozenset())
+    function = f"{family}_loss"
+    for name, row in tether.objectives(family).items():
+        arguments = CALLS[function] | {"objective": name}
+        if family == "policy":
+            arguments["rollout_logps"] = arguments["logps"] - 0.1
+        elif family == "preference" and name != "kto":
+            pairs = {"labels": None, "offsets": torch.tensor([0, 3, 6])}
+            arguments |= {key: each for key, each in pairs.items() if key in arguments}
+        tensors = {k: torch.tensor(v.default) for k, v in row.options.items() if "." not in k}
+        if "label_smoothing" in tensors:  # 0 is not legal for each
+            arguments["label_smoothing"] = torch.tensor(0.1)
+        expected = evaluated(function, arguments)
+        with torch.device("meta"):
+            actual = evaluated(function, arguments)
+        for a, b in zip(actual, expected, strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or a.device.type == "meta" or torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     "function, name",
     [
@@ -239,7 +263,7 @@ def test_options_and_counts_on_meta_are_refused():
 
 def test_tensors_that_hold_nothing_have_the_shape_of_the_results(monkeypatch):
     """Options are tensors of the mode too, and are not read."""
-    monkeypatch.setattr("tether.policy.has_kernel", lambda tensor: False)
+    monkeypatch.setattr("tether.policy.has_kernel", lambda tensor, *others: False)
     with FakeTensorMode():
         x = torch.ones(2, 3)
         options = {"beta": 0.1, "epsilon_low": 0.1, "epsilon_high": 0.2}

@@ -269,6 +269,21 @@ def test_group_advantage_equals_reference(dtype, scale):
     torch.testing.assert_close(shuffled, want[order], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("weight", [0.2, 0.5])
+def test_whitening_of_no_more_than_one_token_gives_the_mean(weight):
+    values, mask = torch.tensor([[1.0, 2.0, 6.0]]), torch.full((1, 3), weight)
+    for step in (tether.whiten, tether.reference.whiten):
+        centred = step(values, mask)
+        assert (centred == 0).all() == (3 * weight <= 1)
+        assert torch.isfinite(centred).all() and centred.abs().max() < 10
+
+
+def test_a_size_may_be_numpys():
+    rewards = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    sized = tether.group_advantage(rewards, np.int64(2))
+    assert torch.equal(sized, tether.group_advantage(rewards, 2))
+
+
 def test_groups_by_label():
     rewards = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
     expected = tether.group_advantage(rewards, torch.tensor([0, 1, 0, 1, 2]))
@@ -445,6 +460,16 @@ def test_strided_inputs_give_the_same_bits(stride):
             lambda: tether.kl_report(ROWS, MASK, estimator="k_lambda", lambda_=-0.5),
             ValueError,
             "kl_report: lambda_ must be at least 0 and finite, got -0.5",
+        ),
+        (
+            lambda: tether.kl_report(ROWS, MASK, estimator="k3", lambda_=0.5),
+            ValueError,
+            "kl_report: lambda_ must not be given for k3, got one",
+        ),
+        (
+            lambda: tether.whiten(ROWS, 2 * MASK),
+            ValueError,
+            "whiten: response_mask must be in [0, 1], got 2 at [0, 0]",
         ),
         (
             lambda: tether.whiten(ROWS, MASK, step=(1, 2)),

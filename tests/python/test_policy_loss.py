@@ -344,6 +344,66 @@ def test_normalizers_add_up():
         a + 1
 
 
+def test_counts_of_narrow_tensors_do_not_wrap():
+    for dtype, count in (
+        (torch.uint8, 200),
+        (torch.float16, 60000),
+        (torch.float32, 2**24 + 1 - 1),
+    ):
+        a = tether.Normalizer(torch.tensor(count, dtype=dtype))
+        assert (a + tether.Normalizer(1) + a).policy == 2 * count + 1
+    scaled = tether.Normalizer(torch.tensor(4.0), world_size=torch.tensor(200, dtype=torch.uint8))
+    for evaluate in (evaluated, referenced):
+        batch = padded_batch()
+        out = evaluate(batch, aggregation="token_mean", normalizer=scaled)
+        by_number = tether.Normalizer(4.0, world_size=200.0)
+        assert out.loss == evaluate(batch, aggregation="token_mean", normalizer=by_number).loss
+    with pytest.raises(TypeError) as caught:
+        tether.Normalizer("a") + tether.Normalizer("b")
+    assert str(caught.value) == "Normalizer: policy must be a number, got str"
+    with pytest.raises(ValueError) as caught:
+        tether.Normalizer(torch.ones(2)) + tether.Normalizer(1)
+    assert str(caught.value) == "Normalizer: policy must be one number, got [2]"
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_normalizer_without_the_count_that_is_divided_by_is_refused(kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr("tether._ops.KERNELS", frozenset())
+    batch = padded_batch()
+    for objective, given, missing, aggregation in (
+        ("grpo", {"policy": 40}, "sequences", "sequence_mean_token_mean"),
+        ("trl.dr_grpo", {"policy": 40, "kl": 3}, "sequences", "sequence_sum_over_constant"),
+        ("dapo", {"sequences": 3}, "policy", "token_mean"),
+        ("ppo", {"kl": torch.tensor(3)}, "policy", "token_mean"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            tether.policy_loss(**batch, objective=objective, normalizer=tether.Normalizer(**given))
+        assert str(caught.value) == (
+            f"policy_loss: normalizer.{missing} must be given where other counts are, for "
+            f"{aggregation}, got none"
+        )
+    values = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="value_loss: normalizer.policy must be given where"):
+        tether.value_loss(
+            values, values, torch.ones(2, 3), normalizer=tether.Normalizer(sequences=2)
+        )
+    summed = {"aggregation": "token_sum", "normalizer": tether.Normalizer(policy=40)}
+    assert tether.policy_loss(**batch, **summed).loss.isfinite()
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_options_of_narrow_tensors_are_not_calculated_with_in_their_dtype(kernel, monkeypatch):
+    batch = padded_batch()
+    if not kernel:
+        monkeypatch.setattr("tether._ops.KERNELS", frozenset())
+    for dtype in (torch.bfloat16, torch.float16):
+        high = torch.tensor(0.3, dtype=dtype)
+        expected = tether.policy_loss(**batch, objective="ppo", epsilon_high=high.item()).loss
+        actual = tether.policy_loss(**batch, objective="ppo", epsilon_high=high).loss
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+
+
 def test_a_normalizer_without_counts_adds_nothing():
     a = tether.Normalizer(3, 4, 1, world_size=2, scale=0.5)
     empty = tether.Normalizer()

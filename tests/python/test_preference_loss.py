@@ -249,6 +249,9 @@ def test_whole_answers_need_no_mask():
         name: torch.where(batch["response_mask"], batch[name], 0.0).sum(1)
         for name in ("logps", "ref_logps")
     }
+    with pytest.raises(ValueError) as caught:
+        tether.dpo_loss(**batch, objective="cdpo")
+    assert str(caught.value) == ("dpo_loss: objective must not be given: preference_loss takes one")
     whole = evaluated(tether.dpo_loss, batch)
     answers = evaluated(tether.dpo_loss, sums)
     torch.testing.assert_close(answers[0], whole[0], rtol=1e-13, atol=0)

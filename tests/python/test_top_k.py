@@ -85,6 +85,19 @@ def test_head_logps():
     assert tether.head_logps(q, ids[..., :0]).shape == (2, 3, 0)
 
 
+def test_a_head_of_next_to_no_mass_keeps_its_gradient():
+    q = torch.tensor([[0.0, -32.0, -1.0, -2.0, -0.5]], dtype=torch.float64)
+    p = (torch.tensor([[1]]), torch.tensor([[-63.0]]).double(), torch.tensor([0]))
+    arguments = (q, *p, torch.tensor([60.0], dtype=torch.float64))
+    settings = {"temperature": 0.5, "precision": 2.0**-52}
+    (_, got), (_, want) = (
+        results(lambda *x, f=each: f(*x, **settings), arguments)
+        for each in (tether.reference.top_k_kl, tether.top_k_kl)
+    )
+    assert want[0, 1].abs() > 1e-2
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("y", [20.0, 45.0, 80.0, 200.0])
 def test_runaway_samples_are_pulled_back(dtype, y):

@@ -198,7 +198,7 @@ def test_what_leaves_is_out_of_the_mask():
 @pytest.mark.parametrize("kernel", [True, False])
 def test_what_leaves_may_not_be_nan_and_compares_constants(kernel, monkeypatch):
     if not kernel:
-        monkeypatch.setattr("tether.policy.has_kernel", lambda tensor: False)
+        monkeypatch.setattr("tether.policy.has_kernel", lambda tensor, *others: False)
     for function in ("policy_loss", "policy_token_losses", "local_counts"):
         with pytest.raises(ValueError) as caught:
             call = padded_batch() | {"old_logps": None}
@@ -291,7 +291,7 @@ WRONG = {
 @pytest.mark.parametrize("kernel", [True, False])
 def test_wrong_ones_are_refused(function, message, kernel, monkeypatch):
     if not kernel:
-        monkeypatch.setattr("tether.policy.has_kernel", lambda tensor: False)
+        monkeypatch.setattr("tether.policy.has_kernel", lambda tensor, *others: False)
     with pytest.raises((ValueError, TypeError)) as caught:
         getattr(tether, function)(**padded_batch(), weights=WRONG[message])
     assert str(caught.value) == f"{function}: {message}"
@@ -300,7 +300,7 @@ def test_wrong_ones_are_refused(function, message, kernel, monkeypatch):
 @pytest.mark.parametrize("kernel", [True, False])
 def test_their_arrays_must_be_there(kernel, monkeypatch):
     if not kernel:
-        monkeypatch.setattr("tether.policy.has_kernel", lambda tensor: False)
+        monkeypatch.setattr("tether.policy.has_kernel", lambda tensor, *others: False)
     batch = padded_batch() | {"rollout_logps": None}
     for function in ("policy_loss", "policy_token_losses"):
         with pytest.raises(ValueError) as caught:

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "rl/policy/reinforce.h"
+#include "tests/error_message.h"
 #include "tests/rl/policy_batch.h"
 
 namespace tether {
@@ -27,21 +28,40 @@ TEST(Aggregation, NothingToDivideByGivesAFactorOfZero) {
 
 TEST(Normalizer, WhatIsAbsentIsOfThisBatchAndThePenaltyFollowsTheSurrogate) {
   const TermCounts local{.tokens = 8, .sequences = 2};
-  const StepCounts none = step_counts("f", {}, local);
+  const StepCounts none = step_counts("f", {}, local, token_mean());
   EXPECT_EQ(none.policy.tokens, 8);
   EXPECT_EQ(none.kl.tokens, 8);
   EXPECT_EQ(none.policy.sequences, 2);
-  const StepCounts some = step_counts("f", {.policy = 24, .sequences = 6}, local);
+  const StepCounts some = step_counts("f", {.policy = 24, .sequences = 6}, local, token_mean());
   EXPECT_EQ(some.policy.tokens, 24);
   EXPECT_EQ(some.kl.tokens, 24);
   EXPECT_EQ(some.kl.sequences, 6);
-  const StepCounts apart = step_counts("f", {.policy = 24, .kl = 32}, local);
+  const StepCounts apart = step_counts("f", {.policy = 24, .kl = 32}, local, token_mean());
   EXPECT_EQ(apart.policy.tokens, 24);
   EXPECT_EQ(apart.kl.tokens, 32);
 }
 
 TEST(Normalizer, AStepOfNothingIsLegalWhereThisBatchHasNothing) {
-  EXPECT_EQ(step_counts("f", {.policy = 0, .sequences = 0}, {}).policy.tokens, 0);
+  EXPECT_EQ(step_counts("f", {.policy = 0, .sequences = 0}, {}, token_mean()).policy.tokens, 0);
+}
+
+TEST(Normalizer, WithoutTheCountThatIsDividedByIsRefused) {
+  const TermCounts local{.tokens = 8, .sequences = 2};
+  const auto said = [&](const Aggregation& aggregation, const Normalizer& normalizer) {
+    return message([&] { step_counts("f", normalizer, local, aggregation); });
+  };
+  EXPECT_EQ(said(token_mean(), {.sequences = 6}),
+            "f: normalizer.policy must be given where other counts are, for token_mean, got none");
+  EXPECT_EQ(said(token_mean(), {.kl = 6}), said(token_mean(), {.sequences = 6}));
+  for (const Aggregation& each :
+       {sequence_mean_token_mean(), sequence_mean_token_sum(), sequence_sum_over_constant(16)}) {
+    const std::string name(kAggregationNames[static_cast<size_t>(each.mode)]);
+    EXPECT_EQ(
+        said(each, {.policy = 24}),
+        "f: normalizer.sequences must be given where other counts are, for " + name + ", got none");
+  }
+  EXPECT_EQ(step_counts("f", {.policy = 24}, local, token_sum()).policy.sequences, 2);
+  EXPECT_EQ(step_counts("f", {.world_size = 4}, local, token_mean()).policy.tokens, 8);
 }
 
 // S = -logp: terms 1, 2, 3 in one row, 4 with half a weight in another, none in the last.

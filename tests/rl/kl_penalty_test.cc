@@ -55,6 +55,29 @@ void expect_minus_d() {
 TEST(KlPenalty, TheGradientOfK3UnderARatioIsMinusDInFloat) { expect_minus_d<float>(); }
 TEST(KlPenalty, TheGradientOfK3UnderARatioIsMinusDInDouble) { expect_minus_d<double>(); }
 
+// A weight of the only token of a segment weighs its penalty, and by a mean does no more.
+template <class T>
+void expect_alone(double d, T weight) {
+  Batch<T> batch(1, 1);
+  batch.ref_logps = {T(d)};
+  batch.mask = {weight};
+  PolicyObjective objective = penalty_alone(K3{}, KlCorrection::level_ratio);
+  objective.aggregation = token_sum();
+  for (const RatioLevel level : {RatioLevel::sequence_mean, RatioLevel::turn_mean}) {
+    objective.level = level;
+    batch.run(objective);
+    EXPECT_EQ(batch.dlogps[0], weight * T(-d)) << d << " " << weight;
+  }
+}
+TEST(KlPenalty, OfATokenThatIsAloneUnderAWeight) {
+  for (const double d : {40.0, 60.0, 90.0}) {
+    for (const double weight : {0.7, 0.49, 1.0 / 3}) {
+      expect_alone<float>(d, float(weight));
+      expect_alone<double>(d, weight);
+    }
+  }
+}
+
 // TRL weighs the penalty of GSPO by the sequence's ratio: rho_i = exp(mean log-ratio), in the
 // graph.
 //   logp - old = (0.2, 0.4): rho = e^0.3.   d = (0.5, -0.5), k2 = (1/8, 1/8)

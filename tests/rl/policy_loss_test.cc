@@ -273,8 +273,9 @@ TEST(PolicyLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
         count == 0 ? rule : " must be at least 0 and finite, got " + text(count);
     EXPECT_EQ(error(presets::ppo(), {.policy = count}),
               "policy_loss: normalizer.policy" + of_count);
-    EXPECT_EQ(error(presets::ppo(), {.kl = count}), "policy_loss: normalizer.kl" + of_count);
-    EXPECT_EQ(error(presets::ppo(), {.sequences = count}),
+    EXPECT_EQ(error(presets::ppo(), {.policy = 1, .kl = count}),
+              "policy_loss: normalizer.kl" + of_count);
+    EXPECT_EQ(error(presets::ppo(), {.policy = 1, .sequences = count}),
               "policy_loss: normalizer.sequences" + of_count);
     EXPECT_EQ(error(presets::ppo(), {.world_size = count}),
               "policy_loss: normalizer.world_size" + rule);

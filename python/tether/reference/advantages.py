@@ -232,7 +232,7 @@ def whiten(
     x = torch.where(active, values, 0.0).double()
     count = weight.sum()
     mean = (weight * x).sum() / count
-    squares = (weight * (x - mean).square()).sum()
-    variance = squares / (count - 1) if count > 1 else torch.zeros_like(count)
-    out = (x - mean) / torch.sqrt(variance + epsilon) + (0 if shift_mean else mean)
+    centred = torch.where(count > 1, x - mean, 0.0)
+    variance = (weight * centred.square()).sum() / torch.where(count > 1, count - 1, 1.0)
+    out = centred / torch.sqrt(variance + epsilon) + (0 if shift_mean else mean)
     return torch.where(active, out, 0.0).to(values.dtype)

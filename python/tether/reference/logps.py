@@ -97,7 +97,8 @@ def mass_beside(logps: Tensor) -> Tensor:
         return logps.new_ones(logps.shape[:-1])
     largest = logps.detach().argmax(-1, keepdim=True)
     others = logps.exp().scatter(-1, largest, 0.0).sum(-1)
-    return -torch.expm1(logps.gather(-1, largest))[..., 0] - others
+    most = logps.gather(-1, largest)[..., 0]
+    return with_gradient_of(-torch.expm1(most), -most.exp()) - others
 
 
 def _final_logits(

@@ -95,7 +95,7 @@ def robust(pair: Pair, *, label_smoothing: Number = 0.1) -> Tensor:
 
 def exo_pair(pair: Pair, *, label_smoothing: Number = 1e-3) -> Tensor:
     """KL(Bernoulli(sigmoid(x)) || Bernoulli(1 - e)). arXiv:2402.00856, eq. 16."""
-    x, e = pair.margin, torch.as_tensor(label_smoothing, dtype=torch.float64)
+    x, e = pair.margin, double(label_smoothing, pair.margin)
     q, other, log_sigmoid = torch.sigmoid(x), torch.sigmoid(-x), torch.nn.functional.logsigmoid
     value = q * (log_sigmoid(x) - torch.log1p(-e)) + other * (log_sigmoid(-x) - torch.log(e))
     return with_slope(value, q * other * (x + torch.log(e) - torch.log1p(-e)), x)

@@ -103,7 +103,7 @@ def _checked(loss: Tensor, logp: Tensor) -> Tensor:
 
 def _slope(loss_of: Callable[[Tensor], Tensor], logp: Tensor) -> Tensor:
     """The derivative of each token's loss by a shift of its logp, a constant."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         loss, pull = torch.func.vjp(loss_of, torch.zeros_like(logp))
         return pull(torch.ones_like(loss))[0].detach()
     # A checkpoint around the loss would make everything again for a derivative that is taken here.

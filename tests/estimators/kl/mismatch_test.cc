@@ -62,6 +62,13 @@ TEST(MismatchReport, OfNothingIsZeros) {
   EXPECT_EQ(out.sequence_sum.max, 0);
 }
 
+// One token of two that the trainer all but excludes: alignment is off by one, say.
+TEST(MismatchReport, AFarGapCountsWholeInK1) {
+  const MismatchReport out = report_of({-1, -10000}, {-1, -1}, {1, 1}, 1);
+  EXPECT_EQ(out.k1, 9999 / 2.0);
+  EXPECT_EQ(out.token.min, std::exp(-300));
+}
+
 TEST(MismatchReport, StaysFiniteForHugeNumbersAndHidesNothingElse) {
   const MismatchReport far = report_of({-1, -1e308}, {-1e308, -1}, {1, 1}, 2);
   EXPECT_TRUE(std::isfinite(far.token.chi2) && std::isfinite(far.sequence_sum.ess));

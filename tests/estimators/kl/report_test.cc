@@ -98,6 +98,17 @@ TEST(KlEstimator, IsFiniteForAnyFiniteLogRatio) {
   }
 }
 
+TEST(KlEstimator, ALogRatioThatIsNotFiniteMakesTheMeanNan) {
+  for (const double broken : {double(NAN), infinity, -infinity}) {
+    Gaussians batch(0.5, 3, 4);
+    for (double& weight : batch.mask) weight = 1;
+    batch.log_ratios[5] = broken;
+    for (int i = 0; i < 4; ++i) {
+      EXPECT_TRUE(std::isnan(batch.report({.estimator = static_cast<KlEstimator>(i)}).mean));
+    }
+  }
+}
+
 // As the log-ratios close in on one value c, lambda* goes to e^-c.
 TEST(KlEstimator, LambdaIsFittedHoweverLittleTheRatiosVary) {
   for (const double centre : {1.0, 3.0}) {
