@@ -57,8 +57,9 @@ TEST(ValueLossFace, EveryDevicePathEqualsTheKernel) {
       objective.aggregation = sequence_mean_token_mean();
       const ValueBatch batch = random_batch(dtype);
       const double tolerance = dtype == at::kDouble ? 1e-13 : 1e-5;
-      const ValueOutput kernel = value_loss(batch, objective, {.sequences = 7});
-      const ValueOutput tensors = detail::value_loss_any_device(batch, objective, {.sequences = 7});
+      const ValueOutput kernel = value_loss(batch, objective, {.policy = 40, .sequences = 7});
+      const ValueOutput tensors =
+          detail::value_loss_any_device(batch, objective, {.policy = 40, .sequences = 7});
       EXPECT_NEAR(kernel.loss.item<double>(), tensors.loss.item<double>(), tolerance);
       const auto gradient = [&](const at::Tensor& loss) {
         return torch::autograd::grad({loss}, {batch.values}, {}, true)[0];

@@ -384,7 +384,7 @@ def test_a_normalizer_without_the_count_that_is_divided_by_is_refused(kernel, mo
             f"{aggregation}, got none"
         )
     values = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="value_loss: normalizer.policy must be given where"):
+    with pytest.raises(ValueError, match=r"value_loss: normalizer\.policy must be given where"):
         tether.value_loss(
             values, values, torch.ones(2, 3), normalizer=tether.Normalizer(sequences=2)
         )
