@@ -7,7 +7,12 @@ import importlib.metadata
 import sys
 from typing import Any
 
-KNOWN = {"openrlhf": ("0.11.2",), "trl": ("1.16.0",), "verl": ("0.9.1",)}
+KNOWN = {
+    "openrlhf": ("0.11.2",),
+    "torchrl": ("0.14.1",),
+    "trl": ("1.16.0",),
+    "verl": ("0.9.1",),
+}
 
 
 @functools.cache
