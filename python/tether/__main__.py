@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 
 import tether
-from tether._trainers import KNOWN, version_of
+from tether._trainers import KNOWN, is_known, version_of
 
 
 def report() -> Iterator[str]:
@@ -29,8 +29,10 @@ def report() -> Iterator[str]:
         version = version_of(trainer)
         wanted = " or ".join(known)
         found = "not installed" if version is None else f"{version} installed"
-        state = "" if version is None else ": known" if version in known else ": not known"
-        yield f"tether.{trainer}, for {trainer} {wanted}: {found}{state}"
+        state = (
+            "" if version is None else ": known" if is_known(trainer, version) else ": not known"
+        )
+        yield f"tether.{trainer}, for {trainer} {wanted}: {found}{'' if version is None else state}"
     plugins = importlib.metadata.entry_points(group="verl.plugins")
     seen = any(each.value == "tether.verl" for each in plugins)
     yield f"entry point of verl: {'seen' if seen else 'not seen'}"

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 KNOWN = {
+    "nemo_rl": ("0.6.0",),
     "openrlhf": ("0.11.2",),
     "torchrl": ("0.14.1",),
     "trl": ("1.16.0",),
@@ -24,10 +25,15 @@ def version_of(package: str) -> str | None:
         return None
 
 
+def is_known(trainer: str, version: str | None) -> bool:
+    """A build of a known version, which may name its commit behind a +, is known."""
+    return version is not None and version.partition("+")[0] in KNOWN[trainer]
+
+
 def check_version(trainer: str) -> None:
     """Raises RuntimeError where another version is installed, or none."""
     version = version_of(trainer)
-    if version not in KNOWN[trainer]:
+    if not is_known(trainer, version):
         known = " or ".join(KNOWN[trainer])
         got = "none" if version is None else version
         raise RuntimeError(f"tether.{trainer}: {trainer} must be {known}, got {got}")

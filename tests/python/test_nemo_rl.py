@@ -1,0 +1,212 @@
+"""tether.nemo_rl against NeMo-RL's losses and metrics, as recorded by
+tests/peers/record_nemo_rl.py.
+
+NeMo-RL is a stand-in here, of classes that have its settings and no loss.
+"""
+
+import enum
+import importlib
+import itertools
+import math
+import sys
+import types
+
+import pytest
+import tether
+import torch
+from recordings import named, recording, tensor
+from tether import _trainers
+
+LOSS, DPO = (recording(f"nemo_rl_{name}") for name in ("loss", "dpo"))
+COMMIT = recording("nemo_rl_policy")["nemo_rl"]
+
+
+class LossType(enum.Enum):
+    TOKEN_LEVEL = "token_level"
+    SEQUENCE_LEVEL = "sequence_level"
+
+
+class StandIn:
+    def __init__(self, settings):
+        vars(self).update(settings)
+        if "loss_type" in settings:
+            self.loss_type = LossType(settings["loss_type"])
+
+
+@pytest.fixture(scope="module")
+def adapter():
+    names = ["nemo_rl", "nemo_rl.algorithms", "nemo_rl.algorithms.loss"]
+    names.append("nemo_rl.algorithms.loss.loss_functions")
+    modules = {name: types.ModuleType(name) for name in names}
+    for before, after in itertools.pairwise(names):
+        setattr(modules[before], after.rpartition(".")[2], modules[after])
+    modules[names[-1]].LossType = LossType
+    for name in ("ClippedPGLossFn", "DPOLossFn"):
+        for module in names[-2:]:
+            setattr(modules[module], name, type(name, (StandIn,), {}))
+        setattr(modules[names[-2]], name, getattr(modules[names[-1]], name))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in modules.items():
+            patch.setitem(sys.modules, name, module)
+        patch.setattr(_trainers, "version_of", lambda _: "0.6.0+7ea279abf")
+        yield importlib.import_module("tether.nemo_rl")
+        del sys.modules["tether.nemo_rl"]
+
+
+def run(loss, case, *, holes=0.0, dtype=torch.float64):
+    """Loss, gradient and metrics; masked slots hold `holes`."""
+    data = {name: tensor(each).to(dtype) for name, each in case["data"].items()}
+    masks = {name: data[name].float() for name in ("token_mask", "sample_mask")}
+    leaf = tensor(case["logps"]).to(dtype)
+    if holes:
+        taken = masks["token_mask"] * masks["sample_mask"][:, None] > 0
+        for name, each in data.items():
+            if name in masks or name == "rewards":
+                continue
+            kept = taken[:, 1:] if name == "filtered_by" else taken
+            if each.dim() == 2 and name != "reference_policy_logprobs":
+                data[name] = torch.where(kept, each, holes)
+        leaf = torch.where(taken[:, 1:], leaf, holes)
+    leaf.requires_grad_()
+    given = data | masks
+    if "filtered_by" in data:
+        given["curr_logprobs_unfiltered"] = leaf - data["filtered_by"]
+    step = {name: torch.tensor(each) for name, each in case["step"].items()}
+    value, metrics = loss(leaf, given, **step)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return value, gradient, metrics
+
+
+def assert_same(case, value, gradient, metrics, rtol=1e-12, atol=1e-14):
+    assert value.item() == pytest.approx(case["loss"], rel=rtol, abs=10 * atol)
+    torch.testing.assert_close(
+        gradient, tensor(case["dlogps"]), rtol=rtol, atol=atol, check_dtype=False
+    )
+    expected = dict(case["metrics"])
+    if case["settings"].get("sequence_level_importance_ratios"):
+        del expected["sampling_importance_ratio"], metrics["sampling_importance_ratio"]
+    assert metrics == pytest.approx(expected, rel=max(rtol, 1e-6), abs=1e-7)
+
+
+@named(LOSS["cases"])
+def test_policy_losses_equal_nemo_rl(adapter, case):
+    assert_same(case, *run(adapter.ClippedPGLossFn(case["settings"]), case))
+
+
+@named(DPO["cases"])
+def test_preference_losses_equal_nemo_rl(adapter, case):
+    assert_same(case, *run(adapter.DPOLossFn(case["settings"]), case))
+
+
+@named(LOSS["cases"])
+def test_masked_slots_may_hold_anything(adapter, case):
+    loss = adapter.ClippedPGLossFn(case["settings"])
+    expected = run(loss, case)
+    for holes in (math.nan, math.inf):
+        value, gradient, metrics = run(loss, case, holes=holes)
+        torch.testing.assert_close(value, expected[0], rtol=0, atol=0)
+        torch.testing.assert_close(gradient, expected[1], rtol=0, atol=0)
+        assert metrics == expected[2]
+
+
+def test_in_float32(adapter):
+    for case in LOSS["cases"]:
+        out = run(adapter.ClippedPGLossFn(case["settings"]), case, dtype=torch.float32)
+        assert_same(case, *out, rtol=1e-5, atol=1e-6)
+
+
+def test_the_mean_weight_of_answers_is_not_their_sum(adapter):
+    """NeMo-RL's is multiplied by the samples that are taken, and adds those that are not."""
+    cases = [c for c in LOSS["cases"] if c["settings"]["sequence_level_importance_ratios"]]
+    for case in cases:
+        data = {name: tensor(each) for name, each in case["data"].items()}
+        loss = adapter.ClippedPGLossFn(case["settings"])
+        metrics = run(loss, case)[2]
+        arrays = adapter._Arrays(loss, tensor(case["logps"]), data)
+        weights, _ = loss._importance(arrays)
+        samples, step = data["sample_mask"], case["step"]["global_valid_seqs"]
+        theirs = weights.sum() * samples.sum() / step
+        ours = (weights[:, 0] * samples).sum() / step
+        assert case["metrics"]["sampling_importance_ratio"] == pytest.approx(theirs.item())
+        assert metrics["sampling_importance_ratio"] == pytest.approx(ours.item())
+    assert len(cases) >= 4
+
+
+def test_micro_batches_add_up(adapter):
+    """As the wrapper of packed sequences calls it: one at a time, one of them without a token."""
+    for case in LOSS["cases"][:5]:
+        loss = adapter.ClippedPGLossFn(case["settings"])
+        data = {name: tensor(each) for name, each in case["data"].items()}
+        data.pop("filtered_by", None)
+        leaf = tensor(case["logps"]).requires_grad_()
+        step = {name: torch.tensor(each) for name, each in case["step"].items()}
+        whole, _ = loss(leaf, data, **step)
+        parts = []
+        for row in range(len(leaf)):
+            of_row = {name: each[row : row + 1] for name, each in data.items()}
+            value, metrics = loss(leaf[row : row + 1], of_row, **step)
+            if not (of_row["token_mask"][:, 1:] * of_row["sample_mask"]).any():
+                assert (metrics["probs_ratio_min"], metrics["probs_ratio_max"]) == (
+                    math.inf,
+                    -math.inf,
+                )
+            parts.append(value)
+        torch.testing.assert_close(sum(parts), whole, rtol=1e-12, atol=1e-14)
+
+
+def test_a_step_without_a_token(adapter):
+    cases = [("ClippedPGLossFn", LOSS["cases"][each]) for each in (0, 3)]
+    for loss_of, case in [*cases, ("DPOLossFn", DPO["cases"][2])]:
+        loss, data = getattr(adapter, loss_of)(case["settings"]), case["data"]
+        nothing = data | {"sample_mask": [0.0] * len(case["logps"])}
+        empty = case | {"data": nothing, "step": dict.fromkeys(case["step"], 0.0)}
+        value, gradient, metrics = run(loss, empty)
+        assert value == 0 and (gradient == 0).all()
+        assert all(each in (0, math.inf, -math.inf) for each in metrics.values())
+
+
+def test_patches_are_taken_back(adapter):
+    home, package = (sys.modules[f"nemo_rl.algorithms.loss{x}"] for x in (".loss_functions", ""))
+    own = home.ClippedPGLossFn
+    adapter.patch()
+    adapter.patch()
+    assert home.ClippedPGLossFn is package.ClippedPGLossFn is adapter.ClippedPGLossFn
+    assert home.DPOLossFn is adapter.DPOLossFn
+    adapter.unpatch()
+    assert home.ClippedPGLossFn is package.ClippedPGLossFn is own
+
+
+def test_what_is_not_known_is_refused(adapter, monkeypatch):
+    settings = LOSS["cases"][0]["settings"]
+    with pytest.raises(ValueError) as caught:
+        adapter.ClippedPGLossFn(settings | {"use_new": True, "also": 1})
+    message = "tether.nemo_rl: settings of ClippedPGLossFn must be known, got also, use_new"
+    assert str(caught.value) == message
+    with pytest.raises(ValueError) as caught:
+        adapter.ClippedPGLossFn(settings | {"truncated_importance_sampling_ratio": 2.0})
+    assert str(caught.value) == (
+        "tether.nemo_rl: truncated_importance_sampling_type must be given with "
+        "truncated_importance_sampling_ratio, got a ratio of 2.0 and none"
+    )
+    monkeypatch.setattr(_trainers, "version_of", lambda _: "0.7.0")
+    for act in (lambda: adapter.ClippedPGLossFn(settings), adapter.patch):
+        with pytest.raises(RuntimeError) as caught:
+            act()
+        assert str(caught.value) == "tether.nemo_rl: nemo_rl must be 0.6.0, got 0.7.0"
+
+
+def test_the_recording_is_of_the_source_that_the_dialects_are_of():
+    assert LOSS["nemo_rl"] == DPO["nemo_rl"] == COMMIT
+
+
+def test_it_is_tethers_loss_that_runs(adapter, monkeypatch):
+    seen = []
+
+    def counted(*arguments, **settings):
+        seen.append(settings["objective"])
+        return tether.policy_loss(*arguments, **settings)
+
+    monkeypatch.setattr(adapter, "policy_loss", counted)
+    for case in LOSS["cases"][:6]:
+        run(adapter.ClippedPGLossFn(case["settings"]), case)
+    assert seen == [f"nemo_rl.{x}" for x in ("grpo", "grpo", "grpo", "gspo", "cispo", "reinforce")]
