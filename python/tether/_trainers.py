@@ -10,6 +10,7 @@ from typing import Any
 KNOWN = {
     "nemo_rl": ("0.6.0",),
     "openrlhf": ("0.11.2",),
+    "prime_rl": ("0.8.0",),
     "slime": ("0.3.1",),
     "torchrl": ("0.14.1",),
     "trl": ("1.16.0",),
