@@ -1,16 +1,58 @@
-"""A batch as trainers hand it to a policy loss, and what they say of it."""
+"""A batch as trainers hand it to a policy loss, what they say of it, and objectives of the user's
+choice in their place."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tether._catalogue import KNOWN_DIALECTS, Objective
+from tether._checks import in_name_of
+from tether._objectives import named, row_of
 from tether.policy import policy_loss
+from tether.surrogate import Surrogate
 
 Metrics = dict[str, float]
+
+
+def row_of_choice(function: str, objective: Any) -> Objective:
+    """Of an objective by name, of a dialect, or what a Surrogate stands in."""
+    dialect = None if isinstance(objective, Surrogate) else KNOWN_DIALECTS.get(objective)
+    return row_of(function, dialect.objective if dialect else objective, "policy")
+
+
+def clips_of(row: Objective, clips: dict[str, Any]) -> dict[str, Any]:
+    """A trainer's clips, where the objective has such and they are not off."""
+    own = row.options
+    if "epsilon_low" not in own or own["epsilon_low"].default == 1:
+        return {}
+    return {name: each for name, each in clips.items() if name in own}
+
+
+def check_choice(
+    function: str, trainer: str, objective: Any, options: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """An objective of the user's choice by name, or a Surrogate, and its options.
+
+    ValueError or TypeError for what policy_loss refuses, and for what is the trainer's.
+    """
+    objective, options = named(objective, options)
+    check_denominators(function, trainer, options)
+    one = torch.zeros(1, 1)
+    arrays = {"old_logps": one, "rollout_logps": one, "token_weights": one}
+    tried = {"objective": objective, **arrays, **options}
+    in_name_of(function, "policy_loss", lambda: policy_loss(one, one, one.bool(), **tried))
+    return objective, dict(options)
+
+
+def check_denominators(function: str, trainer: str, options: Mapping[str, Any]) -> None:
+    for name in ("aggregation", "constant", "normalizer"):
+        if name in options:
+            raise ValueError(f"{function}: {name} must not be given, got it. It is {trainer}'s")
 
 
 class Batch(NamedTuple):

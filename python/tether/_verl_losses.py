@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tether._catalogue import KNOWN_DIALECTS
-from tether._objectives import row_of
-from tether._peer_batch import Batch, Metrics
+from tether._peer_batch import Batch, Metrics, clips_of, row_of_choice
 from tether.batch_weights import batch_weights
 from tether.policy import Normalizer, policy_loss
 from tether.surrogate import Surrogate
@@ -124,15 +122,11 @@ class Loss(NamedTuple):
 
 def of_catalogue(objective: str | Surrogate) -> Loss:
     """An objective of tether: the clips that it has are verl's, all else is its own."""
-    dialect = None if isinstance(objective, Surrogate) else KNOWN_DIALECTS.get(objective)
-    row = row_of("tether.verl", dialect.objective if dialect else objective, "policy")
-    own = row.options
-    clipped = "epsilon_low" in own and own["epsilon_low"].default < 1  # where it is 1, it is off
+    row = row_of_choice("tether.verl", objective)
 
     def options(settings: Settings) -> dict[str, float]:
-        out = settings.epsilons if clipped else {}
         dual = {"dual_clip": settings.dual} if row.name == "ppo_dual_clip" else {}
-        return {name: value for name, value in {**out, **dual}.items() if name in own}
+        return clips_of(row, settings.epsilons | dual)
 
     return Loss(objective, options, _clips)
 

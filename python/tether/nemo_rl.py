@@ -4,7 +4,8 @@
 
     tether.nemo_rl.patch()  # before the trainer builds its loss; or pass tether.nemo_rl's own
 
-ClippedPGLossFn and DPOLossFn keep their configs, arguments and metrics; the loss is tether's.
+ClippedPGLossFn and DPOLossFn keep their configs, arguments and metrics; the loss is tether's. An
+entry `tether` of ClippedPGLossFn's config, {"objective": "topr", ...}, takes the surrogate's place.
 `import tether` alone never imports NeMo-RL.
 """
 
@@ -19,6 +20,7 @@ from nemo_rl.algorithms.loss import loss_functions as nemo
 from torch import Tensor
 
 from tether import reference
+from tether._peer_batch import check_choice, clips_of, row_of_choice
 from tether._trainers import check_version, rebind
 from tether.policy import Normalizer, policy_loss
 from tether.preference import preference_loss
@@ -106,19 +108,23 @@ class _Arrays:
 class ClippedPGLossFn(nemo.ClippedPGLossFn):
     __doc__ = nemo.ClippedPGLossFn.__doc__
 
-    def __init__(self, *arguments: Any, **settings: Any):
+    def __init__(self, cfg: Any, *arguments: Any, **settings: Any):
         check_version("nemo_rl")
-        super().__init__(*arguments, **settings)
+        super().__init__(cfg, *arguments, **settings)
         _check_settings(self)
-        kind, high = (
-            self.truncated_importance_sampling_type,
-            self.truncated_importance_sampling_ratio,
-        )
-        if high is not None and kind is None:
+        high = self.truncated_importance_sampling_ratio
+        if high is not None and self.truncated_importance_sampling_type is None:
             raise ValueError(
                 "tether.nemo_rl: truncated_importance_sampling_type must be given with "
                 f"truncated_importance_sampling_ratio, got a ratio of {high} and none"
             )
+        self.choice = dict(getattr(cfg, "tether", {}))
+        if self.choice:
+            if "objective" not in self.choice:
+                raise ValueError("tether.nemo_rl: objective must be given in tether, got none")
+            objective = self.choice.pop("objective")
+            objective, options = check_choice("tether.nemo_rl", "NeMo-RL", objective, self.choice)
+            self.choice = {"objective": objective, **options}
 
     def __call__(
         self,
@@ -138,9 +144,9 @@ class ClippedPGLossFn(nemo.ClippedPGLossFn):
             arrays.advantages,
             arrays.mask,
             old_logps=arrays.old,
+            rollout_logps=arrays.engine,
             token_weights=weights.expand_as(arrays.mask) if correct else None,
-            beta=0.0,
-            **self._surrogate(),
+            **{"beta": 0.0, **self._surrogate()},
             **mean,
         ).loss
         terms = self._terms(arrays, data, mean)
@@ -165,18 +171,21 @@ class ClippedPGLossFn(nemo.ClippedPGLossFn):
         return terms
 
     def _surrogate(self) -> dict[str, Any]:
-        """A dialect and its options. Where every ratio is 1 nothing clips."""
+        """A dialect and its options, or the user's choice. Where every ratio is 1 nothing clips."""
+        low, high = min(self.ratio_clip_min, 1.0), self.ratio_clip_max
+        clips = {"epsilon_low": low, "epsilon_high": high}
+        if self.choice:
+            row = row_of_choice("tether.nemo_rl", self.choice["objective"])
+            return {**clips_of(row, clips), **self.choice}
         if self.force_on_policy_ratio:
             return {"objective": "nemo_rl.grpo"}
         if self.disable_ppo_ratio:
             return {"objective": "nemo_rl.reinforce"}
-        low, high = min(self.ratio_clip_min, 1.0), self.ratio_clip_max
         if self.use_cispo:
             return {"objective": "nemo_rl.cispo", "ratio_low": 1 - low, "ratio_high": 1 + high}
         name = "gspo" if self.sequence_level_importance_ratios else "grpo"
         dual = math.inf if self.ratio_clip_c is None else self.ratio_clip_c
-        clips = {"epsilon_low": low, "epsilon_high": high, "dual_clip": dual}
-        return {"objective": f"nemo_rl.{name}", **clips}
+        return {"objective": f"nemo_rl.{name}", **clips, "dual_clip": dual}
 
     def _mean(self, counts: Mapping[str, Tensor]) -> dict[str, Any]:
         """Arguments of policy_loss and aggregate."""

@@ -19,6 +19,7 @@ from prime_rl.trainer.rl.loss import LossInputs, LossOutputs
 from torch import Tensor
 
 from tether import policy, reference
+from tether._peer_batch import check_denominators
 from tether._trainers import check_version
 
 __all__ = ["default_loss", "ipo_loss", "policy_loss"]
@@ -43,11 +44,7 @@ def policy_loss(inputs: LossInputs, *, objective: str, **options: Any) -> LossOu
     denominators, which are prime-rl's.
     """
     check_version("prime_rl")
-    for name in ("aggregation", "constant", "normalizer"):
-        if name in options:
-            raise ValueError(
-                f"tether.prime_rl.policy_loss: {name} must not be given, got it. It is prime-rl's"
-            )
+    check_denominators("tether.prime_rl.policy_loss", "prime-rl", options)
     out = _loss(inputs, inputs.advantages, objective=objective, **options)
     values, like = out.metrics.to_dict(), out.loss.detach()
     return LossOutputs(out.loss, {name: like.new_tensor(values[name]) for name in _SHOWN})

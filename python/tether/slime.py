@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from tether._catalogue import objectives
+from tether._peer_batch import clips_of
 from tether._trainers import check_version
 from tether.advantages import (
     advantage,
@@ -155,12 +156,9 @@ def _dialect(args: Namespace) -> dict[str, Any]:
 
 def _of_catalogue(name: str, args: Namespace) -> dict[str, Any]:
     """slime's clips where the objective has such and they are not off; all else is its own."""
-    own, settings = _OBJECTIVES[name].options, {"objective": name}
-    if "epsilon_low" in own and own["epsilon_low"].default < 1:
-        settings |= _clips(args)
-    if name == "ppo_dual_clip" and args.eps_clip_c is not None:
-        settings["dual_clip"] = args.eps_clip_c
-    return settings
+    dual = name == "ppo_dual_clip" and args.eps_clip_c is not None
+    clips = _clips(args) | ({"dual_clip": args.eps_clip_c} if dual else {})
+    return {"objective": name, **clips_of(_OBJECTIVES[name], clips)}
 
 
 def _check_parallel(args: Namespace, settings: dict[str, Any]) -> None:

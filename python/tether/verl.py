@@ -20,10 +20,8 @@ from verl.utils import torch_functional
 
 from tether import reference
 from tether._catalogue import objectives
-from tether._checks import in_name_of
-from tether._objectives import named
 from tether._ops import has_kernel
-from tether._peer_batch import Batch, Metrics
+from tether._peer_batch import Batch, Metrics, check_choice
 from tether._trainers import check_version, rebind
 from tether._verl_losses import LOSSES, Loss, of_catalogue
 from tether.advantages import (
@@ -34,7 +32,6 @@ from tether.advantages import (
 )
 from tether.logits import token_logps
 from tether.objective import PolicyObjective
-from tether.policy import policy_loss
 from tether.reference.kl import low_var_kl
 from tether.reference.numbers import with_gradient_of
 from tether.surrogate import Surrogate
@@ -53,17 +50,10 @@ def register_loss(name: str, objective: str | PolicyObjective | Surrogate, **opt
     own, and for what policy_loss refuses.
     """
     function = "tether.verl.register_loss"
-    objective, options = named(objective, options)
     known = core_algos.POLICY_LOSS_REGISTRY
     if name in known and known[name].__module__ != __name__:
         raise ValueError(f'{function}: name must not be one of verl\'s, got "{name}"')
-    for each in ("aggregation", "constant", "normalizer"):
-        if each in options:
-            raise ValueError(f"{function}: {each} must not be given, got it. It is verl's")
-    one = torch.zeros(1, 1)
-    arrays = {"old_logps": one, "rollout_logps": one, "token_weights": one}
-    tried = {"objective": objective, **arrays, **options}
-    in_name_of(function, "policy_loss", lambda: policy_loss(one, one, one.bool(), **tried))
+    objective, options = check_choice(function, "verl", objective, options)
     _register(name, of_catalogue(objective), options)
 
 

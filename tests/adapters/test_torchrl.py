@@ -86,6 +86,14 @@ def test_equal_torchrl(name, aggregation, dtype):
         assert_same(*outcomes(name, actor, batch, **settings), dtype)
 
 
+def test_on_other_devices(monkeypatch):
+    """The path of tensors elsewhere, on the CPU."""
+    monkeypatch.setattr("tether.policy.has_kernel", lambda tensor: False)
+    actor, batch = batch_of(1)
+    for name, aggregation in itertools.product(NAMES, ("token_mean", "prompt_mean", "none")):
+        assert_same(*outcomes(name, actor, batch, aggregation=aggregation), torch.float64)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_with_its_other_settings(name):
     actor, batch = batch_of(2)
@@ -153,12 +161,75 @@ def test_clips_that_a_schedule_moves():
     torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("aggregation", ["token_mean", "prompt_mean", "none"])
+def test_any_objective(aggregation):
+    actor, batch = batch_of(7)
+    ids, old = batch["tokens", "full"], batch["log_probs", "full"]
+    mask = actor.mask & old.isfinite()
+    logps = actor.get_dist(batch).log_prob(ids)
+    clips = {"epsilon_low": 0.15, "epsilon_high": 0.28}
+    for objective, options in (
+        ("dapo", clips),
+        ("reinforce", {}),
+        ("verl.gspo", clips),
+        ("dppo_tv", {"tv_mask.high": 0.1}),
+        ("decoupled_ppo", clips),
+        ("topr", {"weights": {"opsm": {"high": 0.1}}}),
+    ):
+        given = {} if options is clips else options
+        loss = adapter.CISPOLoss(
+            actor,
+            objective=objective,
+            options=given,
+            clip_epsilon=(0.15, 0.28),
+            aggregation=aggregation,
+            entropy_bonus=False,
+        )
+        arrays = {"old_logps": old, "rollout_logps": old, "objective": objective}
+        tokens = (logps, batch["advantage"][..., 0], mask)
+        if aggregation == "none":
+            expected = tether.policy_token_losses(*tokens, **arrays, **options)[..., None]
+        else:
+            rows = aggregation == "prompt_mean"
+            expected = tether.policy_loss(
+                *tokens,
+                aggregation="sequence_mean_token_mean" if rows else "token_mean",
+                normalizer=tether.Normalizer(sequences=ROWS) if rows else None,
+                **arrays,
+                **options,
+            ).loss
+        out = loss(batch).loss_objective
+        out = out[0] if aggregation == "prompt_mean" else out
+        torch.testing.assert_close(out, expected, rtol=1e-7, atol=1e-9)
+        slopes = [
+            torch.autograd.grad(each.sum(), actor.logits, retain_graph=True)[0]
+            for each in (out, expected)
+        ]
+        torch.testing.assert_close(*slopes, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"options": {}}, ValueError, "objective must be given with options, got none"),
+        ({"objective": "ppo", "options": {"constant": 2}}, ValueError,
+         "constant must not be given, got it. It is torchrl's"),
+        ({"objective": "ppo", "options": {"epsilon_low": -1}}, ValueError,
+         "epsilon_low must be in [0, 1], got -1"),
+    ],
+)  # fmt: skip
+def test_choices_are_checked_at_once(settings, error, message):
+    with pytest.raises(error) as caught:
+        adapter.GRPOLoss(None, **settings)
+    assert str(caught.value) == f"tether.torchrl: {message}"
+
+
 def test_it_is_tethers_loss_that_runs(monkeypatch):
     seen = []
 
-    def counted(*arguments, **settings):
+    def counted(**settings):
         seen.append(settings["objective"])
-        return tether.policy_loss(*arguments, **settings)
+        return tether.policy_loss(**settings)
 
     monkeypatch.setattr(adapter, "policy_loss", counted)
     actor, batch = batch_of(6)

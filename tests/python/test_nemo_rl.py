@@ -26,6 +26,10 @@ class LossType(enum.Enum):
     SEQUENCE_LEVEL = "sequence_level"
 
 
+class Config(dict):
+    """Settings, and what else NeMo-RL's config is given."""
+
+
 class StandIn:
     def __init__(self, settings):
         vars(self).update(settings)
@@ -107,6 +111,15 @@ def test_masked_slots_may_hold_anything(adapter, case):
         torch.testing.assert_close(value, expected[0], rtol=0, atol=0)
         torch.testing.assert_close(gradient, expected[1], rtol=0, atol=0)
         assert metrics == expected[2]
+
+
+def test_on_other_devices(adapter, monkeypatch):
+    """The path of tensors elsewhere, on the CPU."""
+    for module in ("policy", "preference"):
+        monkeypatch.setattr(f"tether.{module}.has_kernel", lambda tensor: False)
+    for cases, name in ((LOSS["cases"], "ClippedPGLossFn"), (DPO["cases"], "DPOLossFn")):
+        for case in cases:
+            assert_same(case, *run(getattr(adapter, name)(case["settings"]), case))
 
 
 def test_in_float32(adapter):
@@ -197,6 +210,70 @@ def test_what_is_not_known_is_refused(adapter, monkeypatch):
 
 def test_the_recording_is_of_the_source_that_the_dialects_are_of():
     assert LOSS["nemo_rl"] == DPO["nemo_rl"] == COMMIT
+
+
+def with_choice(case, **choice):
+    config = Config(case["settings"])
+    config.tether = choice
+    return config
+
+
+def test_any_objective(adapter):
+    """In the place of the surrogate; the weights of the correction and the penalty stay."""
+    kind = "truncated_importance_sampling_type"
+    case = next(
+        each
+        for each in LOSS["cases"]
+        if each["settings"][kind] == "tis"
+        and not each["settings"]["sequence_level_importance_ratios"]
+    )
+    settings, data = case["settings"], {k: tensor(each) for k, each in case["data"].items()}
+    arrays = adapter._Arrays(adapter.ClippedPGLossFn(settings), tensor(case["logps"]), data)
+    clips = {"epsilon_low": 0.2, "epsilon_high": 0.2}
+    for objective, options in (
+        ("dapo", clips),
+        ("reinforce", {}),
+        ("decoupled_ppo", clips),
+        ("topr", {"weights": {"opsm": {"high": 0.1}}}),
+    ):
+        given = {} if options is clips else options
+        loss = adapter.ClippedPGLossFn(with_choice(case, objective=objective, **given))
+        found, own = run(loss, case), run(adapter.ClippedPGLossFn(settings), case)
+        parts = []
+        for name, more in ((objective, options), ("nemo_rl.grpo", clips | {"beta": 0.0})):
+            leaf = tensor(case["logps"]).requires_grad_()
+            value = tether.policy_loss(
+                leaf,
+                arrays.advantages,
+                arrays.mask,
+                objective=name,
+                old_logps=arrays.old,
+                rollout_logps=arrays.engine,
+                token_weights=loss._importance(arrays)[0],
+                **loss._mean(
+                    {n: torch.tensor(each) for n, each in (("tokens", 40.0), ("samples", 9.0))}
+                ),
+                **more,
+            ).loss
+            parts.append((value.detach(), torch.autograd.grad(value, leaf)[0]))
+        for place in range(2):
+            moved = found[place] - own[place]
+            expected = parts[0][place] - parts[1][place]
+            torch.testing.assert_close(moved, expected, rtol=1e-11, atol=1e-14)
+
+
+def test_choices_are_checked_at_once(adapter):
+    for choice, message in (
+        ({"epsilon_low": 0.1}, "objective must be given in tether, got none"),
+        (
+            {"objective": "ppo", "constant": 1},
+            "constant must not be given, got it. It is NeMo-RL's",
+        ),
+        ({"objective": "ppo", "epsilon_low": 2}, "epsilon_low must be in [0, 1], got 2"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            adapter.ClippedPGLossFn(with_choice(LOSS["cases"][0], **choice))
+        assert str(caught.value) == f"tether.nemo_rl: {message}"
 
 
 def test_it_is_tethers_loss_that_runs(adapter, monkeypatch):

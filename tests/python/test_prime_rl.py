@@ -90,6 +90,13 @@ def test_losses_equal_prime_rl(adapter, case):
         assert found[2] == expected[2]
 
 
+def test_on_other_devices(adapter, monkeypatch):
+    """The path of tensors elsewhere, on the CPU."""
+    monkeypatch.setattr("tether.policy.has_kernel", lambda tensor: False)
+    for case in CASES:
+        assert_same(case, *own(adapter, case))
+
+
 def test_in_float32(adapter):
     for case in CASES:
         assert_same(case, *own(adapter, case, dtype=torch.float32), rtol=1e-5, atol=2e-6)
