@@ -12,7 +12,7 @@ pytest.importorskip("torchrl")
 
 import tether
 import tether.torchrl as adapter
-from tensordict import TensorDict
+from tensordict import TensorDict, lazy_stack
 from torchrl.modules.distributions import LLMMaskedCategorical
 from torchrl.objectives import llm
 
@@ -128,6 +128,25 @@ def test_other_shapes(aggregation):
         )
     else:
         assert_same(*outcomes("GRPOLoss", many, batch.reshape(2, 3), **settings), torch.float64)
+
+
+def test_rows_of_different_lengths():
+    """As torchrl's replay buffers hold them: padded in front when the loss asks for them."""
+    actor, batch = batch_of(8)
+    lengths = [9, 4, 2, 7, 1, 6]
+    rows = []
+    for row, length in zip(batch.unbind(0), lengths, strict=True):
+        rows.append(TensorDict({key: row[key][-length:] for key in row.keys(True, True)}, []))
+    ragged = lazy_stack(rows)
+    actor.mask[:] = torch.arange(TOKENS) >= TOKENS - torch.tensor(lengths)[:, None]
+    for name, aggregation in itertools.product(NAMES, ("token_mean", "prompt_mean", "none")):
+        found = outcomes(name, actor, ragged, aggregation=aggregation)
+        assert_same(*found, torch.float64)
+    losses = [
+        adapter.GRPOLoss(actor, objective=each, entropy_bonus=False)(ragged).loss_objective
+        for each in (None, "ppo")
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
 
 
 def test_masks_of_the_batch_and_batches_without_tokens():
