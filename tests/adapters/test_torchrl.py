@@ -227,6 +227,19 @@ def test_any_objective(aggregation):
         torch.testing.assert_close(*slopes, rtol=1e-7, atol=1e-9)
 
 
+def test_typed_objectives():
+    actor, batch = batch_of(9)
+    losses = [
+        adapter.GRPOLoss(actor, entropy_bonus=False, **choice)(batch).loss_objective
+        for choice in (
+            {"objective": "topr", "options": {"ratio_high": 0.5}},
+            {"objective": tether.objective.Topr(ratio_high=0.5)},
+            {"objective": "topr"},
+        )
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
