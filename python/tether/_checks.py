@@ -37,6 +37,10 @@ def check_given(where: str, tensor: Tensor | None) -> None:
         raise ValueError(f"{where} must be given, got none")
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{where} must be a tensor, got {type(tensor).__name__}")
+    if type(tensor).__name__ == "DTensor" and tensor.device.type == "cpu":
+        raise TypeError(
+            f"{where} must be a plain tensor, got a DTensor. Pass its to_local() or full_tensor()"
+        )
     if tensor.layout != torch.strided or tensor.is_nested:
         got = "a nested one" if tensor.is_nested else dtype_text(tensor.layout)
         raise TypeError(f"{where} must be a dense tensor, got {got}")

@@ -83,8 +83,9 @@ def advantage(
     A rule of groups ("rloo") takes one reward a sequence:
 
     rewards            [B]; they are the returns too
-    groups             a size, of consecutive rewards; ids [B], int32 or int64, in any order; or
-                       labels of any kind, a list or an array, as strings
+    groups             how many consecutive rewards belong together, the answers to one prompt; ids
+                       [B], int32 or int64, in any order; or labels of any kind, a list or an
+                       array, as strings
     lengths            [B], tokens of each answer, for rules that need them
     """
     function = "advantage"
@@ -280,8 +281,8 @@ def group_advantage(
 ) -> Tensor:
     """(r - baseline) / (std + epsilon), one reward per sequence; [B] in the dtype of the rewards.
 
-    groups      a size, of consecutive rewards; ids [B], int32 or int64, in any order; or labels
-                of any kind, a list or an array, as strings
+    groups      how many consecutive rewards belong together, the answers to one prompt; ids [B],
+                int32 or int64, in any order; or labels of any kind, a list or an array, as strings
     baseline    "mean" of the group (GRPO), "leave_one_out" (RLOO), "none"
     scale       "group_std" (GRPO), "batch_std", "none" (Dr. GRPO, RLOO); with N - 1
     nan_reward  "error", or "missing": 0, and the group is as if it were absent

@@ -153,7 +153,8 @@ def policy_loss(
                      `Surrogate`, one's own formula
     old_logps        like logps, under the policy that the step began with; None: logps, detached
     ref_logps        like logps, under the reference policy; needed when beta > 0
-    entropies        like logps, of the policy; needed when entropy_coef is not 0
+    entropies        like logps, of the policy; needed when entropy_coef is not 0, with their graph:
+                     constants move the loss and teach nothing
     rollout_logps    like logps, under the engine that sampled the tokens; needed by weights that
                      compare with it
     turn_ids         like logps, int32 or int64: which turn a token belongs to, for the levels of

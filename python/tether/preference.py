@@ -8,12 +8,24 @@ import torch
 from torch import Tensor
 
 from tether import reference
-from tether._checks import Number, check_positive, in_name_of, scalar
+from tether._catalogue import FAMILIES
+from tether._checks import (
+    Number,
+    check_constant,
+    check_device,
+    check_floating,
+    check_positive,
+    in_name_of,
+    number_of,
+    result_dtype,
+    scalar,
+)
 from tether._functions import Call
 from tether._lists import Value
 from tether._objectives import objective_call
 from tether._ops import has_kernel, ops
 from tether.objective import PreferenceObjective
+from tether.reference.rows import Rows
 
 
 class PreferenceMetrics(NamedTuple):
@@ -65,7 +77,9 @@ def preference_loss(
 
     logps            [2 B, T], packed [N] with offsets, or of whole answers [2 B], in nats; float32,
                      float64, bfloat16 or float16, of any strides
-    ref_logps        like logps, under the reference policy; needed unless reference=False
+    ref_logps        like logps, under the reference policy; needed unless reference=False. Or [2 B]
+                     beside tokens, made once for all epochs: of each answer the sum, with
+                     score="mean" the mean, not with ld_alpha
     response_mask    like logps: bool, or weights in [0, 1]; slots of weight 0 may hold anything;
                      None with answers [2 B]
     objective        a row of `objectives("preference")`, which also lists options and defaults, or
@@ -145,15 +159,57 @@ def preference_call(
             ones = torch.ones_like(tensors["logps"], dtype=torch.bool, requires_grad=False)
             tensors["response_mask"] = ones
     given = {f"normalizer.{name}": each for name, each in counts.items() if each is not None}
-    return objective_call(
-        "preference_loss",
-        tensors,
-        objective,
-        options,
-        given,
-        family="preference",
-        function=function,
-    )
+
+    def call(tensors):
+        return objective_call(
+            "preference_loss",
+            tensors,
+            objective,
+            options,
+            given,
+            family="preference",
+            function=function,
+        )
+
+    if not _is_of_answers(tensors):
+        return call(tensors)
+    known = call(tensors | {"ref_logps": tensors["logps"].detach()})
+    return _with_reference(function, known, tensors["ref_logps"])
+
+
+def _is_of_answers(tensors: dict[str, Tensor | None]) -> bool:
+    """Whether there is one number of the reference for each answer of several tokens."""
+    logps, ref_logps, offsets = (tensors[name] for name in ("logps", "ref_logps", "offsets"))
+    if not all(isinstance(each, Tensor) for each in (logps, ref_logps)) or ref_logps.dim() != 1:
+        return False
+    if offsets is None:
+        return logps.dim() == 2 and len(ref_logps) == len(logps)
+    packed = isinstance(offsets, Tensor) and offsets.dim() == 1
+    return packed and ref_logps.shape != logps.shape and len(ref_logps) == len(offsets) - 1
+
+
+def _with_reference(function: str, call: Call, scores: Tensor) -> Call:
+    """The reference's scores of answers [2 B] as log-probabilities of tokens: each at the first
+    token that counts."""
+    where = f"{function}: ref_logps"
+    check_floating(where, scores)
+    check_constant(where, "ref_logps", scores)
+    tensors, (numbers, choices) = call.tensors, call.settings
+    check_device(where, scores, "logps", tensors["logps"])
+    if number_of(numbers.get("ld_alpha", 1)) != 1:
+        raise ValueError(f"{where} must be of tokens where ld_alpha is not 1, got one of answers")
+    rows = Rows.of(function, "logps", tensors["logps"], tensors["offsets"])
+    weight = rows.weights(tensors["response_mask"], torch.float64)
+    left = torch.arange(weight.shape[-1], 0, -1, dtype=torch.float64, device=weight.device)
+    left = torch.where(weight > 0, left, 0.0)
+    first = (left > 0) & (left == rows.spread(rows.largest(left)))
+    sums = scores.double()
+    row = FAMILIES["preference"][choices["objective"]]
+    if choices.get("score", row.choices["score"].default) == "mean":
+        sums = sums * rows.sum(weight)
+    at_first = torch.where(first, rows.spread(sums) / weight, 0.0)
+    at_first = at_first.to(result_dtype(tensors["logps"]))
+    return call._replace(tensors=tensors | {"ref_logps": at_first})
 
 
 def dpo_loss(

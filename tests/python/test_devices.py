@@ -5,6 +5,7 @@ import re
 import pytest
 import tether
 import torch
+import torch.distributed.tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
@@ -270,3 +271,27 @@ def test_tensors_that_hold_nothing_have_the_shape_of_the_results(monkeypatch):
         for _ in range(5):
             out = tether.policy_loss(x, x[:, 0], x, old_logps=x, ref_logps=x, **options)
     assert (out.loss.shape, out.metrics.sums.shape) == ((), (14, 2))
+
+
+def test_distributed_tensors_are_refused(tmp_path):
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
+        tensor = distributed.tensor.distribute_tensor
+        for function, name in (
+            ("policy_loss", "logps"),
+            ("policy_loss", "response_mask"),
+            ("linear_token_logps", "weight"),
+            ("token_logps", "logits"),
+            ("whiten", "values"),
+        ):
+            wrong = {name: tensor(CALLS[function][name], mesh)}
+            with pytest.raises(TypeError) as caught:
+                getattr(tether, function)(**CALLS[function] | wrong)
+            assert str(caught.value) == (
+                f"{function}: {name} must be a plain tensor, got a DTensor. Pass its to_local() or "
+                "full_tensor()"
+            )
+    finally:
+        distributed.destroy_process_group()

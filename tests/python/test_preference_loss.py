@@ -425,3 +425,66 @@ def test_errors(message, case):
         tether.preference_loss(**padded_pairs(poison=0.0) | changes)
     assert caught.type is error
     assert str(caught.value) == f"preference_loss: {message}"
+
+
+@pytest.mark.parametrize("fractional", [False, True])
+@pytest.mark.parametrize("objective", sorted(tether.objectives("preference")))
+def test_a_reference_of_answers_is_that_of_their_tokens(objective, fractional):
+    generator = torch.Generator().manual_seed(3)
+
+    def uniform(*size):
+        return torch.rand(size, generator=generator, dtype=torch.float64)
+
+    logps, ref_logps, mask = -uniform(6, 7), -uniform(6, 7), uniform(6, 7) > 0.3
+    mask[0, 0] = mask[1, :2] = False
+    weights = mask * (uniform(6, 7) if fractional else 1)
+    row = tether.objectives("preference")[objective]
+    labels = torch.tensor([True, False, True, True, False, True]) if objective == "kto" else None
+    packed = [each[mask] for each in (logps, ref_logps, weights)]
+    offsets = torch.cat([torch.zeros(1), mask.sum(1).cumsum(0)]).long()
+    for score in (None, "sum", "mean"):
+        options = {"objective": objective, "labels": labels}
+        options |= {} if score is None else {"score": score}
+        answers = (ref_logps * weights).sum(1)
+        if (score or row.choices["score"].default) == "mean":
+            answers = answers / weights.sum(1)
+        for tokens, of_tokens, counted, where in (
+            (logps, ref_logps, weights, {}),
+            (*packed, {"offsets": offsets}),
+        ):
+            leaf = tokens.clone().requires_grad_()
+            results = []
+            for reference in (of_tokens, answers):
+                out = tether.preference_loss(leaf, reference, counted, **options, **where)
+                (gradient,) = torch.autograd.grad(out.loss, leaf)
+                results.append((out.loss.detach(), gradient, out.metrics.sums))
+            for actual, expected in zip(*results[::-1], strict=True):
+                torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_a_reference_of_answers_has_its_rules():
+    logps, mask = -torch.ones(4, 3), torch.ones(4, 3)
+    for reference, settings, message in (
+        (
+            torch.zeros(4),
+            {"ld_alpha": 0.5},
+            "must be of tokens where ld_alpha is not 1, got one of answers",
+        ),
+        (torch.zeros(3), {}, "must be [4, 3] like logps, got [3]"),
+        (
+            torch.zeros(4, dtype=torch.int64),
+            {},
+            "must be float32, float64, bfloat16 or float16, got int64",
+        ),
+        (torch.zeros(4, device="meta"), {}, "must be on cpu like logps, got meta"),
+        (
+            torch.zeros(4, requires_grad=True),
+            {},
+            "must not require grad, got a tensor that does. "
+            "It is a constant of the loss: pass ref_logps.detach()",
+        ),
+    ):
+        for function in ("preference_loss", "dpo_loss"):
+            with pytest.raises((TypeError, ValueError)) as caught:
+                getattr(tether, function)(logps, reference, mask, **settings)
+            assert str(caught.value) == f"{function}: ref_logps {message}"
