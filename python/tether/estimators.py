@@ -124,9 +124,9 @@ def kl_report(
     tensors = {"log_ratios": log_ratios, "response_mask": response_mask, "offsets": offsets}
     settings = {"estimator": estimator}
     if lambda_ is not None:
+        check_positive(function, "lambda_", lambda_, zero=True)
         if estimator != "k_lambda":
             raise ValueError(f"{function}: lambda_ must not be given for {estimator}, got one")
-        check_positive(function, "lambda_", lambda_, zero=True)
         settings["lambda_"] = lambda_
     return KlReport(*FUNCTIONS[function].call(tensors, settings).on_cpu().run().tolist())
 

@@ -223,7 +223,10 @@ def dpo_loss(
 ) -> PreferenceLoss:
     """DPO, arXiv:2305.18290, eq. 7: `preference_loss` with objective="dpo"."""
     if "objective" in settings:
-        raise ValueError("dpo_loss: objective must not be given: preference_loss takes one")
+        raise ValueError(
+            f"dpo_loss: objective must not be given, got {settings['objective']}. Call "
+            "preference_loss"
+        )
 
     def run():
         options = {"beta": beta, "label_smoothing": label_smoothing, **settings}

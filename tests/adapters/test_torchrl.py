@@ -88,7 +88,7 @@ def test_equal_torchrl(name, aggregation, dtype):
 
 def test_on_other_devices(monkeypatch):
     """The path of tensors elsewhere, on the CPU."""
-    monkeypatch.setattr("tether.policy.has_kernel", lambda tensor: False)
+    monkeypatch.setattr("tether.policy.has_kernel", lambda *_: False)
     actor, batch = batch_of(1)
     for name, aggregation in itertools.product(NAMES, ("token_mean", "prompt_mean", "none")):
         assert_same(*outcomes(name, actor, batch, aggregation=aggregation), torch.float64)

@@ -440,7 +440,7 @@ def test_what_tensors_hold_and_odd_types(message):
 
 def test_a_number_in_a_tensor_of_any_shape_gives_a_scalar_elsewhere(monkeypatch):
     monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
-    step = tether.Normalizer(scale=torch.tensor([0.5]), policy=torch.full((1, 1), 6.0))
+    step = tether.Normalizer(scale=torch.tensor([0.5]), sequences=torch.full((1, 1), 6.0))
     beta = torch.tensor([[0.5]])
     out = tether.policy_loss(X, ADVANTAGES, ROWS, ref_logps=X, normalizer=step, beta=beta)
     assert out.loss.shape == ()

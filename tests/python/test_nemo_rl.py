@@ -116,7 +116,7 @@ def test_masked_slots_may_hold_anything(adapter, case):
 def test_on_other_devices(adapter, monkeypatch):
     """The path of tensors elsewhere, on the CPU."""
     for module in ("policy", "preference"):
-        monkeypatch.setattr(f"tether.{module}.has_kernel", lambda tensor: False)
+        monkeypatch.setattr(f"tether.{module}.has_kernel", lambda *_: False)
     for cases, name in ((LOSS["cases"], "ClippedPGLossFn"), (DPO["cases"], "DPOLossFn")):
         for case in cases:
             assert_same(case, *run(getattr(adapter, name)(case["settings"]), case))

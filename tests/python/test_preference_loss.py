@@ -251,7 +251,9 @@ def test_whole_answers_need_no_mask():
     }
     with pytest.raises(ValueError) as caught:
         tether.dpo_loss(**batch, objective="cdpo")
-    assert str(caught.value) == ("dpo_loss: objective must not be given: preference_loss takes one")
+    assert str(caught.value) == (
+        "dpo_loss: objective must not be given, got cdpo. Call preference_loss"
+    )
     whole = evaluated(tether.dpo_loss, batch)
     answers = evaluated(tether.dpo_loss, sums)
     torch.testing.assert_close(answers[0], whole[0], rtol=1e-13, atol=0)
