@@ -1,0 +1,81 @@
+"""tether.testing on verl's own losses: what it finds. Skipped without verl."""
+
+import pytest
+import torch
+
+pytest.importorskip("verl")
+
+from tether.testing import Traits, check_loss
+from verl.trainer.ppo import core_algos
+from verl_batches import actor_config
+
+AGGREGATIONS = {
+    "token-mean": "token_mean",
+    "token-sum": "token_sum",
+    "seq-mean-token-sum": "sequence_mean_token_sum",
+    "seq-mean-token-sum-norm": "sequence_sum_over_constant",
+    "seq-mean-token-mean": "sequence_mean_token_mean",
+}
+
+
+def vanilla(mode, **settings):
+    """With the counts of a step as verl's engine gives them."""
+
+    def loss(logps, advantages, response_mask, old_logps, normalizer=None):
+        step = {}
+        if normalizer is not None:
+            step = {
+                "dp_size": normalizer.world_size,
+                "batch_num_tokens": normalizer.policy,
+                "global_batch_size": normalizer.sequences,
+            }
+        config = actor_config(step, **settings)
+        return core_algos.compute_policy_loss_vanilla(
+            old_logps, logps, advantages, response_mask, mode, config
+        )
+
+    return loss
+
+
+def checked(mode, objective="verl.vanilla", loss=None, **settings):
+    options = {"epsilon_low": 0.15, "epsilon_high": 0.28, "aggregation": AGGREGATIONS[mode]}
+    loss = loss or vanilla(mode)
+    return check_loss(loss, objective, batches=2, skip=["threads"], **options, **settings)
+
+
+EVERYWHERE = {"poison", "half_precision"}
+# The longest row of a micro-batch is its constant; nothing but the empty batch divides by 0.
+HORIZON = {"reference_value", "reference_gradient", "padding_right", "padding_left"}
+FOUND = {
+    "token-mean": EVERYWHERE | {"empty"},
+    "token-sum": EVERYWHERE,
+    "seq-mean-token-sum": EVERYWHERE | {"empty"},
+    "seq-mean-token-sum-norm": EVERYWHERE | {"empty", "fractional_mask"} | HORIZON,
+}
+
+
+@pytest.mark.parametrize("mode", FOUND)
+def test_what_is_found(mode):
+    report = checked(mode, dual_clip=1.5)
+    assert set(report.failed) == FOUND[mode], report
+    assert report["poison"].detail == (
+        "float32, [B, T] = [1, 1], masked slots of advantages hold nan: gradient at [0, 0] nan, "
+        "not -0"
+    )
+
+
+def test_the_mean_of_means_adds_1e_8_to_the_tokens_of_a_row():
+    """Of which float32 sees nothing."""
+    report = checked("seq-mean-token-mean", dual_clip=1.5)
+    assert {"reference_value", "reference_gradient"} < set(report.failed), report
+    assert report["reference_value"].detail.startswith("float64")
+    narrow = checked("seq-mean-token-mean", dual_clip=1.5, traits=Traits(dtypes=(torch.float32,)))
+    assert set(narrow.failed) == EVERYWHERE | {"empty"}, narrow
+
+
+def test_clamped_log_ratios_lose_their_gradient():
+    """Without the dual clip: a bad token beyond e^20 is not brought back."""
+    loss = vanilla("token-mean", clip_ratio_c=1e30)
+    report = checked("token-mean", "ppo", loss)
+    assert set(report.failed) == FOUND["token-mean"] | {"pull_back"}, report
+    assert "log-ratio 88, and a gradient of 0" in report["pull_back"].detail
