@@ -367,12 +367,12 @@ def test_the_operator_keeps_the_promise_of_bits():
 
 FOUND = """\
 FAILS poison: What masked slots hold changes no bit of loss and gradient; their gradient is 0.
-        float32, [B, T] = [1, 1], masked slots of logps hold nan: loss nan, not 0
+        float32, [B, T] = [1, 2], masked slots of logps hold nan: loss nan, not -1
         Then: a NaN or a huge number in padding, as a masked softmax leaves it, reaches the weights.
-        logps = torch.tensor([[-1.0]], dtype=torch.float32)
-        old_logps = torch.tensor([[-1.0]], dtype=torch.float32)
-        advantages = torch.tensor([[1.0]], dtype=torch.float32)
-        response_mask = torch.tensor([[0.0]], dtype=torch.float32)"""
+        logps = torch.tensor([[-1.0, -1.0]], dtype=torch.float32)
+        old_logps = torch.tensor([[-1.0, -1.0]], dtype=torch.float32)
+        advantages = torch.tensor([[1.0, 1.0]], dtype=torch.float32)
+        response_mask = torch.tensor([[0.0, 1.0]], dtype=torch.float32)"""
 
 
 def test_the_report_shows_the_smallest_batch_and_the_numbers():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -154,12 +153,12 @@ class Probe:
         """Not one bit differs."""
         if not _equal(got.loss, want.loss):
             return f"{what}: loss {self.changed(want.loss, got.loss)}"
-        a, b = got.gradient, want.gradient
-        return self.difference(what, got, want, (a == b) | (a.isnan() & b.isnan()))
+        return self.difference(what, got, want, _equal(got.gradient, want.gradient))
 
     def close_losses(self, what: str, got: float, want: float, magnitude: Observed) -> Failure:
         """No more than rounding."""
-        if abs(got - want) <= self.traits.tolerance * self.epsilon * magnitude.loss:
+        bound = self.traits.tolerance * self.epsilon * magnitude.loss
+        if abs(got - want) <= bound or _equal(got, want):
             return None
         return f"{what}: loss {self.changed(want, got)}"
 
@@ -167,7 +166,8 @@ class Probe:
         self, what: str, got: Observed, want: Observed, magnitude: Observed
     ) -> Failure:
         bound = self.traits.tolerance * self.epsilon * magnitude.gradient
-        return self.difference(what, got, want, (got.gradient - want.gradient).abs() <= bound)
+        near = (got.gradient - want.gradient).abs() <= bound
+        return self.difference(what, got, want, near | _equal(got.gradient, want.gradient))
 
     def close(self, what: str, got: Observed, want: Observed, magnitude: Observed) -> Failure:
         return self.close_losses(what, got.loss, want.loss, magnitude) or self.close_gradients(
@@ -198,8 +198,9 @@ class Probe:
         return f"{self.number(got)}, not {self.number(want)}"
 
 
-def _equal(a: float, b: float) -> bool:
-    return a == b or (math.isnan(a) and math.isnan(b))
+def _equal(a, b):
+    """Numbers or tensors; NaN is NaN."""
+    return (a == b) | ((a != a) & (b != b))
 
 
 def gradient_of(loss: Tensor, of: Tensor, upstream: Tensor | None = None, **settings) -> Tensor:
