@@ -23,7 +23,7 @@ from tether._lists import (
     choices_of,
     options_of,
 )
-from tether._ops import once_differentiable, ops, scaled
+from tether._ops import is_eager, once_differentiable, ops, scaled
 
 
 class Call(NamedTuple):
@@ -45,7 +45,14 @@ class Call(NamedTuple):
         wanted = torch.is_grad_enabled() and any(
             each is not None and each.requires_grad for each in self.tensors.values()
         )
-        return self.function.operator(*self.tensors.values(), *self.settings.words(), wanted)
+        function, arguments = self.function, (*self.tensors.values(), *self.settings.words())
+        if not is_eager():
+            return function.operator(*arguments, wanted)
+        if not wanted:
+            return function.direct(*arguments, False)
+        others = []
+        loss = _Differentiated.apply(function, (*arguments, True), others, *self.leaves.values())
+        return loss, *others
 
     def with_numbers(self, numbers: Mapping[str, Number]) -> Call:
         settings = self.settings._replace(numbers={**self.settings.numbers, **numbers})
@@ -122,11 +129,19 @@ class Function:
             Result(result, kind, of, tuple(size for size in sizes if size))
             for result, kind, of, sizes in description["results"]
         )
-        self.operator = getattr(ops, name) if self.results else None
+        # Of the gradient of each leaf, among the results behind the loss.
+        places = {each.of: i - 1 for i, each in enumerate(self.results) if each.of}
+        self.gradients = tuple(places[name] for name in self.leaves if self.gradient)
+        self.operator = getattr(ops, name).default if self.results else None
         if self.results:
             _register_fake(self)
         if self.gradient:
             _register_autograd(self)
+
+    def direct(self, *arguments) -> tuple[Tensor, ...]:
+        """The operator, with nothing for autograd."""
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.operator(*arguments)
 
     def naming(self, **names: str) -> Function:
         """The same with other names of arguments, those of the Python signature."""
@@ -154,14 +169,15 @@ class Function:
             check_offsets(function, offsets, like)
         if self.packed:
             count = rows.shape[0] if offsets is None else offsets.shape[0] - 1
-            like = like._replace(rows=count)
+            like = Like(first.name, rows, offsets is not None, count)
+        out = {first.name: rows}
         for each in others:
-            of = like._replace(name=each.like, tensor=tensors[each.like]) if each.like else like
-            check_argument(function, each, tensors.get(each.name), of)
-        out = {each.name: tensors.get(each.name) for each in self.arguments}
-        for each in others:
-            if each.kind in ("mask", "counts") or each.shape == "either":
-                out[each.name] = _as_taken(each, out[each.name], like)
+            tensor = tensors.get(each.name)
+            if tensor is not None or each.required:
+                of = like._replace(name=each.like, tensor=tensors[each.like]) if each.like else like
+                check_argument(function, each, tensor, of)
+                tensor = _as_taken(each, tensor, like)
+            out[each.name] = tensor
         if self.packed:
             out["offsets"] = offsets
         return out
@@ -178,16 +194,14 @@ class Function:
         return Call(self, checked, settings)
 
 
-def _as_taken(argument: Argument, tensor: Tensor | None, like: Like) -> Tensor | None:
+def _as_taken(argument: Argument, tensor: Tensor, like: Like) -> Tensor:
     """Masks of integers as float32, counts of integers as float64, one number a row as [B, 1]."""
-    if tensor is None:
-        return None
     if argument.kind == "mask" and tensor.dtype in INTEGERS:
         return tensor.to(torch.float32)
     if argument.kind == "counts" and tensor.dtype in INTEGERS:
         return tensor.to(torch.float64)
     a_row = argument.shape == "either" and tensor.dim() == 1 and tensor.shape != like.tensor.shape
-    return tensor[:, None] if a_row else tensor
+    return tensor.unsqueeze(1) if a_row else tensor
 
 
 # ---- tracing and autograd ------------------------------------------------------------------------
@@ -248,6 +262,33 @@ def _register_autograd(function: Function) -> None:
         return tuple(gradients)
 
     torch.library.register_autograd(f"tether::{function.name}", backward, setup_context=setup)
+
+
+class _Differentiated(torch.autograd.Function):
+    """The loss of an operator, without torch.library's way from there to `backward`, which takes
+    longer than the loss of a few rows. What else the operator gives is left in `others`."""
+
+    @staticmethod
+    def forward(ctx, function, arguments, others, *leaves):
+        loss, *rest = function.direct(*arguments)
+        others.extend(rest)
+        ctx.function = function
+        ctx.set_materialize_grads(False)
+        needed = ctx.needs_input_grad[3:]
+        kept = [leaf if need else None for leaf, need in zip(leaves, needed, strict=True)]
+        ctx.save_for_backward(*(rest[i] for i in function.gradients), *kept)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        if upstream is None:
+            return (None,) * (3 + len(ctx.function.leaves))
+        saved, count = ctx.saved_tensors, len(ctx.function.leaves)
+        gradients = [
+            None if leaf is None else scaled(ctx.function.name, upstream, gradient, leaf)
+            for gradient, leaf in zip(saved[:count], saved[count:], strict=True)
+        ]
+        return None, None, None, *gradients
 
 
 _DESCRIPTION = json.loads(ops.description()[0])

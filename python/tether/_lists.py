@@ -8,6 +8,7 @@ what arrays hold is checked by the operators.
 
 from __future__ import annotations
 
+import functools
 import keyword
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -30,6 +31,7 @@ from tether._checks import (
     scalar,
     shape_text,
 )
+from tether._ops import is_eager
 
 Value = Number | str | bool
 
@@ -95,11 +97,16 @@ class Settings(NamedTuple):
 def packed(numbers: Sequence[Number]) -> Tensor:
     """Numbers and tensors of one number, side by side for an operator."""
     if not any(isinstance(each, Tensor) for each in numbers):
-        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+        return _constants(tuple(numbers)) if is_eager() else _constants.__wrapped__(numbers)
     tensors = [
         torch.as_tensor(each, dtype=torch.float64, device="cpu").reshape(()) for each in numbers
     ]
     return torch.stack(tensors)
+
+
+@functools.lru_cache(256)  # a training loop passes the same ones in every step
+def _constants(numbers: Sequence[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 def check_range(function: str, name: str, value: Number, option: Option) -> None:
@@ -224,6 +231,8 @@ def _rule_of_shape(shape: str, like: Like) -> str:
 
 def _has_shape(shape: str, tensor: Tensor, like: Like) -> bool:
     sizes, of = tensor.shape, like.tensor.shape
+    if shape == "tokens":
+        return sizes == of
     if shape == "rows":
         return len(sizes) == (1 if like.packed else 2)
     if shape == "elements":
@@ -258,9 +267,9 @@ def _check_shape(where: str, shape: str, tensor: Tensor, like: Like) -> None:
 
 
 def check_argument(function: str, argument: Argument, tensor: Tensor | None, like: Like) -> None:
-    where = f"{function}: {argument.name}"
     if tensor is None and not argument.required:
         return
+    where = f"{function}: {argument.name}"
     check_given(where, tensor)
     _check_kind(where, argument, tensor, like)
     check_device(where, tensor, like.name, like.tensor)

@@ -42,6 +42,15 @@ def has_kernel(tensor: torch.Tensor, *others: torch.Tensor | None) -> bool:
     return not any(each is not None and tracked(each) for each in (tensor, *others))
 
 
+def is_eager() -> bool:
+    """Whether tensors are what they seem: nothing is traced, mapped or looked at on its way."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
 # ---- the gradient: found with the loss, scaled in backward ---------------------------------------
 
 

@@ -7,6 +7,7 @@ import pytest
 import tether
 import torch
 from batches import LEVELS
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
@@ -544,3 +545,25 @@ def test_a_second_derivative_is_refused_however_it_is_asked_for(name, on_cpu, mo
             torch.autograd.grad(gradient.sum(), leaves, allow_unused=True, retain_graph=True)
         with pytest.raises(NotImplementedError, match=r"must (run once|not be differentiated)"):
             gradient.sum().backward(retain_graph=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_eager_calls_take_a_shorter_way_to_the_same_bits(name, monkeypatch):
+    row = functions()[name]
+    short = results(*row)
+    monkeypatch.setattr("tether._functions.is_eager", lambda: False)
+    for mine, theirs in zip(short, results(*row), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_numbers_that_are_kept_are_not_those_of_a_mode():
+    """Options of an earlier call, in a mode in which tensors hold nothing."""
+    batch = normal(2, 4), normal(2), MASK
+
+    def loss(batch):
+        return tether.policy_loss(*batch, epsilon_low=0.125, beta=0.0).loss
+
+    first = loss(batch)
+    with FakeTensorMode() as mode:
+        assert isinstance(loss([mode.from_tensor(each) for each in batch]), FakeTensor)
+    assert torch.equal(loss(batch), first)
