@@ -61,7 +61,7 @@ def every_shape(results):
     for result in results["results"]:
         times = {row["method"]: row["ms"] for row in result["rows"] if row["both"]}
         own = times.get("tether")
-        if own is None:
+        if own is None or result["kind"] not in ("logits", "kl", "linear"):
             continue
         eager, compiled, trl, fused, verl = (
             number(times[name] / own, 1) if name in times else "" for name in others
