@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tether import reference
+from tether._catalogue import FAMILIES
 from tether._checks import check_integers
+from tether._functions import Call
 from tether._lists import Value
-from tether._objectives import Weights, levels_of, objective_call, objectives, resolved
+from tether._objectives import Weights, levels_of, objective_call
+from tether.objective import PolicyObjective
 from tether.policy import Normalizer
+from tether.surrogate import Surrogate
 from tether.testing import aggregation, gradient, memory, policy
 from tether.testing.cases import Case, Random
 from tether.testing.probe import Failure, Loss, Observed, Probe, Subject, as_code
@@ -50,7 +54,7 @@ POLICY = Family(
 
 def check_loss(
     user_loss: Callable[..., Any],
-    objective: str | None = None,
+    objective: str | PolicyObjective | Surrogate | None = None,
     *,
     traits: Traits | None = None,
     seed: int = 1,
@@ -74,8 +78,8 @@ def check_loss(
                 leave it out;
                 offsets: packed rows are tried too, everything [N]; a padded call leaves it out.
                 Where old_logps has a default, leaving it out means that the ratio is 1
-    objective   which objective of the catalogue it is meant to be, with the options, choices and
-                weights of `policy_loss`: value and gradient must be those of `tether.reference`,
+    objective   which objective it is meant to be, with options, choices and weights, all as in
+                `policy_loss`: value and gradient must be those of `tether.reference`,
                 and properties of a formula are asked where the objective keeps them. None: traits
                 say what is asked
     traits      what the loss promises; None: Traits()
@@ -114,14 +118,25 @@ def counts_of(case: Case) -> Normalizer:
 class _Oracle:
     """An objective of the catalogue by `tether.reference`."""
 
-    def __init__(self, objective, options, weights, names: set[str]):
-        self.settings = resolved(objective, options, weights)
+    def __init__(
+        self,
+        objective: str | PolicyObjective | Surrogate,
+        options: Mapping[str, Value],
+        weights: Weights | None,
+        names: set[str],
+    ):
+        self.objective, self.options, self.weights = objective, options, weights
         self.names = names - {"offsets", "normalizer"}
 
-    def _call(self, tensors: dict[str, Tensor]):
-        name, options, weights = self.settings
+    def _call(self, tensors: Mapping[str, Tensor]) -> Call:
         call = objective_call(
-            "policy_loss", tensors, name, options, {}, weights=weights, function=_WHERE
+            "policy_loss",
+            tensors,
+            self.objective,
+            self.options,
+            {},
+            weights=self.weights,
+            function=_WHERE,
         )
         call.check_settings(_WHERE)
         return call
@@ -135,7 +150,7 @@ class _Oracle:
 
         return Loss(evaluated, self.names | {"normalizer"}, {"normalizer", "offsets"}, _WHERE)
 
-    def _call_of(self, case: Case):
+    def _call_of(self, case: Case) -> Call:
         arrays = {**case.arrays, "response_mask": case.mask}
         arrays["turn_ids"] = arrays["turn_ids"].long()
         return self._call({name: each for name, each in arrays.items() if name in self.names})
@@ -147,15 +162,12 @@ class _Oracle:
     def narrowed(self, traits: Traits) -> Traits:
         """With what the objective says of its levels and clips."""
         call = self._call_of(policy.simplest(traits))
-        name, options, weights = self.settings
-        defaults = {k: each.default for k, each in objectives()[name].options.items()}
-        values = {**defaults, **options}
-        clip = None
-        if "epsilon_low" in values and "epsilon_high" in values:
-            names = ("epsilon_low", "epsilon_high", "dual_clip")
-            clip = ClipRange(*(float(values[each]) for each in names if each in values))
-        levels = levels_of(name, call.settings.choices, weights)
-        return dataclasses.replace(traits, clip=clip, is_per_token=levels == {"token"})
+        numbers, choices = call.settings
+        options = {} if call.own else FAMILIES["policy"][choices["objective"]].options
+        values = {name: option.default for name, option in options.items()} | numbers
+        names = [each for each in ("epsilon_low", "epsilon_high", "dual_clip") if each in values]
+        clip = ClipRange(*(float(values[each]) for each in names)) if len(names) > 1 else None
+        return dataclasses.replace(traits, clip=clip, is_per_token=levels_of(choices) == {"token"})
 
 
 # ---- every property ------------------------------------------------------------------------------
