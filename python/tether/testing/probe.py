@@ -151,14 +151,14 @@ class Probe:
 
     def same(self, what: str, got: Observed, want: Observed) -> Failure:
         """Not one bit differs."""
-        if not _equal(got.loss, want.loss):
+        if not equal(got.loss, want.loss):
             return f"{what}: loss {self.changed(want.loss, got.loss)}"
-        return self.difference(what, got, want, _equal(got.gradient, want.gradient))
+        return self.difference(what, got, want, equal(got.gradient, want.gradient))
 
     def close_losses(self, what: str, got: float, want: float, magnitude: Observed) -> Failure:
         """No more than rounding."""
         bound = self.traits.tolerance * self.epsilon * magnitude.loss
-        if abs(got - want) <= bound or _equal(got, want):
+        if abs(got - want) <= bound or equal(got, want):
             return None
         return f"{what}: loss {self.changed(want, got)}"
 
@@ -167,7 +167,7 @@ class Probe:
     ) -> Failure:
         bound = self.traits.tolerance * self.epsilon * magnitude.gradient
         near = (got.gradient - want.gradient).abs() <= bound
-        return self.difference(what, got, want, near | _equal(got.gradient, want.gradient))
+        return self.difference(what, got, want, near | equal(got.gradient, want.gradient))
 
     def close(self, what: str, got: Observed, want: Observed, magnitude: Observed) -> Failure:
         return self.close_losses(what, got.loss, want.loss, magnitude) or self.close_gradients(
@@ -198,7 +198,7 @@ class Probe:
         return f"{self.number(got)}, not {self.number(want)}"
 
 
-def _equal(a, b):
+def equal(a, b):
     """Numbers or tensors; NaN is NaN."""
     return (a == b) | ((a != a) & (b != b))
 
