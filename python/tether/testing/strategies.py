@@ -44,18 +44,7 @@ def ragged_batches(
     log-ratios of 0 and advantages of 0. Numbers are exact in float32. Raises ImportError without
     hypothesis.
     """
-    known = [name for name in policy.ARRAYS if name not in ("logps", "advantages")]
-    for name in arrays:
-        if name not in known:
-            raise ValueError(f'{_WHERE}: arrays must be of {", ".join(known)}, got "{name}"')
-    check_integers(_WHERE, max_rows=max_rows, max_columns=max_columns)
-    if min(max_rows, max_columns) < 1:
-        raise ValueError(
-            f"{_WHERE}: max_rows and max_columns must be at least 1, got {max_rows} and "
-            f"{max_columns}"
-        )
-    if dtype not in FLOATING:
-        check_floating(f"{_WHERE}: dtype", torch.empty(0, dtype=dtype))
+    _check(arrays, max_rows, max_columns, dtype)
     st = _hypothesis()
     weights = st.sampled_from([0.0, 1.0, 0.5, 0.25] if fractional_mask else [0.0, 1.0])
 
@@ -84,6 +73,21 @@ def ragged_batches(
         return _handed_over(out, mask, dtype, masked)
 
     return batches()
+
+
+def _check(arrays: tuple[str, ...], max_rows: int, max_columns: int, dtype: torch.dtype) -> None:
+    known = [name for name in policy.ARRAYS if name not in ("logps", "advantages")]
+    for name in arrays:
+        if name not in known:
+            raise ValueError(f'{_WHERE}: arrays must be of {", ".join(known)}, got "{name}"')
+    check_integers(_WHERE, max_rows=max_rows, max_columns=max_columns)
+    if min(max_rows, max_columns) < 1:
+        raise ValueError(
+            f"{_WHERE}: max_rows and max_columns must be at least 1, got {max_rows} and "
+            f"{max_columns}"
+        )
+    if dtype not in FLOATING:
+        check_floating(f"{_WHERE}: dtype", torch.empty(0, dtype=dtype))
 
 
 def _handed_over(
