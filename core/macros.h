@@ -10,6 +10,15 @@
 #define TETHER_FORMULA [[gnu::always_inline]]
 #endif
 
+// What the threads of a team run (core/team.h): device code, which the tests run on the host.
+#if defined(__CUDACC__)
+#define TETHER_TEAM __device__ __forceinline__
+#define TETHER_UNROLL _Pragma("unroll")
+#else
+#define TETHER_TEAM inline
+#define TETHER_UNROLL
+#endif
+
 // A function with a vector loop is compiled once per instruction set and chosen when the program is
 // loaded. Empty where that does not work: ThreadSanitizer dies in the resolvers, clang has no
 // clones of templates. TETHER_NO_CLONES: tests build the same files once per -march instead.

@@ -11,8 +11,8 @@
 #include "../core/bit_cast.h"
 #include "../core/half.h"
 #include "../core/macros.h"
-#include "../core/math.h"
 #include "../core/sum.h"
+#include "final_logit.h"
 #include "statistics.h"
 
 // The innermost loops over rows of logits: kRowLanes at a time, of any type.
@@ -120,33 +120,6 @@ TETHER_INLINE Real or_zero(Real value, bool condition) {
   using Bits = typename Exp2<Real>::Bits;
   return bit_cast<Real>(bit_cast<Bits>(value) & (condition ? ~Bits{0} : Bits{0}));
 }
-
-// The final logit x of a stored one: itself, or softcap tanh(logit scale / softcap) where capped. A
-// logit of -inf stays there.
-template <class Real, bool kCapped>
-struct FinalLogit {
-  Real inner = 1;  // scale / softcap
-  Real cap = 1;    // softcap
-
-  TETHER_INLINE Real operator()(Real logit) const {
-    if constexpr (!kCapped) return logit;
-    return logit > -std::numeric_limits<Real>::infinity() ? cap * tanh(logit) : logit;
-  }
-  // dx / dlogit over scale: 1 - tanh^2 = 4 q / (1 + q)^2, q = e^(-2 |z|), which keeps its digits.
-  TETHER_INLINE Real slope(Real logit) const {
-    if constexpr (!kCapped) return Real(1);
-    const Real z = inner * logit;
-    const Real q = math::exp(Real(-2) * (z < Real(0) ? -z : z));
-    const Real sum = Real(1) + q;
-    return Real(4) * q / (sum * sum);
-  }
-
- private:
-  TETHER_INLINE Real tanh(Real logit) const {
-    const Real e = math::expm1(Real(2) * inner * logit, Real(40));
-    return e / (e + Real(2));
-  }
-};
 
 template <class Real>
 struct Power {

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "../core/batch.h"
+#include "../core/macros.h"
 
 namespace tether {
 
@@ -21,7 +22,8 @@ struct BasicLogits {
   int64_t columns = std::numeric_limits<int64_t>::max();
   int64_t batch_stride = 0;
 
-  int64_t offset(int64_t row) const {
+  TETHER_INLINE int64_t offset(int64_t row) const {
+    if (row < columns) return row * row_stride;
     return row / columns * batch_stride + row % columns * row_stride;
   }
 };

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "check.h"
+
+// Launches of kernels, for .cu files.
+
+namespace tether::cuda {
+
+inline void require_launched(std::string_view function) {
+  const cudaError_t error = cudaGetLastError();
+  require(error == cudaSuccess, [&] {
+    return std::string(function) + ": CUDA must accept the launch, got " +
+           cudaGetErrorString(error);
+  });
+}
+
+// Of an array that is not empty.
+inline void require_memory(std::string_view function, std::string_view name, const void* data) {
+  require(data != nullptr,
+          [&] { return named(function, name) + " must have memory on the device, got none"; });
+}
+
+// launch(first, blocks) for all of `tasks`, `blocks_of_each` each: a grid has 2^31 - 1 in its first
+// dimension, and 65535 in the others, which are left alone.
+template <class Launch>
+void launch_tasks(std::string_view function, int64_t tasks, int64_t blocks_of_each, Launch launch) {
+  constexpr int64_t kLargestGrid = 0x7FFFFFFF;
+  const int64_t at_once = kLargestGrid / blocks_of_each;
+  for (int64_t first = 0; first < tasks; first += at_once) {
+    launch(first, static_cast<unsigned>(std::min(at_once, tasks - first) * blocks_of_each));
+    require_launched(function);
+  }
+}
+
+}  // namespace tether::cuda

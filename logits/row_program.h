@@ -1,0 +1,414 @@
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../core/half.h"
+#include "../core/macros.h"
+#include "../core/math.h"
+#include "../core/packed.h"
+#include "../core/select.h"
+#include "../core/team.h"
+#include "final_logit.h"
+#include "rows_cuda.h"
+
+// The two passes over a row of logits as programs of a team (core/team.h): rows.cu runs them on a
+// device. t_v = (x_v - reference) k as in RowStatistics, with the largest x for a reference: no
+// term exceeds 1, and the entropy, ln 2 (log2 sum - weighted_sum / sum), adds numbers that are not
+// negative.
+
+namespace tether::cuda {
+
+// A row has one team in the forward pass, and in the backward pass one for each piece of it:
+// kUnroll vectors a thread. The bits of a row depend on them, so that nothing about the machine or
+// the call may.
+inline constexpr int kForwardThreads = 512, kBackwardThreads = 256, kUnroll = 4;
+
+template <class Stored>
+int pieces_of_row(int64_t vocabulary) {
+  constexpr int64_t kPiece = int64_t{kBackwardThreads} * kUnroll * Packed<Stored>::kCount;
+  return static_cast<int>((vocabulary + kPiece - 1) / kPiece);
+}
+
+inline constexpr float kLn2 = 0x1.62e43p-1f;
+inline constexpr float kLog2E = 0x1.715476p+0f;
+inline constexpr float kLargestFloat = 0x1.fffffep+127f;
+// 2^this is 0, times anything finite.
+inline constexpr float kNothing = -200;
+
+// What the rows of a call share.
+template <bool kCapped>
+struct RowParameters {
+  ConstLogits logits;
+  const int64_t* targets;  // or null
+  int64_t ignore_index;
+  float multiplier;        // d (x / T) / dx
+  float slope_multiplier;  // d (x / T) / dlogit, but for the slope of the softcap
+  rows::FinalLogit<float, kCapped> final_logit;
+
+  TETHER_TEAM float k() const { return multiplier * kLog2E; }
+  TETHER_TEAM bool is_ignored(int64_t row) const {
+    return targets != nullptr && targets[row] == ignore_index;
+  }
+};
+
+template <bool kCapped>
+RowParameters<kCapped> row_parameters(const ConstLogits& logits, const int64_t* targets,
+                                      const RowOptions& options) {
+  const double slope = options.scale / options.temperature;
+  const double multiplier = kCapped ? 1 / options.temperature : slope;
+  RowParameters<kCapped> out{logits,
+                             targets,
+                             options.ignore_index,
+                             static_cast<float>(multiplier),
+                             static_cast<float>(slope),
+                             {}};
+  if constexpr (kCapped) {
+    out.final_logit = {static_cast<float>(options.scale / options.softcap),
+                       static_cast<float>(options.softcap)};
+  }
+  return out;
+}
+
+// A row as vectors of 16 bytes, and single numbers before and after them. Where memory is not in
+// one piece, or its two arrays are not aligned alike, all are single.
+template <class Stored>
+struct RowParts {
+  static constexpr int kCount = Packed<Stored>::kCount;
+
+  int64_t head, vectors, singles;
+
+  // `shift`: bytes from the last multiple of 16 to the row.
+  TETHER_TEAM RowParts(int64_t vocabulary, bool in_vectors, uintptr_t shift) {
+    const auto misaligned = static_cast<int64_t>((16 - shift) % 16 / sizeof(Stored));
+    head = !in_vectors || misaligned > vocabulary ? vocabulary : misaligned;
+    vectors = (vocabulary - head) / kCount;
+    singles = vocabulary - vectors * kCount;
+  }
+  TETHER_TEAM int64_t column_of_single(int64_t i) const {
+    return i < head ? i : i + vectors * kCount;
+  }
+};
+
+template <class Stored>
+TETHER_TEAM uintptr_t shift_of(const Stored* row) {
+  return reinterpret_cast<uintptr_t>(row) % 16;
+}
+
+template <class Stored, class Byte>
+TETHER_TEAM auto* row_of(const BasicLogits<Byte>& logits, int64_t row) {
+  using Element = std::conditional_t<std::is_const_v<Byte>, const Stored, Stored>;
+  return static_cast<Element*>(logits.data) + logits.offset(row);
+}
+
+// The sums over the columns that one thread has seen.
+template <bool kAll>
+struct ColumnSums {
+  float reference = -kLargestFloat;
+  float sum = 0, weighted_sum = 0;
+  float squares = 0, logit_sum = 0, columns = 0;  // kAll
+
+  // To a reference that is not smaller.
+  TETHER_TEAM void move(float to, float k) {
+    const float shift = fmaxf((reference - to) * k, kNothing);
+    const float power = exp2_fast(shift);
+    weighted_sum = power * fmaf(shift, sum, weighted_sum);  // sum_v 2^(t + shift) (t + shift)
+    sum *= power;
+    if constexpr (kAll) squares *= power * power;
+    reference = to;
+  }
+  TETHER_TEAM void add(float x, float k) {
+    const float t = max_or_nan((x - reference) * k, kNothing);
+    const float power = exp2_fast(t);
+    sum += power;
+    weighted_sum = fmaf(power, t, weighted_sum);
+    if constexpr (kAll) {
+      const bool present = x != -math::detail::Format<float>::kInfinity;
+      squares = fmaf(power, power, squares);
+      logit_sum += present ? x : 0.0f;
+      columns += present ? 1.0f : 0.0f;
+    }
+  }
+};
+
+// Of all columns.
+template <bool kAll, class Team, class Local>
+TETHER_TEAM ColumnSums<kAll> merged(const Team& team, Local& local, float k) {
+  using Sums = ColumnSums<kAll>;
+  const float reference =
+      team.template reduce<Max>(local,
+                                [](const Sums& own) { return Several<float, 1>{own.reference}; })
+          .each[0];
+  team.each(local, [&](int, Sums& own) { own.move(reference, k); });
+  const auto totals = team.template reduce<Sum>(local, [](const Sums& own) {
+    if constexpr (kAll) {
+      return Several<float, 5>{own.sum, own.weighted_sum, own.squares, own.logit_sum, own.columns};
+    } else {
+      return Several<float, 2>{own.sum, own.weighted_sum};
+    }
+  });
+  Sums out;
+  out.reference = reference;
+  out.sum = totals.each[0];
+  out.weighted_sum = totals.each[1];
+  if constexpr (kAll) {
+    out.squares = totals.each[2];
+    out.logit_sum = totals.each[3];
+    out.columns = totals.each[4];
+  }
+  return out;
+}
+
+// One read of the row. kUnroll vectors are on their way at a time; the reference moves once for
+// all of them.
+template <class Stored, bool kCapped, bool kAll, class Team>
+TETHER_TEAM ColumnSums<kAll> sums_of_row(const Team& team, const RowParameters<kCapped>& in,
+                                         const Stored* row) {
+  using Vector = Packed<Stored>;
+  constexpr int kCount = Vector::kCount;
+  const int64_t stride = in.logits.stride;
+  const RowParts<Stored> parts(in.logits.vocabulary, stride == 1, shift_of(row));
+  const float k = in.k();
+  typename Team::template Local<ColumnSums<kAll>> local;
+  team.each(local, [&](int thread, ColumnSums<kAll>& own) {
+    const Stored* body = row + parts.head;
+    for (int64_t first = thread; first < parts.vectors; first += Team::kThreads * kUnroll) {
+      Vector vectors[kUnroll];
+      TETHER_UNROLL
+      for (int u = 0; u < kUnroll; ++u) {
+        const int64_t i = first + u * Team::kThreads;
+        vectors[u] = i < parts.vectors ? Vector::at(body + i * kCount) : Vector::minus_infinity();
+      }
+      float largest = -kLargestFloat;
+      TETHER_UNROLL
+      for (int u = 0; u < kUnroll; ++u) largest = fmaxf(largest, vectors[u].largest());
+      own.move(fmaxf(own.reference, in.final_logit(largest)), k);
+      TETHER_UNROLL
+      for (int u = 0; u < kUnroll; ++u) {
+        float x[kCount];
+        vectors[u].widen(x);
+        TETHER_UNROLL
+        for (int i = 0; i < kCount; ++i) own.add(in.final_logit(x[i]), k);
+      }
+    }
+    for (int64_t i = thread; i < parts.singles; i += Team::kThreads) {
+      const float x = in.final_logit(widened<float>(row[parts.column_of_single(i) * stride]));
+      own.move(fmaxf(own.reference, x), k);
+      own.add(x, k);
+    }
+  });
+  return merged<kAll>(team, local, k);
+}
+
+// The column of the target, or what there is instead.
+inline constexpr int64_t kNoTarget = -1, kNoId = -2;
+template <bool kCapped>
+TETHER_TEAM int64_t target_of(const RowParameters<kCapped>& in, int64_t row) {
+  if (in.targets == nullptr) return kNoTarget;
+  const int64_t target = in.targets[row];
+  return target >= 0 && target < in.logits.vocabulary ? target : kNoId;
+}
+
+template <class Number>
+TETHER_TEAM void put(Number* out, int64_t row, Number value) {
+  if (out != nullptr) out[row] = value;
+}
+
+TETHER_TEAM float logp_of(const RowState& row, float multiplier) {
+  const float logp = fmaf(row.target_logit - row.reference, multiplier, -kLn2 * log2f(row.sum));
+  return logp > 0 ? 0 : logp;
+}
+TETHER_TEAM float entropy_of(const RowState& row) {
+  const float entropy = kLn2 * (log2f(row.sum) - row.weighted_sum / row.sum);
+  return entropy < 0 ? 0 : entropy;
+}
+
+template <bool kAll>
+TETHER_TEAM void put_results(const RowResults& out, int64_t row, const RowState& state,
+                             const ColumnSums<kAll>& sums, float multiplier) {
+  if (out.states != nullptr) out.states[row] = state;
+  put(out.logps, row, logp_of(state, multiplier));
+  put(out.entropies, row, entropy_of(state));
+  put(out.logsumexps, row, fmaf(state.reference, multiplier, kLn2 * log2f(state.sum)));
+  put(out.target_is_largest, row, state.target_logit >= state.reference);
+  if constexpr (kAll) {
+    put(out.sums_of_squared_p, row, sums.squares / (state.sum * state.sum));
+    put(out.mean_logits, row, sums.logit_sum / sums.columns * multiplier);
+  }
+}
+
+template <class Stored, bool kCapped, bool kAll, class Team>
+TETHER_TEAM void row_statistics_program(const Team& team, const RowParameters<kCapped>& in,
+                                        int64_t row, const RowResults& out) {
+  typename Team::template Local<NoState> local;
+  if (in.is_ignored(row)) {
+    ColumnSums<kAll> one;
+    one.squares = one.columns = 1;
+    team.each(local, [&](int thread, NoState&) {
+      if (thread == 0) put_results(out, row, {0, 1, 0, 0}, one, in.multiplier);
+    });
+    return;
+  }
+  const Stored* logits = row_of<Stored>(in.logits, row);
+  const auto sums = sums_of_row<Stored, kCapped, kAll>(team, in, logits);
+  team.each(local, [&](int thread, NoState&) {
+    if (thread != 0) return;
+    RowState state{sums.reference, sums.sum, sums.weighted_sum,
+                   -math::detail::Format<float>::kInfinity};
+    const int64_t target = target_of(in, row);
+    if (target >= 0) {
+      state.target_logit = in.final_logit(widened<float>(logits[target * in.logits.stride]));
+    }
+    // 0: no column is above -inf.
+    if (target == kNoId || state.sum == 0) state.sum = math::detail::Format<float>::kNaN;
+    put_results(out, row, state, sums, in.multiplier);
+  });
+}
+
+// d/dx_v = 2^t_v (constant + slope t_v), but for the target.
+struct GradientLine {
+  float reference, constant, slope;
+
+  TETHER_TEAM GradientLine(const RowState& row, float dlogp, float dentropy, float multiplier) {
+    const float weight = -multiplier / row.sum;
+    const float of_entropy = dentropy * kLn2;
+    const float mean = dentropy == 0 ? 0 : row.weighted_sum / row.sum;
+    constant = bounded(weight * (dlogp - of_entropy * mean), kLargestFloat);
+    slope = bounded(weight * of_entropy, kLargestFloat);
+    // A row that is NaN has no column that is absent.
+    reference = row.sum == row.sum ? row.reference : row.sum;
+  }
+  TETHER_TEAM float at(float x, float k) const {
+    const float t = max_or_nan((x - reference) * k, kNothing);
+    const float power = exp2_fast(t);
+    const float gradient = power * fmaf(slope, t, constant);
+    return power == 0 ? 0 : gradient;
+  }
+};
+
+// At the target, whose stored logit is given.
+template <bool kCapped>
+TETHER_TEAM float gradient_of_target(const RowParameters<kCapped>& in, const RowState& row,
+                                     float dlogp, float dentropy, float logit) {
+  const float logp = logp_of(row, in.multiplier);
+  const float p = math::exp(logp);
+  float gradient = -dlogp * math::expm1(logp);
+  if (dentropy != 0 && p != 0) gradient -= dentropy * p * (logp + entropy_of(row));
+  return bounded(gradient * in.slope_multiplier * in.final_logit.slope(logit), kLargestFloat);
+}
+
+// Of a row: its gradient at the column of a stored logit.
+template <bool kCapped>
+struct RowGradient {
+  GradientLine line;
+  float k;
+  rows::FinalLogit<float, kCapped> final_logit;
+
+  TETHER_TEAM float operator()(float logit) const {
+    return line.at(final_logit(logit), k) * final_logit.slope(logit);
+  }
+};
+
+// Piece `piece` of `pieces`: its vectors, and its share of the single numbers.
+template <class Team, class Stored>
+struct RowPiece {
+  static constexpr int64_t kVectors = int64_t{Team::kThreads} * kUnroll;
+  static constexpr int kCount = Packed<Stored>::kCount;
+
+  RowParts<Stored> parts;
+  int piece, pieces;
+
+  // visit(index of the vector, u) and visit(column) for what a thread owns.
+  template <class Visit>
+  TETHER_TEAM void for_each_vector(int thread, Visit visit) const {
+    TETHER_UNROLL
+    for (int u = 0; u < kUnroll; ++u) visit(piece * kVectors + u * Team::kThreads + thread, u);
+  }
+  template <class Visit>
+  TETHER_TEAM void for_each_single(int thread, Visit visit) const {
+    const int64_t step = int64_t{Team::kThreads} * pieces;
+    for (int64_t i = int64_t{Team::kThreads} * piece + thread; i < parts.singles; i += step) {
+      visit(parts.column_of_single(i));
+    }
+  }
+  TETHER_TEAM bool owns(int thread, int64_t column) const {
+    const int64_t in_body = column - parts.head;
+    if (in_body >= 0 && in_body < parts.vectors * kCount) {
+      const int64_t distance = in_body / kCount - piece * kVectors - thread;
+      return distance >= 0 && distance < kVectors && distance % Team::kThreads == 0;
+    }
+    const int64_t single = column < parts.head ? column : column - parts.vectors * kCount;
+    return single % (int64_t{Team::kThreads} * pieces) == int64_t{Team::kThreads} * piece + thread;
+  }
+};
+
+template <class Team, class Stored, class Piece>
+TETHER_TEAM void clear_piece(const Team& team, const Piece& piece, Stored* out, int64_t stride) {
+  typename Team::template Local<NoState> local;
+  team.each(local, [&](int thread, NoState&) {
+    piece.for_each_vector(thread, [&](int64_t i, int) {
+      if (i < piece.parts.vectors) {
+        Packed<Stored>{}.store(out + piece.parts.head + i * Packed<Stored>::kCount);
+      }
+    });
+    piece.for_each_single(thread, [&](int64_t column) { out[column * stride] = Stored{}; });
+  });
+}
+
+// In place, other teams may have overwritten their pieces already: a thread reads of the logits
+// what it writes itself.
+template <class Stored, bool kCapped, class Team>
+TETHER_TEAM void row_gradient_program(const Team& team, const RowParameters<kCapped>& in,
+                                      int64_t row, int piece_index, int pieces,
+                                      const RowState* states, const float* dlogps,
+                                      const float* dentropies, const MutableLogits& dlogits) {
+  using Vector = Packed<Stored>;
+  constexpr int kCount = Vector::kCount;
+  const Stored* logits = row_of<Stored>(in.logits, row);
+  Stored* out = row_of<Stored>(dlogits, row);
+  const int64_t stride = in.logits.stride, out_stride = dlogits.stride;
+  const bool in_vectors =
+      stride == 1 && out_stride == 1 && shift_of(logits) == shift_of<Stored>(out);
+  const RowPiece<Team, Stored> piece{
+      RowParts<Stored>(in.logits.vocabulary, in_vectors, shift_of(logits)), piece_index, pieces};
+  const float dlogp = dlogps != nullptr ? dlogps[row] : 0;
+  const float dentropy = dentropies != nullptr ? dentropies[row] : 0;
+  if (in.is_ignored(row) || (dlogp == 0 && dentropy == 0)) {
+    return clear_piece(team, piece, out, out_stride);
+  }
+  const RowState state = states[row];
+  const RowGradient<kCapped> gradient{GradientLine(state, dlogp, dentropy, in.slope_multiplier),
+                                      in.k(), in.final_logit};
+  const int64_t target = target_of(in, row);
+  const bool has_target =
+      target >= 0 && state.target_logit > -math::detail::Format<float>::kInfinity;
+
+  typename Team::template Local<NoState> local;
+  team.each(local, [&](int thread, NoState&) {
+    const bool owns_target = has_target && piece.owns(thread, target);
+    float of_target = 0;  // found before its logit is overwritten
+    if (owns_target) {
+      of_target =
+          gradient_of_target(in, state, dlogp, dentropy, widened<float>(logits[target * stride]));
+    }
+    Vector vectors[kUnroll];
+    piece.for_each_vector(thread, [&](int64_t i, int u) {
+      if (i < piece.parts.vectors) vectors[u] = Vector::at(logits + piece.parts.head + i * kCount);
+    });
+    piece.for_each_vector(thread, [&](int64_t i, int u) {
+      if (i >= piece.parts.vectors) return;
+      float x[kCount];
+      vectors[u].widen(x);
+      TETHER_UNROLL
+      for (int j = 0; j < kCount; ++j) x[j] = gradient(x[j]);
+      Vector::narrow(x).store(out + piece.parts.head + i * kCount);
+    });
+    piece.for_each_single(thread, [&](int64_t column) {
+      out[column * out_stride] =
+          narrowed<Stored>(gradient(widened<float>(logits[column * stride])));
+    });
+    if (owns_target) out[target * out_stride] = narrowed<Stored>(of_target);
+  });
+}
+
+}  // namespace tether::cuda
