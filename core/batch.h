@@ -34,9 +34,13 @@ struct RowLayout {
   const int32_t* offsets32 = nullptr;  // packed: one of the two, [rows + 1]
   const int64_t* offsets64 = nullptr;
 
-  bool packed() const { return offsets32 != nullptr || offsets64 != nullptr; }
-  int64_t offset(int64_t row) const { return offsets32 ? offsets32[row] : offsets64[row]; }
-  int64_t length(int64_t row) const { return packed() ? offset(row + 1) - offset(row) : columns; }
+  TETHER_INLINE bool packed() const { return offsets32 != nullptr || offsets64 != nullptr; }
+  TETHER_INLINE int64_t offset(int64_t row) const {
+    return offsets32 ? offsets32[row] : offsets64[row];
+  }
+  TETHER_INLINE int64_t length(int64_t row) const {
+    return packed() ? offset(row + 1) - offset(row) : columns;
+  }
   int64_t elements() const {
     if (!packed()) return rows * columns;
     return rows == 0 ? 0 : offset(rows) - offset(0);
@@ -53,9 +57,9 @@ struct BasicArray {
   int64_t column_stride = 1;
   bool per_row = false;
 
-  explicit operator bool() const { return dtype != DType::none; }
+  TETHER_INLINE explicit operator bool() const { return dtype != DType::none; }
   // The element index of token `column` of `row`.
-  int64_t index(const RowLayout& layout, int64_t row, int64_t column) const {
+  TETHER_INLINE int64_t index(const RowLayout& layout, int64_t row, int64_t column) const {
     if (per_row) return row * row_stride;
     if (layout.packed()) return (layout.offset(row) + column) * column_stride;
     return row * row_stride + column * column_stride;

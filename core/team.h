@@ -10,9 +10,9 @@
 //   team.template reduce<Op>(local, numbers)  Op over all threads of numbers(state), in each place
 //
 // What a thread wrote in one `each` the others may read after a `reduce`. Reductions go by one
-// fixed tree: the same bits every run. DeviceTeam is a block of threads; tests/host_team.h runs the
-// same program on the host, thread by thread, so that all but its barriers and its speed is tested
-// anywhere.
+// fixed tree: the same bits every run. DeviceTeam is a block of threads. The tests run the same
+// program on the host: thread by thread (tests/host_team.h), and by real threads
+// (tests/thread_team.h), so that all but the device's instructions and speed is tested anywhere.
 
 namespace tether {
 

@@ -24,9 +24,9 @@ namespace tether::cuda {
 // the call may.
 inline constexpr int kForwardThreads = 512, kBackwardThreads = 256, kUnroll = 4;
 
-template <class Stored>
+template <class Stored, int kThreads = kBackwardThreads>
 int pieces_of_row(int64_t vocabulary) {
-  constexpr int64_t kPiece = int64_t{kBackwardThreads} * kUnroll * Packed<Stored>::kCount;
+  constexpr int64_t kPiece = int64_t{kThreads} * kUnroll * Packed<Stored>::kCount;
   return static_cast<int>((vocabulary + kPiece - 1) / kPiece);
 }
 

@@ -7,6 +7,7 @@
 
 #include "../core/check.h"
 #include "../core/fields.h"
+#include "../core/macros.h"
 
 namespace tether {
 
@@ -121,8 +122,8 @@ inline StepCounts step_counts(std::string_view function, const Normalizer& norma
 }
 
 // The factor of row i's terms: w x times this is what is summed.
-inline double row_factor(const Aggregation& aggregation, const TermCounts& step,
-                         double row_tokens) {
+TETHER_INLINE double row_factor(const Aggregation& aggregation, const TermCounts& step,
+                                double row_tokens) {
   const auto over = [](double denominator) { return denominator > 0 ? 1 / denominator : 0; };
   switch (aggregation.mode) {
     case Aggregation::Mode::token_mean:

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "../core/fields.h"
+#include "../core/macros.h"
 
 namespace tether {
 
@@ -75,8 +76,14 @@ struct LogRatioClip {
   double low = infinity;  // off
   double high = infinity;
 
-  constexpr bool is_on() const { return low < infinity || high < infinity; }
+  TETHER_INLINE constexpr bool is_on() const { return low < infinity || high < infinity; }
 };
+
+// NaN where u is no number, which a bound would hide.
+TETHER_INLINE double clipped(double u, double advantage, const LogRatioClip& clip) {
+  const double above = u < -clip.low ? -clip.low : u, below = u > clip.high ? clip.high : u;
+  return (advantage < 0 ? above : below) + u * 0;
+}
 
 // Whether all tokens of a segment share one log-ratio that depends on all their log-probabilities.
 constexpr bool shares_ratio(RatioLevel level) { return rule_of(level).shared; }

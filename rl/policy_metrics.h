@@ -7,6 +7,8 @@
 #include <string>
 #include <string_view>
 
+#include "../core/macros.h"
+
 namespace tether {
 
 // A larger ratio counts as this in the metrics: sums of its square stay finite.
@@ -41,7 +43,7 @@ struct PolicyMetrics {
   };
   enum Maximum { kLogRatioMax, kNegLogRatioMax, kWeightMax, kMaxima };
 
-  static constexpr bool is_of_ratio(int sum) {
+  TETHER_INLINE static constexpr bool is_of_ratio(int sum) {
     return sum >= kClipFractionLow && sum <= kRatioSquared;
   }
 

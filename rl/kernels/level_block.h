@@ -17,12 +17,6 @@ struct LevelTerm {
   double logp, log_ratio;  // times w
 };
 
-// u on the side that the advantage asks for (rl/level.h); NaN where u is no number, which a bound
-// would hide.
-TETHER_INLINE double clipped(double u, double advantage, const LogRatioClip& clip) {
-  const double above = u < -clip.low ? -clip.low : u, below = u > clip.high ? clip.high : u;
-  return (advantage < 0 ? above : below) + u * 0;
-}
 // Those of a block.
 struct LevelColumns {
   alignas(64) double weight[kBlock];

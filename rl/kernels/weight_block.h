@@ -8,6 +8,7 @@
 #include "../../core/sum.h"
 #include "../token_weight.h"
 #include "level_block.h"
+#include "measures.h"
 #include "metric_sums.h"
 #include "token_block.h"
 #include "token_rows.h"
@@ -40,32 +41,6 @@ WeightColumns<T> weight_columns(const WeightFormula& formula, const TokenBlock<T
           block.advantage,
           block.size};
 }
-
-// The measures of one weight over the active tokens of a segment.
-struct MeasureTotals {
-  double n = 0, sum = 0, largest = -infinity, smallest = infinity;
-
-  void add(double w, double x) {
-    n += w;
-    sum += w * x;
-    largest = x > largest ? x : largest;
-    smallest = x < smallest ? x : smallest;
-  }
-  double reduced(Reduction reduction) const {
-    const double trace = sum * 0;  // the extremes know no NaN
-    switch (reduction) {
-      case Reduction::sum:
-        return sum;
-      case Reduction::mean:
-        return sum / n;
-      case Reduction::min:
-        return smallest + trace;
-      case Reduction::max:
-        return largest + trace;
-    }
-    return sum;
-  }
-};
 
 // The same of a row, side by side.
 struct MeasureSums {

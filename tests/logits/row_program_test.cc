@@ -10,6 +10,7 @@
 #include "logits/rows.h"
 #include "tests/host_team.h"
 #include "tests/logits/rows_reference.h"
+#include "tests/thread_team.h"
 
 // The programs of the CUDA kernels on a team of host threads, in the shapes that rows.cu launches.
 
@@ -328,6 +329,41 @@ TEST(RowProgram, ColumnsThatAreNotThereGetZeros) {
              {memory.words.data(), batch.dtype, 1, 300, 300});
     for (size_t i = 0; i < 300; i += 2) EXPECT_EQ(memory.get(i), 0) << large << " at " << i;
   }
+}
+
+// Real threads: those of all rows and pieces at once, in place. ThreadSanitizer looks for races,
+// and the bits are those of a team on one thread.
+TEST(RowProgram, ThreadsOfATeamDoNotRace) {
+  constexpr int kThreads = 64, kPieces = 3;
+  Batch batch = random_batch(DType::bfloat16, 3, kThreads * 4 * 8 * 2 + 77, 3);
+  batch.targets[1] = batch.options.ignore_index;
+  const auto run = [&](Memory& memory, const auto& run_teams) {
+    const auto in =
+        cuda::row_parameters<false>(batch.view(memory), batch.targets.data(), batch.options);
+    EXPECT_EQ((cuda::pieces_of_row<BFloat16, kThreads>(batch.vocabulary)), kPieces);
+    Results results(3);
+    const auto dlogps = floats(batch.dlogps), dentropies = floats(batch.dentropies);
+    const MutableLogits out{memory.words.data(), batch.dtype, 3, batch.vocabulary,
+                            batch.vocabulary};
+    run_teams(3, [&](const auto& team, int row) {
+      cuda::row_statistics_program<BFloat16, false, false>(team, in, row, results.pointers());
+    });
+    run_teams(3 * kPieces, [&](const auto& team, int i) {
+      cuda::row_gradient_program<BFloat16, false>(team, in, i / kPieces, i % kPieces, kPieces,
+                                                  results.states.data(), dlogps.data(),
+                                                  dentropies.data(), out);
+    });
+    return results.logps;
+  };
+  Memory by_threads(batch.dtype, batch.logits), alone(batch.dtype, batch.logits);
+  const auto logps = run(by_threads, [](int teams, const auto& program) {
+    ThreadTeam<kThreads>::run(teams, program);
+  });
+  const auto expected = run(alone, [](int teams, const auto& program) {
+    for (int i = 0; i < teams; ++i) program(HostTeam<kThreads>{}, i);
+  });
+  EXPECT_EQ(logps, expected);
+  EXPECT_EQ(by_threads.words, alone.words);
 }
 
 // Beyond 2^31 numbers: rows that start there, seen through strides that go back.

@@ -1,0 +1,202 @@
+#include <string>
+#include <string_view>
+
+#include "core/check.h"
+#include "core/cuda_launch.h"
+#include "rl/catalogue.h"
+#include "rl/kernels/policy_calls.h"
+#include "rl/kernels/policy_checks.h"
+#include "rl/kernels/policy_loss_cuda.h"
+
+namespace tether::cuda {
+namespace {
+
+using Team = DeviceTeam<kPolicyThreads>;
+
+template <class Formula>
+__global__ __launch_bounds__(kPolicyThreads,
+                             3) void rows_kernel(Formula formula,
+                                                 const __grid_constant__ PolicyParameters in,
+                                                 int64_t first, RowTotals* rows) {
+  policy_row_program(Team{}, formula, in, first + blockIdx.x, rows);
+}
+
+template <class Formula>
+__global__ __launch_bounds__(kPolicyThreads) void weight_kernel(
+    Formula formula, const __grid_constant__ WeightParameters in, int64_t first) {
+  weight_program(Team{}, formula, in, first + blockIdx.x);
+}
+
+__global__ __launch_bounds__(kPolicyThreads) void add_rows_kernel(const RowTotals* rows,
+                                                                  int64_t count, bool by_row,
+                                                                  bool weighted, FlatTotals* out) {
+  add_rows_program(Team{}, rows, count, by_row, weighted, out);
+}
+
+__global__ __launch_bounds__(kPolicyThreads) void count_rows_kernel(
+    const __grid_constant__ PolicyParameters in, int64_t first, double* rows) {
+  count_row_program(Team{}, in, first + blockIdx.x, rows);
+}
+
+__global__ __launch_bounds__(kPolicyThreads) void add_counts_kernel(const double* rows,
+                                                                    int64_t count, double* out) {
+  add_counts_program(Team{}, rows, count, out);
+}
+
+struct DeviceLaunch {
+  const char* function;
+  int64_t count;  // of rows
+  cudaStream_t stream;
+
+  void rows(const Surrogate& surrogate, const PolicyParameters& in, RowTotals* out) const {
+    for_each_surrogate([&]<class Formula>(Formula) {
+      const Formula* formula = surrogate.target<Formula>();
+      if (formula == nullptr) return;
+      launch_tasks(function, count * in.pieces, 1, [&](int64_t first, unsigned blocks) {
+        rows_kernel<<<blocks, kPolicyThreads, 0, stream>>>(*formula, in, first, out);
+      });
+    });
+  }
+  void weight(const TokenWeight& weight, const WeightParameters& in) const {
+    for_each_weight([&]<class Formula>(const FormulaRow<Formula>&) {
+      const Formula* formula = weight.formula.template target<Formula>();
+      if (formula == nullptr) return;
+      launch_tasks(function, count, 1, [&](int64_t first, unsigned blocks) {
+        weight_kernel<<<blocks, kPolicyThreads, 0, stream>>>(*formula, in, first);
+      });
+    });
+  }
+  void count_rows(const PolicyParameters& in, double* out) const {
+    launch_tasks(function, count, 1, [&](int64_t first, unsigned blocks) {
+      count_rows_kernel<<<blocks, kPolicyThreads, 0, stream>>>(in, first, out);
+    });
+  }
+  void add_rows(const RowTotals* rows, const PolicyParameters& in, FlatTotals* out) const {
+    add_rows_kernel<<<1, kPolicyThreads, 0, stream>>>(rows, count * in.pieces, in.by_row,
+                                                      bool(in.token_weights), out);
+    require_launched(function);
+  }
+  void add_counts(const double* rows, double* out) const {
+    add_counts_kernel<<<1, kPolicyThreads, 0, stream>>>(rows, count, out);
+    require_launched(function);
+  }
+};
+
+template <class Formula, class Any>
+bool is(const Any& any) {
+  return any.template target<Formula>() != nullptr;
+}
+
+bool has_kernel(const Surrogate& surrogate) {
+  bool known = false;
+  for_each_surrogate([&]<class Formula>(Formula) { known |= is<Formula>(surrogate); });
+  return known;
+}
+bool has_kernel(const TokenWeight& weight) {
+  bool known = false;
+  for_each_weight(
+      [&]<class Formula>(const FormulaRow<Formula>&) { known |= is<Formula>(weight.formula); });
+  return known;
+}
+bool has_kernel(const KlForm& form) { return chosen(form) < kKlFormNames.size(); }
+
+void require_kernel(bool holds, std::string_view function, std::string_view what,
+                    std::string_view got) {
+  require(holds,
+          [&] { return named(function, what) + " on a CUDA device, got " + std::string(got); });
+}
+
+void check_weights_supported(const char* function, const PolicyObjective& objective) {
+  for (const TokenWeight& weight : objective.weights) {
+    require_kernel(has_kernel(weight), function, "weights must be those of the catalogue",
+                   "another type");
+    require_kernel(rule_of(weight.level).segment != Segment::turn, function,
+                   "weights must be of tokens or sequences", rule_of(weight.level).name);
+  }
+}
+
+// Of an array that is read or written, all that can be said without looking into its memory.
+void check_array(const char* function, std::string_view name, DType dtype, const void* data,
+                 bool narrow, int64_t rows) {
+  const std::string types =
+      narrow ? "float32, bfloat16 or float16" : "float32, float64, bfloat16, float16 or boolean";
+  const bool legal = narrow ? is_floating(dtype) && dtype != DType::float64 : !is_integer(dtype);
+  require_kernel(legal, function, std::string(name) + " must be " + types, name_of(dtype));
+  if (rows > 0) require_memory(function, name, data);
+}
+
+void check_arrays(const char* function, const PolicyArrays& batch) {
+  for (const auto& each : PolicyArrays::arguments()) {
+    const ConstArray& array = batch.*each.member;
+    require(bool(array) || each.use == Use::optional,
+            [&] { return named(function, each.name) + " must be given, got none"; });
+    if (!array || each.kind == Kind::ids) continue;
+    const bool narrow = each.kind != Kind::mask && each.kind != Kind::counts;
+    check_array(function, each.name, array.dtype, array.data, narrow, batch.layout.rows);
+  }
+}
+
+void check_gradients(const char* function, const PolicyArrays& batch,
+                     const PolicyGradients& gradients) {
+  const auto check = [&](std::string_view name, const MutableArray& array) {
+    if (array) check_array(function, name, array.dtype, array.data, true, batch.layout.rows);
+  };
+  check("dlogps", gradients.logps);
+  check("dentropies", gradients.entropies);
+  require(!gradients.entropies || bool(batch.entropies), [&] {
+    return named(function, "dentropies") + " must be none without entropies, got an array";
+  });
+}
+
+}  // namespace
+
+void check_supported(const char* function, const PolicyArrays& batch,
+                     const PolicyObjective& objective) {
+  check_objective(function, objective);
+  check_arrays(function, batch);
+  require_kernel(has_kernel(objective.surrogate), function,
+                 "surrogate must be one of the catalogue", "another type");
+  const LevelRule& level = rule_of(objective.level);
+  require_kernel(level.segment != Segment::turn, function, "level must be of tokens or sequences",
+                 level.name);
+  check_weights_supported(function, objective);
+  if (objective.kl.beta == 0) return;
+  require_kernel(has_kernel(objective.kl.estimator) && has_kernel(objective.kl.gradient), function,
+                 "kl_estimator and kl_gradient must be forms of the catalogue", "another type");
+  require_kernel(!level.shared || objective.kl.correction != KlCorrection::level_ratio, function,
+                 "kl_correction must not be level_ratio where a sequence shares its ratio", "it");
+}
+
+int64_t policy_workspace_bytes(const PolicyArrays& batch, const PolicyObjective&) {
+  return PolicyWorkspace::bytes(batch.layout);
+}
+
+void local_counts(const PolicyArrays& batch, const PolicyObjective& objective, double* counts,
+                  void* workspace, Stream stream) {
+  const char* function = "local_counts";
+  check_supported(function, batch, objective);
+  check_weight_needs(function, presence_of(batch), weights_that(true, objective.weights));
+  require_memory(function, "workspace", workspace);
+  require_memory(function, "counts", counts);
+  const PolicyWorkspace parts(workspace, batch.layout);
+  const DeviceLaunch launch{function, batch.layout.rows, static_cast<cudaStream_t>(stream)};
+  run_counts(run_gates(batch, objective, parts, launch), parts, counts, launch);
+}
+
+void policy_loss(const PolicyArrays& batch, const PolicyObjective& objective, const double* counts,
+                 double factor, const PolicyGradients& gradients, PolicyTotals* totals,
+                 void* workspace, Stream stream) {
+  static_assert(sizeof(FlatTotals) == sizeof(PolicyTotals));
+  const char* function = "policy_loss";
+  check_supported(function, batch, objective);
+  check_needs(function, presence_of(batch), objective);
+  check_gradients(function, batch, gradients);
+  require_memory(function, "workspace", workspace);
+  require_memory(function, "totals", totals);
+  const DeviceLaunch launch{function, batch.layout.rows, static_cast<cudaStream_t>(stream)};
+  run_policy_loss(batch, objective, counts, factor, gradients,
+                  reinterpret_cast<FlatTotals*>(totals), PolicyWorkspace(workspace, batch.layout),
+                  launch);
+}
+
+}  // namespace tether::cuda

@@ -1,0 +1,269 @@
+#pragma once
+
+#include "../../core/team.h"
+#include "token_program.h"
+
+// The policy loss of a row as a program of a team (core/team.h), and the sum of all rows:
+// policy_loss.cu runs them on a device.
+
+namespace tether::cuda {
+
+inline constexpr int kPolicyThreads = 256;
+
+// A row whose tokens share nothing but its length is cut into pieces of so many, a team for each.
+inline constexpr int64_t kPieceTokens = 2048;
+
+inline int64_t pieces_of_row(const RowLayout& layout, bool by_row) {
+  const bool whole = by_row || layout.packed() || layout.columns == 0;
+  return whole ? 1 : (layout.columns + kPieceTokens - 1) / kPieceTokens;
+}
+
+// The tokens of a row that a team works on.
+struct RowPiece {
+  int64_t row, begin, end;
+
+  // Piece `i` of all rows.
+  TETHER_TEAM RowPiece(const RowLayout& layout, int64_t i, int64_t pieces) {
+    row = pieces == 1 ? i : i / pieces;
+    const int64_t length = layout.length(row);
+    begin = (i - row * pieces) * kPieceTokens;
+    end = pieces == 1 || begin + kPieceTokens > length ? length : begin + kPieceTokens;
+  }
+};
+
+// What a piece of a row adds to the loss and the metrics.
+struct RowTotals {
+  double loss;
+  double tokens;
+  double segments;  // with a ratio of their own
+  double sums[PolicyMetrics::kSums];
+  double maxima[PolicyMetrics::kMaxima];
+};
+
+// Of one thread: w, w logp, w log_ratio.
+struct LevelSums {
+  double n = 0, logp = 0, log_ratio = 0;
+};
+
+// Of the row.
+template <class Team>
+TETHER_TEAM LevelSums level_sums(const Team& team, const PolicyParameters& in, int64_t row) {
+  typename Team::template Local<LevelSums> local;
+  team.each(local, [&](int thread, LevelSums& own) {
+    for (int64_t i = thread; i < in.layout.length(row); i += Team::kThreads) {
+      if (!in.by_row) {
+        own.n += static_cast<double>(load_mask(in.layout, in.response_mask, row, i));
+        continue;
+      }
+      const LoadedToken token(in, row, i);
+      const double w = token.w;
+      if (w == 0) continue;
+      const double u = static_cast<double>(token.logp) - static_cast<double>(token.old_logp);
+      own.n += w;
+      own.logp += w * static_cast<double>(token.logp);
+      own.log_ratio += w * (in.clip.is_on() ? clipped(u, token.advantage, in.clip) : u);
+    }
+  });
+  const auto all = team.template reduce<Sum>(local, [](const LevelSums& own) {
+    return Several<double, 3>{own.n, own.logp, own.log_ratio};
+  });
+  return {all.each[0], all.each[1], all.each[2]};
+}
+
+// d L / d logp over w (rl/level.h).
+TETHER_TEAM double level_scale(const PolicyParameters& in, double n) {
+  if (!in.is_mean) return 1;
+  return n > 0 ? 1 / n : 0;
+}
+
+TETHER_TEAM RowRatio row_ratio_of(const PolicyParameters& in, const LevelSums& sums) {
+  if (!in.by_row) return {};
+  const double scale = level_scale(in, sums.n);
+  return {narrow<float>(scale * sums.logp), narrow(scale * sums.log_ratio, Largest<float>::kLogp),
+          narrow<float>(sums.n > 0 ? 1 / sums.n : 1)};
+}
+
+// What the terms of a row are multiplied by.
+struct TermFactors {
+  double loss, kl, entropy;
+
+  TETHER_TEAM TermFactors(const PolicyParameters& in, int64_t row, double n) {
+    const double length =
+        in.row_tokens
+            ? static_cast<double>(load(in.row_tokens, in.row_tokens.index(in.layout, row, 0)))
+            : n;
+    const TermCounts policy{in.counts[0], in.counts[2]}, penalty{in.counts[1], in.counts[2]};
+    loss = in.factor * row_factor(in.aggregation, policy, length);
+    kl = in.factor * in.beta * row_factor(in.aggregation, penalty, length);
+    entropy = in.entropy_coefficient * loss;
+  }
+};
+
+// The totals of a row from what its threads have.
+template <class Team, class Local>
+TETHER_TEAM RowTotals row_totals(const Team& team, Local& local, const TermFactors& factors) {
+  using M = PolicyMetrics;
+  const auto terms = team.template reduce<Sum>(local, [](const TokenSums& own) {
+    return Several<double, 3>{own.loss, own.kl, own.entropy};
+  });
+  const auto sums = team.template reduce<Sum>(local, [](const TokenSums& own) {
+    Several<float, M::kSums> out;
+    out.each[0] = own.tokens;  // in the place of a term
+    TETHER_UNROLL
+    for (int i = 1; i < M::kSums; ++i) out.each[i] = own.metrics[i];
+    return out;
+  });
+  const auto maxima = team.template reduce<Max>(local, [](const TokenSums& own) {
+    return Several<float, M::kMaxima>{own.log_ratio_max, own.neg_log_ratio_max, own.weight_max};
+  });
+  RowTotals out;
+  TETHER_UNROLL
+  for (int i = 0; i < M::kSums; ++i) out.sums[i] = static_cast<double>(sums.each[i]);
+  TETHER_UNROLL
+  for (int i = 0; i < M::kMaxima; ++i) out.maxima[i] = static_cast<double>(maxima.each[i]);
+  out.tokens = out.sums[0];
+  out.sums[M::kPolicyLoss] = terms.each[0];
+  out.sums[M::kKl] = terms.each[1];
+  out.sums[M::kEntropy] = terms.each[2];
+  out.loss = factors.loss * terms.each[0];
+  if (factors.kl != 0) out.loss += factors.kl * terms.each[1];
+  if (factors.entropy != 0) out.loss -= factors.entropy * terms.each[2];
+  return out;
+}
+
+// The gradients of a row whose tokens share its ratio, once their slopes are added up.
+template <class Team, class Local>
+TETHER_TEAM void write_shared_gradients(const Team& team, Local& local, const PolicyParameters& in,
+                                        int64_t row, const RowFactors& factors,
+                                        const RowRatio& row_ratio, double scale) {
+  const double slopes =
+      team.template reduce<Sum>(local,
+                                [](const TokenSums& own) { return Several<double, 1>{own.slope}; })
+          .each[0];
+  const float slope = narrow<float>(static_cast<double>(factors.loss) * scale * slopes);
+  team.each(local, [&](int thread, TokenSums&) {
+    for (int64_t i = thread; i < in.layout.length(row); i += Team::kThreads) {
+      const LoadedToken token(in, row, i);
+      const float gradient =
+          token.w == 0 ? 0 : shared_gradient(in, factors, row_ratio, slope, row, i, token);
+      store(in.layout, in.dlogps, row, i, gradient);
+    }
+  });
+}
+
+template <class Formula, class Team>
+TETHER_TEAM void policy_row_program(const Team& team, const Formula& formula,
+                                    const PolicyParameters& in, int64_t index,
+                                    RowTotals* totals_of) {
+  const RowPiece piece(in.layout, index, in.pieces);
+  const int64_t row = piece.row;
+  const bool by_length = in.aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
+  const LevelSums level = in.by_row || by_length ? level_sums(team, in, row) : LevelSums{};
+  const RowRatio row_ratio = row_ratio_of(in, level);
+  const TermFactors terms(in, row, level.n);
+  const RowFactors factors{narrow<float>(terms.loss), narrow<float>(terms.kl)};
+  typename Team::template Local<TokenSums> local;
+  team.each(local, [&](int thread, TokenSums& own) {
+    for (int64_t i = piece.begin + thread; i < piece.end; i += Team::kThreads) {
+      const LoadedToken token(in, row, i);
+      const bool active = token.w != 0;
+      const float gradient =
+          active ? add_token(formula, in, factors, row_ratio, row, i, token, own) : 0;
+      if (in.dlogps && !in.is_shared) store(in.layout, in.dlogps, row, i, gradient);
+      if (!in.entropies) continue;
+      const float dentropy =
+          active ? add_entropy(in, narrow<float>(terms.entropy), row, i, token.w, own) : 0;
+      if (in.dentropies) store(in.layout, in.dentropies, row, i, dentropy);
+    }
+  });
+  if (in.dlogps && in.is_shared) {
+    write_shared_gradients(team, local, in, row, factors, row_ratio, level_scale(in, level.n));
+  }
+  RowTotals totals = row_totals(team, local, terms);
+  totals.segments = totals.tokens > 0 ? 1 : 0;
+  team.each(local, [&](int thread, TokenSums&) {
+    if (thread == 0) totals_of[index] = totals;
+  });
+}
+
+// What all rows add up to, as PolicyTotals has it: the loss, pairs of sum and count, maxima.
+struct FlatTotals {
+  double loss;
+  double sums[2 * PolicyMetrics::kPairs];
+  double maxima[PolicyMetrics::kMaxima];
+};
+
+template <class Team>
+TETHER_TEAM void add_rows_program(const Team& team, const RowTotals* rows, int64_t count,
+                                  bool by_row, bool weighted, FlatTotals* out) {
+  using M = PolicyMetrics;
+  constexpr int kSums = M::kSums + 3;
+  struct Totals {
+    Several<double, kSums> sums = {};
+    Several<double, M::kMaxima> maxima = {{-M::kUnseen, -M::kUnseen, -M::kUnseen}};
+  };
+  typename Team::template Local<Totals> local;
+  team.each(local, [&](int thread, Totals& own) {
+    for (int64_t row = thread; row < count; row += Team::kThreads) {
+      const RowTotals& each = rows[row];
+      own.sums.each[M::kSums] += each.loss;
+      own.sums.each[M::kSums + 1] += each.tokens;
+      own.sums.each[M::kSums + 2] += each.segments;
+      for (int i = 0; i < M::kSums; ++i) own.sums.each[i] += each.sums[i];
+      for (int i = 0; i < M::kMaxima; ++i) {
+        own.maxima.each[i] = Max::of(own.maxima.each[i], each.maxima[i]);
+      }
+    }
+  });
+  const auto sums = team.template reduce<Sum>(local, [](const Totals& own) { return own.sums; });
+  const auto maxima =
+      team.template reduce<Max>(local, [](const Totals& own) { return own.maxima; });
+  team.each(local, [&](int thread, Totals&) {
+    if (thread != 0) return;
+    const double tokens = sums.each[M::kSums + 1], segments = sums.each[M::kSums + 2];
+    out->loss = sums.each[M::kSums];
+    for (int i = 0; i < M::kSums; ++i) {
+      const bool by_segment = by_row && M::is_of_ratio(i);
+      out->sums[2 * i] = sums.each[i];
+      out->sums[2 * i + 1] = by_segment ? segments : tokens;
+    }
+    for (int i = 0; i < M::kMaxima; ++i) out->maxima[i] = maxima.each[i];
+    if (weighted) return;
+    out->sums[2 * M::kWeight] = out->sums[2 * M::kWeightSquared] = tokens;
+    if (tokens > 0) out->maxima[M::kWeightMax] = 1;
+  });
+}
+
+// The denominators of a batch: tokens under the surrogate, under the penalty, rows with tokens.
+template <class Team>
+TETHER_TEAM void count_row_program(const Team& team, const PolicyParameters& in, int64_t row,
+                                   double* rows) {
+  PolicyParameters by_token = in;
+  by_token.by_row = false;
+  const double n = level_sums(team, by_token, row).n;
+  typename Team::template Local<NoState> local;
+  team.each(local, [&](int thread, NoState&) {
+    if (thread == 0) rows[row] = n;
+  });
+}
+
+template <class Team>
+TETHER_TEAM void add_counts_program(const Team& team, const double* rows, int64_t count,
+                                    double* counts) {
+  typename Team::template Local<TermCounts> local;
+  team.each(local, [&](int thread, TermCounts& own) {
+    for (int64_t row = thread; row < count; row += Team::kThreads) {
+      own.tokens += rows[row];
+      own.sequences += rows[row] > 0 ? 1 : 0;
+    }
+  });
+  const auto all = team.template reduce<Sum>(
+      local, [](const TermCounts& own) { return Several<double, 2>{own.tokens, own.sequences}; });
+  team.each(local, [&](int thread, TermCounts&) {
+    if (thread != 0) return;
+    counts[0] = counts[1] = all.each[0];
+    counts[2] = all.each[1];
+  });
+}
+
+}  // namespace tether::cuda

@@ -1,0 +1,297 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <tuple>
+#include <type_traits>
+
+#include "../../core/batch.h"
+#include "../../core/half.h"
+#include "../../core/macros.h"
+#include "../../core/math.h"
+#include "../../core/number.h"
+#include "../../core/select.h"
+#include "../aggregation.h"
+#include "../kl_penalty.h"
+#include "../level.h"
+#include "../policy_metrics.h"
+#include "../surrogate.h"
+#include "bounds.h"
+
+// What one token adds to a policy loss on a CUDA device: as the loops over blocks have it
+// (token_block.h, penalty_block.h), in float, always within their bounds.
+
+namespace tether::cuda {
+
+inline constexpr float kNaN = math::detail::Format<float>::kNaN;
+
+// What the rows of a call share.
+struct PolicyParameters {
+  RowLayout layout;
+  ConstArray response_mask;  // of the tokens that no weight takes out
+  ConstArray logps, old_logps, advantages;
+  ConstArray ref_logps;      // or absent
+  ConstArray anchor_logps;   // of the policy that the penalty ties to
+  ConstArray token_weights;  // W, or absent
+  ConstArray kl_weights, entropies, entropy_weights, row_tokens;
+  MutableArray dlogps, dentropies;
+
+  bool by_row, is_mean, is_shared;  // of the level
+  int64_t pieces;                   // of a row
+  LogRatioClip clip;                // off where log-ratios are not clipped
+  RatioInterval truncation;
+  double beta;
+  int estimator, gradient;  // of the penalty, in the order of the catalogue
+  KlCorrection correction;
+  KlWeightBounds bounds;
+  double entropy_coefficient;
+  Aggregation aggregation;
+  double factor;         // of the whole loss
+  const double* counts;  // of the step: policy, kl, sequences
+};
+
+TETHER_TEAM float load(const ConstArray& array, int64_t i) {
+  switch (array.dtype) {
+    case DType::float32:
+      return static_cast<const float*>(array.data)[i];
+    case DType::bfloat16:
+      return from_bfloat16(static_cast<const uint16_t*>(array.data)[i]);
+    case DType::float16:
+      return from_float16(static_cast<const uint16_t*>(array.data)[i]);
+    case DType::float64:
+      return static_cast<float>(static_cast<const double*>(array.data)[i]);
+    case DType::boolean:
+      return static_cast<const uint8_t*>(array.data)[i] != 0 ? 1.0f : 0.0f;
+    default:
+      return kNaN;
+  }
+}
+TETHER_TEAM float load(const RowLayout& layout, const ConstArray& array, int64_t row,
+                       int64_t column) {
+  return load(array, array.index(layout, row, column));
+}
+
+TETHER_TEAM void store(const RowLayout& layout, const MutableArray& array, int64_t row,
+                       int64_t column, float value) {
+  const int64_t i = array.index(layout, row, column);
+  switch (array.dtype) {
+    case DType::float32:
+      static_cast<float*>(array.data)[i] = value;
+      break;
+    case DType::bfloat16:
+      static_cast<uint16_t*>(array.data)[i] = to_bfloat16(value);
+      break;
+    case DType::float16:
+      static_cast<uint16_t*>(array.data)[i] = to_float16(value);
+      break;
+    default:
+      break;
+  }
+}
+
+// One that check_weights would refuse is NaN.
+TETHER_TEAM float load_mask(const RowLayout& layout, const ConstArray& mask, int64_t row,
+                            int64_t column) {
+  const float w = load(layout, mask, row, column);
+  const bool legal = w == 0 || (w >= static_cast<float>(kSmallestWeight) && w <= 1);
+  return legal ? w : kNaN;
+}
+
+TETHER_TEAM float load_weight(const RowLayout& layout, const ConstArray& array, int64_t row,
+                              int64_t column) {
+  return array ? saturated(load(layout, array, row, column), Largest<float>::kWeight) : 1.0f;
+}
+
+// One token. Where w is 0 nothing else is looked at.
+struct LoadedToken {
+  float w = 0, logp = 0, old_logp = 0, advantage = 0, ref_logp = 0, anchor_logp = 0;
+
+  TETHER_TEAM LoadedToken(const PolicyParameters& in, int64_t row, int64_t column)
+      : w(load_mask(in.layout, in.response_mask, row, column)) {
+    if (w == 0) return;
+    const auto number = [&](const ConstArray& array, float largest) {
+      return saturated(load(in.layout, array, row, column), largest);
+    };
+    constexpr float kLogp = Largest<float>::kLogp;
+    logp = number(in.logps, kLogp);
+    old_logp = number(in.old_logps, kLogp);
+    advantage = number(in.advantages, Largest<float>::kAdvantage);
+    if (in.ref_logps) ref_logp = number(in.ref_logps, kLogp);
+    if (in.beta > 0) anchor_logp = number(in.anchor_logps, kLogp);
+  }
+};
+
+// What the tokens of a row share where its level is the row's (rl/level.h).
+struct RowRatio {
+  float logp = 0, log_ratio = 0;
+  float share = 1;  // 1 / n: of a token in the metrics of the ratio
+};
+
+struct RowFactors {
+  float loss, kl;
+};
+
+// A form of the catalogue, by its place there.
+template <size_t kIndex>
+using KlFormAt = std::remove_cvref_t<decltype(std::get<kIndex>(kKlCatalogue).defaults)>;
+
+inline constexpr size_t kKlForms = kKlFormNames.size();
+
+struct CataloguedKlForm {
+  int index;
+
+  template <size_t kIndex = 0, class Number>
+  TETHER_INLINE Number operator()(const Number& d) const {
+    static_assert(std::is_empty_v<KlFormAt<kIndex>>, "a form with options needs them here");
+    if constexpr (kIndex + 1 == kKlForms) {
+      return KlFormAt<kIndex>{}(d);
+    } else {
+      return index == int{kIndex} ? KlFormAt<kIndex>{}(d) : operator()<kIndex + 1>(d);
+    }
+  }
+  template <size_t kIndex = 0, class Number>
+  TETHER_INLINE Number score(const Number& d) const {
+    if constexpr (kIndex + 1 == kKlForms) {
+      return kl_score(KlFormAt<kIndex>{}, d);
+    } else {
+      return index == int{kIndex} ? kl_score(KlFormAt<kIndex>{}, d) : score<kIndex + 1>(d);
+    }
+  }
+};
+
+// v rho K(d) with its gradient; v is the caller's weight.
+TETHER_TEAM Dual<float> penalty_of(const PolicyParameters& in, const LoadedToken& token,
+                                   const RowRatio& row_ratio, float v) {
+  const Dual<float> logp{token.logp, 1};
+  const bool of_row = in.by_row && of_level(in.correction);
+  const Dual<float> log_ratio =
+      of_row ? Dual<float>{row_ratio.log_ratio, 0} : logp - Constant<float>{token.old_logp};
+  const Dual<float> k =
+      kl_term(CataloguedKlForm{in.estimator}, CataloguedKlForm{in.gradient}, in.correction, logp,
+              log_ratio, Constant<float>{token.anchor_logp}, in.bounds);
+  return {bounded(k.value * v + v * 0), bounded(k.grad * v + v * 0)};
+}
+
+// What the tokens of one thread add up to.
+struct TokenSums {
+  static constexpr int kTerms = 4;  // in double: the losses, and the slope of the row's ratio
+  static constexpr int kMetrics = PolicyMetrics::kSums;
+
+  double loss = 0, kl = 0, entropy = 0, slope = 0;
+  float tokens = 0;
+  float metrics[kMetrics] = {};  // but for the terms
+  float log_ratio_max = -math::detail::Format<float>::kInfinity;
+  float neg_log_ratio_max = -math::detail::Format<float>::kInfinity;
+  float weight_max = -math::detail::Format<float>::kInfinity;
+
+  TETHER_TEAM void add_clipped(const RatioInterval& inside, float w, float d, float ratio, float A,
+                               float dloss) {
+    using M = PolicyMetrics;
+    const bool stuck = dloss == 0;
+    const bool below = stuck ? d < 0 && A != 0 : ratio < static_cast<float>(inside.low);
+    const bool above = stuck ? d > 0 : ratio > static_cast<float>(inside.high);
+    metrics[M::kClipFractionLow] += below ? w : 0;
+    metrics[M::kClipFractionHigh] += above && A > 0 ? w : 0;
+    metrics[M::kClipFractionDual] += above && A < 0 ? w : 0;
+  }
+  TETHER_TEAM void add_ratio(float w, float d, float ratio, float k3, bool seen) {
+    using M = PolicyMetrics;
+    const float bounded_ratio = bounded(ratio, kLargestRatio<float>);
+    metrics[M::kRatio] += w * bounded_ratio;
+    metrics[M::kRatioSquared] += w * bounded_ratio * bounded_ratio;
+    metrics[M::kApproxKlK1] -= w * d;
+    metrics[M::kApproxKlK3] += w * k3;
+    if (!seen) return;
+    log_ratio_max = fmaxf(log_ratio_max, d);
+    neg_log_ratio_max = fmaxf(neg_log_ratio_max, -d);
+  }
+  TETHER_TEAM void add_weight(float w, float given) {
+    using M = PolicyMetrics;
+    const float W = bounded(given, kLargestRatio<float>);
+    metrics[M::kWeight] += w * W;
+    metrics[M::kWeightSquared] += w * W * W;
+    metrics[M::kWeightZero] += W == 0 ? w : 0;
+    weight_max = fmaxf(weight_max, W);
+  }
+};
+
+// The surrogate of a token: its own log-ratio, or that of its row.
+template <class Formula>
+TETHER_TEAM Dual<float> surrogate_of(const Formula& formula, const PolicyParameters& in,
+                                     const LoadedToken& token, const RowRatio& row_ratio,
+                                     float log_ratio, float ratio) {
+  const float logp = in.is_shared ? row_ratio.logp : token.logp;
+  const Token<Dual<float>, Constant<float>> seen{{logp, 1},        {log_ratio, 1},
+                                                 {ratio, ratio},   {token.advantage},
+                                                 {token.old_logp}, {token.ref_logp}};
+  const Dual<float> loss = formula(seen);
+  return {bounded(loss.value), bounded(loss.grad)};
+}
+
+// Adds a token of weight w > 0, or NaN, and returns its gradient, where no other token has a part
+// in it.
+template <class Formula>
+TETHER_TEAM float add_token(const Formula& formula, const PolicyParameters& in,
+                            const RowFactors& factors, const RowRatio& row_ratio, int64_t row,
+                            int64_t column, const LoadedToken& token, TokenSums& sums) {
+  const float w = token.w;
+  const float d = in.by_row ? row_ratio.log_ratio : token.logp - token.old_logp;
+  constexpr float kBound = kSaturation<float>;
+  const auto both = math::exp_and_expm1_minus(d, -kBound, kBound);
+  const Dual<float> S = surrogate_of(formula, in, token, row_ratio, d, both.exp);
+  float loss = S.value, slope = S.grad, trace = w * 0;
+  if (in.token_weights) {
+    const float W = load_weight(in.layout, in.token_weights, row, column);
+    loss = bounded(W * loss);
+    slope = bounded(W * slope);
+    trace += W * 0;
+    sums.add_weight(w, W);
+  }
+  float gradient = bounded(factors.loss * slope);
+  if (in.beta > 0) {
+    const float v = load_weight(in.layout, in.kl_weights, row, column);
+    const Dual<float> K = penalty_of(in, token, row_ratio, v);
+    gradient = bounded(gradient + bounded(factors.kl * K.grad));
+    trace += K.value * 0 + token.anchor_logp * 0;
+    sums.kl += static_cast<double>(w * K.value);
+  }
+  trace += zero_or_nan(d, token.advantage, loss, gradient);
+  const bool broken = trace != 0;
+  sums.tokens += w;
+  sums.loss += static_cast<double>(broken ? kNaN : w * loss);
+  sums.slope += static_cast<double>(broken ? kNaN : w * slope);
+  sums.metrics[PolicyMetrics::kNonfinite] += broken ? 1 : 0;
+  const float of_ratio = w * row_ratio.share;
+  sums.add_clipped(in.truncation, of_ratio, d, both.exp, token.advantage, S.grad);
+  sums.add_ratio(of_ratio, d, both.exp, both.expm1_minus, !broken);
+  return broken ? kNaN : w * gradient;
+}
+
+// The gradient of a token whose ratio is its row's: `slope` is d loss / d logp of any over w.
+TETHER_TEAM float shared_gradient(const PolicyParameters& in, const RowFactors& factors,
+                                  const RowRatio& row_ratio, float slope, int64_t row,
+                                  int64_t column, const LoadedToken& token) {
+  const double u = static_cast<double>(token.logp) - static_cast<double>(token.old_logp);
+  const bool beyond = clipped(u, token.advantage, in.clip) != u && u == u;
+  float gradient = beyond ? 0 : slope;
+  bool broken = false;
+  if (in.beta > 0) {
+    const float v = load_weight(in.layout, in.kl_weights, row, column);
+    const float dkl = penalty_of(in, token, row_ratio, v).grad;
+    gradient = bounded(gradient + bounded(factors.kl * dkl));
+    broken = zero_or_nan(token.anchor_logp, dkl, 0.0f, 0.0f) != 0;
+  }
+  return broken ? kNaN : token.w * gradient;
+}
+
+// Adds the entropy of a token and returns its gradient.
+TETHER_TEAM float add_entropy(const PolicyParameters& in, float factor, int64_t row, int64_t column,
+                              float w, TokenSums& sums) {
+  const float weight = w * load_weight(in.layout, in.entropy_weights, row, column);
+  const float entropy = weight * load(in.layout, in.entropies, row, column);
+  sums.entropy += static_cast<double>(entropy + entropy * 0);  // infinity is NaN
+  sums.metrics[PolicyMetrics::kNonfinite] += entropy - entropy != 0 ? 1 : 0;
+  return -factor * weight;
+}
+
+}  // namespace tether::cuda

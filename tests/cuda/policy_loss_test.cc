@@ -1,0 +1,155 @@
+#include <cuda_runtime_api.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "rl/catalogue.h"
+#include "rl/kernels/policy_loss_cuda.h"
+#include "tests/error_message.h"
+
+namespace tether {
+namespace {
+
+// Tokens whose memory nobody reads: what the doors refuse before anything is launched.
+struct Unread {
+  float number = 0;
+  double workspace[4] = {}, counts[3] = {};
+  PolicyTotals totals;
+  PolicyArrays batch;
+
+  Unread() {
+    const ConstArray array{&number, DType::float32, 4, 1};
+    batch = {.layout = {.rows = 2, .columns = 4},
+             .logps = array,
+             .advantages = array,
+             .response_mask = array,
+             .old_logps = array,
+             .ref_logps = array,
+             .rollout_logps = array};
+  }
+  std::string run(const PolicyObjective& objective) {
+    return message(
+        [&] { cuda::policy_loss(batch, objective, counts, 1, {}, &totals, workspace, nullptr); });
+  }
+};
+
+TEST(CudaPolicyLoss, RefusesWhatHasNoKernel) {
+  Unread unread;
+  PolicyObjective objective = presets::grpo();
+  objective.level = RatioLevel::turn_mean;
+  EXPECT_EQ(unread.run(objective),
+            "policy_loss: level must be of tokens or sequences on a CUDA device, got turn_mean");
+  objective = presets::gspo();
+  objective.kl = {.beta = 0.1, .correction = KlCorrection::level_ratio};
+  EXPECT_EQ(unread.run(objective),
+            "policy_loss: kl_correction must not be level_ratio where a sequence shares its ratio "
+            "on a CUDA device, got it");
+  objective = presets::ppo();
+  objective.weights.emplace_back(TruncatedImportance{}, WeightLevel::turn_max);
+  EXPECT_EQ(unread.run(objective),
+            "policy_loss: weights must be of tokens or sequences on a CUDA device, got turn_max");
+  unread.batch.logps.dtype = DType::float64;
+  EXPECT_EQ(unread.run(presets::ppo()),
+            "policy_loss: logps must be float32, bfloat16 or float16 on a CUDA device, got "
+            "float64");
+  unread.batch.logps.dtype = DType::float32;
+  unread.batch.response_mask.dtype = DType::int32;
+  EXPECT_EQ(unread.run(presets::ppo()),
+            "policy_loss: response_mask must be float32, float64, bfloat16, float16 or boolean on "
+            "a CUDA device, got int32");
+}
+
+struct Own {
+  template <class Number, class Constant>
+  TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
+    return -token.advantage * token.logp;
+  }
+};
+struct OwnWeight {
+  template <class Number>
+  TETHER_FORMULA Number measure(const WeightToken<Number>& token) const {
+    return token.old_logp;
+  }
+  template <class Number>
+  TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& statistic) const {
+    return statistic;
+  }
+};
+struct OwnForm {
+  template <class Number>
+  TETHER_FORMULA Number operator()(const Number& d) const {
+    return d * d;
+  }
+};
+
+TEST(CudaPolicyLoss, RefusesFormulasThatItWasNotCompiledWith) {
+  Unread unread;
+  EXPECT_EQ(unread.run({.surrogate = Own{}}),
+            "policy_loss: surrogate must be one of the catalogue on a CUDA device, got another "
+            "type");
+  PolicyObjective objective = weighed(presets::ppo(), OwnWeight{});
+  EXPECT_EQ(unread.run(objective),
+            "policy_loss: weights must be those of the catalogue on a CUDA device, got another "
+            "type");
+  objective = presets::grpo();
+  objective.kl.estimator = OwnForm{};
+  EXPECT_EQ(unread.run(objective),
+            "policy_loss: kl_estimator and kl_gradient must be forms of the catalogue on a CUDA "
+            "device, got another type");
+}
+
+TEST(CudaPolicyLoss, RefusesWhatIsMissing) {
+  Unread unread;
+  EXPECT_EQ(message([&] {
+              cuda::policy_loss(unread.batch, presets::ppo(), unread.counts, 1, {}, &unread.totals,
+                                nullptr, nullptr);
+            }),
+            "policy_loss: workspace must have memory on the device, got none");
+  EXPECT_EQ(message([&] {
+              cuda::local_counts(unread.batch, presets::ppo(), nullptr, unread.workspace, nullptr);
+            }),
+            "local_counts: counts must have memory on the device, got none");
+  const auto with_gradients = [&](const PolicyGradients& gradients) {
+    return message([&] {
+      cuda::policy_loss(unread.batch, presets::ppo(), unread.counts, 1, gradients, &unread.totals,
+                        unread.workspace, nullptr);
+    });
+  };
+  EXPECT_EQ(with_gradients({.logps = {unread.workspace, DType::float64, 4, 1}}),
+            "policy_loss: dlogps must be float32, bfloat16 or float16 on a CUDA device, got "
+            "float64");
+  EXPECT_EQ(with_gradients({.entropies = {unread.workspace, DType::float32, 4, 1}}),
+            "policy_loss: dentropies must be none without entropies, got an array");
+  unread.batch.ref_logps = {};
+  EXPECT_EQ(unread.run(presets::grpo()),
+            "policy_loss: ref_logps must be given when beta is greater than 0, got beta 0.04 and "
+            "none. Pass ref_logps or beta = 0");
+  unread.batch.advantages.data = nullptr;
+  EXPECT_EQ(unread.run(presets::ppo()),
+            "policy_loss: advantages must have memory on the device, got none");
+  unread.batch.advantages = {};
+  EXPECT_EQ(unread.run(presets::ppo()), "policy_loss: advantages must be given, got none");
+}
+
+// Every row of the catalogue gets as far as the launch.
+TEST(CudaPolicyLoss, HasAKernelForEveryRowOfTheCatalogue) {
+  Unread unread;
+  for (const CatalogueRow& row : kCatalogue) {
+    EXPECT_EQ(message([&] { cuda::check_supported("f", unread.batch, row.preset()); }), "no error")
+        << row.name;
+  }
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) == cudaSuccess) return;
+  EXPECT_THAT(unread.run(presets::ppo()),
+              testing::StartsWith("policy_loss: CUDA must accept the launch, got "));
+}
+
+TEST(CudaPolicyLoss, TheWorkspaceHoldsARowOfTotalsAndTwoNumbersAToken) {
+  Unread unread;
+  EXPECT_EQ(cuda::policy_workspace_bytes(unread.batch, presets::ppo()),
+            32 + 2 * 20 * 8 + 2 * 8 * 4);
+}
+
+}  // namespace
+}  // namespace tether

@@ -1,0 +1,384 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "core/half.h"
+#include "rl/catalogue.h"
+#include "rl/kernels/policy_calls.h"
+#include "rl/kernels/policy_loss.h"
+#include "tests/host_team.h"
+#include "tests/rl/policy_batch.h"
+#include "tests/thread_team.h"
+
+// The programs of the CUDA kernels on a team of host threads, in the order in which policy_loss.cu
+// launches them, beside the CPU kernel.
+
+namespace tether {
+namespace {
+
+struct OneThread {
+  HostTeam<cuda::kPolicyThreads> team = {};
+
+  // program(team, i) for every i of `teams`.
+  template <class Program>
+  void operator()(int64_t teams, Program program) const {
+    for (int64_t i = 0; i < teams; ++i) program(team, team.backwards ? teams - 1 - i : i);
+  }
+};
+
+template <class Run>
+struct HostLaunch {
+  int64_t count;
+  Run run = {};
+
+  void rows(const Surrogate& surrogate, const cuda::PolicyParameters& in,
+            cuda::RowTotals* out) const {
+    for_each_surrogate([&]<class Formula>(Formula) {
+      const Formula* formula = surrogate.target<Formula>();
+      if (formula == nullptr) return;
+      run(count * in.pieces, [&](const auto& team, int64_t piece) {
+        cuda::policy_row_program(team, *formula, in, piece, out);
+      });
+    });
+  }
+  void weight(const TokenWeight& weight, const cuda::WeightParameters& in) const {
+    for_each_weight([&]<class Formula>(const FormulaRow<Formula>&) {
+      const Formula* formula = weight.formula.template target<Formula>();
+      if (formula == nullptr) return;
+      run(count,
+          [&](const auto& team, int64_t row) { cuda::weight_program(team, *formula, in, row); });
+    });
+  }
+  void count_rows(const cuda::PolicyParameters& in, double* out) const {
+    run(count, [&](const auto& team, int64_t row) { cuda::count_row_program(team, in, row, out); });
+  }
+  void add_rows(const cuda::RowTotals* rows, const cuda::PolicyParameters& in,
+                cuda::FlatTotals* out) const {
+    run(1, [&](const auto& team, int64_t) {
+      cuda::add_rows_program(team, rows, count * in.pieces, in.by_row, bool(in.token_weights), out);
+    });
+  }
+  void add_counts(const double* rows, double* out) const {
+    run(1, [&](const auto& team, int64_t) { cuda::add_counts_program(team, rows, count, out); });
+  }
+};
+
+template <class Run = OneThread>
+PolicyTotals run_program(const PolicyArrays& batch, const PolicyObjective& objective,
+                         const PolicyGradients& gradients, const double* counts = nullptr,
+                         double factor = 1, const Run& run = {}) {
+  static_assert(sizeof(PolicyTotals) == sizeof(cuda::FlatTotals));
+  std::vector<double> memory(static_cast<size_t>(cuda::PolicyWorkspace::bytes(batch.layout) + 7) /
+                             8);
+  PolicyTotals out;
+  const HostLaunch<Run> launch{batch.layout.rows, run};
+  cuda::run_policy_loss(batch, objective, counts, factor, gradients,
+                        reinterpret_cast<cuda::FlatTotals*>(&out),
+                        cuda::PolicyWorkspace(memory.data(), batch.layout), launch);
+  return out;
+}
+
+// A batch in float with rows of every kind: one empty, one of a single token, some that ran away.
+Batch<float> mixed_batch() {
+  Batch<float> batch = random_batch<float>(6, 700);
+  for (size_t i = 0; i < 700; ++i) {
+    batch.mask[i] = 0;
+    batch.mask[700 + i] = i == 41 ? 1 : 0;
+    batch.mask[1400 + i] *= 0.5f;
+    // Half as far as elsewhere: sums over a row are to stay within a float.
+    for (size_t row = 0; row < 6; ++row) {
+      const size_t at = row * 700 + i;
+      batch.old_logps[at] = batch.logps[at] + 0.05f * (batch.old_logps[at] - batch.logps[at]);
+    }
+  }
+  for (size_t i = 2100; i < 2110; ++i) batch.old_logps[i] -= 1.5f;
+  for (size_t i = 2110; i < 2120; ++i) batch.old_logps[i] += 1.5f;
+  return batch;
+}
+
+void spoil_masked(Batch<float>& batch) {
+  for (size_t i = 0; i < batch.mask.size(); ++i) {
+    if (batch.mask[i] != 0) continue;
+    for (auto* array : {&batch.logps, &batch.old_logps, &batch.ref_logps, &batch.rollout_logps,
+                        &batch.advantages}) {
+      (*array)[i] = NAN;
+    }
+  }
+}
+
+void expect_same(const PolicyTotals& got, const PolicyTotals& want,
+                 const std::vector<float>& gradients, const std::vector<float>& wanted,
+                 const std::string& what) {
+  EXPECT_NEAR(got.loss, want.loss, 2e-6 * (1 + std::abs(want.loss))) << what;
+  const auto metrics = got.metrics.to_map(), expected = want.metrics.to_map();
+  for (const auto& [name, value] : expected) {
+    EXPECT_NEAR(metrics.at(name), value, 3e-5 * (1e-3 + std::abs(value))) << what << ": " << name;
+  }
+  for (size_t i = 1; i < want.metrics.sums.size(); i += 2) {
+    EXPECT_EQ(got.metrics.sums[i], want.metrics.sums[i]) << what << ": count " << i / 2;
+  }
+  float largest = 0;
+  for (float gradient : wanted) largest = std::max(largest, std::abs(gradient));
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    ASSERT_NEAR(gradients[i], wanted[i], 3e-6 * (largest + 4 * std::abs(wanted[i])))
+        << what << " at " << i;
+  }
+}
+
+void expect_cpu_kernel(Batch<float>& batch, const PolicyObjective& objective,
+                       const std::string& what) {
+  const PolicyTotals want = batch.run(objective);
+  std::vector<float> gradients(batch.dlogps.size(), 7);
+  const MutableArray dlogps{gradients.data(), DType::float32, batch.columns, 1};
+  const PolicyTotals got = run_program(batch.arrays(), objective, {.logps = dlogps});
+  expect_same(got, want, gradients, batch.dlogps, what);
+  const std::vector<float> first = gradients;
+  const PolicyTotals again = run_program(batch.arrays(), objective, {.logps = dlogps}, nullptr, 1,
+                                         OneThread{{.backwards = true}});
+  EXPECT_EQ(again.loss, got.loss) << what;
+  EXPECT_EQ(again.metrics.sums, got.metrics.sums) << what;
+  EXPECT_EQ(gradients, first) << what;
+}
+
+TEST(PolicyProgram, EveryRowOfTheCatalogueIsThatOfTheCpuKernel) {
+  Batch<float> batch = mixed_batch();
+  spoil_masked(batch);
+  for (const CatalogueRow& row : kCatalogue) {
+    expect_cpu_kernel(batch, row.preset(), std::string(row.name));
+  }
+}
+
+TEST(PolicyProgram, EveryWeightIsThatOfTheCpuKernelAtEveryLevel) {
+  Batch<float> batch = mixed_batch();
+  spoil_masked(batch);
+  for_each_weight([&](const auto& row) {
+    for (const WeightLevel level :
+         {WeightLevel::token, WeightLevel::sequence_mean, WeightLevel::sequence_sum,
+          WeightLevel::sequence_min, WeightLevel::sequence_max}) {
+      PolicyObjective objective = presets::grpo(0.04);
+      objective.weights = {TokenWeight(row.defaults, level)};
+      expect_cpu_kernel(batch, objective,
+                        std::string(row.name) + " " + std::string(rule_of(level).name));
+    }
+  });
+  PolicyObjective objective = presets::gspo();
+  for (const WeightFormula& weight :
+       {WeightFormula(RatioGate{}), WeightFormula(TvGate{}), WeightFormula(TruncatedImportance{}),
+        WeightFormula(MaskedRatio{})}) {
+    objective.weights.emplace_back(weight);
+  }
+  batch.token_weights.assign(batch.mask.size(), 0.75f);
+  expect_cpu_kernel(batch, objective, "four weights and the caller's");
+}
+
+TEST(PolicyProgram, EveryPenaltyIsThatOfTheCpuKernel) {
+  Batch<float> batch = mixed_batch();
+  spoil_masked(batch);
+  batch.kl_weights.assign(batch.mask.size(), 1.5f);
+  for (const RatioLevel level :
+       {RatioLevel::token, RatioLevel::sequence_mean, RatioLevel::sequence_token}) {
+    for (size_t form = 0; form < kKlFormNames.size(); ++form) {
+      for (size_t correction = 0; correction < kKlCorrectionNames.size(); ++correction) {
+        PolicyObjective objective = presets::grpo(0.3);
+        objective.level = level;
+        objective.kl.allow_biased_gradient = true;
+        objective.kl.ratio_high = 1.1;
+        objective.kl.correction = static_cast<KlCorrection>(correction);
+        choose(objective.kl.estimator, form);
+        choose(objective.kl.gradient, (form + correction) % kKlFormNames.size());
+        if (objective.kl.correction == KlCorrection::level_ratio && shares_ratio(level)) continue;
+        expect_cpu_kernel(batch, objective,
+                          std::string(kKlFormNames[form]) + " " +
+                              std::string(kKlCorrectionNames[correction]) + " " +
+                              std::string(rule_of(level).name));
+      }
+    }
+  }
+  for (const KlReference reference : {KlReference::old, KlReference::rollout}) {
+    PolicyObjective objective = presets::grpo(0.3);
+    objective.kl.reference = reference;
+    expect_cpu_kernel(batch, objective, "another reference");
+  }
+}
+
+TEST(PolicyProgram, EveryAggregationIsThatOfTheCpuKernel) {
+  Batch<float> batch = mixed_batch();
+  for (size_t mode = 0; mode < kAggregationNames.size(); ++mode) {
+    PolicyObjective objective = presets::grpo(0.1);
+    objective.aggregation = {static_cast<Aggregation::Mode>(mode), 900};
+    expect_cpu_kernel(batch, objective, std::string(kAggregationNames[mode]));
+  }
+}
+
+TEST(PolicyProgram, CountsOfTheStepAndItsFactorAreThoseOfTheNormalizer) {
+  Batch<float> batch = mixed_batch();
+  PolicyObjective objective = presets::grpo(0.1);
+  const Normalizer normalizer{.policy = 9000, .kl = 7000, .sequences = 11, .world_size = 4};
+  for (const Aggregation& aggregation : {token_mean(), sequence_mean_token_mean()}) {
+    objective.aggregation = aggregation;
+    const PolicyTotals want = batch.run(objective, normalizer);
+    const double counts[] = {9000, 7000, 11};
+    std::vector<float> gradients(batch.dlogps.size());
+    const PolicyTotals got =
+        run_program(batch.arrays(), objective,
+                    {.logps = {gradients.data(), DType::float32, batch.columns, 1}}, counts, 4);
+    expect_same(got, want, gradients, batch.dlogps, "counts");
+  }
+}
+
+TEST(PolicyProgram, EntropiesAndGivenLengthsAreThoseOfTheCpuKernel) {
+  Batch<float> batch = mixed_batch();
+  std::vector<float> entropies(batch.mask.size()), weights(batch.mask.size()), lengths(6, 650);
+  for (size_t i = 0; i < entropies.size(); ++i) {
+    entropies[i] = 0.5f + 0.001f * static_cast<float>(i % 700);
+    weights[i] = i % 3 == 0 ? 0.0f : 2.0f;
+  }
+  PolicyObjective objective = presets::grpo(0.1);
+  objective.entropy.coefficient = 0.02;
+  PolicyArrays arrays = batch.arrays();
+  arrays.entropies = batch.view(entropies);
+  arrays.entropy_weights = batch.view(weights);
+  arrays.row_tokens = {
+      .data = lengths.data(), .dtype = DType::float32, .row_stride = 1, .per_row = true};
+  std::vector<float> of_logps(batch.mask.size()), of_entropies(batch.mask.size()),
+      want_of_entropies(batch.mask.size());
+  const auto into = [&](std::vector<float>& memory) {
+    return MutableArray{memory.data(), DType::float32, batch.columns, 1};
+  };
+  const PolicyTotals want =
+      policy_loss(arrays, objective, {}, {into(batch.dlogps), into(want_of_entropies)});
+  const PolicyTotals got = run_program(arrays, objective, {into(of_logps), into(of_entropies)});
+  expect_same(got, want, of_logps, batch.dlogps, "entropies");
+  EXPECT_EQ(of_entropies, want_of_entropies);
+}
+
+TEST(PolicyProgram, RowsMayBeLongAndMoreThanTheThreadsThatAddThemUp) {
+  Batch<float> of_pieces = random_batch<float>(3, 2 * cuda::kPieceTokens + 100);
+  for (const char* name : {"ppo", "grpo", "gspo_token", "decoupled_ppo"}) {
+    expect_cpu_kernel(of_pieces, preset("test", name), name);
+  }
+  expect_cpu_kernel(of_pieces, weighed(presets::grpo(), RatioGate{}), "grpo, gated");
+  Batch<float> batch = random_batch<float>(600, 5);
+  for (const char* name : {"ppo", "gspo", "decoupled_ppo"}) {
+    expect_cpu_kernel(batch, preset("test", name), name);
+  }
+}
+
+// Real threads, those of all rows at once, in teams of 64. ThreadSanitizer looks for races, and the
+// bits are those of such teams on one thread.
+template <bool kThreads>
+struct Teams64 {
+  template <class Program>
+  void operator()(int64_t teams, Program program) const {
+    if constexpr (kThreads) {
+      ThreadTeam<64>::run(static_cast<int>(teams), program);
+    } else {
+      for (int64_t i = 0; i < teams; ++i) program(HostTeam<64>{}, i);
+    }
+  }
+};
+
+TEST(PolicyProgram, ThreadsOfATeamDoNotRace) {
+  Batch<float> batch = random_batch<float>(3, 150);
+  PolicyObjective objective = presets::grpo(0.04);
+  objective.weights = {TokenWeight(RatioGate{}, WeightLevel::sequence_mean),
+                       TokenWeight(TruncatedImportance{}, WeightLevel::sequence_max)};
+  for (const RatioLevel level : {RatioLevel::token, RatioLevel::sequence_mean}) {
+    objective.level = level;
+    std::vector<float> gradients(450), expected(450);
+    const auto into = [](std::vector<float>& memory) {
+      return PolicyGradients{.logps = {memory.data(), DType::float32, 150, 1}};
+    };
+    const PolicyTotals got =
+        run_program(batch.arrays(), objective, into(gradients), nullptr, 1, Teams64<true>{});
+    const PolicyTotals want =
+        run_program(batch.arrays(), objective, into(expected), nullptr, 1, Teams64<false>{});
+    EXPECT_EQ(got.loss, want.loss);
+    EXPECT_EQ(got.metrics.sums, want.metrics.sums);
+    EXPECT_EQ(gradients, expected);
+  }
+}
+
+// bfloat16 numbers, a mask of bools, advantages of rows, strides, packed rows.
+TEST(PolicyProgram, ReadsArraysOfAnyTypeAndLayout) {
+  Batch<float> batch = mixed_batch();
+  std::vector<uint16_t> logps, dlogps(batch.mask.size()), wanted(batch.mask.size());
+  std::vector<uint8_t> mask;
+  for (size_t i = 0; i < batch.mask.size(); ++i) {
+    logps.push_back(to_bfloat16(batch.logps[i]));
+    mask.push_back(batch.mask[i] != 0);
+  }
+  std::vector<float> advantages{1, -1, 2, 0.5f, -2, 1};
+  const std::vector<int64_t> offsets{0, 0, 3, 300, 1200, 4200};
+  PolicyArrays arrays = batch.arrays();
+  arrays.logps = {logps.data(), DType::bfloat16, 700, 1};
+  arrays.response_mask = {mask.data(), DType::boolean, 700, 1};
+  arrays.advantages = {
+      .data = advantages.data(), .dtype = DType::float32, .row_stride = 1, .per_row = true};
+  for (const bool packed : {false, true}) {
+    // The CPU kernel does not look at the columns of packed rows.
+    if (packed) arrays.layout = {.rows = 5, .columns = 4200, .offsets64 = offsets.data()};
+    for (const PolicyObjective& objective : {presets::grpo(0.04), presets::gspo()}) {
+      const PolicyTotals want =
+          policy_loss(arrays, objective, {}, {.logps = {wanted.data(), DType::bfloat16, 700, 1}});
+      const PolicyTotals got =
+          run_program(arrays, objective, {.logps = {dlogps.data(), DType::bfloat16, 700, 1}});
+      expect_same(got, want, {}, {}, packed ? "packed" : "bfloat16");
+      for (size_t i = 0; i < dlogps.size(); ++i) {
+        EXPECT_NEAR(from_bfloat16(dlogps[i]), from_bfloat16(wanted[i]), 1e-8) << i;
+      }
+    }
+  }
+}
+
+TEST(PolicyProgram, NonfiniteTokensAreCountedAndComeOut) {
+  for (const char* name : {"ppo", "gspo", "gspo_token", "grpo"}) {
+    Batch<float> batch = mixed_batch();
+    for (size_t i : {1405, 2103, 2804}) batch.mask[i] = 1;
+    batch.logps[1405] = NAN;
+    batch.advantages[2103] = INFINITY;
+    batch.ref_logps[2804] = -INFINITY;
+    const PolicyObjective objective = preset("test", name);
+    std::vector<float> gradients(batch.mask.size());
+    const PolicyTotals want = batch.run(objective);
+    const PolicyTotals got = run_program(batch.arrays(), objective,
+                                         {.logps = {gradients.data(), DType::float32, 700, 1}});
+    EXPECT_TRUE(std::isnan(got.loss)) << name;
+    EXPECT_EQ(got.metrics.to_map().at("nonfinite"), want.metrics.to_map().at("nonfinite")) << name;
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      EXPECT_EQ(std::isnan(gradients[i]), std::isnan(batch.dlogps[i])) << name << " at " << i;
+    }
+  }
+}
+
+// What the CPU kernel refuses.
+TEST(PolicyProgram, AWeightOutsideOfItsRangeIsNaN) {
+  for (float weight : {-0.5f, 1.5f, NAN}) {
+    Batch<float> batch = mixed_batch();
+    batch.mask[1500] = weight;
+    EXPECT_TRUE(std::isnan(run_program(batch.arrays(), presets::ppo(), {}).loss)) << weight;
+  }
+}
+
+TEST(PolicyProgram, FiniteInputsOfAnySizeGiveFiniteNumbers) {
+  for (const CatalogueRow& row : kCatalogue) {
+    Batch<float> batch = mixed_batch();
+    for (size_t i = 2100; i < 2120; ++i) {
+      batch.logps[i] = i % 2 ? -3e38f : 0.0f;
+      batch.old_logps[i] = i % 3 ? -3e38f : -1.0f;
+      batch.advantages[i] = i % 5 ? 3e38f : -3e38f;
+    }
+    std::vector<float> gradients(batch.mask.size());
+    const PolicyTotals got = run_program(batch.arrays(), row.preset(),
+                                         {.logps = {gradients.data(), DType::float32, 700, 1}});
+    EXPECT_EQ(got.metrics.to_map().at("nonfinite"), 0) << row.name;
+    EXPECT_TRUE(std::isfinite(got.loss)) << row.name;
+    for (float gradient : gradients) ASSERT_TRUE(std::isfinite(gradient)) << row.name;
+  }
+}
+
+}  // namespace
+}  // namespace tether
