@@ -8,7 +8,9 @@
 // logits/rows.h on a CUDA device: every array is in its memory, float32 where rows.h has double,
 // the logits are float32, bfloat16 or float16. Calls return at once: they add kernels to `stream`,
 // wait for nothing, allocate nothing and can be captured in a graph. No row depends on another one,
-// nor on how many there are, and sums have one order: the same bits every run.
+// nor on how many there are, and sums have one order: the same bits every run. (Columns are read 16
+// bytes at a time: a row that begins at another place between two multiples of 16 bytes may have
+// others.)
 //
 // As in rows.h a logit of -inf is a column that is not there, a row with NaN or +inf gives NaN, and
 // logits are shifted by the largest before anything is multiplied. A target that is neither an id

@@ -4,9 +4,10 @@
 usage: check_vector.py BUILD_FOLDER
 
 The mark stands on the line of the `for` or alone on the line before it. Each source of the build's
-compile_commands.json, the tests left out, is compiled once more with GCC's vectoriser dump, which
-tells for each function which loops it vectorised and which it could not. In every AVX-512 clone
-that holds a marked loop the loop must be vectorised, so one bad formula in a template is found.
+compile_commands.json, but for tests and CUDA, is compiled once more with GCC's vectoriser dump,
+which tells for each function which loops it vectorised and which it could not. In every AVX-512
+clone that holds a marked loop the loop must be vectorised, so one bad formula in a template is
+found.
 """
 
 import concurrent.futures
@@ -76,7 +77,7 @@ def main():
     entries = [
         entry
         for entry in json.loads(pathlib.Path(build, "compile_commands.json").read_text())
-        if not entry["file"].startswith(str(ROOT / "tests"))
+        if not entry["file"].startswith(str(ROOT / "tests")) and not entry["file"].endswith(".cu")
     ]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         notes = [note for found in pool.map(dump_of, entries) for note in found]

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMPILED = {
     "cpp": [*ROOT.glob("tests/docs/*.cc"), *ROOT.glob("tests/consumers/no_torch/*.cc"),
-            ROOT / "examples/consumer/main.cc"],
+            *ROOT.glob("tests/cuda/*.cc"), ROOT / "examples/consumer/main.cc"],
     "cmake": [*ROOT.glob("tests/consumers/no_torch/CMakeLists.txt"),
               ROOT / "examples/consumer/CMakeLists.txt"],
 }  # fmt: skip

@@ -18,7 +18,7 @@ def dev(*arguments):
     [
         (
             ["build"],
-            "COMMAND must be demo, compare, test, check, docs, bench, catalogue or wheel, "
+            "COMMAND must be demo, compare, test, check, docs, bench, catalogue, gpu or wheel, "
             "got build",
         ),
         (["demo", "fast"], "demo: option must begin with -, got fast"),
@@ -33,6 +33,7 @@ def dev(*arguments):
         (["docs", "x"], "docs: takes no option, got x"),
         (["wheel", "x"], "wheel: takes no option, got x"),
         (["catalogue", "write"], "catalogue: option must be --write, got write"),
+        (["gpu", "quick"], "gpu: option must begin with -, got quick"),
         (["bench", "ppo", "64x1024"], "bench ppo: option must begin with -, got 64x1024"),
         (["bench", "peers", "x"], "bench peers: option must begin with -, got x"),
         (["bench", "readme", "x"], "bench readme: takes no option, got x"),
@@ -45,7 +46,7 @@ def test_a_wrong_argument_gets_one_line(arguments, message):
 
 
 @pytest.mark.parametrize(
-    "command", ["compare", "test", "check", "docs", "bench", "catalogue", "wheel"]
+    "command", ["compare", "test", "check", "docs", "bench", "catalogue", "gpu", "wheel"]
 )
 def test_help_is_the_usage(command):
     out = dev(command, "--help")

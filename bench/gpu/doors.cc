@@ -1,0 +1,110 @@
+#include <string>
+
+#include "core/check.h"
+#include "logits/rows_cuda.h"
+#include "rl/catalogue.h"
+#include "rl/kernels/policy_loss.h"
+#include "rl/kernels/policy_loss_cuda.h"
+
+// The CUDA kernels, and beside them the CPU kernel of the policy loss, for check.py: plain numbers
+// and pointers, and what went wrong as a text, or null.
+
+namespace tether {
+namespace {
+
+template <class Call>
+const char* text_of_error(Call call) {
+  thread_local std::string text;
+  try {
+    call();
+    return nullptr;
+  } catch (const std::exception& error) {
+    text = error.what();
+    return text.c_str();
+  }
+}
+
+PolicyArrays arrays(int64_t rows, int64_t columns, const float* const* data, const uint8_t* mask) {
+  const auto view = [&](const float* memory) {
+    return ConstArray{memory, DType::float32, columns, 1};
+  };
+  return {.layout = {.rows = rows, .columns = columns},
+          .logps = view(data[0]),
+          .advantages = view(data[4]),
+          .response_mask = {mask, DType::boolean, columns, 1},
+          .old_logps = view(data[1]),
+          .ref_logps = view(data[2]),
+          .rollout_logps = view(data[3])};
+}
+
+}  // namespace
+}  // namespace tether
+
+using namespace tether;
+
+extern "C" {
+
+// `dtype`: 1 float32, 3 bfloat16, 4 float16, as DType.
+const char* tether_row_statistics(const void* logits, int dtype, int64_t rows, int64_t vocabulary,
+                                  int64_t row_stride, const int64_t* targets, double temperature,
+                                  double softcap, void* states, float* logps, float* entropies,
+                                  void* stream) {
+  return text_of_error([&] {
+    cuda::row_statistics(
+        {logits, static_cast<DType>(dtype), rows, vocabulary, row_stride}, targets,
+        {.temperature = temperature, .softcap = softcap},
+        {.states = static_cast<cuda::RowState*>(states), .logps = logps, .entropies = entropies},
+        stream);
+  });
+}
+
+const char* tether_row_gradients(const void* logits, int dtype, int64_t rows, int64_t vocabulary,
+                                 int64_t row_stride, const int64_t* targets, double temperature,
+                                 double softcap, const void* states, const float* dlogps,
+                                 const float* dentropies, void* dlogits, int64_t out_stride,
+                                 void* stream) {
+  return text_of_error([&] {
+    const auto type = static_cast<DType>(dtype);
+    cuda::row_gradients({logits, type, rows, vocabulary, row_stride}, targets,
+                        {.temperature = temperature, .softcap = softcap},
+                        static_cast<const cuda::RowState*>(states), dlogps, dentropies,
+                        {dlogits, type, rows, vocabulary, out_stride}, stream);
+  });
+}
+
+// The names of the objectives, each after a space.
+const char* tether_objectives() {
+  static const std::string names = [] {
+    std::string out;
+    for (const CatalogueRow& row : kCatalogue) (out += ' ') += row.name;
+    return out;
+  }();
+  return names.c_str();
+}
+
+int64_t tether_policy_workspace_bytes(int64_t rows, int64_t columns) {
+  const float* none[5] = {};
+  return cuda::policy_workspace_bytes(arrays(rows, columns, none, nullptr), presets::ppo());
+}
+
+int64_t tether_policy_totals_bytes() { return sizeof(PolicyTotals); }
+
+// data: logps, old_logps, ref_logps, rollout_logps, advantages, each [rows, columns]. Without a
+// workspace all memory is the host's.
+const char* tether_policy_loss(const char* objective, int64_t rows, int64_t columns,
+                               const float* const* data, const uint8_t* mask, float* dlogps,
+                               void* totals, void* workspace, void* stream) {
+  return text_of_error([&] {
+    const PolicyArrays batch = arrays(rows, columns, data, mask);
+    const PolicyGradients gradients{.logps = {dlogps, DType::float32, columns, 1}};
+    auto* out = static_cast<PolicyTotals*>(totals);
+    if (workspace == nullptr) {
+      *out = policy_loss(batch, preset("gpu", objective), {}, gradients);
+    } else {
+      cuda::policy_loss(batch, preset("gpu", objective), nullptr, 1, gradients, out, workspace,
+                        stream);
+    }
+  });
+}
+
+}  // extern "C"

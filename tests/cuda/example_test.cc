@@ -1,0 +1,49 @@
+// The code of docs/cuda.md.
+
+#include <gtest/gtest.h>
+
+#include "logits/rows_cuda.h"
+#include "rl/kernels/policy_loss_cuda.h"
+#include "rl/policy/dapo.h"
+
+namespace tether {
+namespace {
+
+// All pointers are the device's.
+struct Rows {
+  void* logits;  // [rows, vocabulary], bfloat16
+  const int64_t* targets;
+  cuda::RowState* states;
+  float *logps, *entropies, *dlogps, *dentropies;
+  int64_t rows, vocabulary;
+};
+
+void forward(const Rows& in, cuda::Stream stream) {
+  const ConstLogits logits{in.logits, DType::bfloat16, in.rows, in.vocabulary, in.vocabulary};
+  cuda::row_statistics(logits, in.targets, {.temperature = 0.7},
+                       {.states = in.states, .logps = in.logps, .entropies = in.entropies}, stream);
+}
+
+// Into the logits themselves.
+void backward(const Rows& in, cuda::Stream stream) {
+  const ConstLogits logits{in.logits, DType::bfloat16, in.rows, in.vocabulary, in.vocabulary};
+  const MutableLogits dlogits{in.logits, DType::bfloat16, in.rows, in.vocabulary, in.vocabulary};
+  cuda::row_gradients(logits, in.targets, {.temperature = 0.7}, in.states, in.dlogps, in.dentropies,
+                      dlogits, stream);
+}
+
+// counts: the denominators of the step, on the device, summed over its micro-batches and ranks.
+void loss(const PolicyArrays& batch, const double* counts, const PolicyGradients& gradients,
+          PolicyTotals* totals, void* workspace, cuda::Stream stream) {
+  cuda::policy_loss(batch, presets::dapo(), counts, /*factor=*/1, gradients, totals, workspace,
+                    stream);
+}
+
+TEST(CudaExample, Links) {
+  EXPECT_NE(&forward, nullptr);
+  EXPECT_NE(&backward, nullptr);
+  EXPECT_NE(&loss, nullptr);
+}
+
+}  // namespace
+}  // namespace tether

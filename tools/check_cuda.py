@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Every kernel compiles for the device without spills, within the registers of its launch.
+
+Runs nvcc -Xptxas -v on each .cu file of the library and on tests/device/formulas.cu, every formula
+as device code; nothing is run. A kernel without a line in REGISTERS, with more registers than it
+allows, with a stack or with spills is an error. Without nvcc there is nothing to do.
+"""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDERS = ["core", "estimators", "logits", "rl"]
+FORMULAS = "tests/device/formulas.cu"
+ARCHITECTURE = "sm_90"
+
+# What a thread may use, by the beginning of the kernel's name; the first that fits counts. 65536
+# over them is how many threads a multiprocessor holds.
+REGISTERS = {
+    "statistics_kernel<.*true, (true|false)>": 64,
+    "statistics_kernel": 32,
+    "gradient_kernel<.*true>": 64,
+    "gradient_kernel": 40,
+    "rows_kernel": 80,
+    "weight_kernel": 32,
+    "count_rows_kernel": 32,
+    "add_counts_kernel": 32,
+    "add_rows_kernel": 64,
+}
+# nvcc's own host code has the parentheses that g++ would warn of.
+FLAGS = ["-std=c++20", f"-arch={ARCHITECTURE}", "-O3", "-I.", "-Werror=all-warnings",
+         "-Xcompiler=-Wall,-Wextra,-Wno-parentheses", "-Xptxas=-v"]  # fmt: skip
+
+ENTRY = re.compile(r"Compiling entry function '(\w+)'")
+USED = re.compile(r"Used (\d+) registers")
+MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+
+
+def compile_notes(source):
+    """What ptxas says of a source, or an exit with nvcc's errors."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder, "out.o")
+        command = ["nvcc", *FLAGS, "-c", source, "-o", str(out)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{done.stdout}{done.stderr}cuda: {source} does not compile")
+    return done.stdout + done.stderr
+
+
+def kernels_of(notes):
+    """[(demangled name, registers, bytes of stack and spills)]"""
+    found, name, memory = [], "", 0
+    for line in notes.splitlines():
+        if match := ENTRY.search(line):
+            name = match.group(1)
+        elif match := MEMORY.search(line):
+            memory = sum(map(int, match.groups()))
+        elif name and (match := USED.search(line)):
+            found.append((name, int(match.group(1)), memory))
+            name = ""
+    names = subprocess.run(
+        ["c++filt"], input="\n".join(each[0] for each in found), capture_output=True, text=True
+    ).stdout.splitlines()
+    return [(name, *each[1:]) for name, each in zip(names, found, strict=True)]
+
+
+def short(name):
+    """The kernel without its namespaces, its return type and its arguments."""
+    bare = re.sub(r"tether::(\w+::)*|\(anonymous namespace\)::", "", name)
+    return re.sub(r"\(.*", "", bare.removeprefix("void "))
+
+
+def errors_of(kernel, registers, memory, limited):
+    if memory:
+        yield f"{kernel}: {memory} bytes of stack and spills"
+    if not limited:
+        return
+    limit = next((each for name, each in REGISTERS.items() if re.match(name, kernel)), None)
+    if limit is None:
+        yield f"{kernel}: has no line in REGISTERS of {pathlib.Path(__file__).name}"
+    elif registers > limit:
+        yield f"{kernel}: {registers} registers, at most {limit}"
+
+
+def main():
+    if not shutil.which("nvcc"):
+        print("cuda: nothing compiled, no nvcc")
+        return 0
+    sources = sorted(
+        file.relative_to(ROOT).as_posix()
+        for folder in FOLDERS
+        for file in (ROOT / folder).rglob("*.cu")
+    )
+    errors, count = [], 0
+    for source in [*sources, FORMULAS]:
+        for name, registers, memory in kernels_of(compile_notes(source)):
+            count += 1
+            found = errors_of(short(name), registers, memory, limited=source != FORMULAS)
+            errors += [f"{source}: {error}" for error in found]
+    print("\n".join(errors) if errors else f"cuda: {count} kernels for {ARCHITECTURE}, no spills")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
