@@ -92,7 +92,7 @@ TEST(CudaPolicyLoss, RefusesFormulasThatItWasNotCompiledWith) {
   EXPECT_EQ(unread.run(objective),
             "policy_loss: weights must be those of the catalogue on a CUDA device, got another "
             "type");
-  objective = presets::grpo();
+  objective = presets::grpo(0.04);
   objective.kl.estimator = OwnForm{};
   EXPECT_EQ(unread.run(objective),
             "policy_loss: kl_estimator and kl_gradient must be forms of the catalogue on a CUDA "
@@ -122,7 +122,7 @@ TEST(CudaPolicyLoss, RefusesWhatIsMissing) {
   EXPECT_EQ(with_gradients({.entropies = {unread.workspace, DType::float32, 4, 1}}),
             "policy_loss: dentropies must be none without entropies, got an array");
   unread.batch.ref_logps = {};
-  EXPECT_EQ(unread.run(presets::grpo()),
+  EXPECT_EQ(unread.run(presets::grpo(0.04)),
             "policy_loss: ref_logps must be given when beta is greater than 0, got beta 0.04 and "
             "none. Pass ref_logps or beta = 0");
   unread.batch.advantages.data = nullptr;
