@@ -24,7 +24,7 @@ struct PolicyWorkspace {
   }
   // Whatever the objective.
   static int64_t totals(const RowLayout& layout) {
-    return layout.rows * pieces_of_row(layout, /*by_row=*/false);
+    return layout.rows * pieces_of_tokens(layout, /*by_row=*/false);
   }
   static int64_t bytes(const RowLayout& layout) {
     return static_cast<int64_t>(sizeof(double)) * 4 +
@@ -77,7 +77,7 @@ inline PolicyParameters policy_parameters(const PolicyArrays& batch,
   out.dentropies = gradients.entropies;
   out.by_row = level.segment == Segment::row;
   out.is_mean = level.is_mean;
-  out.pieces = pieces_of_row(batch.layout, out.by_row);
+  out.pieces = pieces_of_tokens(batch.layout, out.by_row);
   out.is_shared = level.shared;
   if (clips_log_ratios(objective)) out.clip = objective.log_ratio_clip;
   out.truncation = objective.surrogate.truncation();

@@ -13,17 +13,17 @@ inline constexpr int kPolicyThreads = 256;
 // A row whose tokens share nothing but its length is cut into pieces of so many, a team for each.
 inline constexpr int64_t kPieceTokens = 2048;
 
-inline int64_t pieces_of_row(const RowLayout& layout, bool by_row) {
+inline int64_t pieces_of_tokens(const RowLayout& layout, bool by_row) {
   const bool whole = by_row || layout.packed() || layout.columns == 0;
   return whole ? 1 : (layout.columns + kPieceTokens - 1) / kPieceTokens;
 }
 
 // The tokens of a row that a team works on.
-struct RowPiece {
+struct TokenPiece {
   int64_t row, begin, end;
 
   // Piece `i` of all rows.
-  TETHER_TEAM RowPiece(const RowLayout& layout, int64_t i, int64_t pieces) {
+  TETHER_TEAM TokenPiece(const RowLayout& layout, int64_t i, int64_t pieces) {
     row = pieces == 1 ? i : i / pieces;
     const int64_t length = layout.length(row);
     begin = (i - row * pieces) * kPieceTokens;
@@ -155,7 +155,7 @@ template <class Formula, class Team>
 TETHER_TEAM void policy_row_program(const Team& team, const Formula& formula,
                                     const PolicyParameters& in, int64_t index,
                                     RowTotals* totals_of) {
-  const RowPiece piece(in.layout, index, in.pieces);
+  const TokenPiece piece(in.layout, index, in.pieces);
   const int64_t row = piece.row;
   const bool by_length = in.aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
   const LevelSums level = in.by_row || by_length ? level_sums(team, in, row) : LevelSums{};
