@@ -1,7 +1,7 @@
 # The CUDA kernels, tether::cuda: a library of their own that nothing else here links. A program
 # with them starts on a machine without a driver.
 
-# Whether TETHER_CUDA asks for them: ON stops without a compiler, AUTO does without.
+# Whether TETHER_CUDA asks for them: ON stops without a toolkit, AUTO does without.
 function(tether_find_cuda variable)
   set(${variable} FALSE PARENT_SCOPE)
   if(NOT TETHER_CUDA STREQUAL AUTO AND NOT TETHER_CUDA)
@@ -9,11 +9,12 @@ function(tether_find_cuda variable)
   endif()
   include(CheckLanguage)
   check_language(CUDA)
-  if(CMAKE_CUDA_COMPILER)
+  find_package(CUDAToolkit 12 QUIET)
+  if(CMAKE_CUDA_COMPILER AND TARGET CUDA::cudart_static)
     set(${variable} TRUE PARENT_SCOPE)
   elseif(NOT TETHER_CUDA STREQUAL AUTO)
-    message(FATAL_ERROR "TETHER_CUDA must be OFF or AUTO without a CUDA compiler, got \
-${TETHER_CUDA}. Set -DCMAKE_CUDA_COMPILER= to an nvcc of CUDA 12 or later.")
+    message(FATAL_ERROR "TETHER_CUDA must be OFF or AUTO without a CUDA toolkit, got \
+${TETHER_CUDA}. Set -DCMAKE_CUDA_COMPILER= to the nvcc of CUDA 12 or later.")
   endif()
 endfunction()
 
