@@ -50,32 +50,42 @@ def chunk_of(weight: Tensor, chunk_bytes: int, rows_per_chunk: int) -> Chunk:
     return Chunk(max(chunk_bytes // (weight.shape[0] * weight.element_size()), 1), False)
 
 
+@_without_autocast
+def logps_of_chunks(
+    hidden, weight, bias, targets, words, with_entropies, active, chunk, keeps_logits
+):
+    """logps, entropies or None, statistics; the logits where all are one chunk and wanted."""
+    shape, targets = targets.shape, targets.reshape(-1)
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    logps = hidden.new_zeros(targets.shape, dtype=result_dtype(hidden))
+    entropies = torch.zeros_like(logps) if with_entropies else None
+    statistics = hidden.new_tensor(_IGNORED_ROW, dtype=torch.float64)
+    statistics, kept = statistics.repeat(targets.numel(), 1), None
+    active = active.reshape(-1)
+    for places, logits in _logits_of_chunks(rows, weight, bias, active, chunk):
+        part = ops.token_logps_forward(logits, targets[places], *words)
+        logps[places], statistics[places] = part[0], part[2]
+        if with_entropies:
+            entropies[places] = part[1]
+        if keeps_logits and logits.shape[0] == active.sum():
+            kept = logits
+    return logps.view(shape), (entropies.view(shape) if with_entropies else None), statistics, kept
+
+
 class LinearTokenLogps(torch.autograd.Function):
     """The walks of libtorch/linear_token_logps.cc: one product a chunk, then two more."""
 
     @staticmethod
-    @_without_autocast
     def forward(ctx, hidden, weight, bias, targets, words, with_entropies, active, chunk):
-        shape, targets = targets.shape, targets.reshape(-1)
-        rows = hidden.reshape(-1, hidden.shape[-1])
-        logps = hidden.new_zeros(targets.shape, dtype=result_dtype(hidden))
-        entropies = torch.zeros_like(logps) if with_entropies else None
-        statistics = hidden.new_tensor(_IGNORED_ROW, dtype=torch.float64)
-        statistics = statistics.repeat(targets.numel(), 1)
-        ctx.chunk, ctx.kept = chunk, None
-        active = active.reshape(-1)
-        for places, logits in _logits_of_chunks(rows, weight, bias, active, chunk):
-            part = ops.token_logps_forward(logits, targets[places], *words)
-            logps[places], statistics[places] = part[0], part[2]
-            if with_entropies:
-                entropies[places] = part[1]
-            if logits.shape[0] == active.sum() and any(ctx.needs_input_grad[:3]):
-                ctx.kept = logits
-        ctx.words, ctx.active = words, active
+        linear, keeps_logits = (hidden, weight, bias), any(ctx.needs_input_grad[:3])
+        logps, entropies, statistics, ctx.kept = logps_of_chunks(
+            *linear, targets, words, with_entropies, active, chunk, keeps_logits
+        )
+        ctx.words, ctx.active, ctx.chunk = words, active, chunk
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*map(savable, (hidden, weight, bias, targets)), statistics)
-        return logps.view(shape), (entropies.view(shape) if with_entropies else None), statistics
+        ctx.save_for_backward(*map(savable, (*linear, targets)), statistics)
+        return logps, entropies, statistics
 
     @staticmethod
     def backward(ctx, dlogps, dentropies, _):
@@ -160,105 +170,119 @@ class _Gradients:
         )
 
 
+@_without_autocast
+def gradient_of_chunks(
+    hidden,
+    weight,
+    bias,
+    targets,
+    statistics,
+    dlogps,
+    dentropies,
+    words,
+    known,
+    chunk,
+    kept,
+    wanted,
+):
+    """Of hidden, weight and bias, None where not wanted."""
+    upstreams = [doubles(dlogps), doubles(dentropies)]
+    targets, known = targets.reshape(-1), known.reshape(-1)
+    active = torch.zeros_like(targets, dtype=torch.bool)
+    for each in upstreams:
+        if each is not None:
+            active |= each != 0
+    active &= known
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    gradients = _Gradients(flat, weight, wanted)
+    for places, logits in _logits_of_chunks(flat, weight, bias, active, chunk, kept):
+        ops.token_logps_backward(
+            logits,
+            targets[places],
+            statistics[places],
+            *(None if each is None else each[places] for each in upstreams),
+            *words,
+            logits,
+        )
+        gradients.add(places, logits, flat)
+    return gradients.taken(hidden)
+
+
 class _LinearGradient(torch.autograd.Function):
     @staticmethod
-    @_without_autocast
-    def forward(
-        ctx,
-        hidden,
-        weight,
-        bias,
-        targets,
-        statistics,
-        dlogps,
-        dentropies,
-        words,
-        known,
-        chunk,
-        kept,
-        wanted,
-    ):
-        upstreams = [doubles(dlogps), doubles(dentropies)]
-        active = torch.zeros_like(targets, dtype=torch.bool)
-        for each in upstreams:
-            if each is not None:
-                active |= each != 0
-        active &= known
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        gradients = _Gradients(flat, weight, wanted)
-        for places, logits in _logits_of_chunks(flat, weight, bias, active, chunk, kept):
-            ops.token_logps_backward(
-                logits,
-                targets[places],
-                statistics[places],
-                *(None if each is None else each[places] for each in upstreams),
-                *words,
-                logits,
-            )
-            gradients.add(places, logits, flat)
-        return gradients.taken(hidden)
+    def forward(ctx, *arguments):
+        return gradient_of_chunks(*arguments)
 
     @staticmethod
     def backward(ctx, *_):
         raise NotImplementedError(again("linear_token_logps"))
 
 
+@_without_autocast
+def loss_of_chunks(
+    hidden, weight, bias, targets, batch, words, row_words, with_entropies, chunk, wanted
+):
+    """(loss, logps, entropies or None, sums, maxima), and the gradients."""
+    mask = batch[1]
+    flat, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    active = (mask != 0).reshape(-1)
+    places = active.nonzero()[:, 0]
+    gradients = _Gradients(flat, weight, wanted)
+    result = result_dtype(hidden)
+    logps = hidden.new_zeros(targets.shape, dtype=result)
+    entropies = torch.zeros_like(logps) if with_entropies else None
+    loss = hidden.new_zeros((), dtype=torch.float64)
+    sums, maxima, begin = None, None, 0
+    # A batch without tokens still has a loss and metrics: those of a chunk of none.
+    none = [(places, weight.new_empty(0, weight.shape[0]))]
+    walk = _logits_of_chunks(flat, weight, bias, active, chunk) if len(places) else none
+    for chosen, logits in walk:
+        end = begin + logits.shape[0]
+        at = (logits, targets[chosen], places[begin:end])
+        part = ops.policy_loss_of_logits(*at, *batch, *words, *row_words, any(wanted))
+        loss += part[0]
+        logps[chosen] = part[1].to(result)
+        if with_entropies:
+            entropies[chosen] = part[2].to(result)
+        sums = part[3] if sums is None else sums + part[3]
+        maxima = part[4] if maxima is None else torch.maximum(maxima, part[4])
+        if len(places):
+            gradients.add(chosen, logits, flat)
+        begin = end
+    entropies = None if entropies is None else entropies.view(mask.shape)
+    results = loss.to(result), logps.view(mask.shape), entropies, sums, maxima
+    return results, gradients.taken(hidden)
+
+
+def save_gradients(ctx, gradients, linear, wanted):
+    """For scaled_gradients."""
+    inputs = zip(linear, wanted, strict=True)
+    ctx.save_for_backward(*gradients, *(each if needed else None for each, needed in inputs))
+
+
+def scaled_gradients(ctx, upstream):
+    """Those that were found with the loss."""
+    gradients = [None] * 3
+    if upstream is not None:
+        saved = ctx.saved_tensors
+        for i, (each, tensor) in enumerate(zip(saved[:3], saved[3:], strict=True)):
+            if tensor is not None:
+                gradients[i] = scaled("linear_policy_loss", upstream, each, tensor)
+    return gradients
+
+
 class LinearPolicyLoss(torch.autograd.Function):
     """Loss and gradients in one walk; backward is a scaling."""
 
     @staticmethod
-    @_without_autocast
-    def forward(
-        ctx, hidden, weight, bias, targets, batch, words, row_words, with_entropies, chunk, wanted
-    ):
-        mask = batch[1]
-        flat, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-        active = (mask != 0).reshape(-1)
-        places = active.nonzero()[:, 0]
-        gradients = _Gradients(flat, weight, wanted)
-        result = result_dtype(hidden)
-        logps = hidden.new_zeros(targets.shape, dtype=result)
-        entropies = torch.zeros_like(logps) if with_entropies else None
-        loss = hidden.new_zeros((), dtype=torch.float64)
-        sums, maxima, begin = None, None, 0
-        # A batch without tokens still has a loss and metrics: those of a chunk of none.
-        none = [(places, weight.new_empty(0, weight.shape[0]))]
-        walk = _logits_of_chunks(flat, weight, bias, active, chunk) if len(places) else none
-        for chosen, logits in walk:
-            end = begin + logits.shape[0]
-            part = ops.policy_loss_of_logits(
-                logits,
-                targets[chosen],
-                places[begin:end],
-                *batch,
-                *words,
-                *row_words,
-                any(wanted),
-            )
-            loss += part[0]
-            logps[chosen] = part[1].to(result)
-            if with_entropies:
-                entropies[chosen] = part[2].to(result)
-            sums = part[3] if sums is None else sums + part[3]
-            maxima = part[4] if maxima is None else torch.maximum(maxima, part[4])
-            if len(places):
-                gradients.add(chosen, logits, flat)
-            begin = end
-        inputs = zip((hidden, weight, bias), wanted, strict=True)
-        inputs = [each if needed else None for each, needed in inputs]
-        ctx.save_for_backward(*gradients.taken(hidden), *inputs)
-        shape = mask.shape
-        entropies = None if entropies is None else entropies.view(shape)
-        ctx.mark_non_differentiable(logps, sums, maxima)
+    def forward(ctx, hidden, weight, bias, *rest):
+        linear, wanted = (hidden, weight, bias), rest[-1]
+        results, gradients = loss_of_chunks(*linear, *rest)
+        save_gradients(ctx, gradients, linear, wanted)
+        ctx.mark_non_differentiable(*(each for each in results[1:] if each is not None))
         ctx.set_materialize_grads(False)
-        return loss.to(result), logps.view(shape), entropies, sums, maxima
+        return results
 
     @staticmethod
     def backward(ctx, upstream, *_):
-        gradients = [None] * 3
-        if upstream is not None:
-            saved = ctx.saved_tensors
-            for i, (each, tensor) in enumerate(zip(saved[:3], saved[3:], strict=True)):
-                if each is not None:
-                    gradients[i] = scaled("linear_policy_loss", upstream, each, tensor)
-        return *gradients, *[None] * 7
+        return *scaled_gradients(ctx, upstream), *[None] * 7

@@ -12,12 +12,14 @@ from tether._checks import (
     check_given,
     check_no_tangents,
     in_name_of,
+    number_of,
     savable,
     shape_text,
 )
 from tether._functions import Call
 from tether._linear_inputs import Linear, checked_linear, row_settings, stand_in
 from tether._linear_ops import Chunk, LinearPolicyLoss, LinearTokenLogps, chunk_of
+from tether._linear_tracing import LOSS_ARRAYS, traced_logps, traced_loss
 from tether._lists import Settings, Value
 from tether._logits_ops import token_statistics
 from tether._objectives import Weights, levels_of, objective_call, resolved
@@ -126,11 +128,14 @@ def _linear_token_logps(
     words, active = settings.words(), targets != ignore_index
 
     def run():
-        return LinearTokenLogps.apply(
-            hidden, weight, bias, targets, words, entropies, active, chunk
-        )
+        return LinearTokenLogps.apply(*linear, targets, words, entropies, active, chunk)
 
-    logps, found, sums = with_index_error(function, run, targets, weight.shape[0], ignore_index)
+    errors = (function, ignore_index)
+    if torch.compiler.is_compiling():
+        out = traced_logps(linear, targets, active, words, entropies, chunk, *errors)
+    else:
+        out = with_index_error(function, run, targets, weight.shape[0], ignore_index)
+    logps, found, sums = out
     further = token_statistics(sums, hidden, words) if statistics else ()
     return TokenLogps(logps, found, *further)
 
@@ -213,7 +218,7 @@ def linear_policy_loss(
         "policy_loss", tensors, objective, options, counts, weights=weights, function=function
     )
     active = targets.masked_fill(call.tensors["response_mask"] == 0, ignore_index)
-    bonus = float(call.settings.numbers.get("entropy_coef", 0)) != 0
+    bonus = number_of(call.settings.numbers.get("entropy_coef", 0)) != 0
     rows.settings.choices["entropies"] = "true" if entropies or bonus else "false"
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
     levels = levels_of(call.settings.choices)
@@ -254,26 +259,22 @@ def _loss_of_tokens(
     """Loss and gradients in one walk over the chunks."""
     function = "linear_policy_loss"
     check_no_tangents(function, **linear._asdict())
-    made_here = ("logps", "entropies", "turn_ids")
-    names = [each.name for each in call.function.arguments if each.name not in made_here]
-    batch = tuple(call.tensors[name] for name in (*names, "offsets"))
+    batch = tuple(call.tensors[name] for name in LOSS_ARRAYS)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in linear]
-
-    def run():
-        return LinearPolicyLoss.apply(
-            *linear,
+    with_entropies, ignore_index = rows.choices["entropies"] == "true", rows.numbers["ignore_index"]
+    words = (call.settings.words(), rows.words())
+    walk = (targets, batch, *words, with_entropies, chunk, wanted)
+    if torch.compiler.is_compiling():
+        out = traced_loss(linear, *walk, function, ignore_index)
+    else:
+        out = with_index_error(
+            function,
+            lambda: LinearPolicyLoss.apply(*linear, *walk),
             targets,
-            batch,
-            call.settings.words(),
-            rows.words(),
-            rows.choices["entropies"] == "true",
-            chunk,
-            wanted,
+            linear.weight.shape[0],
+            ignore_index,
         )
-
-    loss, logps, found, sums, maxima = with_index_error(
-        function, run, targets, linear.weight.shape[0], rows.numbers["ignore_index"]
-    )
+    loss, logps, found, sums, maxima = out
     return LinearPolicyOutput(loss, PolicyMetrics(sums, maxima), logps, found)
 
 

@@ -80,7 +80,8 @@ def token_logps(
     gradient_buffer  where backward writes the gradient of the logits instead of fresh memory: a
                      tensor like logits that is used for nothing else until then, nor is a view of
                      it, or logits themselves, which then hold their own gradient; backward runs
-                     once. torch.autograd.grad returns this memory; the .grad of a leaf is a copy
+                     once. torch.autograd.grad returns this memory; the .grad of a leaf is a copy.
+                     Compiled code plans its own memory and leaves the buffer alone
     shard            logits are those of a part of the vocabulary; targets, ids of the whole, and
                      the gradients that arrive must be the same on every rank, as must the options,
                      which is checked. Results are those of the whole, the gradient that of the
@@ -117,6 +118,8 @@ def token_logps(
         return _logps_by_torch(logits, targets, **rows, **wanted)
     if gradient_buffer is not None:
         _check_buffer(f"{function}: gradient_buffer", gradient_buffer, logits)
+        if torch.compiler.is_compiling():
+            gradient_buffer = None
     if shard is not None:
         _check_shard(f"{function}: shard", shard, logits)
         call = call.with_numbers({"first_id": shard.first_id, "ids": shard.ids})
@@ -219,6 +222,8 @@ def _check_buffer(where: str, buffer: Tensor, logits: Tensor) -> None:
         )
     if not buffer.is_contiguous():
         raise ValueError(f"{where} must be contiguous, got strides {list(buffer.stride())}")
+    if torch.compiler.is_compiling():  # it is not written to
+        return
     ours, theirs = (
         range(each.data_ptr(), each.data_ptr() + each.numel() * each.element_size())
         for each in (buffer, logits)

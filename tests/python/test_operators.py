@@ -204,7 +204,8 @@ def test_every_operator_with_tensors_is_here():
         for name, schema in schemas.items()
         if any("Tensor" in str(each.type) for each in schema.arguments)
     }
-    assert with_tensors == set(CALLS)
+    in_python = {"linear_gradient", "linear_policy_loss", "linear_token_logps"}
+    assert with_tensors == set(CALLS) | in_python
 
 
 # ---- offsets -------------------------------------------------------------------------------------
