@@ -1,0 +1,31 @@
+"""The examples on ranks: two processes on this machine."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parent.parent.parent / "examples"
+COMPARED = {
+    "ddp_grpo": ["gradients", "parameters", "metrics"],
+    "parallel_grpo": [
+        "FSDP",
+        "vocabulary in shards",
+        "the same in chunks",
+        "pieces of rows, ratios of tokens",
+        "pieces of rows, ratios of sequences",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_two_ranks_are_one_process(name):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    out = subprocess.run(
+        [*command, EXAMPLES / f"{name}.py"], capture_output=True, text=True, timeout=300
+    )
+    assert out.returncode == 0, out.stdout + out.stderr
+    lines = [line.rsplit(": ", 1) for line in out.stdout.splitlines()]
+    assert [what for what, _ in lines] == COMPARED[name]
+    assert all(float(gap) < 1e-12 for _, gap in lines)
