@@ -24,11 +24,14 @@ def dev(*arguments):
         (["demo", "fast"], "demo: option must begin with -, got fast"),
         (["compare"], "compare: takes PICTURE and LABEL=RUN..., got nothing"),
         (["compare", "a.png"], "compare: takes PICTURE and LABEL=RUN..., got a.png"),
-        (["test", "--short"], "test: option must be --long, --sanitize or --peers, got --short"),
-        (
-            ["test", "--long", "x"],
-            "test: option must be --long, --sanitize or --peers, got --long x",
-        ),
+        *[
+            (
+                ["test", *options],
+                "test: option must be --long, --sanitize, --peers or --torch MAJOR.MINOR, got "
+                + " ".join(options),
+            )
+            for options in (["--short"], ["--long", "x"], ["--torch"], ["--torch", "2.10.0"])
+        ],
         (["check", "--write"], "check: takes no option, got --write"),
         (["docs", "x"], "docs: takes no option, got x"),
         (["wheel", "x"], "wheel: takes no option, got x"),
