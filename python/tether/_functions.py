@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
     def run_with_gradient(self) -> tuple[Tensor, ...]:
         """Differentiable once in the arguments that the list says."""
-        check_no_tangents(self.function.name, **self.leaves)
+        check_no_tangents(self.function.name, **self.leaves())
         wanted = torch.is_grad_enabled() and any(
             each is not None and each.requires_grad for each in self.tensors.values()
         )
@@ -80,7 +80,6 @@ class Call(NamedTuple):
         }
         return call._replace(tensors=tensors)
 
-    @property
     def leaves(self) -> dict[str, Tensor | None]:
         """What the result is differentiable in."""
         return {name: self.tensors[name] for name in self.function.leaves}
@@ -90,9 +89,9 @@ class Call(NamedTuple):
     ) -> dict[str, Tensor | None]:
         """The tensors, for torch's own operations."""
         if not forward_mode:
-            check_no_tangents(function, **self.leaves)
+            check_no_tangents(function, **self.leaves())
         return self.tensors | {
-            name: once_differentiable(function, each) for name, each in self.leaves.items()
+            name: once_differentiable(function, each) for name, each in self.leaves().items()
         }
 
     def named_settings(self) -> dict[str, Value]:

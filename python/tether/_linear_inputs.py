@@ -25,7 +25,9 @@ class Linear(NamedTuple):
         given = [each for each in self if each is not None]
         dtype = functools.reduce(torch.promote_types, (each.dtype for each in given))
         device = self.hidden.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        traced = torch.compiler.is_compiling()  # where torch 2.10 cannot ask
+        known = traced or torch.amp.is_autocast_available(device)
+        autocast = known and torch.is_autocast_enabled(device)
         if autocast and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device)
         return Linear(*(None if each is None else each.to(dtype).resolve_neg() for each in self))

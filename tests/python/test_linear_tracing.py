@@ -162,6 +162,7 @@ def test_an_option_may_be_a_tensor():
         out = tether.linear_policy_loss(
             hidden, weight, bias=bias, entropy_coef=entropy_coef, beta=0.0, **constants
         )
+        assert not out.entropies.requires_grad
         return out.loss - out.entropies.sum()
 
     leaves, constants = batch(4, 9)

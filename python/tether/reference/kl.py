@@ -95,14 +95,14 @@ def kl_term(
     slope = rho * score
     if kl_correction == "level_ratio" and shared is not None:
         own = rho * source.detach()
-        share = (shared.share - 1).to(own.dtype)
+        share = (shared.share() - 1).to(own.dtype)
         if shared.is_aggregated:
             slope = slope + (shared.of_others(own) + own * share)
         else:  # each token's own upstream gradient: by the product rule, where it does not cancel
             slope = slope + own * share
             live = torch.exp(with_gradient_of(weighed, log_ratio))
             return with_gradient_of(
-                rho * value, torch.where(shared.is_alone, slope * logp, live * source)
+                rho * value, torch.where(shared.is_alone(), slope * logp, live * source)
             )
     return with_gradient_of(rho * value, slope * logp)
 

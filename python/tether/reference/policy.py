@@ -78,12 +78,12 @@ def policy_loss(
             tokens=count,
             sequences=sequences,
         )
-        weighted = torch.where(tokens.active, tokens.weight * terms, 0.0).double()
+        weighted = torch.where(tokens.active(), tokens.weight * terms, 0.0).double()
         return (rows.spread(factors) * weighted).sum()
 
-    total = mean(terms.weighted + terms.spoil, policy) + terms.beta * mean(terms.kl, kl_tokens)
+    total = mean(terms.weighted() + terms.spoil(), policy) + terms.beta * mean(terms.kl, kl_tokens)
     if terms.entropic:
-        total = total - entropy_coef * mean(terms.entropy, policy)
+        total = total - entropy_coef * mean(terms.entropy(), policy)
     with torch.no_grad():
         sums, maxima = _metrics(terms)
     return PolicyTotals((world_size * total).to(wide_dtype(logps.dtype)), sums, maxima)
@@ -112,16 +112,13 @@ class Terms(NamedTuple):
     beta: float | Tensor
     entropic: bool
 
-    @property
     def spoil(self) -> Tensor:
         return spoil_of(self.sound, self.logp)
 
-    @property
     def entropy(self) -> Tensor:
         weighted = self.tokens.entropy_weight * self.tokens.entropy
         return weighted + 0 * weighted.detach()  # infinity is NaN
 
-    @property
     def weighted(self) -> Tensor:
         """W S"""
         return bounded(self.weight * self.loss)
@@ -222,10 +219,10 @@ def policy_token_losses(
         level=level,
         is_aggregated=False,
     )
-    each = terms.weighted + terms.spoil + terms.beta * terms.kl
+    each = terms.weighted() + terms.spoil() + terms.beta * terms.kl
     if terms.entropic:
-        each = each - entropy_coef * terms.entropy
-    return torch.where(terms.tokens.active, each, 0.0)
+        each = each - entropy_coef * terms.entropy()
+    return torch.where(terms.tokens.active(), each, 0.0)
 
 
 def local_counts(
@@ -304,10 +301,10 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
         ratio_count = (terms.segment_n > 0).sum().double()
 
     def total(values: Tensor, weight: Tensor = tokens.weight) -> Tensor:
-        return torch.where(tokens.active, weight * values, 0.0).sum(dtype=torch.float64)
+        return torch.where(tokens.active(), weight * values, 0.0).sum(dtype=torch.float64)
 
     def largest(values: Tensor) -> Tensor:
-        seen = torch.where(tokens.active & terms.sound, values, -math.inf).reshape(-1)
+        seen = torch.where(tokens.active() & terms.sound, values, -math.inf).reshape(-1)
         return torch.cat([seen, seen.new_full((1,), -math.inf)]).max().double()
 
     of_ratio = [
@@ -319,10 +316,10 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
         seen_ratio,
         seen_ratio**2,
     ]
-    broken = (terms.sound, torch.isfinite(terms.entropy))
-    sums = [total(each) for each in (terms.weighted, terms.kl, terms.entropy)]
+    broken = (terms.sound, torch.isfinite(terms.entropy()))
+    sums = [total(each) for each in (terms.weighted(), terms.kl, terms.entropy())]
     sums += [total(each, ratio_weight) for each in of_ratio]
-    sums += [sum((tokens.active & ~each).sum(dtype=torch.float64) for each in broken)]
+    sums += [sum((tokens.active() & ~each).sum(dtype=torch.float64) for each in broken)]
     sums += [total(each) for each in (weight, weight**2, (weight == 0).to(weight.dtype))]
     counts = [count] * 3 + [ratio_count] * len(of_ratio) + [count] * 4
     return torch.stack([torch.stack(sums), torch.stack(counts)], 1), torch.stack(

@@ -140,11 +140,9 @@ class SharedRatio(NamedTuple):
         over = torch.where(n > 0, n, 1.0) if level.is_mean else torch.ones_like(n)
         return SharedRatio(rows, weight.double(), n, rows.spread(over), is_aggregated)
 
-    @property
     def share(self) -> Tensor:
         return self.weight / self.over
 
-    @property
     def is_alone(self) -> Tensor:
         return self.rows.spread(self.n) == self.weight
 
@@ -198,7 +196,6 @@ class Tokens(NamedTuple):
     kl_weight: Tensor
     entropy_weight: Tensor
 
-    @property
     def active(self) -> Tensor:
         return self.weight != 0
 
@@ -249,7 +246,7 @@ def segments_of(
     size, shape = ids.numel(), ids.shape
     places = torch.arange(size, device=ids.device)
     row = rows.spread(torch.arange(rows.count, device=ids.device)).expand(shape).reshape(-1)
-    ids, active = ids.reshape(-1), tokens.active.reshape(-1)
+    ids, active = ids.reshape(-1), tokens.active().reshape(-1)
     # Each active token beside the active one before it.
     last = torch.where(active, places, -1).cummax(0).values
     before = torch.cat([last.new_full((1,), -1), last])[:size]

@@ -283,7 +283,7 @@ def product_of_weights(
                 trace = trace + 0 * getattr(tokens, each)
             # NaN where something that it reads is not finite: the formula may hide it.
             out = out * (row.formula(tokens, of, **options) + of(trace))
-        return torch.where(tokens.active, out, 1.0)
+        return torch.where(tokens.active(), out, 1.0)
 
 
 def _unchanged(x: Tensor) -> Tensor:
@@ -292,13 +292,13 @@ def _unchanged(x: Tensor) -> Tensor:
 
 def _statistic(segments: Rows, n: Tensor, tokens: Tokens, reduction: str, x: Tensor) -> Tensor:
     """Of the active tokens of a segment, at each of its tokens. The extremes have the sum's NaN."""
-    total = segments.sum(tokens.weight.double() * torch.where(tokens.active, x, 0.0).double())
+    total = segments.sum(tokens.weight.double() * torch.where(tokens.active(), x, 0.0).double())
     if reduction == "sum":
         found = total
     elif reduction == "mean":
         found = total / n
     else:
         sign = 1.0 if reduction == "max" else -1.0
-        seen = torch.where(tokens.active, sign * x.double(), -math.inf)
+        seen = torch.where(tokens.active(), sign * x.double(), -math.inf)
         found = sign * segments.largest(seen, -math.inf) + 0 * total
     return segments.spread(found).to(x.dtype).expand_as(x)
