@@ -7,6 +7,7 @@ largest difference between the two, of gradients, parameters and metrics, over r
 """
 
 import copy
+import gc
 import sys
 
 import tether
@@ -98,10 +99,18 @@ def verdict(gaps):
     return 0 if all(gap < BOUND for gap in worst.values()) else 1
 
 
-def main():
+def on_ranks(compare):
+    """Runs it in a process group; the exit status."""
     dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
+    status = verdict(compare())
+    gc.collect()  # DDP is a cycle and holds threads, which must end before Python does
+    dist.destroy_process_group()
+    return status
+
+
+def compare():
+    rank, world = dist.get_rank(), dist.get_world_size()
     alone = Policy().double()
     ours = nn.parallel.DistributedDataParallel(copy.deepcopy(alone))
     optimizers = [torch.optim.AdamW(model.parameters(), lr=0.01) for model in (ours, alone)]
@@ -119,10 +128,8 @@ def main():
         gaps["gradients"].append(largest(gradients, expected))
         gaps["parameters"].append(largest(ours.parameters(), alone.parameters()))
         gaps["metrics"].append(largest(metrics, whole))
-    status = verdict(gaps)
-    dist.destroy_process_group()
-    return status
+    return gaps
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_ranks(compare))

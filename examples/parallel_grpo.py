@@ -19,9 +19,9 @@ from ddp_grpo import (
     Policy,
     answers,
     largest,
+    on_ranks,
     rows_of_rank,
     step_normalizer,
-    verdict,
 )
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
@@ -161,22 +161,16 @@ def pieces_by_sequence(policy):
     return largest([logps.grad], [gradient_of(whole, batch, **gspo)[:, columns]])
 
 
-def main():
-    dist.init_process_group("gloo")
-    torch.manual_seed(0)
+def compare():
     policy = Policy().double()
-    status = verdict(
-        {
-            "FSDP": [fsdp(policy)],
-            "vocabulary in shards": [vocabulary(policy, logps_of_shard)],
-            "the same in chunks": [vocabulary(policy, logps_in_chunks)],
-            "pieces of rows, ratios of tokens": [pieces_by_token(policy)],
-            "pieces of rows, ratios of sequences": [pieces_by_sequence(policy)],
-        }
-    )
-    dist.destroy_process_group()
-    return status
+    return {
+        "FSDP": [fsdp(policy)],
+        "vocabulary in shards": [vocabulary(policy, logps_of_shard)],
+        "the same in chunks": [vocabulary(policy, logps_in_chunks)],
+        "pieces of rows, ratios of tokens": [pieces_by_token(policy)],
+        "pieces of rows, ratios of sequences": [pieces_by_sequence(policy)],
+    }
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_ranks(compare))

@@ -67,7 +67,7 @@ class Formula(NamedTuple):
         options = {name: savable(each) for name, each in options.items()}
 
         def seen(values: Tensor, otherwise: float) -> Tensor:
-            return torch.where(tokens.active, values, otherwise)
+            return torch.where(tokens.active(), values, otherwise)
 
         log_ratio = seen(log_ratio, 0.0)
         token = Token(
