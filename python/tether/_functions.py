@@ -51,7 +51,7 @@ class Call(NamedTuple):
         if not wanted:
             return function.direct(*arguments, False)
         others = []
-        loss = _Differentiated.apply(function, (*arguments, True), others, *self.leaves.values())
+        loss = _Differentiated.apply(function, (*arguments, True), others, *self.leaves().values())
         return loss, *others
 
     def with_numbers(self, numbers: Mapping[str, Number]) -> Call:
