@@ -141,39 +141,22 @@ def _terms(
     )
     clip = {name: options.pop(name, row.log_ratio_clip) for name in LOG_RATIO_CLIP}
     logp, log_ratio = levelled(segments, tokens, segment_n, level, **clip)
-    options = row.surrogate_options | options
-    if isinstance(row.surrogate, Formula):
-        has_reference = batch.ref_logps is not None
-        loss, clipped = row.surrogate.of_tokens(
-            logp, log_ratio, tokens, options, has_reference=has_reference
-        )
-    else:
-        loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **options)
-    loss = bounded(loss)
-    kl = torch.zeros_like(loss)
-    anchor, needed = {
-        "reference": (tokens.ref_logp, batch.ref_logps),
-        "old": (tokens.old_logp, batch.logps),
-        "rollout": (tokens.rollout_logp, batch.rollout_logps),
-    }[kl_reference]
-    name = "rollout_logps" if kl_reference == "rollout" else "ref_logps"
-    penalised = _needs(name, "beta", "greater than 0", beta, needed)
-    if penalised:
+    loss, clipped = _surrogate(row, batch, tokens, logp, log_ratio, options)
+    kl, anchor = torch.zeros_like(loss), _anchor(kl_reference, batch, tokens, beta)
+    if anchor is not None:
         shared = SharedRatio.of(segments, tokens.weight, segment_n, level, is_aggregated)
-        each = (tokens.logp, tokens.old_logp, anchor)
-        kl = bounded(
-            kl_term(
-                *each,
-                kl_weight=tokens.kl_weight,
-                level_log_ratio=log_ratio,
-                shared=shared,
-                **kl_settings,
-            )
+        kl = kl_term(
+            *(tokens.logp, tokens.old_logp, anchor),
+            kl_weight=tokens.kl_weight,
+            level_log_ratio=log_ratio,
+            shared=shared,
+            **kl_settings,
         )
     entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, batch.entropies)
     staying = [each for each in weights if not each[0].leaves]
     weight = tokens.token_weight * product_of_weights(rows, tokens, n, batch, staying)
-    sound = _sound(tokens, weight, log_ratio, loss, kl, anchor if penalised else None)
+    kl = bounded(kl)
+    sound = _sound(tokens, weight, log_ratio, loss, kl, anchor)
     return Terms(
         rows=rows,
         tokens=tokens,
@@ -191,6 +174,32 @@ def _terms(
         beta=beta,
         entropic=entropic,
     )
+
+
+def _surrogate(
+    row: Row, batch: Batch, tokens: Tokens, logp: Tensor, log_ratio: Tensor, options: dict
+) -> tuple[Tensor, Tensor]:
+    """S, and where it is clipped."""
+    options = row.surrogate_options | options
+    if isinstance(row.surrogate, Formula):
+        has_reference = batch.ref_logps is not None
+        loss, clipped = row.surrogate.of_tokens(
+            logp, log_ratio, tokens, options, has_reference=has_reference
+        )
+    else:
+        loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **options)
+    return bounded(loss), clipped
+
+
+def _anchor(kl_reference: str, batch: Batch, tokens: Tokens, beta: float | Tensor) -> Tensor | None:
+    """Log-probabilities of the policy that the penalty ties to, if there is one."""
+    anchor, needed = {
+        "reference": (tokens.ref_logp, batch.ref_logps),
+        "old": (tokens.old_logp, batch.logps),
+        "rollout": (tokens.rollout_logp, batch.rollout_logps),
+    }[kl_reference]
+    name = "rollout_logps" if kl_reference == "rollout" else "ref_logps"
+    return anchor if _needs(name, "beta", "greater than 0", beta, needed) else None
 
 
 def policy_token_losses(
