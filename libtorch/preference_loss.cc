@@ -292,6 +292,7 @@ PreferenceOutput run(const PreferenceBatch& unchecked, const PreferenceObjective
     const PreferenceBatch batch = detail::checked(Names::kFunction, as_rows(unchecked));
     check_objective(Names::kFunction, objective);
     check_needs(Names::kFunction, presence_of(batch), face::count_rows(batch), objective);
+    check_denominators(Names::kFunction, normalizer, objective);
     PreferenceOutput out;
     out.loss = PreferenceLoss::apply(*detail::input_of_graph(batch.logps), compute, &batch,
                                      &objective, &normalizer, &out.metrics.sums);

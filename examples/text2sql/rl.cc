@@ -158,7 +158,7 @@ at::Tensor RlTrainer::loss(const MicroBatch& batch, const Minibatch& minibatch,
                                  .ref_logps = batch.ref_logps.index_select(0, pairs.tokens),
                                  .response_mask = batch.response_mask,
                                  .offsets = pairs.offsets},
-                                *options_.objective.preference, {.pairs = minibatch.groups});
+                                *options_.objective.preference, minibatch.pairs);
     result.preference.merge(output.metrics.to_host());
     return output.loss;
   }

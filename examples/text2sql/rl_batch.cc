@@ -64,7 +64,8 @@ Minibatch make_minibatch(std::vector<Group> groups, const tether::PolicyObjectiv
   if (groups.empty()) return {};
   Minibatch result{.parts = {},
                    .counts = counts(groups, objective),
-                   .groups = static_cast<double>(groups.size())};
+                   .pairs = {.pairs = double(groups.size()), .tokens = 0}};
+  for (const Group& group : groups) *result.pairs.tokens += double(group.completions[0].size());
   if (objective.kl.beta == 0) {
     std::erase_if(groups, [](const Group& group) { return !group.advantages.any().item<bool>(); });
   }

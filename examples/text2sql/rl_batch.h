@@ -37,8 +37,8 @@ struct MicroBatch {
 // What one optimizer step is made of.
 struct Minibatch {
   std::vector<MicroBatch> parts;
-  tether::Normalizer counts;  // of the whole minibatch, so that the parts' losses add up
-  double groups = 0;
+  tether::Normalizer counts;     // of the whole minibatch, so that the parts' losses add up
+  tether::PairNormalizer pairs;  // the same, where groups are a chosen and a rejected answer
 };
 
 // Groups with equal rewards have advantages of exactly 0: without a KL penalty they add nothing to

@@ -172,9 +172,24 @@ def preference_call(
         )
 
     if not _is_of_answers(tensors):
-        return call(tensors)
-    known = call(tensors | {"ref_logps": tensors["logps"].detach()})
-    return _with_reference(function, known, tensors["ref_logps"])
+        out = call(tensors)
+    else:
+        out = call(tensors | {"ref_logps": tensors["logps"].detach()})
+        out = _with_reference(function, out, tensors["ref_logps"])
+    _check_denominators(function, out, counts)
+    return out
+
+
+def _check_denominators(function: str, call: Call, counts: dict[str, Number | None]) -> None:
+    """A likelihood by tokens that fell back on those of the batch would depend on the split."""
+    numbers, choices = call.settings
+    row = FAMILIES["preference"][choices["objective"]]
+    coefficient = number_of(numbers.get("nll_coef", row.options["nll_coef"].default))
+    by_token = choices.get("nll_mean", row.choices["nll_mean"].default) == "token"
+    if counts["pairs"] is not None and counts["tokens"] is None and by_token and coefficient != 0:
+        raise ValueError(
+            f"{function}: tokens must be given where pairs is, for a likelihood by tokens, got none"
+        )
 
 
 def _is_of_answers(tensors: dict[str, Tensor | None]) -> bool:

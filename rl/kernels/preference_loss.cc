@@ -241,6 +241,15 @@ void check_normalizer(const PairNormalizer& normalizer, const PreferenceObjectiv
 
 }  // namespace
 
+void check_denominators(std::string_view function, const PairNormalizer& normalizer,
+                        const PreferenceObjective& objective) {
+  const bool divides = objective.nll.coefficient != 0 && objective.nll.mean == NllMean::token;
+  require(!divides || !normalizer.pairs || normalizer.tokens, [&] {
+    return named(function, "normalizer.tokens") +
+           " must be given where normalizer.pairs is, for a likelihood by tokens, got none";
+  });
+}
+
 void check_needs(std::string_view function, const PreferenceInputs<bool>& given, int64_t rows,
                  const PreferenceObjective& objective) {
   check_rows(function, given.labels, rows);
@@ -282,6 +291,7 @@ PreferenceTotals preference_loss(const PreferenceArrays& batch,
   const Examples examples(batch, answers);
   examples.check(function);
   if (!objective.link.traits().of_log_ratio) check_scores(function, answers);
+  check_denominators("preference_loss", normalizer, objective);
   check_normalizer(normalizer, objective, examples);
   std::vector<AnswerSlopes> slopes(answers.size());
   const PreferenceTotals out = LossOfExamples(objective, examples, normalizer).total(slopes);

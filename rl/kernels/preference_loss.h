@@ -30,6 +30,10 @@ inline constexpr double kLogProbabilityRounding = 1e-3;
 void check_needs(std::string_view function, const PreferenceInputs<bool>& given, int64_t rows,
                  const PreferenceObjective& objective);
 
+// Throws where the pairs of the step are given but not the tokens that a likelihood divides by.
+void check_denominators(std::string_view function, const PairNormalizer& normalizer,
+                        const PreferenceObjective& objective);
+
 // The pairs, or answers with labels, and the tokens of the NLL of this batch: what the caller adds
 // up over an optimizer step.
 PairNormalizer local_counts(const PreferenceArrays& batch, const Executor& executor = {});

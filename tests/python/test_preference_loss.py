@@ -490,3 +490,21 @@ def test_a_reference_of_answers_has_its_rules():
             with pytest.raises((TypeError, ValueError)) as caught:
                 getattr(tether, function)(logps, reference, mask, **settings)
             assert str(caught.value) == f"{function}: ref_logps {message}"
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_pairs_of_the_step_without_its_tokens_are_refused(kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr("tether._ops.KERNELS", frozenset())
+    logps, mask = -torch.ones(4, 3), torch.ones(4, 3)
+    for settings in ({"objective": "orpo"}, {"nll_coef": 0.5, "reference": False}):
+        with pytest.raises(ValueError) as caught:
+            tether.preference_loss(logps, None, mask, pairs=8, **settings)
+        assert str(caught.value) == (
+            "preference_loss: tokens must be given where pairs is, for a likelihood by tokens, "
+            "got none"
+        )
+        whole = tether.preference_loss(logps, None, mask, pairs=8, tokens=24, **settings).loss
+        assert whole == tether.preference_loss(logps, None, mask, **settings).loss / 4
+    by_answer = {"nll_coef": 0.5, "nll_mean": "sequence_mean", "reference": False}
+    assert tether.preference_loss(logps, None, mask, pairs=8, **by_answer).loss.isfinite()

@@ -249,6 +249,13 @@ TEST(PreferenceLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
               n.tokens = 0;
             }),
             name + "normalizer.tokens" + positive);
+  EXPECT_EQ(error([](B&, A&, O& o, N& n) {
+              o.nll.coefficient = 1;
+              n.pairs = 4;
+            }),
+            name +
+                "normalizer.tokens must be given where normalizer.pairs is, for a likelihood by "
+                "tokens, got none");
   EXPECT_EQ(error([](B&, A&, O&, N& n) { n.world_size = 0; }),
             name + "normalizer.world_size" + positive);
   EXPECT_EQ(error([](B&, A&, O&, N& n) { n.scale = 0; }), name + "normalizer.scale" + positive);
