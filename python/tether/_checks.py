@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -79,6 +80,12 @@ def savable(value: Any) -> Any:
         return value
     inference = value.is_inference() and not torch.is_inference_mode_enabled()
     return value.clone() if inference else value
+
+
+def parameters_of(function: Callable) -> tuple[inspect.Parameter, ...]:
+    """Of the caller's function; a module's are its forward's."""
+    called = function.forward if isinstance(function, torch.nn.Module) else function
+    return tuple(inspect.signature(called).parameters.values())
 
 
 # Words of TRL and verl.

@@ -32,9 +32,8 @@ class Call(NamedTuple):
     function: Function
     tensors: dict[str, Tensor | None]
     settings: Settings
-    own: Mapping[
-        str, Any
-    ] = {}  # a surrogate of one's own, which no operator knows, and its options
+    # A surrogate of one's own, which no operator knows, and its options.
+    own: Mapping[str, Any] = {}
 
     def run(self) -> tuple[Tensor, ...] | Tensor:
         return self.function.operator(*self.tensors.values(), *self.settings.words())

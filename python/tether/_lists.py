@@ -97,7 +97,9 @@ class Settings(NamedTuple):
 def packed(numbers: Sequence[Number]) -> Tensor:
     """Numbers and tensors of one number, side by side for an operator."""
     if not any(isinstance(each, Tensor) for each in numbers):
-        return _constants(tuple(numbers)) if is_eager() else _constants.__wrapped__(numbers)
+        if is_eager():
+            return _constants(tuple(numbers))
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
     tensors = [
         torch.as_tensor(each, dtype=torch.float64, device="cpu").reshape(()) for each in numbers
     ]
@@ -106,7 +108,8 @@ def packed(numbers: Sequence[Number]) -> Tensor:
 
 @functools.lru_cache(256)  # a training loop passes the same ones in every step
 def _constants(numbers: Sequence[float]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    with torch.inference_mode(False):  # the first call may be in it, and no later one
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 def check_range(function: str, name: str, value: Number, option: Option) -> None:

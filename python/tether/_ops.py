@@ -38,8 +38,17 @@ def has_kernel(tensor: torch.Tensor, *others: torch.Tensor | None) -> bool:
         return False
     if torch.compiler.is_compiling():
         return True
-    tracked = torch._C._functorch.is_gradtrackingtensor
-    return not any(each is not None and tracked(each) for each in (tensor, *others))
+    return not any(each is not None and _is_tracked(each) for each in (tensor, *others))
+
+
+def _is_tracked(tensor: torch.Tensor) -> bool:
+    """Whether torch.func, at any of its levels, or autograd below them differentiates it."""
+    functorch, wrapped = torch._C._functorch, False
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor, wrapped = functorch.get_unwrapped(tensor), True
+    return wrapped and tensor.requires_grad
 
 
 def is_eager() -> bool:

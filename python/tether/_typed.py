@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import keyword
 import re
 from collections.abc import Iterable, Mapping
@@ -27,8 +28,12 @@ class Chosen:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
         return f"{type(self).__name__}({settings})"
 
+    def __reduce__(self) -> tuple:
+        """With what was given, which is told from defaults by identity."""
+        return functools.partial(type(self), **self.settings()), ()
+
     def settings(self) -> dict[str, Value]:
-        """What is not left at its default."""
+        """What was given."""
         given = {each: getattr(self, each.name) for each in dataclasses.fields(self)}
         return {each.name: value for each, value in given.items() if value is not each.default}
 

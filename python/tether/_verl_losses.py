@@ -77,11 +77,12 @@ def aggregation(mode: str, step: Mapping[str, Any], batch: Batch) -> dict[str, A
         raise ValueError(
             f"tether.verl: {needed} must be given for {mode} with a dp_size of {ranks}, got none"
         )
-    normalizer = Normalizer(
-        policy=step.get("batch_num_tokens"),
-        sequences=step.get("global_batch_size"),
-        world_size=ranks,
+    # verl looks at the count that it divides by alone.
+    policy, sequences = (
+        step.get(count) if needed == count else None
+        for count in ("batch_num_tokens", "global_batch_size")
     )
+    normalizer = Normalizer(policy=policy, sequences=sequences, world_size=ranks)
     out = {"aggregation": name, "normalizer": normalizer}
     if name == "sequence_sum_over_constant":
         constant = step.get("loss_scale_factor")

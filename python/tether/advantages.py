@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Set
 from numbers import Integral
 from typing import NamedTuple
 
@@ -157,8 +157,9 @@ def _of_groups(
 def ids_of_labels(labels: Iterable[Hashable]) -> Tensor:
     """[B]: 0, 1, ... as they first appear."""
     known: dict[Hashable, int] = {}
+    numbers = (each.item() if isinstance(each, Tensor) else each for each in labels)
     return torch.tensor(
-        [known.setdefault(each, len(known)) for each in labels], dtype=torch.int64, device="cpu"
+        [known.setdefault(each, len(known)) for each in numbers], dtype=torch.int64, device="cpu"
     )
 
 
@@ -172,7 +173,8 @@ def _ids_of(function: str, groups: Groups | None, rewards: Tensor) -> Tensor | N
         _check_size(function, int(groups))
         return None
     what = "a size, a tensor of ids or labels"
-    if isinstance(groups, str) or not isinstance(groups, Iterable):
+    unordered = isinstance(groups, (str, bytes, Set, Mapping))
+    if unordered or not isinstance(groups, Iterable):
         raise TypeError(f"{function}: groups must be {what}, got {type(groups).__name__}")
     try:
         return ids_of_labels(groups).to(rewards.device)

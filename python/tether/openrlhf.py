@@ -33,9 +33,9 @@ def _aggregation(
 ) -> dict[str, Any]:
     """Arguments of a loss. Without a denominator OpenRLHF takes the batch's, and no dp_size."""
     count = tokens if by_token else sequences
-    normalizer = Normalizer(
-        policy=tokens, sequences=sequences, world_size=1 if count is None else dp_size
-    )
+    world_size = 1 if count is None else dp_size
+    name = "policy" if by_token else "sequences"
+    normalizer = Normalizer(**{name: count}, world_size=world_size)
     name = "token_mean" if by_token else "sequence_mean_token_mean"
     return {"aggregation": name, "normalizer": normalizer}
 

@@ -106,6 +106,10 @@ class PolicyMetrics(NamedTuple):
 
     __add__ = merge
 
+    def __radd__(self, other: int):
+        """So that sum() works, which starts at 0."""
+        return self if other == 0 else NotImplemented
+
     def to_dict(self) -> dict[str, float]:
         """By name, ready for a logger: means over tokens, of ratios at levels of sequences or
         turns over those; counts; extremes. The one synchronisation with a device."""

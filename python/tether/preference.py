@@ -39,6 +39,10 @@ class PreferenceMetrics(NamedTuple):
 
     __add__ = merge
 
+    def __radd__(self, other: int):
+        """So that sum() works, which starts at 0."""
+        return self if other == 0 else NotImplemented
+
     def to_dict(self) -> dict[str, float]:
         """Means by name, ready for a logger. The one synchronisation with a device."""
         values = ops.preference_metrics(self.sums.cpu())

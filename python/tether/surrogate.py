@@ -6,12 +6,13 @@ import functools
 import inspect
 import keyword
 import math
+import sys
 from collections.abc import Callable
 
 from torch import Tensor
 
 from tether._catalogue import FAMILIES, KNOWN_DIALECTS, KNOWN_WEIGHTS
-from tether._checks import check_number, check_strings, hint
+from tether._checks import check_number, check_strings, hint, parameters_of
 from tether._functions import FUNCTIONS
 from tether._lists import Option
 from tether.reference.objectives import OBJECTIVES, Row
@@ -82,6 +83,13 @@ class Surrogate:
             surrogate=Formula(self._by_names, truncation), surrogate_options=self.defaults
         )
 
+    def __reduce_ex__(self, protocol: int) -> str | tuple:
+        """As the name that a decorated function has in its module, or by its parts."""
+        found = sys.modules.get(self.__module__)
+        for part in self.__qualname__.split("."):
+            found = getattr(found, part, None)
+        return self.__qualname__ if found is self else super().__reduce_ex__(protocol)
+
     def __call__(self, token: Token, /, **options: float | Tensor) -> Tensor:
         """The formula itself."""
         return self.formula(token, **options)
@@ -102,7 +110,7 @@ def _checked_like(like: str) -> str:
 
 def _options_of(formula: Callable[..., Tensor]) -> tuple[dict[str, str], dict[str, float]]:
     """The parameters behind the token by the names of options, and the defaults by the same."""
-    token, *rest = inspect.signature(formula).parameters.values() or [None]
+    token, *rest = parameters_of(formula) or [None]
     by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if token is None or token.kind not in by_place:
         raise ValueError(

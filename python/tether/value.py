@@ -25,6 +25,10 @@ class ValueMetrics(NamedTuple):
 
     __add__ = merge
 
+    def __radd__(self, other: int):
+        """So that sum() works, which starts at 0."""
+        return self if other == 0 else NotImplemented
+
     def to_dict(self) -> dict[str, float]:
         """value_loss, value_clip_fraction, explained_variance: means over tokens."""
         values = ops.value_metrics(self.sums.cpu())

@@ -567,3 +567,30 @@ def test_numbers_that_are_kept_are_not_those_of_a_mode():
     with FakeTensorMode() as mode:
         assert isinstance(loss([mode.from_tensor(each) for each in batch]), FakeTensor)
     assert torch.equal(loss(batch), first)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_first_call_in_inference_mode_leaves_later_ones_alone(name):
+    row = functions()[name]
+    expected = results(*row)
+    tether._lists._constants.cache_clear()
+    function, leaves, constants = row
+    with torch.inference_mode():
+        function(*leaves, **constants)
+    assert_equal(results(*row), expected)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "buffer" not in name])
+def test_torch_func_differentiates_what_is_mapped(name):
+    function, leaves, constants = functions()[name]
+    _, expected, *_ = results(function, leaves, constants)
+    stacked = torch.stack([leaves[0], leaves[0]])
+
+    def summed(both):
+        def of_one(leaf):
+            return function(leaf, *leaves[1:], **constants)
+
+        return torch.vmap(of_one)(both).sum()
+
+    actual = torch.func.grad(summed)(stacked)
+    torch.testing.assert_close(actual, torch.stack([expected] * 2), rtol=1e-11, atol=1e-12)

@@ -291,7 +291,12 @@ def test_groups_by_label():
         assert torch.equal(tether.group_advantage(rewards, labels), expected)
         by_name = tether.advantage("grpo", rewards, groups=labels).advantages
         assert torch.equal(by_name, expected)
+    by_number = tether.group_advantage(rewards, list(torch.tensor([4, 2, 4, 2, 9])))
+    assert torch.equal(by_number, expected)
     assert tether.group_advantage(torch.zeros(0), []).shape == (0,)
+    for unordered in ({"a", "b"}, {"a": 1, "b": 2}, b"ab"):
+        with pytest.raises(TypeError, match="groups must be a size, a tensor of ids or labels"):
+            tether.group_advantage(rewards[:2], unordered)
 
 
 def test_group_advantage_baselines():

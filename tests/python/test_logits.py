@@ -488,7 +488,7 @@ def test_linear_preference_loss_equals_whole_logits(objective, rows):
     head = {"temperature": 0.9, "scale": 1.2, "softcap": 9.0, "chunk_bytes": rows * 33 * 8}
     for settings in (
         {"beta": 0.3, "link": "js", "score": "mean"},
-        {"pairs": 7, "world_size": 2, "reference": False},
+        {"pairs": 7, "tokens": 40, "world_size": 2, "reference": False},
         {"nll_coef": 0.5, "tokens": 9},
     ):
         settings = {"objective": objective, **head, **settings}

@@ -30,7 +30,8 @@ def test_merged_metrics_are_those_of_the_whole(name):
     order = [0, 2, 1, 3]  # pairs: chosen before rejected, in both halves
     whole = losses(order)[name].metrics
     parts = [losses(rows)[name].metrics for rows in ([0, 1], [2, 3])]
-    merged = parts[0] + parts[1]
+    merged = sum(parts)
+    assert all(map(torch.equal, merged, parts[0] + parts[1]))
     assert all(map(torch.equal, merged, parts[0].merge(parts[1])))
     assert type(merged) is type(whole)
     for a, b in zip(merged, whole, strict=True):

@@ -390,3 +390,29 @@ def test_it_travels():
     expected = evaluated(batch, objective=CLIPPED)
     for other in (pickle.loads(pickle.dumps(CLIPPED)), copy.deepcopy(CLIPPED)):
         assert_same_bits(evaluated(batch, objective=other), expected)
+
+
+@tether.Surrogate
+def decorated(token, strength=1.0):
+    return -token.ratio * token.advantage * strength
+
+
+def test_a_decorated_surrogate_is_pickled_by_its_name():
+    assert pickle.loads(pickle.dumps(decorated)) is decorated
+
+
+def test_a_formula_may_write_to_its_token():
+    batch = padded_batch()
+    written = tether.Surrogate(lambda token: -token.ratio * token.advantage.mul_(2))
+    made = tether.Surrogate(lambda token: -token.ratio * (token.advantage * 2))
+    assert_same_bits(evaluated(batch, objective=written), evaluated(batch, objective=made))
+
+
+def test_a_formula_may_be_a_module():
+    class Scaled(torch.nn.Module):
+        def forward(self, token, strength=2.0):
+            return -token.ratio * token.advantage * strength
+
+    batch = padded_batch()
+    of_module = evaluated(batch, objective=tether.Surrogate(Scaled()), strength=3.0)
+    assert_same_bits(of_module, evaluated(batch, objective=decorated, strength=3.0))

@@ -321,3 +321,15 @@ def test_without_hypothesis_there_is_a_sentence(monkeypatch):
     assert str(error.value) == (
         "ragged_batches: hypothesis must be installed, got none. pip install tether[testing]"
     )
+
+
+def test_gradients_are_looked_at_where_the_caller_takes_none():
+    def wrong(logps, advantages, response_mask, old_logps=None, normalizer=None):
+        batch = (logps, advantages, response_mask)
+        settings = {"objective": "ppo", "old_logps": old_logps, "normalizer": normalizer}
+        loss = tether.policy_loss(*batch, **settings).loss
+        return loss.detach() + 5 * (loss - loss.detach())
+
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert not check_loss(wrong, objective="ppo", batches=1).ok

@@ -292,3 +292,9 @@ def test_mypy_takes_what_is_right_and_refuses_typos(tmp_path):
     places = [line.split(": error: ")[0] for line in errors]
     assert places == [f"wrong.py:{first + i}" for i in range(WRONG.count("\n") - 1)], out.stdout
     assert 'Unexpected keyword argument "epsilon_hihg" for "Dapo"' in errors[0]
+
+
+def test_pickled_settings_are_those_that_were_given():
+    for value in (tether.objective.Dapo(epsilon_high=0.3), tether.weight.RingMask()):
+        again = pickle.loads(pickle.dumps(value))
+        assert (again, again.settings()) == (value, value.settings())

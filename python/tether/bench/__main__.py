@@ -23,7 +23,9 @@ import json
 import os
 import pathlib
 import platform
+import re
 import sys
+from collections.abc import Callable
 
 from tether.bench.clock import KINDS, Settings, child, measured
 from tether.bench.tables import picture, table, targets
@@ -68,6 +70,25 @@ def cpu_model() -> str:
     return platform.processor()
 
 
+def positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {word}")
+    return number
+
+
+def shape_of(kind: str) -> Callable[[str], str]:
+    """Of words like those of SHAPES."""
+    example = SHAPES[kind][0]
+
+    def checked(word: str) -> str:
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", word) or word.count("x") != example.count("x"):
+            raise argparse.ArgumentTypeError(f"must be numbers like {example}, got {word}")
+        return word
+
+    return checked
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tether.bench",
@@ -77,12 +98,12 @@ def parsed() -> argparse.Namespace:
     )
     add = parser.add_argument
     for kind in KINDS:
-        add(f"--{kind}", nargs="*", metavar="SHAPE")
+        add(f"--{kind}", nargs="+", type=shape_of(kind), metavar="SHAPE")
     add("--full", action="store_true", help="the shapes, dtypes and threads of docs/speed.md")
     add("--methods", nargs="*")
     add("--dtypes", nargs="*", choices=("float32", "float64", "bfloat16", "float16"))
-    add("--threads", nargs="*", type=int)
-    add("--repetitions", type=int, default=5)
+    add("--threads", nargs="*", type=positive)
+    add("--repetitions", type=positive, default=5)
     add("--seconds", type=float, default=0.05, help="at least, of each repetition")
     add("--no-peak", action="store_true")
     add("--json", type=pathlib.Path)

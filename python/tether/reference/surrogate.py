@@ -40,8 +40,8 @@ class Token:
         return self.given_ref_logp
 
     def shifted(self, shift: Tensor) -> Token:
-        """As a constant that moves with the shift of logp."""
-        fixed = {name: savable(each) for name, each in vars(self).items()}
+        """As a constant that moves with the shift of logp; its own tensors, if a formula writes."""
+        fixed = {n: None if each is None else each.clone() for n, each in vars(self).items()}
         log_ratio = fixed["log_ratio"].detach() + shift
         logp = fixed["logp"].detach() + shift
         return Token(**fixed | {"logp": logp, "log_ratio": log_ratio, "ratio": exp(log_ratio)})

@@ -187,9 +187,10 @@ def checked(
     for each in skip:
         if each not in known:
             raise ValueError(f'{where}: skip must be of {", ".join(known)}, got "{each}"')
-    Probe(subject, subject.traits.dtypes[0])(family.simplest(subject.traits))
-    cases = _drawn_cases(subject.traits, family, seed, batches)
-    found = [_report_of(each, subject, cases[each.batches], skip) for each in properties]
+    with torch.inference_mode(False), torch.enable_grad():
+        Probe(subject, subject.traits.dtypes[0])(family.simplest(subject.traits))
+        cases = _drawn_cases(subject.traits, family, seed, batches)
+        found = [_report_of(each, subject, cases[each.batches], skip) for each in properties]
     return Report(tuple(found), seed, batches)
 
 

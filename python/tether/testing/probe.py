@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tether._checks import shape_text
+from tether._checks import parameters_of, shape_text
 from tether.policy import Normalizer
 from tether.testing.cases import Case
 from tether.testing.traits import Traits
@@ -48,7 +47,7 @@ class Loss:
         """Its signature may name any of `doors`, and must name the first."""
         named = [
             each
-            for each in inspect.signature(function).parameters.values()
+            for each in parameters_of(function)
             if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
         ]
         names = {each.name for each in named if each.name in doors}
