@@ -37,6 +37,8 @@ STEPS = {
     "batch": {},
     "step": {"dp_size": 2, "batch_num_tokens": 61.0, "global_batch_size": 9.0},
     "no counts": {"dp_size": 2},
+    "tokens alone": {"batch_num_tokens": 61.0},
+    "sequences alone": {"global_batch_size": 9.0},
 }
 
 

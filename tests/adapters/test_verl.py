@@ -241,6 +241,13 @@ def test_infinity_is_clamped_as_in_verl(name, far):
     assert_same(*both(name, batch, "token-mean", config), *TOLERANCES[torch.float64])
 
 
+@pytest.mark.parametrize("given", [{"batch_num_tokens": 61.0}, {"global_batch_size": 9.0}])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_count_that_the_mode_does_not_divide_by_is_not_looked_at(mode, given):
+    pair = both("vanilla", policy_batch(0), mode, actor_config(given))
+    assert_same(*pair, *TOLERANCES[torch.float64])
+
+
 def test_what_cannot_be_said_is_refused():
     batch = policy_batch(0)
     by_token = batch | {"advantages": batch["log_prob"]}
