@@ -221,8 +221,7 @@ def linear_policy_loss(
     bonus = number_of(call.settings.numbers.get("entropy_coef", 0)) != 0
     rows.settings.choices["entropies"] = "true" if entropies or bonus else "false"
     chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
-    levels = levels_of(call.settings.choices)
-    of_tokens = levels == {"token"} and not call.own
+    of_tokens = levels_of(call.settings.choices) == {"token"} and not call.own
     if of_tokens and has_kernel(*linear) and support is None:
         return _loss_of_tokens(linear, active, call, rows.settings, chunk)
     made = _logps_of(function, linear, active, rows.settings, chunk, support, chunk_bytes)

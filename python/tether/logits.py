@@ -103,16 +103,13 @@ def token_logps(
         "softcap": softcap,
         "ignore_index": ignore_index,
     }
-    call = FUNCTIONS[function].call(
-        {"logits": logits, "targets": targets},
-        {**rows, "entropies": entropies, "statistics": statistics},
-    )
+    wanted = {"entropies": entropies, "statistics": statistics}
+    call = FUNCTIONS[function].call({"logits": logits, "targets": targets}, rows | wanted)
     check_no_tangents(function, logits=logits)
     targets = call.tensors["targets"].to(torch.int64).contiguous()
     if support is not None or not has_kernel(logits):
         where = "with a support, got one" if support is not None else "for logits on a device"
         _check_none(function, where, gradient_buffer=gradient_buffer, shard=shard)
-        wanted = {"entropies": entropies, "statistics": statistics}
         if support is not None:
             return _logps_of_support(logits, targets, support, **rows, **wanted)
         return _logps_by_torch(logits, targets, **rows, **wanted)
