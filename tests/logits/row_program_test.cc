@@ -158,11 +158,12 @@ void expect_near_definition(const Batch& batch, DType dtype, const Results& got,
 }
 
 void expect_right(const Batch& batch, DType dtype, int64_t offset, int64_t stride, bool in_place,
-                  bool backwards) {
+                  bool backwards, int64_t out_stride = 0) {
   const std::string what = name(dtype, batch.vocabulary) + " offset " + std::to_string(offset) +
                            " stride " + std::to_string(stride) + (in_place ? " in place" : "");
   Placed logits(batch, dtype, offset, 3, stride);
-  Placed apart(batch, dtype, in_place ? offset : offset / 2, 3, stride);
+  Placed apart(batch, dtype, in_place ? offset : offset / 2, 3,
+               out_stride > 0 ? out_stride : stride);
   const auto in = logits.view<const void>(batch);
   const Results got = forward(in, batch.targets.data(), batch.options, backwards);
   Placed& out = in_place ? logits : apart;
@@ -183,6 +184,10 @@ TEST(RowProgram, MatchesTheDefinitionAtAnyPlace) {
         }
       }
       expect_right(random_batch(dtype, 2, vocabulary, 3), dtype, 1, 2, true, true);
+      for (int64_t stride : {1, 2}) {  // the gradient's is the other one
+        expect_right(random_batch(dtype, 2, vocabulary, 3), dtype, 8, stride, false, false,
+                     3 - stride);
+      }
     }
   }
 }
