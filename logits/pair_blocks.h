@@ -161,12 +161,21 @@ struct PairGradient {
   PairSlope<Real> dq, dp;
 };
 
-// What a pass makes: the gradients of q, those of p. kGuarded: of rows with a column that has more
-// than half of one, the sums of the others; of rows with columns at -inf in one alone, no gap
+// The same of the pair (p, q).
+template <class Real>
+PairGradient<Real> swapped(const PairGradient<Real>& row) {
+  PairGradient<Real> out = {row.of_p, row.of_q, row.over_sum_p, row.over_sum_q, row.dp, row.dq};
+  out.dq.gap = -out.dq.gap;
+  out.dp.gap = -out.dp.gap;
+  return out;
+}
+
+// What a pass makes: the gradients of q, those of p too. kGuarded: of rows with a column that has
+// more than half of one, the sums of the others; of rows with columns at -inf in one alone, no gap
 // there.
-template <bool with_q, bool with_p, bool guarded>
+template <bool both, bool guarded>
 struct PairPass {
-  static constexpr bool kQ = with_q, kP = with_p, kGuarded = guarded;
+  static constexpr bool kBoth = both, kGuarded = guarded;
 };
 
 template <class Pass, class Stored, class Real = RealOf<Stored>>
@@ -183,18 +192,20 @@ TETHER_INLINE void gradient_pair(const Stored* q, const Stored* p, const PairGra
     const Real a = q_power * row.over_sum_q, b = p_power * row.over_sum_p;
     Real gap = far_exponent(row.of_q, x[i]) - far_exponent(row.of_p, y[i]);
     if constexpr (Pass::kGuarded) gap = or_zero(gap, (x[i] > -kInfinity) & (y[i] > -kInfinity));
-    if constexpr (Pass::kQ) {
-      dq_buffer[i] = pair_gradient<Pass::kGuarded>(row.dq, a, b, gap, t, q_others[i]);
-    }
-    if constexpr (Pass::kP) {
+    dq_buffer[i] = pair_gradient<Pass::kGuarded>(row.dq, a, b, gap, t, q_others[i]);
+    if constexpr (Pass::kBoth) {
       dp_buffer[i] = pair_gradient<Pass::kGuarded>(row.dp, b, a, gap, u, p_others[i]);
     }
   }
-  constexpr bool kSame = std::is_same_v<Stored, Real>;
-  if constexpr (Pass::kQ && kSame) std::copy_n(dq_buffer, kRowLanes, dq);
-  if constexpr (Pass::kP && kSame) std::copy_n(dp_buffer, kRowLanes, dp);
-  if constexpr (Pass::kQ && !kSame) narrow_lanes(dq_buffer, dq);
-  if constexpr (Pass::kP && !kSame) narrow_lanes(dp_buffer, dp);
+  const auto store = [](const Real* gradients, Stored* to) {
+    if constexpr (std::is_same_v<Stored, Real>) {
+      std::copy_n(gradients, kRowLanes, to);
+    } else {
+      narrow_lanes(gradients, to);
+    }
+  };
+  store(dq_buffer, dq);
+  if constexpr (Pass::kBoth) store(dp_buffer, dp);
 }
 
 template <class Pass, class Stored, class Real = RealOf<Stored>>

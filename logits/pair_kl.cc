@@ -175,14 +175,14 @@ void write_gradients(const Stored* q, int64_t q_stride, const Stored* p, int64_t
     const Block<Stored> x(q, q_stride, begin, vocabulary), y(p, p_stride, begin, vocabulary);
     gradient_pairs<Pass>(x.logits, y.logits, x.padded, row, q_buffer, p_buffer, dq.others,
                          dp.others);
-    constexpr bool kOfQ = Pass::kQ && Pass::kGuarded, kOfP = Pass::kP && Pass::kGuarded;
-    if constexpr (kOfQ) dq.look_for_majority(x, begin, row.of_q, row.over_sum_q);
-    if constexpr (kOfP) dp.look_for_majority(y, begin, row.of_p, row.over_sum_p);
-    if constexpr (Pass::kQ) dq.write(q_buffer, begin, x.count);
-    if constexpr (Pass::kP) dp.write(p_buffer, begin, y.count);
+    constexpr bool kOfBoth = Pass::kBoth && Pass::kGuarded;
+    if constexpr (Pass::kGuarded) dq.look_for_majority(x, begin, row.of_q, row.over_sum_q);
+    if constexpr (kOfBoth) dp.look_for_majority(y, begin, row.of_p, row.over_sum_p);
+    dq.write(q_buffer, begin, x.count);
+    if constexpr (Pass::kBoth) dp.write(p_buffer, begin, y.count);
   }
-  if constexpr (Pass::kQ) dq.write_majority(row.dq.size);
-  if constexpr (Pass::kP) dp.write_majority(row.dp.size);
+  dq.write_majority(row.dq.size);
+  if constexpr (Pass::kBoth) dp.write_majority(row.dp.size);
 }
 
 // ---- all rows -----------------------------------------------------------------------------------
@@ -288,19 +288,20 @@ void logits_kl_gradients(const ConstLogits& q, const ConstLogits& p, double temp
         return;
       }
       const auto gradient = gradient_of_pair<RealOf<Stored>>(sums, factors, temperature);
-      const auto write = [&]<class Pass>(Pass) {
-        write_gradients<Pass>(row_of<Stored>(q, row), q.stride, row_of<Stored>(p, row), p.stride,
-                              q.vocabulary, gradient,
-                              {Pass::kQ ? row_of<Stored>(dq, row) : nullptr, dq.stride},
-                              {Pass::kP ? row_of<Stored>(dp, row) : nullptr, dp.stride});
-      };
+      const Stored* of_q = row_of<Stored>(q, row);
+      const Stored* of_p = row_of<Stored>(p, row);
+      const PairOutput<Stored> to_q = {with_q ? row_of<Stored>(dq, row) : nullptr, dq.stride};
+      const PairOutput<Stored> to_p = {with_p ? row_of<Stored>(dp, row) : nullptr, dp.stride};
       const auto write_with = [&]<bool kGuarded>(std::bool_constant<kGuarded>) {
+        using Both = PairPass<true, kGuarded>;
+        using One = PairPass<false, kGuarded>;
         if (with_q && with_p) {
-          write(PairPass<true, true, kGuarded>{});
+          write_gradients<Both>(of_q, q.stride, of_p, p.stride, q.vocabulary, gradient, to_q, to_p);
         } else if (with_q) {
-          write(PairPass<true, false, kGuarded>{});
+          write_gradients<One>(of_q, q.stride, of_p, p.stride, q.vocabulary, gradient, to_q, to_p);
         } else if (with_p) {
-          write(PairPass<false, true, kGuarded>{});
+          write_gradients<One>(of_p, p.stride, of_q, q.stride, q.vocabulary, swapped(gradient),
+                               to_p, to_q);
         }
       };
       if (has_majority(sums.sum_q) || has_majority(sums.sum_p) || has_lone_columns(sums)) {
