@@ -147,93 +147,121 @@ struct TokenFactors {
   T loss, kl;  // of S and K in the loss
 };
 
-// Adds a block to the sums and makes its gradient. Loss and penalty are added in double throughout,
-// the others in T within the block. A broken token, which has a NaN or infinity somewhere, spoils
-// the loss and its own gradient: saturation would hide it.
-//
-// `ratio_weight`: of the tokens in the metrics of the ratio. kWeighted: by W. kBounded: what
-// overflows counts as the largest number, in `loss`, `dloss`, `kl` and `dkl` too.
+// The orders of the highest and of the lowest number.
+template <class T>
+inline constexpr Order<T> kLastOrder = order_of(std::numeric_limits<T>::infinity());
+template <class T>
+inline constexpr Order<T> kFirstOrder = ~kLastOrder<T>;
+
+// The sums of one lane: loss and penalty in double throughout, the others in T within the block.
+template <class T>
+struct TokenLane {
+  double loss = 0, kl = 0;
+  T low = 0, high = 0, dual = 0, k1 = 0, k3 = 0, ratios = 0, squares = 0, nonfinite = 0;
+  Order<T> most, least;
+};
+
+// What overflows counts as the largest number.
+template <bool kBounded, class T>
+TETHER_INLINE T bounded_if(T value) {
+  return kBounded ? bounded(value) : value;
+}
+
+// The loss and the penalty of token i, and its gradient. A broken token, which has a NaN or infinity
+// somewhere, spoils the loss and its own gradient: saturation would hide it. Returns which are.
+template <bool kPenalty, bool kWeighted, bool kBounded, class T>
+TETHER_INLINE Mask<T> add_loss(T loss_factor, T kl_factor, int i, TokenBlock<T>& block,
+                               TokenLane<T>& lane) {
+  const T w = block.weight[i];
+  if constexpr (kBounded) {
+    block.loss[i] = bounded(block.loss[i]);
+    block.dloss[i] = bounded(block.dloss[i]);
+  }
+  T loss = block.loss[i], slope = block.dloss[i], trace = T(0);
+  if constexpr (kWeighted) {
+    const T W = block.token_weight[i];
+    loss = bounded_if<kBounded>(W * loss);
+    slope = bounded_if<kBounded>(W * slope);
+    trace = W * T(0);
+  }
+  T gradient = bounded_if<kBounded>(loss_factor * slope);
+  const Mask<T> active = mask<T>(w != T(0));
+  if constexpr (kPenalty) {
+    if constexpr (kBounded) {
+      block.kl[i] = bounded(block.kl[i]);
+      block.dkl[i] = bounded(block.dkl[i]);
+    }
+    const T kl = block.kl[i];
+    gradient += bounded_if<kBounded>(kl_factor * block.dkl[i]);
+    trace += kl * T(0) + block.anchor_logp[i] * T(0);
+    lane.kl += double(keep(active, w * kl));
+  }
+  gradient = bounded_if<kBounded>(gradient);
+  trace += zero_or_nan(block.log_ratio[i], block.advantage[i], loss, gradient);
+  const Mask<T> broken = active & mask<T>(trace != T(0));
+  lane.loss += double(spoil(broken, keep(active, w * loss)));
+  block.dlogp[i] = spoil(broken, keep(active, w * gradient));
+  lane.nonfinite += keep(broken, T(1));
+  return broken;
+}
+
+// The metrics of the ratio of token i, which has `weight` in them.
+template <class T>
+TETHER_INLINE void add_ratio(T weight, Mask<T> broken, int i, const TokenBlock<T>& block,
+                             TokenLane<T>& lane) {
+  using Order = Order<T>;
+  const T A = block.advantage[i], d = block.log_ratio[i];
+  const T stuck = keep(mask<T>(block.dloss[i] == T(0)), weight);
+  const T bad = keep(mask<T>(A < T(0)), stuck), good = keep(mask<T>(A > T(0)), stuck);
+  lane.low += keep(mask<T>(d < T(0)), bad + good);
+  lane.high += keep(mask<T>(d > T(0)), good);
+  lane.dual += keep(mask<T>(d > T(0)), bad);
+
+  const T ratio = bounded(block.ratio[i], kLargestRatio<T>), weighted_ratio = weight * ratio;
+  lane.ratios += weighted_ratio;
+  lane.squares += weighted_ratio * ratio;
+  lane.k1 -= weight * d;
+  lane.k3 += weight * block.ratio_k3[i];
+  const Mask<T> active = mask<T>(block.weight[i] != T(0));
+  const Order seen = Order(active & ~broken), order = order_of(d) & seen;
+  const Order above = order | (kFirstOrder<T> & ~seen), below = order | (kLastOrder<T> & ~seen);
+  lane.most = above > lane.most ? above : lane.most;
+  lane.least = below < lane.least ? below : lane.least;
+}
+
+// Adds a block to the sums and makes its gradient. `ratio_weight`: of the tokens in the metrics of
+// the ratio. kWeighted: by W. kBounded: in `loss`, `dloss`, `kl` and `dkl` too.
 template <bool kPenalty, bool kWeighted, bool kBounded, class T>
 TETHER_CLONES void sum_block(const TokenFactors<T>& factors, const T* ratio_weight,
                              TokenBlock<T>& block, MetricSums& metrics) {
   const T loss_factor = factors.loss, kl_factor = factors.kl;
   using M = PolicyMetrics;
-  using Order = Order<T>;
-  constexpr Order kLast = order_of(std::numeric_limits<T>::infinity()), kFirst = ~kLast;
   double losses[kLanes], kls[kLanes];
   T sums[M::kNonfinite + 1][kLanes], highest[kLanes], lowest[kLanes];
 #pragma GCC ivdep
 #pragma GCC unroll 1
   for (int lane = 0; lane < kLanes; ++lane) {  // VECTOR
-    double loss_sum = 0, kl_sum = 0;
-    T low = 0, high = 0, dual = 0, k1_sum = 0, k3_sum = 0, ratios = 0, squares = 0, nonfinite = 0;
-    Order most = kFirst, least = kLast;
+    TokenLane<T> of{.most = kFirstOrder<T>, .least = kLastOrder<T>};
     int start = 0;
     do {
       const int i = start + lane;
-      const T w = block.weight[i], A = block.advantage[i], d = block.log_ratio[i];
-      if constexpr (kBounded) {
-        block.loss[i] = bounded(block.loss[i]);
-        block.dloss[i] = bounded(block.dloss[i]);
-      }
-      const T dloss = block.dloss[i];
-      T loss = block.loss[i], slope = dloss, trace = T(0);
-      if constexpr (kWeighted) {
-        const T W = block.token_weight[i];
-        loss = kBounded ? bounded(W * loss) : W * loss;
-        slope = kBounded ? bounded(W * slope) : W * slope;
-        trace = W * T(0);
-      }
-      T gradient = loss_factor * slope;
-      if constexpr (kBounded) gradient = bounded(gradient);
-      const Mask<T> active = mask<T>(w != T(0));
-      if constexpr (kPenalty) {
-        if constexpr (kBounded) {
-          block.kl[i] = bounded(block.kl[i]);
-          block.dkl[i] = bounded(block.dkl[i]);
-        }
-        const T kl = block.kl[i], of_penalty = kl_factor * block.dkl[i];
-        gradient += kBounded ? bounded(of_penalty) : of_penalty;
-        trace += kl * T(0) + block.anchor_logp[i] * T(0);
-        kl_sum += double(keep(active, w * kl));
-      }
-      if constexpr (kBounded) gradient = bounded(gradient);
-      trace += zero_or_nan(d, A, loss, gradient);
-      const Mask<T> broken = active & mask<T>(trace != T(0));
-      loss_sum += double(spoil(broken, keep(active, w * loss)));
-      block.dlogp[i] = spoil(broken, keep(active, w * gradient));
-      nonfinite += keep(broken, T(1));
-
-      const T of_ratio = ratio_weight[i];
-      const T stuck = keep(mask<T>(dloss == T(0)), of_ratio);
-      const T bad = keep(mask<T>(A < T(0)), stuck), good = keep(mask<T>(A > T(0)), stuck);
-      low += keep(mask<T>(d < T(0)), bad + good);
-      high += keep(mask<T>(d > T(0)), good);
-      dual += keep(mask<T>(d > T(0)), bad);
-
-      const T ratio = bounded(block.ratio[i], kLargestRatio<T>), weighted_ratio = of_ratio * ratio;
-      ratios += weighted_ratio;
-      squares += weighted_ratio * ratio;
-      k1_sum -= of_ratio * d;
-      k3_sum += of_ratio * block.ratio_k3[i];
-      const Order seen = Order(active & ~broken), order = order_of(d) & seen;
-      const Order above = order | (kFirst & ~seen), below = order | (kLast & ~seen);
-      most = above > most ? above : most;
-      least = below < least ? below : least;
+      const Mask<T> broken =
+          add_loss<kPenalty, kWeighted, kBounded>(loss_factor, kl_factor, i, block, of);
+      add_ratio(ratio_weight[i], broken, i, block, of);
       start += kLanes;
     } while (start < block.size);
-    losses[lane] = loss_sum;
-    kls[lane] = kl_sum;
-    sums[M::kClipFractionLow][lane] = low;
-    sums[M::kClipFractionHigh][lane] = high;
-    sums[M::kClipFractionDual][lane] = dual;
-    sums[M::kApproxKlK1][lane] = k1_sum;
-    sums[M::kApproxKlK3][lane] = k3_sum;
-    sums[M::kRatio][lane] = ratios;
-    sums[M::kRatioSquared][lane] = squares;
-    sums[M::kNonfinite][lane] = nonfinite;
-    highest[lane] = in_order<T>(most);
-    lowest[lane] = -in_order<T>(least);
+    losses[lane] = of.loss;
+    kls[lane] = of.kl;
+    sums[M::kClipFractionLow][lane] = of.low;
+    sums[M::kClipFractionHigh][lane] = of.high;
+    sums[M::kClipFractionDual][lane] = of.dual;
+    sums[M::kApproxKlK1][lane] = of.k1;
+    sums[M::kApproxKlK3][lane] = of.k3;
+    sums[M::kRatio][lane] = of.ratios;
+    sums[M::kRatioSquared][lane] = of.squares;
+    sums[M::kNonfinite][lane] = of.nonfinite;
+    highest[lane] = in_order<T>(of.most);
+    lowest[lane] = -in_order<T>(of.least);
   }
   metrics.sums[M::kPolicyLoss].add(losses);
   metrics.sums[M::kKl].add(kls);
