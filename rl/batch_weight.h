@@ -5,6 +5,7 @@
 #include <cmath>
 #include <concepts>
 #include <cstddef>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -67,6 +68,15 @@ inline double mean_of(const BatchTokens& tokens, std::span<const double> column)
     count += tokens.weight[i];
   }
   return count > 0 ? column[0] + sum / count : 0;
+}
+
+// The places of a column in the order of its numbers, the largest first; of equal ones the first.
+inline std::vector<size_t> descending(std::span<const double> column) {
+  std::vector<size_t> order(column.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return column[a] > column[b]; });
+  return order;
 }
 
 // e^x, which saturates as in float32 (core/number.h): a weight has to fit there.

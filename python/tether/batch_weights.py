@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from tether import reference
 from tether._checks import check_strings, hint
 from tether._functions import BATCH_WEIGHTS, FUNCTIONS, Call
 from tether._lists import Choice, Option, Value, checked_settings
+from tether._ops import has_kernel
 
 
 class BatchWeightRule(NamedTuple):
@@ -55,9 +57,9 @@ def batch_weights(
     shall not be counted, response_mask=mask * batch_weights("m2po", ...).
 
     Over the batch that is given: pass the micro-batches of a step packed, those of its ranks
-    gathered. Absent old_logps stand for nothing here: of a first update pass logps. In float64, on
-    the CPU; tensors elsewhere come over and the weights go back. A number that is not finite, of
-    those that the rule needs, makes every weight NaN. Raises ValueError or TypeError.
+    gathered. Absent old_logps stand for nothing here: of a first update pass logps. In float64; on
+    other devices than the CPU by torch's operations, which wait for nothing. A number that is not
+    finite, of those that the rule needs, makes every weight NaN. Raises ValueError or TypeError.
     """
     function = "batch_weights"
     check_strings(function, rule=rule)
@@ -80,5 +82,8 @@ def batch_weights(
     row = _CATALOGUE[rule]
     settings = checked_settings(function, row.options, row.choices, options)
     choices = {"rule": rule, **settings.choices}
-    call = Call(FUNCTIONS[function], checked, settings._replace(choices=choices))
-    return call.on_cpu().run().to(logps.device)
+    call = Call(FUNCTIONS[function], checked, settings._replace(choices=choices)).detached()
+    if has_kernel(logps):
+        return call.run()
+    call.check_settings(function)
+    return reference.batch_weights(**call.tensors, **call.named_settings())

@@ -8,9 +8,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tether import reference
-from tether._checks import check_number, check_positive, in_name_of, number_of
+from tether._checks import Number, check_number, check_positive, in_name_of, number_of
 from tether._functions import FUNCTIONS, Call
 from tether._lists import Settings
+from tether._ops import has_kernel
 
 
 class Moments(NamedTuple):
@@ -44,24 +45,24 @@ class KlReport(NamedTuple):
 class RatioSpread(NamedTuple):
     """Of the ratios r = trainer / engine at one level; see estimators/kl/mismatch.h."""
 
-    mean: float  # 1 in expectation
-    min: float
-    max: float
-    chi2: float  # mean r^2 - 1
-    ess: float  # (sum r)^2 / (n sum r^2), in (0, 1]
+    mean: Number  # 1 in expectation
+    min: Number
+    max: Number
+    chi2: Number  # mean r^2 - 1
+    ess: Number  # (sum r)^2 / (n sum r^2), in (0, 1]
 
 
 class MismatchReport(NamedTuple):
     """Of mismatch_report; see estimators/kl/mismatch.h."""
 
-    tokens: float
-    sequences: float
-    k1: float  # of KL(engine || trainer), mean over tokens [nats]
-    k3: float
-    perplexity: float  # mean over sequences of e^-(mean log-probability)
-    rollout_perplexity: float
-    probability_gap: float  # mean |p_trainer - p_engine| of the tokens
-    probability_gap_max: float
+    tokens: Number
+    sequences: Number
+    k1: Number  # of KL(engine || trainer), mean over tokens [nats]
+    k3: Number
+    perplexity: Number  # mean over sequences of e^-(mean log-probability)
+    rollout_perplexity: Number
+    probability_gap: Number  # mean |p_trainer - p_engine| of the tokens
+    probability_gap_max: Number
     token: RatioSpread
     sequence_mean: RatioSpread  # of geometric means
     sequence_sum: RatioSpread  # of whole sequences
@@ -143,6 +144,8 @@ def mismatch_report(
 
     old_logps        [B, T], or packed [N] with offsets [nats]: the trainer's, before the step
     rollout_logps    like it, of the engine
+
+    Numbers; of other devices than the CPU tensors of one number, so that nothing waits for them.
     """
     tensors = {
         "old_logps": old_logps,
@@ -150,6 +153,10 @@ def mismatch_report(
         "response_mask": response_mask,
         "offsets": offsets,
     }
-    out = FUNCTIONS["mismatch_report"].call(tensors, {}).on_cpu().run().tolist()
+    call = FUNCTIONS["mismatch_report"].call(tensors, {}).detached()
+    if has_kernel(old_logps):
+        out = call.run().tolist()
+    else:
+        out = reference.mismatch_report(**call.tensors).unbind()
     levels = (RatioSpread(*out[begin : begin + 5]) for begin in (8, 13, 18))
     return MismatchReport(*out[:8], *levels)

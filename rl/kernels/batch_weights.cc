@@ -126,6 +126,7 @@ void check_needs(std::string_view function, const BatchWeightInputs<bool>& given
   check(needs.rollout_logps, given.rollout_logps, "rollout_logps");
   check(needs.advantages, given.advantages, "advantages");
   check(needs.entropies, given.entropies, "entropies");
+  check_options(function, rule);
 }
 
 void batch_weights(std::string_view function, const BatchWeightArrays& batch,
@@ -133,7 +134,6 @@ void batch_weights(std::string_view function, const BatchWeightArrays& batch,
   check_inputs(function, batch);
   check_needs(function, presence_of(batch), rule);
   check_weights(function, batch.layout, batch.response_mask);
-  check_options(function, rule);
   if (rule.needs().turns && batch.turn_ids) {
     check_ascending(function, "turn_ids", batch.layout, batch.turn_ids, batch.response_mask);
   }

@@ -6,7 +6,7 @@
 
 namespace tether {
 
-// Throws unless what the rule needs is given.
+// Throws unless what the rule needs is given and its options are legal.
 void check_needs(std::string_view function, const BatchWeightInputs<bool>& given,
                  const BatchWeight& rule);
 

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdint>
 #include <numeric>
-#include <random>
 #include <span>
 #include <vector>
 
@@ -32,6 +31,15 @@ inline size_t share_of(const BatchTokens& tokens, double share) {
   const double count = std::accumulate(tokens.weight.begin(), tokens.weight.end(), 0.0);
   const double wanted = std::max(1.0, std::floor(share * count));
   return static_cast<size_t>(std::min(wanted, static_cast<double>(tokens.size())));
+}
+
+// A whole random number below 2^53, of a seed and a place among the active tokens: so the picks are
+// the same on every device. SplitMix64: Steele et al. 2014, doi:10.1145/2714064.2660195.
+inline double lot(uint64_t place, uint64_t seed) {
+  uint64_t z = seed + (place + 1) * 0x9e3779b97f4a7c15;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+  return static_cast<double>((z ^ (z >> 31)) >> 11);
 }
 
 // Clip-Cov: 0 at randomly picked tokens of high covariance, low < C < high, else 1. Those that
@@ -63,19 +71,16 @@ struct ClipCovPicks {
   }
   void operator()(const BatchTokens& tokens, std::span<double> out) const {
     const std::vector<double> C = covariances(tokens);
-    std::vector<size_t> candidates;
+    std::vector<double> lots(C.size(), -1);  // of candidates
     for (size_t i = 0; i < C.size(); ++i) {
       const double ratio = std::exp(tokens.logp[i] - tokens.old_logp[i]);
       if (low < C[i] && C[i] < high && !is_clipped(ratio, tokens.advantage[i])) {
-        candidates.push_back(i);
+        lots[i] = lot(i, static_cast<uint64_t>(seed));
       }
     }
-    std::mt19937_64 random(static_cast<uint64_t>(seed));
-    const size_t picks = std::min(share_of(tokens, share), candidates.size());
-    for (size_t k = 0; k < picks; ++k) {  // Fisher-Yates; std::shuffle differs between libraries
-      std::swap(candidates[k], candidates[k + random() % (candidates.size() - k)]);
-      out[candidates[k]] = 0;
-    }
+    const std::vector<size_t> order = descending(lots);
+    const size_t picks = share_of(tokens, share);
+    for (size_t k = 0; k < picks && lots[order[k]] >= 0; ++k) out[order[k]] = 0;
   }
 };
 
@@ -90,10 +95,7 @@ struct KlCovPicks {
   static constexpr auto fields() { return std::tuple{field("share", &KlCovPicks::share, {0, 1})}; }
 
   void operator()(const BatchTokens& tokens, std::span<double> out) const {
-    const std::vector<double> C = covariances(tokens);
-    std::vector<size_t> order(C.size());
-    std::iota(order.begin(), order.end(), size_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return C[a] > C[b]; });
+    const std::vector<size_t> order = descending(covariances(tokens));
     std::fill(out.begin(), out.end(), 0.0);
     const size_t picks = share_of(tokens, share);
     for (size_t k = 0; k < picks; ++k) out[order[k]] = 1;

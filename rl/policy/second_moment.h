@@ -1,7 +1,5 @@
 #pragma once
 
-#include <algorithm>
-#include <numeric>
 #include <span>
 #include <vector>
 
@@ -27,10 +25,7 @@ struct SecondMoment {
       const double x = tokens.old_logp[i] - tokens.rollout_logp[i];
       squares[i] = x * x;
     }
-    std::vector<size_t> order(squares.size());
-    std::iota(order.begin(), order.end(), size_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](size_t a, size_t b) { return squares[a] > squares[b]; });
+    const std::vector<size_t> order = descending(squares);
     // From the small end: the longest run whose mean is below the threshold.
     double sum = 0, count = 0;
     size_t kept = order.empty() ? 0 : 1;

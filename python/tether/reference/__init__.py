@@ -20,8 +20,10 @@ from tether.reference.advantages import (
     group_advantage,
     whiten,
 )
+from tether.reference.batch_weights import BATCH_WEIGHTS, batch_weights
 from tether.reference.kl import k1, k2, k3, kl_report
 from tether.reference.logps import categorical_kl, token_logps, token_statistics, top_k_kl
+from tether.reference.mismatch import mismatch_report
 from tether.reference.objectives import OBJECTIVES
 from tether.reference.policy import local_counts, policy_loss, policy_token_losses
 from tether.reference.preference import LINKS, PREFERENCES, preference_loss
@@ -29,6 +31,7 @@ from tether.reference.value import value_loss
 from tether.reference.weights import WEIGHTS
 
 __all__ = [
+    "BATCH_WEIGHTS",
     "GROUP_RULES",
     "LINKS",
     "OBJECTIVES",
@@ -36,6 +39,7 @@ __all__ = [
     "RECURSIONS",
     "WEIGHTS",
     "advantage",
+    "batch_weights",
     "categorical_kl",
     "discounted_returns",
     "generalized_advantage_estimation",
@@ -45,6 +49,7 @@ __all__ = [
     "k3",
     "kl_report",
     "local_counts",
+    "mismatch_report",
     "policy_loss",
     "policy_token_losses",
     "preference_loss",

@@ -7,7 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from tether.reference.numbers import Number, minimum, saturate, with_gradient_of
+from tether.reference.numbers import (
+    Number,
+    minimum,
+    number_beside,
+    saturate,
+    with_gradient_of,
+)
 from tether.reference.rows import SharedRatio
 
 # x ~ sampled, log_ratio = log other(x) - log sampled(x), of KL(sampled || other).
@@ -40,7 +46,7 @@ def k3(log_ratio: Tensor) -> Tensor:
 
 def low_var_kl(log_ratio: Tensor) -> Tensor:
     """min(e^d - 1 - d, 10): k3 up to a bound, beyond which it has no gradient. verl."""
-    return minimum(k3(log_ratio), log_ratio.new_tensor(10.0))
+    return minimum(k3(log_ratio), number_beside(10.0, log_ratio))
 
 
 # Each form and its score, K + dK / dlogp.
@@ -108,7 +114,7 @@ def kl_term(
 
 
 def _log(value: Number, like: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device).log()
+    return number_beside(value, like).log()
 
 
 def kl_report(

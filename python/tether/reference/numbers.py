@@ -14,6 +14,15 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def number_beside(value: Number, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of one number on the device of `like`, in its dtype unless said. What Python has is
+    written there: a copy from the host would be waited for."""
+    dtype = dtype or like.dtype
+    if isinstance(value, Tensor):
+        return value.to(like.device, dtype)
+    return torch.full((), value, dtype=dtype, device=like.device)
+
+
 def minimum(a: Tensor, b: Tensor) -> Tensor:
     return torch.where((b < a) | torch.isnan(b), b, a)
 
@@ -23,9 +32,7 @@ def maximum(a: Tensor, b: Tensor) -> Tensor:
 
 
 def clamp(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
-    floor = torch.as_tensor(low, dtype=x.dtype, device=x.device)
-    ceiling = torch.as_tensor(high, dtype=x.dtype, device=x.device)
-    return minimum(maximum(x, floor), ceiling)
+    return minimum(maximum(x, number_beside(low, x)), number_beside(high, x))
 
 
 def saturate(x: Tensor, *, below: bool) -> Tensor:

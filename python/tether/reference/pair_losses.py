@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether.reference.numbers import Number, with_slope
+from tether.reference.numbers import Number, number_beside, with_slope
 
 # x = beta (g_c - g_r), of linked scores above baselines. The slopes of losses are written out:
 # torch would add up those of the parts, which for an infinite upstream gradient is NaN.
@@ -26,7 +26,7 @@ def _reward(score: Tensor, beta: Number) -> Tensor:
 
 def double(number: Number, like: Tensor) -> Tensor:
     """In float64, which torch does not take for a Python number by itself."""
-    return torch.as_tensor(number, dtype=torch.float64, device=like.device)
+    return number_beside(number, like, torch.float64)
 
 
 class Pair(NamedTuple):

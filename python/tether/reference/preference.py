@@ -13,6 +13,7 @@ from tether.reference.numbers import (
     LARGEST_LOGP,
     Number,
     bounded,
+    number_beside,
     saturated,
     wide_dtype,
     with_gradient_of,
@@ -36,7 +37,7 @@ def forward_kl(score: Tensor) -> Tensor:
 
 def alphapo(score: Tensor, *, alpha: Number = 0.25) -> Tensor:
     """(1 - e^(-alpha S)) / alpha, saturated at 40; S at alpha 0. Gupta et al., arXiv:2501.03884."""
-    alpha = torch.as_tensor(alpha, dtype=score.dtype, device=score.device)
+    alpha = number_beside(alpha, score)
     straight = alpha.abs() < 1e-150
     bent = (-alpha * score.detach()).clamp(-40, 40)
     reward = torch.expm1(bent) / -torch.where(straight, 1.0, alpha)
