@@ -88,8 +88,13 @@ def parameters_of(function: Callable) -> tuple[inspect.Parameter, ...]:
     return tuple(inspect.signature(called).parameters.values())
 
 
-# Words of TRL and verl.
+# Words of trainers.
 _WORDS = {
+    "a2c": "reinforce",
+    "aot": "cdpo",
+    "apo_zero_unpaired": "kto",
+    "bypass_mode": "ppo_dual_clip",
+    "clip_ppo": "ppo",
     "clip_ratio_c": "dual_clip",
     "clip_ratio_high": "epsilon_high",
     "clip_ratio_low": "epsilon_low",
@@ -97,14 +102,20 @@ _WORDS = {
     "entropy_coeff": "entropy_coef",
     "epsilon": "epsilon_low",
     "geo_mean": "gmpo",
+    "group_norm": "grpo",
+    "grpo_vectorized": "grpo",
+    "icepop": "masked_importance",
     "importance_sampling_level": "level",
     "kl": "k1",
     "kl_loss_coef": "beta",
     "kl_loss_type": "kl_estimator",
     "loss_agg_mode": "aggregation",
     "mse": "k2",
+    "rloo_vectorized": "rloo",
     "sequence": "sequence_mean",
     "sigmoid": "dpo",
+    "sigmoid_norm": "dpo",
+    "tis": "truncated_importance",
     "vanilla": "ppo_dual_clip",
 }
 

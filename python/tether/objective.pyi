@@ -491,6 +491,10 @@ class TrlGmpo(Gmpo):
     """gmpo with the defaults of a trainer: trl.gmpo."""
 
 @dataclass(frozen=True, kw_only=True)
+class TrlA2po(A2po):
+    """a2po with the defaults of a trainer: trl.a2po."""
+
+@dataclass(frozen=True, kw_only=True)
 class VerlVanilla(PpoDualClip):
     """ppo_dual_clip with the defaults of a trainer: verl.vanilla."""
 
@@ -578,6 +582,13 @@ class VerlKlCov(KlCov):
     beta: Number = 0.1
 
 @dataclass(frozen=True, kw_only=True)
+class VerlBypassMode(PpoDualClip):
+    """ppo_dual_clip with the defaults of a trainer: verl.bypass_mode."""
+
+    kl_estimator: KlEstimator = "low_var_kl"
+    kl_gradient: KlGradient = "low_var_kl"
+
+@dataclass(frozen=True, kw_only=True)
 class OpenrlhfPpo(Ppo):
     """ppo with the defaults of a trainer: openrlhf.ppo."""
 
@@ -591,6 +602,18 @@ class OpenrlhfGspo(Gspo):
 @dataclass(frozen=True, kw_only=True)
 class SlimeGrpo(Grpo):
     """grpo with the defaults of a trainer: slime.grpo."""
+
+@dataclass(frozen=True, kw_only=True)
+class SlimePpo(Grpo):
+    """grpo with the defaults of a trainer: slime.ppo."""
+
+@dataclass(frozen=True, kw_only=True)
+class SlimeReinforcePlusPlus(Grpo):
+    """grpo with the defaults of a trainer: slime.reinforce_plus_plus."""
+
+@dataclass(frozen=True, kw_only=True)
+class SlimeReinforcePlusPlusBaseline(Grpo):
+    """grpo with the defaults of a trainer: slime.reinforce_plus_plus_baseline."""
 
 @dataclass(frozen=True, kw_only=True)
 class SlimeGspo(Gspo):
@@ -653,6 +676,18 @@ class NemoRlReinforce(Reinforce):
 @dataclass(frozen=True, kw_only=True)
 class TorchrlClipPpo(Ppo):
     """ppo with the defaults of a trainer: torchrl.clip_ppo."""
+
+@dataclass(frozen=True, kw_only=True)
+class TorchrlPpo(Linear):
+    """linear with the defaults of a trainer: torchrl.ppo."""
+
+@dataclass(frozen=True, kw_only=True)
+class TorchrlA2c(Reinforce):
+    """reinforce with the defaults of a trainer: torchrl.a2c."""
+
+@dataclass(frozen=True, kw_only=True)
+class TorchrlReinforce(Reinforce):
+    """reinforce with the defaults of a trainer: torchrl.reinforce."""
 
 @dataclass(frozen=True, kw_only=True)
 class TorchrlGrpo(Ppo):

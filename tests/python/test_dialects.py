@@ -35,6 +35,35 @@ def test_have_the_trainers_defaults():
     }  # fmt: skip
 
 
+# What their documentation lets one write, of losses of a policy.
+SETTINGS = {
+    "trl": "grpo bnpo dr_grpo dapo cispo sapo luspo vespo rloo gmpo a2po",
+    "verl": "vanilla dppo_tv dppo_kl gspo sapo gpg clip_cov kl_cov geo_mean dro cispo bypass_mode",
+    "openrlhf": "ppo gspo",
+    "slime": "grpo gspo cispo ppo reinforce_plus_plus reinforce_plus_plus_baseline",
+    "nemo_rl": "grpo gspo cispo reinforce",
+    "prime_rl": "default ipo",
+    "torchrl": "clip_ppo ppo grpo cispo a2c reinforce",
+}
+
+
+@pytest.mark.parametrize("trainer", SETTINGS)
+def test_every_loss_of_a_trainer_can_be_typed_in(trainer):
+    batch = padded_batch()
+    for name in SETTINGS[trainer].split():
+        assert evaluated(batch, objective=f"{trainer}.{name}").loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    "word, meant",
+    [("geo_mean", "gmpo"), ("vanilla", "ppo_dual_clip"), ("clip_ppo", "ppo"), ("a2c", "reinforce")],
+)
+def test_their_words_alone_are_answered(word, meant):
+    with pytest.raises(ValueError) as caught:
+        tether.policy_loss(**padded_batch(), objective=word)
+    assert str(caught.value).endswith(f', got "{word}". Did you mean {meant}?')
+
+
 def test_the_caller_has_the_last_word():
     batch = padded_batch()
     given = {"ratio_high": 1.05, "aggregation": "token_sum"}
