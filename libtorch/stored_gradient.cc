@@ -5,6 +5,7 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 
 #include <cmath>
 
@@ -81,8 +82,12 @@ at::Tensor scaled(const char* function, const at::Tensor& upstream, const at::Te
   if (at::GradMode::is_enabled()) {
     return StoredGradient::apply(upstream, stored, input, std::string(function));
   }
-  const bool once = upstream.is_cpu() && upstream.item<double>() == 1;
-  return (once ? stored : product(stored, upstream)).to(input.scalar_type());
+  if (!upstream.is_cpu() || upstream.item<double>() != 1) {
+    return product(stored, upstream).to(input.scalar_type());
+  }
+  // Of a graph that stays, a copy: the caller may change what it gets.
+  const bool stays = torch::autograd::get_current_graph_task_keep_graph();
+  return stored.to(input.scalar_type(), /*non_blocking=*/false, /*copy=*/stays);
 }
 
 at::Tensor once_differentiable(const char* function, const at::Tensor& tensor) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from tether._lists import (
     choices_of,
     options_of,
 )
-from tether._ops import is_eager, once_differentiable, ops, scaled
+from tether._ops import Arriving, is_eager, once_differentiable, ops, scaled
 
 
 class Call(NamedTuple):
@@ -38,8 +38,9 @@ class Call(NamedTuple):
     def run(self) -> tuple[Tensor, ...] | Tensor:
         return self.function.operator(*self.tensors.values(), *self.settings.words())
 
-    def run_with_gradient(self) -> tuple[Tensor, ...]:
-        """Differentiable once in the arguments that the list says."""
+    def run_with_gradient(self, name: str = "") -> tuple[Tensor, ...]:
+        """Differentiable once in the arguments that the list says. `name`: of the function that a
+        second derivative is refused by."""
         check_no_tangents(self.function.name, **self.leaves())
         wanted = torch.is_grad_enabled() and any(
             each is not None and each.requires_grad for each in self.tensors.values()
@@ -50,7 +51,9 @@ class Call(NamedTuple):
         if not wanted:
             return function.direct(*arguments, False)
         others = []
-        loss = _Differentiated.apply(function, (*arguments, True), others, *self.leaves().values())
+        leaves = self.leaves().values()
+        whose = (function, name or function.name)
+        loss = _Differentiated.apply(whose, (*arguments, True), others, *leaves)
         return loss, *others
 
     def with_numbers(self, numbers: Mapping[str, Number]) -> Call:
@@ -84,14 +87,23 @@ class Call(NamedTuple):
         return {name: self.tensors[name] for name in self.function.leaves}
 
     def once_differentiable(
-        self, function: str, *, forward_mode: bool = False
+        self, function: str, *, forward_mode: bool = False, arriving: Arriving | None = None
     ) -> dict[str, Tensor | None]:
         """The tensors, for torch's own operations."""
         if not forward_mode:
             check_no_tangents(function, **self.leaves())
+        leaves = self.leaves().items()
         return self.tensors | {
-            name: once_differentiable(function, each) for name, each in self.leaves().items()
+            name: once_differentiable(function, each, arriving=arriving) for name, each in leaves
         }
+
+    def on_tensors(self, function: str, reference: Callable, *, rows: int = 0, **further: Any):
+        """What the function of `tether.reference` gives, its loss differentiable once."""
+        self.check_settings(function, rows)
+        arriving = Arriving() if is_eager() else None
+        tensors = self.once_differentiable(function, arriving=arriving)
+        out = reference(**tensors, **further, **self.named_settings())
+        return out if arriving is None else out._replace(loss=arriving.at(out.loss))
 
     def named_settings(self) -> dict[str, Value]:
         """As `tether.reference` takes them; a normalizer is an argument of its own there."""
@@ -267,10 +279,10 @@ class _Differentiated(torch.autograd.Function):
     longer than the loss of a few rows. What else the operator gives is left in `others`."""
 
     @staticmethod
-    def forward(ctx, function, arguments, others, *leaves):
+    def forward(ctx, whose, arguments, others, *leaves):
+        function, ctx.name = whose
         loss, *rest = function.direct(*arguments)
         others.extend(rest)
-        ctx.function = function
         ctx.set_materialize_grads(False)
         needed = ctx.needs_input_grad[3:]
         kept = [leaf if need else None for leaf, need in zip(leaves, needed, strict=True)]
@@ -279,11 +291,12 @@ class _Differentiated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
+        count = len(ctx.needs_input_grad) - 3
         if upstream is None:
-            return (None,) * (3 + len(ctx.function.leaves))
-        saved, count = ctx.saved_tensors, len(ctx.function.leaves)
+            return (None,) * (3 + count)
+        saved = ctx.saved_tensors
         gradients = [
-            None if leaf is None else scaled(ctx.function.name, upstream, gradient, leaf)
+            None if leaf is None else scaled(ctx.name, upstream, gradient, leaf)
             for gradient, leaf in zip(saved[:count], saved[count:], strict=True)
         ]
         return None, None, None, *gradients

@@ -76,12 +76,12 @@ class LinearTokenLogps(torch.autograd.Function):
     """The walks of libtorch/linear_token_logps.cc: one product a chunk, then two more."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, words, with_entropies, active, chunk):
+    def forward(ctx, hidden, weight, bias, targets, words, with_entropies, active, chunk, function):
         linear, keeps_logits = (hidden, weight, bias), any(ctx.needs_input_grad[:3])
         logps, entropies, statistics, ctx.kept = logps_of_chunks(
             *linear, targets, words, with_entropies, active, chunk, keeps_logits
         )
-        ctx.words, ctx.active, ctx.chunk = words, active, chunk
+        ctx.words, ctx.active, ctx.chunk, ctx.function = words, active, chunk, function
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*map(savable, (*linear, targets)), statistics)
@@ -102,8 +102,9 @@ class LinearTokenLogps(torch.autograd.Function):
                 ctx.chunk,
                 kept,
                 tuple(ctx.needs_input_grad[:3]),
+                ctx.function,
             )
-        return *gradients, *[None] * 5
+        return *gradients, *[None] * 6
 
 
 def _logits_of_chunks(hidden, weight, bias, active, chunk, kept=None):
@@ -211,11 +212,12 @@ def gradient_of_chunks(
 class _LinearGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
+        *arguments, ctx.function = arguments
         return gradient_of_chunks(*arguments)
 
     @staticmethod
     def backward(ctx, *_):
-        raise NotImplementedError(again("linear_token_logps"))
+        raise NotImplementedError(again(ctx.function))
 
 
 @_without_autocast

@@ -81,9 +81,12 @@ class _ScaledOnce(torch.autograd.Function):
         raise NotImplementedError(f"{ctx.function}: {_SECOND_DERIVATIVE}")
 
 
+_graph_stays = torch._C._autograd._get_current_graph_task_keep_graph
+
+
 def _number(upstream: torch.Tensor) -> float:
-    """Of a scalar; NaN for tensors that stand for others (tracing, vmap)."""
-    if type(upstream) is not torch.Tensor:
+    """Of a scalar; NaN for tensors that stand for others (tracing, vmap) or would be waited for."""
+    if type(upstream) is not torch.Tensor or upstream.device.type != "cpu":
         return math.nan
     try:
         return upstream.item()
@@ -104,7 +107,8 @@ def scaled(function, upstream, stored, tensor):
     if torch.is_grad_enabled():
         return _ScaledOnce.apply(stored, upstream, tensor, function)
     if _number(upstream) == 1:
-        return stored.to(tensor.dtype)
+        # Of a graph that stays, a copy: the caller may change what it gets.
+        return stored.to(tensor.dtype, copy=_graph_stays())
     return _product(stored, upstream).to(tensor.dtype)
 
 
@@ -135,28 +139,58 @@ class _Once(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(tensor, sentence):
-        return tensor.view_as(tensor)
+    def forward(tensor, sentence, arriving):
+        if arriving is None:
+            return tensor.view_as(tensor)
+        wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        return tensor.to(wide, copy=True)  # whose gradient is rounded when it is scaled
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.tensor, ctx.sentence = inputs
+        ctx.tensor, ctx.sentence, ctx.arriving = inputs
 
     @staticmethod
     def backward(ctx, gradient):
+        if ctx.arriving is not None:
+            gradient = _product(gradient, ctx.arriving.upstream).to(ctx.tensor.dtype)
         if torch.is_grad_enabled():
             gradient = _Refused.apply(gradient, ctx.tensor, ctx.sentence)
-        return gradient, None
+        return gradient, None, None
 
     @staticmethod
-    def jvp(ctx, tangent, _):
+    def jvp(ctx, tangent, *_):
         return tangent.view_as(tangent)
 
 
+class Arriving:
+    """What arrives at a loss. torch would multiply it with all slopes on its way, an infinite one
+    with those that are 0; here it meets the gradients at the leaves, as in `scaled`."""
+
+    upstream: torch.Tensor
+
+    def at(self, loss: torch.Tensor) -> torch.Tensor:
+        return _AtLoss.apply(loss, self) if loss.requires_grad else loss
+
+
+class _AtLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss, arriving):
+        ctx.arriving = arriving
+        return loss.clone()  # the caller may change it in place
+
+    @staticmethod
+    def backward(ctx, upstream):
+        ctx.arriving.upstream = upstream
+        return torch.ones_like(upstream), None
+
+
 def once_differentiable(
-    function: str, tensor: torch.Tensor | None, sentence: str | None = None
+    function: str,
+    tensor: torch.Tensor | None,
+    sentence: str | None = None,
+    arriving: Arriving | None = None,
 ) -> torch.Tensor | None:
     """The tensor, for torch's own operations. `sentence`: what a second derivative raises."""
     if tensor is None or not tensor.requires_grad or torch.compiler.is_compiling():
         return tensor
-    return _Once.apply(tensor, sentence or f"{function}: {_SECOND_DERIVATIVE}")
+    return _Once.apply(tensor, sentence or f"{function}: {_SECOND_DERIVATIVE}", arriving)

@@ -21,9 +21,9 @@ from tether._linear_inputs import Linear, checked_linear, row_settings, stand_in
 from tether._linear_ops import Chunk, LinearPolicyLoss, LinearTokenLogps, chunk_of
 from tether._linear_tracing import LOSS_ARRAYS, traced_logps, traced_loss
 from tether._lists import Settings, Value
-from tether._logits_ops import token_statistics
+from tether._logits_ops import again, token_statistics
 from tether._objectives import Weights, levels_of, objective_call, resolved
-from tether._ops import has_kernel
+from tether._ops import has_kernel, once_differentiable
 from tether._support import Support, checked_support, linear_logits
 from tether.logits import TokenLogps, of_support, token_logps, with_index_error
 from tether.objective import PolicyObjective, PreferenceObjective
@@ -116,6 +116,8 @@ def _linear_token_logps(
     )
     check_no_tangents(function, hidden=hidden, weight=weight, bias=bias)
     if not has_kernel(*linear):
+        leaves = (once_differentiable(function, each, again(function)) for each in linear)
+        hidden, weight, bias = leaves
         # 0 times NaN would reach the gradient of the weight.
         known = hidden.masked_fill((targets == ignore_index)[..., None], 0)
         logits = torch.nn.functional.linear(known, savable(weight), savable(bias))
@@ -128,7 +130,7 @@ def _linear_token_logps(
     words, active = settings.words(), targets != ignore_index
 
     def run():
-        return LinearTokenLogps.apply(*linear, targets, words, entropies, active, chunk)
+        return LinearTokenLogps.apply(*linear, targets, words, entropies, active, chunk, function)
 
     errors = (function, ignore_index)
     if torch.compiler.is_compiling():
@@ -328,9 +330,8 @@ def linear_preference_loss(
         "answer_weights": answer_weights,
         "offsets": offsets,
     }
-    step = {"pairs": pairs, "tokens": tokens, "world_size": world_size}
+    counts = {"pairs": pairs, "tokens": tokens, "world_size": world_size, "loss_scale": loss_scale}
     tensors = {"logps": stand_in(linear, targets), **batch}
-    counts = {**step, "scale": loss_scale}
     call = preference_call(function, tensors, objective, options, counts)
     masked = call.tensors["response_mask"] == 0
     if nll_mask is not None:
@@ -340,8 +341,6 @@ def linear_preference_loss(
     made = _linear_token_logps(function, linear, active, rows.settings, chunk)
 
     def run():
-        return preference_loss(
-            made.logps, objective=objective, loss_scale=loss_scale, **batch, **step, **options
-        )
+        return preference_loss(made.logps, objective=objective, **batch, **counts, **options)
 
     return in_name_of(function, "preference_loss", run)

@@ -208,12 +208,8 @@ def policy_loss(
     if call.own and fused:
         call.detached().run_with_gradient()  # which looks at what the arrays hold
     if call.own or not fused:
-        call.check_settings(function)
-        out = reference.policy_loss(
-            **call.once_differentiable(function),
-            normalizer=of_denominators(counts),
-            **call.named_settings(),
-        )
+        step = of_denominators(counts)
+        out = call.on_tensors(function, reference.policy_loss, normalizer=step)
         return PolicyLoss(out.loss, PolicyMetrics(out.sums, out.maxima))
     loss, _, _, sums, maxima = call.run_with_gradient()
     return PolicyLoss(loss, PolicyMetrics(sums, maxima))

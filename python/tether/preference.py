@@ -105,8 +105,6 @@ def preference_loss(
     On the CPU: a fused kernel, the same bits for any number of threads. On other devices:
     `tether.reference`, at torch's speed. Raises ValueError or TypeError before any work is done.
     """
-    function = "preference_loss"
-    counts = {"pairs": pairs, "tokens": tokens, "world_size": world_size, "scale": loss_scale}
     tensors = {
         "logps": logps,
         "ref_logps": ref_logps,
@@ -117,22 +115,31 @@ def preference_loss(
         "answer_weights": answer_weights,
         "offsets": offsets,
     }
+    counts = {"pairs": pairs, "tokens": tokens, "world_size": world_size, "loss_scale": loss_scale}
+    return _loss_of("preference_loss", tensors, objective, options, counts)
+
+
+def _loss_of(
+    function: str,
+    tensors: dict[str, Tensor | None],
+    objective: str | PreferenceObjective,
+    options: dict[str, Value],
+    counts: dict[str, Number | None],
+) -> PreferenceLoss:
+    """preference_loss in the name of `function`."""
     call = preference_call(function, tensors, objective, options, counts)
-    if not has_kernel(logps):
-        tensors = call.tensors
-        rows = tensors["logps"].shape[0] if offsets is None else offsets.shape[0] - 1
-        call.check_settings(function, rows)
-        out = reference.preference_loss(
-            **call.once_differentiable(function),
-            pairs=scalar(pairs),
-            tokens=scalar(tokens),
-            world_size=scalar(world_size),
-            loss_scale=scalar(loss_scale),
-            **call.named_settings(),
-        )
+    if not has_kernel(tensors["logps"]):
+        logps, offsets = call.tensors["logps"], tensors["offsets"]
+        rows = logps.shape[0] if offsets is None else offsets.shape[0] - 1
+        step = {name: scalar(each) for name, each in counts.items()}
+        out = call.on_tensors(function, reference.preference_loss, rows=rows, **step)
         return PreferenceLoss(out.loss, PreferenceMetrics(out.sums))
+
+    def run():
+        return call.run_with_gradient(function)
+
     try:
-        loss, _, sums = call.run_with_gradient()
+        loss, _, sums = in_name_of(function, "preference_loss", run)
     except ValueError as error:
         words = str(error).replace("normalizer.scale", "loss_scale").replace("normalizer.", "")
         raise ValueError(words) from None
@@ -150,8 +157,7 @@ def preference_call(
     for name, value in counts.items():
         of_step = name in ("pairs", "tokens")
         if value is not None or not of_step:
-            words = "loss_scale" if name == "scale" else name
-            check_positive(function, words, value, zero=of_step)
+            check_positive(function, name, value, zero=of_step)
     logps = tensors["logps"]
     if isinstance(logps, Tensor) and logps.dim() == 1 and tensors["offsets"] is None:
         tensors = dict(tensors)
@@ -162,7 +168,11 @@ def preference_call(
         if tensors["response_mask"] is None:
             ones = torch.ones_like(tensors["logps"], dtype=torch.bool, requires_grad=False)
             tensors["response_mask"] = ones
-    given = {f"normalizer.{name}": each for name, each in counts.items() if each is not None}
+    given = {
+        f"normalizer.{name.removeprefix('loss_')}": each
+        for name, each in counts.items()
+        if each is not None
+    }
 
     def call(tensors):
         return objective_call(
@@ -231,6 +241,11 @@ def _with_reference(function: str, call: Call, scores: Tensor) -> Call:
     return call._replace(tensors=tensors | {"ref_logps": at_first})
 
 
+# Beside the first three arguments of preference_loss.
+_FURTHER = ("nll_mask", "labels", "baselines", "answer_weights", "offsets")
+_COUNTS = {"pairs": None, "tokens": None, "world_size": 1, "loss_scale": 1}
+
+
 def dpo_loss(
     logps: Tensor,
     ref_logps: Tensor,
@@ -247,8 +262,8 @@ def dpo_loss(
             "preference_loss"
         )
 
-    def run():
-        options = {"beta": beta, "label_smoothing": label_smoothing, **settings}
-        return preference_loss(logps, ref_logps, response_mask, **options)
-
-    return in_name_of("dpo_loss", "preference_loss", run)
+    tensors = {"logps": logps, "ref_logps": ref_logps, "response_mask": response_mask}
+    tensors |= {name: settings.pop(name, None) for name in _FURTHER}
+    counts = {name: settings.pop(name, default) for name, default in _COUNTS.items()}
+    options = {"beta": beta, "label_smoothing": label_smoothing, **settings}
+    return _loss_of("dpo_loss", tensors, "dpo", options, counts)

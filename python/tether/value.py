@@ -84,12 +84,8 @@ def value_loss(
     counts = denominators(function, normalizer)
     call = objective_call(function, tensors, objective, options, counts, family="value")
     if not has_kernel(values):
-        call.check_settings(function)
-        out = reference.value_loss(
-            **call.once_differentiable(function),
-            normalizer=of_denominators(counts),
-            **call.named_settings(),
-        )
+        step = of_denominators(counts)
+        out = call.on_tensors(function, reference.value_loss, normalizer=step)
         return ValueLoss(out.loss, ValueMetrics(out.sums))
     loss, _, sums = call.run_with_gradient()
     return ValueLoss(loss, ValueMetrics(sums))

@@ -2,6 +2,7 @@
 mode, compile; and gradients of any layout and size that arrive."""
 
 import math
+import re
 
 import pytest
 import tether
@@ -69,6 +70,7 @@ def functions(dtype=torch.float64):
             batch,
         ),
         "preference_loss": (lambda x, **c: tether.preference_loss(x, **c).loss, (logps,), pairs),
+        "dpo_loss": (lambda x, **c: tether.dpo_loss(x, **c).loss, (logps,), pairs),
         "value_loss": (
             lambda x, **c: tether.value_loss(x, **c).loss,
             (normal(2, 4, seed=10),),
@@ -358,15 +360,50 @@ def test_policy_token_losses_have_forward_mode():
     torch.testing.assert_close(tangent, gradient.sum())
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("upstream", [math.inf, -math.inf, math.nan])
-def test_a_gradient_of_0_stays_0_whatever_arrives(name, upstream):
+def test_a_gradient_of_0_stays_0_whatever_arrives(name, upstream, on_cpu, monkeypatch):
+    if not on_cpu:
+        if name == "token_logps of a buffer":
+            return  # on a CPU alone
+        monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
     function, leaves, constants = functions()[name]
     _, *finite = results(function, leaves, constants)
     _, *spoilt = results(lambda *x, **c: upstream * function(*x, **c), leaves, constants)
     for a, b in zip(spoilt, finite, strict=True):
         assert not a.isfinite().all()
         assert (a[b == 0] == 0).all()
+
+
+CLIP = tether.Surrogate(
+    lambda token, epsilon=0.2: (
+        -torch.minimum(
+            token.ratio * token.advantage,
+            token.ratio.clamp(1 - epsilon, 1 + epsilon) * token.advantage,
+        )
+    )
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("upstream", [1e-6, 3e38, -3e38, math.inf, math.nan])
+def test_what_arrives_at_clipped_tokens_is_the_same_on_every_path(dtype, upstream, monkeypatch):
+    logps = -normal(2, 6, seed=1).abs().to(dtype)
+    batch = (torch.tensor([1.0, -2.0]), torch.ones(2, 6, dtype=torch.bool))
+    old_logps = logps - torch.tensor([0.5, -0.5, 0.1, 0.0, 0.9, -0.1], dtype=dtype)
+
+    def gradient(objective):
+        leaf = logps.clone().requires_grad_()
+        loss = tether.policy_loss(leaf, *batch, objective=objective, old_logps=old_logps).loss
+        (loss * upstream).backward()
+        return leaf.grad
+
+    expected = gradient("ppo")
+    assert (expected == 0).sum() == 3
+    monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    for actual in (gradient("ppo"), gradient(CLIP)):
+        torch.testing.assert_close(actual, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -541,10 +578,30 @@ def test_a_second_derivative_is_refused_however_it_is_asked_for(name, on_cpu, mo
     leaves = [each.clone().requires_grad_() for each in leaves]
     gradients = torch.autograd.grad(function(*leaves, **constants), leaves, create_graph=True)
     for gradient in gradients:
-        with pytest.raises(NotImplementedError, match=r"must (run once|not be differentiated)"):
-            torch.autograd.grad(gradient.sum(), leaves, allow_unused=True, retain_graph=True)
-        with pytest.raises(NotImplementedError, match=r"must (run once|not be differentiated)"):
-            gradient.sum().backward(retain_graph=True)
+        for again in (
+            lambda g: torch.autograd.grad(g.sum(), leaves, allow_unused=True, retain_graph=True),
+            lambda g: g.sum().backward(retain_graph=True),
+        ):
+            with pytest.raises(NotImplementedError) as caught:
+                again(gradient)
+            called, rule = str(caught.value).split(": ", 1)
+            assert called == name.split(" of ")[0]
+            assert re.search("must (run once|not be differentiated)", rule)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("name", [name for name in NAMES if "buffer" not in name])
+def test_gradients_of_a_graph_that_stays_are_the_callers(name, on_cpu, monkeypatch):
+    if not on_cpu:
+        monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    function, leaves, constants = functions()[name]
+    leaves = [each.clone().requires_grad_() for each in leaves]
+    loss = function(*leaves, **constants)
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    expected = [each.clone() for each in first]
+    for each in first:
+        each.fill_(math.nan)
+    assert_equal(torch.autograd.grad(loss, leaves), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
