@@ -20,6 +20,14 @@ SMALLEST_WEIGHT = 2.0**-126  # below it the inverse of a weight is no float
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
+def kind_of(value: Any) -> str:
+    """What was given, for the end of an error."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    kind = type(value)
+    return f"numpy.{kind.__name__}" if kind.__module__ == "numpy" else kind.__name__
+
+
 def shape_text(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
@@ -37,7 +45,7 @@ def check_given(where: str, tensor: Tensor | None) -> None:
     if tensor is None:
         raise ValueError(f"{where} must be given, got none")
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{where} must be a tensor, got {type(tensor).__name__}")
+        raise TypeError(f"{where} must be a tensor, got {kind_of(tensor)}")
     if type(tensor).__name__ == "DTensor" and tensor.device.type == "cpu":
         raise TypeError(
             f"{where} must be a plain tensor, got a DTensor. Pass its to_local() or full_tensor()"
@@ -58,6 +66,12 @@ def check_floating(where: str, tensor: Tensor) -> None:
         raise TypeError(
             f"{where} must be float32, float64, bfloat16 or float16, got {dtype_text(tensor.dtype)}"
         )
+
+
+def check_dtype(where: str, dtype: torch.dtype) -> None:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{where} must be a torch.dtype, got {kind_of(dtype)}")
+    check_floating(where, torch.empty(0, dtype=dtype, device="meta"))
 
 
 def check_logits(where: str, logits: Tensor, last: str = "V") -> None:
@@ -82,10 +96,18 @@ def savable(value: Any) -> Any:
     return value.clone() if inference else value
 
 
-def parameters_of(function: Callable) -> tuple[inspect.Parameter, ...]:
+def parameters_of(where: str, function: Callable) -> tuple[inspect.Parameter, ...]:
     """Of the caller's function; a module's are its forward's."""
+    if isinstance(function, type) or not callable(function):
+        raise TypeError(f"{where} must be a function or a module, got {kind_of(function)}")
     called = function.forward if isinstance(function, torch.nn.Module) else function
-    return tuple(inspect.signature(called).parameters.values())
+    try:
+        return tuple(inspect.signature(called).parameters.values())
+    except ValueError:
+        name = getattr(function, "__name__", kind_of(function))
+        raise ValueError(
+            f"{where} must say what it takes, got {name} without a signature. Wrap it in a function"
+        ) from None
 
 
 # Words of trainers.
@@ -198,7 +220,7 @@ def check_number(function: str, name: str, value: Number) -> None:
             raise ValueError(f"{function}: {name} must be a number, got a tensor on meta")
         check_constant(f"{function}: {name}", name, value)
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
+        raise TypeError(f"{function}: {name} must be a number, got {kind_of(value)}")
     elif isinstance(value, int) and abs(value) > 2**1023:
         raise ValueError(f"{function}: {name} must be a number of float64, got a larger one")
 
@@ -221,7 +243,7 @@ def check_positive(function: str, name: str, value: Number, *, zero: bool = Fals
 def check_integers(function: str, **values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
+            raise TypeError(f"{function}: {name} must be an int, got {kind_of(value)}")
         if not -(2**63) <= value < 2**63:
             raise ValueError(f"{function}: {name} must be an int of 64 bits, got {value}")
 
@@ -229,13 +251,29 @@ def check_integers(function: str, **values: int) -> None:
 def check_flags(function: str, **values: bool) -> None:
     for name, value in values.items():
         if not isinstance(value, bool):
-            raise TypeError(f"{function}: {name} must be a bool, got {type(value).__name__}")
+            raise TypeError(f"{function}: {name} must be a bool, got {kind_of(value)}")
 
 
 def check_strings(function: str, **values: str) -> None:
     for name, value in values.items():
         if not isinstance(value, str):
-            raise TypeError(f"{function}: {name} must be a string, got {type(value).__name__}")
+            raise TypeError(f"{function}: {name} must be a string, got {kind_of(value)}")
+
+
+def names_of(where: str, value: Iterable[str]) -> tuple[str, ...]:
+    """Several strings; one alone would be read letter by letter."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{where} must be a list of strings, got {kind_of(value)}")
+    names = tuple(value)
+    for each in names:
+        if not isinstance(each, str):
+            raise TypeError(f"{where} must be a list of strings, got {kind_of(each)} in it")
+    return names
+
+
+def check_merged(one: Any, other: Any) -> None:
+    if not isinstance(other, type(one)):
+        raise TypeError(f"merge: other must be {type(one).__name__}, got {kind_of(other)}")
 
 
 # ---- offsets -------------------------------------------------------------------------------------

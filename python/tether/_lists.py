@@ -27,6 +27,7 @@ from tether._checks import (
     check_number,
     dtype_text,
     hint,
+    kind_of,
     number_of,
     scalar,
     shape_text,
@@ -155,9 +156,9 @@ def _checked_choice(function: str, name: str, value: Value, choice: Choice) -> s
     if flag and isinstance(value, bool):
         return "true" if value else "false"
     if flag and not (isinstance(value, str) and value in choice.legal):
-        raise TypeError(f"{function}: {name} must be a bool, got {type(value).__name__}")
+        raise TypeError(f"{function}: {name} must be a bool, got {kind_of(value)}")
     if not isinstance(value, str):
-        raise TypeError(f"{function}: {name} must be a string, got {type(value).__name__}")
+        raise TypeError(f"{function}: {name} must be a string, got {kind_of(value)}")
     if value not in choice.legal:
         raise ValueError(
             f'{function}: {name} must be one of {", ".join(choice.legal)}, got "{value}"'

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tether._checks import dtype_text, result_dtype, savable, shape_text
+from tether._checks import dtype_text, kind_of, result_dtype, savable, shape_text
 from tether._ops import ops
 
 STATISTICS, _KL_STATISTICS = 8, 9  # float64 numbers a row
@@ -165,7 +165,7 @@ def _gathered(shard, ours: Tensor) -> Tensor:
     where = "token_logps: shard.gather must return"
     shards = shard.gather(ours)
     if not isinstance(shards, Tensor):
-        raise TypeError(f"{where} a tensor, got {type(shards).__name__}")
+        raise TypeError(f"{where} a tensor, got {kind_of(shards)}")
     if shards.layout != torch.strided:
         raise TypeError(f"{where} a dense tensor, got {dtype_text(shards.layout)}")
     right = shards.dim() == 3 and shards.shape[0] >= 1 and shards.shape[1:] == ours.shape

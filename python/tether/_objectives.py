@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tether._catalogue import FAMILIES, KNOWN_DIALECTS, KNOWN_WEIGHTS, Objective
-from tether._checks import Number, check_strings, hint
+from tether._checks import Number, hint, kind_of
 from tether._functions import FUNCTIONS, Call
 from tether._lists import Choice, Settings, Value, checked_settings
 from tether._typed import Chosen
@@ -50,7 +50,7 @@ def _weights_by_name(function: str, weights: Weights | None) -> Weights | None:
         if not isinstance(each, TokenWeight):
             raise TypeError(
                 f"{function}: weights must be a list of those of tether.weight, or a dict, got "
-                f"{type(each).__name__} in it"
+                f"{kind_of(each)} in it{_call_of(each)}"
             )
         if each.name in out:
             raise ValueError(f"{function}: weights must be different ones, got {each.name} twice")
@@ -75,9 +75,14 @@ def _weight_settings(function: str, weights: Weights | None, own: Mapping[str, s
     """As the operators take them: the level under the weight's name, its options behind it. Of a
     weight that the objective has, the level is the objective's unless said."""
     if weights is not None and not isinstance(weights, Mapping):
-        raise TypeError(f"{function}: weights must be a dict, got {type(weights).__name__}")
+        raise TypeError(
+            f"{function}: weights must be a list of those of tether.weight, or a dict, got "
+            f"{kind_of(weights)}{_call_of(weights)}"
+        )
     out = Settings({}, {})
     for name, values in (weights or {}).items():
+        if not isinstance(name, str):
+            raise TypeError(f"{function}: weights must be named, got {kind_of(name)} as a name")
         if name not in KNOWN_WEIGHTS:
             raise ValueError(
                 f'{function}: weights must be of {", ".join(KNOWN_WEIGHTS)}, got "{name}"'
@@ -86,7 +91,7 @@ def _weight_settings(function: str, weights: Weights | None, own: Mapping[str, s
         if not isinstance(values, Mapping):
             raise TypeError(
                 f"{function}: weights of {name} must be a dict of its options, got "
-                f"{type(values).__name__}"
+                f"{kind_of(values)}"
             )
         row = KNOWN_WEIGHTS[name]
         for key in values:
@@ -177,10 +182,25 @@ def _check_denominators(
         )
 
 
+def _call_of(value: Any) -> str:
+    """For the end of an error: a class where one of it is meant."""
+    meant = isinstance(value, type) and issubclass(value, Chosen)
+    return f". Call it: {value.__name__}()" if meant else ""
+
+
 def row_of(function: str, objective: Any, family: str) -> Objective:
     if isinstance(objective, Surrogate) and family == "policy":
         return objective.row
-    check_strings(function, objective=objective)
+    if not isinstance(objective, str):
+        more = (
+            ", one of tether.objective or a Surrogate"
+            if family == "policy"
+            else (" or one of tether.objective")
+        )
+        raise TypeError(
+            f"{function}: objective must be a string{more}, got {kind_of(objective)}"
+            f"{_call_of(objective)}"
+        )
     rows = FAMILIES[family]
     if objective not in rows:
         known = KNOWN_DIALECTS if family == "policy" and "." in objective else rows

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from tether._catalogue import KNOWN_DIALECTS, Objective
 from tether._checks import in_name_of
+from tether._functions import FUNCTIONS
 from tether._objectives import named, row_of
 from tether.policy import policy_loss
-from tether.surrogate import Surrogate
 
 Metrics = dict[str, float]
 
 
 def row_of_choice(function: str, objective: Any) -> Objective:
     """Of an objective by name, of a dialect, or what a Surrogate stands in."""
-    dialect = None if isinstance(objective, Surrogate) else KNOWN_DIALECTS.get(objective)
+    dialect = KNOWN_DIALECTS.get(objective) if isinstance(objective, str) else None
     return row_of(function, dialect.objective if dialect else objective, "policy")
 
 
@@ -33,6 +33,9 @@ def clips_of(row: Objective, clips: dict[str, Any]) -> dict[str, Any]:
     return {name: each for name, each in clips.items() if name in own}
 
 
+_ARRAYS = {*(each.name for each in FUNCTIONS["policy_loss"].arguments), "offsets", "objective"}
+
+
 def check_choice(
     function: str, trainer: str, objective: Any, options: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
@@ -42,6 +45,9 @@ def check_choice(
     """
     objective, options = named(objective, options)
     check_denominators(function, trainer, options)
+    for name in options:
+        if name in _ARRAYS:
+            raise ValueError(f"{function}: {name} must not be given, got it. It is {trainer}'s")
     one = torch.zeros(1, 1)
     arrays = {"old_logps": one, "rollout_logps": one, "token_weights": one}
     tried = {"objective": objective, **arrays, **options}

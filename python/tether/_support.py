@@ -12,6 +12,7 @@ from tether._checks import (
     check_ids,
     check_integers,
     check_offset_values,
+    kind_of,
     savable,
     shape_text,
 )
@@ -135,7 +136,7 @@ def checked_support(
     """That of the targets that are not ignored, made of the same ones and with known ids."""
     where = f"{function}: support"
     if not isinstance(kept, Support):
-        raise TypeError(f"{where} must be a tether.Support, got {type(kept).__name__}")
+        raise TypeError(f"{where} must be a tether.Support, got {kind_of(kept)}")
     if not _is_made(kept):
         raise ValueError(f"{where} must be as tether.support makes it, got another")
     if kept.position.shape != targets.shape:

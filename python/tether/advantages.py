@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import check_given, check_strings, hint, in_name_of
+from tether._checks import check_given, check_strings, hint, in_name_of, kind_of
 from tether._functions import ADVANTAGES, FUNCTIONS, Call
 from tether._lists import Choice, Option, Value, checked_settings
 
@@ -175,7 +175,7 @@ def _ids_of(function: str, groups: Groups | None, rewards: Tensor) -> Tensor | N
     what = "a size, a tensor of ids or labels"
     unordered = isinstance(groups, (str, bytes, Set, Mapping))
     if unordered or not isinstance(groups, Iterable):
-        raise TypeError(f"{function}: groups must be {what}, got {type(groups).__name__}")
+        raise TypeError(f"{function}: groups must be {what}, got {kind_of(groups)}")
     try:
         return ids_of_labels(groups).to(rewards.device)
     except TypeError:

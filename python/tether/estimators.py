@@ -8,7 +8,15 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tether import reference
-from tether._checks import Number, check_number, check_positive, in_name_of, number_of
+from tether._checks import (
+    Number,
+    check_merged,
+    check_number,
+    check_positive,
+    in_name_of,
+    kind_of,
+    number_of,
+)
 from tether._functions import FUNCTIONS, Call
 from tether._lists import Settings
 from tether._ops import has_kernel
@@ -22,6 +30,7 @@ class Moments(NamedTuple):
     squares: float
 
     def merge(self, other: Moments) -> Moments:
+        check_merged(self, other)
         count = self.count + other.count
         if count == 0:
             return self
@@ -98,7 +107,7 @@ def whiten(
             shift = {"epsilon": epsilon, "shift_mean": shift_mean}
             return reference.whiten(*call.tensors.values(), **shift).to(values.device)
     if not isinstance(step, Moments):
-        raise TypeError(f"{function}: step must be Moments, got {type(step).__name__}")
+        raise TypeError(f"{function}: step must be Moments, got {kind_of(step)}")
     sums = {f"step.{name}": each for name, each in step._asdict().items()}
     for name, each in sums.items():
         check_number(function, name, each)

@@ -16,6 +16,7 @@ from tether._checks import (
     check_no_tangents,
     dtype_text,
     in_name_of,
+    kind_of,
     shape_text,
 )
 from tether._functions import FUNCTIONS
@@ -239,11 +240,11 @@ def _check_buffer(where: str, buffer: Tensor, logits: Tensor) -> None:
 
 def _check_shard(where: str, shard: VocabularyShard, logits: Tensor) -> None:
     if not isinstance(shard, VocabularyShard):
-        raise TypeError(f"{where} must be a VocabularyShard, got {type(shard).__name__}")
+        raise TypeError(f"{where} must be a VocabularyShard, got {kind_of(shard)}")
     for name in ("first_id", "ids"):
         value = getattr(shard, name)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{where}.{name} must be an int, got {type(value).__name__}")
+            raise TypeError(f"{where}.{name} must be an int, got {kind_of(value)}")
     if not callable(shard.gather):
         raise TypeError(f"{where}.gather must be callable, got {type(shard.gather).__name__}")
     columns = logits.shape[-1]

@@ -11,11 +11,13 @@ from torch import Tensor
 from tether import reference
 from tether._checks import (
     Number,
+    check_merged,
     check_number,
     check_offset_values,
     check_positive,
     check_weight_values,
     in_name_of,
+    kind_of,
     scalar,
 )
 from tether._lists import Value
@@ -102,9 +104,11 @@ class PolicyMetrics(NamedTuple):
 
     def merge(self, other: PolicyMetrics) -> PolicyMetrics:
         """Of the micro-batches of both."""
+        check_merged(self, other)
         return PolicyMetrics(self.sums + other.sums, torch.fmax(self.maxima, other.maxima))
 
-    __add__ = merge
+    def __add__(self, other: PolicyMetrics) -> PolicyMetrics:
+        return self.merge(other) if isinstance(other, PolicyMetrics) else NotImplemented
 
     def __radd__(self, other: int):
         """So that sum() works, which starts at 0."""
@@ -331,7 +335,7 @@ def denominators(function: str, normalizer: Normalizer | None) -> dict[str, Numb
         return {}
     if not isinstance(normalizer, Normalizer):
         raise TypeError(
-            f"{function}: normalizer must be a tether.Normalizer, got {type(normalizer).__name__}"
+            f"{function}: normalizer must be a tether.Normalizer, got {kind_of(normalizer)}"
         )
     out = {}
     for name in (*_COUNTS, "world_size", "scale"):

@@ -14,6 +14,7 @@ from tether._checks import (
     check_constant,
     check_device,
     check_floating,
+    check_merged,
     check_positive,
     in_name_of,
     number_of,
@@ -35,9 +36,11 @@ class PreferenceMetrics(NamedTuple):
 
     def merge(self, other: PreferenceMetrics) -> PreferenceMetrics:
         """Of the micro-batches of both."""
+        check_merged(self, other)
         return PreferenceMetrics(self.sums + other.sums)
 
-    __add__ = merge
+    def __add__(self, other: PreferenceMetrics) -> PreferenceMetrics:
+        return self.merge(other) if isinstance(other, PreferenceMetrics) else NotImplemented
 
     def __radd__(self, other: int):
         """So that sum() works, which starts at 0."""

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from tether._catalogue import FAMILIES, KNOWN_DIALECTS, KNOWN_WEIGHTS
-from tether._checks import check_number, check_strings, hint, parameters_of
+from tether._checks import check_strings, hint, kind_of, parameters_of
 from tether._functions import FUNCTIONS
-from tether._lists import Option
+from tether._lists import Option, check_range
 from tether.reference.objectives import OBJECTIVES, Row
 from tether.reference.surrogate import Formula, Token
 
@@ -55,12 +55,10 @@ class Surrogate:
         like: str = "ppo",
         truncation: tuple[float | str, float | str] = (0.0, math.inf),
     ) -> None:
-        if not callable(formula):
-            raise TypeError(f"Surrogate: formula must be callable, got {type(formula).__name__}")
+        self._names, self.defaults = _options_of(formula)
         functools.update_wrapper(self, formula, updated=())
         self.formula = formula
         self.like = _checked_like(like)
-        self._names, self.defaults = _options_of(formula)
         beneath = KNOWN_DIALECTS.get(like)
         row = FAMILIES["policy"][beneath.objective if beneath else like]
         own = OBJECTIVES[row.name]
@@ -110,7 +108,7 @@ def _checked_like(like: str) -> str:
 
 def _options_of(formula: Callable[..., Tensor]) -> tuple[dict[str, str], dict[str, float]]:
     """The parameters behind the token by the names of options, and the defaults by the same."""
-    token, *rest = parameters_of(formula) or [None]
+    token, *rest = parameters_of("Surrogate: formula", formula) or [None]
     by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if token is None or token.kind not in by_place:
         raise ValueError(
@@ -125,7 +123,7 @@ def _options_of(formula: Callable[..., Tensor]) -> tuple[dict[str, str], dict[st
             raise ValueError(f"Surrogate: formula must name its options, got {each}")
         if each.default is inspect.Parameter.empty:
             raise ValueError(f"Surrogate: option {each.name} must have a default, got none")
-        check_number("Surrogate", f"option {each.name}", each.default)
+        check_range("Surrogate", f"option {each.name}", each.default, _ANY_NUMBER)
         short = each.name[:-1]
         name = short if keyword.iskeyword(short) else each.name
         names[name], defaults[name] = each.name, each.default
@@ -145,11 +143,11 @@ def _check_free(options: dict[str, float], of_objective: set[str]) -> None:
 
 def _check_truncation(truncation: tuple[float | str, float | str], options: dict) -> None:
     if not isinstance(truncation, tuple) or len(truncation) != 2:
-        got = truncation if isinstance(truncation, tuple) else type(truncation).__name__
+        got = truncation if isinstance(truncation, tuple) else kind_of(truncation)
         raise TypeError(f"Surrogate: truncation must be (low, high), got {got}")
     for end in truncation:
         if isinstance(end, str) and end not in options:
             known = ", ".join(options) or "no option"
             raise ValueError(f'Surrogate: truncation must be of {known}, got "{end}"')
         if not isinstance(end, str):
-            check_number("Surrogate", "truncation", end)
+            check_range("Surrogate", "truncation", end, _ANY_NUMBER)

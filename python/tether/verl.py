@@ -20,6 +20,7 @@ from verl.utils import torch_functional
 
 from tether import reference
 from tether._catalogue import objectives
+from tether._checks import check_strings, names_of
 from tether._ops import has_kernel
 from tether._peer_batch import Batch, Metrics, check_choice
 from tether._trainers import check_version, rebind
@@ -50,6 +51,7 @@ def register_loss(name: str, objective: str | PolicyObjective | Surrogate, **opt
     own, and for what policy_loss refuses.
     """
     function = "tether.verl.register_loss"
+    check_strings(function, name=name)
     known = core_algos.POLICY_LOSS_REGISTRY
     if name in known and known[name].__module__ != __name__:
         raise ValueError(f'{function}: name must not be one of verl\'s, got "{name}"')
@@ -241,7 +243,7 @@ def unpatch(*parts: str) -> None:
 
 
 def _names(parts: Iterable[str]) -> list[str]:
-    for part in parts:
+    for part in names_of("tether.verl: parts", parts):
         if part not in PARTS:
             raise ValueError(f'tether.verl: parts must be of {", ".join(PARTS)}, got "{part}"')
     return [name for part in parts for name in PARTS[part]]

@@ -215,6 +215,8 @@ def test_an_objective_of_the_catalogue_has_verls_clips_and_its_own_options():
         (("mine", "topr"), {"aggregation": "token_sum"},
          "aggregation must not be given, got it. It is verl's"),
         (("mine", "topr"), {"ratio_high": 0.0}, "ratio_high must be greater than 0, got 0"),
+        (("mine", "topr"), {"response_mask": 1},
+         "response_mask must not be given, got it. It is verl's"),
     ],
 )  # fmt: skip
 def test_a_registered_loss_is_checked_at_once(arguments, options, message):
@@ -428,6 +430,9 @@ def test_patches_reach_every_module_and_are_taken_back():
         adapter.patch("adam")
     known = "logps, entropies, gae, grpo, kl"
     assert str(caught.value) == f'tether.verl: parts must be of {known}, got "adam"'
+    with pytest.raises(TypeError) as caught:
+        adapter.patch(["logps"])
+    assert str(caught.value) == "tether.verl: parts must be a list of strings, got list in it"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

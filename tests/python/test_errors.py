@@ -4,6 +4,7 @@ import math
 import pathlib
 
 import batches
+import numpy
 import pytest
 import tether
 import torch
@@ -163,12 +164,22 @@ TYPES = {
     "Pass advantages.to(torch.float32)": {"logps": ones(5, 9, dtype=torch.bfloat16)},
     "offsets must be int32 or int64, got float64": dense(offsets=ones(6)),
     "logps must be a tensor, got list": {"logps": [1.0]},
-    "objective must be a string, got int": {"objective": 3},
+    "objective must be a string, one of tether.objective or a Surrogate, got int": {"objective": 3},
+    "objective must be a string, one of tether.objective or a Surrogate, got the class Dapo. Call "
+    "it: Dapo()": {"objective": tether.objective.Dapo},
+    "epsilon_low must be a number, got numpy.float32": {"epsilon_low": numpy.float32(0.2)},
+    "weights must be a list of those of tether.weight, or a dict, got the class TvMask. Call it: "
+    "TvMask()": {"weights": tether.weight.TvMask},
+    "weights must be named, got int as a name": {"weights": {3: {}}},
+    "logps must be a tensor, got the class Tensor": {"logps": torch.Tensor},
     "aggregation must be a string, got int": {"aggregation": 3},
     "beta must be a number, got str": {"beta": "0.1"},
 }
 TYPES_LOSS_ONLY = {
     "normalizer must be a tether.Normalizer, got dict": {"normalizer": {"policy": 3}},
+    "normalizer must be a tether.Normalizer, got the class Normalizer": {
+        "normalizer": tether.Normalizer
+    },
     "normalizer.policy must be a number, got str": {"normalizer": tether.Normalizer(policy="3")},
 }
 

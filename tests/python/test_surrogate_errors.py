@@ -89,7 +89,14 @@ def test_formulas_are_checked():
     taken = "must have another name: policy_loss has one"
     rows = ", ".join(OBJECTIVES)
     for error, sentence, formula, settings in (
-        (TypeError, "formula must be callable, got int", 3, {}),
+        (TypeError, "formula must be a function or a module, got int", 3, {}),
+        (TypeError, "formula must be a function or a module, got the class ReLU", torch.nn.ReLU,
+         {}),
+        (ValueError, "formula must say what it takes, got exp without a signature. Wrap it in a "
+         "function", torch.exp, {}),
+        (ValueError, "option e must be a number, got nan", lambda token, e=math.nan: 0, {}),
+        (ValueError, "truncation must be a number, got nan", clipped,
+         {"truncation": (math.nan, 1)}),
         (ValueError, "formula must take a token first, got no parameter", lambda: 0, {}),
         (ValueError, "formula must take a token first, got **x", lambda **x: 0, {}),
         (ValueError, "formula must name its options, got *others", of_anything, {}),
@@ -116,7 +123,7 @@ def test_formulas_are_checked():
 @pytest.mark.parametrize("function", ["preference_loss", "value_loss"])
 def test_other_losses_take_no_surrogate(function):
     x = torch.zeros(2, 3)
-    sentence = f"{function}: objective must be a string, got Surrogate"
+    sentence = f"{function}: objective must be a string or one of tether.objective, got Surrogate"
     refused(TypeError, sentence, getattr(tether, function), x, x, x, objective=CLIPPED)
 
 

@@ -26,7 +26,7 @@ from faulty_losses import (
     with_penalty,
     writes_into_logps,
 )
-from tether.testing import Traits, check_loss, ragged_batches
+from tether.testing import ClipRange, Traits, check_loss, ragged_batches
 
 _CASES = [(id, fault) for id, faults in FAULTS.items() for fault in faults]
 
@@ -254,6 +254,59 @@ NAMES = (
             TypeError,
             "ragged_batches: dtype must be float32, float64, bfloat16 or float16, got int64",
         ),
+        (
+            lambda: ragged_batches(dtype="float32"),
+            TypeError,
+            "ragged_batches: dtype must be a torch.dtype, got str",
+        ),
+        (
+            lambda: ragged_batches("ref_logps"),
+            TypeError,
+            "ragged_batches: arrays must be a list of strings, got str",
+        ),
+        (
+            lambda: check_loss(right, skip="poison"),
+            TypeError,
+            "check_loss: skip must be a list of strings, got str",
+        ),
+        (
+            lambda: check_loss(right, skip=[3]),
+            TypeError,
+            "check_loss: skip must be a list of strings, got int in it",
+        ),
+        (
+            lambda: check_loss(right, batches=-1),
+            ValueError,
+            "check_loss: batches must be at least 0, got -1",
+        ),
+        (
+            lambda: check_loss(right, traits=Traits),
+            TypeError,
+            "check_loss: traits must be tether.testing.Traits, got the class Traits",
+        ),
+        (
+            lambda: check_loss(torch.exp),
+            ValueError,
+            "check_loss: user_loss must say what it takes, got exp without a signature. Wrap it in "
+            "a function",
+        ),
+        (
+            lambda: Traits(dtypes=()),
+            TypeError,
+            "Traits: dtypes must be a tuple of floating dtypes, got none",
+        ),
+        (
+            lambda: Traits(dtypes=("float32",)),
+            TypeError,
+            "Traits: dtypes must be a torch.dtype, got str",
+        ),
+        (lambda: Traits(bitwise=1), TypeError, "Traits: bitwise must be a bool, got int"),
+        (
+            lambda: Traits(clip=0.2),
+            TypeError,
+            "Traits: clip must be a ClipRange or None, got float",
+        ),
+        (lambda: ClipRange(-1), ValueError, "ClipRange: low must be at least 0, got -1"),
     ],
 )
 def test_bad_input_gets_one_sentence(call, error, text):

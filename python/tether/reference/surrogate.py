@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from tether._checks import savable, shape_text
+from tether._checks import kind_of, savable, shape_text
 from tether.reference.numbers import exp, spoiling
 from tether.reference.rows import Tokens
 
@@ -90,9 +90,7 @@ class Formula(NamedTuple):
 
 def _checked(loss: Tensor, logp: Tensor) -> Tensor:
     if not isinstance(loss, Tensor):
-        raise TypeError(
-            f"policy_loss: the surrogate must return a tensor, got {type(loss).__name__}"
-        )
+        raise TypeError(f"policy_loss: the surrogate must return a tensor, got {kind_of(loss)}")
     if loss.shape != logp.shape or loss.device != logp.device:
         raise ValueError(
             f"policy_loss: the surrogate must return {shape_text(logp)} on {logp.device} like its "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tether import reference
 from tether._catalogue import FAMILIES
-from tether._checks import check_integers
+from tether._checks import check_integers, kind_of, names_of
 from tether._functions import Call
 from tether._lists import Value
 from tether._objectives import Weights, levels_of, objective_call
@@ -91,7 +91,10 @@ def check_loss(
     simplest batch are its own. Everything else is in the report. torch's number of threads is
     restored.
     """
-    traits = traits or Traits()
+    skip = names_of(f"{_WHERE}: skip", skip)
+    traits = Traits() if traits is None else traits
+    if not isinstance(traits, Traits):
+        raise TypeError(f"{_WHERE}: traits must be tether.testing.Traits, got {kind_of(traits)}")
     loss = Loss.of(user_loss, (*POLICY.arrays, "response_mask", "normalizer", "offsets"), _WHERE)
     oracle = None
     if objective is not None:
@@ -107,7 +110,7 @@ def check_loss(
         counts=oracle.counts if oracle else counts_of,
         reference=oracle and oracle.loss(),
     )
-    return checked(subject, POLICY, seed, batches, tuple(skip), _WHERE)
+    return checked(subject, POLICY, seed, batches, skip, _WHERE)
 
 
 def counts_of(case: Case) -> Normalizer:
@@ -177,6 +180,8 @@ def checked(
     subject: Subject, family: Family, seed: int, batches: int, skip: Sequence[str], where: str
 ) -> Report:
     check_integers(where, seed=seed, batches=batches)
+    if batches < 0:
+        raise ValueError(f"{where}: batches must be at least 0, got {batches}")
     properties = (
         *family.properties,
         *gradient.PROPERTIES,

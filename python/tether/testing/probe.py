@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import parameters_of, shape_text
+from tether._checks import kind_of, parameters_of, shape_text
 from tether.policy import Normalizer
 from tether.testing.cases import Case
 from tether.testing.traits import Traits
@@ -47,7 +47,7 @@ class Loss:
         """Its signature may name any of `doors`, and must name the first."""
         named = [
             each
-            for each in parameters_of(function)
+            for each in parameters_of(f"{where}: user_loss", function)
             if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
         ]
         names = {each.name for each in named if each.name in doors}
@@ -65,7 +65,7 @@ class Loss:
         out = self.function(**{name: given[name] for name in self.names if name in given})
         loss = out[0] if isinstance(out, tuple) else out
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            got = shape_text(loss) if isinstance(loss, Tensor) else type(loss).__name__
+            got = shape_text(loss) if isinstance(loss, Tensor) else kind_of(loss)
             raise TypeError(
                 f"{self.where}: the loss must return a tensor of one number, or a tuple that "
                 f"begins with it, got {got}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tether._checks import FLOATING, check_floating, check_integers
+from tether._checks import check_dtype, check_flags, check_integers, check_number, names_of
 from tether.testing import policy
 
 _WHERE = "ragged_batches"
@@ -44,7 +44,9 @@ def ragged_batches(
     log-ratios of 0 and advantages of 0. Numbers are exact in float32. Raises ImportError without
     hypothesis.
     """
-    _check(arrays, max_rows, max_columns, dtype)
+    flags = {"row_advantages": row_advantages, "fractional_mask": fractional_mask}
+    arrays = names_of(f"{_WHERE}: arrays", arrays)
+    _check(arrays, max_rows, max_columns, dtype, masked, flags)
     st = _hypothesis()
     weights = st.sampled_from([0.0, 1.0, 0.5, 0.25] if fractional_mask else [0.0, 1.0])
 
@@ -75,7 +77,16 @@ def ragged_batches(
     return batches()
 
 
-def _check(arrays: tuple[str, ...], max_rows: int, max_columns: int, dtype: torch.dtype) -> None:
+def _check(
+    arrays: tuple[str, ...],
+    max_rows: int,
+    max_columns: int,
+    dtype: torch.dtype,
+    masked: float,
+    flags: dict[str, bool],
+) -> None:
+    check_number(_WHERE, "masked", masked)
+    check_flags(_WHERE, **flags)
     known = [name for name in policy.ARRAYS if name not in ("logps", "advantages")]
     for name in arrays:
         if name not in known:
@@ -86,8 +97,7 @@ def _check(arrays: tuple[str, ...], max_rows: int, max_columns: int, dtype: torc
             f"{_WHERE}: max_rows and max_columns must be at least 1, got {max_rows} and "
             f"{max_columns}"
         )
-    if dtype not in FLOATING:
-        check_floating(f"{_WHERE}: dtype", torch.empty(0, dtype=dtype))
+    check_dtype(f"{_WHERE}: dtype", dtype)
 
 
 def _handed_over(

@@ -7,6 +7,8 @@ import math
 
 import torch
 
+from tether._checks import check_dtype, check_flags, check_number, check_positive, kind_of
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipRange:
@@ -16,6 +18,13 @@ class ClipRange:
     low: float = 0.2
     high: float = 0.2
     dual: float = math.inf
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            check_number("ClipRange", each.name, value)
+            if not value >= 0:
+                raise ValueError(f"ClipRange: {each.name} must be at least 0, got {value:g}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,3 +47,16 @@ class Traits:
     pulls_back: bool = True  # what ran away to the wrong side is brought back
     tolerance: float = 64  # rounding allowed, in epsilons of the sum of the terms' magnitudes
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+
+    def __post_init__(self) -> None:
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        clip, tolerance, dtypes = (values.pop(each) for each in ("clip", "tolerance", "dtypes"))
+        check_flags("Traits", **values)
+        check_positive("Traits", "tolerance", tolerance)
+        if not (clip is None or isinstance(clip, ClipRange)):
+            raise TypeError(f"Traits: clip must be a ClipRange or None, got {kind_of(clip)}")
+        if not isinstance(dtypes, tuple) or not dtypes:
+            got = "none" if dtypes == () else kind_of(dtypes)
+            raise TypeError(f"Traits: dtypes must be a tuple of floating dtypes, got {got}")
+        for each in dtypes:
+            check_dtype("Traits: dtypes", each)
