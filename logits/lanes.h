@@ -264,10 +264,15 @@ struct Slope {
   Real slope;
 };
 
-// As Real, however large: 0 times it is 0, and added to a product with a t it stays finite.
+// Up to here a factor stays finite when it is added to a product with a t.
+template <class Real>
+inline constexpr double kLargestFactor =
+    std::numeric_limits<Real>::max() / (Real(-2) * Exp2<Real>::kLowest);
+
+// As Real, however large: 0 times it is 0.
 template <class Real>
 Real bounded(double factor) {
-  constexpr double kBound = std::numeric_limits<Real>::max() / (Real(-2) * Exp2<Real>::kLowest);
+  constexpr double kBound = kLargestFactor<Real>;
   return static_cast<Real>(std::isfinite(factor) ? std::clamp(factor, -kBound, kBound) : factor);
 }
 

@@ -122,14 +122,21 @@ double softcap_slope(double logit, const RowOptions& options) {
 // With S = sum and m = weighted_sum / S, the mean of t under p:
 //   p_v = 2^t_v / S,  log p_v + entropy = ln 2 (t_v - m)
 //   dlogits_v = -p_v (dlogp + dentropy ln 2 (t_v - m)) k, plus dlogp k at the target, k: multiplier
-template <class Real>
-Slope<Real> slope_of_row(const RowStatistics& row, const RowUpstream& upstream,
-                         const RowOptions& options) {
+Slope<double> slope_of_row(const RowStatistics& row, const RowUpstream& upstream,
+                           const RowOptions& options) {
   const double scale = options.softcap > 0 ? options.scale : 1;
   const double weight = -multiplier(options) * scale / sum(row);
   const double slope = upstream.dentropy * std::numbers::ln2;
   const double mean = upstream.dentropy == 0 ? 0 : row.weighted_sum / sum(row);
-  return {bounded<Real>(weight * (upstream.dlogp - slope * mean)), bounded<Real>(weight * slope)};
+  return {weight * (upstream.dlogp - slope * mean), weight * slope};
+}
+
+// The power of two that makes a line one of the loops, else 1.
+template <class Real>
+double shrink_of(const Slope<double>& line) {
+  const double excess =
+      std::max(std::abs(line.constant), std::abs(line.slope)) / kLargestFactor<Real>;
+  return excess > 1 && std::isfinite(excess) ? std::exp2(-std::ceil(std::log2(excess))) : 1;
 }
 
 // At the target, whose stored logit is given.
@@ -169,6 +176,14 @@ void gradient_of_row(const Stored* logits, int64_t vocabulary, int64_t stride,
     for (int64_t i = 0; i < block.count; ++i) out.row[(begin + i) * out.stride] = buffer[i];
   }
   if (out.past_caches) finish_stores();
+}
+
+template <class Stored>
+void divide_row(const Output<Stored>& out, int64_t vocabulary, double by) {
+  for (int64_t i = 0; i < vocabulary * out.stride; i += out.stride) {
+    const double gradient = widened<double>(out.row[i]) / by;
+    out.row[i] = narrowed<Stored>(static_cast<RealOf<Stored>>(gradient));
+  }
 }
 
 // One row of a batch in the types of its loops.
@@ -222,12 +237,16 @@ struct Row {
                       const Output<Stored>& out) const {
     const bool present = target != kOutside && sums.target_logit != -infinity;
     const double logit = present ? target_logit() : 0;  // before it is overwritten
-    const auto line = slope_of_row<Real>(sums, upstream, options);
+    const auto whole = slope_of_row(sums, upstream, options);
+    const double shrink = shrink_of<Real>(whole);
+    const Slope<Real> line = {bounded<Real>(whole.constant * shrink),
+                              bounded<Real>(whole.slope * shrink)};
     auto exponent_of = exponent(sums.reference);
     exponent_of.least = least_exponent<Real>(line);
     // A row that is NaN has no column that is absent.
     if (std::isnan(sum(sums))) exponent_of.reference = std::numeric_limits<Real>::quiet_NaN();
     gradient_of_row(data, logits.vocabulary, logits.stride, exponent_of, line, out);
+    if (shrink < 1) divide_row(out, logits.vocabulary, shrink);
     if (!present) return;
     const auto gradient = static_cast<Real>(gradient_of_target(sums, upstream, options, logit));
     out.row[target * out.stride] = narrowed<Stored>(flushed(gradient));

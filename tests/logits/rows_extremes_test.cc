@@ -267,6 +267,27 @@ TEST(Rows, FiniteLogitsGiveNoNan) {
   }
 }
 
+// Up to the end of the type.
+TEST(Rows, AGradientIsAsLargeAsWhatArrives) {
+  for (DType dtype : {DType::float32, DType::bfloat16, DType::float64}) {
+    for (double softcap : {0.0, 30.0}) {
+      Batch batch = random_batch(dtype, 3, 3000, 1);
+      batch.options.softcap = softcap;
+      batch.dlogps = {1, -0.5, 0};
+      batch.dentropies = {0, 0.25, -1};
+      const Doubles small = batch.run().dlogits;
+      const double factor = dtype == DType::float64 ? 0x1p1020 : 0x1p125;
+      for (Doubles* upstream : {&batch.dlogps, &batch.dentropies}) {
+        for (double& each : *upstream) each *= factor;
+      }
+      const Doubles large = batch.run().dlogits;
+      for (size_t i = 0; i < small.size(); ++i) {
+        ASSERT_EQ(large[i], small[i] * factor) << name(dtype, 3000) << " " << i;
+      }
+    }
+  }
+}
+
 // p = 0 exactly: no upstream gradient makes anything of it. A row that is NaN stays so everywhere.
 TEST(Rows, AbsentColumnsHaveNoGradientUnderAnInfiniteOne) {
   for (DType dtype : kAllTypes) {
