@@ -155,7 +155,7 @@ def in_name_of(function: str, callee: str, run: Callable):
     """run(); its errors, which begin with the name of the callee, begin with `function`."""
     try:
         return run()
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, IndexError, NotImplementedError) as error:
         if not str(error).startswith(f"{callee}: "):
             raise
         raise type(error)(function + str(error).removeprefix(callee)) from None
@@ -291,6 +291,29 @@ def check_weight_values(function: str, mask: Tensor) -> None:
         tiny = 0 < weight < SMALLEST_WEIGHT
         rule = f"0 or at least {SMALLEST_WEIGHT:g}" if tiny else "in [0, 1]"
         raise ValueError(f"{function}: response_mask must be {rule}, got {weight:g} at {place}")
+
+
+def check_id_values(
+    where: str,
+    ids: Tensor,
+    vocabulary: int,
+    ignore_index: int | None = None,
+    active: Tensor | None = None,
+) -> None:
+    """Where they are on the host; the operators do it for their calls."""
+    wrapped = type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids)
+    if ids.device.type != "cpu" or torch.compiler.is_compiling() or wrapped:
+        return
+    bad = (ids < 0) | (ids >= vocabulary)
+    bad = bad if ignore_index is None else bad & (ids != ignore_index)
+    bad = bad if active is None else bad & active
+    if bad.any():
+        place = bad.nonzero()[0].tolist()
+        ignored = "" if ignore_index is None else f" or ignore_index {ignore_index}"
+        raise IndexError(
+            f"{where} must be in [0, {vocabulary}){ignored}, got {ids[tuple(place)].item()} at "
+            f"{place}"
+        )
 
 
 def check_offset_values(function: str, offsets: Tensor, name: str, size: int) -> None:

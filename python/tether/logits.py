@@ -12,6 +12,7 @@ from tether import reference
 from tether._checks import (
     check_device,
     check_given,
+    check_id_values,
     check_integers,
     check_no_tangents,
     dtype_text,
@@ -113,6 +114,7 @@ def token_logps(
         _check_none(function, where, gradient_buffer=gradient_buffer, shard=shard)
         if support is not None:
             return _logps_of_support(logits, targets, support, **rows, **wanted)
+        check_id_values(f"{function}: targets", targets, logits.shape[-1], ignore_index)
         return _logps_by_torch(logits, targets, **rows, **wanted)
     if gradient_buffer is not None:
         _check_buffer(f"{function}: gradient_buffer", gradient_buffer, logits)
@@ -264,14 +266,9 @@ def with_index_error(function: str, run, targets: Tensor, vocabulary: int, ignor
     try:
         return run()
     except ValueError as error:
-        if ": targets must be in [" not in str(error):
-            callee = "token_logps: "
-            if not str(error).startswith(callee):
-                raise
-            raise ValueError(f"{function}: " + str(error).removeprefix(callee)) from None
-        bad = ((targets < 0) | (targets >= vocabulary)) & (targets != ignore_index)
-        place = bad.nonzero()[0].tolist()
-        raise IndexError(
-            f"{function}: targets must be in [0, {vocabulary}) or ignore_index {ignore_index}, "
-            f"got {targets[tuple(place)].item()} at {place}"
-        ) from None
+        sentence = str(error)
+        if ": targets must be in [" not in sentence and not sentence.startswith("token_logps: "):
+            raise
+    if ": targets must be in [" in sentence:
+        check_id_values(f"{function}: targets", targets, vocabulary, ignore_index)
+    raise ValueError(f"{function}: " + sentence.partition(": ")[2])

@@ -8,6 +8,7 @@ from torch import Tensor
 from tether import reference
 from tether._checks import (
     check_given,
+    check_id_values,
     check_integers,
     check_no_tangents,
     check_strings,
@@ -17,6 +18,7 @@ from tether._checks import (
 from tether._functions import FUNCTIONS
 from tether._logits_ops import STATISTICS, again, like_result
 from tether._ops import has_kernel, once_differentiable, ops
+from tether.reference.logps import logps_of_ids
 
 
 def top_k_kl(
@@ -79,6 +81,7 @@ def top_k_kl(
     call = FUNCTIONS[function].call(tensors, settings)
     check_no_tangents(function, q_logits=q_logits)
     if not has_kernel(q_logits):
+        _check_ids(function, head_ids, q_logits.shape[-1], targets, ignore_index)
         return reference.top_k_kl(
             once_differentiable(function, q_logits, again(function)),
             head_ids,
@@ -100,7 +103,10 @@ def top_k_kl(
             *call.settings.words(),
         )[0]
     except ValueError as error:
-        raise _with_place(error, head_ids, targets, q_logits.shape[-1], ignore_index) from None
+        refused = error
+    if "s must be in [" in str(refused):  # an IndexError, with the place
+        _check_ids(function, head_ids, q_logits.shape[-1], targets, ignore_index)
+    raise refused
 
 
 def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -114,16 +120,18 @@ def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) ->
     check_no_tangents(function, logits=logits)
     wide = result_dtype(logits)
     if not has_kernel(logits):
-        log_p = torch.log_softmax(logits.detach().to(wide) / temperature, -1)
-        return log_p.gather(-1, head_ids.to(torch.int64))
+        _check_ids(function, head_ids, logits.shape[-1])
+        return logps_of_ids(logits.detach(), head_ids, temperature=temperature)
     ids = head_ids.to(torch.int64).contiguous()
     rows = ids.view(-1, ids.shape[-1]) if ids.numel() else ids.new_empty(logits[..., 0].numel(), 0)
     try:
         found = ops.head_logps(logits.detach(), rows, *call.settings.words())
+        return found.to(wide).view(ids.shape)
     except ValueError as error:
-        words = ValueError(str(error).replace("row_statistics", function, 1))
-        raise _with_place(words, head_ids, None, logits.shape[-1], 0, function) from None
-    return found.to(wide).view(ids.shape)
+        sentence = str(error).replace("row_statistics", function, 1)
+    if "ids must be in [" in sentence:  # an IndexError, with the place
+        _check_ids(function, head_ids, logits.shape[-1])
+    raise ValueError(sentence)
 
 
 # ---- autograd and tracing ------------------------------------------------------------------------
@@ -179,27 +187,14 @@ torch.library.register_autograd("tether::top_k_kl_forward", _backward, setup_con
 # ---- checks --------------------------------------------------------------------------------------
 
 
-def _with_place(
-    error: ValueError,
+def _check_ids(
+    function: str,
     head_ids: Tensor,
-    targets: Tensor | None,
     vocabulary: int,
-    ignore_index: int,
-    function: str = "top_k_kl",
-) -> Exception:
-    """What the operator says of a bad id as an IndexError with its place."""
-
-    def first(bad: Tensor, ids: Tensor, rule: str) -> IndexError:
-        place = bad.nonzero()[0].tolist()
-        return IndexError(f"{function}: {rule}, got {ids[tuple(place)].item()} at {place}")
-
-    def outside(ids):
-        return (ids < 0) | (ids >= vocabulary)
-
-    if ": targets must be in" in str(error):
-        rule = f"targets must be in [0, {vocabulary}) or ignore_index {ignore_index}"
-        return first(outside(targets) & (targets != ignore_index), targets, rule)
-    if "ids must be in" in str(error):
-        active = True if targets is None else (targets != ignore_index)[..., None]
-        return first(outside(head_ids) & active, head_ids, f"head_ids must be in [0, {vocabulary})")
-    return error
+    targets: Tensor | None = None,
+    ignore_index: int = 0,
+) -> None:
+    if targets is not None:
+        check_id_values(f"{function}: targets", targets, vocabulary, ignore_index)
+    active = None if targets is None else (targets != ignore_index)[..., None]
+    check_id_values(f"{function}: head_ids", head_ids, vocabulary, active=active)

@@ -295,3 +295,37 @@ def test_distributed_tensors_are_refused(tmp_path):
             )
     finally:
         distributed.destroy_process_group()
+
+
+def bad_ids():
+    """(function, argument, place, id): an id that is none, of every argument that has ids."""
+    of_rows = ("token_logps", "linear_token_logps", "linear_policy_loss", "linear_preference_loss")
+    for function in of_rows:
+        yield from ((function, "targets", place, bad) for place, bad in ((3, 8), (0, -3)))
+    for name, last in (("targets", 5), ("head_ids", 7)):
+        yield from (("top_k_kl", name, place, bad) for place, bad in ((last, 8), (1, -3)))
+    yield from (("head_logps", "head_ids", place, bad) for place, bad in ((5, 9), (0, -100)))
+
+
+@pytest.mark.parametrize(("function", "name", "place", "bad"), list(bad_ids()))
+def test_a_bad_id_has_one_sentence_on_every_path(function, name, place, bad, monkeypatch):
+    arguments = {k: each for k, each in CALLS[function].items() if k != "gradient_buffer"}
+    arguments[name] = arguments[name].clone()
+    arguments[name].view(-1)[place] = bad
+    run = getattr(tether, function)
+    with pytest.raises(IndexError) as caught:
+        run(**arguments)
+    monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    with pytest.raises(IndexError) as elsewhere:
+        run(**arguments)
+    assert str(elsewhere.value) == str(caught.value)
+    assert re.match(rf"{function}: {name} must be in \[0, 8\)( or ignore_index -100)?, got {bad} at",
+                    str(caught.value))  # fmt: skip
+
+
+def test_a_bad_id_is_nan_where_nobody_looks():
+    logits, targets = torch.randn(3, 5), torch.tensor([1, 9, -2])
+    logps, entropies = tether.reference.token_logps(logits, targets)
+    assert logps.isnan().tolist() == [False, True, True] and entropies.isfinite().all()
+    kl = tether.reference.top_k_kl(logits, targets[:, None], logits[:, :1] - 9, tail="bucket")
+    assert kl.isnan().tolist() == [False, True, True]

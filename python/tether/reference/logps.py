@@ -30,7 +30,8 @@ def token_logps(
     x = _final_logits(logits, ignored, temperature, scale, softcap)
     below, rest = _below_largest(x)
     log_sum = torch.log1p(rest)
-    logps = below.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0] - log_sum
+    y, known = _known(targets.masked_fill(ignored, 0), x)
+    logps = (below.gather(-1, y[..., None])[..., 0] - log_sum) * spoiling(known, log_sum)
     finite = below.masked_fill(below == -math.inf, 0)
     entropies = log_sum - (below.exp() * finite).sum(-1) / (1 + rest)
     return logps.masked_fill(ignored, 0), entropies.masked_fill(ignored, 0)
@@ -55,12 +56,27 @@ def token_statistics(
     present = x > -math.inf
     p = torch.softmax(x, -1)
     mean = torch.where(present, x, 0).sum(-1) / present.sum(-1)
-    reached = x.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0]
+    y, _ = _known(targets.masked_fill(ignored, 0), x)
+    reached = x.gather(-1, y[..., None])[..., 0]
     return (
         p.square().sum(-1).masked_fill(ignored, 1),
         mean.masked_fill(ignored, 0),
         (reached >= x.amax(-1)) | ignored,
     )
+
+
+def _known(ids: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids of columns of x, and whether they are: what is not becomes NaN, where nobody looked."""
+    ids = ids.to(torch.int64)
+    return ids.clamp(0, x.shape[-1] - 1), (ids >= 0) & (ids < x.shape[-1])
+
+
+def logps_of_ids(logits: Tensor, ids: Tensor, *, temperature: float = 1) -> Tensor:
+    """[..., V] and [..., k] to [..., k]: under softmax(logits / temperature)."""
+    log_p = _log_softmax(logits, None, temperature)
+    ids, known = _known(ids, log_p)
+    out = log_p.gather(-1, ids)
+    return out * spoiling(known, out)
 
 
 def _below_largest(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,9 +185,9 @@ def top_k_kl(
     log_softmax = _log_softmax(q_logits, ignored, temperature)
     farthest = _FARTHEST[log_softmax.dtype]
     head_logps = head_logps.to(log_softmax.dtype).masked_fill(ignored[..., None], 0)
-    ids = head_ids.to(torch.int64).masked_fill(ignored[..., None], 0)
-    y = y.masked_fill(ignored, 0)
-    sound = ~log_softmax.isnan().any(-1) & (head_logps < math.inf).all(-1)
+    ids, known = _known(head_ids.masked_fill(ignored[..., None], 0), log_softmax)
+    y, known_y = _known(y.masked_fill(ignored, 0), log_softmax)
+    sound = ~log_softmax.isnan().any(-1) & (head_logps < math.inf).all(-1) & known.all(-1)
     head_logps = saturated(head_logps, farthest)
 
     log_q = log_softmax.gather(-1, ids)
@@ -183,7 +199,7 @@ def top_k_kl(
     if tail != "bucket":
         log_q_y = log_softmax.gather(-1, y[..., None])[..., 0]
         target_logps = target_logps.to(log_softmax.dtype).masked_fill(ignored, 0)
-        sound = sound & (target_logps < math.inf)
+        sound = sound & (target_logps < math.inf) & known_y
         held = log_q_y.detach()
         d = saturated(target_logps, farthest) - held + gap
         if tail == "k1":
