@@ -79,6 +79,13 @@ at::Tensor sums_of(const FlatValues& flat, const at::Tensor& loss, const at::Ten
   each[M::kReturnSquared] = flat.target.square();
   each[M::kError] = error;
   each[M::kErrorSquared] = error.square();
+  const at::Tensor n = flat.weight.to(at::kDouble).sum();
+  const auto deviation = [&](const at::Tensor& x) {
+    const at::Tensor mean = (flat.weight * x).to(at::kDouble).sum() / n;
+    return at::where(n > 0, x - mean, 0.0).square();
+  };
+  each[M::kReturnSpread] = deviation(flat.target.to(at::kDouble));
+  each[M::kErrorSpread] = deviation(error.to(at::kDouble));
   for (at::Tensor& sum : each) sum = (flat.weight * sum).to(at::kDouble).sum();
   return at::stack(each);
 }

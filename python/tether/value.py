@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from tether import reference
+from tether._checks import check_merged
 from tether._lists import Value
 from tether._objectives import objective_call
 from tether._ops import has_kernel, ops
@@ -15,15 +17,22 @@ from tether.policy import Normalizer, denominators, of_denominators
 
 
 class ValueMetrics(NamedTuple):
-    """What a training loop logs, as one block: add, or all-reduce, over micro-batches and ranks."""
+    """What a training loop logs, as one block: add over micro-batches, all-reduce over ranks."""
 
-    sums: Tensor  # [7] float64
+    sums: Tensor  # [9] float64
 
     def merge(self, other: ValueMetrics) -> ValueMetrics:
-        """Of the micro-batches of both."""
-        return ValueMetrics(self.sums + other.sums)
+        """Of the micro-batches of both. `sums` added up instead are the same but where a mean is
+        a million times larger than what varies: what means of batches vary by is lost there."""
+        check_merged(self, other)
+        both = torch.stack([self.sums, other.sums])
+        n, total = both[:, 0], both.sum(0)
+        gap = (both[1] / n[1] - both[0] / n[0])[3:6:2]  # of the means of returns and errors
+        between = torch.where((n > 0).all(), gap.square() * n[0] * (n[1] / total[0]), 0.0)
+        return ValueMetrics(torch.cat([total[:-2], total[-2:] + between]))
 
-    __add__ = merge
+    def __add__(self, other: ValueMetrics) -> ValueMetrics:
+        return self.merge(other) if isinstance(other, ValueMetrics) else NotImplemented
 
     def __radd__(self, other: int):
         """So that sum() works, which starts at 0."""

@@ -25,7 +25,38 @@ struct ValueBlock {
   int size;
 };
 
-using ValueSums = std::array<LaneSum, ValueMetrics::kSums>;
+// A return and an error of a row, from which the others deviate little.
+struct Pivot {
+  double target = 0, error = 0;
+  bool found = false;
+
+  // The first active token.
+  template <class T>
+  void find(const ValueBlock<T>& block) {
+    for (int i = 0; i < block.size && !found; ++i) {
+      if (block.weight[i] == T(0)) continue;
+      *this = {double(block.target[i]), double(block.target[i] - block.value[i]), true};
+    }
+  }
+};
+
+// Of the deviations from a pivot, where a sum is of returns or errors.
+using ValueSums = std::array<LaneSum, ValueMetrics::kErrorSquared + 1>;
+
+ValueMetrics metrics_of(const ValueSums& totals, const Pivot& pivot) {
+  using M = ValueMetrics;
+  M out;
+  for (size_t i = 0; i < totals.size(); ++i) out.sums[i] = totals[i].total();
+  const auto move = [&](M::Sum sum, M::Sum squared, M::Sum spread, double to) {
+    const double n = out.sums[M::kTokens], shift = n > 0 ? out.sums[sum] / n : 0;
+    out.sums[spread] = std::max(out.sums[squared] - shift * out.sums[sum], 0.0);
+    out.sums[sum] += n * to;
+    out.sums[squared] = out.sums[spread] + (shift + to) * out.sums[sum];
+  };
+  move(M::kReturn, M::kReturnSquared, M::kReturnSpread, pivot.target);
+  move(M::kError, M::kErrorSquared, M::kErrorSpread, pivot.error);
+  return out;
+}
 
 // The loss of each token, of inputs that are saturated in place.
 template <class T>
@@ -39,9 +70,11 @@ void fill_losses(const ValueFormula& formula, ValueBlock<T>& block) {
 
 // Adds a block in double and makes its gradient.
 template <class T>
-TETHER_CLONES void sum_values(T factor, ValueBlock<T>& block, ValueSums& totals) {
+TETHER_CLONES void sum_values(T factor, const Pivot& pivot_in, ValueBlock<T>& block,
+                              ValueSums& totals) {
   using M = ValueMetrics;
-  double sums[M::kSums][kLanes];
+  const Pivot pivot = pivot_in;
+  double sums[std::tuple_size_v<ValueSums>][kLanes];
 #pragma GCC ivdep
 #pragma GCC unroll 1
   for (int lane = 0; lane < kLanes; ++lane) {  // VECTOR
@@ -56,7 +89,8 @@ TETHER_CLONES void sum_values(T factor, ValueBlock<T>& block, ValueSums& totals)
       const Mask<T> broken = active & mask<T>(trace != T(0));
       const T each = spoil(broken, bounded(block.loss[i]));
       const T dloss = spoil(broken, bounded(block.dloss[i]));
-      const double weight = double(w), target = double(block.target[i]), error = double(gap);
+      const double weight = double(w), error = double(gap) - pivot.error;
+      const double target = double(block.target[i]) - pivot.target;
       tokens += weight;
       loss += weight * double(keep(active, each));
       returns += weight * target;
@@ -111,7 +145,7 @@ std::vector<double> tokens_of_rows(const ValueArrays& batch, const Executor& exe
 
 struct Part {
   double loss = 0;
-  std::array<double, ValueMetrics::kSums> sums{};
+  ValueMetrics metrics;
 };
 
 template <class T>
@@ -119,6 +153,7 @@ void add_row(const ValueArrays& batch, const ValueObjective& objective, int64_t 
              const MutableArray& dvalues, ValueBlock<T>& block, Part& part) {
   const ConstArray& old_values = batch.old_values ? batch.old_values : batch.values;
   ValueSums sums;
+  Pivot pivot;
   for_each_block(batch, row, block, [&](int64_t column, int count) {
     const auto load = [&](const ConstArray& array, T* out) {
       load_block(batch.layout, array, row, column, count, block.weight, out);
@@ -127,11 +162,12 @@ void add_row(const ValueArrays& batch, const ValueObjective& objective, int64_t 
     load(old_values, block.old_value);
     load(batch.returns, block.target);
     fill_losses(objective.loss, block);
-    sum_values(narrow<T>(factor), block, sums);
+    pivot.find(block);
+    sum_values(narrow<T>(factor), pivot, block, sums);
     if (dvalues) store_block(batch.layout, dvalues, row, column, count, block.dvalue);
   });
   part.loss += factor * sums[ValueMetrics::kLoss].total();
-  for (size_t i = 0; i < sums.size(); ++i) part.sums[i] += sums[i].total();
+  part.metrics.merge(metrics_of(sums, pivot));
 }
 
 template <class T>
@@ -161,7 +197,7 @@ ValueTotals total_loss(const ValueArrays& batch, const ValueObjective& objective
   ValueTotals out;
   for (const Part& part : parts) {
     out.loss += part.loss;
-    for (size_t i = 0; i < part.sums.size(); ++i) out.metrics.sums[i] += part.sums[i];
+    out.metrics.merge(part.metrics);
   }
   return out;
 }

@@ -35,8 +35,44 @@ def test_merged_metrics_are_those_of_the_whole(name):
     assert all(map(torch.equal, merged, parts[0].merge(parts[1])))
     assert type(merged) is type(whole)
     for a, b in zip(merged, whole, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-18)
     assert merged.to_dict() == pytest.approx(whole.to_dict(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["policy", "preference", "value"])
+def test_metrics_of_another_kind_are_refused(name):
+    metrics, other = losses([0, 2, 1, 3])[name].metrics, tether.Moments(1.0, 0.0, 0.0)
+    with pytest.raises(TypeError) as caught:
+        metrics.merge(other)
+    assert str(caught.value) == f"merge: other must be {type(metrics).__name__}, got Moments"
+    with pytest.raises(TypeError, match="unsupported operand"):
+        metrics + other
+    with pytest.raises(TypeError) as caught:
+        other.merge(metrics)
+    assert str(caught.value) == f"merge: other must be Moments, got {type(metrics).__name__}"
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_explained_variance_beside_a_mean_that_is_a_million_times_larger(on_cpu, monkeypatch):
+    if not on_cpu:
+        monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    torch.manual_seed(1)
+    noise, mask = torch.randn(4, 50, dtype=torch.float64), torch.rand(4, 50) < 0.7
+    mask[3] = False
+    values, returns = 1e9 + 3 + noise / 2, 1e9 + noise
+    values[~mask] = math.nan
+
+    def metrics(*rows):
+        rows = list(rows)
+        return tether.value_loss(values[rows], returns[rows], mask[rows]).metrics
+
+    whole = metrics(0, 1, 2, 3)
+    assert whole.to_dict()["explained_variance"] == pytest.approx(0.75, abs=1e-6)
+    split = sum([metrics(3), metrics(0), metrics(2, 1)])
+    assert split.to_dict()["explained_variance"] == pytest.approx(0.75, abs=1e-6)
+    added = tether.ValueMetrics(metrics(0, 3).sums + metrics(1, 2).sums)
+    assert added.to_dict()["explained_variance"] == pytest.approx(0.75, abs=0.02)
+    assert metrics(3).to_dict()["explained_variance"] == 0
 
 
 def resident_bytes():

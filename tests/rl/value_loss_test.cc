@@ -81,6 +81,48 @@ TEST(ValueLoss, ReturnsThatDoNotVaryExplainNothingAndNaNComesOut) {
   EXPECT_TRUE(std::isnan(explained()));
 }
 
+// Returns of mean 1e9 that vary by 1, of which the values explain 3/4: half of each deviation.
+TEST(ValueLoss, ExplainedVarianceBesideAMeanThatIsAMillionTimesLarger) {
+  constexpr double kMean = 1e9;
+  ValueRows<double> batch(3, 600);
+  for (size_t i = 0; i < batch.values.size(); ++i) {
+    batch.values[i] = kMean + batch.returns[i] / 2 + (i < 600 ? 1 : 5e8);
+    batch.returns[i] += kMean;
+    batch.old_values[i] = batch.values[i];
+  }
+  const auto part = [&](int64_t begin, int64_t count) {
+    ValueArrays arrays = batch.arrays();
+    arrays.layout.rows = count;
+    for (ConstArray* each :
+         {&arrays.values, &arrays.returns, &arrays.response_mask, &arrays.old_values}) {
+      each->data = static_cast<const double*>(each->data) + begin * batch.columns;
+    }
+    return value_loss(arrays, {}, {}, {}).metrics;
+  };
+  const auto explained = [](const ValueMetrics& metrics) {
+    return metrics.to_map().at("explained_variance");
+  };
+  EXPECT_NEAR(explained(part(0, 1)), 0.75, 1e-6);
+  EXPECT_NEAR(explained(part(1, 2)), 0.75, 1e-6);
+  ValueMetrics both = part(1, 1), sum = both;
+  const ValueMetrics last = part(2, 1);
+  both.merge(last);
+  EXPECT_NEAR(explained(both), 0.75, 1e-6);
+  for (size_t i = 0; i < sum.sums.size(); ++i) sum.sums[i] += last.sums[i];
+  EXPECT_NEAR(explained(sum), 0.75, 0.01);  // without what the means of the rows vary by
+  // Values that are 5e8 off in two of three rows explain less than nothing.
+  ValueMetrics whole = part(0, 1);
+  whole.merge(part(1, 2));
+  EXPECT_NEAR(explained(whole) / explained(part(0, 3)), 1, 1e-6);
+  EXPECT_LT(explained(whole), -1e16);
+}
+
+TEST(ValueLoss, ConstantRowsDoNotVaryThoughTheirMeansAreRounded) {
+  ValueRows<double> batch(7, 33);
+  for (double& each : batch.returns) each = each == each ? 0.1 : each;
+  EXPECT_EQ(batch.run({}).metrics.to_map().at("explained_variance"), 0);
+}
+
 TEST(ValueLoss, InfinityAtAnActiveSlotIsNaNThoughErrorsSaturate) {
   for (std::vector<float> ValueRows<float>::* array :
        {&ValueRows<float>::values, &ValueRows<float>::old_values, &ValueRows<float>::returns}) {

@@ -57,7 +57,7 @@ VALUES = {
 
 class ValueTotals(NamedTuple):
     loss: Tensor
-    sums: Tensor  # [7], in the order of ValueMetrics (rl/value_metrics.h)
+    sums: Tensor  # [9], in the order of ValueMetrics (rl/value_metrics.h)
 
 
 def value_loss(
@@ -97,15 +97,22 @@ def value_loss(
     factors = row_factors(aggregation, n, constant=constant, tokens=tokens, sequences=sequences)
     loss = world_size * (rows.spread(factors.to(wide)) * weight * each).sum()
     with torch.no_grad():
-        weight, target, value = weight.double(), target.double(), value.double()
+        weight, target, error = weight.double(), target.double(), (target - value).double()
         parts = (
             torch.ones_like(weight),
             each.double(),
             ((slope == 0) & (each > 0)).double(),
             target,
             target.square(),
-            target - value,
-            (target - value).square(),
+            error,
+            error.square(),
+            *(_deviations(each, weight).square() for each in (target, error)),
         )
         sums = torch.stack([(weight * part).sum() for part in parts])
     return ValueTotals(loss, sums)
+
+
+def _deviations(x: Tensor, weight: Tensor) -> Tensor:
+    """From the mean."""
+    n = weight.sum()
+    return torch.where(n == 0, 0.0, x - (weight * x).sum() / n)
