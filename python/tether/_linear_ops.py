@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import result_dtype, savable
-from tether._logits_ops import again, doubles
+from tether._checks import dtype_text, result_dtype, savable, shape_text
+from tether._logits_ops import again, doubles, gathered
 from tether._ops import ops, scaled
 
 _IGNORED_ROW = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0)  # ignored_row() of logits/rows.h
@@ -72,16 +72,56 @@ def logps_of_chunks(
     return logps.view(shape), (entropies.view(shape) if with_entropies else None), statistics, kept
 
 
+@_without_autocast
+def logps_of_shards(
+    hidden, weight, bias, targets, words, with_entropies, active, chunk, keeps_logits, shard
+):
+    """The same where the weight has a part of the vocabulary; what its logits leave behind goes to
+    all ranks in one gather."""
+    shape, targets = targets.shape, targets.reshape(-1)
+    rows, kept = hidden.reshape(-1, hidden.shape[-1]), None
+    # The header is that of all rows; of their logits it says how many columns there are.
+    block = ops.shard_statistics(weight.new_zeros(targets.numel(), 1), targets, *words)
+    block[:1, 1] = weight.shape[0]
+    active = active.reshape(-1)
+    for places, logits in _logits_of_chunks(rows, weight, bias, active, chunk):
+        block[1:][places] = ops.shard_statistics(logits, targets[places], *words)[1:]
+        if keeps_logits and logits.shape[0] == active.sum():
+            kept = logits
+    logps, entropies, statistics = ops.token_logps_of_shards(
+        gathered(shard, block), targets, rows, *words
+    )
+    return logps.view(shape), (entropies.view(shape) if with_entropies else None), statistics, kept
+
+
+def _reduced(function, shard, gradient):
+    """The gradient of hidden, of all ranks where the shard says how."""
+    if gradient is None or shard is None or shard.reduce is None:
+        return gradient
+    out = shard.reduce(gradient)
+    if not isinstance(out, Tensor) or out.shape != gradient.shape or out.dtype != gradient.dtype:
+        tensor = isinstance(out, Tensor)
+        got = f"{dtype_text(out.dtype)} {shape_text(out)}" if tensor else type(out).__name__
+        raise ValueError(
+            f"{function}: shard.reduce must return the sum, "
+            f"{dtype_text(gradient.dtype)} {shape_text(gradient)}, got {got}"
+        )
+    return out
+
+
 class LinearTokenLogps(torch.autograd.Function):
     """The walks of libtorch/linear_token_logps.cc: one product a chunk, then two more."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, words, with_entropies, active, chunk, function):
+    def forward(
+        ctx, hidden, weight, bias, targets, words, with_entropies, active, chunk, shard, function
+    ):
         linear, keeps_logits = (hidden, weight, bias), any(ctx.needs_input_grad[:3])
-        logps, entropies, statistics, ctx.kept = logps_of_chunks(
-            *linear, targets, words, with_entropies, active, chunk, keeps_logits
-        )
-        ctx.words, ctx.active, ctx.chunk, ctx.function = words, active, chunk, function
+        walk = (*linear, targets, words, with_entropies, active, chunk, keeps_logits)
+        out = logps_of_chunks(*walk) if shard is None else logps_of_shards(*walk, shard)
+        logps, entropies, statistics, ctx.kept = out
+        ctx.words, ctx.active, ctx.chunk = words, active, chunk
+        ctx.shard, ctx.function = shard, function
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*map(savable, (*linear, targets)), statistics)
@@ -102,9 +142,10 @@ class LinearTokenLogps(torch.autograd.Function):
                 ctx.chunk,
                 kept,
                 tuple(ctx.needs_input_grad[:3]),
+                ctx.shard,
                 ctx.function,
             )
-        return *gradients, *[None] * 6
+        return *gradients, *[None] * 7
 
 
 def _logits_of_chunks(hidden, weight, bias, active, chunk, kept=None):
@@ -212,8 +253,9 @@ def gradient_of_chunks(
 class _LinearGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
-        *arguments, ctx.function = arguments
-        return gradient_of_chunks(*arguments)
+        *walk, shard, ctx.function = arguments
+        dhidden, *others = gradient_of_chunks(*walk)
+        return _reduced(ctx.function, shard, dhidden), *others
 
     @staticmethod
     def backward(ctx, *_):

@@ -134,7 +134,7 @@ class TokenLogpsOfCaller(torch.autograd.Function):
             out = ops.token_logps_forward(logits, targets, *words)
         else:
             ours = ops.shard_statistics(logits, targets, *words)
-            out = ops.token_logps_of_shards(_gathered(shard, ours), targets, logits, *words)
+            out = ops.token_logps_of_shards(gathered(shard, ours), targets, logits, *words)
         logps, entropies, statistics = out
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
@@ -160,7 +160,7 @@ class TokenLogpsOfCaller(torch.autograd.Function):
         return dlogits, *[None] * 5
 
 
-def _gathered(shard, ours: Tensor) -> Tensor:
+def gathered(shard, ours: Tensor) -> Tensor:
     """[shards, 1 + N, 8] of all ranks, each with the header of its shard."""
     where = "token_logps: shard.gather must return"
     shards = shard.gather(ours)

@@ -25,7 +25,14 @@ from tether._logits_ops import again, token_statistics
 from tether._objectives import Weights, levels_of, objective_call, resolved
 from tether._ops import has_kernel, once_differentiable
 from tether._support import Support, checked_support, linear_logits
-from tether.logits import TokenLogps, of_support, token_logps, with_index_error
+from tether.logits import (
+    TokenLogps,
+    VocabularyShard,
+    check_shard,
+    of_support,
+    token_logps,
+    with_index_error,
+)
 from tether.objective import PolicyObjective, PreferenceObjective
 from tether.policy import Normalizer, PolicyMetrics, denominators, policy_loss
 from tether.preference import PreferenceLoss, preference_call, preference_loss
@@ -46,6 +53,7 @@ def linear_token_logps(
     ignore_index: int = -100,
     chunk_bytes: int = 256 << 20,
     rows_per_chunk: int = 0,
+    shard: VocabularyShard | None = None,
     support: Support | None = None,
 ) -> TokenLogps:
     """token_logps(hidden @ weight.T + bias, targets), never holding the logits of all tokens.
@@ -59,6 +67,9 @@ def linear_token_logps(
                     results then do not depend on the tokens beside it, so that old and new
                     log-probabilities from batches of different sizes give a ratio of exactly 1.
                     For one torch, number of threads and width
+    shard           the weight, and bias, have the rows of a part of the vocabulary: hidden, targets
+                    and options are the same on every rank, as in token_logps. One gather a call,
+                    and with its `reduce` one sum of hidden's gradient
     support         as in token_logps. Of a token only the kept rows of the weight are multiplied
                     while the sets are small, up to V / 128 ids
 
@@ -75,8 +86,31 @@ def linear_token_logps(
     linear, targets, call = checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
-    chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
-    return _logps_of(function, linear, targets, call.settings, chunk, support, chunk_bytes)
+    walk = _walk_of(function, linear, chunk_bytes, rows_per_chunk, shard)
+    return _logps_of(function, linear, targets, call.settings, walk, support)
+
+
+class _Walk(NamedTuple):
+    """How the logits are made."""
+
+    chunk: Chunk
+    chunk_bytes: int
+    shard: VocabularyShard | None
+
+
+def _walk_of(
+    function: str,
+    linear: Linear,
+    chunk_bytes: int,
+    rows_per_chunk: int,
+    shard: VocabularyShard | None,
+) -> _Walk:
+    if shard is not None:
+        if not has_kernel(*linear):
+            raise ValueError(f"{function}: shard must be None for tensors on a device")
+        weight = linear.weight
+        check_shard(f"{function}: shard", shard, "weight", weight, weight.shape[0])
+    return _Walk(chunk_of(linear.weight, chunk_bytes, rows_per_chunk), chunk_bytes, shard)
 
 
 def _logps_of(
@@ -84,32 +118,35 @@ def _logps_of(
     linear: Linear,
     targets: Tensor,
     settings: Settings,
-    chunk: Chunk,
+    walk: _Walk,
     support: Support | None,
-    chunk_bytes: int,
 ) -> TokenLogps:
     """linear_token_logps of checked tensors, in the name of `function`."""
     if support is None:
-        return _linear_token_logps(function, linear, targets, settings, chunk)
+        return _linear_token_logps(function, linear, targets, settings, walk)
     check_no_tangents(function, **linear._asdict())
-    if chunk.padded:
-        raise ValueError(f"{function}: rows_per_chunk must be 0 with a support, got {chunk.rows}")
+    if walk.chunk.padded:
+        rows = walk.chunk.rows
+        raise ValueError(f"{function}: rows_per_chunk must be 0 with a support, got {rows}")
+    if walk.shard is not None:
+        raise ValueError(f"{function}: shard must be None with a support, got one")
     ignore_index = settings.numbers["ignore_index"]
     kept = checked_support(function, support, targets, linear.weight.shape[0], ignore_index)
     others = targets.masked_fill(~kept.whole, ignore_index)
     return of_support(
         kept,
-        linear_logits(function, *linear, kept, chunk_bytes),
+        linear_logits(function, *linear, kept, walk.chunk_bytes),
         settings.numbers | {k: v == "true" for k, v in settings.choices.items()},
-        lambda: _linear_token_logps(function, linear, others, settings, chunk),
+        lambda: _linear_token_logps(function, linear, others, settings, walk),
     )
 
 
 def _linear_token_logps(
-    function: str, linear: Linear, targets: Tensor, settings: Settings, chunk: Chunk
+    function: str, linear: Linear, targets: Tensor, settings: Settings, walk: _Walk
 ) -> TokenLogps:
     """The same over the whole vocabulary."""
     hidden, weight, bias = linear
+    chunk, shard = walk.chunk, walk.shard
     ignore_index = settings.numbers["ignore_index"]
     entropies, statistics = (
         settings.choices[name] == "true" for name in ("entropies", "statistics")
@@ -127,16 +164,22 @@ def _linear_token_logps(
             return token_logps(logits, targets, **{**settings.numbers, **flags})
 
         return in_name_of(function, "token_logps", run_by_torch)
+    ids = weight.shape[0]
+    if shard is not None:
+        ids = shard.ids
+        own = {"first_id": shard.first_id, "ids": ids}
+        settings = settings._replace(numbers=settings.numbers | own)
     words, active = settings.words(), targets != ignore_index
 
     def run():
-        return LinearTokenLogps.apply(*linear, targets, words, entropies, active, chunk, function)
+        arguments = (targets, words, entropies, active, chunk, shard, function)
+        return LinearTokenLogps.apply(*linear, *arguments)
 
     errors = (function, ignore_index)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and shard is None:
         out = traced_logps(linear, targets, active, words, entropies, chunk, *errors)
     else:
-        out = with_index_error(function, run, targets, weight.shape[0], ignore_index)
+        out = with_index_error(function, run, targets, ids, ignore_index)
     logps, found, sums = out
     further = token_statistics(sums, hidden, words) if statistics else ()
     return TokenLogps(logps, found, *further)
@@ -176,6 +219,7 @@ def linear_policy_loss(
     ignore_index: int = -100,
     chunk_bytes: int = 256 << 20,
     rows_per_chunk: int = 0,
+    shard: VocabularyShard | None = None,
     support: Support | None = None,
     **options: Value,
 ) -> LinearPolicyOutput:
@@ -186,14 +230,14 @@ def linear_policy_loss(
 
     Differentiable once in hidden, weight and bias. Where ratio and weights are those of a token,
     loss and gradients come in one walk over chunks of tokens, three matrix products, and backward
-    is a scaling. Those of sequences or turns (level=...), of a support and of a `Surrogate` need
-    all log-probabilities first: four products, or three where they are one chunk.
+    is a scaling. Those of sequences or turns (level=...), of a shard, of a support and of a
+    `Surrogate` need all log-probabilities first: four products, or three where they are one chunk.
     """
     function = "linear_policy_loss"
     objective, options, weights = resolved(objective, options, weights, function)
     settings = row_settings(temperature, scale, softcap, ignore_index, entropies=entropies)
     if isinstance(objective, Surrogate):
-        _check_names(function, objective, (*settings, "chunk_bytes", "rows_per_chunk", "support"))
+        _check_names(function, objective, settings)
     linear, targets, rows = checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
@@ -222,18 +266,18 @@ def linear_policy_loss(
     active = targets.masked_fill(call.tensors["response_mask"] == 0, ignore_index)
     bonus = number_of(call.settings.numbers.get("entropy_coef", 0)) != 0
     rows.settings.choices["entropies"] = "true" if entropies or bonus else "false"
-    chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
+    walk = _walk_of(function, linear, chunk_bytes, rows_per_chunk, shard)
     of_tokens = levels_of(call.settings.choices) == {"token"} and not call.own
-    if of_tokens and has_kernel(*linear) and support is None:
-        return _loss_of_tokens(linear, active, call, rows.settings, chunk)
-    made = _logps_of(function, linear, active, rows.settings, chunk, support, chunk_bytes)
+    if of_tokens and has_kernel(*linear) and support is None and shard is None:
+        return _loss_of_tokens(linear, active, call, rows.settings, walk.chunk)
+    made = _logps_of(function, linear, active, rows.settings, walk, support)
     settings = {"objective": objective, "normalizer": normalizer, "weights": weights}
     return _loss_of_logps(function, made, bonus, batch, settings | options)
 
 
-def _check_names(function: str, own: Surrogate, taken: tuple[str, ...]) -> None:
+def _check_names(function: str, own: Surrogate, settings: dict[str, Value]) -> None:
     for name in own.defaults:
-        if name in taken:
+        if name in (*settings, "chunk_bytes", "rows_per_chunk", "shard", "support"):
             raise ValueError(
                 f"{function}: option {name} of the surrogate must have another name: {function} "
                 "has one"
@@ -303,6 +347,7 @@ def linear_preference_loss(
     ignore_index: int = -100,
     chunk_bytes: int = 256 << 20,
     rows_per_chunk: int = 0,
+    shard: VocabularyShard | None = None,
     **options: Value,
 ) -> PreferenceLoss:
     """preference_loss(linear_token_logps(hidden, weight, targets, bias)), never holding all logits.
@@ -337,8 +382,8 @@ def linear_preference_loss(
     if nll_mask is not None:
         masked &= call.tensors["nll_mask"] == 0
     active = targets.masked_fill(masked.view(targets.shape), ignore_index)
-    chunk = chunk_of(linear.weight, chunk_bytes, rows_per_chunk)
-    made = _linear_token_logps(function, linear, active, rows.settings, chunk)
+    walk = _walk_of(function, linear, chunk_bytes, rows_per_chunk, shard)
+    made = _linear_token_logps(function, linear, active, rows.settings, walk)
 
     def run():
         return preference_loss(made.logps, objective=objective, **batch, **counts, **options)

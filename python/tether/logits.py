@@ -53,6 +53,9 @@ class VocabularyShard(NamedTuple):
     # An all-gather of float64: [1 + N, 8] of this rank to [shards, 1 + N, 8] of all, in the same
     # order on every rank. Called once, in forward.
     gather: Callable[[Tensor], Tensor]
+    # Of linear_*: an all-reduce, which returns the sum of the gradients that hidden has on each
+    # rank. Called once, in backward. None: hidden gets this rank's part of the sum.
+    reduce: Callable[[Tensor], Tensor] | None = None
 
 
 def token_logps(
@@ -121,7 +124,7 @@ def token_logps(
         if torch.compiler.is_compiling():
             gradient_buffer = None
     if shard is not None:
-        _check_shard(f"{function}: shard", shard, logits)
+        check_shard(f"{function}: shard", shard, "logits", logits, logits.shape[-1])
         call = call.with_numbers({"first_id": shard.first_id, "ids": shard.ids})
     words = call.settings.words()
 
@@ -240,19 +243,21 @@ def _check_buffer(where: str, buffer: Tensor, logits: Tensor) -> None:
         raise ValueError(f"{where} must not require a gradient, got one that does")
 
 
-def _check_shard(where: str, shard: VocabularyShard, logits: Tensor) -> None:
+def check_shard(where: str, shard: VocabularyShard, name: str, like: Tensor, columns: int) -> None:
+    """`like`, named `name`, is what holds so many ids."""
     if not isinstance(shard, VocabularyShard):
         raise TypeError(f"{where} must be a VocabularyShard, got {kind_of(shard)}")
-    for name in ("first_id", "ids"):
-        value = getattr(shard, name)
+    for field in ("first_id", "ids"):
+        value = getattr(shard, field)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{where}.{name} must be an int, got {kind_of(value)}")
+            raise TypeError(f"{where}.{field} must be an int, got {kind_of(value)}")
     if not callable(shard.gather):
         raise TypeError(f"{where}.gather must be callable, got {type(shard.gather).__name__}")
-    columns = logits.shape[-1]
+    if shard.reduce is not None and not callable(shard.reduce):
+        raise TypeError(f"{where}.reduce must be callable, got {type(shard.reduce).__name__}")
     if shard.ids < columns:
         raise ValueError(
-            f"{where}.ids must be at least {columns} like logits {shape_text(logits)}, got "
+            f"{where}.ids must be at least {columns} like {name} {shape_text(like)}, got "
             f"{shard.ids}"
         )
     if not 0 <= shard.first_id <= shard.ids - columns:
@@ -264,11 +269,10 @@ def _check_shard(where: str, shard: VocabularyShard, logits: Tensor) -> None:
 def with_index_error(function: str, run, targets: Tensor, vocabulary: int, ignore_index: int):
     """run(); what the operator says of a bad id becomes an IndexError with its place."""
     try:
-        return run()
+        return in_name_of(function, "token_logps", run)
     except ValueError as error:
         sentence = str(error)
-        if ": targets must be in [" not in sentence and not sentence.startswith("token_logps: "):
+        if ": targets must be in [" not in sentence:
             raise
-    if ": targets must be in [" in sentence:
-        check_id_values(f"{function}: targets", targets, vocabulary, ignore_index)
-    raise ValueError(f"{function}: " + sentence.partition(": ")[2])
+    check_id_values(f"{function}: targets", targets, vocabulary, ignore_index)
+    raise ValueError(sentence)

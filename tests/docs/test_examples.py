@@ -13,7 +13,7 @@ COMPARED = {
     "parallel_grpo": [
         "FSDP",
         "vocabulary in shards",
-        "the same in chunks",
+        "the same from hidden states",
         "pieces of rows, ratios of tokens",
         "pieces of rows, ratios of sequences",
     ],

@@ -217,6 +217,171 @@ def test_shards_may_come_in_any_order():
     torch.testing.assert_close(out.logps, torch.full((4,), -math.log(96)))
 
 
+# ---- from hidden states: a part of the head ------------------------------------------------------
+
+
+def on_ranks(step, bounds):
+    """[what step(rank, shard) returns] of every rank, as `by_shards` does."""
+    blocks, ranks = [], range(len(bounds) - 1)
+
+    def leave(ours):
+        blocks.append(ours.clone())
+        raise Left
+
+    def shard(rank, gather):
+        return tether.VocabularyShard(bounds[rank], bounds[-1], gather)
+
+    for rank in ranks:
+        with pytest.raises(Left):
+            step(rank, shard(rank, leave))
+    return [step(rank, shard(rank, lambda _: torch.stack(blocks))) for rank in ranks]
+
+
+def head(dtype=torch.float64):
+    torch.manual_seed(5)
+    hidden = torch.randn(2, 7, 6, dtype=torch.float64).to(dtype)
+    weight, bias = torch.randn(40, 6).to(dtype), torch.randn(40).to(dtype)
+    targets = torch.randint(40, (2, 7))
+    targets[0, 0], targets[0, 1], targets[1, 1] = 0, 39, -100
+    return (hidden, weight, bias), targets
+
+
+def linear_outcome(function, linear, targets, rows=slice(None), **options):
+    """[values..., dhidden, dweight, dbias] of the rows of the head; upstream gradients differ."""
+    given = (linear[0], *(each[rows] for each in linear[1:]))
+    leaves = [each.detach().requires_grad_() for each in given]
+    values = function(*leaves, targets, **options)
+    upstream = torch.linspace(0.5, 2, targets.numel(), dtype=torch.float64).view(targets.shape)
+    loss = sum((upstream**i * each).sum() for i, each in enumerate(values))
+    return [*(each.detach() for each in values), *torch.autograd.grad(loss, leaves)]
+
+
+def linear_logps(hidden, weight, bias, targets, **options):
+    out = tether.linear_token_logps(
+        hidden, weight, targets, bias, entropies=True, statistics=True, **options
+    )
+    return out.logps, out.entropies, out.mean_logits, out.target_is_largest
+
+
+def linear_loss(hidden, weight, bias, targets, objective="dapo", **options):
+    advantages = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    batch = {"old_logps": torch.linspace(-5, -1, targets.numel()).view(targets.shape)}
+    batch = {name: each.to(hidden.dtype) for name, each in batch.items()}
+    row = (hidden, weight, targets, advantages.to(hidden.dtype), targets >= 0, bias)
+    settings = {"objective": objective, "entropy_coef": 0.1, "beta": 0.0}
+    return (tether.linear_policy_loss(*row, **batch, **settings, **options).loss,)
+
+
+def linear_pairs(hidden, weight, bias, targets, **options):
+    ref = torch.linspace(-4, -2, targets.numel(), dtype=hidden.dtype).view(targets.shape)
+    row = (hidden, weight, targets, ref, targets >= 0, bias)
+    return (tether.linear_preference_loss(*row, **options).loss,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bounds", [(0, 40), (0, 13, 40), (0, 1, 39, 40)])
+@pytest.mark.parametrize("function", [linear_logps, linear_loss, linear_pairs])
+@pytest.mark.parametrize("chunks", [{}, {"chunk_bytes": 3 * 13 * 8}, {"rows_per_chunk": 4}])
+def test_parts_of_a_head_are_the_whole(function, bounds, dtype, chunks):
+    linear, targets = head(dtype)
+    options = {"temperature": 0.8, "softcap": 9.0}
+    whole = linear_outcome(function, linear, targets, **options)
+
+    def step(rank, shard):
+        rows = slice(bounds[rank], bounds[rank + 1])
+        return linear_outcome(function, linear, targets, rows, shard=shard, **options, **chunks)
+
+    ranks = on_ranks(step, bounds)
+    # In bfloat16 gradients are rounded before they are added.
+    error = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-6}[dtype]
+    near = {"rtol": error, "atol": error}
+    for each in ranks:
+        for got, want, first in zip(each[:-3], whole, ranks[0], strict=False):
+            torch.testing.assert_close(got, want, **near)
+            assert torch.equal(got, first)
+    torch.testing.assert_close(sum(each[-3] for each in ranks), whole[-3], **near)
+    for i in (-2, -1):
+        torch.testing.assert_close(torch.cat([each[i] for each in ranks]), whole[i], **near)
+
+
+def alone(reduce=None, gather=lambda ours: ours[None], first_id=0, ids=40):
+    """A shard that has the whole vocabulary."""
+    return tether.VocabularyShard(first_id, ids, gather, reduce)
+
+
+def test_the_gradient_of_hidden_is_reduced():
+    linear, targets = head()
+    plain = linear_outcome(linear_logps, linear, targets, shard=alone())
+    twice = linear_outcome(linear_logps, linear, targets, shard=alone(lambda each: 2 * each))
+    assert torch.equal(twice[-3], 2 * plain[-3]) and torch.equal(twice[-2], plain[-2])
+    hidden = linear[0].clone().requires_grad_()
+    out = tether.linear_token_logps(hidden, *linear[1:2], targets, shard=alone())
+    (gradient,) = torch.autograd.grad(out.logps.square().sum(), hidden, create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"^linear_token_logps: the gradient must not be"):
+        gradient.sum().backward()
+
+
+def test_a_part_of_a_head_breaks_the_graph():
+    linear, targets = head()
+
+    def step(hidden):
+        return tether.linear_token_logps(hidden, linear[1], targets, shard=alone()).logps.sum()
+
+    torch._dynamo.reset()
+    loss = torch.compile(step, backend="aot_eager")(linear[0])
+    torch.testing.assert_close(loss, step(linear[0]), rtol=1e-14, atol=0)
+
+
+def test_a_part_of_a_head_is_checked(monkeypatch):
+    (hidden, weight, _), targets = head()
+    hidden.requires_grad_()
+
+    def refusal(shard, at=None, function="linear_token_logps", **options):
+        ids = targets if at is None else targets.masked_fill(targets == 39, at)
+        with pytest.raises((ValueError, TypeError, IndexError)) as raised:
+            if function == "linear_token_logps":
+                out = tether.linear_token_logps(hidden, weight, ids, shard=shard, **options)
+                out.logps.sum().backward()
+            else:
+                mask, advantages = targets >= 0, torch.zeros(2, dtype=torch.float64)
+                batch = (hidden, weight, ids, advantages, mask)
+                tether.linear_policy_loss(*batch, shard=shard, objective="ppo")
+        return f"{raised.type.__name__}: {raised.value}"
+
+    name = "linear_token_logps: shard"
+    assert refusal(alone(first_id=1)) == f"ValueError: {name}.first_id must be in [0, 0], got 1"
+    assert refusal(alone(ids=39)) == (
+        f"ValueError: {name}.ids must be at least 40 like weight [40, 6], got 39"
+    )
+    assert refusal(alone(), at=40) == (
+        "IndexError: linear_token_logps: targets must be in [0, 40) or ignore_index -100, got 40 "
+        "at [0, 1]"
+    )
+    assert refusal(alone(reduce=3)) == f"TypeError: {name}.reduce must be callable, got int"
+    assert refusal(alone(gather=lambda _: None)) == (
+        f"TypeError: {name}.gather must return a tensor, got NoneType"
+    )
+    assert refusal(alone(ids=96), function="linear_policy_loss") == (
+        "ValueError: linear_policy_loss: shards must hold every id of [0, 96), got none after "
+        "[0, 40) of rank 0"
+    )
+    assert refusal(alone(lambda _: None)) == (
+        f"ValueError: {name}.reduce must return the sum, float64 [2, 7, 6], got NoneType"
+    )
+    assert refusal(alone(lambda each: each[0])) == (
+        f"ValueError: {name}.reduce must return the sum, float64 [2, 7, 6], got float64 [7, 6]"
+    )
+    kept = tether.support(targets, targets.clamp_min(0)[..., None])
+    assert refusal(alone(), support=kept) == (
+        f"ValueError: {name} must be None with a support, got one"
+    )
+    monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    assert refusal(alone()) == f"ValueError: {name} must be None for tensors on a device"
+
+
+# ---- chunks of a fixed size ----------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fixed_chunks_give_a_token_the_same_bits_in_any_batch(dtype):
     torch.manual_seed(3)
