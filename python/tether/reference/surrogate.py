@@ -41,10 +41,14 @@ class Token:
 
     def shifted(self, shift: Tensor) -> Token:
         """As a constant that moves with the shift of logp; its own tensors, if a formula writes."""
-        fixed = {n: None if each is None else each.clone() for n, each in vars(self).items()}
+        given = {name: getattr(self, name) for name in _FIELDS}  # torch 2.10 traces no vars()
+        fixed = {name: None if each is None else each.clone() for name, each in given.items()}
         log_ratio = fixed["log_ratio"].detach() + shift
         logp = fixed["logp"].detach() + shift
         return Token(**fixed | {"logp": logp, "log_ratio": log_ratio, "ratio": exp(log_ratio)})
+
+
+_FIELDS = tuple(each.name for each in dataclasses.fields(Token))
 
 
 class Formula(NamedTuple):
