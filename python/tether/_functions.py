@@ -21,6 +21,8 @@ from tether._lists import (
     check_offsets,
     checked_settings,
     choices_of,
+    numbers_of,
+    of_numbers,
     options_of,
 )
 from tether._ops import Arriving, is_eager, once_differentiable, ops, scaled
@@ -168,7 +170,7 @@ class Function:
         not named is not given."""
         function = function or self.name
         first, *others = self.arguments
-        offsets = tensors.get("offsets")
+        offsets = of_numbers(tensors.get("offsets"), "ids", tensors[first.name])
         if offsets is not None:
             check_given(f"{function}: offsets", offsets)
         rows = tensors[first.name]
@@ -185,6 +187,7 @@ class Function:
             tensor = tensors.get(each.name)
             if tensor is not None or each.required:
                 of = like._replace(name=each.like, tensor=tensors[each.like]) if each.like else like
+                tensor = numbers_of(each, tensor, of)
                 check_argument(function, each, tensor, of)
                 tensor = _as_taken(each, tensor, like)
             out[each.name] = tensor

@@ -119,7 +119,8 @@ class LinearTokenLogps(torch.autograd.Function):
         linear, keeps_logits = (hidden, weight, bias), any(ctx.needs_input_grad[:3])
         walk = (*linear, targets, words, with_entropies, active, chunk, keeps_logits)
         out = logps_of_chunks(*walk) if shard is None else logps_of_shards(*walk, shard)
-        logps, entropies, statistics, ctx.kept = out
+        logps, entropies, statistics, kept = out
+        ctx.kept = {"logits": kept}
         ctx.words, ctx.active, ctx.chunk = words, active, chunk
         ctx.shard, ctx.function = shard, function
         ctx.mark_non_differentiable(statistics)
@@ -131,8 +132,9 @@ class LinearTokenLogps(torch.autograd.Function):
     def backward(ctx, dlogps, dentropies, _):
         gradients = [None] * 3
         if dlogps is not None or dentropies is not None:
-            # Kept logits become their gradient; another backward makes them again.
-            kept, ctx.kept = ctx.kept, None
+            # Kept logits become their gradient; another backward, of another thread too, makes them
+            # again.
+            kept = ctx.kept.pop("logits", None)
             gradients = _LinearGradient.apply(
                 *ctx.saved_tensors,
                 dlogps,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import keyword
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from tether._checks import (
     hint,
     kind_of,
     number_of,
+    result_dtype,
     scalar,
     shape_text,
 )
@@ -168,6 +169,37 @@ def _checked_choice(function: str, name: str, value: Value, choice: Choice) -> s
 
 
 # ---- arrays --------------------------------------------------------------------------------------
+
+
+class _Array(Protocol):
+    def __array__(self) -> Any: ...
+
+
+Numbers = Tensor | Sequence[float] | _Array  # of rows: few
+_OF_ROWS = ("either", "per_row")
+
+
+def of_numbers(value: Any, kind: str, like: Any = None) -> Any:
+    """A list, or an array of numpy, as a tensor beside `like`; all else as it is."""
+    if isinstance(value, Tensor) or not (
+        isinstance(value, (list, tuple)) or hasattr(value, "__array__")
+    ):
+        return value
+    device = like.device if isinstance(like, Tensor) else "cpu"
+    try:
+        made = torch.tensor(value, device=device)
+        if kind in ("ids", "flags", "mask", "counts") and not made.is_floating_point():
+            return made
+        if isinstance(like, Tensor):
+            return torch.tensor(value, dtype=result_dtype(like), device=device)
+        return made if made.is_floating_point() else made.float()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return value  # no numbers: refused by its type
+
+
+def numbers_of(argument: Argument, value: Any, like: Like) -> Any:
+    """of_numbers, of an argument that has a number a row."""
+    return of_numbers(value, argument.kind, like.tensor) if argument.shape in _OF_ROWS else value
 
 
 class Like(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tether._checks import check_given, check_strings, hint, in_name_of, kind_of
 from tether._functions import ADVANTAGES, FUNCTIONS, Call
-from tether._lists import Choice, Option, Value, checked_settings
+from tether._lists import Choice, Numbers, Option, Value, checked_settings, of_numbers
 
 
 class AdvantagesAndReturns(NamedTuple):
@@ -49,19 +49,19 @@ def advantages() -> dict[str, AdvantageEstimator]:
 
 def advantage(
     estimator: str,
-    rewards: Tensor,
+    rewards: Numbers,
     response_mask: Tensor | None = None,
     *,
     values: Tensor | None = None,
-    bootstrap: Tensor | None = None,
+    bootstrap: Numbers | None = None,
     done: Tensor | None = None,
     truncated: Tensor | None = None,
     truncation_values: Tensor | None = None,
-    lambdas: Tensor | None = None,
+    lambdas: Numbers | None = None,
     log_ratios: Tensor | None = None,
-    offsets: Tensor | None = None,
+    offsets: Numbers | None = None,
     groups: Groups | None = None,
-    lengths: Tensor | None = None,
+    lengths: Numbers | None = None,
     **options: Value,
 ) -> AdvantagesAndReturns:
     """Advantages and returns by any estimator of `tether.advantages()`.
@@ -82,7 +82,7 @@ def advantage(
 
     A rule of groups ("rloo") takes one reward a sequence:
 
-    rewards            [B]; they are the returns too
+    rewards            [B], a list or an array of numpy too; they are the returns too
     groups             how many consecutive rewards belong together, the answers to one prompt; ids
                        [B], int32 or int64, in any order; or labels of any kind, a list or an
                        array, as strings
@@ -113,6 +113,7 @@ def advantage(
             kind = "a rule of groups" if grouped else "a recursion"
             raise ValueError(f"{function}: {name} must not be given for {estimator}, {kind}")
     if grouped:
+        rewards = _rewards_of(rewards, groups)
         out = _of_groups(function, estimator, rewards, groups, lengths, options)
         return AdvantagesAndReturns(out, rewards)
     return _of_rows(function, estimator, {"rewards": rewards, **of_rows}, options)
@@ -134,11 +135,12 @@ def _of_groups(
     estimator: str,
     rewards: Tensor,
     groups: Groups | None,
-    lengths: Tensor | None,
+    lengths: Numbers | None,
     options: Mapping[str, Value],
 ) -> Tensor:
     check_given(f"{function}: rewards", rewards)
     ids = _ids_of(function, groups, rewards)
+    lengths = of_numbers(lengths, "counts", rewards)
     tensors = {"rewards": rewards, "groups": ids, "lengths": lengths}
     call = _call(function, estimator, tensors, options)
     if ids is None:
@@ -152,6 +154,14 @@ def _of_groups(
         return there.run().to(rewards)
 
     return in_name_of(function, "group_advantage", run)
+
+
+def _rewards_of(rewards: Numbers, groups: Groups | None) -> Tensor:
+    """A list or an array lies beside the ids."""
+    made = of_numbers(rewards, "floating")
+    if made is rewards or not isinstance(groups, Tensor):
+        return made
+    return made.to(groups.device)
 
 
 def ids_of_labels(labels: Iterable[Hashable]) -> Tensor:
@@ -213,12 +223,12 @@ def generalized_advantage_estimation(
     gamma: float = 1.0,
     lambda_: float = 1.0,
     gap: str = "carry",
-    bootstrap: Tensor | None = None,
+    bootstrap: Numbers | None = None,
     done: Tensor | None = None,
     truncated: Tensor | None = None,
     truncation_values: Tensor | None = None,
-    lambdas: Tensor | None = None,
-    offsets: Tensor | None = None,
+    lambdas: Numbers | None = None,
+    offsets: Numbers | None = None,
 ) -> AdvantagesAndReturns:
     """A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t; returns A + V.
 
@@ -256,8 +266,8 @@ def discounted_returns(
     *,
     gamma: float = 1.0,
     gap: str = "carry",
-    bootstrap: Tensor | None = None,
-    offsets: Tensor | None = None,
+    bootstrap: Numbers | None = None,
+    offsets: Numbers | None = None,
 ) -> Tensor:
     """G_t = r_t + gamma G_{t+1}, with G = bootstrap [B] after the last token; 0 at masked slots.
 
@@ -273,7 +283,7 @@ def discounted_returns(
 
 
 def group_advantage(
-    rewards: Tensor,
+    rewards: Numbers,
     groups: Groups,
     *,
     baseline: str = "mean",
@@ -297,4 +307,5 @@ def group_advantage(
         "epsilon": epsilon,
         "nan_reward": nan_reward,
     }
+    rewards = _rewards_of(rewards, groups)
     return _of_groups("group_advantage", "grpo", rewards, groups, None, options)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tether import reference
 from tether._checks import check_strings, hint
 from tether._functions import BATCH_WEIGHTS, FUNCTIONS, Call
-from tether._lists import Choice, Option, Value, checked_settings
+from tether._lists import Choice, Numbers, Option, Value, checked_settings
 from tether._ops import has_kernel
 
 
@@ -38,10 +38,10 @@ def batch_weights(
     *,
     old_logps: Tensor | None = None,
     rollout_logps: Tensor | None = None,
-    advantages: Tensor | None = None,
+    advantages: Numbers | None = None,
     entropies: Tensor | None = None,
     turn_ids: Tensor | None = None,
-    offsets: Tensor | None = None,
+    offsets: Numbers | None = None,
     **options: Value,
 ) -> Tensor:
     """Weights of tokens by ranks, quantiles and means of the batch, or by the rest of an answer.

@@ -18,7 +18,7 @@ from tether._checks import (
     number_of,
 )
 from tether._functions import FUNCTIONS, Call
-from tether._lists import Settings
+from tether._lists import Numbers, Settings
 from tether._ops import has_kernel
 
 
@@ -123,7 +123,7 @@ def kl_report(
     *,
     estimator: str = "k3",
     lambda_: float | None = None,
-    offsets: Tensor | None = None,
+    offsets: Numbers | None = None,
 ) -> KlReport:
     """KL(sampled || other) per token, and how far to trust it, from d = log other - log sampled.
 
@@ -146,7 +146,7 @@ def mismatch_report(
     rollout_logps: Tensor,
     response_mask: Tensor,
     *,
-    offsets: Tensor | None = None,
+    offsets: Numbers | None = None,
 ) -> MismatchReport:
     """How far the trainer's policy is from the engine that sampled, at the level of tokens and of
     sequences.

@@ -20,7 +20,7 @@ from tether._functions import Call
 from tether._linear_inputs import Linear, checked_linear, row_settings, stand_in
 from tether._linear_ops import Chunk, LinearPolicyLoss, LinearTokenLogps, chunk_of
 from tether._linear_tracing import LOSS_ARRAYS, traced_logps, traced_loss
-from tether._lists import Settings, Value
+from tether._lists import Numbers, Settings, Value
 from tether._logits_ops import again, token_statistics
 from tether._objectives import Weights, levels_of, objective_call, resolved
 from tether._ops import has_kernel, once_differentiable
@@ -196,7 +196,7 @@ def linear_policy_loss(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    advantages: Tensor,
+    advantages: Numbers,
     response_mask: Tensor,
     bias: Tensor | None = None,
     *,
@@ -208,8 +208,8 @@ def linear_policy_loss(
     token_weights: Tensor | None = None,
     kl_weights: Tensor | None = None,
     entropy_weights: Tensor | None = None,
-    row_tokens: Tensor | None = None,
-    offsets: Tensor | None = None,
+    row_tokens: Numbers | None = None,
+    offsets: Numbers | None = None,
     normalizer: Normalizer | None = None,
     weights: Weights | None = None,
     temperature: float = 1.0,
@@ -333,10 +333,10 @@ def linear_preference_loss(
     *,
     objective: str | PreferenceObjective = "dpo",
     nll_mask: Tensor | None = None,
-    labels: Tensor | None = None,
-    baselines: Tensor | None = None,
-    answer_weights: Tensor | None = None,
-    offsets: Tensor | None = None,
+    labels: Numbers | None = None,
+    baselines: Numbers | None = None,
+    answer_weights: Numbers | None = None,
+    offsets: Numbers | None = None,
     pairs: Number | None = None,
     tokens: Number | None = None,
     world_size: Number = 1,

@@ -20,7 +20,7 @@ from tether._checks import (
     kind_of,
     scalar,
 )
-from tether._lists import Value
+from tether._lists import Numbers, Value
 from tether._objectives import Weights, objective_call, takes_tokens_out
 from tether._ops import has_kernel, ops
 from tether.objective import PolicyObjective
@@ -131,7 +131,7 @@ class PolicyLoss(NamedTuple):
 
 def policy_loss(
     logps: Tensor,
-    advantages: Tensor,
+    advantages: Numbers,
     response_mask: Tensor,
     *,
     objective: str | PolicyObjective | Surrogate = "grpo",
@@ -143,8 +143,8 @@ def policy_loss(
     token_weights: Tensor | None = None,
     kl_weights: Tensor | None = None,
     entropy_weights: Tensor | None = None,
-    row_tokens: Tensor | None = None,
-    offsets: Tensor | None = None,
+    row_tokens: Numbers | None = None,
+    offsets: Numbers | None = None,
     normalizer: Normalizer | None = None,
     weights: Weights | None = None,
     **options: Value,
@@ -153,7 +153,8 @@ def policy_loss(
 
     logps            [B, T], or packed [N] with offsets: log-probabilities [nats] of the tokens;
                      float32, float64, bfloat16 or float16, of any strides
-    advantages       [B] or [B, 1], or like logps; packed [B] with B = N is refused, pass [B, 1]
+    advantages       [B] or [B, 1], or like logps; packed [B] with B = N is refused, pass [B, 1].
+                     A list or an array of numpy too, as row_tokens and offsets may be
     response_mask    like logps: bool, or weights in [0, 1]; slots of weight 0 may hold anything
     objective        a row of `objectives()`, which also lists the options and their defaults; or
                      one of `dialects()`, a trainer's loss by its name, as "verl.vanilla"; or one
@@ -221,7 +222,7 @@ def policy_loss(
 
 def policy_token_losses(
     logps: Tensor,
-    advantages: Tensor,
+    advantages: Numbers,
     response_mask: Tensor,
     *,
     objective: str | PolicyObjective | Surrogate = "grpo",
@@ -233,8 +234,8 @@ def policy_token_losses(
     token_weights: Tensor | None = None,
     kl_weights: Tensor | None = None,
     entropy_weights: Tensor | None = None,
-    row_tokens: Tensor | None = None,
-    offsets: Tensor | None = None,
+    row_tokens: Numbers | None = None,
+    offsets: Numbers | None = None,
     weights: Weights | None = None,
     **options: Value,
 ) -> Tensor:
@@ -264,7 +265,7 @@ def policy_token_losses(
         "policy_loss", tensors, objective, options, {}, weights=weights, function=function
     )
     if offsets is not None:
-        check_offset_values(function, offsets, "logps", logps.shape[0])
+        check_offset_values(function, call.tensors["offsets"], "logps", logps.shape[0])
     check_weight_values(function, call.tensors["response_mask"])
     call.check_settings(function)
     looks = turn_ids is not None or takes_tokens_out(call.settings.choices)
@@ -281,7 +282,7 @@ def policy_token_losses(
 
 def local_counts(
     logps: Tensor,
-    advantages: Tensor,
+    advantages: Numbers,
     response_mask: Tensor,
     *,
     objective: str | PolicyObjective | Surrogate = "grpo",
@@ -293,8 +294,8 @@ def local_counts(
     token_weights: Tensor | None = None,
     kl_weights: Tensor | None = None,
     entropy_weights: Tensor | None = None,
-    row_tokens: Tensor | None = None,
-    offsets: Tensor | None = None,
+    row_tokens: Numbers | None = None,
+    offsets: Numbers | None = None,
     weights: Weights | None = None,
     **options: Value,
 ) -> Normalizer:

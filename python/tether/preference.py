@@ -22,7 +22,7 @@ from tether._checks import (
     scalar,
 )
 from tether._functions import Call
-from tether._lists import Value
+from tether._lists import Numbers, Value, of_numbers
 from tether._objectives import objective_call
 from tether._ops import has_kernel, ops
 from tether.objective import PreferenceObjective
@@ -67,10 +67,10 @@ def preference_loss(
     *,
     objective: str | PreferenceObjective = "dpo",
     nll_mask: Tensor | None = None,
-    labels: Tensor | None = None,
-    baselines: Tensor | None = None,
-    answer_weights: Tensor | None = None,
-    offsets: Tensor | None = None,
+    labels: Numbers | None = None,
+    baselines: Numbers | None = None,
+    answer_weights: Numbers | None = None,
+    offsets: Numbers | None = None,
     pairs: Number | None = None,
     tokens: Number | None = None,
     world_size: Number = 1,
@@ -132,8 +132,8 @@ def _loss_of(
     """preference_loss in the name of `function`."""
     call = preference_call(function, tensors, objective, options, counts)
     if not has_kernel(tensors["logps"]):
-        logps, offsets = call.tensors["logps"], tensors["offsets"]
-        rows = logps.shape[0] if offsets is None else offsets.shape[0] - 1
+        offsets = call.tensors["offsets"]
+        rows = len(call.tensors["logps"]) if offsets is None else len(offsets) - 1
         step = {name: scalar(each) for name, each in counts.items()}
         out = call.on_tensors(function, reference.preference_loss, rows=rows, **step)
         return PreferenceLoss(out.loss, PreferenceMetrics(out.sums))
@@ -162,8 +162,8 @@ def preference_call(
         if value is not None or not of_step:
             check_positive(function, name, value, zero=of_step)
     logps = tensors["logps"]
+    tensors = tensors | {"offsets": of_numbers(tensors["offsets"], "ids", logps)}
     if isinstance(logps, Tensor) and logps.dim() == 1 and tensors["offsets"] is None:
-        tensors = dict(tensors)
         for name in ("logps", "ref_logps", "response_mask", "nll_mask"):
             each = tensors[name]
             if isinstance(each, Tensor) and each.dim() == 1:

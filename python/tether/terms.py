@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tether._checks import Number, check_floating, check_given, in_name_of
+from tether._lists import Numbers, of_numbers
 from tether._ops import once_differentiable
 from tether.policy import Normalizer, policy_loss, policy_token_losses
 
@@ -19,8 +20,8 @@ def aggregate(
     aggregation: str = "token_mean",
     *,
     constant: Number = 1.0,
-    row_tokens: Tensor | None = None,
-    offsets: Tensor | None = None,
+    row_tokens: Numbers | None = None,
+    offsets: Numbers | None = None,
     normalizer: Normalizer | None = None,
 ) -> Tensor:
     """The mean of terms as a policy loss takes it, [].
@@ -36,6 +37,7 @@ def aggregate(
     check_given("aggregate: terms", terms)
     check_floating("aggregate: terms", terms)
     terms = once_differentiable("aggregate", terms)
+    offsets = of_numbers(offsets, "ids", terms)
 
     def run():
         return policy_loss(
@@ -66,7 +68,7 @@ def kl_terms(
     kl_correction: str = "none",
     kl_ratio_high: Number = math.inf,
     old_logps: Tensor | None = None,
-    offsets: Tensor | None = None,
+    offsets: Numbers | None = None,
     allow_biased_gradient: bool = False,
 ) -> Tensor:
     """A one-sample estimate of KL(policy || reference) at each token [nats], like logps.
@@ -84,6 +86,7 @@ def kl_terms(
     check_given(f"{function}: ref_logps", ref_logps)
     check_floating(f"{function}: logps", logps)
     logps = once_differentiable(function, logps)
+    offsets = of_numbers(offsets, "ids", logps)
     options = {
         "kl_estimator": kl_estimator,
         "kl_gradient": kl_estimator if kl_gradient is None else kl_gradient,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tether import reference
 from tether._checks import check_merged
-from tether._lists import Value
+from tether._lists import Numbers, Value
 from tether._objectives import objective_call
 from tether._ops import has_kernel, ops
 from tether.objective import ValueObjective
@@ -59,7 +59,7 @@ def value_loss(
     *,
     objective: str | ValueObjective = "clipped_squared",
     old_values: Tensor | None = None,
-    offsets: Tensor | None = None,
+    offsets: Numbers | None = None,
     normalizer: Normalizer | None = None,
     **options: Value,
 ) -> ValueLoss:
