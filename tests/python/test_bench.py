@@ -45,6 +45,7 @@ def run(monkeypatch, *words):
 
 
 def test_tables_json_and_picture(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
     json_file, picture = tmp_path / "new/out.json", tmp_path / "out.png"
     words = ["--policy", "8x16", "--kl", "4x40", "--methods", "eager", "tether", "--no-peak"]
     words += ["--repetitions", "1", "--seconds", "0.001", "--threads", "1"]

@@ -10,7 +10,6 @@ linear    from hidden states: log-probabilities only; "products" are the matrix 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 import tether
 
@@ -117,8 +116,10 @@ def linear_trl():
 
 
 def linear_torch():
+    from torch.nn.functional import linear_cross_entropy  # torch 2.10 has none
+
     return lambda hidden, weight, targets: (
-        -F.linear_cross_entropy(hidden, weight, targets, reduction="none")
+        -linear_cross_entropy(hidden, weight, targets, reduction="none")
     )
 
 
