@@ -1,6 +1,8 @@
-"""tether.testing on the loss of TRL's GRPOTrainer: what it finds. Skipped without TRL."""
+"""tether.testing on the losses of TRL's GRPOTrainer and DPOTrainer: what it finds. Skipped without
+TRL."""
 
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ pytest.importorskip("trl")
 
 import trl_runs
 from tether import Normalizer
-from tether.testing import check_loss
+from tether.testing import Traits, check_loss
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +88,40 @@ def test_what_is_found(loss_type, trainers):
     assert report["finite"].detail == "float32, [B, T] = [1, 1], loss inf"
     if loss_type == "bnpo":
         assert "micro-batches of 1 + 1 rows averaged" in report["split"].detail
+
+
+# ---- pairs ---------------------------------------------------------------------------------------
+
+
+def pairs_of(trainer):
+    """_compute_loss from log-probabilities on; TRL's head gives 0 where there is no label."""
+
+    def answering(logps, mask):
+        absent = torch.zeros_like(logps.detach())
+        logps = torch.where(mask != 0, logps, 0)
+        shown = {"entropy": absent, "mean_logits": absent, "is_top1": absent != 0}
+        return lambda **_: SimpleNamespace(log_probs=logps, **shown)
+
+    def loss(logps, ref_logps, response_mask):
+        mask = torch.nn.functional.pad(response_mask, (1, 0))
+        ids = torch.zeros(mask.shape, dtype=torch.int64)
+        inputs = {"input_ids": ids, "attention_mask": ids + 1, "completion_mask": mask}
+        trainer.ref_model = answering(ref_logps, response_mask)
+        return trainer._compute_loss(answering(logps, response_mask), inputs, False)
+
+    return loss
+
+
+# By loss_type the objective here. Pairs that only fill the batch up count, as rows do.
+PAIRS = {"sigmoid": "dpo", "ipo": "ipo", "apo_zero": "apo_zero"}
+
+
+@pytest.mark.parametrize("loss_type", PAIRS)
+def test_what_is_found_in_pairs(loss_type):
+    settings = {"batches": 2, "skip": ["threads"], "traits": Traits(takes_fractional_mask=False)}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trl_runs.trainer("dpo", {"loss_type": loss_type}, folder)
+        report = check_loss(pairs_of(trainer), PAIRS[loss_type], **settings)
+    assert set(report.failed) == {"padding_rows", "empty", "half_precision"}, report
+    asked = ("reference_value", "reference_gradient", "split", "poison")
+    assert all(report[each].outcome == "holds" for each in asked)

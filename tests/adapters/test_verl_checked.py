@@ -18,18 +18,20 @@ AGGREGATIONS = {
 }
 
 
-def vanilla(mode, **settings):
-    """With the counts of a step as verl's engine gives them."""
+def step_of(normalizer):
+    """The counts of a step as verl's engine gives them."""
+    if normalizer is None:
+        return {}
+    return {
+        "dp_size": normalizer.world_size,
+        "batch_num_tokens": normalizer.policy,
+        "global_batch_size": normalizer.sequences,
+    }
 
+
+def vanilla(mode, **settings):
     def loss(logps, advantages, response_mask, old_logps, normalizer=None):
-        step = {}
-        if normalizer is not None:
-            step = {
-                "dp_size": normalizer.world_size,
-                "batch_num_tokens": normalizer.policy,
-                "global_batch_size": normalizer.sequences,
-            }
-        config = actor_config(step, **settings)
+        config = actor_config(step_of(normalizer), **settings)
         return core_algos.compute_policy_loss_vanilla(
             old_logps, logps, advantages, response_mask, mode, config
         )
@@ -80,3 +82,18 @@ def test_clamped_log_ratios_lose_their_gradient():
     report = checked("token-mean", "ppo", loss)
     assert set(report.failed) == FOUND["token-mean"] | {"pull_back"}, report
     assert "log-ratio 88, and a gradient of 0" in report["pull_back"].detail
+
+
+def values_of(mode):
+    def loss(values, old_values, returns, response_mask, normalizer=None):
+        arrays = (values, returns, old_values, response_mask)
+        return core_algos.compute_value_loss(*arrays, 0.3, mode, **step_of(normalizer))
+
+    return loss
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-sum"])
+def test_what_is_found_in_values(mode):
+    options = {"clip_range": 0.3, "aggregation": AGGREGATIONS[mode]}
+    report = check_loss(values_of(mode), "clipped_squared", batches=2, skip=["threads"], **options)
+    assert set(report.failed) == FOUND[mode], report

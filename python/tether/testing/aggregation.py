@@ -10,7 +10,7 @@ import torch
 from tether.policy import Normalizer
 from tether.testing.cases import PADDING, Case, gathered, returned
 from tether.testing.probe import Failure, Observed, Probe, Run, Subject
-from tether.testing.properties import Property, needs_argument, unless
+from tether.testing.properties import Property, all_of, needs_argument, unless
 
 
 def _part(
@@ -86,7 +86,8 @@ def check_empty(probe: Probe, case: Case) -> Failure:
     elsewhere = Run(normalizer=Normalizer(policy=10.0, kl=10.0, sequences=2.0))
     takes = probe.subject.takes_normalizer
     # A normalizer that must be given is that of a step with tokens.
-    alone = Run() if not takes or "normalizer" in probe.loss.optional else elsewhere
+    given = probe.subject.step.names[0] in probe.loss.optional
+    alone = Run() if not takes or given else elsewhere
     tries = [
         ("nothing active", masked, alone),
         ("no rows", gathered(case, [], range(case.columns)), alone),
@@ -114,6 +115,12 @@ def check_fractional_mask(probe: Probe, case: Case) -> Failure:
     return probe.close(what, got, probe(case), probe.magnitude(case))
 
 
+def _needs_world_size(subject: Subject) -> str:
+    """The first and the last of what says the step: they may be one."""
+    names = subject.step.names
+    return all_of(needs_argument(names[0]), needs_argument(names[-1]))(subject)
+
+
 def _needs_parts(subject: Subject) -> str:
     return "the loss sees whole batches" if subject.traits.is_of_whole_batch else ""
 
@@ -134,7 +141,7 @@ PROPERTIES = (
         "the number of GPUs changes the learning rate",
         "small",
         check_ranks,
-        needs_argument("normalizer"),
+        _needs_world_size,
     ),
     Property(
         "empty",

@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 
 PADDING = -1
+DTYPES = {"turn_ids": torch.int64, "labels": torch.bool}  # of arrays that are not numbers
+_ABSENT = {"labels": 0.0, "answer_weights": 1.0}  # what padding has; others: -1
 
 
 @dataclasses.dataclass
 class Case:
     mask: Tensor  # [B, T], as all in float64; every number is one of float32
-    arrays: dict[str, Tensor]  # [B, T], or [B] where one number is the row's; logps is the first
+    arrays: dict[str, Tensor]  # [B, T], or [B] where one number is the row's
     pairs: bool = False  # rows of chosen answers, then as many of rejected ones
     found: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)  # of probes
+
+    @property
+    def leaf(self) -> str:
+        """What the gradient is taken of."""
+        return next(iter(self.arrays))
 
     @property
     def rows(self) -> int:
@@ -59,7 +66,7 @@ def gathered(case: Case, items: Sequence[int], columns: Sequence[int]) -> Case:
         slots = array[rows.clamp(min=0)][:, columns.clamp(min=0)]
         return torch.where(inside, slots, absent)
 
-    arrays = {name: of(array, -1.0) for name, array in case.arrays.items()}
+    arrays = {name: of(array, _ABSENT.get(name, -1.0)) for name, array in case.arrays.items()}
     return Case(of(case.mask, 0.0), arrays, case.pairs)
 
 

@@ -3,59 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from tether import reference
-from tether._catalogue import FAMILIES
 from tether._checks import check_integers, kind_of, names_of
-from tether._functions import Call
 from tether._lists import Value
-from tether._objectives import Weights, levels_of, objective_call
-from tether.objective import PolicyObjective
-from tether.policy import Normalizer
+from tether._objectives import Weights
+from tether.objective import PolicyObjective, PreferenceObjective, ValueObjective
 from tether.surrogate import Surrogate
-from tether.testing import aggregation, gradient, memory, policy
+from tether.testing import aggregation, agreement, gradient, memory
 from tether.testing.cases import Case, Random
-from tether.testing.probe import Failure, Loss, Observed, Probe, Subject, as_code
+from tether.testing.families import Family, Oracle, family_of
+from tether.testing.probe import Failure, Loss, Probe, Subject, as_code
 from tether.testing.properties import Property
 from tether.testing.report import FAILS, NOT_APPLICABLE, PropertyReport, Report
 from tether.testing.shrink import shrunk
-from tether.testing.traits import ClipRange, Traits
+from tether.testing.traits import Traits
 
 _WHERE = "check_loss"
-
-
-class Family(NamedTuple):
-    """What the batches of a kind of losses are made of, and what its formulas keep."""
-
-    arrays: tuple[str, ...]
-    simplest: Callable[[Traits], Case]
-    drawn: Callable[[Random, Traits, int, int], Case]
-    bounds: Callable[[Traits], list[Case]]
-    runaways: Callable[[Traits], list[Case]]
-    magnitude: Callable[[Probe, Case, Normalizer | None], Observed]
-    properties: tuple[Property, ...]
-
-
-POLICY = Family(
-    policy.ARRAYS,
-    policy.simplest,
-    policy.drawn,
-    policy.bounds,
-    policy.runaways,
-    policy.magnitude,
-    policy.PROPERTIES,
-)
+Objective = str | PolicyObjective | PreferenceObjective | ValueObjective | Surrogate
 
 
 def check_loss(
     user_loss: Callable[..., Any],
-    objective: str | PolicyObjective | Surrogate | None = None,
+    objective: str
+    | PolicyObjective
+    | PreferenceObjective
+    | ValueObjective
+    | Surrogate
+    | None = None,
     *,
+    family: str | None = None,
     traits: Traits | None = None,
     seed: int = 1,
     batches: int = 12,
@@ -63,25 +43,31 @@ def check_loss(
     weights: Weights | None = None,
     **options: Value,
 ) -> Report:
-    """Tries a policy loss of one's own on random ragged batches: is it right?
+    """Tries a loss of one's own on random ragged batches: is it right?
 
         report = check_loss(my_loss, objective="ppo", aggregation="token_mean")
         report.assert_ok()
 
-    user_loss   gives a tensor of one number, or a tuple that begins with it, differentiable in
-                logps. It is given by name what its signature names, and nothing else:
-                logps, old_logps, ref_logps, rollout_logps [B, T], nats; advantages [B, T], or [B]
+    user_loss   gives a tensor of one number, or a tuple that begins with it, differentiable in the
+                first of its arrays. It is given by name what its signature names, and nothing else:
+                response_mask [B, T], weights in [0, 1] of the dtype of the rest, bool or int64;
+                offsets: packed rows are tried too, everything [N]; a padded call leaves it out
+      policy    logps, old_logps, ref_logps, rollout_logps [B, T], nats; advantages [B, T], or [B]
                 with Traits(row_advantages=True); entropies [B, T]; turn_ids [B, T] int64;
-                response_mask [B, T], weights in [0, 1] of the dtype of logps, bool or int64;
                 normalizer, a tether.Normalizer with the counts of the optimizer step: the sum of
                 the calls with it is the loss of the step. With a default, calls for a whole batch
-                leave it out;
-                offsets: packed rows are tried too, everything [N]; a padded call leaves it out.
-                Where old_logps has a default, leaving it out means that the ratio is 1
+                leave it out. Where old_logps has a default, leaving it out means that the ratio
+                is 1
+      preference  logps, ref_logps [2 B, T], chosen answers first, then the rejected ones in the
+                same order; or, where labels [B] bool are named without a default, answers [B, T];
+                baselines and answer_weights, one each; the counts of the step as pairs, tokens (of
+                the chosen) and world_size
+      value     values, old_values, returns [B, T]; normalizer
     objective   which objective it is meant to be, with options, choices and weights, all as in
-                `policy_loss`: value and gradient must be those of `tether.reference`,
-                and properties of a formula are asked where the objective keeps them. None: traits
-                say what is asked
+                `policy_loss`, `preference_loss` or `value_loss`: value and gradient must be those
+                of `tether.reference`, and properties of a formula are asked where the objective
+                keeps them. None: traits say what is asked
+    family      "policy", "preference" or "value"; None: the objective's, "policy" without one
     traits      what the loss promises; None: Traits()
     seed        of the batches: the same gives the same ones
     batches     random small ones; a few of fixed, larger shape are added
@@ -95,10 +81,12 @@ def check_loss(
     traits = Traits() if traits is None else traits
     if not isinstance(traits, Traits):
         raise TypeError(f"{_WHERE}: traits must be tether.testing.Traits, got {kind_of(traits)}")
-    loss = Loss.of(user_loss, (*POLICY.arrays, "response_mask", "normalizer", "offsets"), _WHERE)
+    kind = family_of(_WHERE, family, objective, user_loss)
+    names = (*kind.arrays, "response_mask", *kind.step.names, "offsets")
+    loss = Loss.of(user_loss, names, _WHERE)
     oracle = None
     if objective is not None:
-        oracle = _Oracle(objective, options, weights, loss.names)
+        oracle = Oracle(_WHERE, kind, objective, options, weights, loss.names)
         traits = oracle.narrowed(traits)
     elif options or weights is not None:
         named = next(iter(options), "weights")
@@ -106,71 +94,12 @@ def check_loss(
     subject = Subject(
         loss,
         traits,
-        POLICY.magnitude,
-        counts=oracle.counts if oracle else counts_of,
+        kind.magnitude,
+        counts=oracle.counts if oracle else kind.counts,
+        step=kind.step,
         reference=oracle and oracle.loss(),
     )
-    return checked(subject, POLICY, seed, batches, skip, _WHERE)
-
-
-def counts_of(case: Case) -> Normalizer:
-    tokens, sequences = case.mask.sum().item(), case.active.any(1).sum().item()
-    return Normalizer(policy=tokens, kl=tokens, sequences=float(sequences))
-
-
-class _Oracle:
-    """An objective of the catalogue by `tether.reference`."""
-
-    def __init__(
-        self,
-        objective: str | PolicyObjective | Surrogate,
-        options: Mapping[str, Value],
-        weights: Weights | None,
-        names: set[str],
-    ):
-        self.objective, self.options, self.weights = objective, options, weights
-        self.names = names - {"offsets", "normalizer"}
-
-    def _call(self, tensors: Mapping[str, Tensor]) -> Call:
-        call = objective_call(
-            "policy_loss",
-            tensors,
-            self.objective,
-            self.options,
-            {},
-            weights=self.weights,
-            function=_WHERE,
-        )
-        call.check_settings(_WHERE)
-        return call
-
-    def loss(self) -> Loss:
-        def evaluated(*, normalizer: Normalizer | None = None, **tensors: Tensor) -> Tensor:
-            call = self._call(tensors)
-            return reference.policy_loss(
-                **call.tensors, normalizer=normalizer, **call.named_settings()
-            )[0]
-
-        return Loss(evaluated, self.names | {"normalizer"}, {"normalizer", "offsets"}, _WHERE)
-
-    def _call_of(self, case: Case) -> Call:
-        arrays = {**case.arrays, "response_mask": case.mask}
-        arrays["turn_ids"] = arrays["turn_ids"].long()
-        return self._call({name: each for name, each in arrays.items() if name in self.names})
-
-    def counts(self, case: Case) -> Normalizer:
-        call = self._call_of(case)
-        return Normalizer(*reference.local_counts(**call.tensors, **call.named_settings()).tolist())
-
-    def narrowed(self, traits: Traits) -> Traits:
-        """With what the objective says of its levels and clips."""
-        call = self._call_of(policy.simplest(traits))
-        numbers, choices = call.settings
-        options = {} if call.own else FAMILIES["policy"][choices["objective"]].options
-        values = {name: option.default for name, option in options.items()} | numbers
-        names = [each for each in ("epsilon_low", "epsilon_high", "dual_clip") if each in values]
-        clip = ClipRange(*(float(values[each]) for each in names)) if len(names) > 1 else None
-        return dataclasses.replace(traits, clip=clip, is_per_token=levels_of(choices) == {"token"})
+    return checked(subject, kind, seed, batches, skip, _WHERE)
 
 
 # ---- every property ------------------------------------------------------------------------------
@@ -183,6 +112,7 @@ def checked(
     if batches < 0:
         raise ValueError(f"{where}: batches must be at least 0, got {batches}")
     properties = (
+        *agreement.PROPERTIES,
         *family.properties,
         *gradient.PROPERTIES,
         *aggregation.PROPERTIES,

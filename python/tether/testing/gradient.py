@@ -20,9 +20,9 @@ def check_finite_difference(probe: Probe, case: Case) -> Failure:
     at, magnitude = probe(case), probe.magnitude(case)
 
     def moved(place: tuple[int, ...], by: float) -> float:
-        logps = case.arrays["logps"].clone()
-        logps[place] += by
-        return probe(case.changed(logps=logps)).loss
+        values = case.arrays[case.leaf].clone()
+        values[place] += by
+        return probe(case.changed(**{case.leaf: values})).loss
 
     for place in case.active.nonzero().tolist()[:24]:
         slot = tuple(place)
@@ -41,7 +41,7 @@ def check_upstream(probe: Probe, case: Case) -> Failure:
     for upstream in (-1.0, 2.0, 0.0, 0.37):
         given = probe.arguments(case)
         loss = probe.loss(given)
-        gradient = gradient_of(loss, given["logps"], torch.full_like(loss, upstream))
+        gradient = gradient_of(loss, given[case.leaf], torch.full_like(loss, upstream))
         want = Observed(one.loss, upstream * one.gradient)
         what = f"upstream gradient {upstream:g}"
         got = Observed(one.loss, gradient)

@@ -8,16 +8,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tether.testing.cases import PADDING, Case, gathered, returned, rounded
+from tether.testing.cases import DTYPES, PADDING, Case, gathered, returned, rounded
 from tether.testing.probe import Failure, Observed, Probe, Run, equal, gradient_of, slots_of
 from tether.testing.properties import Property, needs_argument, unless
 
+_LEGAL = ("answer_weights",)  # of padding too: they are looked at
+
 
 def _poisoned(case: Case, name: str, value: float) -> Tensor:
-    """A number that a row shares is masked where the whole row is."""
-    values = case.arrays[name]
-    masked = ~case.active if values.dim() == 2 else ~case.active.any(1)
-    return torch.where(masked, value, values)
+    """A number that a row shares is masked where the whole row is, and the other of its pair."""
+    values, active = case.arrays[name], case.active
+    if values.dim() == 1:
+        active = active.any(1)
+        active = active.view(2, -1).any(0).repeat(2) if case.pairs else active
+    return torch.where(active, values, value)
 
 
 def check_poison(probe: Probe, case: Case) -> Failure:
@@ -26,7 +30,7 @@ def check_poison(probe: Probe, case: Case) -> Failure:
     if leaking:
         value = want.gradient[tuple(leaking[0])].item()
         return f"gradient of a masked slot at {leaking[0]}: {probe.changed(0, value)}"
-    names = [n for n in case.arrays if n in probe.loss.names and n != "turn_ids"]
+    names = [n for n in case.arrays if n in probe.loss.names and n not in (*DTYPES, *_LEGAL)]
     lowest = torch.finfo(probe.dtype).min
     for value in (math.nan, math.inf, -1e30, -math.inf, 1e30, -1e10, -1e4, lowest):
         each = {name: _poisoned(case, name, value) for name in names}
@@ -130,7 +134,7 @@ def check_threads(probe: Probe, case: Case) -> Failure:
 
 def check_inputs_unchanged(probe: Probe, case: Case) -> Failure:
     given, wanted = probe.arguments(case), probe.arguments(case)
-    gradient_of(probe.loss(given), given["logps"])
+    gradient_of(probe.loss(given), given[case.leaf])
     for name, each in given.items():
         if isinstance(each, Tensor) and not torch.equal(each, wanted[name]):
             return f"{name} was written to"
@@ -140,8 +144,8 @@ def check_inputs_unchanged(probe: Probe, case: Case) -> Failure:
 def check_backward_twice(probe: Probe, case: Case) -> Failure:
     given = probe.arguments(case)
     loss = probe.loss(given)
-    first = gradient_of(loss, given["logps"], retain_graph=True).clone()
-    if equal(first, gradient_of(loss, given["logps"])).all():
+    first = gradient_of(loss, given[case.leaf], retain_graph=True).clone()
+    if equal(first, gradient_of(loss, given[case.leaf])).all():
         return None
     return "the gradient of the second backward is another"
 
@@ -149,7 +153,7 @@ def check_backward_twice(probe: Probe, case: Case) -> Failure:
 def check_no_grad(probe: Probe, case: Case) -> Failure:
     want = probe(case).loss
     given = probe.arguments(case)
-    values = {"without requires_grad": probe.loss(given | {"logps": given["logps"].detach()})}
+    values = {"without requires_grad": probe.loss(given | {case.leaf: given[case.leaf].detach()})}
     with torch.no_grad():
         values["under no_grad"] = probe.loss(given)
     with torch.inference_mode():

@@ -115,18 +115,6 @@ def _first(wrong: Tensor) -> tuple[int, ...] | None:
     return tuple(places[0]) if places else None
 
 
-def check_reference_value(probe: Probe, case: Case) -> Failure:
-    want = probe.reference()(case)
-    return probe.close_losses(
-        "beside the objective", probe(case).loss, want.loss, probe.magnitude(case)
-    )
-
-
-def check_reference_gradient(probe: Probe, case: Case) -> Failure:
-    want = probe.reference()(case)
-    return probe.close_gradients("beside the objective", probe(case), want, probe.magnitude(case))
-
-
 def check_pull_back(probe: Probe, case: Case) -> Failure:
     case = _at_reference(case)
     gradient, advantages, log_ratios = probe(case).gradient, _advantages_of(case), _log_ratios(case)
@@ -208,10 +196,6 @@ def check_shift(probe: Probe, case: Case) -> Failure:
     )
 
 
-def _needs_reference(subject: Subject) -> str:
-    return "" if subject.reference else "no objective named"
-
-
 def _needs_pull(subject: Subject) -> str:
     bounded = subject.traits.clip and subject.traits.clip.dual < math.inf
     if bounded or not subject.traits.pulls_back:
@@ -224,22 +208,6 @@ _HAS_ADVANTAGES = needs_argument("advantages")
 _HAS_RATIO = all_of(_HAS_ADVANTAGES, needs_argument("old_logps"))
 
 PROPERTIES = (
-    Property(
-        "reference_value",
-        "The value is the objective's, to rounding",
-        "what is trained is not the objective of that name, or not with its denominators",
-        "shaped",
-        check_reference_value,
-        _needs_reference,
-    ),
-    Property(
-        "reference_gradient",
-        "The gradient is the objective's, to rounding",
-        "what is trained is not the objective of that name, or not with its denominators",
-        "shaped",
-        check_reference_gradient,
-        _needs_reference,
-    ),
     Property(
         "pull_back",
         "A token that became too likely and is bad has a gradient that makes it rarer",

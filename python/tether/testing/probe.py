@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tether._checks import kind_of, parameters_of, shape_text
 from tether.policy import Normalizer
-from tether.testing.cases import Case
+from tether.testing.cases import DTYPES, Case
 from tether.testing.traits import Traits
 
 Failure = str | None  # something that does not hold, as a sentence
@@ -73,6 +73,20 @@ class Loss:
         return loss.reshape(())
 
 
+class Step(NamedTuple):
+    """How the counts of an optimizer step are handed over."""
+
+    names: tuple[str, ...]  # of arguments: the first says that they are taken
+    given: Callable[[Normalizer], dict[str, Any]]
+
+
+AS_NORMALIZER = Step(("normalizer",), lambda step: {"normalizer": step})
+AS_PAIRS = Step(
+    ("pairs", "tokens", "world_size"),
+    lambda step: {"pairs": step.sequences, "tokens": step.kl, "world_size": step.world_size},
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """A loss with what it promises, and the same by other means."""
@@ -81,11 +95,12 @@ class Subject:
     traits: Traits
     magnitude: Callable[[Probe, Case, Normalizer | None], Observed]
     counts: Callable[[Case], Normalizer]
+    step: Step
     reference: Loss | None = None
 
     @property
     def takes_normalizer(self) -> bool:
-        return "normalizer" in self.loss.names
+        return self.step.names[0] in self.loss.names
 
 
 class Probe:
@@ -112,18 +127,19 @@ class Probe:
 
         out = {"response_mask": tensor(case.mask, run.mask_dtype or dtype)}
         for name, values in case.arrays.items():
-            out[name] = tensor(values, torch.int64 if name == "turn_ids" else dtype)
-        out["logps"] = out["logps"].detach().requires_grad_()
+            out[name] = tensor(values, DTYPES.get(name, dtype))
+        out[case.leaf] = out[case.leaf].detach().requires_grad_()
         if slots is not None:
             lengths = torch.cat([torch.zeros(1, dtype=torch.int64), slots.sum(1)])
             out["offsets"] = lengths.cumsum(0).to(torch.int32 if case.rows % 2 else torch.int64)
         elif "offsets" not in self.loss.optional:
             out["offsets"] = None
         normalizer = run.normalizer
-        if normalizer is None and "normalizer" not in self.loss.optional:
+        step = self.subject.step
+        if normalizer is None and step.names[0] not in self.loss.optional:
             normalizer = self.subject.counts(case)
         if normalizer is not None:
-            out["normalizer"] = normalizer
+            out |= step.given(normalizer)
         out.pop(run.without, None)
         return out
 
@@ -132,7 +148,7 @@ class Probe:
         if key not in case.found:
             given = self.arguments(case, run)
             loss = self.loss(given)
-            gradient = gradient_of(loss, given["logps"])
+            gradient = gradient_of(loss, given[case.leaf])
             if run.layout == "packed":
                 slots = slots_of(case)
                 gradient = torch.zeros_like(case.mask).masked_scatter(slots, gradient)
@@ -232,8 +248,8 @@ def slots_of(case: Case) -> Tensor:
 
 def moved_magnitude(probe: Probe, case: Case, step: Normalizer | None) -> Observed:
     """For losses without advantages: what the result is, and how it moves, by what its differences
-    are worth, when logps become larger by 2^-8."""
-    larger = case.changed(logps=case.arrays["logps"] * (1 + 2**-8))
+    are worth, when log-probabilities or values become larger by 2^-8."""
+    larger = case.changed(**{case.leaf: case.arrays[case.leaf] * (1 + 2**-8)})
     at, by = (probe(each, Run(normalizer=step)) for each in (case, larger))
     return Observed(
         abs(at.loss) + 2**8 * abs(by.loss - at.loss),
@@ -247,6 +263,6 @@ def as_code(case: Case, loss: Loss, dtype: torch.dtype) -> str:
     lines = []
     for name, values in arrays.items():
         if name in loss.names:
-            kind = torch.int64 if name == "turn_ids" else dtype
+            kind = DTYPES.get(name, dtype)
             lines.append(f"{name} = torch.tensor({values.to(kind).tolist()}, dtype={kind})")
     return "\n".join(lines)

@@ -86,9 +86,9 @@ def _plainer(case: Case, name: str, place: tuple[int, ...]) -> Iterator[float]:
         yield from (1.0, 0.0)
     elif name == "advantages":
         yield from (1.0, -1.0, value.round().item(), tenths)
-    elif name == "logps":
+    elif name == case.leaf:
         yield from (-1.0, tenths)
     elif name != "turn_ids":
         if len(place) == 2:
-            yield case.arrays["logps"][place].item()
+            yield case.arrays[case.leaf][place].item()
         yield from (value.round().item(), tenths)
