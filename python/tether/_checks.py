@@ -151,6 +151,15 @@ def hint(word: str, known: Iterable[str]) -> str:
     return f". Did you mean {found[0]}?" if found else ""
 
 
+def check_known(function: str, what: str, name: Any, known: Iterable[str]) -> None:
+    """A name of a catalogue."""
+    check_strings(function, **{what: name})
+    if name not in known:
+        raise ValueError(
+            f'{function}: {what} must be one of {", ".join(known)}, got "{name}"{hint(name, known)}'
+        )
+
+
 def in_name_of(function: str, callee: str, run: Callable):
     """run(); its errors, which begin with the name of the callee, begin with `function`."""
     try:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tether._catalogue import FAMILIES, KNOWN_DIALECTS, KNOWN_WEIGHTS, Objective
-from tether._checks import Number, hint, kind_of
+from tether._checks import Number, check_known, hint, kind_of
 from tether._functions import FUNCTIONS, Call
 from tether._lists import Choice, Settings, Value, checked_settings
 from tether._typed import Chosen
@@ -202,10 +202,6 @@ def row_of(function: str, objective: Any, family: str) -> Objective:
             f"{_call_of(objective)}"
         )
     rows = FAMILIES[family]
-    if objective not in rows:
-        known = KNOWN_DIALECTS if family == "policy" and "." in objective else rows
-        raise ValueError(
-            f'{function}: objective must be one of {", ".join(known)}, got "{objective}"'
-            f"{hint(objective, known)}"
-        )
+    of_dialects = family == "policy" and "." in objective
+    check_known(function, "objective", objective, KNOWN_DIALECTS if of_dialects else rows)
     return rows[objective]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import check_given, check_strings, hint, in_name_of, kind_of
+from tether._checks import check_given, check_known, in_name_of, kind_of
 from tether._functions import ADVANTAGES, FUNCTIONS, Call
 from tether._lists import Choice, Numbers, Option, Value, checked_settings, of_numbers
 
@@ -89,12 +89,7 @@ def advantage(
     lengths            [B], tokens of each answer, for rules that need them
     """
     function = "advantage"
-    check_strings(function, estimator=estimator)
-    if estimator not in _CATALOGUE:
-        raise ValueError(
-            f'{function}: estimator must be one of {", ".join(_CATALOGUE)}, got "{estimator}"'
-            f"{hint(estimator, _CATALOGUE)}"
-        )
+    check_known(function, "estimator", estimator, _CATALOGUE)
     of_rows = {
         "response_mask": response_mask,
         "values": values,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tether import reference
-from tether._checks import check_strings, hint
+from tether._checks import check_known
 from tether._functions import BATCH_WEIGHTS, FUNCTIONS, Call
 from tether._lists import Choice, Numbers, Option, Value, checked_settings
 from tether._ops import has_kernel
@@ -62,12 +62,7 @@ def batch_weights(
     finite, of those that the rule needs, makes every weight NaN. Raises ValueError or TypeError.
     """
     function = "batch_weights"
-    check_strings(function, rule=rule)
-    if rule not in _CATALOGUE:
-        raise ValueError(
-            f'{function}: rule must be one of {", ".join(_CATALOGUE)}, got "{rule}"'
-            f"{hint(rule, _CATALOGUE)}"
-        )
+    check_known(function, "rule", rule, _CATALOGUE)
     tensors = {
         "logps": logps,
         "response_mask": response_mask,

@@ -24,7 +24,7 @@ from tether._trainers import check_version
 
 __all__ = ["default_loss", "ipo_loss", "policy_loss"]
 
-_SHOWN = (
+_METRICS = (
     "approx_kl_k1",
     "approx_kl_k3",
     "clip_fraction_dual",
@@ -47,7 +47,7 @@ def policy_loss(inputs: LossInputs, *, objective: str, **options: Any) -> LossOu
     check_denominators("tether.prime_rl.policy_loss", "prime-rl", options)
     out = _loss(inputs, inputs.advantages, objective=objective, **options)
     values, like = out.metrics.to_dict(), out.loss.detach()
-    return LossOutputs(out.loss, {name: like.new_tensor(values[name]) for name in _SHOWN})
+    return LossOutputs(out.loss, {name: like.new_tensor(values[name]) for name in _METRICS})
 
 
 def default_loss(

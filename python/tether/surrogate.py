@@ -12,7 +12,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from tether._catalogue import FAMILIES, KNOWN_DIALECTS, KNOWN_WEIGHTS
-from tether._checks import check_strings, hint, kind_of, parameters_of
+from tether._checks import check_known, kind_of, parameters_of
 from tether._functions import FUNCTIONS
 from tether._lists import Option, check_range
 from tether.reference.objectives import OBJECTIVES, Row
@@ -97,12 +97,8 @@ class Surrogate:
 
 
 def _checked_like(like: str) -> str:
-    check_strings("Surrogate", like=like)
-    known = KNOWN_DIALECTS if "." in like else FAMILIES["policy"]
-    if like not in known:
-        raise ValueError(
-            f'Surrogate: like must be one of {", ".join(known)}, got "{like}"{hint(like, known)}'
-        )
+    of_dialects = isinstance(like, str) and "." in like
+    check_known("Surrogate", "like", like, KNOWN_DIALECTS if of_dialects else FAMILIES["policy"])
     return like
 
 

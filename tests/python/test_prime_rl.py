@@ -150,7 +150,7 @@ def test_any_objective(adapter):
         expected = torch.autograd.grad(out.loss, inputs.trainer_logprobs)[0]
         torch.testing.assert_close((loss, gradient), (out.loss, expected), rtol=0, atol=0)
         values = out.metrics.to_dict()
-        assert metrics == {name: values[name] for name in adapter._SHOWN}
+        assert metrics == {name: values[name] for name in adapter._METRICS}
 
 
 def test_what_is_not_prime_rls_is_refused(adapter, monkeypatch):

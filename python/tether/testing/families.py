@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tether import reference
 from tether._catalogue import FAMILIES as CATALOGUE
-from tether._checks import parameters_of
+from tether._checks import check_known, parameters_of
 from tether._functions import Call
 from tether._lists import Value
 from tether._objectives import Weights, levels_of, named, objective_call
@@ -105,8 +105,7 @@ def family_of(where: str, family: str | None, objective: Any, loss: Callable[...
     if family is None:
         found = [each for each, rows in CATALOGUE.items() if isinstance(name, str) and name in rows]
         family = found[0] if found else "policy"
-    if family not in FAMILIES:
-        raise ValueError(f'{where}: family must be one of {", ".join(FAMILIES)}, got "{family}"')
+    check_known(where, "family", family, FAMILIES)
     if family != "preference":
         return FAMILIES[family]
     if isinstance(name, str) and name in PREFERENCES:
