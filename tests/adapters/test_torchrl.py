@@ -4,6 +4,8 @@ The actor is a table of logits with torchrl's own distribution over tokens.
 """
 
 import itertools
+import pathlib
+import re
 
 import pytest
 import torch
@@ -285,3 +287,17 @@ def test_bounds_tell_and_classes_are_torchrls(monkeypatch):
     with pytest.raises(RuntimeError) as caught:
         adapter.GRPOLoss(actor)
     assert str(caught.value) == "tether.torchrl: torchrl must be 0.14.1, got 0.15.0"
+
+
+def test_the_blocks_of_the_page_run():
+    page = (pathlib.Path(__file__).parent.parent.parent / "docs/torchrl.md").read_text()
+    actor, batch = batch_of(4)
+    namespace, blocks = {"actor": actor}, re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    for code in blocks:
+        exec(code, namespace)
+    chosen = eval(blocks[1], namespace)
+    losses = (namespace["loss"], llm.GRPOLoss(actor, clip_epsilon=(0.2, 0.28)), chosen)
+    ours, own, other = (each(batch.clone()).get("loss_objective") for each in losses)
+    torch.testing.assert_close(ours, own, rtol=1e-12, atol=1e-15)
+    assert other.isfinite() and other != ours

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 import tether
@@ -12,6 +13,12 @@ PEERS = pathlib.Path(__file__).resolve().parent.parent / "golden" / "peers"
 
 def recording(name):
     return json.loads((PEERS / f"{name}.json").read_text())
+
+
+def blocks_of_page(name):
+    """What docs/NAME.md tells a user to write."""
+    page = (PEERS.parent.parent.parent / f"docs/{name}.md").read_text()
+    return re.findall(r"^```text\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
 
 
 def named(cases):

@@ -14,7 +14,15 @@ from typing import NamedTuple
 import pytest
 import tether
 import torch
-from recordings import FLOAT32, assert_equal, batch_of, named, recording, tensor
+from recordings import (
+    FLOAT32,
+    assert_equal,
+    batch_of,
+    blocks_of_page,
+    named,
+    recording,
+    tensor,
+)
 from tether import _trainers
 
 
@@ -77,7 +85,8 @@ def openrlhf():
         "DPOLoss": class_of("DPOLoss", label_smoothing=0.0, ipo=False),
     }
     with adapter_of("openrlhf", {"openrlhf.models.loss": members}) as adapter:
-        adapter.patch()
+        (code,) = blocks_of_page("openrlhf")
+        exec(code, {})
         yield sys.modules["openrlhf.models.loss"]
         adapter.unpatch()
         assert vars(sys.modules["openrlhf.models.loss"])["DPOLoss"] is members["DPOLoss"]

@@ -14,7 +14,7 @@ import types
 import pytest
 import tether
 import torch
-from recordings import named, recording, tensor
+from recordings import blocks_of_page, named, recording, tensor
 from tether import _trainers
 
 LOSS, DPO = (recording(f"nemo_rl_{name}") for name in ("loss", "dpo"))
@@ -216,6 +216,20 @@ def with_choice(case, **choice):
     config = Config(case["settings"])
     config.tether = choice
     return config
+
+
+def test_the_blocks_of_the_page_run(adapter):
+    yaml = pytest.importorskip("yaml")
+    code, config = blocks_of_page("nemo_rl")
+    exec(code, {})
+    try:
+        home = sys.modules["nemo_rl.algorithms.loss.loss_functions"]
+        assert home.ClippedPGLossFn is adapter.ClippedPGLossFn
+        choice, case = yaml.safe_load(config)["loss_fn"]["tether"], LOSS["cases"][0]
+        value, gradient, _ = run(home.ClippedPGLossFn(with_choice(case, **choice)), case)
+        assert value.isfinite() and gradient.isfinite().all()
+    finally:
+        adapter.unpatch()
 
 
 def test_any_objective(adapter):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 import tether
 import torch
-from recordings import named, recording, tensor
+from recordings import blocks_of_page, named, recording, tensor
 from tether import _trainers
 
 RECORDING = recording("prime_rl_loss")
@@ -115,6 +115,17 @@ def test_metrics_have_one_type_for_sequences_with_and_without_tokens(adapter):
         outs = [function(inputs_of(each)) for each in CASES if each["loss_type"] == name]
         for key in outs[0].metrics:
             torch.stack([out.metrics[key] for out in outs])
+
+
+def test_the_configs_of_the_page_run(adapter):
+    tomllib = pytest.importorskip("tomllib")
+    blocks = [tomllib.loads(each)["trainer"]["loss"] for each in blocks_of_page("prime_rl")]
+    assert [each["type"] for each in blocks] == ["custom"] * 2
+    for loss in blocks:
+        module, _, name = loss["import_path"].rpartition(".")
+        function = getattr(sys.modules[module], name)
+        value, gradient, _ = run(function, inputs_of(CASES[3]), **loss["kwargs"])
+        assert value.isfinite() and gradient.isfinite().all()
 
 
 def test_any_objective(adapter):

@@ -5,7 +5,9 @@ slime is a stand-in here, which hands out log-probabilities and takes means as s
 """
 
 import functools
+import importlib
 import math
+import re
 import sys
 import types
 
@@ -13,7 +15,7 @@ import pytest
 import tether
 import tether.slime as adapter
 import torch
-from recordings import FLOAT32, named, recording, tensor
+from recordings import FLOAT32, blocks_of_page, named, recording, tensor
 from tether import _trainers
 
 LOSS, ADVANTAGES = (recording(f"slime_{name}") for name in ("loss", "advantages"))
@@ -160,6 +162,14 @@ def test_as_many_answers_as_tokens(slime):
         normalizer=tether.Normalizer(sequences=1),
     ).loss
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+
+
+def test_the_lines_of_the_page_name_functions():
+    paths = re.findall(r"--custom-\S+-path (\S+)", "".join(blocks_of_page("slime")))
+    assert len(paths) == 4
+    for path in paths:  # as slime loads a function
+        module, _, name = path.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_objectives_by_name(slime):
