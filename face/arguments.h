@@ -193,7 +193,8 @@ void check_shape(const std::string& where, Shape shape, const Tensor& tensor,
     return where + " must be " + rule_of_shape(shape, like) + ", got " + shape_text(tensor);
   });
   const bool one_a_row = shape == Shape::either && is_per_row(tensor, like.rows, false);
-  require(!like.packed || !one_a_row || !same_shape(tensor, like.tensor), [&] {
+  const bool twofold = like.rows > 0 && one_a_row && same_shape(tensor, like.tensor);
+  require(!like.packed || !twofold, [&] {
     return where + " must be [" + text(like.rows) + ", 1] where there are as many rows as tokens" +
            ", got " + shape_text(tensor) + ". It may be read in two ways";
   });

@@ -295,7 +295,7 @@ def _check_shape(where: str, shape: str, tensor: Tensor, like: Like) -> None:
     if not _has_shape(shape, tensor, like):
         raise ValueError(f"{where} must be {_rule_of_shape(shape, like)}, got {shape_text(tensor)}")
     twofold = shape == "either" and like.packed and tensor.shape == like.tensor.shape
-    if twofold and tensor.shape == (like.rows,):
+    if twofold and tensor.shape == (like.rows,) and like.rows > 0:
         raise ValueError(
             f"{where} must be [{like.rows}, 1] where there are as many rows as tokens, got "
             f"{shape_text(tensor)}. It may be read in two ways"

@@ -223,6 +223,21 @@ def test_empty_batches_give_0():
         assert torch.equal(out.dlogps, torch.zeros(len(lengths), 9, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_packed_batch_of_nothing_is_not_read_in_two_ways(on_cpu, monkeypatch):
+    if not on_cpu:
+        monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    nothing = torch.zeros(0)
+    for advantages in (nothing, nothing.view(0, 1)):
+        logps = nothing.clone().requires_grad_()
+        batch = (logps, advantages, nothing.bool())
+        out = tether.policy_loss(*batch, offsets=torch.tensor([0]))
+        out.loss.backward()
+        assert out.loss == 0 and logps.grad.shape == (0,)
+        assert tether.local_counts(*batch, offsets=torch.tensor([0])).policy == 0
+        assert out.metrics.to_dict()["tokens"] == 0
+
+
 def test_a_column_of_advantages_is_per_row_though_there_are_as_many_tokens():
     batch = {
         "logps": torch.tensor([-1.0, -2.0]),
