@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -81,7 +82,8 @@ struct PolicyMetrics {
 
   // Means by name; `nonfinite` is the count itself, `ess` the effective share of tokens, sequences
   // or turns, (sum w)^2 / (n sum w^2) of the importance weights w = ratio, `weight_ess` that of
-  // w = W over tokens. 0 without tokens; without weights W is 1.
+  // w = W over tokens; where the squares underflow, what it is at least: sum w / (n max w). 0
+  // without tokens; without weights W is 1.
   std::map<std::string, double> to_map() const {
     std::map<std::string, double> out;
     const auto mean = [&](int i) {
@@ -90,17 +92,18 @@ struct PolicyMetrics {
     };
     for (int i = 0; i < kSums; ++i) out[std::string(kNames[static_cast<size_t>(i)])] = mean(i);
     out["nonfinite"] = sums[2 * kNonfinite];
-    const auto effective_share = [&](int weight, int square) {
-      const double squared = mean(square);
-      return squared > 0 ? mean(weight) / squared * mean(weight) : 0;
-    };
-    out["ess"] = effective_share(kRatio, kRatioSquared);
-    out["weight_ess"] = effective_share(kWeight, kWeightSquared);
     out["tokens"] = sums[2 * kPolicyLoss + 1];
     const bool any = sums[2 * kPolicyLoss + 1] > 0;
     out["ratio_max"] = any ? std::exp(maxima[kLogRatioMax]) : 0;
     out["ratio_min"] = any ? std::exp(-maxima[kNegLogRatioMax]) : 0;
     out["weight_max"] = any ? maxima[kWeightMax] : 0;
+    const auto effective_share = [&](int weight, int square, double largest) {
+      const double w = mean(weight), squared = mean(square);
+      if (squared > 0) return std::min(w / squared * w, 1.0);
+      return w > 0 ? std::min(w / largest, 1.0) : 0;
+    };
+    out["ess"] = effective_share(kRatio, kRatioSquared, out["ratio_max"]);
+    out["weight_ess"] = effective_share(kWeight, kWeightSquared, out["weight_max"]);
     return out;
   }
 };

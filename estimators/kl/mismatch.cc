@@ -18,9 +18,27 @@ double bounded(double x, double largest = kLargest) {
   return std::clamp(x, -largest, largest) + 0 * x;
 }
 
+// The sum of ratios and of their squares, in units of the largest one: however far they are.
+struct UnitSums {
+  double largest = -infinity, sum = 0, squares = 0;  // its logarithm
+
+  void add(double weight, double log_ratio) {
+    if (log_ratio > largest) {
+      const double unit = std::exp(largest - log_ratio);
+      largest = log_ratio;
+      sum *= unit;
+      squares *= unit * unit;
+    }
+    const double r = std::exp(log_ratio - largest);
+    sum += weight * r;
+    squares += weight * r * r;
+  }
+};
+
 // The sums of one level.
 struct Ratios {
   double count = 0, sum = 0, squares = 0, min = infinity, max = 0, trace = 0;
+  UnitSums units;
 
   void add(double weight, double log_ratio) {
     const double r = std::exp(bounded(log_ratio));
@@ -30,11 +48,12 @@ struct Ratios {
     min = std::min(min, r);
     max = std::max(max, r);
     trace += 0 * r;  // the extremes know no NaN
+    units.add(weight, log_ratio);
   }
   RatioSpread spread() const {
     if (count == 0) return {};
-    return {sum / count, min + trace, max + trace, squares / count - 1,
-            std::min(sum * (sum / count) / squares, 1.0) + trace};
+    const double ess = units.sum * (units.sum / count) / units.squares;
+    return {sum / count, min + trace, max + trace, squares / count - 1, std::min(ess, 1.0) + trace};
   }
 };
 

@@ -49,6 +49,20 @@ TEST(PolicyMetrics, TheEffectiveSampleSizeSurvivesARunawayToken) {
   }
 }
 
+// Ratios whose squares are no numbers any more: at least sum w / (n max w).
+TEST(PolicyMetrics, TheEffectiveSampleSizeOfTinyRatiosIsNotNothing) {
+  Batch<double> batch(1, 2);
+  batch.logps = {-401, -402};
+  batch.old_logps = {0, 0};
+  batch.mask = {1, 1};
+  EXPECT_NEAR(batch.run(presets::ppo()).metrics.to_map().at("ess"), (1 + std::exp(-1)) / 2, 1e-12);
+  Batch<float> equal(1, 2);
+  equal.logps = equal.old_logps = {-1, -1};
+  for (float& each : equal.logps) each -= 58;
+  equal.mask = {1, 1};
+  EXPECT_NEAR(equal.run(presets::ppo()).metrics.to_map().at("ess"), 1, 1e-6);
+}
+
 // Sequences of 3, 1 and 0 tokens with ratios 2 and 1/2: every figure of a ratio counts the
 // sequence, not its tokens.
 TEST(PolicyMetrics, RatiosOfSequencesAreCountedBySequences) {

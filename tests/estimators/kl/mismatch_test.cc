@@ -69,6 +69,18 @@ TEST(MismatchReport, AFarGapCountsWholeInK1) {
   EXPECT_EQ(out.token.min, std::exp(-300));
 }
 
+// Ratios 1 : 1/2 : 1/4 of whole answers, however far all of them are.
+TEST(MismatchReport, TheEffectiveShareKnowsNoScale) {
+  for (const double far : {-2000.0, -400.0, 0.0, 400.0, 2000.0}) {
+    const double l2 = std::log(2);
+    const MismatchReport out =
+        report_of({-1, -1, -1}, {-1 - far, -1 - far + l2, -1 - far + 2 * l2}, {1, 1, 1}, 3);
+    const double share = 1.75 * 1.75 / (3 * 1.3125);
+    EXPECT_NEAR(out.token.ess, share, 1e-12) << far;
+    EXPECT_NEAR(out.sequence_sum.ess, share, 1e-12) << far;
+  }
+}
+
 TEST(MismatchReport, StaysFiniteForHugeNumbersAndHidesNothingElse) {
   const MismatchReport far = report_of({-1, -1e308}, {-1e308, -1}, {1, 1}, 2);
   EXPECT_TRUE(std::isfinite(far.token.chi2) && std::isfinite(far.sequence_sum.ess));
