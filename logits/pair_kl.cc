@@ -8,6 +8,7 @@
 
 #include "core/check.h"
 #include "logits/lanes.h"
+#include "logits/near_pair.h"
 #include "logits/pair_blocks.h"
 #include "logits/row_blocks.h"
 #include "logits/stored_rows.h"
@@ -44,6 +45,36 @@ double logit_at(const Plain<Real>& of, Real highest) {
   return highest > 0 ? of.reference + highest / of.scale : of.reference;
 }
 
+// log q_v - log p_v = ln 2 (t_v - u_v) + this.
+double log_offset(const KlStatistics& row) { return std::log(row.sum_p) - std::log(row.sum_q); }
+
+// Of rows so near that rounding is a part of the divergence: its sums, as if nothing had been lost.
+template <class Stored, class Real = RealOf<Stored>>
+KlStatistics refined(const KlStatistics& row, const Stored* q, int64_t q_stride, const Stored* p,
+                     int64_t p_stride, int64_t vocabulary, double temperature) {
+  constexpr double kNear = 0x1p13 * std::numeric_limits<Real>::epsilon();
+  const LogitsKl value = logits_kl(row);
+  const bool near = value.kl < kNear && value.reverse_kl < kNear;
+  if (!near || row.alone_q > 0 || row.alone_p > 0) return row;
+  const double offset = log_offset(row);
+  const NearPair<Real> pair = {.of_q = exponent<Real>(row.reference_q, temperature),
+                               .of_p = exponent<Real>(row.reference_p, temperature),
+                               .over_sum_q = static_cast<Real>(1 / row.sum_q),
+                               .over_sum_p = static_cast<Real>(1 / row.sum_p),
+                               .shift = static_cast<Real>(row.reference_q - row.reference_p),
+                               .per_temperature = static_cast<Real>(1 / temperature),
+                               .offset = static_cast<Real>(offset)};
+  double forward = 0, reverse = 0;
+  for (int64_t begin = 0; begin < vocabulary; begin += kRowBlock) {
+    const Block<Stored> x(q, q_stride, begin, vocabulary), y(p, p_stride, begin, vocabulary);
+    sum_near(x.logits, y.logits, x.padded, pair, forward, reverse);
+  }
+  KlStatistics out = row;
+  out.forward = (forward - offset) * row.sum_q / std::numbers::ln2;
+  out.reverse = (reverse + offset) * row.sum_p / std::numbers::ln2;
+  return std::isfinite(forward + reverse) ? out : row;
+}
+
 template <class Stored, class Real = RealOf<Stored>>
 KlStatistics statistics_of_pair(const Stored* q, int64_t q_stride, const Stored* p,
                                 int64_t p_stride, int64_t vocabulary, double temperature) {
@@ -68,11 +99,9 @@ KlStatistics statistics_of_pair(const Stored* q, int64_t q_stride, const Stored*
     highest.reference_q = std::max(highest.reference_q, logit_at(of_q, sums.highest_q));
     highest.reference_p = std::max(highest.reference_p, logit_at(of_p, sums.highest_p));
   }
-  return merge(row, highest, temperature);
+  row = merge(row, highest, temperature);
+  return refined(row, q, q_stride, p, p_stride, vocabulary, temperature);
 }
-
-// log q_v - log p_v = ln 2 (t_v - u_v) + this.
-double log_offset(const KlStatistics& row) { return std::log(row.sum_p) - std::log(row.sum_q); }
 
 bool is_infinite(const LogitsKl& upstream) {
   return std::isinf(upstream.kl) || std::isinf(upstream.reverse_kl) || std::isinf(upstream.entropy);

@@ -21,8 +21,8 @@
 // whatever the upstream ones are. Finite logits give no NaN. NaN or +inf, or nothing but -inf, make
 // everything NaN. Results are never negative. Gradients below the smallest normal number are
 // exactly 0. Arithmetic and sums as in logits/rows.h. Errors are those of logp, absolute: about
-// 1e-6 of the largest |x|; for the divergence of nearly equal rows beyond that,
-// estimators/kl/exact.h.
+// 1e-6 of the largest |x|. A divergence below 1e-3 (float64: 2e-12) is found in one pass more,
+// within about 1e-5 of itself.
 
 namespace tether {
 

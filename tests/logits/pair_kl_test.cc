@@ -265,6 +265,27 @@ TEST(LogitsKl, EqualRowsHaveNone) {
   }
 }
 
+// Far below the rounding of the log-probabilities, which is 1e-7 and more.
+TEST(LogitsKl, NearlyEqualRowsKeepTheDigitsOfTheirDivergence) {
+  for (DType dtype : {DType::float32, DType::float64}) {
+    for (double gap : {1e-2, 1e-3, 1e-4}) {
+      for (double constant : {0.0, 3.0}) {
+        const double near = dtype == DType::float64 ? 1e-2 * gap : gap;
+        Pairs in = random_pairs(dtype, 3, 5000, 2, near);
+        for (double& each : in.p) each += constant;
+        in.temperature = 0.7;
+        in.p[7] = in.q[7] = -infinity;
+        in.q[4999] = in.p[4999] = 12;  // a confident row
+        const PairResult got = run(in), want = definition(in);
+        for (size_t row = 0; row < 3; ++row) {
+          EXPECT_NEAR(got.kl[row] / want.kl[row], 1, 2e-3) << gap << " " << row;
+          EXPECT_NEAR(got.reverse_kl[row] / want.reverse_kl[row], 1, 2e-3) << gap << " " << row;
+        }
+      }
+    }
+  }
+}
+
 TEST(LogitsKl, MinusInfinityInBothIsADeletedColumn) {
   for (DType dtype : kAllTypes) {
     const Pairs without = random_pairs(dtype, 1, 3000, 2, 1);

@@ -319,8 +319,8 @@ def test_a_bad_id_has_one_sentence_on_every_path(function, name, place, bad, mon
     with pytest.raises(IndexError) as elsewhere:
         run(**arguments)
     assert str(elsewhere.value) == str(caught.value)
-    assert re.match(rf"{function}: {name} must be in \[0, 8\)( or ignore_index -100)?, got {bad} at",
-                    str(caught.value))  # fmt: skip
+    rule = rf"{function}: {name} must be in \[0, 8\)( or ignore_index -100)?, got {bad} at"
+    assert re.match(rule, str(caught.value))
 
 
 def test_a_bad_id_is_nan_where_nobody_looks():

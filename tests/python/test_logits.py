@@ -646,6 +646,25 @@ def test_categorical_kl_equals_reference(dtype):
     assert_same(actual[3:], expected[3:], rounding + (1e-12 if wide else 1e-5))
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("gap", [1e-2, 1e-3, 1e-4])
+def test_categorical_kl_of_nearly_equal_rows(gap, on_cpu, monkeypatch):
+    if not on_cpu:
+        monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    generator = torch.Generator().manual_seed(2)
+    q = 2 * torch.randn(4, 5000, generator=generator)
+    p = q + gap * torch.randn(4, 5000, generator=generator) + 3
+    q[0, 7] = p[0, 7] = -math.inf
+    log_q, log_p = (each.double().log_softmax(-1) for each in (q, p))
+    d = (log_q - log_p).nan_to_num()
+    for actual, log_of, gap_of in zip(tether.categorical_kl(q, p)[:2], (log_q, log_p), (d, -d),
+                                      strict=True):  # fmt: skip
+        exact = (log_of.exp() * (torch.expm1(-gap_of) + gap_of)).sum(-1)
+        torch.testing.assert_close(actual.double(), exact, rtol=2e-2, atol=0)
+    for each in tether.categorical_kl(q, q)[:2]:
+        assert (each == 0).all()
+
+
 def test_categorical_kl_is_never_negative(monkeypatch):
     monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
     q_logits = random_logits(1, 64, 999, dtype=torch.float32)

@@ -146,15 +146,26 @@ def categorical_kl(
     def expectation(log_of, what):
         p = log_of.exp()
         nothing = (p == 0) | ((p < 2.0**-100) & what.isinf())
-        value = (p * what.masked_fill(nothing, 0)).sum(-1)
-        return torch.where(value < 0, value - value.detach(), value)
+        what = what.masked_fill(nothing, 0)
+        return p * what, what
+
+    def divergence(log_q, log_p):
+        """With sum_v (p_v - q_v) = 0 added to the value: no term is below 0, and none cancels."""
+        terms, d = expectation(log_q, log_q - log_p)
+        total = terms.sum(-1)
+        with torch.no_grad():
+            q, p, near = log_q.exp(), log_p.exp(), (log_q - log_p).abs() < 0.5
+            value = torch.where(near, q * k3(torch.where(near, -d, 0.0)), (p - q) + terms)
+            cancelled = torch.where(total.isfinite(), value.sum(-1) - total, 0.0)
+        return total + cancelled
 
     inactive = None if mask is None else ~mask
     log_q, log_p = (_log_softmax(each, inactive, temperature) for each in (q_logits, p_logits))
+    entropy = expectation(log_q, -log_q)[0].sum(-1)
     values = (
-        expectation(log_q, log_q - log_p),
-        expectation(log_p, log_p - log_q),
-        expectation(log_q, -log_q),
+        divergence(log_q, log_p),
+        divergence(log_p, log_q),
+        torch.where(entropy < 0, entropy - entropy.detach(), entropy),
     )
     return values if mask is None else tuple(each.masked_fill(~mask, 0) for each in values)
 
@@ -197,7 +208,8 @@ def top_k_kl(
     gap = q_mass.log() - p_mass.log()
     kl = (log_q.exp() * u).sum(-1) + q_mass * gap
     if tail != "bucket":
-        log_q_y = log_softmax.gather(-1, y[..., None])[..., 0]
+        inside = (ids == y[..., None]).any(-1)
+        log_q_y = log_softmax.gather(-1, y[..., None])[..., 0].masked_fill(inside, 0)
         target_logps = target_logps.to(log_softmax.dtype).masked_fill(ignored, 0)
         sound = sound & (target_logps < math.inf) & known_y
         held = log_q_y.detach()
@@ -207,7 +219,6 @@ def top_k_kl(
         else:
             # The derivative of rho k3 by log q_y, k3(d) - expm1(d), is -d.
             sampled = k3(d) - torch.where(d.isfinite(), d, 0.0).detach() * (log_q_y - held)
-        inside = (ids == y[..., None]).any(-1)
         kl = kl + torch.where(inside, 0, sampled)
     if tail != "k1":
         kl = kl - kl.detach().clamp_max(0)
