@@ -158,10 +158,11 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   const at::Tensor seen_ratio = ratio.clamp_max(largest_ratio);
   const at::Tensor W = batch.token_weight.clamp(-largest_ratio, largest_ratio);
   const RatioInterval inside = objective.surrogate.truncation();
-  const at::Tensor truncated = (dloss != 0).logical_and(ratio < inside.low);
-  const at::Tensor stuck = (dloss == 0).logical_or(ratio > inside.high);
-  const at::Tensor bad = stuck.logical_and(batch.advantage < 0);
-  const at::Tensor good = stuck.logical_and(batch.advantage > 0);
+  const at::Tensor stuck = dloss == 0, moves = stuck.logical_not();
+  const at::Tensor bad = batch.advantage < 0, good = batch.advantage > 0;
+  const at::Tensor below = stuck.logical_and(bad.logical_or(good)).logical_and(d < 0);
+  const at::Tensor above =
+      stuck.logical_and(d > 0).logical_or(moves.logical_and(ratio > inside.high));
   const at::Tensor zero = at::zeros_like(d);
   const auto sum = [&](const at::Tensor& values) {
     return at::where(batch.active, batch.weight * values, zero).to(at::kDouble).sum();
@@ -176,9 +177,9 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   const at::Tensor entropy = batch.entropy_weight * batch.entropy;
   sums[M::kEntropy] = sum(entropy);
   sums[M::kClipFractionLow] =
-      ratio_sum(bad.logical_or(good).logical_and(d < 0).logical_or(truncated));
-  sums[M::kClipFractionHigh] = ratio_sum(good.logical_and(d > 0));
-  sums[M::kClipFractionDual] = ratio_sum(bad.logical_and(d > 0));
+      ratio_sum(below.logical_or(moves.logical_and(ratio < inside.low)));
+  sums[M::kClipFractionHigh] = ratio_sum(good.logical_and(above));
+  sums[M::kClipFractionDual] = ratio_sum(bad.logical_and(above));
   sums[M::kApproxKlK1] = ratio_sum(-d);
   sums[M::kApproxKlK3] = ratio_sum(k3(log_ratio).value);
   sums[M::kRatio] = ratio_sum(seen_ratio);

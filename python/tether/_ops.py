@@ -152,7 +152,9 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         if ctx.arriving is not None:
-            gradient = _product(gradient, ctx.arriving.upstream).to(ctx.tensor.dtype)
+            largest = torch.finfo(gradient.dtype).max
+            gradient = _product(gradient.clamp(-largest, largest), ctx.arriving.upstream)
+            gradient = gradient.to(ctx.tensor.dtype)
         if torch.is_grad_enabled():
             gradient = _Refused.apply(gradient, ctx.tensor, ctx.sentence)
         return gradient, None, None

@@ -329,3 +329,85 @@ def test_a_bad_id_is_nan_where_nobody_looks():
     assert logps.isnan().tolist() == [False, True, True] and entropies.isfinite().all()
     kl = tether.reference.top_k_kl(logits, targets[:, None], logits[:, :1] - 9, tail="bucket")
     assert kl.isnan().tolist() == [False, True, True]
+
+
+def on_both_paths(run, monkeypatch):
+    first = run()
+    monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    return first, run()
+
+
+@pytest.mark.parametrize("objective", ["cispo", "dppo_tv"])
+@pytest.mark.parametrize("bounds", [(2.0, 3.0), (0.0, 0.5), (0.9, 1.1)])
+def test_tokens_truncated_on_either_side_of_1_are_counted_alike(objective, bounds, monkeypatch):
+    ratios = torch.tensor([[0.3, 0.7, 1.0, 1.5, 2.5, 4.0]] * 2, dtype=torch.float64)
+    logps, advantages = ratios.log() - 1, torch.tensor([1.0, -1.0])
+    low, high = bounds
+
+    def run():
+        found = tether.policy_loss(
+            logps,
+            advantages,
+            torch.ones(2, 6, dtype=torch.bool),
+            objective=objective,
+            old_logps=-torch.ones_like(logps),
+            ratio_low=low,
+            ratio_high=high,
+        ).metrics.to_dict()
+        return [found[f"clip_fraction_{name}"] for name in ("low", "high", "dual")]
+
+    first, second = on_both_paths(run, monkeypatch)
+    assert second == pytest.approx(first, abs=1e-15)
+    below, above = (ratios[0] < low).sum().item(), (ratios[0] > high).sum().item()
+    assert first == pytest.approx([below / 6, above / 12, above / 12])
+
+
+def factors_beyond_float32():
+    generator = torch.Generator().manual_seed(7)
+    logps, ref_logps = -torch.rand(2, 2, 3, generator=generator)
+    mask, advantages = torch.ones(2, 3), torch.tensor([1.0, -1.0])
+    policy = {"ref_logps": ref_logps, "entropies": -logps}
+    return {
+        "beta": lambda x: tether.policy_loss(x, advantages, mask, beta=1e300, **policy).loss,
+        "entropy_coef": lambda x: (
+            tether.policy_loss(x, advantages, mask, entropy_coef=1e300, **policy).loss
+        ),
+        "loss_weight": lambda x: tether.preference_loss(x, ref_logps, mask, loss_weight=1e300).loss,
+        "nll_coef": lambda x: tether.preference_loss(x, ref_logps, mask, nll_coef=1e300).loss,
+        "scale": lambda x: (
+            tether.value_loss(x, ref_logps, mask, normalizer=tether.Normalizer(scale=1e300)).loss
+        ),
+    }, logps
+
+
+@pytest.mark.parametrize("name", factors_beyond_float32()[0])
+def test_a_factor_beyond_the_type_is_finite(name, monkeypatch):
+    losses, logps = factors_beyond_float32()
+
+    def run():
+        leaf = logps.clone().requires_grad_()
+        loss = losses[name](leaf)
+        loss.backward()
+        return loss.detach(), leaf.grad
+
+    first, second = on_both_paths(run, monkeypatch)
+    for mine, other in zip(second, first, strict=True):
+        assert mine.isfinite().all() and other.isfinite().all()
+        assert torch.equal(mine.sign(), other.sign())
+
+
+def test_a_sample_of_no_probability_that_the_head_has(monkeypatch):
+    """Of the tail it is none: the head counts it."""
+    q = torch.randn(2, 6, generator=torch.Generator().manual_seed(8))
+    q[:, 1] = -torch.inf
+    ids, log_p = torch.tensor([[1, 3]] * 2), torch.full((2, 2), -1.5)
+
+    def run():
+        leaf = q.clone().requires_grad_()
+        kl = tether.top_k_kl(leaf, ids, log_p, torch.tensor([1, 1]), torch.tensor([-1.5, -1.5]))
+        kl.sum().backward()
+        return kl.detach(), leaf.grad
+
+    first, second = on_both_paths(run, monkeypatch)
+    torch.testing.assert_close(second, first)
+    assert second[1].isfinite().all()

@@ -76,6 +76,12 @@ def bounded(x: Tensor) -> Tensor:
     return with_gradient_of(x.clamp(-largest, largest), x)
 
 
+def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums in float64 in the dtype of results: what is too large for it counts as its largest."""
+    largest = torch.finfo(dtype).max
+    return with_gradient_of(x.clamp(-largest, largest), x).to(dtype)
+
+
 def with_slope(value: Tensor, slope: Tensor | Number, x: Tensor) -> Tensor:
     """The value, with the gradient of slope x."""
     slope = slope.detach() if isinstance(slope, Tensor) else slope

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tether._checks import savable
 from tether.reference.kl import KL_SETTINGS, k1, k3, kl_term
-from tether.reference.numbers import bounded, exp, spoil_of, wide_dtype
+from tether.reference.numbers import bounded, exp, narrowed, spoil_of, wide_dtype
 from tether.reference.objectives import OBJECTIVES, Row
 from tether.reference.rows import (
     LEVELS,
@@ -69,7 +69,7 @@ def policy_loss(
     rows, tokens, n, row = terms.rows, terms.tokens, terms.n, row_of(objective)
     policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
 
-    def mean(terms: Tensor, count: float | Tensor | None) -> Tensor:
+    def mean(terms: Tensor, count: float | Tensor | None, coefficient: float | Tensor) -> Tensor:
         factors = row_factors(
             aggregation or row.aggregation,
             n,
@@ -79,14 +79,17 @@ def policy_loss(
             sequences=sequences,
         )
         weighted = torch.where(tokens.active(), tokens.weight * terms, 0.0).double()
+        largest = torch.finfo(wide_dtype(logps.dtype)).max
+        factors = (world_size * coefficient * factors).clamp(-largest, largest)
         return (rows.spread(factors) * weighted).sum()
 
-    total = mean(terms.weighted() + terms.spoil(), policy) + terms.beta * mean(terms.kl, kl_tokens)
+    total = mean(terms.weighted() + terms.spoil(), policy, 1)
+    total = total + mean(terms.kl, kl_tokens, terms.beta)
     if terms.entropic:
-        total = total - entropy_coef * mean(terms.entropy(), policy)
+        total = total - mean(terms.entropy(), policy, entropy_coef)
     with torch.no_grad():
         sums, maxima = _metrics(terms)
-    return PolicyTotals((world_size * total).to(wide_dtype(logps.dtype)), sums, maxima)
+    return PolicyTotals(narrowed(total, wide_dtype(logps.dtype)), sums, maxima)
 
 
 def row_of(objective: str | Any) -> Row:
@@ -107,6 +110,7 @@ class Terms(NamedTuple):
     loss: Tensor  # S
     weight: Tensor  # W
     clipped: Tensor
+    inside: tuple  # of these ratios a truncated weight is the ratio itself
     kl: Tensor  # K
     sound: Tensor  # finite inputs, and nothing that is NaN
     beta: float | Tensor
@@ -169,6 +173,7 @@ def _terms(
         loss=loss,
         weight=weight,
         clipped=clipped,
+        inside=_inside(row, {**row.surrogate_options, **options}),
         kl=kl,
         sound=sound,
         beta=beta,
@@ -189,6 +194,12 @@ def _surrogate(
     else:
         loss, clipped = row.surrogate(logp, log_ratio, tokens.advantage, **options)
     return bounded(loss), clipped
+
+
+def _inside(row: Row, options: dict) -> tuple:
+    ends = ("ratio_low", "ratio_high") if "ratio_low" in options else (0, math.inf)
+    ends = row.surrogate.truncation if isinstance(row.surrogate, Formula) else ends
+    return tuple(options[end] if isinstance(end, str) else end for end in ends)
 
 
 def _anchor(kl_reference: str, batch: Batch, tokens: Tokens, beta: float | Tensor) -> Tensor | None:
@@ -298,10 +309,13 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
     tokens, log_ratio, clipped = terms.tokens, terms.log_ratio, terms.clipped
     # A larger ratio counts as this: its square stays finite.
     largest_ratio = 1e150 if log_ratio.dtype == torch.float64 else 1e17
-    seen_ratio = exp(log_ratio).clamp_max(largest_ratio)
+    ratio, (low, high) = exp(log_ratio), terms.inside
+    seen_ratio = ratio.clamp_max(largest_ratio)
     weight = terms.weight.clamp(-largest_ratio, largest_ratio)
     good, bad = clipped & (tokens.advantage > 0), clipped & (tokens.advantage < 0)
-    below = clipped & (tokens.advantage != 0) & (log_ratio < 0)  # CISPO truncates for either sign
+    # CISPO truncates for either sign, on either side of 1.
+    is_below = (ratio < low) | (~(ratio > high) & (log_ratio < 0))
+    is_above = (ratio > high) | (~(ratio < low) & (log_ratio > 0))
     count = tokens.weight.sum(dtype=torch.float64)
     # What is said of the ratio of a segment counts the segment: each token for 1 / n of it.
     ratio_weight, ratio_count = tokens.weight, count
@@ -317,9 +331,9 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
         return torch.cat([seen, seen.new_full((1,), -math.inf)]).max().double()
 
     of_ratio = [
-        below,
-        good & (log_ratio > 0),
-        bad & (log_ratio > 0),
+        clipped & (tokens.advantage != 0) & is_below,
+        good & is_above,
+        bad & is_above,
         k1(log_ratio),
         k3(log_ratio),
         seen_ratio,

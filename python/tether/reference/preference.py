@@ -13,6 +13,7 @@ from tether.reference.numbers import (
     LARGEST_LOGP,
     Number,
     bounded,
+    narrowed,
     number_beside,
     saturated,
     wide_dtype,
@@ -120,7 +121,7 @@ def preference_loss(
         block = torch.stack([nll.sum(), nll_count] if with_nll else [zero, zero])
         blocks.insert(-1, block)
         sums = torch.stack(blocks)
-    return PreferenceTotals(loss.to(wide_dtype(logps.dtype)), sums)
+    return PreferenceTotals(narrowed(loss, wide_dtype(logps.dtype)), sums)
 
 
 def _share(of_step: Number | None, local: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from tether.reference.numbers import (
     clamp,
     maximum,
     minimum,
+    narrowed,
     saturated,
     spoil_of,
     wide_dtype,
@@ -95,7 +96,8 @@ def value_loss(
         tokens, sequences = normalizer.policy, normalizer.sequences
         world_size = normalizer.factor
     factors = row_factors(aggregation, n, constant=constant, tokens=tokens, sequences=sequences)
-    loss = world_size * (rows.spread(factors.to(wide)) * weight * each).sum()
+    factors = narrowed(world_size * factors, wide)
+    loss = (rows.spread(factors) * weight * each).sum()
     with torch.no_grad():
         weight, target, error = weight.double(), target.double(), (target - value).double()
         parts = (
