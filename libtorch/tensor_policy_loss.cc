@@ -172,12 +172,11 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
     return by_token ? sum(values) : sum(values / segments.spread(segments.n));
   };
   std::vector<at::Tensor> sums(M::kSums);
-  sums[M::kPolicyLoss] = sum(bounded(batch.token_weight * loss));
+  sums[M::kPolicyLoss] = sum(bounded(batch.token_weight * loss) + spoiled(sound, d));
   sums[M::kKl] = sum(kl);
   const at::Tensor entropy = batch.entropy_weight * batch.entropy;
   sums[M::kEntropy] = sum(entropy);
-  sums[M::kClipFractionLow] =
-      ratio_sum(below.logical_or(moves.logical_and(ratio < inside.low)));
+  sums[M::kClipFractionLow] = ratio_sum(below.logical_or(moves.logical_and(ratio < inside.low)));
   sums[M::kClipFractionHigh] = ratio_sum(good.logical_and(above));
   sums[M::kClipFractionDual] = ratio_sum(bad.logical_and(above));
   sums[M::kApproxKlK1] = ratio_sum(-d);
@@ -193,17 +192,18 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   sums[M::kWeightZero] = sum((W == 0).to(W.scalar_type()));
   const at::Tensor count = batch.weight.to(at::kDouble).sum();
   const at::Tensor lowest = at::zeros({1}, d.options()) - M::kUnseen;
-  const auto largest = [&](const at::Tensor& values) {
-    const at::Tensor seen = at::where(batch.active.logical_and(sound), values, lowest);
-    return at::cat({seen, lowest}).max().to(at::kDouble);
+  const auto largest = [&](const at::Tensor& values, const at::Tensor& among) {
+    return at::cat({at::where(among, values, lowest), lowest}).max().to(at::kDouble);
   };
+  const at::Tensor seen = batch.active.logical_and(sound);
+  const at::Tensor seen_weight = batch.active.logical_and(at::isnan(W).logical_not());
   const at::Tensor ratios = by_token ? count : (segments.n > 0).to(at::kDouble).sum();
   std::vector<at::Tensor> counts(M::kSums);
   for (int i = 0; i < M::kSums; ++i) {
     counts[static_cast<size_t>(i)] = M::is_of_ratio(i) ? ratios : count;
   }
   return {.sums = at::stack({at::stack(sums), at::stack(counts)}, 1),
-          .maxima = at::stack({largest(d), largest(-d), largest(W)})};
+          .maxima = at::stack({largest(d, seen), largest(-d, seen), largest(W, seen_weight)})};
 }
 
 // Infinity is NaN.

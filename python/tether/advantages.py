@@ -181,8 +181,13 @@ def _ids_of(function: str, groups: Groups | None, rewards: Tensor) -> Tensor | N
     unordered = isinstance(groups, (str, bytes, Set, Mapping))
     if unordered or not isinstance(groups, Iterable):
         raise TypeError(f"{function}: groups must be {what}, got {kind_of(groups)}")
+    labels = list(groups)
+    for each in labels:
+        if isinstance(each, Tensor) and each.numel() != 1:
+            got = f"one that is a tensor {list(each.shape)}"
+            raise TypeError(f"{function}: groups must be {what}, got {got}")
     try:
-        return ids_of_labels(groups).to(rewards.device)
+        return ids_of_labels(labels).to(rewards.device)
     except TypeError:
         raise TypeError(f"{function}: groups must be {what}, got one without a hash") from None
 

@@ -131,18 +131,19 @@ def _loss_of(
 ) -> PreferenceLoss:
     """preference_loss in the name of `function`."""
     call = preference_call(function, tensors, objective, options, counts)
-    if not has_kernel(tensors["logps"]):
-        offsets = call.tensors["offsets"]
-        rows = len(call.tensors["logps"]) if offsets is None else len(offsets) - 1
-        step = {name: scalar(each) for name, each in counts.items()}
-        out = call.on_tensors(function, reference.preference_loss, rows=rows, **step)
-        return PreferenceLoss(out.loss, PreferenceMetrics(out.sums))
+    fused = has_kernel(tensors["logps"])
 
     def run():
-        return call.run_with_gradient(function)
+        if fused:
+            loss, _, sums = call.run_with_gradient(function)
+            return loss, sums
+        logps, offsets = call.tensors["logps"], call.tensors["offsets"]
+        rows = len(logps) if offsets is None else len(offsets) - 1
+        step = {name: scalar(each) for name, each in counts.items()}
+        return call.on_tensors(function, reference.preference_loss, rows=rows, **step)
 
     try:
-        loss, _, sums = in_name_of(function, "preference_loss", run)
+        loss, sums = in_name_of(function, "preference_loss", run)
     except ValueError as error:
         words = str(error).replace("normalizer.scale", "loss_scale").replace("normalizer.", "")
         raise ValueError(words) from None

@@ -357,6 +357,14 @@ TEST(PolicyLossFace, UpstreamGradientsScaleAndMix) {
   EXPECT_LT((mixed - expected).abs().max().item<double>(), 1e-16);
 }
 
+TEST(PolicyLossFace, GradientsOfAGraphThatStaysAreTheCallers) {
+  const PolicyBatch batch = random_batch(2, 9);
+  const at::Tensor loss = ppo_loss(batch).loss;
+  const at::Tensor first = gradient(loss, batch.logps), expected = first.clone();
+  first.fill_(7);
+  EXPECT_TRUE(gradient(loss, batch.logps).equal(expected));
+}
+
 TEST(PolicyLossFace, DoubleBackwardIsRefused) {
   const PolicyBatch batch = random_batch(2, 4);
   const at::Tensor once =

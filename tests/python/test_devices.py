@@ -411,3 +411,37 @@ def test_a_sample_of_no_probability_that_the_head_has(monkeypatch):
     first, second = on_both_paths(run, monkeypatch)
     torch.testing.assert_close(second, first)
     assert second[1].isfinite().all()
+
+
+@pytest.mark.parametrize("function", [name for name in CALLS if "offsets" in CALLS[name]])
+@pytest.mark.parametrize("last", [5, 7, -1])
+def test_offsets_that_end_elsewhere_have_one_sentence_on_every_path(function, last, monkeypatch):
+    arguments = dict(CALLS[function])
+    arguments["offsets"] = arguments["offsets"].clone()
+    arguments["offsets"][-1] = last
+
+    def run():
+        with pytest.raises(ValueError) as caught:
+            getattr(tether, function)(**arguments)
+        return str(caught.value)
+
+    first, second = on_both_paths(run, monkeypatch)
+    assert first == second and first.startswith(f"{function}: offsets must run from 0 to 6, the ")
+
+
+@pytest.mark.parametrize("name", ["rollout_logps", "token_weights", "advantages", "logps"])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_metrics_of_broken_tokens_are_those_of_the_kernel(name, everywhere, monkeypatch):
+    batch = {k: each for k, each in batch_of().items() if k not in ("offsets", "entropies")}
+    batch = {k: each.view(2, -1).clone() for k, each in batch.items()}
+    batch["advantages"] = batch["advantages"].expand(2, 3).clone()
+    batch |= {"rollout_logps": batch["old_logps"] - 0.1, "token_weights": torch.ones(2, 3)}
+    batch[name][slice(None) if everywhere else 0] = float("nan")
+
+    def run():
+        weights = {"truncated_importance": {}}
+        found = tether.policy_loss(**batch, objective="ppo", weights=weights).metrics.to_dict()
+        return [found[key] for key in ("policy_loss", "nonfinite", "weight_max", "ratio_max")]
+
+    first, second = on_both_paths(run, monkeypatch)
+    assert second == pytest.approx(first, nan_ok=True, rel=1e-6)

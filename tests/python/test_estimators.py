@@ -503,6 +503,12 @@ def test_strided_inputs_give_the_same_bits(stride):
             "without a hash",
         ),
         (
+            lambda: tether.group_advantage(torch.zeros(2), (torch.tensor([0, 1]),)),
+            TypeError,
+            "group_advantage: groups must be a size, a tensor of ids or labels, got one that is a "
+            "tensor [2]",
+        ),
+        (
             lambda: tether.group_advantage(torch.zeros(2), ["a", "b", "c"]),
             ValueError,
             "group_advantage: groups must be [2] like rewards, got [3]",

@@ -1,6 +1,7 @@
 """How far trainer and engine are apart, beside verl's metrics."""
 
 import json
+import math
 import pathlib
 
 import pytest
@@ -50,6 +51,23 @@ def test_levels_and_packing():
     rows = packed(batch)
     again = tether.mismatch_report(*(rows[name] for name in names), offsets=rows["offsets"])
     assert again == out
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("far", [-2000.0, -400.0, 0.0, 400.0, 2000.0])
+def test_the_effective_share_knows_no_scale(far, on_cpu, monkeypatch):
+    if not on_cpu:
+        monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    old_logps = torch.full((3, 2), -1.0, dtype=torch.float64)
+    ratios = torch.tensor([[1.0, 9.0], [0.5, 9.0], [0.25, 9.0]], dtype=torch.float64)
+    mask = torch.tensor([[0.5, 0.0]] * 3)
+    out = tether.mismatch_report(old_logps, old_logps - far - ratios.log(), mask)
+    share = 1.75**2 / (3 * 1.3125)
+    assert out.token.ess == pytest.approx(share, rel=1e-9)
+    assert out.sequence_mean.ess == pytest.approx(share, rel=1e-9)
+    rollout_logps = old_logps.clone()
+    rollout_logps[1, 0] = -torch.inf
+    assert math.isnan(tether.mismatch_report(old_logps, rollout_logps, mask).token.ess)
 
 
 def test_wrong_calls_get_one_clear_message():

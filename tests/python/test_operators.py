@@ -107,7 +107,7 @@ CALLS = {
         (zeros(9, 2, dtype=DOUBLE),),
         {0: (zeros(9, dtype=DOUBLE), zeros(9, 2))},
     ),
-    "value_metrics": ((zeros(7, dtype=DOUBLE),), {0: (zeros(6, dtype=DOUBLE), zeros(7))}),
+    "value_metrics": ((zeros(9, dtype=DOUBLE),), {0: (zeros(7, dtype=DOUBLE), zeros(9))}),
     "token_logps_forward": (
         (LOGITS, TARGETS, *ALL),
         {0: (zeros(3, 8), zeros(4, 0), zeros()), 1: WRONG_IDS},

@@ -300,7 +300,7 @@ def test_second_derivatives_are_refused():
     with pytest.raises(NotImplementedError) as caught:
         gradient.sum().backward()
     assert str(caught.value) == (
-        "preference_loss: backward must run once, got a second derivative. The loss has none"
+        "dpo_loss: backward must run once, got a second derivative. The loss has none"
     )
 
 

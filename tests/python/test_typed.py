@@ -221,8 +221,8 @@ X = torch.zeros(2, 3)
          lambda: tether.policy_loss(X, X, X, weights=[weight.TvMask(), weight.TvMask(low=0)])),
         (TypeError, "linear_policy_loss: weights must be a list of those of tether.weight, or a "
          "dict, got str in it", lambda: tether.linear_policy_loss(X, X, X, X, X, weights=["x"])),
-        (TypeError, "policy_loss: weights must be a dict, got str",
-         lambda: tether.policy_loss(X, X, X, weights="tv_mask")),
+        (TypeError, "policy_loss: weights must be a list of those of tether.weight, or a dict, got "
+         "str", lambda: tether.policy_loss(X, X, X, weights="tv_mask")),
     ],
 )  # fmt: skip
 def test_errors_of_losses(error, sentence, call):

@@ -24,9 +24,12 @@ def _spread(weight: Tensor, log_ratio: Tensor) -> list[Tensor]:
     count, seen = weight.sum(), weight != 0
     r_of = torch.where(seen, r, 0.0)
     total, squares = (weight * r_of).sum(), (weight * r_of.square()).sum()
-    ends = [torch.where(seen, sign * r, -math.inf).reshape(-1) for sign in (-1, 1)]
-    least, largest = (torch.cat([each, each.new_zeros(1) - math.inf]).max() for each in ends)
-    ess = (total * (total / count) / squares).clamp_max(1)
+    ends = [torch.where(seen, each, -math.inf).reshape(-1) for each in (-r, r, log_ratio)]
+    least, largest, top = (torch.cat([each, each.new_zeros(1) - math.inf]).max() for each in ends)
+    # In units of the largest ratio, however far it is; 0 * total: NaN where a ratio is none.
+    unit = weight * torch.exp(torch.where(seen, log_ratio - top, -math.inf))
+    of_squares = (unit * unit / torch.where(seen, weight, 1.0)).sum()
+    ess = (unit.sum() * (unit.sum() / count) / of_squares).clamp_max(1) + 0 * total
     return [total / count, -least, largest, squares / count - 1, ess]
 
 

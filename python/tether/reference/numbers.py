@@ -79,7 +79,8 @@ def bounded(x: Tensor) -> Tensor:
 def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Sums in float64 in the dtype of results: what is too large for it counts as its largest."""
     largest = torch.finfo(dtype).max
-    return with_gradient_of(x.clamp(-largest, largest), x).to(dtype)
+    beyond = torch.where(x.isfinite(), x.clamp(-largest, largest) - x, 0.0).detach()
+    return (x + beyond).to(dtype)
 
 
 def with_slope(value: Tensor, slope: Tensor | Number, x: Tensor) -> Tensor:

@@ -326,8 +326,8 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
     def total(values: Tensor, weight: Tensor = tokens.weight) -> Tensor:
         return torch.where(tokens.active(), weight * values, 0.0).sum(dtype=torch.float64)
 
-    def largest(values: Tensor) -> Tensor:
-        seen = torch.where(tokens.active() & terms.sound, values, -math.inf).reshape(-1)
+    def largest(values: Tensor, sound: Tensor = terms.sound) -> Tensor:
+        seen = torch.where(tokens.active() & sound, values, -math.inf).reshape(-1)
         return torch.cat([seen, seen.new_full((1,), -math.inf)]).max().double()
 
     of_ratio = [
@@ -340,11 +340,12 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
         seen_ratio**2,
     ]
     broken = (terms.sound, torch.isfinite(terms.entropy()))
-    sums = [total(each) for each in (terms.weighted(), terms.kl, terms.entropy())]
+    spoilt = terms.weighted() + terms.spoil()
+    sums = [total(each) for each in (spoilt, terms.kl, terms.entropy())]
     sums += [total(each, ratio_weight) for each in of_ratio]
     sums += [sum((tokens.active() & ~each).sum(dtype=torch.float64) for each in broken)]
     sums += [total(each) for each in (weight, weight**2, (weight == 0).to(weight.dtype))]
     counts = [count] * 3 + [ratio_count] * len(of_ratio) + [count] * 4
     return torch.stack([torch.stack(sums), torch.stack(counts)], 1), torch.stack(
-        [largest(log_ratio), largest(-log_ratio), largest(weight)]
+        [largest(log_ratio), largest(-log_ratio), largest(weight, ~weight.isnan())]
     )
