@@ -22,7 +22,7 @@
 // everything NaN. Results are never negative. Gradients below the smallest normal number are
 // exactly 0. Arithmetic and sums as in logits/rows.h. Errors are those of logp, absolute: about
 // 1e-6 of the largest |x|. A divergence below 1e-3 (float64: 2e-12) is found in one pass more,
-// within about 1e-5 of itself.
+// within about 1e-5 of itself and 1e-14 (1e-31).
 
 namespace tether {
 

@@ -102,7 +102,7 @@ class Call(NamedTuple):
     def on_tensors(self, function: str, reference: Callable, *, rows: int = 0, **further: Any):
         """What the function of `tether.reference` gives, its loss differentiable once."""
         self.check_settings(function, rows)
-        arriving = Arriving() if is_eager() else None
+        arriving = Arriving(others=bool(self.own)) if is_eager() else None
         tensors = self.once_differentiable(function, arriving=arriving)
         out = reference(**tensors, **further, **self.named_settings())
         return out if arriving is None else out._replace(loss=arriving.at(out.loss))

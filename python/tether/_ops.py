@@ -166,9 +166,20 @@ class _Once(torch.autograd.Function):
 
 class Arriving:
     """What arrives at a loss. torch would multiply it with all slopes on its way, an infinite one
-    with those that are 0; here it meets the gradients at the leaves, as in `scaled`."""
+    with those that are 0; here it meets the gradients at the leaves, as in `scaled`.
+
+    `others`: the loss has gradients that no leaf of ours sees, those of a formula's own parameters.
+    They get what arrives, which is on its way unless it is known not to be finite.
+    """
 
     upstream: torch.Tensor
+
+    def __init__(self, *, others: bool):
+        self.others = others
+
+    def passes(self, upstream: torch.Tensor) -> bool:
+        on_cpu = upstream.device.type == "cpu"
+        return self.others and (not on_cpu or math.isfinite(_number(upstream)))
 
     def at(self, loss: torch.Tensor) -> torch.Tensor:
         return _AtLoss.apply(loss, self) if loss.requires_grad else loss
@@ -182,8 +193,10 @@ class _AtLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        ctx.arriving.upstream = upstream
-        return torch.ones_like(upstream), None
+        one = torch.ones_like(upstream)
+        passes = ctx.arriving.passes(upstream)
+        ctx.arriving.upstream = one if passes else upstream
+        return (upstream if passes else one), None
 
 
 def once_differentiable(

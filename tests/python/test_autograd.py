@@ -406,6 +406,22 @@ def test_what_arrives_at_clipped_tokens_is_the_same_on_every_path(dtype, upstrea
         torch.testing.assert_close(actual, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("upstream", [1.0, 0.25, 65536.0])
+def test_parameters_of_a_formula_get_what_arrives(upstream, on_cpu, monkeypatch):
+    if not on_cpu:
+        monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    slope = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    logps, advantages, mask = -normal(2, 6).abs(), normal(2), torch.ones(2, 6)
+    own = tether.Surrogate(lambda token: -slope * token.ratio * token.advantage)
+    leaf = logps.clone().requires_grad_()
+    loss = tether.policy_loss(leaf, advantages, mask, objective=own).loss
+    (upstream * loss).backward()
+    expected = -advantages.mean()
+    torch.testing.assert_close(slope.grad, upstream * expected)
+    torch.testing.assert_close(leaf.grad, (-upstream * 0.5 / 12 * advantages)[:, None].expand(2, 6))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("chunk_bytes", [1, 256 << 20])
 def test_upstream_gradients_may_be_expanded(dtype, chunk_bytes):
