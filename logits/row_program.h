@@ -55,7 +55,7 @@ struct ColumnSums {
   }
 };
 
-// Of all columns.
+// Of all columns. `local`: what each thread has, ColumnSums or more.
 template <bool kAll, class Team, class Local>
 TETHER_TEAM ColumnSums<kAll> merged(const Team& team, Local& local, float k) {
   using Sums = ColumnSums<kAll>;
@@ -83,45 +83,72 @@ TETHER_TEAM ColumnSums<kAll> merged(const Team& team, Local& local, float k) {
   return out;
 }
 
-// One read of the row. kUnroll vectors are on their way at a time; the reference moves once for
-// all of them.
+// Vectors first, first + step ... of `count` at `body`; beyond them columns that are not there.
+template <int kVectors, class Stored>
+TETHER_TEAM void load_vectors(const Stored* body, int64_t first, int64_t step, int64_t count,
+                              Packed<Stored>* vectors) {
+  TETHER_UNROLL
+  for (int u = 0; u < kVectors; ++u) {
+    const int64_t i = first + u * step;
+    vectors[u] = i < count ? Packed<Stored>::at(body + i * Packed<Stored>::kCount)
+                           : Packed<Stored>::minus_infinity();
+  }
+}
+
+// The reference moves once for all of them.
+template <int kVectors, class Stored, bool kCapped, bool kAll>
+TETHER_TEAM void add_vectors(const RowParameters<kCapped>& in, const Packed<Stored>* vectors,
+                             ColumnSums<kAll>& own) {
+  const float k = in.k();
+  float largest = -kLargestFloat;
+  TETHER_UNROLL
+  for (int u = 0; u < kVectors; ++u) largest = fmaxf(largest, vectors[u].largest());
+  own.move(fmaxf(own.reference, in.final_logit(largest)), k);
+  TETHER_UNROLL
+  for (int u = 0; u < kVectors; ++u) {
+    float x[Packed<Stored>::kCount];
+    vectors[u].widen(x);
+    TETHER_UNROLL
+    for (int i = 0; i < Packed<Stored>::kCount; ++i) own.add(in.final_logit(x[i]), k);
+  }
+}
+
+// From memory, kUnroll of them on their way at a time.
+template <class Stored, bool kCapped, bool kAll>
+TETHER_TEAM void add_vectors_from(const RowParameters<kCapped>& in, const Stored* body,
+                                  int64_t first, int64_t step, int64_t count,
+                                  ColumnSums<kAll>& own) {
+  for (int64_t i = first; i < count; i += step * kUnroll) {
+    Packed<Stored> vectors[kUnroll];
+    load_vectors<kUnroll>(body, i, step, count, vectors);
+    add_vectors<kUnroll>(in, vectors, own);
+  }
+}
+
+// The columns of a row that are in no vector.
+template <class Stored, bool kCapped, bool kAll>
+TETHER_TEAM void add_singles(const RowParameters<kCapped>& in, const RowParts<Stored>& parts,
+                             const Stored* row, int64_t first, int64_t step,
+                             ColumnSums<kAll>& own) {
+  for (int64_t i = first; i < parts.singles; i += step) {
+    const float x =
+        in.final_logit(widened<float>(row[parts.column_of_single(i) * in.logits.stride]));
+    own.move(fmaxf(own.reference, x), in.k());
+    own.add(x, in.k());
+  }
+}
+
+// One read of the row.
 template <class Stored, bool kCapped, bool kAll, class Team>
 TETHER_TEAM ColumnSums<kAll> sums_of_row(const Team& team, const RowParameters<kCapped>& in,
                                          const Stored* row) {
-  using Vector = Packed<Stored>;
-  constexpr int kCount = Vector::kCount;
-  const int64_t stride = in.logits.stride;
-  const RowParts<Stored> parts(in.logits.vocabulary, stride == 1, shift_of(row));
-  const float k = in.k();
+  const RowParts<Stored> parts(in.logits.vocabulary, in.logits.stride == 1, shift_of(row));
   typename Team::template Local<ColumnSums<kAll>> local;
   team.each(local, [&](int thread, ColumnSums<kAll>& own) {
-    const Stored* body = row + parts.head;
-    for (int64_t first = thread; first < parts.vectors; first += Team::kThreads * kUnroll) {
-      Vector vectors[kUnroll];
-      TETHER_UNROLL
-      for (int u = 0; u < kUnroll; ++u) {
-        const int64_t i = first + u * Team::kThreads;
-        vectors[u] = i < parts.vectors ? Vector::at(body + i * kCount) : Vector::minus_infinity();
-      }
-      float largest = -kLargestFloat;
-      TETHER_UNROLL
-      for (int u = 0; u < kUnroll; ++u) largest = fmaxf(largest, vectors[u].largest());
-      own.move(fmaxf(own.reference, in.final_logit(largest)), k);
-      TETHER_UNROLL
-      for (int u = 0; u < kUnroll; ++u) {
-        float x[kCount];
-        vectors[u].widen(x);
-        TETHER_UNROLL
-        for (int i = 0; i < kCount; ++i) own.add(in.final_logit(x[i]), k);
-      }
-    }
-    for (int64_t i = thread; i < parts.singles; i += Team::kThreads) {
-      const float x = in.final_logit(widened<float>(row[parts.column_of_single(i) * stride]));
-      own.move(fmaxf(own.reference, x), k);
-      own.add(x, k);
-    }
+    add_vectors_from(in, row + parts.head, thread, Team::kThreads, parts.vectors, own);
+    add_singles(in, parts, row, thread, Team::kThreads, own);
   });
-  return merged<kAll>(team, local, k);
+  return merged<kAll>(team, local, in.k());
 }
 
 // The column of the target, or what there is instead.
@@ -145,6 +172,18 @@ TETHER_TEAM float logp_of(const RowState& row, float multiplier) {
 TETHER_TEAM float entropy_of(const RowState& row) {
   const float entropy = kLn2 * (log2f(row.sum) - row.weighted_sum / row.sum);
   return entropy < 0 ? 0 : entropy;
+}
+
+// Of a row whose target, as target_of has it, has this stored logit.
+template <bool kCapped, bool kAll>
+TETHER_TEAM RowState state_of(const RowParameters<kCapped>& in, const ColumnSums<kAll>& sums,
+                              int64_t target, float target_logit) {
+  RowState state{sums.reference, sums.sum, sums.weighted_sum,
+                 -math::detail::Format<float>::kInfinity};
+  if (target >= 0) state.target_logit = in.final_logit(target_logit);
+  // 0: no column is above -inf.
+  if (target == kNoId || state.sum == 0) state.sum = math::detail::Format<float>::kNaN;
+  return state;
 }
 
 template <bool kAll>
@@ -177,15 +216,9 @@ TETHER_TEAM void row_statistics_program(const Team& team, const RowParameters<kC
   const auto sums = sums_of_row<Stored, kCapped, kAll>(team, in, logits);
   team.each(local, [&](int thread, NoState&) {
     if (thread != 0) return;
-    RowState state{sums.reference, sums.sum, sums.weighted_sum,
-                   -math::detail::Format<float>::kInfinity};
     const int64_t target = target_of(in, row);
-    if (target >= 0) {
-      state.target_logit = in.final_logit(widened<float>(logits[target * in.logits.stride]));
-    }
-    // 0: no column is above -inf.
-    if (target == kNoId || state.sum == 0) state.sum = math::detail::Format<float>::kNaN;
-    put_results(out, row, state, sums, in.multiplier);
+    const float logit = target >= 0 ? widened<float>(logits[target * in.logits.stride]) : 0;
+    put_results(out, row, state_of(in, sums, target, logit), sums, in.multiplier);
   });
 }
 

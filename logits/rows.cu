@@ -4,6 +4,7 @@
 #include "core/check.h"
 #include "core/cuda_launch.h"
 #include "logits/row_program.h"
+#include "logits/row_types_cuda.h"
 #include "logits/rows_cuda.h"
 
 namespace tether::cuda {
@@ -32,40 +33,6 @@ __global__ __launch_bounds__(kBackwardThreads, kBackwardBlocks<kCapped>) void gr
                                         dlogits);
 }
 
-void check_rows(const std::string& function, const ConstLogits& logits, const RowOptions& options) {
-  check_fields(function, options);
-  require(logits.vocabulary >= 1, [&] {
-    return function + ": logits must have a vocabulary of at least 1, got " +
-           text(logits.vocabulary);
-  });
-  require(options.ids == 0, [&] {
-    return function + ": ids must be 0 on a CUDA device, which has no shards, got " +
-           text(options.ids);
-  });
-  if (logits.rows > 0) require_memory(function, "logits", logits.data);
-}
-
-// body.operator()<Stored, kCapped>()
-template <class Body>
-void with_types(const std::string& function, DType dtype, const RowOptions& options, Body body) {
-  const auto with = [&]<class Stored>(Stored) {
-    options.softcap > 0 ? body.template operator()<Stored, true>()
-                        : body.template operator()<Stored, false>();
-  };
-  switch (dtype) {
-    case DType::float32:
-      return with(float{});
-    case DType::bfloat16:
-      return with(BFloat16{});
-    case DType::float16:
-      return with(Float16{});
-    default:
-      throw Error(function +
-                  ": logits must be float32, bfloat16 or float16 on a CUDA device, got " +
-                  std::string(name_of(dtype)));
-  }
-}
-
 }  // namespace
 
 void row_statistics(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
@@ -76,7 +43,7 @@ void row_statistics(const ConstLogits& logits, const int64_t* targets, const Row
   require(!wants_all || options.sums == RowSums::all, [&] {
     return function + ": sums must be all for sums_of_squared_p and mean_logits, got less";
   });
-  with_types(function, logits.dtype, options, [&]<class Stored, bool kCapped>() {
+  with_types(logits.dtype, options, [&]<class Stored, bool kCapped>() {
     const auto in = row_parameters<kCapped>(logits, targets, options);
     // Few softcaps are in use: one kind of sums is enough for them.
     const auto launch = [&]<bool kAll>(std::bool_constant<kAll>) {
@@ -102,7 +69,7 @@ void row_gradients(const ConstLogits& logits, const int64_t* targets, const RowO
     require_memory(function, "states", states);
     require_memory(function, "dlogits", dlogits.data);
   }
-  with_types(function, logits.dtype, options, [&]<class Stored, bool kCapped>() {
+  with_types(logits.dtype, options, [&]<class Stored, bool kCapped>() {
     const int pieces = pieces_of_row<Stored>(logits.vocabulary);
     const auto in = row_parameters<kCapped>(logits, targets, options);
     launch_tasks(function, logits.rows, pieces, [&](int64_t first, unsigned blocks) {

@@ -3,6 +3,7 @@
 #include <array>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <variant>
 
 #include "../estimators/advantage/gae.h"
@@ -243,19 +244,15 @@ inline const std::array kValueCatalogue{
              "by hand", [] { return presets::huber(); }},
 };
 
-// visit(Formula{}) for the formula of every row, once: for faces that instantiate formulas
-// themselves.
+// The formula of every row, once: for faces that instantiate formulas themselves.
+inline constexpr std::tuple kSurrogates{PpoClip{},       Reinforce{},         IsReinforce{},
+                                        SoftGate{},      LinearRatio{},       BandClip{},
+                                        QuadraticPull{}, SquaredRegression{}, TaperedReinforce{}};
+
+// visit(Formula{}) for each of them.
 template <class Visit>
 void for_each_surrogate(Visit visit) {
-  visit(PpoClip{});
-  visit(Reinforce{});
-  visit(IsReinforce{});
-  visit(SoftGate{});
-  visit(LinearRatio{});
-  visit(BandClip{});
-  visit(QuadraticPull{});
-  visit(SquaredRegression{});
-  visit(TaperedReinforce{});
+  std::apply([&](const auto&... each) { (visit(each), ...); }, kSurrogates);
 }
 
 // visit(Formula{}) for the formula of every preference row, once.

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+#include <iterator>
 #include <vector>
 
 #include "core/team.h"
@@ -30,14 +32,17 @@ struct HostTeam {
   // The tree of DeviceTeam.
   template <class Op, class State, class Numbers>
   auto reduce(const Local<State>& local, Numbers numbers) const {
-    using Values = decltype(numbers(local.states[0]));
+    return reduced<Op>(local.states.data(), numbers);
+  }
+  template <class Op, class State, class Numbers>
+  static auto reduced(const State* states, Numbers numbers) {
+    using Values = decltype(numbers(states[0]));
     constexpr int kWarps = kThreads / kWarp;
     std::vector<Values> of_warps;
     for (int warp = 0; warp < kWarps; ++warp) {
       std::vector<Values> lanes;
-      for (int lane = 0; lane < kWarp; ++lane) {
-        lanes.push_back(numbers(local.states[static_cast<size_t>(warp * kWarp + lane)]));
-      }
+      for (int lane = 0; lane < kWarp; ++lane)
+        lanes.push_back(numbers(states[warp * kWarp + lane]));
       of_warps.push_back(butterfly<Op>(lanes));
     }
     return butterfly<Op>(of_warps);
@@ -55,6 +60,46 @@ struct HostTeam {
       }
     }
     return values[0];
+  }
+};
+
+// A cluster of teams (core/cluster.h) on the host.
+template <int kBlockThreads>
+struct HostCluster {
+  int blocks = 1;
+  bool backwards = false;
+
+  template <class State>
+  struct Local {
+    std::vector<State> states = {};  // as soon as a team is known
+  };
+
+  int threads() const { return blocks * kBlockThreads; }
+
+  template <class State, class Body>
+  void each(Local<State>& local, Body body) const {
+    local.states.resize(static_cast<size_t>(threads()));
+    for (int i = 0; i < threads(); ++i) {
+      const int thread = backwards ? threads() - 1 - i : i;
+      body(thread, local.states[static_cast<size_t>(thread)]);
+    }
+  }
+
+  // The tree of DeviceCluster.
+  template <class Op, class State, class Numbers>
+  auto reduce(const Local<State>& local, Numbers numbers) const {
+    const auto of_block = [&](int block) {
+      return HostTeam<kBlockThreads>::template reduced<Op>(
+          local.states.data() + block * kBlockThreads, numbers);
+    };
+    auto values = of_block(0);
+    for (int block = 1; block < blocks; ++block) {
+      const auto more = of_block(block);
+      for (size_t i = 0; i < std::size(values.each); ++i) {
+        values.each[i] = Op::of(values.each[i], more.each[i]);
+      }
+    }
+    return values;
   }
 };
 

@@ -16,6 +16,7 @@ template <int kTeamThreads>
 class ThreadTeam {
  public:
   static constexpr int kThreads = kTeamThreads;
+  static constexpr int threads() { return kThreads; }  // as a cluster of one block has it
 
   template <class State>
   struct Local {

@@ -48,7 +48,7 @@ inline const ConstArray& anchor_of(const PolicyArrays& batch, KlReference refere
     case KlReference::reference:
       return batch.ref_logps;
     case KlReference::old:
-      return batch.old_logps ? batch.old_logps : batch.logps;
+      return batch.old_logps;
     case KlReference::rollout:
       return batch.rollout_logps;
   }
@@ -64,7 +64,7 @@ inline PolicyParameters policy_parameters(const PolicyArrays& batch,
   out.layout = batch.layout;
   out.response_mask = batch.response_mask;
   out.logps = batch.logps;
-  out.old_logps = batch.old_logps ? batch.old_logps : batch.logps;
+  out.old_logps = batch.old_logps;
   out.advantages = batch.advantages;
   out.ref_logps = batch.ref_logps;
   out.anchor_logps = anchor_of(batch, objective.kl.reference);

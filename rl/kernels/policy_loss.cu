@@ -6,6 +6,7 @@
 #include "rl/catalogue.h"
 #include "rl/kernels/policy_calls.h"
 #include "rl/kernels/policy_checks.h"
+#include "rl/kernels/policy_launch_cuda.h"
 #include "rl/kernels/policy_loss_cuda.h"
 
 namespace tether::cuda {
@@ -42,45 +43,6 @@ __global__ __launch_bounds__(kPolicyThreads) void add_counts_kernel(const double
                                                                     int64_t count, double* out) {
   add_counts_program(Team{}, rows, count, out);
 }
-
-struct DeviceLaunch {
-  const char* function;
-  int64_t count;  // of rows
-  cudaStream_t stream;
-
-  void rows(const Surrogate& surrogate, const PolicyParameters& in, RowTotals* out) const {
-    for_each_surrogate([&]<class Formula>(Formula) {
-      const Formula* formula = surrogate.target<Formula>();
-      if (formula == nullptr) return;
-      launch_tasks(function, count * in.pieces, 1, [&](int64_t first, unsigned blocks) {
-        rows_kernel<<<blocks, kPolicyThreads, 0, stream>>>(*formula, in, first, out);
-      });
-    });
-  }
-  void weight(const TokenWeight& weight, const WeightParameters& in) const {
-    for_each_weight([&]<class Formula>(const FormulaRow<Formula>&) {
-      const Formula* formula = weight.formula.template target<Formula>();
-      if (formula == nullptr) return;
-      launch_tasks(function, count, 1, [&](int64_t first, unsigned blocks) {
-        weight_kernel<<<blocks, kPolicyThreads, 0, stream>>>(*formula, in, first);
-      });
-    });
-  }
-  void count_rows(const PolicyParameters& in, double* out) const {
-    launch_tasks(function, count, 1, [&](int64_t first, unsigned blocks) {
-      count_rows_kernel<<<blocks, kPolicyThreads, 0, stream>>>(in, first, out);
-    });
-  }
-  void add_rows(const RowTotals* rows, const PolicyParameters& in, FlatTotals* out) const {
-    add_rows_kernel<<<1, kPolicyThreads, 0, stream>>>(rows, count * in.pieces, in.by_row,
-                                                      bool(in.token_weights), out);
-    require_launched(function);
-  }
-  void add_counts(const double* rows, double* out) const {
-    add_counts_kernel<<<1, kPolicyThreads, 0, stream>>>(rows, count, out);
-    require_launched(function);
-  }
-};
 
 template <class Formula, class Any>
 bool is(const Any& any) {
@@ -149,6 +111,45 @@ void check_gradients(const char* function, const PolicyArrays& batch,
 }
 
 }  // namespace
+
+void DeviceLaunch::rows(const Surrogate& surrogate, const PolicyParameters& in,
+                        RowTotals* out) const {
+  for_each_surrogate([&]<class Formula>(Formula) {
+    const Formula* formula = surrogate.target<Formula>();
+    if (formula == nullptr) return;
+    launch_tasks(function, count * in.pieces, 1, [&](int64_t first, unsigned blocks) {
+      rows_kernel<<<blocks, kPolicyThreads, 0, stream>>>(*formula, in, first, out);
+    });
+  });
+}
+
+void DeviceLaunch::weight(const TokenWeight& weight, const WeightParameters& in) const {
+  for_each_weight([&]<class Formula>(const FormulaRow<Formula>&) {
+    const Formula* formula = weight.formula.template target<Formula>();
+    if (formula == nullptr) return;
+    launch_tasks(function, count, 1, [&](int64_t first, unsigned blocks) {
+      weight_kernel<<<blocks, kPolicyThreads, 0, stream>>>(*formula, in, first);
+    });
+  });
+}
+
+void DeviceLaunch::count_rows(const PolicyParameters& in, double* out) const {
+  launch_tasks(function, count, 1, [&](int64_t first, unsigned blocks) {
+    count_rows_kernel<<<blocks, kPolicyThreads, 0, stream>>>(in, first, out);
+  });
+}
+
+void DeviceLaunch::add_rows(const RowTotals* rows, const PolicyParameters& in,
+                            FlatTotals* out) const {
+  add_rows_kernel<<<1, kPolicyThreads, 0, stream>>>(rows, count * in.pieces, in.by_row,
+                                                    bool(in.token_weights), out);
+  require_launched(function);
+}
+
+void DeviceLaunch::add_counts(const double* rows, double* out) const {
+  add_counts_kernel<<<1, kPolicyThreads, 0, stream>>>(rows, count, out);
+  require_launched(function);
+}
 
 void check_supported(const char* function, const PolicyArrays& batch,
                      const PolicyObjective& objective) {

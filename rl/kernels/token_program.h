@@ -29,9 +29,10 @@ inline constexpr float kNaN = math::detail::Format<float>::kNaN;
 struct PolicyParameters {
   RowLayout layout;
   ConstArray response_mask;  // of the tokens that no weight takes out
-  ConstArray logps, old_logps, advantages;
+  ConstArray logps, advantages;
+  ConstArray old_logps;      // absent: logps
   ConstArray ref_logps;      // or absent
-  ConstArray anchor_logps;   // of the policy that the penalty ties to
+  ConstArray anchor_logps;   // of the policy that the penalty ties to; absent: logps
   ConstArray token_weights;  // W, or absent
   ConstArray kl_weights, entropies, entropy_weights, row_tokens;
   MutableArray dlogps, dentropies;
@@ -108,16 +109,27 @@ struct LoadedToken {
 
   TETHER_TEAM LoadedToken(const PolicyParameters& in, int64_t row, int64_t column)
       : w(load_mask(in.layout, in.response_mask, row, column)) {
-    if (w == 0) return;
+    if (w != 0) load_rest(in, row, column, load(in.layout, in.logps, row, column));
+  }
+  // Of a weight that is not 0, with a log-probability that is in no array.
+  TETHER_TEAM LoadedToken(const PolicyParameters& in, int64_t row, int64_t column, float weight,
+                          float own_logp)
+      : w(weight) {
+    load_rest(in, row, column, own_logp);
+  }
+
+ private:
+  TETHER_TEAM void load_rest(const PolicyParameters& in, int64_t row, int64_t column,
+                             float own_logp) {
     const auto number = [&](const ConstArray& array, float largest) {
       return saturated(load(in.layout, array, row, column), largest);
     };
     constexpr float kLogp = Largest<float>::kLogp;
-    logp = number(in.logps, kLogp);
-    old_logp = number(in.old_logps, kLogp);
+    logp = saturated(own_logp, kLogp);
+    old_logp = in.old_logps ? number(in.old_logps, kLogp) : logp;
     advantage = number(in.advantages, Largest<float>::kAdvantage);
     if (in.ref_logps) ref_logp = number(in.ref_logps, kLogp);
-    if (in.beta > 0) anchor_logp = number(in.anchor_logps, kLogp);
+    if (in.beta > 0) anchor_logp = in.anchor_logps ? number(in.anchor_logps, kLogp) : logp;
   }
 };
 
@@ -284,10 +296,15 @@ TETHER_TEAM float shared_gradient(const PolicyParameters& in, const RowFactors& 
   return broken ? kNaN : token.w * gradient;
 }
 
+// Of the entropy of a token.
+TETHER_TEAM float entropy_weight(const PolicyParameters& in, int64_t row, int64_t column, float w) {
+  return w * load_weight(in.layout, in.entropy_weights, row, column);
+}
+
 // Adds the entropy of a token and returns its gradient.
 TETHER_TEAM float add_entropy(const PolicyParameters& in, float factor, int64_t row, int64_t column,
                               float w, TokenSums& sums) {
-  const float weight = w * load_weight(in.layout, in.entropy_weights, row, column);
+  const float weight = entropy_weight(in, row, column, w);
   const float entropy = weight * load(in.layout, in.entropies, row, column);
   sums.entropy += static_cast<double>(entropy + entropy * 0);  // infinity is NaN
   sums.metrics[PolicyMetrics::kNonfinite] += entropy - entropy != 0 ? 1 : 0;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "logits/rows_cuda.h"
+#include "rl/kernels/logits_policy_loss_cuda.h"
 #include "rl/kernels/policy_loss_cuda.h"
 #include "rl/policy/dapo.h"
 
@@ -39,10 +40,21 @@ void loss(const PolicyArrays& batch, const double* counts, const PolicyGradients
                     stream);
 }
 
+// Into the logits themselves; the batch has no logps.
+void loss_of_logits(const Rows& in, const PolicyArrays& batch, const double* counts,
+                    PolicyTotals* totals, void* workspace, cuda::Stream stream) {
+  const ConstLogits logits{in.logits, DType::bfloat16, in.rows, in.vocabulary, in.vocabulary};
+  const MutableLogits dlogits{in.logits, DType::bfloat16, in.rows, in.vocabulary, in.vocabulary};
+  cuda::policy_loss_of_logits(logits, in.targets, {.temperature = 0.7}, batch, presets::dapo(),
+                              counts, /*factor=*/1, {in.logps, in.entropies}, dlogits, totals,
+                              workspace, stream);
+}
+
 TEST(CudaExample, Links) {
   EXPECT_NE(&forward, nullptr);
   EXPECT_NE(&backward, nullptr);
   EXPECT_NE(&loss, nullptr);
+  EXPECT_NE(&loss_of_logits, nullptr);
 }
 
 }  // namespace

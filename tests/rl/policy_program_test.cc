@@ -9,7 +9,7 @@
 #include "rl/catalogue.h"
 #include "rl/kernels/policy_calls.h"
 #include "rl/kernels/policy_loss.h"
-#include "tests/host_team.h"
+#include "tests/rl/host_launch.h"
 #include "tests/rl/policy_batch.h"
 #include "tests/thread_team.h"
 
@@ -18,53 +18,6 @@
 
 namespace tether {
 namespace {
-
-struct OneThread {
-  HostTeam<cuda::kPolicyThreads> team = {};
-
-  // program(team, i) for every i of `teams`.
-  template <class Program>
-  void operator()(int64_t teams, Program program) const {
-    for (int64_t i = 0; i < teams; ++i) program(team, team.backwards ? teams - 1 - i : i);
-  }
-};
-
-template <class Run>
-struct HostLaunch {
-  int64_t count;
-  Run run = {};
-
-  void rows(const Surrogate& surrogate, const cuda::PolicyParameters& in,
-            cuda::RowTotals* out) const {
-    for_each_surrogate([&]<class Formula>(Formula) {
-      const Formula* formula = surrogate.target<Formula>();
-      if (formula == nullptr) return;
-      run(count * in.pieces, [&](const auto& team, int64_t piece) {
-        cuda::policy_row_program(team, *formula, in, piece, out);
-      });
-    });
-  }
-  void weight(const TokenWeight& weight, const cuda::WeightParameters& in) const {
-    for_each_weight([&]<class Formula>(const FormulaRow<Formula>&) {
-      const Formula* formula = weight.formula.template target<Formula>();
-      if (formula == nullptr) return;
-      run(count,
-          [&](const auto& team, int64_t row) { cuda::weight_program(team, *formula, in, row); });
-    });
-  }
-  void count_rows(const cuda::PolicyParameters& in, double* out) const {
-    run(count, [&](const auto& team, int64_t row) { cuda::count_row_program(team, in, row, out); });
-  }
-  void add_rows(const cuda::RowTotals* rows, const cuda::PolicyParameters& in,
-                cuda::FlatTotals* out) const {
-    run(1, [&](const auto& team, int64_t) {
-      cuda::add_rows_program(team, rows, count * in.pieces, in.by_row, bool(in.token_weights), out);
-    });
-  }
-  void add_counts(const double* rows, double* out) const {
-    run(1, [&](const auto& team, int64_t) { cuda::add_counts_program(team, rows, count, out); });
-  }
-};
 
 template <class Run = OneThread>
 PolicyTotals run_program(const PolicyArrays& batch, const PolicyObjective& objective,

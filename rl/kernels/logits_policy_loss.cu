@@ -1,0 +1,137 @@
+#include <string>
+#include <string_view>
+
+#include "core/check.h"
+#include "core/cluster.h"
+#include "core/cuda_launch.h"
+#include "logits/row_types_cuda.h"
+#include "rl/kernels/logits_policy_calls.h"
+#include "rl/kernels/logits_policy_loss_cuda.h"
+#include "rl/kernels/policy_checks.h"
+#include "rl/kernels/policy_launch_cuda.h"
+
+namespace tether::cuda {
+namespace {
+
+constexpr const char* kFunction = "policy_loss_of_logits";
+
+// Blocks on a multiprocessor: the registers that a thread may use are 65536 over its threads.
+template <class Stored, bool kCapped>
+constexpr int kHeldBlocks = kCapped || sizeof(Stored) == sizeof(float) ? 2 : 3;
+
+template <class Stored, bool kCapped>
+__global__ __launch_bounds__(kHeldThreads, kHeldBlocks<Stored, kCapped>) void tokens_kernel(
+    const __grid_constant__ CataloguedSurrogate formula,
+    const __grid_constant__ PolicyParameters in, RowParameters<kCapped> rows, int64_t first,
+    TokensOfLogits found, MutableLogits dlogits) {
+  const DeviceCluster<kHeldThreads> team;
+  token_of_logits_program<Stored, kCapped, kHeldVectors<Stored, kCapped>>(
+      team, formula, in, rows, first + blockIdx.x / team.blocks(), found, dlogits);
+  team.leave();
+}
+
+bool has_clusters() {
+  int device = 0, found = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&found, cudaDevAttrClusterLaunch, device);
+  cudaGetLastError();  // that there is no device is for the launch to say
+  return found != 0;
+}
+
+struct LogitsLaunch : DeviceLaunch {
+  const ConstLogits& logits;
+  const int64_t* targets;
+  const RowOptions& options;
+  const TokensOfLogits& found;
+  const MutableLogits& dlogits;
+
+  void tokens(const CataloguedSurrogate& surrogate, const PolicyParameters& in) const {
+    with_types(logits.dtype, options, [&]<class Stored, bool kCapped>() {
+      const int cluster = blocks_of_held_row<Stored, kCapped>(logits.vocabulary, has_clusters());
+      const auto rows = row_parameters<kCapped>(logits, targets, options);
+      launch_tasks(function, logits.rows, cluster, [&](int64_t first, unsigned blocks) {
+        cudaLaunchAttribute attribute{};
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+        cudaLaunchConfig_t launch{};
+        launch.gridDim = blocks;
+        launch.blockDim = kHeldThreads;
+        launch.stream = stream;
+        launch.attrs = &attribute;
+        launch.numAttrs = cluster > 1 ? 1 : 0;
+        cudaLaunchKernelEx(&launch, tokens_kernel<Stored, kCapped>, surrogate, in, rows, first,
+                           found, dlogits);
+      });
+    });
+  }
+};
+
+void check_objective_of_logits(const PolicyArrays& batch, const PolicyObjective& objective) {
+  const std::string function = kFunction;
+  require(objective.level == RatioLevel::token, [&] {
+    return function + ": level must be token where there are logits, got " +
+           std::string(rule_of(objective.level).name);
+  });
+  require(is_of_own_logits(objective), [&] {
+    return function +
+           ": weights must not look at the policy where there are logits, got one that "
+           "does";
+  });
+  require(objective.weights.empty() || bool(batch.old_logps), [&] {
+    return function + ": old_logps must be given where there are weights and logits, got none";
+  });
+}
+
+void check_tokens(const ConstLogits& logits, const int64_t* targets, const PolicyArrays& batch,
+                  const PolicyObjective& objective, const TokensOfLogits& found,
+                  const MutableLogits& dlogits) {
+  const std::string function = kFunction;
+  const int64_t tokens = PolicyWorkspace::tokens(batch.layout);
+  require(!batch.logps && !batch.entropies, [&] {
+    return function + ": logps and entropies must be none where there are logits, got an array";
+  });
+  require(logits.rows == tokens, [&] {
+    return function + ": logits must have a row for each of " + text(tokens) + " tokens, got " +
+           text(logits.rows);
+  });
+  if (tokens > 0) {
+    require_memory(function, "targets", targets);
+    require_memory(function, "dlogits", dlogits.data);
+    require_memory(function, "logps", found.logps);
+  }
+  require(objective.entropy.coefficient == 0 || found.entropies != nullptr, [&] {
+    return function + ": entropies must have memory where entropy_coef is not 0, got none";
+  });
+}
+
+}  // namespace
+
+void policy_loss_of_logits(const ConstLogits& logits, const int64_t* targets,
+                           const RowOptions& options, const PolicyArrays& batch,
+                           const PolicyObjective& objective, const double* counts, double factor,
+                           const TokensOfLogits& found, const MutableLogits& dlogits,
+                           PolicyTotals* totals, void* workspace, Stream stream) {
+  check_rows(kFunction, logits, options);
+  check_objective_of_logits(batch, objective);
+  check_tokens(logits, targets, batch, objective, found, dlogits);
+  PolicyArrays of_tokens = batch;
+  of_tokens.logps = tokens_of<ConstArray, const void>(batch.layout, found.logps);
+  if (found.entropies != nullptr) {
+    of_tokens.entropies = tokens_of<ConstArray, const void>(batch.layout, found.entropies);
+  }
+  check_supported(kFunction, of_tokens, objective);
+  check_needs(kFunction, presence_of(of_tokens), objective);
+  require_memory(kFunction, "workspace", workspace);
+  require_memory(kFunction, "totals", totals);
+  const LogitsLaunch launch{{kFunction, batch.layout.rows, static_cast<cudaStream_t>(stream)},
+                            logits,
+                            targets,
+                            options,
+                            found,
+                            dlogits};
+  run_logits_policy_loss(of_tokens, objective, counts, factor,
+                         reinterpret_cast<FlatTotals*>(totals),
+                         PolicyWorkspace(workspace, batch.layout), launch);
+}
+
+}  // namespace tether::cuda
