@@ -315,16 +315,14 @@ RowLayout layout_of(std::string_view function, std::string_view name, const Tens
   return layout;
 }
 
-// A checked batch as the kernels see it. Refers to its tensors.
+// Views of a batch whose rows lie so.
 template <template <class> class Inputs, class Tensor>
-Inputs<ConstArray> arrays_of(std::string_view function, const Inputs<Tensor>& batch) {
+Inputs<ConstArray> arrays_in(const RowLayout& layout, const Inputs<Tensor>& batch) {
   const auto from = Inputs<Tensor>::arguments();
   const auto to = Inputs<ConstArray>::arguments();
   const Tensor& first = batch.*from[0].member;
-  Tensor offsets;
-  if constexpr (kHasOffsets<Inputs<Tensor>>) offsets = batch.offsets;
   Inputs<ConstArray> out;
-  out.layout = layout_of(function, from[0].name, first, offsets);
+  out.layout = layout;
   for (size_t i = 0; i < from.size(); ++i) {
     const Tensor& tensor = batch.*from[i].member;
     if (!tensor.defined()) continue;
@@ -333,6 +331,15 @@ Inputs<ConstArray> arrays_of(std::string_view function, const Inputs<Tensor>& ba
     out.*to[i].member = per_row ? row_array(tensor) : token_array(tensor);
   }
   return out;
+}
+
+// A checked batch as the kernels see it. Refers to its tensors.
+template <template <class> class Inputs, class Tensor>
+Inputs<ConstArray> arrays_of(std::string_view function, const Inputs<Tensor>& batch) {
+  const auto list = Inputs<Tensor>::arguments();
+  Tensor offsets;
+  if constexpr (kHasOffsets<Inputs<Tensor>>) offsets = batch.offsets;
+  return arrays_in(layout_of(function, list[0].name, batch.*list[0].member, offsets), batch);
 }
 
 }  // namespace tether::face

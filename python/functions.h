@@ -208,6 +208,15 @@ class Operator {
     return next_of<std::optional<Tensor>>(stack).value_or(Tensor());
   }
 
+  // A Function of a device sees to the arrays itself.
+  static typename Function::template Inputs<ConstArray> arrays_of(const Inputs& tensors) {
+    if constexpr (requires { Function::arrays_of(tensors); }) {
+      return Function::arrays_of(tensors);
+    } else {
+      return face::arrays_of(Function::kName, tensors);
+    }
+  }
+
   static Call<Function> popped(StableIValue*& stack) {
     Inputs tensors;
     for (const auto& each : Inputs::arguments()) {
@@ -223,7 +232,7 @@ class Operator {
     bool with_gradient = false;
     if constexpr (Function::kGradient) with_gradient = next_of<bool>(stack);
     face::check_arguments(Function::kName, tensors);
-    return {tensors, face::arrays_of(Function::kName, tensors),
+    return {tensors, arrays_of(tensors),
             options_of<typename Function::Options>(Function::kName, words), with_gradient};
   }
 };

@@ -31,6 +31,7 @@ REGISTERS = {
     "tokens_kernel": 80,
     "weight_kernel": 32,
     "count_rows_kernel": 32,
+    "set_counts_kernel": 32,
     "add_counts_kernel": 32,
     "add_rows_kernel": 64,
 }

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 
 import tether
+from tether import _cuda
 from tether._trainers import KNOWN, is_known, version_of
 
 
@@ -21,7 +22,8 @@ def report() -> Iterator[str]:
     capability = torch.backends.cpu.get_cpu_capability()
     yield f"CPU: {capability}, {torch.get_num_threads()} threads: fused kernels"
     if torch.cuda.is_available():
-        yield f"{torch.cuda.get_device_name()}: torch's operations, no kernels"
+        kernels = ", ".join(sorted(_cuda.KERNELS)) or "no kernels"
+        yield f"{torch.cuda.get_device_name()}: torch's operations; {kernels}"
     counts = (tether.objectives(), tether.dialects(), tether.weights(), tether.advantages())
     names = ("objectives", "dialects", "weights", "advantages")
     yield ", ".join(f"{len(each)} {name}" for each, name in zip(counts, names, strict=True))

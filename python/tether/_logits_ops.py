@@ -25,8 +25,12 @@ def like_result(logits: Tensor) -> Tensor:
 
 
 def doubles(upstream: Tensor | None) -> Tensor | None:
-    """[N], as the operators read it: side by side, whatever the strides of the upstream are."""
-    return None if upstream is None else upstream.to(torch.float64).contiguous().view(-1)
+    """[N], as the operators read it: side by side, whatever the strides of the upstream are. Those
+    on CUDA read float32."""
+    if upstream is None:
+        return None
+    dtype = torch.float32 if upstream.device.type == "cuda" else torch.float64
+    return upstream.to(dtype).contiguous().view(-1)
 
 
 # ---- token_logps ---------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ def load(library: pathlib.Path, version: str) -> None:
 
 load(pathlib.Path(__file__).with_name("libtether_ops.so"), torch.__version__)
 ops = torch.ops.tether
-KERNELS = frozenset({"cpu"})  # types of devices; elsewhere `tether.reference` is evaluated
+# Types of devices. On CUDA see tether._cuda; elsewhere `tether.reference` is evaluated.
+KERNELS = frozenset({"cpu"})
 
 
 def has_kernel(tensor: torch.Tensor, *others: torch.Tensor | None) -> bool:
@@ -38,10 +39,10 @@ def has_kernel(tensor: torch.Tensor, *others: torch.Tensor | None) -> bool:
         return False
     if torch.compiler.is_compiling():
         return True
-    return not any(each is not None and _is_tracked(each) for each in (tensor, *others))
+    return not any(each is not None and is_tracked(each) for each in (tensor, *others))
 
 
-def _is_tracked(tensor: torch.Tensor) -> bool:
+def is_tracked(tensor: torch.Tensor) -> bool:
     """Whether torch.func, at any of its levels, or autograd below them differentiates it."""
     functorch, wrapped = torch._C._functorch, False
     while functorch.is_functorch_wrapped_tensor(tensor):

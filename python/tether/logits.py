@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tether import reference
+from tether import _cuda, reference
 from tether._checks import (
     check_device,
     check_given,
@@ -97,8 +97,9 @@ def token_logps(
 
     Results are float32 whatever the logits are (float64 for float64). Differentiable once in
     logits; a second backward raises. On the CPU: one pass over the logits each way, the same bits
-    for any number of threads. On other devices: `tether.reference`. Raises ValueError, TypeError
-    or IndexError before any work is done.
+    for any number of threads. On other devices: `tether.reference`, on CUDA kernels where the
+    package has them (docs/cuda.md). Raises ValueError, TypeError or IndexError before any work is
+    done.
     """
     function = "token_logps"
     check_integers(function, ignore_index=ignore_index)
@@ -112,7 +113,10 @@ def token_logps(
     call = FUNCTIONS[function].call({"logits": logits, "targets": targets}, rows | wanted)
     check_no_tangents(function, logits=logits)
     targets = call.tensors["targets"].to(torch.int64).contiguous()
-    if support is not None or not has_kernel(logits):
+    fused = has_kernel(logits) or (
+        shard is None and not statistics and _cuda.has_kernel("token_logps_forward", (logits,))
+    )
+    if support is not None or not fused:
         where = "with a support, got one" if support is not None else "for logits on a device"
         _check_none(function, where, gradient_buffer=gradient_buffer, shard=shard)
         if support is not None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether import reference
+from tether import _cuda, reference
 from tether._checks import (
     Number,
     check_merged,
@@ -20,6 +20,7 @@ from tether._checks import (
     kind_of,
     scalar,
 )
+from tether._functions import Call
 from tether._lists import Numbers, Value
 from tether._objectives import Weights, objective_call, takes_tokens_out
 from tether._ops import has_kernel, ops
@@ -188,8 +189,9 @@ def policy_loss(
                      the policy of old_logps, without ref_logps)
 
     On the CPU: a fused kernel, the same bits for any number of threads. On other devices:
-    `tether.reference`, at torch's speed, where weights and counts are taken as they are. It also
-    runs a `Surrogate`. Raises ValueError or TypeError before any work is done.
+    `tether.reference`, at torch's speed, where weights and counts are taken as they are, but for
+    CUDA where the package has its kernels (docs/cuda.md). It also runs a `Surrogate`. Raises
+    ValueError or TypeError before any work is done.
     """
     function = "policy_loss"
     tensors = {
@@ -209,8 +211,9 @@ def policy_loss(
     }
     counts = denominators(function, normalizer)
     call = objective_call(function, tensors, objective, options, counts, weights=weights)
-    fused = has_kernel(logps, entropies)
-    if call.own and fused:
+    on_cpu = has_kernel(logps, entropies)
+    fused = on_cpu or _has_cuda_kernel(function, call)
+    if call.own and on_cpu:
         call.detached().run_with_gradient()  # which looks at what the arrays hold
     if call.own or not fused:
         step = of_denominators(counts)
@@ -321,13 +324,17 @@ def local_counts(
         "offsets": offsets,
     }
     call = objective_call(function, tensors, objective, options, {}, weights=weights)
-    if not has_kernel(logps):
+    if not has_kernel(logps) and not _has_cuda_kernel(function, call):
         call.check_settings(function)
         counts = reference.local_counts(**call.detached().tensors, **call.named_settings())
     else:
         counts = call.detached().run()
     policy, kl, sequences = counts.unbind()
     return Normalizer(policy, kl, sequences)
+
+
+def _has_cuda_kernel(function: str, call: Call) -> bool:
+    return not call.own and _cuda.has_policy_kernel(function, call.tensors, *call.settings)
 
 
 def denominators(function: str, normalizer: Normalizer | None) -> dict[str, Number]:

@@ -34,7 +34,7 @@ def dev(*arguments):
         ],
         (["check", "--write"], "check: takes no option, got --write"),
         (["docs", "x"], "docs: takes no option, got x"),
-        (["wheel", "x"], "wheel: takes no option, got x"),
+        (["wheel", "x"], "wheel: option must be --cuda, got x"),
         (["catalogue", "write"], "catalogue: option must be --write, got write"),
         (["gpu", "quick"], "gpu: option must begin with -, got quick"),
         (["bench", "ppo", "64x1024"], "bench ppo: option must begin with -, got 64x1024"),

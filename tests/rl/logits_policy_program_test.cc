@@ -259,6 +259,19 @@ TEST(LogitsPolicyProgram, RowsMayLieAnywhere) {
   }
 }
 
+// 16 bytes at a time go where they are aligned on both sides.
+TEST(LogitsPolicyProgram, VectorsAreAlignedOnBothSides) {
+  alignas(16) float memory[64] = {};
+  const auto vectors = [&](int from, int to) {
+    const ConstLogits logits{memory + from, DType::float32, 1, 30, 30};
+    const MutableLogits out{memory + to, DType::float32, 1, 30, 30};
+    return cuda::RowMemory<float>(logits, out, 0).parts.vectors;
+  };
+  EXPECT_EQ(vectors(0, 4), 7);
+  EXPECT_EQ(vectors(1, 5), 6);
+  EXPECT_EQ(vectors(0, 1), 0);
+}
+
 // One block, several, more than they hold; on a device without clusters.
 TEST(LogitsPolicyProgram, RowsMayBeOfAnyLength) {
   for (DType dtype : kDeviceTypes) {
@@ -305,12 +318,14 @@ TEST(LogitsPolicyProgram, PenaltiesAndWeightsAreThoseOfTheCpuKernels) {
   Tokens tokens(DType::float32, 3, 5, 300);
   tokens.batch.kl_weights.assign(15, 1.5f);
   tokens.batch.token_weights.assign(15, 0.75f);
+  tokens.batch.mask[7] = 1;
+  tokens.batch.rollout_logps[7] += 3;  // leaves
   for (const KlReference reference :
        {KlReference::reference, KlReference::old, KlReference::rollout}) {
     PolicyObjective objective = presets::grpo(0.3);
     objective.kl.reference = reference;
     objective.kl.correction = KlCorrection::ratio;
-    objective.weights = {TokenWeight(RatioGate{}, WeightLevel::sequence_mean),
+    objective.weights = {TokenWeight(RatioGate{}, WeightLevel::token),
                          TokenWeight(TruncatedImportance{}, WeightLevel::sequence_sum)};
     expect_cpu_kernels(tokens, objective, "weights");
   }

@@ -1,0 +1,82 @@
+// tether::cuda on teams of host threads, in the place of the kernels that python/cuda_ops.cc calls:
+// what stands between torch and the kernels is tested on tensors of the host
+// (tests/python/test_cuda.py).
+
+#include "logits/row_program.h"
+#include "python/on_device.h"
+#include "rl/kernels/policy_checks.h"
+#include "rl/kernels/policy_loss_cuda.h"
+#include "tests/rl/host_launch.h"
+
+namespace tether {
+
+python::OnDevice::OnDevice(std::string_view, const torch::stable::Tensor&) {}
+
+namespace cuda {
+namespace {
+
+template <class Body>
+void with_types(DType dtype, Body body) {
+  if (dtype == DType::float32) body(float{});
+  if (dtype == DType::bfloat16) body(BFloat16{});
+  if (dtype == DType::float16) body(Float16{});
+}
+
+}  // namespace
+
+void check_supported(const char* function, const PolicyArrays&, const PolicyObjective& objective) {
+  check_objective(function, objective);
+}
+
+int64_t policy_workspace_bytes(const PolicyArrays& batch, const PolicyObjective&) {
+  return PolicyWorkspace::bytes(batch.layout);
+}
+
+void local_counts(const PolicyArrays& batch, const PolicyObjective& objective, double* counts,
+                  void* workspace, Stream) {
+  const PolicyWorkspace parts(workspace, batch.layout);
+  const HostLaunch<OneThread> launch{batch.layout.rows};
+  run_counts(run_gates(batch, objective, parts, launch), parts, counts, launch);
+}
+
+bool set_counts(const char* function, const Normalizer& normalizer, const Aggregation& aggregation,
+                double* counts, Stream) {
+  const StepCounts step = step_counts(function, normalizer, {}, aggregation);
+  counts[0] = step.policy.tokens;
+  counts[1] = step.kl.tokens;
+  counts[2] = step.policy.sequences;
+  return normalizer.policy || normalizer.kl || normalizer.sequences;
+}
+
+void policy_loss(const PolicyArrays& batch, const PolicyObjective& objective, const double* counts,
+                 double factor, const PolicyGradients& gradients, PolicyTotals* totals,
+                 void* workspace, Stream) {
+  run_policy_loss(batch, objective, counts, factor, gradients,
+                  reinterpret_cast<FlatTotals*>(totals), PolicyWorkspace(workspace, batch.layout),
+                  HostLaunch<OneThread>{batch.layout.rows});
+}
+
+void row_statistics(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
+                    const RowResults& results, Stream) {
+  const auto in = row_parameters<false>(logits, targets, options);
+  with_types(logits.dtype, [&]<class Stored>(Stored) {
+    for (int64_t row = 0; row < logits.rows; ++row) {
+      row_statistics_program<Stored, false, false>(HostTeam<kForwardThreads>{}, in, row, results);
+    }
+  });
+}
+
+void row_gradients(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
+                   const RowState* states, const float* dlogps, const float* dentropies,
+                   const MutableLogits& dlogits, Stream) {
+  const auto in = row_parameters<false>(logits, targets, options);
+  with_types(logits.dtype, [&]<class Stored>(Stored) {
+    for (int64_t row = 0; row < logits.rows; ++row) {
+      row_gradient_program<Stored, false>(HostTeam<kBackwardThreads>{}, in, row, 0, 1, states,
+                                          dlogps, dentropies, dlogits);
+    }
+  });
+}
+
+}  // namespace cuda
+}  // namespace tether
