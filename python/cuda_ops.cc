@@ -81,31 +81,52 @@ struct DeviceTotals {
   Tensor maxima() { return part(1 + kSums, {kMaxima}, kMaxima); }
 };
 
+// `counts`: the denominators of the step, [3] on the device; without, those of the normalizer.
+template <class Function>
+std::vector<Tensor> policy_results(const Call<Function>& call,
+                                   const std::optional<Tensor>& counts) {
+  const char* function = PolicyLossFunction::kName.data();
+  const Tensor &logps = call.tensors.logps, &entropies = call.tensors.entropies;
+  const PolicyObjective& objective = call.options.objective;
+  const Normalizer& normalizer = call.options.normalizer;
+  cuda::check_supported(function, call.arrays, objective);
+  const bool bonus = call.with_gradient && entropies.defined();
+  PolicyGradients gradients;
+  const Tensor dlogps = device_gradient(call.with_gradient, logps, gradients.logps);
+  const Tensor dentropies =
+      device_gradient(bonus, entropies.defined() ? entropies : logps, gradients.entropies);
+  DeviceTotals totals(logps);
+  const int64_t bytes = cuda::policy_workspace_bytes(call.arrays, objective);
+  const Tensor memory = new_doubles_on(logps, 3 + (bytes + 7) / 8);
+  auto* own_counts = static_cast<double*>(memory.mutable_data_ptr());
+  const OnDevice device(function, logps);
+  const double* step = own_counts;
+  if (counts) {
+    step = numbers_of<const double>(function, "counts", *counts, 3);
+  } else if (!cuda::set_counts(function, normalizer, objective.aggregation, own_counts,
+                               device.stream)) {
+    step = nullptr;
+  }
+  cuda::policy_loss(call.arrays, objective, step, normalizer.factor(), gradients, totals.data(),
+                    own_counts + 3, device.stream);
+  return {totals.loss(), dlogps, dentropies, totals.sums(), totals.maxima()};
+}
+
 struct CudaPolicyLoss : PolicyLossFunction {
   static Inputs<ConstArray> arrays_of(const Inputs<Tensor>& tensors) {
     return device_arrays(tensors);
   }
   static std::vector<Tensor> run(const Call<CudaPolicyLoss>& call) {
-    const char* function = kName.data();
-    const Tensor &logps = call.tensors.logps, &entropies = call.tensors.entropies;
-    const PolicyObjective& objective = call.options.objective;
-    const Normalizer& normalizer = call.options.normalizer;
-    cuda::check_supported(function, call.arrays, objective);
-    const bool bonus = call.with_gradient && entropies.defined();
-    PolicyGradients gradients;
-    const Tensor dlogps = device_gradient(call.with_gradient, logps, gradients.logps);
-    const Tensor dentropies =
-        device_gradient(bonus, entropies.defined() ? entropies : logps, gradients.entropies);
-    DeviceTotals totals(logps);
-    const int64_t bytes = cuda::policy_workspace_bytes(call.arrays, objective);
-    const Tensor memory = new_doubles_on(logps, 3 + (bytes + 7) / 8);
-    auto* counts = static_cast<double*>(memory.mutable_data_ptr());
-    const OnDevice device(function, logps);
-    const bool given =
-        cuda::set_counts(function, normalizer, objective.aggregation, counts, device.stream);
-    cuda::policy_loss(call.arrays, objective, given ? counts : nullptr, normalizer.factor(),
-                      gradients, totals.data(), counts + 3, device.stream);
-    return {totals.loss(), dlogps, dentropies, totals.sums(), totals.maxima()};
+    return policy_results(call, {});
+  }
+};
+
+// With denominators that are on the device, as those that ranks have added up.
+struct PolicyLossByCounts : CudaPolicyLoss {
+  static constexpr std::string_view kName = "policy_loss_by_counts", kMore = "counts";
+
+  static std::vector<Tensor> run(const Call<PolicyLossByCounts>& call) {
+    return policy_results(call, call.more);
   }
 };
 
@@ -206,7 +227,13 @@ void token_logps_backward(const Tensor& logits, const Tensor& targets, const Ten
 }  // namespace
 }  // namespace tether
 
+STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
+  library.def(tether::python::Operator<tether::PolicyLossByCounts>::schema().c_str());
+}
+
 STABLE_TORCH_LIBRARY_IMPL(tether, CUDA, library) {
+  library.impl("policy_loss_by_counts",
+               &tether::python::Operator<tether::PolicyLossByCounts>::boxed);
   library.impl("policy_loss", &tether::python::Operator<tether::CudaPolicyLoss>::boxed);
   library.impl("local_counts", &tether::python::Operator<tether::CudaLocalCounts>::boxed);
   library.impl("token_logps_forward", TORCH_BOX(&tether::token_logps_forward));

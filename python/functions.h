@@ -25,6 +25,7 @@
 //   struct Options                        what the names and values of a call set
 //   kName, kResults                       its name, what it returns
 //   kGradient                             true: the last argument says whether gradients are wanted
+//   kMore                                 if there: the name of one more tensor, which may be none
 //   run(call)                             the results
 //   check(function, given, options)       rules between options and the presence of arrays
 
@@ -155,6 +156,7 @@ struct Call {
   typename Function::template Inputs<ConstArray> arrays;
   typename Function::Options options;
   bool with_gradient;
+  std::optional<Tensor> more = {};
 };
 
 template <class Function>
@@ -169,6 +171,9 @@ class Operator {
       arguments += std::string(required ? "Tensor " : "Tensor? ") + std::string(each.name) + ", ";
     }
     if constexpr (face::kHasOffsets<Inputs>) arguments += "Tensor? offsets, ";
+    if constexpr (requires { Function::kMore; }) {
+      arguments += "Tensor? " + std::string(Function::kMore) + ", ";
+    }
     arguments += "WORDS";
     if (Function::kGradient) arguments += ", bool with_gradient";
     for (const Result& each : Function::kResults) {
@@ -227,13 +232,15 @@ class Operator {
       const Tensor offsets = optional_tensor(stack);
       tensors.offsets = offsets.defined() ? torch::stable::contiguous(offsets) : offsets;
     }
+    std::optional<Tensor> more;
+    if constexpr (requires { Function::kMore; }) more = next_of<std::optional<Tensor>>(stack);
     const Words words{next_of<std::vector<Name>>(stack), next_of<Tensor>(stack),
                       next_of<std::vector<Name>>(stack), next_of<std::vector<Name>>(stack)};
     bool with_gradient = false;
     if constexpr (Function::kGradient) with_gradient = next_of<bool>(stack);
     face::check_arguments(Function::kName, tensors);
     return {tensors, arrays_of(tensors),
-            options_of<typename Function::Options>(Function::kName, words), with_gradient};
+            options_of<typename Function::Options>(Function::kName, words), with_gradient, more};
   }
 };
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import pathlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from tether._functions import FUNCTIONS, Call, Function
 from tether._ops import is_tracked
 
-_OPERATORS = ("policy_loss", "local_counts", "token_logps_forward", "token_logps_backward")
+_OPERATORS = (
+    "policy_loss",
+    "policy_loss_by_counts",
+    "local_counts",
+    "token_logps_forward",
+    "token_logps_backward",
+)
 
 
 def load(library: pathlib.Path) -> frozenset[str]:
@@ -28,7 +35,11 @@ def load(library: pathlib.Path) -> frozenset[str]:
                 stacklevel=2,
             )
     registered = torch._C._dispatch_has_kernel_for_dispatch_key
-    return frozenset(each for each in _OPERATORS if registered(f"tether::{each}", "CUDA"))
+    return frozenset(
+        each
+        for each in _OPERATORS
+        if hasattr(torch.ops.tether, each) and registered(f"tether::{each}", "CUDA")
+    )
 
 
 KERNELS = load(pathlib.Path(__file__).with_name("libtether_cuda.so"))
@@ -45,18 +56,53 @@ def has_kernel(operator: str, tensors: Iterable[Tensor | None]) -> bool:
     return torch.compiler.is_compiling() or not any(map(is_tracked, given))
 
 
-def has_policy_kernel(
-    operator: str,
-    tensors: Mapping[str, Tensor | None],
-    numbers: Mapping[str, object],
-    choices: Mapping[str, str],
-) -> bool:
-    """Of a policy loss with these settings: not at levels of turns, not with settings on the
-    device, which would have to be waited for."""
+# ---- policy losses ------------------------------------------------------------------------------
+
+_COUNTS = ("normalizer.policy", "normalizer.kl", "normalizer.sequences")
+
+
+def function_by_counts() -> Function:
+    return FUNCTIONS["policy_loss"].by_operator("policy_loss_by_counts")
+
+
+_BY_COUNTS = function_by_counts() if "policy_loss_by_counts" in KERNELS else None
+
+
+def policy_call(call: Call) -> Call | None:
+    """The call as an operator on CUDA takes it. None where there is no kernel: at levels of turns,
+    for a surrogate of one's own, and for settings on the device, which would have to be waited for.
+    """
+    numbers, choices = call.settings
+    on_device = [name for name, each in numbers.items() if _is_on_device(each)]
     of_turns = any(each.startswith("turn_") for each in choices.values())
-    waited = any(
-        isinstance(each, Tensor) and each.device.type != "cpu" for each in numbers.values()
-    )
-    if of_turns or waited or choices.get("kl_correction") == "level_ratio":
-        return False
-    return has_kernel(operator, tensors.values())
+    if call.own or of_turns or choices.get("kl_correction") == "level_ratio":
+        return None
+    if not set(on_device) <= set(_COUNTS) or not has_kernel(
+        call.function.name, call.tensors.values()
+    ):
+        return None
+    return _by_counts(call) if on_device and call.function.gradient else call
+
+
+def _is_on_device(number: object) -> bool:
+    return isinstance(number, Tensor) and number.device.type != "cpu"
+
+
+def _by_counts(call: Call) -> Call:
+    """The denominators as one tensor on the device. One that is not given is not looked at, but for
+    that of the penalty, which is the policy's then."""
+    numbers = call.settings.numbers
+    policy, kl, sequences = (numbers.get(name) for name in _COUNTS)
+    given = [policy, policy if kl is None else kl, sequences]
+    device = call.tensors["logps"].device
+    counts = torch.stack([_on_device(0.0 if each is None else each, device) for each in given])
+    rest = {name: each for name, each in numbers.items() if name not in _COUNTS}
+    settings = call.settings._replace(numbers=rest)
+    return call._replace(function=_BY_COUNTS, settings=settings, more=(counts,))
+
+
+def _on_device(number: float | Tensor, device: torch.device) -> Tensor:
+    """Nothing waits: a fill, or a copy to the device."""
+    if isinstance(number, Tensor):
+        return number.detach().to(device, torch.float64, non_blocking=True).reshape(())
+    return torch.full((), number, dtype=torch.float64, device=device)

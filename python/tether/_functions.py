@@ -36,9 +36,13 @@ class Call(NamedTuple):
     settings: Settings
     # A surrogate of one's own, which no operator knows, and its options.
     own: Mapping[str, Any] = {}
+    more: tuple[Tensor, ...] = ()  # that the operator takes beside those of its list
+
+    def arguments(self) -> tuple:
+        return (*self.tensors.values(), *self.more, *self.settings.words())
 
     def run(self) -> tuple[Tensor, ...] | Tensor:
-        return self.function.operator(*self.tensors.values(), *self.settings.words())
+        return self.function.operator(*self.arguments())
 
     def run_with_gradient(self, name: str = "") -> tuple[Tensor, ...]:
         """Differentiable once in the arguments that the list says. `name`: of the function that a
@@ -47,7 +51,7 @@ class Call(NamedTuple):
         wanted = torch.is_grad_enabled() and any(
             each is not None and each.requires_grad for each in self.tensors.values()
         )
-        function, arguments = self.function, (*self.tensors.values(), *self.settings.words())
+        function, arguments = self.function, self.arguments()
         if not is_eager():
             return function.operator(*arguments, wanted)
         if not wanted:
@@ -144,16 +148,26 @@ class Function:
         # Of the gradient of each leaf, among the results behind the loss.
         places = {each.of: i - 1 for i, each in enumerate(self.results) if each.of}
         self.gradients = tuple(places[name] for name in self.leaves if self.gradient)
-        self.operator = getattr(ops, name).default if self.results else None
+        self.operator = None
         if self.results:
-            _register_fake(self)
+            self._take_operator(name)
+
+    def _take_operator(self, name: str) -> None:
+        self.operator = getattr(ops, name).default
+        _register_fake(self, name)
         if self.gradient:
-            _register_autograd(self)
+            _register_autograd(self, name)
 
     def direct(self, *arguments) -> tuple[Tensor, ...]:
         """The operator, with nothing for autograd."""
         with torch._C._AutoDispatchBelowAutograd():
             return self.operator(*arguments)
+
+    def by_operator(self, name: str) -> Function:
+        """The same by another operator, which takes more tensors before the settings."""
+        out = copy.copy(self)
+        out._take_operator(name)
+        return out
 
     def naming(self, **names: str) -> Function:
         """The same with other names of arguments, those of the Python signature."""
@@ -234,7 +248,7 @@ def _fake_result(result: Result, tensors: Mapping[str, Tensor | None], first: st
     return like.new_empty(like.shape if wanted else (0,), dtype=stored)
 
 
-def _register_fake(function: Function) -> None:
+def _register_fake(function: Function, operator: str) -> None:
     names = [each.name for each in function.arguments]
 
     def fake(*arguments):
@@ -243,10 +257,10 @@ def _register_fake(function: Function) -> None:
         out = [_fake_result(each, tensors, names[0], wanted) for each in function.results]
         return out[0] if len(out) == 1 else tuple(out)
 
-    torch.library.register_fake(f"tether::{function.name}")(fake)
+    torch.library.register_fake(f"tether::{operator}")(fake)
 
 
-def _register_autograd(function: Function) -> None:
+def _register_autograd(function: Function, operator: str) -> None:
     """The loss is the first result; gradients were found with it, and backward is a scaling."""
     places = {each.name: i for i, each in enumerate(function.arguments)}
     stored = [(i, places[each.of]) for i, each in enumerate(function.results) if each.of]
@@ -274,7 +288,7 @@ def _register_autograd(function: Function) -> None:
                 gradients[place] = scaled(function.name, upstream, gradient, tensor)
         return tuple(gradients)
 
-    torch.library.register_autograd(f"tether::{function.name}", backward, setup_context=setup)
+    torch.library.register_autograd(f"tether::{operator}", backward, setup_context=setup)
 
 
 class _Differentiated(torch.autograd.Function):

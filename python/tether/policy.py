@@ -20,7 +20,6 @@ from tether._checks import (
     kind_of,
     scalar,
 )
-from tether._functions import Call
 from tether._lists import Numbers, Value
 from tether._objectives import Weights, objective_call, takes_tokens_out
 from tether._ops import has_kernel, ops
@@ -211,11 +210,13 @@ def policy_loss(
     }
     counts = denominators(function, normalizer)
     call = objective_call(function, tensors, objective, options, counts, weights=weights)
-    on_cpu = has_kernel(logps, entropies)
-    fused = on_cpu or _has_cuda_kernel(function, call)
-    if call.own and on_cpu:
+    fused = has_kernel(logps, entropies)
+    if call.own and fused:
         call.detached().run_with_gradient()  # which looks at what the arrays hold
-    if call.own or not fused:
+    on_device = _cuda.policy_call(call)
+    if on_device is not None:
+        call = on_device
+    elif call.own or not fused:
         step = of_denominators(counts)
         out = call.on_tensors(function, reference.policy_loss, normalizer=step)
         return PolicyLoss(out.loss, PolicyMetrics(out.sums, out.maxima))
@@ -324,17 +325,13 @@ def local_counts(
         "offsets": offsets,
     }
     call = objective_call(function, tensors, objective, options, {}, weights=weights)
-    if not has_kernel(logps) and not _has_cuda_kernel(function, call):
+    if not has_kernel(logps) and _cuda.policy_call(call) is None:
         call.check_settings(function)
         counts = reference.local_counts(**call.detached().tensors, **call.named_settings())
     else:
         counts = call.detached().run()
     policy, kl, sequences = counts.unbind()
     return Normalizer(policy, kl, sequences)
-
-
-def _has_cuda_kernel(function: str, call: Call) -> bool:
-    return not call.own and _cuda.has_policy_kernel(function, call.tensors, *call.settings)
 
 
 def denominators(function: str, normalizer: Normalizer | None) -> dict[str, Number]:

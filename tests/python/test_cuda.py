@@ -10,6 +10,7 @@ import tether
 import torch
 from tether import _cuda
 from tether._functions import FUNCTIONS
+from tether._lists import Settings
 from tether._objectives import objective_call
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -37,6 +38,9 @@ def test_a_library_that_does_not_load_is_a_warning(tmp_path):
     assert sentence.endswith(". CUDA tensors take torch's operations")
 
 
+TOKENS = ("logps", "advantages", "response_mask")
+
+
 def fake(dtype=torch.float32, device="cuda"):
     return torch.empty(2, 3, device=device, dtype=dtype)
 
@@ -55,17 +59,20 @@ def test_a_call_has_a_kernel_by_its_operator_device_and_type(monkeypatch):
 def test_a_policy_loss_has_a_kernel_by_its_settings(monkeypatch):
     monkeypatch.setattr(_cuda, "KERNELS", frozenset({"policy_loss"}))
     with FakeTensorMode():
-        batch = {"logps": fake()}
+        call = objective_call("policy_loss", dict.fromkeys(TOKENS, fake()), "ppo", {}, {})
 
-        def has(numbers, choices):
-            return _cuda.has_policy_kernel("policy_loss", batch, numbers, choices)
+        def has(numbers, choices, **changes):
+            settings = Settings(numbers, choices)
+            return _cuda.policy_call(call._replace(settings=settings, **changes)) is not None
 
         assert has({"beta": 0.1}, {"level": "sequence_mean"})
         assert has({"beta": torch.ones((), device="cpu")}, {})
-        assert not has({"normalizer.policy": fake()}, {})
+        assert not has({"beta": fake()}, {})
+        assert not has({"normalizer.scale": fake()}, {})
         assert not has({}, {"level": "turn_mean"})
         assert not has({}, {"tv_mask.level": "turn_max"})
         assert not has({}, {"kl_correction": "level_ratio"})
+        assert not has({}, {}, own={"surrogate": None})
 
 
 def test_no_objective_needs_what_has_no_kernel():
@@ -153,6 +160,29 @@ def test_policy_losses_are_those_of_the_cpu(host, objective, packed):
             of_key(key, "policy_loss", batch_of(dtype, packed), **arguments) for key in (CUDA, CPU)
         ]
         assert_same(*results, 2e-5 if dtype == torch.float32 else 2e-3)
+
+
+def test_denominators_may_be_on_the_device(host, monkeypatch):
+    """Those of the host count as on a device here."""
+    monkeypatch.setattr(_cuda, "_is_on_device", lambda each: isinstance(each, torch.Tensor))
+    monkeypatch.setattr(_cuda, "has_kernel", lambda *_: True)
+    monkeypatch.setattr(_cuda, "_BY_COUNTS", _cuda.function_by_counts())
+    for settings, counts in (
+        ({"objective": "ppo"}, {"policy": 50, "kl": 40, "world_size": 4}),
+        ({"objective": "grpo", "beta": 0.1}, {"policy": 50, "sequences": 7}),
+    ):
+        normalizer = tether.Normalizer(**counts)
+        want = of_key(CPU, "policy_loss", batch_of(), normalizer=normalizer, **settings)
+        counts["policy"] = torch.tensor(counts["policy"])
+        words = tether.policy.denominators("policy_loss", tether.Normalizer(**counts))
+        objective = settings.pop("objective")
+        call = objective_call("policy_loss", batch_of(), objective, settings, words)
+        on_device = _cuda.policy_call(call)
+        assert on_device.function.operator is torch.ops.tether.policy_loss_by_counts.default
+        assert on_device.more[0].tolist() == [50, counts.get("kl", 50), counts.get("sequences", 0)]
+        assert_same(
+            on_device.function.operator.redispatch(CUDA, *on_device.arguments(), True), want
+        )
 
 
 def test_counts_are_those_of_the_cpu(host):
