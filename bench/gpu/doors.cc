@@ -3,6 +3,7 @@
 #include "core/check.h"
 #include "logits/rows_cuda.h"
 #include "rl/catalogue.h"
+#include "rl/kernels/logits_policy_loss_cuda.h"
 #include "rl/kernels/policy_loss.h"
 #include "rl/kernels/policy_loss_cuda.h"
 
@@ -104,6 +105,30 @@ const char* tether_policy_loss(const char* objective, int64_t rows, int64_t colu
       cuda::policy_loss(batch, preset("gpu", objective), nullptr, 1, gradients, out, workspace,
                         stream);
     }
+  });
+}
+
+// data: those of tether_policy_loss but for the logps, in their order. dlogits: strides as logits.
+const char* tether_policy_loss_of_logits(const char* objective, double entropy_coefficient,
+                                         int64_t rows, int64_t columns, const void* logits,
+                                         int dtype, int64_t vocabulary, int64_t row_stride,
+                                         const int64_t* targets, double temperature,
+                                         double softcap, const float* const* data,
+                                         const uint8_t* mask, float* logps, float* entropies,
+                                         void* dlogits, void* totals, void* workspace,
+                                         void* stream) {
+  return text_of_error([&] {
+    const float* const all[] = {nullptr, data[0], data[1], data[2], data[3]};
+    PolicyArrays batch = arrays(rows, columns, all, mask);
+    batch.logps = {};
+    PolicyObjective chosen = preset("gpu", objective);
+    chosen.entropy.coefficient = entropy_coefficient;
+    const auto type = static_cast<DType>(dtype);
+    cuda::policy_loss_of_logits({logits, type, rows * columns, vocabulary, row_stride}, targets,
+                                {.temperature = temperature, .softcap = softcap}, batch, chosen,
+                                nullptr, 1, {logps, entropies},
+                                {dlogits, type, rows * columns, vocabulary, row_stride},
+                                static_cast<PolicyTotals*>(totals), workspace, stream);
   });
 }
 
