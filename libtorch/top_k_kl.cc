@@ -44,7 +44,7 @@ TopKHeads heads(const Batch& batch, const at::Tensor& q_rows) {
 }
 
 Batch checked(const at::Tensor& q, const TopKReference& p, const TopKKlOptions& options) {
-  const bool sampled = options.tail != TailEstimate::bucket;
+  const bool sampled = is_sampled(options.tail);
   Batch out{q, p.head_ids, p.head_logps, p.targets, sampled ? p.target_logps : at::Tensor()};
   const auto needed = [&](std::string_view name, const at::Tensor& tensor) {
     require(!sampled || tensor.defined(),
@@ -123,7 +123,7 @@ namespace detail {
 at::Tensor top_k_kl_any_device(const at::Tensor& q_logits, const TopKReference& p,
                                const TopKKlOptions& options) {
   const auto type = result_type(q_logits);
-  const bool sampled = options.tail != TailEstimate::bucket;
+  const bool sampled = is_sampled(options.tail);
   const at::Tensor ids = p.head_ids.to(at::kLong);
   const at::Tensor targets = p.targets.defined() ? p.targets.to(at::kLong)
                                                  : at::zeros(positions_of(q_logits), ids.options());
@@ -151,7 +151,9 @@ at::Tensor top_k_kl_any_device(const at::Tensor& q_logits, const TopKReference& 
               type == at::kDouble ? kSaturation<double> : double{kSaturation<float>}, y_q, y_p,
               inside)
           .value;
-  const at::Tensor kl = head_kl(head_q, head_p).value.sum(-1) + tail;
+  const bool reverse = options.tail == TailEstimate::reverse_bucket;
+  const TensorNumber terms = reverse ? head_kl(head_p, head_q) : head_kl(head_q, head_p);
+  const at::Tensor kl = terms.value.sum(-1) + tail;
   // Never negative, without cutting the gradient.
   const at::Tensor raised = options.tail == TailEstimate::k1 ? kl : kl - kl.detach().clamp_max(0);
   return raised.masked_fill(ignored, 0);

@@ -11,12 +11,13 @@ struct TopKReference {
   at::Tensor head_ids;      // [..., k]: int32 or int64, all different at a position; k >= 0
   at::Tensor head_logps;    // [..., k]
   at::Tensor targets;       // [...]: sampled from q, or ignore_index: that position gives 0
-  at::Tensor target_logps;  // [...]; both may be undefined with TailEstimate::bucket
+  at::Tensor target_logps;  // [...]; both may be undefined with a bucket
 };
 
 // KL(q || p) [nats] of each position, q = softmax(q_logits / T) in full and p from a head of ids
 // and a sample (logits/top_k_kl.h has the formulas): unbiased in value and gradient with
-// TailEstimate::k1 and k3, while p costs k numbers a position instead of V.
+// TailEstimate::k1 and k3, while p costs k numbers a position instead of V. KL(p || q), of a
+// teacher p, with TailEstimate::reverse_bucket.
 //
 //   auto ids = std::get<1>(at::topk(q_logits, 20));                  // or those of p
 //   at::Tensor kl = top_k_kl(q_logits, {ids, head_logps(p_logits, ids), targets, target_logps});

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -70,7 +71,7 @@ void check_heads(const std::string& function, const TopKHeads& heads, const TopK
     return function + ": q must have a vocabulary of at least 1, got " + text(vocabulary);
   });
   const bool sampled = heads.targets != nullptr && heads.p_target_logps != nullptr;
-  require(options.tail == TailEstimate::bucket || sampled || rows == 0, [&] {
+  require(!is_sampled(options.tail) || sampled || rows == 0, [&] {
     return function + ": targets and p_target_logps must be given for tail k1 and k3, got none";
   });
   if (rows == 0) return;
@@ -134,6 +135,18 @@ TETHER_CLONES void add_terms(const double* log_q, const double* log_p, int64_t s
   }
 }
 
+HeadTerms head_terms(TailEstimate tail, const double* log_q, const double* log_p, int64_t k) {
+  HeadTerms out(k);
+  double *kl = out.kl.data(), *slopes = out.slopes.data(), *q = out.q.data(), *p = out.p.data();
+  if (tail == TailEstimate::reverse_bucket) {
+    add_terms(log_p, log_q, k, kl, slopes, p, q);
+    std::transform(p, p + k, slopes, std::negate{});  // of p (log p - log q) by log q
+  } else {
+    add_terms(log_q, log_p, k, kl, slopes, q, p);
+  }
+  return out;
+}
+
 double sum(const std::vector<double>& values) {
   const size_t whole = values.size() / kLanes * kLanes;
   LaneSum lanes;
@@ -166,7 +179,7 @@ double mass_beside(std::vector<double>& probabilities, const double* logps) {
 bool is_sound(const TopKHeads& heads, const TopKKlOptions& options, int64_t row,
               const RowStatistics& statistics) {
   const double* p_logps = heads.p_logps + row * heads.size;
-  const bool sampled = options.tail != TailEstimate::bucket;
+  const bool sampled = is_sampled(options.tail);
   return std::isfinite(statistics.reference) && !std::isnan(statistics.rest) &&
          std::all_of(p_logps, p_logps + heads.size, is_logp) &&
          (!sampled || is_logp(heads.p_target_logps[row]));
@@ -179,9 +192,8 @@ RowKl kl_of_row(const TopKHeads& heads, const TopKKlOptions& options, int64_t ro
   const int64_t k = heads.size;
   const int64_t* ids = heads.ids + row * k;
   const double* p_logps = heads.p_logps + row * k;
-  HeadTerms head(k);
-  add_terms(log_q, p_logps, k, head.kl.data(), head.slopes.data(), head.q.data(), head.p.data());
-  const bool sampled = options.tail != TailEstimate::bucket;
+  HeadTerms head = head_terms(options.tail, log_q, p_logps, k);
+  const bool sampled = is_sampled(options.tail);
   const bool inside = sampled && std::find(ids, ids + k, heads.targets[row]) != ids + k;
   const double log_p_y = sampled ? saturated(heads.p_target_logps[row]) : 0;
   const Tail tail = tail_kl(options.tail, Tail{mass_beside(head.q, log_q), {{1, 0}}},
@@ -221,7 +233,7 @@ std::vector<double> log_q_of_row(const TopKHeads& heads, const TopKKlOptions& op
     out.push_back(logit == -infinity ? logp : std::max(logp, kFarthest));
   };
   for (int64_t i = 0; i < heads.size; ++i) add(heads.ids[row * heads.size + i]);
-  if (options.tail != TailEstimate::bucket) add(heads.targets[row]);
+  if (is_sampled(options.tail)) add(heads.targets[row]);
   return out;
 }
 

@@ -22,9 +22,10 @@ namespace tether {
 //   bucket   B = sum_S q u + Q log(Q / P)       all of the tail as one outcome: a lower bound, >= 0
 //   k1       B + [y not in S] (u_y - log(Q / P))            unbiased, any sign
 //   k3       B + [y not in S] k3(log(Q / P) - u_y)          unbiased, >= 0
+//   reverse_bucket   -sum_S p u - P log(Q / P)       the bucket of KL(p || q), likewise, >= 0
 //
-// The gradient of the last two is, in expectation, that of KL(q || p): the weight q_y / q_y in
-// front of [y not in S] is part of the graph. That of the bucket alone is not. k3 has the smaller
+// The gradient of k1 and k3 is, in expectation, that of KL(q || p): the weight q_y / q_y in
+// front of [y not in S] is part of the graph. That of a bucket is not. k3 has the smaller
 // variance where the tails are alike, k1 where P is much larger than Q. An empty head gives k1 and
 // k3 themselves, a head of the whole vocabulary the exact divergence. k3 divides by P, the rest of
 // rounded numbers: where P is not much larger than `precision`, it is biased by up to Q; k1 is not.
@@ -34,10 +35,17 @@ namespace tether {
 // (logits/rows.h), make the row NaN. A sample outside the head with a logit of -inf, which q cannot
 // have drawn, makes k1 and k3 NaN or infinite; finite input gives no NaN.
 // Sampled tails: arXiv:2602.04417; k3 within the tail is not in it.
-enum class TailEstimate { bucket, k1, k3 };
-inline constexpr std::array<std::string_view, 3> kTailEstimateNames{"bucket", "k1", "k3"};
+enum class TailEstimate { bucket, k1, k3, reverse_bucket };
+inline constexpr std::array<std::string_view, 4> kTailEstimateNames{"bucket", "k1", "k3",
+                                                                    "reverse_bucket"};
 
-// q u, for the log-probabilities of an outcome of the head; 0 where q is.
+// Whether it takes a sample of q.
+constexpr bool is_sampled(TailEstimate tail) {
+  return tail == TailEstimate::k1 || tail == TailEstimate::k3;
+}
+
+// q u, for the log-probabilities of an outcome of the head; 0 where q is. Of the reverse: with p
+// and q exchanged.
 template <class Number, class Constant>
 TETHER_INLINE Number head_kl(const Number& log_q, const Constant& log_p) {
   constexpr double kNone = -600;  // e^-600 is 0
@@ -56,7 +64,9 @@ TETHER_INLINE Number tail_kl(TailEstimate estimate, const Number& mass_q, const 
                              double least, double saturation, const Number& log_q_y,
                              const Constant& log_p_y, const Condition& inside) {
   const auto mass = max(mass_q, least);
-  const auto gap = log(mass) - log(max(mass_p, least));
+  const auto of_p = max(mass_p, least);
+  const auto gap = log(mass) - log(of_p);
+  if (estimate == TailEstimate::reverse_bucket) return -of_p * gap;
   const auto bucket = mass * gap;
   if (estimate == TailEstimate::bucket) return bucket;
   const auto nothing = stop_gradient(mass) * 0.0;

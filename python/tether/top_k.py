@@ -39,16 +39,18 @@ def top_k_kl(
         "bucket"   B = sum_S q u + Q log(Q / P)                   a lower bound, >= 0
         "k1"       B + [y not in S] (u_y - log(Q / P))            unbiased, any sign
         "k3"       B + [y not in S] k3(log(Q / P) - u_y)          unbiased, >= 0
+        "reverse_bucket"   -sum_S p u - P log(Q / P)     of KL(p || q), a lower bound, >= 0
 
     p costs k numbers a position instead of a vocabulary. The gradients of k1 and k3 are those of
-    KL(q || p) in expectation, that of the bucket is not.
+    KL(q || p) in expectation, those of buckets are not. To distil a teacher p from its top k:
+    "reverse_bucket", with head_ids as `teacher_logits.topk(k).indices`.
 
     q_logits      [..., V], q = softmax(q_logits / temperature) in full
     head_ids      [..., k]: int32 or int64, all different at a position; as
                   `q_logits.topk(k).indices`
     head_logps    [..., k]: log p of them, as `head_logps(p_logits, head_ids)`
-    targets       [...]: y, sampled from q, or ignore_index, where the result is 0; None with
-                  "bucket": all positions count
+    targets       [...]: y, sampled from q, or ignore_index, where the result is 0; None with a
+                  bucket: all positions count
     target_logps  [...]: log p of them
     tail          k3 varies less where the tails of q and p are alike, k1 where P is much larger
     precision     of the log-probabilities of p (2^-52 for float64): smaller masses of a tail count

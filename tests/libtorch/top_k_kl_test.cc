@@ -15,7 +15,8 @@ namespace tether {
 namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr TailEstimate kTails[] = {TailEstimate::bucket, TailEstimate::k1, TailEstimate::k3};
+constexpr TailEstimate kTails[] = {TailEstimate::bucket, TailEstimate::k1, TailEstimate::k3,
+                                   TailEstimate::reverse_bucket};
 
 using Call = at::Tensor (*)(const at::Tensor&, const TopKReference&, const TopKKlOptions&);
 
@@ -85,7 +86,8 @@ TEST(TopKKlTensors, WholeVocabularyIsCategoricalKl) {
   for (TailEstimate tail : kTails) {
     const TopKKlOptions options{.tail = tail, .precision = 0x1p-52};
     const at::Tensor q = in.q.detach().requires_grad_();
-    const at::Tensor kl = categorical_kl(q, in.p).kl;
+    const CategoricalKl both = categorical_kl(q, in.p);
+    const at::Tensor kl = tail == TailEstimate::reverse_bucket ? both.reverse_kl : both.kl;
     expect_near(top_k_kl(in.q, in.reference, options), kl, 1e-13, "value");
     const at::Tensor want = torch::autograd::grad({kl.sum()}, {q})[0];
     const at::Tensor own = in.q.detach().requires_grad_();

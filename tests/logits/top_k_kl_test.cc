@@ -17,7 +17,8 @@ namespace {
 
 using namespace rows_test;
 
-constexpr TailEstimate kTails[] = {TailEstimate::bucket, TailEstimate::k1, TailEstimate::k3};
+constexpr TailEstimate kTails[] = {TailEstimate::bucket, TailEstimate::k1, TailEstimate::k3,
+                                   TailEstimate::reverse_bucket};
 
 struct Case {
   DType dtype = DType::float64;
@@ -109,17 +110,20 @@ CaseResult run(const Case& in, bool in_place = false, const Executor& executor =
 long double definition(const Case& in, int64_t row, const Doubles& log_q, double frozen) {
   const double* q = log_q.data() + row * in.vocabulary;
   const double* p = in.log_p.data() + row * in.vocabulary;
+  const bool reverse = in.options.tail == TailEstimate::reverse_bucket;
   long double head = 0, mass_q = 0, mass_p = 0;
   for (int64_t v = 0; v < in.vocabulary; ++v) {
     const auto begin = in.ids.begin() + row * in.size;
     if (std::find(begin, begin + in.size, v) != begin + in.size) {
-      head += std::exp((long double)q[v]) * ((long double)q[v] - p[v]);
+      const long double u = (long double)q[v] - p[v];
+      head += reverse ? -std::exp((long double)p[v]) * u : std::exp((long double)q[v]) * u;
     } else {
       mass_q += std::exp((long double)q[v]);
       mass_p += std::exp((long double)p[v]);
     }
   }
   const long double gap = mass_q > 0 ? std::log(mass_q / mass_p) : 0;
+  if (reverse) return head - mass_p * gap;
   const long double bucket = head + mass_q * gap;
   const int64_t y = in.targets[size_t(row)];
   const auto begin = in.ids.begin() + row * in.size;
@@ -160,6 +164,12 @@ TEST(TopKKl, TwoOfThreeByHand) {
   EXPECT_NEAR(run(in).kl[0], bucket + u - gap, 1e-15);
   in.options.tail = TailEstimate::k3;
   EXPECT_NEAR(run(in).kl[0], bucket + (4.0 / 3 - 1 - d), 1e-15);
+  // 1/4 log (1/4 / 1/2) + 3/4 log 3/2, with the slopes 1/2 - 1/4 of q_0 and (1/4) (1 - 3/2).
+  in.options.tail = TailEstimate::reverse_bucket;
+  EXPECT_NEAR(run(in).kl[0], 0.75 * std::log(1.5) - 0.25 * std::log(2.0), 1e-15);
+  EXPECT_NEAR(run(in).dq[0], 0.25, 1e-15);
+  EXPECT_NEAR(run(in).dq[1], -0.125, 1e-15);
+  in.options.tail = TailEstimate::k3;
   in.targets = {0};  // inside: nothing is sampled
   EXPECT_NEAR(run(in).kl[0], bucket, 1e-15);
 }
@@ -287,7 +297,7 @@ TEST(TopKKl, WholeVocabularyIsExactAndAnEmptyHeadIsTheEstimator) {
   Doubles gradient(9);
   const double exact = categorical_kl(log_q.data(), in.log_p.data(), 9, gradient.data());
   in.upstream = {1};
-  for (TailEstimate tail : kTails) {
+  for (TailEstimate tail : {TailEstimate::bucket, TailEstimate::k1, TailEstimate::k3}) {
     in.options.tail = tail;
     const CaseResult got = run(in);
     EXPECT_NEAR(got.kl[0], exact, 1e-14);
@@ -365,7 +375,7 @@ TEST(TopKKl, NoRowsIsFine) {
 }
 
 TEST(TopKKl, CertainRowsAreFinite) {
-  // All of q in the head, to the last bit; p is not.
+  // All of q in the head, to the last bit; p is not, and what it has in the tail counts.
   Case in{.vocabulary = 4,
           .size = 1,
           .q = {100, 0, 0, 0},
@@ -376,13 +386,16 @@ TEST(TopKKl, CertainRowsAreFinite) {
   for (TailEstimate tail : kTails) {
     in.options.tail = tail;
     const CaseResult got = run(in);
-    EXPECT_NEAR(got.kl[0], -in.log_p[0], 1e-13);
+    const double p = std::exp(in.log_p[0]), rest = 1 - p;
+    const double reverse = p * in.log_p[0] + rest * std::log(rest * 0x1p52);
+    const bool is_reverse = tail == TailEstimate::reverse_bucket;
+    EXPECT_NEAR(got.kl[0], is_reverse ? reverse : -in.log_p[0], 1e-13);
     for (const double each : got.dq) EXPECT_NEAR(each, 0, 1e-13);
   }
 }
 
 TEST(TopKKl, MinusInfinity) {
-  // In the head of both: not there. In p alone: infinite.
+  // In the head of both: not there. In that which is not averaged over alone: infinite.
   Case in = random_case(DType::float64, 2, 20, 4, 0.5);
   Case without = in;
   const auto at = [&](int64_t row, int64_t i) {
@@ -402,6 +415,13 @@ TEST(TopKKl, MinusInfinity) {
     EXPECT_EQ(got.dq[at(0, 3)], 0);
   }
   in.q[at(0, 3)] = 0;
+  EXPECT_TRUE(std::isfinite(run(in).kl[0]));  // reversed
+  in.options.tail = TailEstimate::k3;
+  EXPECT_EQ(run(in).kl[0], infinity);
+  EXPECT_TRUE(std::isfinite(run(in).kl[1]));
+  std::swap(in.q[at(0, 3)], in.log_p[at(0, 3)]);
+  EXPECT_TRUE(std::isfinite(run(in).kl[0]));
+  in.options.tail = TailEstimate::reverse_bucket;
   EXPECT_EQ(run(in).kl[0], infinity);
   EXPECT_TRUE(std::isfinite(run(in).kl[1]));
 }
@@ -435,7 +455,7 @@ TEST(TopKKl, NanAndPlusInfinityMakeTheirRowNan) {
         Doubles kl(3);
         top_k_kl(views.of(in, {q.words.data(), in.dtype, 3, 20, 20}), in.options, statistics.data(),
                  kl.data());
-        EXPECT_EQ(std::isnan(kl[size_t(row)]), tail != TailEstimate::bucket);
+        EXPECT_EQ(std::isnan(kl[size_t(row)]), is_sampled(tail));
         EXPECT_TRUE(std::isfinite(kl[2]));
       }
       Case in = random_case(DType::float64, 2, 20, 0, 0.5);  // no head that would tell

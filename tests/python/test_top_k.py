@@ -8,7 +8,7 @@ import torch
 from batches import words
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-TAILS = ("bucket", "k1", "k3")
+TAILS = ("bucket", "k1", "k3", "reverse_bucket")
 
 
 def random_case(dtype=torch.float64, size=8, vocabulary=300):
@@ -73,6 +73,37 @@ def test_unbiased_in_value_and_gradient(tail):
     (got,) = torch.autograd.grad((weights * kl).sum(), q)
     (want,) = torch.autograd.grad(exact, q)
     torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
+
+
+def test_reverse_of_the_whole_vocabulary_is_exact():
+    q, *_ = random_case(vocabulary=40)
+    teacher = q.flip(-1)
+    ids = torch.arange(40).expand(q.shape)
+    p = (ids, tether.head_logps(teacher, ids))
+    kl, dq = results(tether.top_k_kl, (q, *p), tail="reverse_bucket", precision=2.0**-52)
+    want, want_dq = results(lambda x: tether.categorical_kl(x, teacher).reverse_kl, (q,))
+    torch.testing.assert_close(kl, want, rtol=1e-12, atol=0)
+    torch.testing.assert_close(dq, want_dq, rtol=1e-11, atol=1e-13)
+
+
+def test_the_reverse_bucket_is_that_of_a_distribution_with_one_more_outcome():
+    """For a teacher that gave its 8 most likely ids alone."""
+    q, *_ = random_case(vocabulary=40)
+    teacher = torch.log_softmax(q.flip(-1), -1)
+    log_p, ids = teacher.topk(8)
+
+    def bucketed(q):
+        log_q = torch.log_softmax(q, -1)
+        rest = log_q.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        p_rest = torch.log1p(-log_p.exp().sum(-1, keepdim=True))
+        both = torch.cat([log_p, p_rest], -1), torch.cat([log_q.gather(-1, ids), rest], -1)
+        return (both[0].exp() * (both[0] - both[1])).sum(-1)
+
+    kl, dq = results(tether.top_k_kl, (q, ids, log_p), tail="reverse_bucket")
+    want, want_dq = results(bucketed, (q,))
+    torch.testing.assert_close(kl, want, rtol=1e-12, atol=0)
+    torch.testing.assert_close(dq, want_dq, rtol=1e-10, atol=1e-12)
+    assert (kl < tether.categorical_kl(q, teacher).reverse_kl).all()
 
 
 def test_head_logps():
@@ -200,7 +231,8 @@ def test_refuses(place, value, error, message):
 
 def test_refuses_options():
     assert tether.top_k_kl(*GOOD[:3], tail="bucket").shape == (2, 3)
-    with pytest.raises(ValueError, match=r"tail must be one of bucket, k1, k3, got .k2"):
+    known = "bucket, k1, k3, reverse_bucket"
+    with pytest.raises(ValueError, match=f"tail must be one of {known}, got .k2"):
         tether.top_k_kl(*GOOD, tail="k2")
     with pytest.raises(ValueError, match=r"top_k_kl: temperature must be in \[1e-06, 1e\+06\]"):
         tether.top_k_kl(*GOOD, temperature=0)

@@ -187,6 +187,7 @@ def top_k_kl(
     With u = log q - log p and the tail masses Q, P, not below `precision`:
         B = sum_S q u + Q log(Q / P)
         k1: B + [y not in S] rho (u_y - log(Q / P)),  k3: B + [y not in S] rho k3(log(Q / P) - u_y)
+        reverse_bucket: -sum_S p u - P log(Q / P), of KL(p || q)
     where rho = q_y / stop_gradient(q_y). Never negative but with k1. Ignored targets get 0. NaN or
     +inf among the log-probabilities makes the position NaN; -inf is a mass of 0.
     """
@@ -202,12 +203,14 @@ def top_k_kl(
     head_logps = saturated(head_logps, farthest)
 
     log_q = log_softmax.gather(-1, ids)
-    absent = log_q.exp() == 0
-    u = (log_q - head_logps).masked_fill(absent, 0)
+    reverse = tail == "reverse_bucket"
+    weight = head_logps.exp() if reverse else log_q.exp()
+    u = (log_q - head_logps).masked_fill(weight == 0, 0)
     q_mass, p_mass = (mass_beside(each).clamp_min(precision) for each in (log_q, head_logps))
     gap = q_mass.log() - p_mass.log()
-    kl = (log_q.exp() * u).sum(-1) + q_mass * gap
-    if tail != "bucket":
+    kl = (weight * u).sum(-1) + (p_mass if reverse else q_mass) * gap
+    kl = -kl if reverse else kl
+    if tail in ("k1", "k3"):
         inside = (ids == y[..., None]).any(-1)
         log_q_y = log_softmax.gather(-1, y[..., None])[..., 0].masked_fill(inside, 0)
         target_logps = target_logps.to(log_softmax.dtype).masked_fill(ignored, 0)
