@@ -84,17 +84,8 @@ def top_k_kl(
     check_no_tangents(function, q_logits=q_logits)
     if not has_kernel(q_logits):
         _check_ids(function, head_ids, q_logits.shape[-1], targets, ignore_index)
-        return reference.top_k_kl(
-            once_differentiable(function, q_logits, again(function)),
-            head_ids,
-            head_logps,
-            targets,
-            target_logps,
-            tail=tail,
-            temperature=temperature,
-            ignore_index=ignore_index,
-            precision=precision,
-        )
+        q = once_differentiable(function, q_logits, again(function))
+        return reference.top_k_kl(**tensors | {"q_logits": q}, **settings)
     try:
         return ops.top_k_kl_forward(
             q_logits,
