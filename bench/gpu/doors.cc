@@ -112,11 +112,10 @@ const char* tether_policy_loss(const char* objective, int64_t rows, int64_t colu
 const char* tether_policy_loss_of_logits(const char* objective, double entropy_coefficient,
                                          int64_t rows, int64_t columns, const void* logits,
                                          int dtype, int64_t vocabulary, int64_t row_stride,
-                                         const int64_t* targets, double temperature,
-                                         double softcap, const float* const* data,
-                                         const uint8_t* mask, float* logps, float* entropies,
-                                         void* dlogits, void* totals, void* workspace,
-                                         void* stream) {
+                                         const int64_t* targets, double temperature, double softcap,
+                                         const float* const* data, const uint8_t* mask,
+                                         float* logps, float* entropies, void* dlogits,
+                                         void* totals, void* workspace, void* stream) {
   return text_of_error([&] {
     const float* const all[] = {nullptr, data[0], data[1], data[2], data[3]};
     PolicyArrays batch = arrays(rows, columns, all, mask);

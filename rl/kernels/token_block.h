@@ -167,8 +167,9 @@ TETHER_INLINE T bounded_if(T value) {
   return kBounded ? bounded(value) : value;
 }
 
-// The loss and the penalty of token i, and its gradient. A broken token, which has a NaN or infinity
-// somewhere, spoils the loss and its own gradient: saturation would hide it. Returns which are.
+// The loss and the penalty of token i, and its gradient. A broken token, which has a NaN or
+// infinity somewhere, spoils the loss and its own gradient: saturation would hide it. Returns which
+// are.
 template <bool kPenalty, bool kWeighted, bool kBounded, class T>
 TETHER_INLINE Mask<T> add_loss(T loss_factor, T kl_factor, int i, TokenBlock<T>& block,
                                TokenLane<T>& lane) {

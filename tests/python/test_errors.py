@@ -429,8 +429,8 @@ NUMBERS_IN_TENSORS = {
     "group_advantage: groups must be at most 9007199254740992, got 9223372036854775808": lambda: (
         tether.group_advantage(ADVANTAGES, 2**63)
     ),
-    'top_k_kl: tail must be one of bucket, k1, k3, got "bogus"': lambda: tether.top_k_kl(
-        LOGITS, HEAD_IDS, HEAD_LOGPS, tail="bogus"
+    'top_k_kl: tail must be one of bucket, k1, k3, reverse_bucket, got "bogus"': lambda: (
+        tether.top_k_kl(LOGITS, HEAD_IDS, HEAD_LOGPS, tail="bogus")
     ),
     "linear_token_logps: temperature must be in [1e-06, 1e+06], got nan": lambda: (
         tether.linear_token_logps(*LINEAR, temperature=torch.tensor(math.nan))

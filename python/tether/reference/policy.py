@@ -305,17 +305,34 @@ def _sound(
     return torch.stack(right).all(0)
 
 
-def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
-    tokens, log_ratio, clipped = terms.tokens, terms.log_ratio, terms.clipped
-    # A larger ratio counts as this: its square stays finite.
-    largest_ratio = 1e150 if log_ratio.dtype == torch.float64 else 1e17
+def _largest_ratio(dtype: torch.dtype) -> float:
+    """A larger ratio counts as this: its square stays finite."""
+    return 1e150 if dtype == torch.float64 else 1e17
+
+
+def _of_ratio(terms: Terms) -> list[Tensor]:
+    """What is averaged over ratios, in the order of PolicyMetrics."""
+    log_ratio, clipped, advantage = terms.log_ratio, terms.clipped, terms.tokens.advantage
     ratio, (low, high) = exp(log_ratio), terms.inside
-    seen_ratio = ratio.clamp_max(largest_ratio)
-    weight = terms.weight.clamp(-largest_ratio, largest_ratio)
-    good, bad = clipped & (tokens.advantage > 0), clipped & (tokens.advantage < 0)
+    seen = ratio.clamp_max(_largest_ratio(log_ratio.dtype))
     # CISPO truncates for either sign, on either side of 1.
     is_below = (ratio < low) | (~(ratio > high) & (log_ratio < 0))
     is_above = (ratio > high) | (~(ratio < low) & (log_ratio > 0))
+    return [
+        clipped & (advantage != 0) & is_below,
+        clipped & (advantage > 0) & is_above,
+        clipped & (advantage < 0) & is_above,
+        k1(log_ratio),
+        k3(log_ratio),
+        seen,
+        seen**2,
+    ]
+
+
+def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
+    tokens, log_ratio = terms.tokens, terms.log_ratio
+    largest_weight = _largest_ratio(log_ratio.dtype)
+    weight = terms.weight.clamp(-largest_weight, largest_weight)
     count = tokens.weight.sum(dtype=torch.float64)
     # What is said of the ratio of a segment counts the segment: each token for 1 / n of it.
     ratio_weight, ratio_count = tokens.weight, count
@@ -330,15 +347,7 @@ def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
         seen = torch.where(tokens.active() & sound, values, -math.inf).reshape(-1)
         return torch.cat([seen, seen.new_full((1,), -math.inf)]).max().double()
 
-    of_ratio = [
-        clipped & (tokens.advantage != 0) & is_below,
-        good & is_above,
-        bad & is_above,
-        k1(log_ratio),
-        k3(log_ratio),
-        seen_ratio,
-        seen_ratio**2,
-    ]
+    of_ratio = _of_ratio(terms)
     broken = (terms.sound, torch.isfinite(terms.entropy()))
     spoilt = terms.weighted() + terms.spoil()
     sums = [total(each) for each in (spoilt, terms.kl, terms.entropy())]
