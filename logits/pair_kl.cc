@@ -216,19 +216,6 @@ void write_gradients(const Stored* q, int64_t q_stride, const Stored* p, int64_t
 
 // ---- all rows -----------------------------------------------------------------------------------
 
-void check_pair(const std::string& function, const ConstLogits& q, const ConstLogits& p,
-                double temperature) {
-  check_range(function, "temperature", temperature, Range{1e-6, 1e6});
-  require(q.dtype == p.dtype && q.rows == p.rows && q.vocabulary == p.vocabulary, [&] {
-    return function + ": p must be [" + text(q.rows) + ", " + text(q.vocabulary) +
-           "] of the type of q, got [" + text(p.rows) + ", " + text(p.vocabulary) + "]" +
-           (q.dtype == p.dtype ? "" : " of another type");
-  });
-  require(q.vocabulary >= 1, [&] {
-    return function + ": q must have a vocabulary of at least 1, got " + text(q.vocabulary);
-  });
-}
-
 // sum_v 2^t_v (t_v - u_v) after the references have moved by `shift_t` and `shift_u`.
 double moved(double sum_of_gaps, double sum, double shift_t, double shift_u) {
   return (sum_of_gaps + sum * (shift_t - shift_u)) * std::exp2(shift_t);
@@ -258,6 +245,24 @@ double with_alone(double sum_of_gaps, double alone, double sum) {
 }
 
 }  // namespace
+
+namespace rows {
+
+void check_pair(std::string_view name, const ConstLogits& q, const ConstLogits& p,
+                double temperature) {
+  const std::string function(name);
+  check_range(function, "temperature", temperature, Range{1e-6, 1e6});
+  require(q.dtype == p.dtype && q.rows == p.rows && q.vocabulary == p.vocabulary, [&] {
+    return function + ": p must be [" + text(q.rows) + ", " + text(q.vocabulary) +
+           "] of the type of q, got [" + text(p.rows) + ", " + text(p.vocabulary) + "]" +
+           (q.dtype == p.dtype ? "" : " of another type");
+  });
+  require(q.vocabulary >= 1, [&] {
+    return function + ": q must have a vocabulary of at least 1, got " + text(q.vocabulary);
+  });
+}
+
+}  // namespace rows
 
 KlStatistics merge(const KlStatistics& a, const KlStatistics& b, double temperature) {
   const double scale = std::numbers::log2e / temperature;

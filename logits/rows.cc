@@ -264,9 +264,22 @@ void with_types(const char* function, DType dtype, const RowOptions& options, Bo
   });
 }
 
-void check_rows(const char* function, const ConstLogits& logits, const int64_t* targets,
+// Stores past the caches pay when the gradient is somewhere else than the logits, large, and not of
+// halves, whose rounding takes longer.
+template <class Stored>
+Output<Stored> output_of_row(const ConstLogits& logits, const MutableLogits& dlogits, int64_t row) {
+  const bool apart = dlogits.data != logits.data;
+  return {row_of<Stored>(dlogits, row), dlogits.stride,
+          apart && is_large(dlogits) && dlogits.stride == 1 && sizeof(Stored) >= sizeof(float)};
+}
+
+}  // namespace
+
+namespace rows {
+
+void check_rows(std::string_view function, const ConstLogits& logits, const int64_t* targets,
                 const RowOptions& options) {
-  const std::string name = function;
+  const std::string name(function);
   check_fields(name, options);
   require(logits.vocabulary >= 1, [&] {
     return name + ": logits must have a vocabulary of at least 1, got " + text(logits.vocabulary);
@@ -284,20 +297,7 @@ void check_rows(const char* function, const ConstLogits& logits, const int64_t* 
   });
 }
 
-// Stores past the caches pay when the gradient is somewhere else than the logits, larger than what
-// a core's cache would keep for the next reader, and not of halves, whose rounding takes longer.
-constexpr int64_t kCacheBytes = int64_t{4} << 20;
-
-template <class Stored>
-Output<Stored> output_of_row(const ConstLogits& logits, const MutableLogits& dlogits, int64_t row) {
-  const bool apart = dlogits.data != logits.data;
-  const bool large =
-      logits.rows * logits.vocabulary * static_cast<int64_t>(sizeof(Stored)) > kCacheBytes;
-  return {row_of<Stored>(dlogits, row), dlogits.stride,
-          apart && large && dlogits.stride == 1 && sizeof(Stored) >= sizeof(float)};
-}
-
-}  // namespace
+}  // namespace rows
 
 void row_statistics(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
                     RowStatistics* statistics, const Executor& executor) {

@@ -209,16 +209,6 @@ RowKl kl_of_row(const TopKHeads& heads, const TopKKlOptions& options, int64_t ro
   return out;
 }
 
-// Row by row, what a pass leaves in the caches is there for the head.
-template <class Stored, class Byte>
-BasicLogits<Byte> lone_row(const BasicLogits<Byte>& logits, int64_t row) {
-  return {.data = row_of<Stored>(logits, row),
-          .dtype = logits.dtype,
-          .rows = 1,
-          .vocabulary = logits.vocabulary,
-          .stride = logits.stride};
-}
-
 // The log-probabilities of the head of one row, and behind them that of the target if it is used.
 template <class Stored>
 std::vector<double> log_q_of_row(const TopKHeads& heads, const TopKKlOptions& options, int64_t row,
@@ -279,10 +269,10 @@ void top_k_kl(const TopKHeads& heads, const TopKKlOptions& options, RowStatistic
               double* kl, const Executor& executor) {
   check_heads("top_k_kl", heads, options, executor);
   with_stored_type("top_k_kl", "q", heads.q.dtype, [&]<class Stored>(Stored) {
+    // Row by row: what a pass leaves in the caches is there for the head.
     for_each_row(heads.q, executor, [&](int64_t row) {
       const int64_t* target = heads.targets == nullptr ? nullptr : heads.targets + row;
-      row_statistics(lone_row<Stored>(heads.q, row), target, row_options(options),
-                     statistics + row);
+      row_statistics(lone_row(heads.q, row), target, row_options(options), statistics + row);
       kl[row] = 0;
       if (is_ignored(heads, options, row)) return;
       const auto log_q = log_q_of_row<Stored>(heads, options, row, statistics[row]);
@@ -305,8 +295,8 @@ void top_k_kl_gradients(const TopKHeads& heads, const TopKKlOptions& options,
         columns = gradients_of_columns<Stored>(heads, options, row, statistics[row], upstream[row],
                                                total);
       }
-      row_gradients(lone_row<Stored>(heads.q, row), nullptr, row_options(options), statistics + row,
-                    &total, nullptr, lone_row<Stored>(dq, row));
+      row_gradients(lone_row(heads.q, row), nullptr, row_options(options), statistics + row, &total,
+                    nullptr, lone_row(dq, row));
       const int64_t *ids = heads.ids + row * heads.size,
                     size = static_cast<int64_t>(columns.size());
       Stored* data = row_of<Stored>(dq, row);

@@ -43,8 +43,8 @@ void check_same(const std::string& where, const Rank& a, const Rank& b) {
   check("scale", &ShardHeader::scale, number);
   check("softcap", &ShardHeader::softcap, number);
   require(a.header.targets == b.header.targets, [&] {
-    return where + " must all have the same targets and ignore_index, got those" + a.name() +
-           " and others" + b.name();
+    return where + " must all have the same targets, ignore_index and support, got those" +
+           a.name() + " and others" + b.name();
   });
 }
 
@@ -70,7 +70,7 @@ void check_tiling(const std::string& where, std::vector<Rank> ranks) {
 
 // FNV-1a over words in place of bytes, of 53 bits, so that it is a double: other targets pass for
 // these once in 2^53 times.
-double hash_of(const int64_t* targets, int64_t rows, int64_t ignore_index) {
+double hash_of(const int64_t* targets, int64_t rows, int64_t ignore_index, const KeptIds* kept) {
   uint64_t hash = 0xcbf29ce484222325;
   const auto add = [&](int64_t word) {
     hash = (hash ^ static_cast<uint64_t>(word)) * 0x100000001b3;
@@ -78,13 +78,17 @@ double hash_of(const int64_t* targets, int64_t rows, int64_t ignore_index) {
   };
   add(ignore_index);
   for (int64_t row = 0; row < rows; ++row) add(targets[row]);
+  for (int64_t row = 0; kept != nullptr && row < rows; ++row) {
+    add(row);  // where its ids begin
+    for (int64_t i = 0; i < kept->layout.length(row); ++i) add(kept->id(row, i));
+  }
   return static_cast<double>(hash >> 11);
 }
 
 }  // namespace
 
 ShardHeader shard_header(const RowOptions& options, int64_t columns, const int64_t* targets,
-                         int64_t rows) {
+                         int64_t rows, const KeptIds* kept) {
   const auto number = [](int64_t value) { return static_cast<double>(value); };
   return {.first_id = number(options.first_id),
           .columns = number(columns),
@@ -93,7 +97,7 @@ ShardHeader shard_header(const RowOptions& options, int64_t columns, const int64
           .temperature = options.temperature,
           .scale = options.scale,
           .softcap = options.softcap,
-          .targets = hash_of(targets, rows, options.ignore_index)};
+          .targets = hash_of(targets, rows, options.ignore_index, kept)};
 }
 
 void merge_shards(std::string_view function, const RowStatistics* blocks, int64_t shards,

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "statistics.h"
+#include "support.h"
 
 // Vocabularies split over ranks. Each rank sends a block of rows of 8 numbers: a header, which says
 // what the others are of, then the statistics [N] of its own columns. All ranks read the same
@@ -15,13 +16,14 @@ struct ShardHeader {
   double first_id, columns, ids;
   double sums;  // a RowSums
   double temperature, scale, softcap;
-  double targets;  // a hash of them and of ignore_index
+  double targets;  // a hash of them, of ignore_index and of the kept ids
 };
 static_assert(sizeof(ShardHeader) == sizeof(RowStatistics));
 
-// Of the rank whose logits have so many columns, for the targets of [rows].
+// Of the rank whose logits have so many columns, for the targets of [rows]; kept: of
+// support_statistics, else null.
 ShardHeader shard_header(const RowOptions& options, int64_t columns, const int64_t* targets,
-                         int64_t rows);
+                         int64_t rows, const KeptIds* kept = nullptr);
 
 // merged[r] of blocks [shards, 1 + rows, 8], in the order of the shards, which is thus part of the
 // bits. Ignored rows stay what they are. Throws Error in words that begin with `function` unless

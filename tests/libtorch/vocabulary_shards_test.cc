@@ -169,9 +169,10 @@ TEST(VocabularyShards, AreChecked) {
     theirs[0][7] = 1;  // the hash of their targets
     return at::stack({ours, theirs});
   };
-  EXPECT_EQ(refusal({.first_id = 0, .ids = 64, .gather = of_other_targets}),
-            "token_logps: shards must all have the same targets and ignore_index, got those of "
-            "rank 0 and others of rank 1");
+  EXPECT_EQ(
+      refusal({.first_id = 0, .ids = 64, .gather = of_other_targets}),
+      "token_logps: shards must all have the same targets, ignore_index and support, got those of "
+      "rank 0 and others of rank 1");
   EXPECT_EQ(refusal({.first_id = 65, .ids = 96, .gather = itself}),
             "token_logps: shard.first_id must be in [0, 64], got 65");
   EXPECT_EQ(refusal({.first_id = -1, .ids = 96, .gather = itself}),

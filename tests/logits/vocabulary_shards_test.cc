@@ -72,7 +72,8 @@ TEST(VocabularyShards, OfOtherTargetsAreRefused) {
     });
   };
   const std::string others =
-      "f: shards must all have the same targets and ignore_index, got those of rank 0 and others "
+      "f: shards must all have the same targets, ignore_index and support, got those of rank 0 and "
+      "others "
       "of rank 1";
   EXPECT_EQ(refusal({3, 0}, {3, 1}), others);
   EXPECT_EQ(refusal({3, 0}, {0, 3}), others);

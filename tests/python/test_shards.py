@@ -187,12 +187,12 @@ def gathered(ranks, ids=96):
         ),
         (
             [(0, 48, {}), (48, 48, {"ignore_index": -1})],
-            "must all have the same targets and ignore_index, got those of rank 0 and others of "
+            "must all have the same targets, ignore_index and support, got those of rank 0 and others of "
             "rank 1",
         ),
         (
             [(0, 48, {}), (48, 48, {"targets": (0, 0, 0, 1)})],
-            "must all have the same targets and ignore_index, got those of rank 0 and others of "
+            "must all have the same targets, ignore_index and support, got those of rank 0 and others of "
             "rank 1",
         ),
         (
@@ -201,7 +201,7 @@ def gathered(ranks, ids=96):
                 (32, 32, {"targets": (1, 2, 3, 4)}),
                 (64, 32, {"targets": (2, 1, 3, 4)}),
             ],
-            "must all have the same targets and ignore_index, got those of rank 0 and others of "
+            "must all have the same targets, ignore_index and support, got those of rank 0 and others of "
             "rank 2",
         ),
     ],
