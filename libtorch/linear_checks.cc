@@ -11,7 +11,7 @@ namespace tether::detail {
 namespace {
 
 LinearInputs in_one_type(const LinearInputs& given) {
-  const auto& [hidden, weight, bias, targets] = given;
+  const auto& [hidden, weight, bias, targets, support] = given;
   at::ScalarType type = c10::promoteTypes(hidden.scalar_type(), weight.scalar_type());
   if (bias.defined()) type = c10::promoteTypes(type, bias.scalar_type());
   const at::DeviceType device = hidden.device().type();
@@ -19,7 +19,7 @@ LinearInputs in_one_type(const LinearInputs& given) {
     type = at::autocast::get_autocast_dtype(device);
   }
   return {hidden.to(type), weight.to(type), bias.defined() ? bias.to(type) : bias,
-          targets.to(at::kLong).contiguous()};
+          targets.to(at::kLong).contiguous(), support};
 }
 
 }  // namespace
@@ -46,9 +46,10 @@ void check_targets(std::string_view function, const LinearInputs& inputs,
 }
 
 LinearInputs as_rows(const LinearInputs& inputs) {
-  const auto& [hidden, weight, bias, targets] = inputs;
+  const auto& [hidden, weight, bias, targets, support] = inputs;
   return {hidden.detach().reshape({targets.numel(), hidden.size(-1)}), weight.detach(),
-          bias.defined() ? bias.detach() : bias, targets.view({-1})};
+          bias.defined() ? bias.detach() : bias, targets.view({-1}),
+          support.defined() ? support.view({targets.numel(), -1}) : support};
 }
 
 }  // namespace tether::detail

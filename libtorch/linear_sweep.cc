@@ -41,14 +41,16 @@ LinearSweep::Chunk LinearSweep::load(int64_t chunk) {
   const int64_t begin = padded_ > 0 ? chunk * padded_ : count_ * chunk / chunks_;
   const int64_t end =
       padded_ > 0 ? std::min(begin + padded_, count_) : count_ * (chunk + 1) / chunks_;
-  Chunk out{.begin = begin, .hidden = {}, .logits = {}, .targets = {}, .rows = {}};
+  Chunk out{.begin = begin, .hidden = {}, .logits = {}, .targets = {}, .rows = {}, .support = {}};
   if (rows_.defined()) {
     out.rows = rows_.slice(0, begin, end);
     out.hidden = at::index_select(inputs_.hidden, 0, out.rows);
     out.targets = at::index_select(inputs_.targets, 0, out.rows);
+    if (inputs_.support.defined()) out.support = at::index_select(inputs_.support, 0, out.rows);
   } else {
     out.hidden = inputs_.hidden.slice(0, begin, end);
     out.targets = inputs_.targets.slice(0, begin, end);
+    if (inputs_.support.defined()) out.support = inputs_.support.slice(0, begin, end);
   }
   out.logits = buffer_.slice(0, 0, end - begin);
   if (kept_) return out;

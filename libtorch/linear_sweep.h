@@ -42,6 +42,7 @@ class LinearSweep {
     at::Tensor logits;   // [C, V], contiguous
     at::Tensor targets;  // [C]
     at::Tensor rows;     // [C], undefined if all rows are visited
+    at::Tensor support;  // [C, K], undefined if there is none
   };
 
   int64_t chunks() const { return chunks_; }

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "libtorch/arrays.h"
-#include "libtorch/executor.h"
 #include "libtorch/linear_checks.h"
 #include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
@@ -21,7 +20,6 @@ namespace {
 
 using detail::LinearInputs;
 using detail::LinearSweep;
-using detail::rows_of;
 using detail::statistics_of;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
@@ -48,8 +46,7 @@ at::Tensor forward_sweep(const LinearInputs& inputs, const LinearOptions& option
   for (int64_t i = 0; i < sweep.chunks(); ++i) {
     const LinearSweep::Chunk chunk = sweep.load(i);
     part.resize(static_cast<size_t>(chunk.logits.size(0)));
-    row_statistics(rows_of(chunk.logits), chunk.targets.const_data_ptr<int64_t>(), row, part.data(),
-                   torch_executor());
+    detail::statistics_of_rows(chunk.logits, chunk.targets, chunk.support, row, part.data());
     for (size_t k = 0; k < part.size(); ++k) all[places[chunk.begin + int64_t(k)]] = part[k];
     logits = chunk.logits;
   }
@@ -83,9 +80,8 @@ detail::LinearGradient backward_sweep(const LinearInputs& inputs, const LinearOp
       parts[k] = upstreams[k].index_select(0, places);
       data[k] = parts[k].const_data_ptr<double>();
     }
-    row_gradients(rows_of(chunk.logits), chunk.targets.const_data_ptr<int64_t>(), row,
-                  statistics_of(part), data[0], data[1], detail::writable(chunk.logits),
-                  torch_executor());
+    detail::gradients_of_rows(chunk.logits, chunk.targets, chunk.support, row, statistics_of(part),
+                              {data[0], data[1]}, chunk.logits);
     sum.add(chunk);
   }
   return sum.take();
@@ -98,11 +94,11 @@ class LinearGradientFunction : public Function<LinearGradientFunction> {
 
   static variable_list forward(AutogradContext*, const at::Tensor& hidden, const at::Tensor& weight,
                                const Maybe& bias, const Maybe& dlogps, const Maybe& dentropies,
-                               const at::Tensor& targets, const at::Tensor& statistics,
-                               const at::Tensor* kept, const LinearOptions* options,
-                               const detail::WantedLinear* wanted) {
+                               const at::Tensor& targets, const Maybe& support,
+                               const at::Tensor& statistics, const at::Tensor* kept,
+                               const LinearOptions* options, const detail::WantedLinear* wanted) {
     const LinearInputs inputs{hidden.reshape({targets.numel(), hidden.size(-1)}), weight,
-                              bias.value_or(at::Tensor()), targets};
+                              bias.value_or(at::Tensor()), targets, support.value_or(at::Tensor())};
     const detail::LinearGradient gradient =
         backward_sweep(inputs, *options, statistics, dlogps, dentropies, *kept, *wanted);
     // A Function returns tensors only.
@@ -132,6 +128,8 @@ class LinearTokenLogps : public Function<LinearTokenLogps> {
     context->save_for_backward({detail::savable(hidden), detail::savable(weight),
                                 detail::savable(bias.value_or(at::Tensor()))});
     context->saved_data["targets"] = rows->targets;
+    context->saved_data["support"] =
+        rows->support.defined() ? c10::IValue(rows->support) : c10::IValue();
     context->saved_data["statistics"] = statistics;
     context->saved_data["options"] = detail::packed(*options);
     context->set_materialize_grads(false);
@@ -155,8 +153,8 @@ class LinearTokenLogps : public Function<LinearTokenLogps> {
     context->saved_data["logits"] = at::Tensor();
     const variable_list out = LinearGradientFunction::apply(
         saved[0], saved[1], has_bias ? std::optional<at::Tensor>(saved[2]) : std::nullopt, dlogps,
-        dentropies, data.at("targets").toTensor(), data.at("statistics").toTensor(), &kept,
-        &options, &wanted);
+        dentropies, data.at("targets").toTensor(), data.at("support").toOptional<at::Tensor>(),
+        data.at("statistics").toTensor(), &kept, &options, &wanted);
     if (wanted.hidden) gradients[0] = out[0];
     if (wanted.weight) gradients[1] = out[1];
     if (wanted.bias) gradients[2] = out[2];
@@ -178,7 +176,7 @@ TokenLogps linear_token_logps_any_device(const at::Tensor& hidden, const LinearH
 }
 
 TokenLogps linear_token_logps(const LinearInputs& inputs, const LinearOptions& options) {
-  const auto& [hidden, weight, bias, targets] = inputs;
+  const auto& [hidden, weight, bias, targets, support] = inputs;
   if (!hidden.is_cpu()) {
     return linear_token_logps_any_device(hidden, {weight, bias}, targets, options);
   }

@@ -2,9 +2,11 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "libtorch/arrays.h"
+#include "libtorch/executor.h"
 
 namespace tether::detail {
 namespace {
@@ -45,6 +47,40 @@ MutableLogits writable(const at::Tensor& logits) {
 
 at::Tensor with_rows(const at::Tensor& logits) {
   return rows_of(logits).vocabulary == 0 ? logits.contiguous() : logits;
+}
+
+KeptIds kept_ids(const at::Tensor& support) {
+  const int64_t size = support.size(-1), rows = support.numel() / std::max<int64_t>(size, 1);
+  return {{.rows = rows, .columns = size},
+          {support.const_data_ptr<int64_t>(), DType::int64, size, 1}};
+}
+
+void statistics_of_rows(const at::Tensor& logits, const at::Tensor& targets,
+                        const at::Tensor& support, const RowOptions& options,
+                        RowStatistics* statistics) {
+  const ConstLogits in = rows_of(logits);
+  const int64_t* ids = targets.const_data_ptr<int64_t>();
+  if (support.defined()) {
+    support_statistics(in, ids, kept_ids(support), options, statistics, nullptr, torch_executor());
+  } else {
+    row_statistics(in, ids, options, statistics, torch_executor());
+  }
+}
+
+void gradients_of_rows(const at::Tensor& logits, const at::Tensor& targets,
+                       const at::Tensor& support, const RowOptions& options,
+                       const RowStatistics* statistics, RowUpstreams upstreams,
+                       const at::Tensor& dlogits) {
+  const auto& [dlogps, dentropies] = upstreams;
+  const ConstLogits in = rows_of(logits);
+  const MutableLogits out = writable(dlogits);
+  const int64_t* ids = targets.const_data_ptr<int64_t>();
+  if (support.defined()) {
+    support_gradients(in, ids, kept_ids(support), options, statistics, dlogps, dentropies, out,
+                      torch_executor());
+  } else {
+    row_gradients(in, ids, options, statistics, dlogps, dentropies, out, torch_executor());
+  }
 }
 
 std::vector<at::Tensor> values_of(const at::Tensor& statistics, at::IntArrayRef sizes,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../logits/rows.h"
+#include "../logits/support.h"
 #include "token_logps_types.h"
 
 // Tensors of logits [..., V] and of ids as logits/rows.h sees them.
@@ -29,6 +30,21 @@ ConstLogits rows_of(const at::Tensor& logits);
 MutableLogits writable(const at::Tensor& logits);
 // `logits` itself or, for the rare layouts that need it, a contiguous copy.
 at::Tensor with_rows(const at::Tensor& logits);
+
+// row_statistics and row_gradients or, with kept ids [N, K] in int64, those over a support. targets
+// [N]: int64; both contiguous.
+void statistics_of_rows(const at::Tensor& logits, const at::Tensor& targets,
+                        const at::Tensor& support, const RowOptions& options,
+                        RowStatistics* statistics);
+struct RowUpstreams {
+  const double *dlogps, *dentropies;  // either may be null
+};
+void gradients_of_rows(const at::Tensor& logits, const at::Tensor& targets,
+                       const at::Tensor& support, const RowOptions& options,
+                       const RowStatistics* statistics, RowUpstreams upstreams,
+                       const at::Tensor& dlogits);
+// The ids of a support as the kernels take them.
+KeptIds kept_ids(const at::Tensor& support);
 
 // Sizes of the positions of logits [..., V].
 at::IntArrayRef positions_of(const at::Tensor& logits);

@@ -30,6 +30,7 @@
 namespace tether {
 namespace {
 
+using detail::LinearInputs;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
@@ -199,17 +200,13 @@ void for_each_piece(const at::Tensor& hidden, const at::Tensor& ids, const at::T
   }
 }
 
-struct Way {
-  bool by_rows;
-  int64_t step;  // tokens at a time
-};
-
 // A token's own product with its kept rows of the head runs at the speed of memory, one of many
 // tokens with the whole head at that of arithmetic: on the CPU about kFaster times faster a row.
-Way way_of(const at::Tensor& weight, int64_t size, int64_t chunk_bytes) {
-  const bool by_rows = size * kFaster <= weight.size(0);
-  const int64_t numbers = by_rows ? size * weight.size(1) : weight.size(0);
-  return {by_rows, std::max<int64_t>(chunk_bytes / (numbers * weight.element_size()), 1)};
+bool by_rows(const at::Tensor& weight, int64_t size) { return size * kFaster <= weight.size(0); }
+
+// Tokens at a time.
+int64_t step_of(const at::Tensor& weight, int64_t size, int64_t chunk_bytes) {
+  return std::max<int64_t>(chunk_bytes / (size * weight.size(1) * weight.element_size()), 1);
 }
 
 // [n, K, H]: the kept rows of the head.
@@ -223,27 +220,20 @@ class LinearOfSupportGradient : public Function<LinearOfSupportGradient> {
                                const at::Tensor& dlogits, const at::Tensor& ids,
                                const at::Tensor& active, bool has_bias, int64_t chunk_bytes) {
     const int64_t size = ids.size(-1);
-    const Way way = way_of(weight, size, chunk_bytes);
+    const int64_t step = step_of(weight, size, chunk_bytes);
     // Sums over tokens of half weights are in float32.
     const at::ScalarType wide = weight.element_size() == 2 ? at::kFloat : weight.scalar_type();
     const at::Tensor upstream = dlogits.reshape({-1, size});
     const at::Tensor dhidden = at::zeros({active.numel(), hidden.size(-1)}, hidden.options());
     const at::Tensor dweight = at::zeros(weight.sizes(), weight.options().dtype(wide));
     const at::Tensor dbias = at::zeros({has_bias ? weight.size(0) : 0}, dweight.options());
-    for_each_piece(hidden, ids, active, way.step, [&](const Piece& piece) {
+    for_each_piece(hidden, ids, active, step, [&](const Piece& piece) {
       const at::Tensor part = upstream.index_select(0, piece.places).masked_fill(piece.absent, 0);
       const at::Tensor flat = piece.ids.reshape({-1});
-      if (way.by_rows) {
-        const at::Tensor rows = kept_rows(weight, piece.ids);
-        dhidden.index_copy_(0, piece.places, at::bmm(part.unsqueeze(1), rows).squeeze(1));
-        const at::Tensor outer = part.unsqueeze(-1).to(wide) * piece.hidden.unsqueeze(1).to(wide);
-        dweight.index_add_(0, flat, outer.view({-1, weight.size(1)}));
-      } else {
-        const at::Tensor whole = at::zeros({part.size(0), weight.size(0)}, part.options())
-                                     .scatter_add_(-1, piece.ids, part);
-        dhidden.index_copy_(0, piece.places, whole.mm(weight));
-        dweight.add_(whole.t().mm(piece.hidden));
-      }
+      const at::Tensor rows = kept_rows(weight, piece.ids);
+      dhidden.index_copy_(0, piece.places, at::bmm(part.unsqueeze(1), rows).squeeze(1));
+      const at::Tensor outer = part.unsqueeze(-1).to(wide) * piece.hidden.unsqueeze(1).to(wide);
+      dweight.index_add_(0, flat, outer.view({-1, weight.size(1)}));
       if (has_bias) dbias.index_add_(0, flat, part.reshape({-1}).to(wide));
     });
     const at::ScalarType type = weight.scalar_type();
@@ -255,25 +245,20 @@ class LinearOfSupportGradient : public Function<LinearOfSupportGradient> {
   }
 };
 
-// [..., K]: the logits of the kept ids, by the kept rows of the head alone or by all logits of some
-// tokens at a time.
+// [..., K]: the logits of the kept ids, by the kept rows of the head alone.
 class LinearOfSupport : public Function<LinearOfSupport> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden,
                             const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                             const at::Tensor& ids, const at::Tensor& active, int64_t chunk_bytes) {
     const int64_t size = ids.size(-1);
-    const Way way = way_of(weight, size, chunk_bytes);
     const at::Tensor out = at::full(ids.sizes(), kMinusInfinity, weight.options());
     const at::Tensor flat = out.view({-1, size});
-    for_each_piece(hidden, ids, active, way.step, [&](const Piece& piece) {
-      at::Tensor logits;
-      if (way.by_rows) {
-        logits = at::bmm(kept_rows(weight, piece.ids), piece.hidden.unsqueeze(-1)).squeeze(-1);
-        if (bias) logits = logits + bias->index_select(0, piece.ids.reshape({-1})).view_as(logits);
-      } else {
-        logits = at::linear(piece.hidden, weight, bias).gather(-1, piece.ids);
-      }
+    const int64_t step = step_of(weight, size, chunk_bytes);
+    for_each_piece(hidden, ids, active, step, [&](const Piece& piece) {
+      at::Tensor logits =
+          at::bmm(kept_rows(weight, piece.ids), piece.hidden.unsqueeze(-1)).squeeze(-1);
+      if (bias) logits = logits + bias->index_select(0, piece.ids.reshape({-1})).view_as(logits);
       flat.index_copy_(0, piece.places, logits.masked_fill(piece.absent, kMinusInfinity));
     });
     context->save_for_backward({detail::savable(hidden), detail::savable(weight)});
@@ -299,6 +284,23 @@ class LinearOfSupport : public Function<LinearOfSupport> {
   }
 };
 
+// From hidden states by all logits of some tokens at a time.
+TokenLogps by_chunks(const LinearInputs& inputs, const LinearOptions& options,
+                     const Support& support) {
+  if (inputs.hidden.is_cpu()) {
+    LinearInputs kept = inputs;
+    kept.support = support.ids.contiguous();
+    return detail::linear_token_logps(kept, options);
+  }
+  const at::Tensor ignored = (inputs.targets == options.row.ignore_index).unsqueeze(-1);
+  // 0 times NaN would reach the gradient of the weight.
+  const at::Tensor hidden = inputs.hidden.masked_fill(ignored, 0);
+  return token_logps(
+      at::linear(hidden, inputs.weight, inputs.bias), inputs.targets,
+      {.row = options.row, .entropies = options.entropies, .statistics = options.statistics},
+      support);
+}
+
 }  // namespace
 
 at::Tensor Support::gather(const at::Tensor& logits) const {
@@ -323,9 +325,11 @@ Support support(const at::Tensor& targets, const at::Tensor& token_ids, const at
     ids = std::get<0>(at::cat({ids, own}, -1).sort(-1, /*descending=*/true));
     const int64_t width = ids.size(-1);
     const at::Tensor left = ids.slice(-1, 0, width - 1), right = ids.slice(-1, 1, width);
-    require(!(left == right).logical_and(right >= 0).any().item<bool>(), [] {
-      return named(kName, "token_ids") + " must have each id of a token once, got one twice";
-    });
+    const at::Tensor again = (left == right).logical_and(right >= 0);
+    if (again.any().item<bool>()) {
+      right.masked_fill_(again, kAbsent);
+      ids = std::get<0>(ids.sort(-1, /*descending=*/true));
+    }
     const int64_t longest = ids.numel() > 0 ? (ids >= 0).sum(-1).max().item<int64_t>() : 0;
     ids = ids.slice(-1, 0, std::max<int64_t>(longest, 1)).contiguous();
     const at::Tensor position = (ids == y.unsqueeze(-1)).to(at::kChar).argmax(-1);
@@ -339,15 +343,13 @@ TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
     constexpr const char* kFunction = "token_logps";
     face::check_arguments(kFunction,
                           TokenLogpsInputs<at::Tensor>{.logits = logits, .targets = targets});
-    const auto absent = [&](bool is_absent, std::string_view name) {
-      require(is_absent,
-              [&] { return named(kFunction, name) + " must be absent with a support, got one"; });
-    };
-    absent(!options.gradient_buffer.defined(), "gradient_buffer");
-    absent(options.shard.ids == 0, "shard");
     const at::Tensor y = targets.to(at::kLong);
     const int64_t ignore_index = options.row.ignore_index;
-    const Support support = checked(kFunction, given, y, logits.size(-1), ignore_index);
+    const int64_t vocabulary = options.shard.ids > 0 ? options.shard.ids : logits.size(-1);
+    const Support support = checked(kFunction, given, y, vocabulary, ignore_index);
+    if (logits.is_cpu()) {
+      return detail::token_logps(logits, targets, options, support.ids.contiguous());
+    }
     const at::Tensor others = y.masked_fill(support.whole.logical_not(), ignore_index);
     return of_support(support, support.gather(logits), options,
                       [&] { return token_logps(logits, others, options); });
@@ -358,15 +360,13 @@ TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
                               const at::Tensor& targets, const LinearOptions& options,
                               const Support& given) {
   return detail::with_public_errors([&] {
-    const detail::LinearInputs inputs =
-        detail::checked_linear(kLinear, hidden, head, targets, options);
+    const LinearInputs inputs = detail::checked_linear(kLinear, hidden, head, targets, options);
     const int64_t ignore_index = options.row.ignore_index;
-    require(options.rows_per_chunk == 0, [&] {
-      return named(kLinear, "rows_per_chunk") + " must be 0 with a support, got " +
-             text(options.rows_per_chunk);
-    });
     const Support support =
         checked(kLinear, given, inputs.targets, inputs.weight.size(0), ignore_index);
+    if (options.rows_per_chunk > 0 || !by_rows(inputs.weight, support.ids.size(-1))) {
+      return by_chunks(inputs, options, support);
+    }
     const at::Tensor kept = LinearOfSupport::apply(
         *detail::input_of_graph(inputs.hidden), *detail::input_of_graph(inputs.weight),
         detail::input_of_graph(inputs.bias), support.ids, support.position != kNowhere,
@@ -375,7 +375,7 @@ TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
         support, kept,
         {.row = options.row, .entropies = options.entropies, .statistics = options.statistics},
         [&] {
-          detail::LinearInputs others = inputs;
+          LinearInputs others = inputs;
           others.targets = inputs.targets.masked_fill(support.whole.logical_not(), ignore_index);
           return detail::linear_token_logps(others, options);
         });

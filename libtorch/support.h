@@ -22,9 +22,9 @@ struct Support {
   at::Tensor gather(const at::Tensor& logits) const;
 };
 
-// targets [...]: int32 or int64, the sampled ids, or ignore_index. token_ids: int32 or int64, each
-// id of a token once, in any order: [..., K] padded with -1; or, with offsets [N + 1] from 0 to M,
-// [M]: the ids of one token after the other, as vLLM returns them.
+// targets [...]: int32 or int64, the sampled ids, or ignore_index. token_ids: int32 or int64, in
+// any order, of which one that is there twice counts once: [..., K] padded with -1; or, with
+// offsets [N + 1] from 0 to M, [M]: the ids of one token after the other, as vLLM returns them.
 //
 // A target that its set lacks, by rounding at the engine's edge, is added to it. A token without
 // any id has the whole vocabulary. All sets are padded to the longest of the batch. On any device;
@@ -33,9 +33,9 @@ Support support(const at::Tensor& targets, const at::Tensor& token_ids,
                 const at::Tensor& offsets = {}, int64_t ignore_index = -100);
 
 // token_logps and linear_token_logps with the softmax over the kept ids, and so with what is
-// returned beside; others get no gradient. Of the head only the kept rows are multiplied while the
-// sets are small, up to V / 128 ids. The support is of these targets, of which more may be ignored.
-// No gradient_buffer, no shard, no rows_per_chunk.
+// returned beside; others are not read and get no gradient. Of the head only the kept rows are
+// multiplied while the sets are small, up to V / 128 ids, unless rows_per_chunk is given. The
+// support is of these targets, of which more may be ignored.
 TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
                        const TokenLogpsOptions& options, const Support& support);
 TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,

@@ -81,13 +81,16 @@ void check_shard(const VocabularyShard& shard, const at::Tensor& logits) {
 
 // `statistics` of this rank, whose logits have so many columns, become those of all.
 void gather_shards(const VocabularyShard& shard, int64_t columns, const at::Tensor& targets,
-                   const RowOptions& options, const at::Tensor& statistics) {
+                   const at::Tensor& support, const RowOptions& options,
+                   const at::Tensor& statistics) {
   using namespace detail;
   if (shard.ids == 0) return;
   const at::Tensor block = empty_statistics(1 + statistics.size(0));
   const int64_t rows = statistics.size(0);
   const int64_t* ids = targets.const_data_ptr<int64_t>();
-  *statistics_of(block) = std::bit_cast<RowStatistics>(shard_header(options, columns, ids, rows));
+  const KeptIds kept = support.defined() ? kept_ids(support) : KeptIds{};
+  *statistics_of(block) = std::bit_cast<RowStatistics>(
+      shard_header(options, columns, ids, rows, support.defined() ? &kept : nullptr));
   block.slice(0, 1).copy_(statistics);
   const at::Tensor all = shard.gather(block);
   const std::string shape = text(1 + rows) + ", " + text(kStatistics) + "]";
@@ -119,18 +122,18 @@ class TokenLogpsGradient : public Function<TokenLogpsGradient> {
   using Upstream = std::optional<at::Tensor>;  // none where an output was not used
 
   static at::Tensor forward(AutogradContext*, const at::Tensor& logits, const at::Tensor& targets,
-                            const at::Tensor& statistics, const Upstream& dlogps,
-                            const Upstream& dentropies, const RowOptions& options,
-                            const Upstream& buffer_or_none) {
+                            const Upstream& support, const at::Tensor& statistics,
+                            const Upstream& dlogps, const Upstream& dentropies,
+                            const RowOptions& options, const Upstream& buffer_or_none) {
     const at::Tensor buffer = buffer_or_none.value_or(at::Tensor());
     const bool in_place = buffer.defined() && buffer.data_ptr() == logits.data_ptr();
     const at::Tensor in = in_place ? logits : detail::with_rows(logits);
     const at::Tensor dlogits =
         buffer.defined() ? buffer : at::empty_like(logits, at::MemoryFormat::Contiguous);
     const at::Tensor upstreams[] = {detail::doubles(dlogps), detail::doubles(dentropies)};
-    row_gradients(rows_of(in), targets.const_data_ptr<int64_t>(), options,
-                  statistics_of(statistics), data(upstreams[0]), data(upstreams[1]),
-                  detail::writable(dlogits), torch_executor());
+    detail::gradients_of_rows(in, targets, support.value_or(at::Tensor()), options,
+                              statistics_of(statistics), {data(upstreams[0]), data(upstreams[1])},
+                              dlogits);
     // Whoever else has saved the tensor learns that it has changed.
     if (buffer.defined()) buffer.unsafeGetTensorImpl()->bump_version();
     return buffer.defined() ? buffer.detach() : dlogits;
@@ -154,13 +157,15 @@ int64_t version_of(const at::Tensor& tensor) {
 class TokenLogpsFunction : public Function<TokenLogpsFunction> {
  public:
   static variable_list forward(AutogradContext* context, const at::Tensor& logits,
-                               const at::Tensor& targets, const at::Tensor& statistics,
-                               const RowOptions& row, const TokenLogpsOptions* options) {
-    const at::Tensor in = detail::with_rows(logits);
-    row_statistics(rows_of(in), targets.const_data_ptr<int64_t>(), row, statistics_of(statistics),
-                   torch_executor());
-    gather_shards(options->shard, logits.size(-1), targets, row, statistics);
+                               const at::Tensor& targets, const std::optional<at::Tensor>& kept,
+                               const at::Tensor& statistics, const RowOptions& row,
+                               const TokenLogpsOptions* options) {
+    const at::Tensor support = kept.value_or(at::Tensor());
+    detail::statistics_of_rows(detail::with_rows(logits), targets, support, row,
+                               statistics_of(statistics));
+    gather_shards(options->shard, logits.size(-1), targets, support, row, statistics);
     context->save_for_backward({detail::savable(logits), detail::savable(targets), statistics});
+    context->saved_data["support"] = kept ? c10::IValue(*kept) : c10::IValue();
     context->saved_data["row"] = detail::packed(row);
     // Not as a saved variable: it is there to be changed.
     const at::Tensor& buffer = options->gradient_buffer;
@@ -175,7 +180,7 @@ class TokenLogpsFunction : public Function<TokenLogpsFunction> {
   static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
     const auto dlogps = detail::upstream_of(upstreams, 0);
     const auto dentropies = detail::upstream_of(upstreams, 1);
-    variable_list gradients(5);
+    variable_list gradients(6);
     if (!dlogps && !dentropies) return gradients;
     const variable_list saved = context->get_saved_variables();
     const auto buffer = context->saved_data["buffer"].toOptional<at::Tensor>();
@@ -184,9 +189,9 @@ class TokenLogpsFunction : public Function<TokenLogpsFunction> {
         std::string(kName) +
             ": gradient_buffer must be used for nothing else until backward, got one that has "
             "changed. Give each call a buffer of its own");
-    gradients[0] =
-        TokenLogpsGradient::apply(saved[0], saved[1], saved[2], dlogps, dentropies,
-                                  detail::unpacked<RowOptions>(context->saved_data["row"]), buffer);
+    gradients[0] = TokenLogpsGradient::apply(
+        saved[0], saved[1], context->saved_data["support"].toOptional<at::Tensor>(), saved[2],
+        dlogps, dentropies, detail::unpacked<RowOptions>(context->saved_data["row"]), buffer);
     if (!buffer) return gradients;
     // A leaf keeps a gradient as its .grad if nobody else holds it, and the next call would write
     // there: held here, it is copied. Views hand on tensors of their own.
@@ -242,25 +247,29 @@ TokenLogps token_logps_any_device(const at::Tensor& logits, const at::Tensor& ta
   return out;
 }
 
+TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
+                       const TokenLogpsOptions& options, const at::Tensor& support) {
+  face::check_arguments(kName, TokenLogpsInputs<at::Tensor>{.logits = logits, .targets = targets});
+  check_buffer(options.gradient_buffer, logits);
+  check_shard(options.shard, logits);
+  check_fields(kName, options.row);
+  const at::Tensor ids = targets.to(at::kLong).contiguous();
+  const int64_t vocabulary = options.shard.ids > 0 ? options.shard.ids : logits.size(-1);
+  check_ids(kName, "targets", ids, vocabulary, options.row.ignore_index);
+  if (!logits.is_cpu()) return token_logps_any_device(logits, ids, options);
+  const RowOptions row = tether::row_options(options);
+  const at::Tensor statistics = empty_statistics(ids.numel());
+  return token_logps_of(
+      TokenLogpsFunction::apply(logits, ids, input_of_graph(support), statistics, row, &options),
+      statistics, row);
+}
+
 }  // namespace detail
 
 TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
                        const TokenLogpsOptions& options) {
-  return detail::with_public_errors([&] {
-    face::check_arguments(kName,
-                          TokenLogpsInputs<at::Tensor>{.logits = logits, .targets = targets});
-    check_buffer(options.gradient_buffer, logits);
-    check_shard(options.shard, logits);
-    check_fields(kName, options.row);
-    const at::Tensor ids = targets.to(at::kLong).contiguous();
-    const int64_t vocabulary = options.shard.ids > 0 ? options.shard.ids : logits.size(-1);
-    detail::check_ids(kName, "targets", ids, vocabulary, options.row.ignore_index);
-    if (!logits.is_cpu()) return detail::token_logps_any_device(logits, ids, options);
-    const RowOptions row = row_options(options);
-    const at::Tensor statistics = detail::empty_statistics(ids.numel());
-    return detail::token_logps_of(TokenLogpsFunction::apply(logits, ids, statistics, row, &options),
-                                  statistics, row);
-  });
+  return detail::with_public_errors(
+      [&] { return detail::token_logps(logits, targets, options, {}); });
 }
 
 }  // namespace tether

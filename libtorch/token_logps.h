@@ -29,6 +29,11 @@ TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
 
 namespace detail {
 
+// token_logps, with kept ids [..., K] in int64, contiguous, of a support that has been checked,
+// over these; undefined: over all.
+TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
+                       const TokenLogpsOptions& options, const at::Tensor& support);
+
 // The path of devices without a kernel; targets int64 and legal.
 TokenLogps token_logps_any_device(const at::Tensor& logits, const at::Tensor& targets,
                                   const TokenLogpsOptions& options);

@@ -30,6 +30,9 @@ struct LinearLogpsInputs {
   Array weight = {};   // [V, H]
   Array bias = {};     // [V]; absent: none
   Array targets = {};  // [...]
+  // [..., K]: ids of a support that has been checked, padded with -1; absent: none. Not in the
+  // list.
+  Array support = {};
 
   static constexpr auto arguments() {
     using In = LinearLogpsInputs;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cmath>
 #include <limits>
 #include <string>
 #include <vector>
@@ -121,6 +122,90 @@ TEST(Support, IdsOneTokenAfterTheOtherAreTheSameSets) {
   EXPECT_FALSE(padded.added[1].any().item<bool>());
 }
 
+TEST(Support, IdsThatAreThereTwiceCountOnce) {
+  const Sets sets = random_sets(5);
+  const Support once = support(sets.targets, sets.ids);
+  const Support twice = support(sets.targets, sets.ids.repeat({1, 1, 2}));
+  EXPECT_TRUE(at::equal(once.ids, twice.ids));
+  EXPECT_TRUE(at::equal(once.position, twice.position));
+}
+
+TEST(Support, TheKernelEqualsTorch) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) {
+    const Sets sets = random_sets(5);
+    const at::Tensor logits = at::randn({2, 4, kVocabulary}).to(type).requires_grad_();
+    const Support kept = support(sets.targets, sets.ids);
+    const TokenLogps out = token_logps(logits, sets.targets, kOptions, kept);
+    const at::Tensor by_torch = without_others(logits, sets);
+    const TokenLogps want = detail::token_logps_any_device(by_torch, sets.targets, kOptions);
+    const double bound = type == at::kDouble ? 1e-14 : 2e-6;
+    EXPECT_TRUE(at::allclose(out.logps, want.logps, bound, bound));
+    EXPECT_TRUE(at::allclose(out.entropies, want.entropies, bound, bound));
+    const double rounding = type == at::kBFloat16 ? 0x1p-7 : type == at::kHalf ? 0x1p-10 : bound;
+    EXPECT_TRUE(at::allclose(gradients(out, {logits})[0], gradients(want, {logits})[0], rounding,
+                             rounding));
+  }
+}
+
+TEST(Support, TheGradientMayGoToMemoryOfTheCaller) {
+  const Sets sets = random_sets(5);
+  const at::Tensor logits = leaf({2, 4, kVocabulary});
+  const Support kept = support(sets.targets, sets.ids);
+  const at::Tensor want = gradients(token_logps(logits, sets.targets, kOptions, kept), {logits})[0];
+  const at::Tensor in_place = logits.detach().clone().requires_grad_();
+  for (const at::Tensor& in : {logits, in_place}) {
+    TokenLogpsOptions options = kOptions;
+    options.gradient_buffer = in.is_same(logits) ? at::full_like(logits, NAN) : in.detach();
+    const at::Tensor got = gradients(token_logps(in, sets.targets, options, kept), {in})[0];
+    EXPECT_EQ(got.data_ptr(), options.gradient_buffer.data_ptr());
+    EXPECT_TRUE(at::equal(got, want));
+  }
+}
+
+TEST(Support, AShardIsThatOfItsOwnColumns) {
+  const Sets sets = random_sets(5);
+  const at::Tensor logits = leaf({2, 4, kVocabulary});
+  const Support kept = support(sets.targets, sets.ids);
+  const TokenLogps whole = token_logps(logits, sets.targets, kOptions, kept);
+  std::vector<at::Tensor> blocks;
+  std::vector<TokenLogps> ranks;
+  const auto call = [&](int64_t rank, auto gather) {
+    TokenLogpsOptions options = kOptions;
+    options.shard = {.first_id = 512 * rank, .ids = kVocabulary, .gather = gather};
+    return token_logps(logits.slice(-1, 512 * rank, 512 * rank + 512), sets.targets, options, kept);
+  };
+  for (const int64_t rank : {0, 1}) {
+    message([&] {
+      call(rank, [&](const at::Tensor& ours) -> at::Tensor {
+        blocks.push_back(ours.clone());
+        throw Error("taken");
+      });
+    });
+  }
+  for (const int64_t rank : {0, 1}) {
+    ranks.push_back(call(rank, [&](const at::Tensor&) { return at::stack(blocks); }));
+    expect_close(ranks.back().logps, whole.logps, "logps");
+    expect_close(ranks.back().entropies, whole.entropies, "entropies");
+  }
+  const at::Tensor want = gradients(whole, {logits})[0];
+  expect_close(gradients(ranks[0], {logits})[0] + gradients(ranks[1], {logits})[0], want,
+               "gradient");
+}
+
+TEST(Support, RowsOfAFixedSizeDoNotDependOnTheBatch) {
+  const Sets sets = random_sets(5);
+  const Support all = support(sets.targets, sets.ids);
+  const auto cut = [](const at::Tensor& x) { return x.slice(0, 1, 2); };
+  const at::Tensor hidden = leaf({2, 4, kWidth}), weight = leaf({kVocabulary, kWidth});
+  const LinearOptions fixed{.rows_per_chunk = 4};
+  const TokenLogps both = linear_token_logps(hidden, {weight}, sets.targets, fixed, all);
+  const TokenLogps alone =
+      linear_token_logps(cut(hidden), {weight}, cut(sets.targets), fixed,
+                         {cut(all.ids), cut(all.position), cut(all.whole), cut(all.added)});
+  EXPECT_TRUE(at::equal(alone.logps, cut(both.logps)));
+  expect_close(both.logps, linear_token_logps(hidden, {weight}, sets.targets, {}, all).logps, "");
+}
+
 TEST(Support, AnUnknownSetIsRefused) {
   const Sets sets = random_sets(3);
   const auto of = [&](const at::Tensor& ids, const at::Tensor& offsets = {}) {
@@ -132,8 +217,6 @@ TEST(Support, AnUnknownSetIsRefused) {
             "support: token_ids must be [..., K] like targets [2, 4] without offsets, got [2, 4]");
   EXPECT_EQ(of(at::full({2, 4, 1}, -2)),
             "support: token_ids must be at least 0, or -1 for none, got -2");
-  EXPECT_EQ(of(at::full({2, 4, 2}, 7)),
-            "support: token_ids must have each id of a token once, got one twice");
   EXPECT_EQ(of(sets.ids, at::zeros({9}, at::kLong)),
             "support: token_ids must be [M] with offsets, got [2, 4, 3]");
   EXPECT_EQ(of(at::zeros({1}, at::kLong), at::zeros({1}, at::kLong)),
@@ -153,8 +236,6 @@ TEST(Support, AnotherSupportIsRefused) {
   EXPECT_EQ(with(sets.targets, {}), "token_logps: support must be given, got none");
   EXPECT_EQ(with((sets.targets + 1).remainder(kVocabulary), good),
             "token_logps: support must be made of the same targets, got others");
-  EXPECT_EQ(with(sets.targets, good, {.gradient_buffer = at::empty_like(logits)}),
-            "token_logps: gradient_buffer must be absent with a support, got one");
   Support strange = good;
   strange.ids = good.ids.to(at::kFloat);
   EXPECT_EQ(with(sets.targets, strange),
