@@ -164,12 +164,16 @@ cuda::RowState* states_in(const Tensor& statistics, int64_t rows) {
   return reinterpret_cast<cuda::RowState*>(rows_in<RowStatistics>(kRows, statistics, rows));
 }
 
-std::tuple<Tensor, Tensor, Tensor> token_logps_forward(const Tensor& logits, const Tensor& targets,
-                                                       const Names& option_names,
-                                                       const Tensor& option_values,
-                                                       const Names& choice_names,
-                                                       const Names& choice_values) {
+void check_support(const std::optional<Tensor>& support) {
+  require(!support, [] { return "token_logps: support must be None on a CUDA device, got one"; });
+}
+
+std::tuple<Tensor, Tensor, Tensor> token_logps_forward(
+    const Tensor& logits, const Tensor& targets, const std::optional<Tensor>& support,
+    const Names& option_names, const Tensor& option_values, const Names& choice_names,
+    const Names& choice_values) {
   return with_public_errors([&] {
+    check_support(support);
     const RowOptions options =
         row_options({option_names, option_values, choice_names, choice_values});
     Tensor owner;
@@ -206,11 +210,13 @@ const float* upstream_of(std::string_view name, const Upstream& tensor, int64_t 
   return static_cast<const float*>(tensor->const_data_ptr());
 }
 
-void token_logps_backward(const Tensor& logits, const Tensor& targets, const Tensor& statistics,
+void token_logps_backward(const Tensor& logits, const Tensor& targets,
+                          const std::optional<Tensor>& support, const Tensor& statistics,
                           const Upstream& dlogps, const Upstream& dentropies,
                           const Names& option_names, const Tensor& option_values,
                           const Names& choice_names, const Names& choice_values, Tensor dlogits) {
   with_public_errors([&] {
+    check_support(support);
     const RowOptions options =
         row_options({option_names, option_values, choice_names, choice_values});
     Tensor owner;

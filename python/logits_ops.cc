@@ -15,6 +15,7 @@
 #include "core/check.h"
 #include "logits/pair_kl.h"
 #include "logits/rows.h"
+#include "logits/support.h"
 #include "logits/vocabulary_shards.h"
 #include "python/logits_rows.h"
 #include "python/row_functions.h"
@@ -45,30 +46,51 @@ std::tuple<Tensor, Tensor, Tensor> results_of(const Tensor& statistics, const Te
           statistics};
 }
 
+// A support: ids [N, K] in int64, contiguous, padded with -1.
+std::optional<KeptIds> kept_ids(std::string_view function, const std::optional<Tensor>& support,
+                                int64_t rows) {
+  if (!support) return {};
+  require(support->dim() >= 1, [] { return "token_logps: support must be [N, K]"; });
+  const int64_t size = support->size(-1);
+  return KeptIds{{.rows = rows, .columns = size},
+                 {ids_of(function, "support", *support, rows * size), DType::int64, size, 1}};
+}
+
 // Of the columns of the ids [first_id, first_id + V) of `ids`, behind their header; ids 0: of all,
 // and no header.
-Tensor statistics_of(const Tensor& logits, const Tensor& targets, const RowOptions& options) {
+Tensor statistics_of(const Tensor& logits, const Tensor& targets,
+                     const std::optional<Tensor>& support, const RowOptions& options) {
   Tensor owner;
   const ConstLogits in = rows_of("token_logps", "logits", logits, owner);
   const int64_t* wanted = targets_of("token_logps", targets, in, options);
   const int64_t headers = options.ids > 0 ? 1 : 0;
   const Tensor block = torch::stable::empty({headers + in.rows, kStatistics}, ScalarType::Double);
   RowStatistics* rows = rows_in<RowStatistics>("token_logps", block, headers + in.rows) + headers;
-  row_statistics(in, wanted, options, rows, torch_executor());
+  const std::optional<KeptIds> kept = kept_ids("token_logps", support, in.rows);
+  if (kept) {
+    const int64_t added =
+        support_statistics(in, wanted, *kept, options, rows, nullptr, torch_executor());
+    require(added == 0,
+            [] { return "token_logps: support must be made of the same targets, got others"; });
+  } else {
+    row_statistics(in, wanted, options, rows, torch_executor());
+  }
   clear_unasked(options.sums, rows, in.rows);
   if (headers > 0) {
-    const ShardHeader header = shard_header(options, in.vocabulary, wanted, in.rows);
+    const ShardHeader header =
+        shard_header(options, in.vocabulary, wanted, in.rows, kept ? &*kept : nullptr);
     std::memcpy(block.mutable_data_ptr(), &header, sizeof(header));
   }
   return block;
 }
 
-Tensor shard_statistics(const Tensor& logits, const Tensor& targets, const Names& option_names,
+Tensor shard_statistics(const Tensor& logits, const Tensor& targets,
+                        const std::optional<Tensor>& support, const Names& option_names,
                         const Tensor& option_values, const Names& choice_names,
                         const Names& choice_values) {
   return with_public_errors([&] {
     return statistics_of(
-        logits, targets,
+        logits, targets, support,
         row_options("token_logps", {option_names, option_values, choice_names, choice_values}));
   });
 }
@@ -92,6 +114,7 @@ std::tuple<Tensor, Tensor, Tensor> token_logps_of_shards(
 }
 
 std::tuple<Tensor, Tensor, Tensor> token_logps_forward(const Tensor& logits, const Tensor& targets,
+                                                       const std::optional<Tensor>& support,
                                                        const Names& option_names,
                                                        const Tensor& option_values,
                                                        const Names& choice_names,
@@ -99,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor> token_logps_forward(const Tensor& logits, con
   return with_public_errors([&] {
     const RowOptions options =
         row_options("token_logps", {option_names, option_values, choice_names, choice_values});
-    return results_of(statistics_of(logits, targets, options), logits, options);
+    return results_of(statistics_of(logits, targets, support, options), logits, options);
   });
 }
 
@@ -120,7 +143,8 @@ std::tuple<Tensor, Tensor, Tensor> token_statistics(const Tensor& statistics, co
   });
 }
 
-void token_logps_backward(const Tensor& logits, const Tensor& targets, const Tensor& statistics,
+void token_logps_backward(const Tensor& logits, const Tensor& targets,
+                          const std::optional<Tensor>& support, const Tensor& statistics,
                           const Upstream& dlogps, const Upstream& dentropies,
                           const Names& option_names, const Tensor& option_values,
                           const Names& choice_names, const Names& choice_values, Tensor dlogits) {
@@ -131,11 +155,16 @@ void token_logps_backward(const Tensor& logits, const Tensor& targets, const Ten
     const RowOptions options =
         row_options(function, {option_names, option_values, choice_names, choice_values});
     const ConstLogits in = rows_of(function, "logits", logits, owner);
-    row_gradients(in, ids_of(function, "targets", targets, in.rows), options,
-                  rows_in<RowStatistics>(function, statistics, in.rows),
-                  numbers_or_none(function, "dlogps", dlogps, in.rows),
-                  numbers_or_none(function, "dentropies", dentropies, in.rows),
-                  writable(function, dlogits, logits), torch_executor());
+    const int64_t* ids = ids_of(function, "targets", targets, in.rows);
+    const auto* rows = rows_in<RowStatistics>(function, statistics, in.rows);
+    const double* dlogp = numbers_or_none(function, "dlogps", dlogps, in.rows);
+    const double* dentropy = numbers_or_none(function, "dentropies", dentropies, in.rows);
+    const MutableLogits out = writable(function, dlogits, logits);
+    if (const auto kept = kept_ids(function, support, in.rows)) {
+      return support_gradients(in, ids, *kept, options, rows, dlogp, dentropy, out,
+                               torch_executor());
+    }
+    row_gradients(in, ids, options, rows, dlogp, dentropy, out, torch_executor());
   });
 }
 
@@ -206,20 +235,22 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(
 }  // namespace tether
 
 STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
-  library.def(
-      tether::python::with_words("token_logps_forward(Tensor logits, Tensor targets, WORDS) -> "
-                                 "(Tensor logps, Tensor entropies, Tensor statistics)")
-          .c_str());
+  library.def(tether::python::with_words(
+                  "token_logps_forward(Tensor logits, Tensor targets, Tensor? support, WORDS) -> "
+                  "(Tensor logps, Tensor entropies, Tensor statistics)")
+                  .c_str());
   library.def(tether::python::with_words(
                   "token_statistics(Tensor statistics, Tensor inputs, WORDS) -> "
                   "(Tensor sum_of_squared_p, Tensor mean_logits, Tensor target_is_largest)")
                   .c_str());
-  library.def(tether::python::with_words(
-                  "token_logps_backward(Tensor logits, Tensor targets, Tensor statistics, "
-                  "Tensor? dlogps, Tensor? dentropies, WORDS, Tensor(a!) dlogits) -> ()")
-                  .c_str());
   library.def(
-      tether::python::with_words("shard_statistics(Tensor logits, Tensor targets, WORDS) -> Tensor")
+      tether::python::with_words(
+          "token_logps_backward(Tensor logits, Tensor targets, Tensor? support, Tensor statistics, "
+          "Tensor? dlogps, Tensor? dentropies, WORDS, Tensor(a!) dlogits) -> ()")
+          .c_str());
+  library.def(
+      tether::python::with_words(
+          "shard_statistics(Tensor logits, Tensor targets, Tensor? support, WORDS) -> Tensor")
           .c_str());
   library.def(tether::python::with_words(
                   "token_logps_of_shards(Tensor blocks, Tensor targets, Tensor logits, "

@@ -52,7 +52,7 @@ def chunk_of(weight: Tensor, chunk_bytes: int, rows_per_chunk: int) -> Chunk:
 
 @_without_autocast
 def logps_of_chunks(
-    hidden, weight, bias, targets, words, with_entropies, active, chunk, keeps_logits
+    hidden, weight, bias, targets, support, words, with_entropies, active, chunk, keeps_logits
 ):
     """logps, entropies or None, statistics; the logits where all are one chunk and wanted."""
     shape, targets = targets.shape, targets.reshape(-1)
@@ -63,7 +63,7 @@ def logps_of_chunks(
     statistics, kept = statistics.repeat(targets.numel(), 1), None
     active = active.reshape(-1)
     for places, logits in _logits_of_chunks(rows, weight, bias, active, chunk):
-        part = ops.token_logps_forward(logits, targets[places], *words)
+        part = ops.token_logps_forward(logits, targets[places], _at(support, places), *words)
         logps[places], statistics[places] = part[0], part[2]
         if with_entropies:
             entropies[places] = part[1]
@@ -74,18 +74,29 @@ def logps_of_chunks(
 
 @_without_autocast
 def logps_of_shards(
-    hidden, weight, bias, targets, words, with_entropies, active, chunk, keeps_logits, shard
+    hidden,
+    weight,
+    bias,
+    targets,
+    support,
+    words,
+    with_entropies,
+    active,
+    chunk,
+    keeps_logits,
+    shard,
 ):
     """The same where the weight has a part of the vocabulary; what its logits leave behind goes to
     all ranks in one gather."""
     shape, targets = targets.shape, targets.reshape(-1)
     rows, kept = hidden.reshape(-1, hidden.shape[-1]), None
     # The header is that of all rows; of their logits it says how many columns there are.
-    block = ops.shard_statistics(weight.new_zeros(targets.numel(), 1), targets, *words)
+    block = ops.shard_statistics(weight.new_zeros(targets.numel(), 1), targets, support, *words)
     block[:1, 1] = weight.shape[0]
     active = active.reshape(-1)
     for places, logits in _logits_of_chunks(rows, weight, bias, active, chunk):
-        block[1:][places] = ops.shard_statistics(logits, targets[places], *words)[1:]
+        part = (logits, targets[places], _at(support, places))
+        block[1:][places] = ops.shard_statistics(*part, *words)[1:]
         if keeps_logits and logits.shape[0] == active.sum():
             kept = logits
     logps, entropies, statistics = ops.token_logps_of_shards(
@@ -114,10 +125,21 @@ class LinearTokenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, hidden, weight, bias, targets, words, with_entropies, active, chunk, shard, function
+        ctx,
+        hidden,
+        weight,
+        bias,
+        targets,
+        support,
+        words,
+        with_entropies,
+        active,
+        chunk,
+        shard,
+        function,
     ):
         linear, keeps_logits = (hidden, weight, bias), any(ctx.needs_input_grad[:3])
-        walk = (*linear, targets, words, with_entropies, active, chunk, keeps_logits)
+        walk = (*linear, targets, support, words, with_entropies, active, chunk, keeps_logits)
         out = logps_of_chunks(*walk) if shard is None else logps_of_shards(*walk, shard)
         logps, entropies, statistics, kept = out
         ctx.kept = {"logits": kept}
@@ -125,7 +147,7 @@ class LinearTokenLogps(torch.autograd.Function):
         ctx.shard, ctx.function = shard, function
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*map(savable, (*linear, targets)), statistics)
+        ctx.save_for_backward(*map(savable, (*linear, targets, support)), statistics)
         return logps, entropies, statistics
 
     @staticmethod
@@ -147,7 +169,12 @@ class LinearTokenLogps(torch.autograd.Function):
                 ctx.shard,
                 ctx.function,
             )
-        return *gradients, *[None] * 7
+        return *gradients, *[None] * 8
+
+
+def _at(support: Tensor | None, places) -> Tensor | None:
+    """The kept ids [n, K] of some rows."""
+    return None if support is None else support.view(-1, support.shape[-1])[places]
 
 
 def _logits_of_chunks(hidden, weight, bias, active, chunk, kept=None):
@@ -220,6 +247,7 @@ def gradient_of_chunks(
     weight,
     bias,
     targets,
+    support,
     statistics,
     dlogps,
     dentropies,
@@ -243,6 +271,7 @@ def gradient_of_chunks(
         ops.token_logps_backward(
             logits,
             targets[places],
+            _at(support, places),
             statistics[places],
             *(None if each is None else each[places] for each in upstreams),
             *words,

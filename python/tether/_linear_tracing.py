@@ -20,6 +20,7 @@ from tether._ops import ops
 from tether.logits import with_index_error
 
 _LINEAR = "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets"
+_ROWS = f"{_LINEAR}, Tensor? support"
 _WORDS = "str[] names, Tensor values, str[] choice_names, str[] choice_values"
 _CHUNK = "SymInt rows, bool padded"
 _ERRORS = "str function, int ignore_index"
@@ -41,16 +42,16 @@ def _fake_gradients(linear, wanted):
 @torch.library.custom_op(
     "tether::linear_token_logps",
     mutates_args=(),
-    schema=f"({_LINEAR}, Tensor active, {_WORDS}, bool with_entropies, {_CHUNK}, {_ERRORS})"
+    schema=f"({_ROWS}, Tensor active, {_WORDS}, bool with_entropies, {_CHUNK}, {_ERRORS})"
     " -> (Tensor, Tensor, Tensor)",
 )
-def _logps(hidden, weight, bias, targets, active, *rest):
+def _logps(hidden, weight, bias, targets, support, active, *rest):
     *words, with_entropies, rows, padded, function, ignore_index = rest
 
     def run():
         chunk = Chunk(rows, padded)
         return logps_of_chunks(
-            hidden, weight, bias, targets, words, with_entropies, active, chunk, False
+            hidden, weight, bias, targets, support, words, with_entropies, active, chunk, False
         )
 
     out = with_index_error(function, run, targets, weight.shape[0], ignore_index)
@@ -58,19 +59,19 @@ def _logps(hidden, weight, bias, targets, active, *rest):
 
 
 @_logps.register_fake
-def _(hidden, weight, bias, targets, active, *rest):
+def _(hidden, weight, bias, targets, support, active, *rest):
     logps = like_result(hidden)
     statistics = hidden.new_empty((targets.numel(), STATISTICS), dtype=torch.float64)
     return *_present((logps, torch.empty_like(logps) if rest[4] else None), logps), statistics
 
 
 def _save(ctx, inputs, output):
-    *linear, targets, active = inputs[:5]
-    ctx.names, values, *ctx.choices = inputs[5:9]
-    ctx.with_entropies, ctx.rows, ctx.padded = inputs[9:12]
+    *row, active = inputs[:6]
+    ctx.names, values, *ctx.choices = inputs[6:10]
+    ctx.with_entropies, ctx.rows, ctx.padded = inputs[10:13]
     ctx.mark_non_differentiable(output[2], *(() if ctx.with_entropies else (output[1],)))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*linear, targets, output[2], active, values)
+    ctx.save_for_backward(*row, output[2], active, values)
 
 
 def _backward(ctx, dlogps, dentropies, _):
@@ -82,7 +83,7 @@ def _backward(ctx, dlogps, dentropies, _):
             *saved, active, dlogps, dentropies, *words, ctx.rows, ctx.padded, wanted
         )
         gradients = [each if need else None for each, need in zip(found, wanted, strict=True)]
-    return *gradients, *[None] * 11
+    return *gradients, *[None] * 12
 
 
 _logps.register_autograd(_backward, setup_context=_save)
@@ -91,12 +92,14 @@ _logps.register_autograd(_backward, setup_context=_save)
 @torch.library.custom_op(
     "tether::linear_gradient",
     mutates_args=(),
-    schema=f"({_LINEAR}, Tensor statistics, Tensor active, Tensor? dlogps, Tensor? dentropies, "
+    schema=f"({_ROWS}, Tensor statistics, Tensor active, Tensor? dlogps, Tensor? dentropies, "
     f"{_WORDS}, {_CHUNK}, bool[] wanted) -> (Tensor, Tensor, Tensor)",
 )
-def _gradient(hidden, weight, bias, targets, statistics, active, dlogps, dentropies, *rest):
+def _gradient(
+    hidden, weight, bias, targets, support, statistics, active, dlogps, dentropies, *rest
+):
     *words, rows, padded, wanted = rest
-    row = (hidden, weight, bias, targets, statistics, dlogps, dentropies)
+    row = (hidden, weight, bias, targets, support, statistics, dlogps, dentropies)
     return _present(
         gradient_of_chunks(*row, words, active, Chunk(rows, padded), None, wanted), hidden
     )
@@ -107,10 +110,10 @@ def _(hidden, weight, bias, *rest):
     return _fake_gradients((hidden, weight, bias), rest[-1])
 
 
-def traced_logps(linear, targets, active, words, with_entropies, chunk, function, ignore_index):
+def traced_logps(linear, targets, support, words, with_entropies, active, chunk, *errors):
     """As LinearTokenLogps.apply()."""
     logps, entropies, statistics = ops.linear_token_logps(
-        *linear, targets, active, *words, with_entropies, *chunk, function, ignore_index
+        *linear, targets, support, active, *words, with_entropies, *chunk, *errors
     )
     return logps, (entropies if with_entropies else None), statistics
 

@@ -45,7 +45,7 @@ def _like_results(logits: Tensor, targets: Tensor, words: Sequence) -> tuple[Ten
 
 
 @torch.library.register_fake("tether::token_logps_forward")
-def _(logits, targets, *words):
+def _(logits, targets, _, *words):
     return _like_results(logits, targets, words)
 
 
@@ -79,13 +79,14 @@ class TokenGradient(torch.autograd.Function):
     """The gradient of the logits; a Function of its own so that a second backward raises."""
 
     @staticmethod
-    def forward(ctx, logits, targets, statistics, dlogps, dentropies, words, buffer):
+    def forward(ctx, logits, targets, support, statistics, dlogps, dentropies, words, buffer):
         dlogits = buffer
         if dlogits is None:
             dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
         ops.token_logps_backward(
             logits,
             targets,
+            support,
             statistics,
             doubles(dlogps),
             doubles(dentropies),
@@ -104,11 +105,11 @@ class TokenGradient(torch.autograd.Function):
 
 
 def _setup(ctx, inputs, output):
-    logits, targets, ctx.names, values, *ctx.choices = inputs
+    logits, targets, support, ctx.names, values, *ctx.choices = inputs
     asked = "true" in ctx.choices[1]
     ctx.mark_non_differentiable(output[2], *(() if asked else (output[1],)))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, savable(targets), output[2], values)
+    ctx.save_for_backward(logits, savable(targets), savable(support), output[2], values)
 
 
 def _backward(ctx, dlogps, dentropies, _):
@@ -117,7 +118,7 @@ def _backward(ctx, dlogps, dentropies, _):
         *saved, values = ctx.saved_tensors
         words = (ctx.names, values, *ctx.choices)
         dlogits = TokenGradient.apply(*saved, dlogps, dentropies, words, None)
-    return dlogits, *[None] * 5
+    return dlogits, *[None] * 6
 
 
 torch.library.register_autograd("tether::token_logps_forward", _backward, setup_context=_setup)
@@ -127,7 +128,7 @@ class TokenLogpsOfCaller(torch.autograd.Function):
     """token_logps of a shard, which it gathers, or whose gradient goes to memory of the caller."""
 
     @staticmethod
-    def forward(ctx, logits, targets, words, with_entropies, buffer, shard):
+    def forward(ctx, logits, targets, support, words, with_entropies, buffer, shard):
         ctx.words = words
         ctx.buffer, ctx.version, ctx.view_of_leaf = None, None, False
         if buffer is not None:
@@ -135,14 +136,14 @@ class TokenLogpsOfCaller(torch.autograd.Function):
             ctx.view_of_leaf = logits._base is not None and logits._base.is_leaf
             ctx.version = None if buffer.is_inference() else buffer._version
         if shard is None:
-            out = ops.token_logps_forward(logits, targets, *words)
+            out = ops.token_logps_forward(logits, targets, support, *words)
         else:
-            ours = ops.shard_statistics(logits, targets, *words)
+            ours = ops.shard_statistics(logits, targets, support, *words)
             out = ops.token_logps_of_shards(gathered(shard, ours), targets, logits, *words)
         logps, entropies, statistics = out
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, savable(targets), statistics)
+        ctx.save_for_backward(logits, savable(targets), savable(support), statistics)
         return logps, (entropies if with_entropies else None), statistics
 
     @staticmethod
@@ -161,7 +162,7 @@ class TokenLogpsOfCaller(torch.autograd.Function):
             # write there: held here, it is copied. Views hand on tensors of their own.
             ctx.held = dlogits
             dlogits = dlogits.clone() if ctx.view_of_leaf else dlogits
-        return dlogits, *[None] * 5
+        return dlogits, *[None] * 6
 
 
 def gathered(shard, ours: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -51,7 +52,8 @@ def support(
 
     targets       [...]: int32 or int64, the sampled ids, or ignore_index
     token_ids     [..., K], padded with -1; or, with offsets, [M]: the ids of one token after the
-                  other, as vLLM returns them (token_ids, offsets). Each id once, in any order
+                  other, as vLLM returns them (token_ids, offsets). In any order; an id that is
+                  there twice counts once
     offsets       [N + 1], from 0 to M: token i of the N targets, in their order, has the ids
                   offsets[i] .. offsets[i + 1]
 
@@ -91,8 +93,10 @@ def support(
     missing = ~empty & ~(ids == y[..., None]).any(-1)
     own = y.masked_fill(~missing, _ABSENT)[..., None]
     ids = torch.cat([ids, own], -1).sort(-1, descending=True).values
-    if bool(((ids[..., 1:] == ids[..., :-1]) & (ids[..., 1:] >= 0)).any()):
-        raise ValueError(f"{function}: token_ids must have each id of a token once, got one twice")
+    again = (ids[..., 1:] == ids[..., :-1]) & (ids[..., 1:] >= 0)
+    if bool(again.any()):
+        ids[..., 1:].masked_fill_(again, _ABSENT)
+        ids = ids.sort(-1, descending=True).values
     longest = max(int((ids >= 0).sum(-1).max()) if ids.numel() else 0, 1)
     ids = ids[..., :longest].contiguous()
     position = (ids == y[..., None]).to(torch.int8).argmax(-1).masked_fill(empty, NOWHERE)
@@ -130,10 +134,8 @@ def _padded(function: str, targets: Tensor, token_ids: Tensor, offsets: Tensor) 
     return ids.view(*targets.shape, longest)
 
 
-def checked_support(
-    function: str, kept: Support, targets: Tensor, vocabulary: int, ignore_index: int
-) -> Support:
-    """That of the targets that are not ignored, made of the same ones and with known ids."""
+def check_support(function: str, kept: Support, targets: Tensor) -> None:
+    """That it is one, and of such targets."""
     where = f"{function}: support"
     if not isinstance(kept, Support):
         raise TypeError(f"{where} must be a tether.Support, got {kind_of(kept)}")
@@ -144,21 +146,72 @@ def checked_support(
             f"{where} must be of targets {shape_text(targets)}, got {shape_text(kept.position)}"
         )
     check_device(where, kept.ids, "targets", targets)
+
+
+def _is_of_targets(kept: Support, targets: Tensor, ignored: Tensor) -> Tensor:
+    """Whether it is made of those that are not ignored."""
+    found = kept.ids.gather(-1, kept.position.clamp_min(0)[..., None])[..., 0]
+    return (ignored | torch.where(kept.position == NOWHERE, kept.whole, found == targets)).all()
+
+
+def _other_targets(function: str) -> ValueError:
+    return ValueError(f"{function}: support must be made of the same targets, got others")
+
+
+def _unknown_id(function: str, ids: Tensor, ignored: Tensor, vocabulary: int) -> IndexError:
+    largest = int(ids.masked_fill(ignored[..., None], _ABSENT).max())
+    return IndexError(f"{function}: support must have ids below {vocabulary}, got {largest}")
+
+
+def checked_support(
+    function: str, kept: Support, targets: Tensor, vocabulary: int, ignore_index: int
+) -> Support:
+    """That of the targets that are not ignored, made of the same ones and with known ids."""
+    check_support(function, kept, targets)
     ignored = targets == ignore_index
+    known = _is_of_targets(kept, targets, ignored)
+    ids = kept.ids.masked_fill(ignored[..., None], _ABSENT)
     out = kept._replace(
         position=kept.position.masked_fill(ignored, NOWHERE), whole=kept.whole & ~ignored
     )
-    found = kept.ids.gather(-1, out.position.clamp_min(0)[..., None])[..., 0]
-    known = ignored | torch.where(out.position == NOWHERE, kept.whole, found == targets)
-    ids = kept.ids.masked_fill(ignored[..., None], _ABSENT)
     if torch.compiler.is_compiling():  # nothing can be asked: NaN, of sets without any id
-        broken = ~known.all() | (ids >= vocabulary).any()
+        broken = ~known | (ids >= vocabulary).any()
         return out._replace(ids=ids.masked_fill(broken, _ABSENT))
     if ids.numel() and int(ids.max()) >= vocabulary:
-        raise IndexError(f"{where} must have ids below {vocabulary}, got {int(ids.max())}")
-    if not bool(known.all()):
-        raise ValueError(f"{where} must be made of the same targets, got others")
+        raise _unknown_id(function, kept.ids, ignored, vocabulary)
+    if not bool(known):
+        raise _other_targets(function)
     return out._replace(ids=ids)
+
+
+def ids_for_kernel(
+    function: str, kept: Support | None, targets: Tensor, vocabulary: int, ignore_index: int
+) -> Tensor | None:
+    """Those of a support as operators take them, which look at them once more."""
+    if kept is None:
+        return None
+    check_support(function, kept, targets)
+    ignored = targets == ignore_index
+    if not torch.compiler.is_compiling() and not bool(_is_of_targets(kept, targets, ignored)):
+        known = not bool(((kept.ids >= vocabulary) & ~ignored[..., None]).any())
+        raise (
+            _other_targets(function)
+            if known
+            else _unknown_id(function, kept.ids, ignored, vocabulary)
+        )
+    return kept.ids.contiguous()
+
+
+def with_known_ids(
+    function: str, run: Callable, kept: Support | None, ignored: Tensor, vocabulary: int
+):
+    """run(); what an operator says of an unknown id becomes an IndexError."""
+    try:
+        return run()
+    except ValueError as error:
+        if kept is None or ": ids must be in [" not in str(error):
+            raise
+        raise _unknown_id(function, kept.ids, ignored, vocabulary) from None
 
 
 def _is_made(kept: Support) -> bool:
@@ -179,6 +232,11 @@ def _is_made(kept: Support) -> bool:
 _FASTER = 128
 
 
+def by_rows(kept: Support, weight: Tensor) -> bool:
+    """Whether the sets are so small that each token is multiplied with its own rows."""
+    return kept.ids.shape[-1] * _FASTER <= weight.shape[0]
+
+
 def linear_logits(
     function: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, kept: Support, limit: int
 ) -> Tensor:
@@ -189,23 +247,18 @@ def linear_logits(
 
 
 class _LinearOfSupport(torch.autograd.Function):
-    """By the kept rows of the head alone, or by all logits of some tokens at a time."""
+    """By the kept rows of the head alone, of some tokens at a time."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, ids, active, limit):
-        size, (vocabulary, width) = ids.shape[-1], weight.shape
-        by_rows = size * _FASTER <= vocabulary
-        of_a_token = (size * width if by_rows else vocabulary) * weight.element_size()
-        ctx.by_rows, ctx.step = by_rows, max(limit // of_a_token, 1)
+        size = ids.shape[-1]
+        ctx.step = max(limit // (size * weight.shape[1] * weight.element_size()), 1)
         out = weight.new_full(ids.shape, -torch.inf)
         flat = out.view(-1, size)
         with torch.autocast(weight.device.type, enabled=False):
             for places, chosen, absent, inputs in _pieces(hidden, ids, active, ctx.step):
-                if by_rows:
-                    logits = torch.bmm(weight[chosen], inputs[:, :, None])[..., 0]
-                    logits = logits if bias is None else logits + bias[chosen]
-                else:
-                    logits = torch.nn.functional.linear(inputs, weight, bias).gather(-1, chosen)
+                logits = torch.bmm(weight[chosen], inputs[:, :, None])[..., 0]
+                logits = logits if bias is None else logits + bias[chosen]
                 flat[places] = logits.masked_fill(absent, -torch.inf)
         ctx.save_for_backward(*map(savable, (hidden, weight, bias, ids, active)))
         return out
@@ -223,18 +276,11 @@ class _LinearOfSupport(torch.autograd.Function):
         with torch.autocast(weight.device.type, enabled=False):
             for places, chosen, absent, inputs in _pieces(hidden, ids, active, ctx.step):
                 part = dlogits[places].masked_fill(absent, 0)
-                if not ctx.by_rows:
-                    whole = part.new_zeros(len(places), weight.shape[0])
-                    whole.scatter_add_(-1, chosen, part)
-                if dhidden is not None and ctx.by_rows:
+                if dhidden is not None:
                     dhidden[places] = torch.bmm(part[:, None, :], weight[chosen])[:, 0]
-                elif dhidden is not None:
-                    dhidden[places] = whole @ weight
-                if dweight is not None and ctx.by_rows:
+                if dweight is not None:
                     outer = part[:, :, None].to(wide) * inputs[:, None, :].to(wide)
                     dweight.index_add_(0, chosen.view(-1), outer.view(-1, weight.shape[1]))
-                elif dweight is not None:
-                    dweight += whole.t() @ inputs
                 if dbias is not None:
                     dbias.index_add_(0, chosen.view(-1), part.reshape(-1).to(wide))
         return (

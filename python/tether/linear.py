@@ -24,7 +24,15 @@ from tether._lists import Numbers, Settings, Value
 from tether._logits_ops import again, token_statistics
 from tether._objectives import Weights, levels_of, objective_call, resolved
 from tether._ops import has_kernel, once_differentiable
-from tether._support import Support, checked_support, linear_logits
+from tether._support import (
+    Support,
+    by_rows,
+    check_support,
+    checked_support,
+    ids_for_kernel,
+    linear_logits,
+    with_known_ids,
+)
 from tether.logits import (
     TokenLogps,
     VocabularyShard,
@@ -71,7 +79,8 @@ def linear_token_logps(
                     and options are the same on every rank, as in token_logps. One gather a call,
                     and with its `reduce` one sum of hidden's gradient
     support         as in token_logps. Of a token only the kept rows of the weight are multiplied
-                    while the sets are small, up to V / 128 ids
+                    while the sets are small, up to V / 128 ids, unless there is rows_per_chunk or
+                    a shard
 
     The rest as in token_logps. Backward makes the logits again: one matrix product more, and one
     each for the gradients of hidden and weight where they are wanted; positions with upstream
@@ -122,14 +131,12 @@ def _logps_of(
     support: Support | None,
 ) -> TokenLogps:
     """linear_token_logps of checked tensors, in the name of `function`."""
-    if support is None:
-        return _linear_token_logps(function, linear, targets, settings, walk)
+    if support is not None:
+        check_support(function, support, targets)
+    whole = support is None or walk.chunk.padded or walk.shard is not None
+    if whole or not by_rows(support, linear.weight):
+        return _linear_token_logps(function, linear, targets, settings, walk, support)
     check_no_tangents(function, **linear._asdict())
-    if walk.chunk.padded:
-        rows = walk.chunk.rows
-        raise ValueError(f"{function}: rows_per_chunk must be 0 with a support, got {rows}")
-    if walk.shard is not None:
-        raise ValueError(f"{function}: shard must be None with a support, got one")
     ignore_index = settings.numbers["ignore_index"]
     kept = checked_support(function, support, targets, linear.weight.shape[0], ignore_index)
     others = targets.masked_fill(~kept.whole, ignore_index)
@@ -142,9 +149,14 @@ def _logps_of(
 
 
 def _linear_token_logps(
-    function: str, linear: Linear, targets: Tensor, settings: Settings, walk: _Walk
+    function: str,
+    linear: Linear,
+    targets: Tensor,
+    settings: Settings,
+    walk: _Walk,
+    support: Support | None = None,
 ) -> TokenLogps:
-    """The same over the whole vocabulary."""
+    """The same by all logits of a chunk."""
     hidden, weight, bias = linear
     chunk, shard = walk.chunk, walk.shard
     ignore_index = settings.numbers["ignore_index"]
@@ -161,25 +173,31 @@ def _linear_token_logps(
         flags = {"entropies": entropies, "statistics": statistics}
 
         def run_by_torch():
-            return token_logps(logits, targets, **{**settings.numbers, **flags})
+            return token_logps(logits, targets, support=support, **{**settings.numbers, **flags})
 
         return in_name_of(function, "token_logps", run_by_torch)
-    ids = weight.shape[0]
+    vocabulary = weight.shape[0]
     if shard is not None:
-        ids = shard.ids
-        own = {"first_id": shard.first_id, "ids": ids}
+        vocabulary = shard.ids
+        own = {"first_id": shard.first_id, "ids": vocabulary}
         settings = settings._replace(numbers=settings.numbers | own)
     words, active = settings.words(), targets != ignore_index
+    ids = ids_for_kernel(function, support, targets, vocabulary, ignore_index)
+    row = (targets, ids, words, entropies, active, chunk)
 
     def run():
-        arguments = (targets, words, entropies, active, chunk, shard, function)
-        return LinearTokenLogps.apply(*linear, *arguments)
+        return with_known_ids(
+            function,
+            lambda: LinearTokenLogps.apply(*linear, *row, shard, function),
+            support,
+            ~active,
+            vocabulary,
+        )
 
-    errors = (function, ignore_index)
     if torch.compiler.is_compiling() and shard is None:
-        out = traced_logps(linear, targets, active, words, entropies, chunk, *errors)
+        out = traced_logps(linear, *row, function, ignore_index)
     else:
-        out = with_index_error(function, run, targets, ids, ignore_index)
+        out = with_index_error(function, run, targets, vocabulary, ignore_index)
     logps, found, sums = out
     further = token_statistics(sums, hidden, words) if statistics else ()
     return TokenLogps(logps, found, *further)

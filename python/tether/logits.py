@@ -27,7 +27,13 @@ from tether._logits_ops import (
     token_statistics,
 )
 from tether._ops import has_kernel, once_differentiable, ops
-from tether._support import NOWHERE, Support, checked_support
+from tether._support import (
+    NOWHERE,
+    Support,
+    checked_support,
+    ids_for_kernel,
+    with_known_ids,
+)
 
 
 class TokenLogps(NamedTuple):
@@ -92,8 +98,8 @@ def token_logps(
                      which is checked. Results are those of the whole, the gradient that of the
                      shard's own columns
     support          of these targets: the softmax is over the ids that the sampler kept
-                     (tether.support), and so is what is returned beside; others get no gradient.
-                     Not with a buffer or a shard
+                     (tether.support), and so is what is returned beside; others are not read and
+                     get no gradient
 
     Results are float32 whatever the logits are (float64 for float64). Differentiable once in
     logits; a second backward raises. On the CPU: one pass over the logits each way, the same bits
@@ -114,11 +120,13 @@ def token_logps(
     check_no_tangents(function, logits=logits)
     targets = call.tensors["targets"].to(torch.int64).contiguous()
     fused = has_kernel(logits) or (
-        shard is None and not statistics and _cuda.has_kernel("token_logps_forward", (logits,))
+        shard is None
+        and support is None
+        and not statistics
+        and _cuda.has_kernel("token_logps_forward", (logits,))
     )
-    if support is not None or not fused:
-        where = "with a support, got one" if support is not None else "for logits on a device"
-        _check_none(function, where, gradient_buffer=gradient_buffer, shard=shard)
+    if not fused:
+        _check_none(function, gradient_buffer=gradient_buffer, shard=shard)
         if support is not None:
             return _logps_of_support(logits, targets, support, **rows, **wanted)
         check_id_values(f"{function}: targets", targets, logits.shape[-1], ignore_index)
@@ -131,16 +139,22 @@ def token_logps(
         check_shard(f"{function}: shard", shard, "logits", logits, logits.shape[-1])
         call = call.with_numbers({"first_id": shard.first_id, "ids": shard.ids})
     words = call.settings.words()
+    vocabulary = logits.shape[-1] if shard is None else shard.ids
+    ids = ids_for_kernel(function, support, targets, vocabulary, ignore_index)
 
     def run():
         if gradient_buffer is not None or shard is not None:
             return TokenLogpsOfCaller.apply(
-                logits, targets, words, entropies, gradient_buffer, shard
+                logits, targets, ids, words, entropies, gradient_buffer, shard
             )
-        return ops.token_logps_forward(logits, targets, *words)
+        return ops.token_logps_forward(logits, targets, ids, *words)
 
-    vocabulary = logits.shape[-1] if shard is None else shard.ids
-    logps, found, sums = with_index_error(function, run, targets, vocabulary, ignore_index)
+    def run_on_known_ids():
+        return with_known_ids(function, run, support, targets == ignore_index, vocabulary)
+
+    logps, found, sums = with_index_error(
+        function, run_on_known_ids, targets, vocabulary, ignore_index
+    )
     further = token_statistics(sums, logits, words) if statistics else ()
     return TokenLogps(logps, found if entropies else None, *further)
 
@@ -209,10 +223,10 @@ def categorical_kl(
 # ---- checks --------------------------------------------------------------------------------------
 
 
-def _check_none(function: str, where: str, **given: Any) -> None:
+def _check_none(function: str, **given: Any) -> None:
     for name, each in given.items():
         if each is not None:
-            raise ValueError(f"{function}: {name} must be None {where}")
+            raise ValueError(f"{function}: {name} must be None for logits on a device")
 
 
 def _check_buffer(where: str, buffer: Tensor, logits: Tensor) -> None:

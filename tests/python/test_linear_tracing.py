@@ -192,7 +192,25 @@ def test_errors_are_those_of_eager_calls():
             )
 
 
-def test_a_support_breaks_the_graph():
+def test_large_kept_sets_are_one_graph():
+    def step(hidden, weight, bias, targets, kept):
+        out = tether.linear_token_logps(
+            hidden, weight, targets, bias, support=kept, entropies=True, chunk_bytes=3 * V * 8
+        )
+        return (out.logps * 0.7 - out.entropies).sum()
+
+    leaves, constants = batch(4, 9)
+    targets = constants["targets"]
+    kept = tether.support(targets, (targets[..., None] + torch.arange(3)) % V)
+    outcomes = []
+    for function in (compiled(step), step):
+        outcomes.append(torch.autograd.grad(function(*leaves, targets, kept), leaves))
+    torch.testing.assert_close(*outcomes, rtol=1e-12, atol=1e-15)
+
+
+def test_small_kept_sets_break_the_graph(monkeypatch):
+    monkeypatch.setattr("tether._support._FASTER", 1)
+
     def step(hidden, weight, targets, kept):
         return tether.linear_token_logps(hidden, weight, targets, support=kept).logps.sum()
 
@@ -214,13 +232,14 @@ def test_opcheck(wanted):
     targets, mask = constants["targets"], constants["response_mask"]
     rows = ([], torch.zeros(0, dtype=torch.float64), ["entropies"], ["true"])
     chunk, errors = (3, False), ("f", -100)
-    row = (*leaves, targets, mask, *rows, True, *chunk, *errors)
+    kept = (targets[..., None] + torch.arange(3)) % V
+    row = (*leaves, targets, kept, mask, *rows, True, *chunk, *errors)
     torch.library.opcheck(OPS.linear_token_logps, row)
     with torch.no_grad():
         statistics = OPS.linear_token_logps(*row)[2]
     upstream = normal(2, 5, seed=6)
     constant = [each.detach() for each in leaves]
-    gradient = (*constant, targets, statistics, mask, upstream, None, *rows, *chunk, wanted)
+    gradient = (*constant, targets, kept, statistics, mask, upstream, None, *rows, *chunk, wanted)
     torch.library.opcheck(OPS.linear_gradient, gradient)
     arrays = (constants["advantages"][:, None], mask, *[None] * 8)
     objective = (*rows[:2], ["objective"], ["ppo"])

@@ -106,8 +106,8 @@ def test_opcheck_and_compile():
     forward = torch.ops.tether.token_logps_forward.default
     for entropies, statistics in ((False, False), (True, False), (False, True), (True, True)):
         asked = words({"temperature": 0.5}, entropies=entropies, statistics=statistics)
-        torch.library.opcheck(forward, (*arguments, *asked))
-    rows = forward(*arguments, *words(statistics=True))[2]
+        torch.library.opcheck(forward, (*arguments, None, *asked))
+    rows = forward(*arguments, None, *words(statistics=True))[2]
     torch.library.opcheck(
         torch.ops.tether.token_statistics.default, (rows, logits.detach(), *words())
     )

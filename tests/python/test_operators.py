@@ -29,6 +29,8 @@ SHARD = (["ids"], torch.tensor([8.0], dtype=DOUBLE), *ALL[2:])
 HEAD = (LOGITS, zeros(4, 2, dtype=LONG) + torch.arange(2), zeros(4, 2, dtype=DOUBLE) - 2)
 SAMPLES = (TARGETS, zeros(4, dtype=DOUBLE) - 2)
 WRONG_ROWS = (zeros(2, 2), zeros(3, 3), zeros(6), zeros(2, 3, dtype=LONG))
+KEPT = torch.tensor([[0, -1], [-1, -1], [5, 0], [0, 0]])
+WRONG_KEPT = (zeros(3, 2, dtype=LONG), KEPT.int(), KEPT + 7, KEPT - 2, spread(4, 2, dtype=LONG))
 WRONG_IDS = (zeros(3, dtype=LONG), zeros(4, dtype=torch.int32), spread(4, dtype=LONG))
 WRONG_DOUBLES = (zeros(3, dtype=DOUBLE), zeros(4), spread(4))
 WRONG_STATISTICS = (zeros(3, 8, dtype=DOUBLE), zeros(4, 8), spread(4, 8))
@@ -109,24 +111,25 @@ CALLS = {
     ),
     "value_metrics": ((zeros(9, dtype=DOUBLE),), {0: (zeros(7, dtype=DOUBLE), zeros(9))}),
     "token_logps_forward": (
-        (LOGITS, TARGETS, *ALL),
-        {0: (zeros(3, 8), zeros(4, 0), zeros()), 1: WRONG_IDS},
+        (LOGITS, TARGETS, KEPT, *ALL),
+        {0: (zeros(3, 8), zeros(4, 0), zeros()), 1: WRONG_IDS, 2: WRONG_KEPT},
     ),
     "token_statistics": ((STATISTICS, LOGITS, *WORDS), {0: WRONG_STATISTICS}),
     "token_logps_backward": (
-        (LOGITS, TARGETS, STATISTICS, *SAMPLES[1:], *SAMPLES[1:], *WORDS, zeros(4, 8)),
+        (LOGITS, TARGETS, KEPT, STATISTICS, *SAMPLES[1:], *SAMPLES[1:], *WORDS, zeros(4, 8)),
         {
             1: WRONG_IDS,
-            2: WRONG_STATISTICS,
-            3: WRONG_DOUBLES,
+            2: WRONG_KEPT,
+            3: WRONG_STATISTICS,
             4: WRONG_DOUBLES,
-            9: (zeros(3, 8), zeros(4, 7), zeros(4, 8, dtype=DOUBLE)),
+            5: WRONG_DOUBLES,
+            10: (zeros(3, 8), zeros(4, 7), zeros(4, 8, dtype=DOUBLE)),
         },
     ),
-    "shard_statistics": ((LOGITS, TARGETS, *SHARD), {1: WRONG_IDS}),
+    "shard_statistics": ((LOGITS, TARGETS, KEPT, *SHARD), {1: WRONG_IDS, 2: WRONG_KEPT}),
     "token_logps_of_shards": (
         (
-            OPS.shard_statistics(LOGITS, TARGETS, *SHARD)[None],
+            OPS.shard_statistics(LOGITS, TARGETS, None, *SHARD)[None],
             TARGETS,
             LOGITS,
             *SHARD,

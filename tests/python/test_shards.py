@@ -39,6 +39,48 @@ def by_shards(logits, targets, bounds, **options):
     return [outcome(rank, lambda _: torch.stack(statistics)) for rank in ranks]
 
 
+def test_shards_of_kept_ids_are_the_whole():
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(2, 3, 90, generator=generator, dtype=torch.float64).mul_(3)
+    targets = torch.randint(90, (2, 3), generator=generator)
+    targets[1, 1] = -100
+    ids = torch.randint(90, (2, 3, 7), generator=generator)
+    ids[0, 2] = -1  # the whole vocabulary
+    ids[1, 0] = targets[1, 0]  # one id: the other shards have none
+    options = {"support": tether.support(targets, ids), "temperature": 0.8}
+    leaf = logits.clone().requires_grad_()
+    plain = tether.token_logps(leaf, targets, entropies=True, **options)
+    weights = torch.linspace(0.5, 2, 6, dtype=torch.float64).view(2, 3)
+    loss = (weights * plain.logps + (1.7 - weights) * plain.entropies).sum()
+    (want,) = torch.autograd.grad(loss, leaf)
+    ranks = by_shards(logits, targets, (0, 30, 31, 90), **options)
+    for each in ranks:
+        torch.testing.assert_close(each[0], plain.logps, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(each[1], plain.entropies, rtol=1e-13, atol=1e-13)
+    got = torch.cat([each[2] for each in ranks], -1)
+    torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13)
+
+
+def test_ranks_of_other_kept_ids_are_refused():
+    logits, targets, blocks = torch.randn(2, 8), torch.tensor([1, 6]), []
+    for rank, other in enumerate((2, 3)):
+        support = tether.support(targets, torch.tensor([[other], [4]]))
+
+        def gather(ours):
+            blocks.append(ours.clone())
+            if len(blocks) == 1:
+                raise Left
+            return torch.stack(blocks)
+
+        shard = tether.VocabularyShard(4 * rank, 8, gather)
+        with pytest.raises(ValueError if rank else Left) as caught:
+            tether.token_logps(logits[:, :4], targets, shard=shard, support=support)
+    assert str(caught.value) == (
+        "token_logps: shards must all have the same targets, ignore_index and support, got those "
+        "of rank 0 and others of rank 1"
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("bounds", [(0, 900), (0, 300, 900), (0, 1, 899, 900)])
 def test_shards_are_the_whole(dtype, bounds):
@@ -67,8 +109,9 @@ def test_opcheck_and_compile():
     logits, targets = torch.randn(4, 32), torch.tensor([0, 31, -100, 5])
     asked = {"entropies": True}
     ops = torch.ops.tether
-    torch.library.opcheck(ops.shard_statistics, (logits, targets, *words({"ids": 64}, **asked)))
-    shards = ops.shard_statistics(logits, targets, *words({"ids": 32}, **asked))[None]
+    row = (logits, targets, None)
+    torch.library.opcheck(ops.shard_statistics, (*row, *words({"ids": 64}, **asked)))
+    shards = ops.shard_statistics(*row, *words({"ids": 32}, **asked))[None]
     torch.library.opcheck(
         ops.token_logps_of_shards, (shards, targets, logits, *words({"ids": 32}, **asked))
     )
@@ -187,13 +230,13 @@ def gathered(ranks, ids=96):
         ),
         (
             [(0, 48, {}), (48, 48, {"ignore_index": -1})],
-            "must all have the same targets, ignore_index and support, got those of rank 0 and others of "
-            "rank 1",
+            "must all have the same targets, ignore_index and support, got those of rank 0 and "
+            "others of rank 1",
         ),
         (
             [(0, 48, {}), (48, 48, {"targets": (0, 0, 0, 1)})],
-            "must all have the same targets, ignore_index and support, got those of rank 0 and others of "
-            "rank 1",
+            "must all have the same targets, ignore_index and support, got those of rank 0 and "
+            "others of rank 1",
         ),
         (
             [
@@ -201,8 +244,8 @@ def gathered(ranks, ids=96):
                 (32, 32, {"targets": (1, 2, 3, 4)}),
                 (64, 32, {"targets": (2, 1, 3, 4)}),
             ],
-            "must all have the same targets, ignore_index and support, got those of rank 0 and others of "
-            "rank 2",
+            "must all have the same targets, ignore_index and support, got those of rank 0 and "
+            "others of rank 2",
         ),
     ],
 )
