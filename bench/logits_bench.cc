@@ -3,6 +3,7 @@
 //   raw       the library on raw memory
 //   autograd  the library on tensors, forward and backward
 //   eager     log_softmax, gather and entropy in torch's operations
+//   support   over so many kept ids of each row, beside the whole rows of logits_forward, _both ...
 //   gemm      the three matrix products of a linear layer alone, beside the losses fused into them
 
 #include <ATen/ATen.h>
@@ -16,9 +17,11 @@
 
 #include "bench/eager.h"
 #include "bench/stream.h"
+#include "libtorch/logits_rows.h"
 #include "libtorch/tether.h"
 #include "logits/pair_kl.h"
 #include "logits/rows.h"
+#include "logits/support.h"
 
 namespace tether::bench {
 namespace {
@@ -130,9 +133,63 @@ void kl(benchmark::State& state, const Shape& shape) {
   count(state, in.logits, 2);
 }
 
-// ---- tensors ------------------------------------------------------------------------------------
+// ---- kept ids -----------------------------------------------------------------------------------
+
+// `size` ids of each row, its target among them.
+Support kept_ids(const Shape& shape, int64_t size) {
+  const at::Tensor targets = tensors(shape).targets;
+  const int64_t step = shape.vocabulary / size;
+  const at::Tensor ids = (targets.unsqueeze(-1) + step * at::arange(size)) % shape.vocabulary;
+  return support(targets, ids);
+}
+
+void support_forward(benchmark::State& state, const Shape& shape, int64_t size) {
+  const Tensors& in = tensors(shape);
+  const Support kept = kept_ids(shape, size);
+  std::vector<RowStatistics> rows(size_t(shape.rows));
+  for (auto _ : state) {
+    support_statistics(view(in.logits), in.targets.const_data_ptr<int64_t>(),
+                       detail::kept_ids(kept.ids), {}, rows.data());
+    benchmark::ClobberMemory();
+  }
+  count(state, in.logits, 1);
+}
+
+void support_backward(benchmark::State& state, const Shape& shape, int64_t size) {
+  const Tensors& in = tensors(shape);
+  const Support kept = kept_ids(shape, size);
+  const KeptIds ids = detail::kept_ids(kept.ids);
+  const int64_t* targets = in.targets.const_data_ptr<int64_t>();
+  std::vector<RowStatistics> rows(size_t(shape.rows));
+  support_statistics(view(in.logits), targets, ids, {}, rows.data());
+  const double* upstream = in.advantages.const_data_ptr<double>();
+  for (auto _ : state) {
+    support_gradients(view(in.logits), targets, ids, {}, rows.data(), upstream, upstream,
+                      writable(in.gradient));
+    benchmark::ClobberMemory();
+  }
+  count(state, in.logits, 2);
+}
 
 enum class Way { autograd, in_place, eager };
+
+void support_both(benchmark::State& state, const Shape& shape, int64_t size, Way way) {
+  const Tensors& in = tensors(shape);
+  const Support kept = kept_ids(shape, size);
+  const at::Tensor leaf = in.logits.detach().requires_grad_();
+  const at::Tensor weights = in.advantages.to(at::kFloat);
+  for (auto _ : state) {
+    TokenLogpsOptions options{.entropies = true};
+    if (way == Way::in_place) options.gradient_buffer = in.gradient;
+    const TokenLogps out = way == Way::eager ? by_log_softmax(kept.gather(leaf), kept.position)
+                                             : token_logps(leaf, in.targets, options, kept);
+    const at::Tensor loss = ((out.logps + 0.1 * out.entropies) * weights).sum();
+    benchmark::DoNotOptimize(torch::autograd::grad({loss}, {leaf})[0].data_ptr());
+  }
+  count(state, in.logits, 3);
+}
+
+// ---- tensors ------------------------------------------------------------------------------------
 
 void both_passes(benchmark::State& state, const Shape& shape, Way way) {
   const Tensors& in = tensors(shape);
@@ -270,6 +327,14 @@ void register_logits() {
     add("raw/logits_backward_in_place", backward, true);
     add("raw/logits_row_loss", row_loss);
     add("raw/logits_kl", kl);
+    for (const int64_t ids : {20, 512}) {
+      const std::string kept = std::to_string(ids);
+      add("raw/support_forward_" + kept, support_forward, ids);
+      add("raw/support_backward_" + kept, support_backward, ids);
+      add("eager/support_both_" + kept, support_both, ids, Way::eager);
+      add("autograd/support_both_" + kept, support_both, ids, Way::autograd);
+      add("autograd/support_both_own_buffer_" + kept, support_both, ids, Way::in_place);
+    }
     add("autograd/logits_both", both_passes, Way::autograd);
     add("autograd/logits_both_own_buffer", both_passes, Way::in_place);
   }

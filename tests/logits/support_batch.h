@@ -102,4 +102,37 @@ inline Executor backwards_on_threads() {
   }};
 }
 
+// ---- the kernel on a batch
+// -----------------------------------------------------------------------
+
+inline Result run_on(const Batch& batch, const KeptIds& kept, const ConstLogits& in,
+                     Memory& gradient, const MutableLogits& out, const Executor& executor = {}) {
+  std::vector<RowStatistics> statistics(batch.targets.size());
+  const int64_t* targets = batch.targets.data();
+  support_statistics(in, targets, kept, batch.options, statistics.data(), nullptr, executor);
+  Result result;
+  for (const RowStatistics& row : statistics) {
+    result.logps.push_back(logp(row, batch.options));
+    result.entropies.push_back(entropy(row));
+  }
+  support_gradients(in, targets, kept, batch.options, statistics.data(), Batch::data(batch.dlogps),
+                    Batch::data(batch.dentropies), out, executor);
+  result.dlogits = gradient.values(batch.rows() * batch.vocabulary);
+  return result;
+}
+
+inline Result run(const Batch& batch, const KeptIds& kept, const Executor& executor = {}) {
+  Memory memory(batch.dtype, batch.logits);
+  Memory gradient(batch.dtype, Doubles(batch.logits.size(), kNan));
+  const MutableLogits out = {gradient.words.data(), batch.dtype, batch.rows(), batch.vocabulary,
+                             batch.vocabulary};
+  return run_on(batch, kept, batch.view(memory), gradient, out, executor);
+}
+
+inline Result run(const Batch& batch, const Sets& sets, const Executor& executor = {}) {
+  Kept kept;
+  pad(sets, kept);
+  return run(batch, kept.view, executor);
+}
+
 }  // namespace tether::rows_test

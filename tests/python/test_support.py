@@ -5,63 +5,17 @@ import math
 import pytest
 import tether
 import torch
-
-V, H, K = 40, 6, 5
-
-
-def kept_sets(seed=0):
-    """Targets [3, 4] and ids [3, 4, K]: one target ignored, one token without a set, sets of one
-    to K ids, some without the target."""
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.randint(V, (3, 4), generator=generator)
-    order = torch.rand(3, 4, V, generator=generator).argsort(-1)
-    ids = order[..., :K].clone()
-    ids[0, :, 0] = targets[0]
-    ids[0] = torch.where(
-        (ids[0] == targets[0][:, None]).cumsum(-1) > 1, order[0, :, K : 2 * K], ids[0]
-    )
-    ids[1, :, 2:] = -1
-    ids[2, 0] = -1
-    ids[2, 1, 1:] = -1
-    targets[0, 1] = -100
-    return targets, ids
-
-
-def absent_columns(targets, ids):
-    """[3, 4, V]: what is outside of the set of a token, to which its target belongs."""
-    out = torch.ones(*targets.shape, V, dtype=torch.bool)
-    for place in torch.cartesian_prod(torch.arange(3), torch.arange(4)).tolist():
-        kept = [each for each in ids[tuple(place)].tolist() if each >= 0]
-        if kept and targets[tuple(place)] >= 0:
-            kept.append(int(targets[tuple(place)]))
-        out[(*place, kept or slice(None))] = False
-    return out
-
-
-def normal(*shape, seed, dtype=torch.float64):
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(*shape, generator=generator, device="cpu").to(dtype)
-
-
-def upstream():
-    return normal(3, 4, seed=8), normal(3, 4, seed=9)
-
-
-def gradients(out, leaves):
-    weights = upstream()
-    total = (weights[0] * out.logps).sum() + (weights[1] * out.entropies).sum()
-    return torch.autograd.grad(total, leaves)
-
-
-OPTIONS = {"temperature": 0.7, "softcap": 6.0, "entropies": True}
-
-
-def by_columns_that_are_not_there(logits, targets, ids):
-    """The whole rows with -inf outside of the set: what a support is to equal."""
-    absent = absent_columns(targets, ids)
-    return tether.reference.token_logps(
-        logits.masked_fill(absent, -math.inf), targets, temperature=0.7, softcap=6.0
-    )
+from kept_sets import (
+    OPTIONS,
+    H,
+    K,
+    V,
+    absent_columns,
+    by_columns_that_are_not_there,
+    gradients,
+    kept_sets,
+    normal,
+)
 
 
 @pytest.mark.parametrize("kernel", [True, False])
@@ -79,47 +33,6 @@ def test_logits_equal_those_with_the_other_columns_away(kernel, monkeypatch):
     (actual,) = gradients(out, [logits])
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-14)
     assert (actual[absent_columns(targets, ids)] == 0).all()
-
-
-@pytest.mark.parametrize("kernel", [True, False])
-@pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("by_rows", [True, False])
-@pytest.mark.parametrize("chunk_bytes", [1, 2 * K * H * 8, 1 << 20])
-def test_hidden_states_equal_their_logits(kernel, with_bias, by_rows, chunk_bytes, monkeypatch):
-    monkeypatch.setattr("tether._support._FASTER", 1 if by_rows else V)
-    if not kernel:
-        monkeypatch.setattr("tether.logits.has_kernel", lambda tensor, *others: False)
-        monkeypatch.setattr("tether.linear.has_kernel", lambda tensor, *others: False)
-    targets, ids = kept_sets()
-    hidden, weight = normal(3, 4, H, seed=2), normal(V, H, seed=3)
-    leaves = [each.requires_grad_() for each in (hidden, weight, normal(V, seed=4))]
-    leaves = leaves[: 3 if with_bias else 2]
-    support = tether.support(targets, ids)
-    out = tether.linear_token_logps(
-        *leaves[:2], targets, *leaves[2:], support=support, chunk_bytes=chunk_bytes, **OPTIONS
-    )
-    logits = torch.nn.functional.linear(*leaves)
-    logps, entropies = by_columns_that_are_not_there(logits, targets, ids)
-    torch.testing.assert_close(out.logps, logps, rtol=0, atol=1e-13)
-    torch.testing.assert_close(out.entropies, entropies, rtol=0, atol=1e-13)
-    expected = gradients(tether.TokenLogps(logps, entropies), leaves)
-    for a, b in zip(gradients(out, leaves), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("by_rows", [True, False])
-def test_gradient_is_the_derivative_of_the_value(by_rows, monkeypatch):
-    monkeypatch.setattr("tether._support._FASTER", 1 if by_rows else V)
-    targets, ids = kept_sets()
-    support = tether.support(targets, ids)
-    leaves = normal(3, 4, H, seed=2).requires_grad_(), normal(V, H, seed=3).requires_grad_()
-
-    def both(hidden, weight):
-        return tether.linear_token_logps(hidden, weight, targets, support=support, entropies=True)[
-            :2
-        ]
-
-    assert torch.autograd.gradcheck(both, leaves)
 
 
 def test_ids_one_token_after_the_other_are_the_same_sets():
@@ -190,22 +103,6 @@ def test_all_ids_are_the_whole_vocabulary():
             torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
 
 
-def test_the_default_device_changes_nothing():
-    targets, ids = kept_sets()
-    hidden, weight = normal(3, 4, H, seed=2).requires_grad_(), normal(V, H, seed=3).requires_grad_()
-
-    def results():
-        support = tether.support(targets, ids)
-        out = tether.linear_token_logps(hidden, weight, targets, support=support, entropies=True)
-        return *out[:2], *gradients(out, [hidden, weight])
-
-    expected = results()
-    with torch.device("meta"):
-        actual = results()
-    for a, b in zip(actual, expected, strict=True):
-        assert torch.equal(a, b)
-
-
 def test_of_packed_and_empty_batches():
     targets, ids = kept_sets()
     flat = tether.support(targets.reshape(-1), ids.reshape(-1, K))
@@ -220,53 +117,6 @@ def test_of_packed_and_empty_batches():
     out = tether.linear_token_logps(hidden, torch.zeros(V, H), nothing, support=support)
     (gradient,) = torch.autograd.grad(out.logps.sum(), [hidden])
     assert gradient.shape == (0, H)
-
-
-@pytest.mark.parametrize("by_rows", [True, False])
-def test_half_weights_add_up_in_float32(by_rows, monkeypatch):
-    monkeypatch.setattr("tether._support._FASTER", 1 if by_rows else V)
-    generator = torch.Generator().manual_seed(0)
-    hidden, weight = normal(512, 16, seed=2).bfloat16(), normal(V, 16, seed=3).bfloat16()
-    targets = torch.randint(V, (512,), generator=generator)
-    ids = torch.rand(512, V, generator=generator).argsort(-1)[:, :8]
-    support = tether.support(targets, ids)
-    leaves = [each.double().requires_grad_() for each in (hidden, weight)]
-    out = tether.linear_token_logps(*leaves, targets, support=support)
-    (expected,) = torch.autograd.grad(out.logps.sum(), [leaves[1]])
-    leaf = weight.requires_grad_()
-    out = tether.linear_token_logps(hidden, leaf, targets, support=support)
-    (actual,) = torch.autograd.grad(out.logps.sum(), [leaf])
-    assert out.logps.dtype == torch.float32 and actual.dtype == torch.bfloat16
-    assert (actual.double() - expected).norm() / expected.norm() < 2**-7
-
-
-@pytest.mark.parametrize("level", ["token", "sequence_mean"])
-def test_linear_policy_loss_is_the_loss_of_these_log_probabilities(level):
-    targets, ids = kept_sets()
-    support = tether.support(targets, ids)
-    hidden, weight = normal(3, 4, H, seed=2).requires_grad_(), normal(V, H, seed=3).requires_grad_()
-    mask = torch.tensor([[1, 0, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]]).bool()
-    batch = {"advantages": torch.tensor([1.0, -1.0, 0.5]), "response_mask": mask}
-    batch["old_logps"] = -normal(3, 4, seed=5).abs()
-    settings = {"objective": "ppo", "level": level, "entropy_coef": 0.1}
-    out = tether.linear_policy_loss(hidden, weight, targets, support=support, **batch, **settings)
-    made = tether.linear_token_logps(hidden, weight, targets, support=support, entropies=True)
-    loss = tether.policy_loss(made.logps, entropies=made.entropies, **batch, **settings).loss
-    torch.testing.assert_close(out.loss, loss, rtol=1e-14, atol=0)
-    assert torch.equal(out.logps, made.logps.detach().masked_fill(~mask, 0))
-    expected = torch.autograd.grad(loss, [hidden, weight])
-    for a, b in zip(torch.autograd.grad(out.loss, [hidden, weight]), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
-
-
-def test_of_a_part_of_the_batch():
-    targets, ids = kept_sets()
-    support = tether.support(targets, ids)
-    part = tether.Support(*(each[:, 1:3] for each in support))
-    hidden, weight = normal(3, 4, H, seed=2), normal(V, H, seed=3)
-    whole = tether.linear_token_logps(hidden, weight, targets, support=support)
-    out = tether.linear_token_logps(hidden[:, 1:3], weight, targets[:, 1:3], support=part)
-    torch.testing.assert_close(out.logps, whole.logps[:, 1:3], rtol=0, atol=1e-14)
 
 
 def test_ids_of_ignored_targets_may_be_anything():
@@ -352,43 +202,6 @@ def test_ids_that_are_there_twice_count_once():
     once = tether.support(targets, ids)
     for a, b in zip(tether.support(targets, ids.repeat(1, 1, 3)), once, strict=True):
         assert torch.equal(a, b)
-
-
-def test_rows_of_a_fixed_size_do_not_depend_on_the_batch():
-    targets, ids = kept_sets()
-    support = tether.support(targets, ids)
-    hidden, weight = normal(3, 4, H, seed=2), normal(V, H, seed=3)
-    fixed = {"rows_per_chunk": 4}
-    both = tether.linear_token_logps(hidden, weight, targets, support=support, **fixed).logps
-    part = tether.Support(*(each[1:2] for each in support))
-    alone = tether.linear_token_logps(hidden[1:2], weight, targets[1:2], support=part, **fixed)
-    assert torch.equal(alone.logps, both[1:2])
-    free = tether.linear_token_logps(hidden, weight, targets, support=support).logps
-    torch.testing.assert_close(both, free, rtol=0, atol=1e-13)
-
-
-def test_tangents_are_refused():
-    targets, ids = kept_sets()
-    support = tether.support(targets, ids)
-    with torch.autograd.forward_ad.dual_level():
-        hidden = torch.autograd.forward_ad.make_dual(
-            normal(3, 4, H, seed=2), normal(3, 4, H, seed=5)
-        )
-        with pytest.raises(NotImplementedError, match="linear_token_logps: hidden must have no"):
-            tether.linear_token_logps(hidden, normal(V, H, seed=3), targets, support=support)
-
-
-@pytest.mark.parametrize("by_rows", [True, False])
-def test_second_derivatives_are_refused(by_rows, monkeypatch):
-    monkeypatch.setattr("tether._support._FASTER", 1 if by_rows else V)
-    sentence = "backward must run once" if by_rows else "the gradient must not be differentiated"
-    targets, ids = kept_sets()
-    support = tether.support(targets, ids)
-    hidden, weight = normal(3, 4, H, seed=2).requires_grad_(), normal(V, H, seed=3)
-    logps = tether.linear_token_logps(hidden, weight, targets, support=support).logps
-    (first,) = torch.autograd.grad(logps.square().sum(), hidden, create_graph=True)
-    with pytest.raises(NotImplementedError, match=f"linear_token_logps: {sentence}"):
-        first.square().sum().backward()
 
 
 ONE = torch.tensor([0])
