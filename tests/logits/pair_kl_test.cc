@@ -286,6 +286,19 @@ TEST(LogitsKl, NearlyEqualRowsKeepTheDigitsOfTheirDivergence) {
   }
 }
 
+// The two directions differ by 1%: one column of ten is more likely in p.
+TEST(LogitsKl, NearlyEqualRowsKnowTheDirection) {
+  Pairs in = random_pairs(DType::float32, 2, 3000, 1, 0);
+  for (size_t v = 0; v < in.p.size(); v += 10) in.p[v] += 0.06;
+  const PairResult got = run(in), want = definition(in);
+  for (size_t row = 0; row < 2; ++row) {
+    EXPECT_LT(want.kl[row], 9e-4);
+    EXPECT_NEAR(got.kl[row] / want.kl[row], 1, 1e-4);
+    EXPECT_NEAR(got.reverse_kl[row] / want.reverse_kl[row], 1, 1e-4);
+    EXPECT_GT(std::abs(want.kl[row] / want.reverse_kl[row] - 1), 0.005);
+  }
+}
+
 TEST(LogitsKl, MinusInfinityInBothIsADeletedColumn) {
   for (DType dtype : kAllTypes) {
     const Pairs without = random_pairs(dtype, 1, 3000, 2, 1);
