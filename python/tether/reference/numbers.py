@@ -79,8 +79,8 @@ def bounded(x: Tensor) -> Tensor:
 def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Sums in float64 in the dtype of results: what is too large for it counts as its largest."""
     largest = torch.finfo(dtype).max
-    beyond = torch.where(x.isfinite(), x.clamp(-largest, largest) - x, 0.0).detach()
-    return (x + beyond).to(dtype)
+    within = x.detach().clamp(-largest, largest) + (x - x.detach())
+    return torch.where(x.isfinite(), within, x).to(dtype)
 
 
 def with_slope(value: Tensor, slope: Tensor | Number, x: Tensor) -> Tensor:
