@@ -267,7 +267,8 @@ def test_are_listed():
 
 
 WRONG = {
-    f'weights must be of {", ".join(tether.weights())}, got "tis"': {"tis": {}},
+    f'weights must be of {", ".join(tether.weights())}, got "tis". Did you mean '
+    "truncated_importance?": {"tis": {}},
     "weights of tv_mask must be a dict of its options, got float": {"tv_mask": 0.2},
     "truncated_importance.high must be greater than 0, got 0": {
         "truncated_importance": {"high": 0}
