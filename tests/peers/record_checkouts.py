@@ -15,7 +15,7 @@ import types
 import parts
 import recording
 import torch
-from recording import by_token, policy_batch, with_gradient
+from recording import by_token, named, policy_batch, with_gradient
 
 FOLDER = pathlib.Path(sys.argv[1])
 Namespace = types.SimpleNamespace
@@ -121,10 +121,7 @@ def slime(batch, settings):
 
 def slime_case(seed, changes):
     settings = SLIME_DEFAULTS | changes
-    words = [f"{key} {value}" for key, value in changes.items()]
-    return case_of(
-        seed, ", ".join(words) or "defaults", settings, lambda live: slime(live, settings)
-    )
+    return case_of(seed, named(changes), settings, lambda live: slime(live, settings))
 
 
 # ---- ROLL ----------------------------------------------------------------------------------------
@@ -295,7 +292,7 @@ def nemo(batch, options):
 
 def nemo_case(seed, options):
     settings = {"options": NEMO.ClippedPGLossConfig(**options).model_dump(), "step": NEMO_STEP}
-    name = ", ".join(f"{key} {value}" for key, value in options.items()) or "defaults"
+    name = named(options)
     return case_of(seed, name, settings, lambda live: nemo(live, options))
 
 
@@ -375,7 +372,7 @@ def open_instruct(batch, settings):
 
 def open_case(seed, changes):
     settings = OPEN_DEFAULTS | changes
-    name = ", ".join(f"{key} {value}" for key, value in changes.items()) or "defaults"
+    name = named(changes)
     return case_of(seed, name, settings, lambda live: open_instruct(live, settings))
 
 

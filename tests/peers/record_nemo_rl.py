@@ -12,7 +12,7 @@ import sys
 import parts
 import recording
 import torch
-from recording import normal, policy_batch
+from recording import named, normal, policy_batch
 
 FOLDER = pathlib.Path(sys.argv[1])
 NEMO = parts.load(
@@ -113,10 +113,6 @@ def pair_data(seed):
         "sample_mask": samples,
     }
     return logps, data
-
-
-def named(options):
-    return ", ".join(f"{key} {value}" for key, value in options.items()) or "defaults"
 
 
 def settings_of(loss):

@@ -159,7 +159,7 @@ def loss_case(seed, changes):
     gradients = torch.autograd.grad(loss, leaves["logps"], retain_graph=True)
     of_entropies = torch.autograd.grad(loss, leaves["entropies"], allow_unused=True)
     return {
-        "name": ", ".join(f"{key} {value}" for key, value in changes.items()) or "defaults",
+        "name": recording.named(changes),
         "settings": settings,
         "rows": {name: plain(rows[name]) for name in ("logps", "entropies")},
         "batch": {name: plain(each) for name, each in batch.items()},

@@ -118,8 +118,7 @@ def recorded(seed, changes, shape):
     settings = DEFAULTS | changes
     batch = random_pairs(seed, **shape)
     loss, gradient, metrics = compute(settings, batch)
-    name = ", ".join(f"{key} {value}" for key, value in changes.items()) or "defaults"
-    case = {"name": name, "settings": settings} | batch
+    case = {"name": recording.named(changes), "settings": settings} | batch
     rewards = {key: value for key, value in metrics.items() if key.startswith("rewards/")}
     return case | {"loss": loss, "dlogps": gradient, "metrics": rewards}
 

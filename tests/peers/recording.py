@@ -61,6 +61,11 @@ def with_gradient(batch, name, evaluate):
     return {"loss": loss.detach(), f"d{name}": gradient}
 
 
+def named(settings):
+    """A case by what is not a default."""
+    return ", ".join(f"{key} {value}" for key, value in settings.items()) or "defaults"
+
+
 def plain(value):
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
