@@ -168,10 +168,12 @@ void check_support(const std::optional<Tensor>& support) {
   require(!support, [] { return "token_logps: support must be None on a CUDA device, got one"; });
 }
 
-std::tuple<Tensor, Tensor, Tensor> token_logps_forward(
-    const Tensor& logits, const Tensor& targets, const std::optional<Tensor>& support,
-    const Names& option_names, const Tensor& option_values, const Names& choice_names,
-    const Names& choice_values) {
+std::tuple<Tensor, Tensor, Tensor> token_logps_forward(const Tensor& logits, const Tensor& targets,
+                                                       const std::optional<Tensor>& support,
+                                                       const Names& option_names,
+                                                       const Tensor& option_values,
+                                                       const Names& choice_names,
+                                                       const Names& choice_values) {
   return with_public_errors([&] {
     check_support(support);
     const RowOptions options =
