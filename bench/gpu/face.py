@@ -74,6 +74,13 @@ def rows_and_gradients(tether, logits, targets, buffer=False):
     return out.logps, out.entropies, leaf.grad
 
 
+def linear_and_gradients(tether, batch):
+    leaves = {name: batch[name].detach().requires_grad_() for name in ("hidden", "weight")}
+    out = tether.linear_policy_loss(**batch | leaves, beta=0.1, chunk_bytes=1 << 20)
+    (out.loss * 2).backward()
+    return out.loss, out.logps, *(each.grad for each in leaves.values())
+
+
 def gap(found, wanted):
     """The largest difference, of each result to its size."""
     gaps = []
@@ -118,6 +125,22 @@ def check_rows(tether, without_kernels, device):
         in_buffer = gap(rows_and_gradients(tether, logits, targets, buffer=True), results[0])
         found.append({"dtype": str(dtype), "error": error, "buffer": in_buffer,
                       "passed": error < bound and in_buffer == 0})  # fmt: skip
+    return found
+
+
+def check_linear(tether, without_kernels, device):
+    found = []
+    for dtype, bound in BOUNDS.items():
+        losses = batch_of(torch.float32, device)
+        batch = {name: losses[name] for name in ("advantages", "response_mask", "ref_logps")}
+        batch |= {
+            "hidden": torch.randn(64, 500, 128, device=device).to(dtype),
+            "weight": (0.1 * torch.randn(3000, 128, device=device)).to(dtype),
+            "targets": torch.randint(3000, (64, 500), device=device),
+        }
+        results = both(without_kernels, lambda b=batch: linear_and_gradients(tether, b))
+        error = gap(*results)
+        found.append({"dtype": str(dtype), "error": error, "passed": error < 4 * bound})
     return found
 
 
@@ -170,9 +193,12 @@ def main():
             "kernels": sorted(tether._cuda.KERNELS),
             "losses": check_losses(*arguments),
             "rows": check_rows(*arguments) if chosen.device == "cuda" else [],
+            "linear": check_linear(*arguments),
             "times": measure(*arguments),
         }
-    failed = [each for part in ("losses", "rows") for each in report[part] if not each["passed"]]
+    failed = [
+        each for part in ("losses", "rows", "linear") for each in report[part] if not each["passed"]
+    ]
     if chosen.json:
         chosen.json.write_text(json.dumps(report | {"failed": failed}, indent=1))
     print(json.dumps({"failed": failed, "times": report["times"]}, indent=1))

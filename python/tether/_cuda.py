@@ -15,6 +15,7 @@ from tether._ops import is_tracked
 _OPERATORS = (
     "policy_loss",
     "policy_loss_by_counts",
+    "policy_gradient_of_logits",
     "local_counts",
     "token_logps_forward",
     "token_logps_backward",
@@ -58,7 +59,7 @@ def has_kernel(operator: str, tensors: Iterable[Tensor | None]) -> bool:
 
 # ---- policy losses ------------------------------------------------------------------------------
 
-_COUNTS = ("normalizer.policy", "normalizer.kl", "normalizer.sequences")
+COUNTS = ("normalizer.policy", "normalizer.kl", "normalizer.sequences")
 
 
 def function_by_counts() -> Function:
@@ -77,26 +78,26 @@ def policy_call(call: Call) -> Call | None:
     of_turns = any(each.startswith("turn_") for each in choices.values())
     if call.own or of_turns or choices.get("kl_correction") == "level_ratio":
         return None
-    if not set(on_device) <= set(_COUNTS) or not has_kernel(
+    if not set(on_device) <= set(COUNTS) or not has_kernel(
         call.function.name, call.tensors.values()
     ):
         return None
-    return _by_counts(call) if on_device and call.function.gradient else call
+    return by_counts(call) if on_device and call.function.gradient else call
 
 
 def _is_on_device(number: object) -> bool:
     return isinstance(number, Tensor) and number.device.type != "cpu"
 
 
-def _by_counts(call: Call) -> Call:
+def by_counts(call: Call) -> Call:
     """The denominators as one tensor on the device. One that is not given is not looked at, but for
     that of the penalty, which is the policy's then."""
     numbers = call.settings.numbers
-    policy, kl, sequences = (numbers.get(name) for name in _COUNTS)
+    policy, kl, sequences = (numbers.get(name) for name in COUNTS)
     given = [policy, policy if kl is None else kl, sequences]
     device = call.tensors["logps"].device
     counts = torch.stack([_on_device(0.0 if each is None else each, device) for each in given])
-    rest = {name: each for name, each in numbers.items() if name not in _COUNTS}
+    rest = {name: each for name, each in numbers.items() if name not in COUNTS}
     settings = call.settings._replace(numbers=rest)
     return call._replace(function=_BY_COUNTS, settings=settings, more=(counts,))
 

@@ -203,7 +203,7 @@ def _logits_of_chunks(hidden, weight, bias, active, chunk, kept=None):
         yield places, buffer[: end - begin]
 
 
-class _Gradients:
+class Gradients:
     """Sums over chunks of what the gradients of logits give hidden, weight and bias."""
 
     def __init__(self, hidden, weight, wanted):
@@ -219,9 +219,15 @@ class _Gradients:
         if self.wanted[1] and self.dweight is not None and self.wide == self.weight.dtype:
             self.dweight.addmm_(dlogits.t(), hidden[places])
         elif self.wanted[1]:
-            self.dweight = self._sum(self.dweight, dlogits.t() @ hidden[places])
+            self.dweight = self._sum(self.dweight, self._product(dlogits.t(), hidden[places]))
         if self.wanted[2]:
             self.dbias = self._sum(self.dbias, dlogits.sum(0, dtype=self.wide))
+
+    def _product(self, a, b):
+        """Of one chunk, where torch can, before anything is rounded to half."""
+        if a.is_cuda and a.dtype != self.wide:
+            return torch.mm(a, b, out_dtype=self.wide)
+        return a @ b
 
     def _sum(self, sum_so_far, part):
         if sum_so_far is None:
@@ -266,7 +272,7 @@ def gradient_of_chunks(
             active |= each != 0
     active &= known
     flat = hidden.reshape(-1, hidden.shape[-1])
-    gradients = _Gradients(flat, weight, wanted)
+    gradients = Gradients(flat, weight, wanted)
     for places, logits in _logits_of_chunks(flat, weight, bias, active, chunk, kept):
         ops.token_logps_backward(
             logits,
@@ -302,7 +308,7 @@ def loss_of_chunks(
     flat, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     active = (mask != 0).reshape(-1)
     places = active.nonzero()[:, 0]
-    gradients = _Gradients(flat, weight, wanted)
+    gradients = Gradients(flat, weight, wanted)
     result = result_dtype(hidden)
     logps = hidden.new_zeros(targets.shape, dtype=result)
     entropies = torch.zeros_like(logps) if with_entropies else None

@@ -108,7 +108,7 @@ def _weight_settings(function: str, weights: Weights | None, own: Mapping[str, s
     return out
 
 
-def _weights_of(choices: Mapping[str, str]) -> dict[str, str]:
+def weights_of(choices: Mapping[str, str]) -> dict[str, str]:
     """The weights of a call with their levels, those of the objective and the caller's."""
     own = FAMILIES["policy"][choices["objective"]].weights
     return own | {name: level for name, level in choices.items() if name in KNOWN_WEIGHTS}
@@ -116,12 +116,12 @@ def _weights_of(choices: Mapping[str, str]) -> dict[str, str]:
 
 def takes_tokens_out(choices: Mapping[str, str]) -> bool:
     """Whether a weight of the call leaves."""
-    return any(KNOWN_WEIGHTS[name].leaves for name in _weights_of(choices))
+    return any(KNOWN_WEIGHTS[name].leaves for name in weights_of(choices))
 
 
 def levels_of(choices: Mapping[str, str]) -> set[str]:
     """At which the objective of a call takes its ratio and its weights."""
-    of_weights = _weights_of(choices)
+    of_weights = weights_of(choices)
     leaving = {name for name in of_weights if KNOWN_WEIGHTS[name].leaves}
     needed = {
         level

@@ -16,6 +16,7 @@ from tether._checks import (
     savable,
     shape_text,
 )
+from tether._cuda_linear import loss_call, loss_of_tokens
 from tether._functions import Call
 from tether._linear_inputs import Linear, checked_linear, row_settings, stand_in
 from tether._linear_ops import Chunk, LinearPolicyLoss, LinearTokenLogps, chunk_of
@@ -286,8 +287,12 @@ def linear_policy_loss(
     rows.settings.choices["entropies"] = "true" if entropies or bonus else "false"
     walk = _walk_of(function, linear, chunk_bytes, rows_per_chunk, shard)
     of_tokens = levels_of(call.settings.choices) == {"token"} and not call.own
-    if of_tokens and has_kernel(*linear) and support is None and shard is None:
+    one_walk = of_tokens and support is None and shard is None
+    if one_walk and has_kernel(*linear):
         return _loss_of_tokens(linear, active, call, rows.settings, walk.chunk)
+    on_cuda = loss_call(call, linear, walk.chunk) if one_walk else None
+    if on_cuda is not None:
+        return _loss_on_cuda(linear, active, on_cuda, rows.settings, walk.chunk)
     made = _logps_of(function, linear, active, rows.settings, walk, support)
     settings = {"objective": objective, "normalizer": normalizer, "weights": weights}
     return _loss_of_logps(function, made, bonus, batch, settings | options)
@@ -339,6 +344,16 @@ def _loss_of_tokens(
         )
     loss, logps, found, sums, maxima = out
     return LinearPolicyOutput(loss, PolicyMetrics(sums, maxima), logps, found)
+
+
+def _loss_on_cuda(
+    linear: Linear, targets: Tensor, call: Call, rows: Settings, chunk: Chunk
+) -> LinearPolicyOutput:
+    """The same by torch's products and the kernel of a chunk."""
+    check_no_tangents("linear_policy_loss", **linear._asdict())
+    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in linear]
+    loss, logps, found, *metrics = loss_of_tokens(linear, targets, call, rows, chunk, wanted)
+    return LinearPolicyOutput(loss, PolicyMetrics(*metrics), logps, found)
 
 
 def linear_preference_loss(

@@ -15,7 +15,7 @@ inline bool is_of_own_logits(const PolicyObjective& objective) {
 }
 
 // batch.logps and entropies are where the log-probabilities and entropies go. launch.tokens runs
-// token_of_logits_program for every token.
+// token_of_logits_program for every row of the logits. Without totals that is all.
 template <class Launch>
 void run_logits_policy_loss(const PolicyArrays& batch, const PolicyObjective& objective,
                             const double* counts, double factor, FlatTotals* totals,
@@ -36,6 +36,7 @@ void run_logits_policy_loss(const PolicyArrays& batch, const PolicyObjective& ob
         .data = lengths, .dtype = DType::float64, .row_stride = 1, .per_row = true};
   }
   launch.tokens(CataloguedSurrogate(objective.surrogate), of_tokens);
+  if (totals == nullptr) return;
   launch.rows(objective.surrogate, in, workspace.rows);
   launch.add_rows(workspace.rows, in, totals);
 }

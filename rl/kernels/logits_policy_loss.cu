@@ -84,13 +84,14 @@ void check_objective_of_logits(const PolicyArrays& batch, const PolicyObjective&
 
 void check_tokens(const ConstLogits& logits, const int64_t* targets, const PolicyArrays& batch,
                   const PolicyObjective& objective, const TokensOfLogits& found,
-                  const MutableLogits& dlogits) {
+                  const MutableLogits& dlogits, bool all) {
   const std::string function = kFunction;
   const int64_t tokens = PolicyWorkspace::tokens(batch.layout);
   require(!batch.logps && !batch.entropies, [&] {
     return function + ": logps and entropies must be none where there are logits, got an array";
   });
-  require(logits.rows == tokens, [&] {
+  const bool inside = found.first >= 0 && found.first <= tokens - logits.rows;
+  require(inside && (!all || logits.rows == tokens), [&] {
     return function + ": logits must have a row for each of " + text(tokens) + " tokens, got " +
            text(logits.rows);
   });
@@ -113,7 +114,7 @@ void policy_loss_of_logits(const ConstLogits& logits, const int64_t* targets,
                            PolicyTotals* totals, void* workspace, Stream stream) {
   check_rows(kFunction, logits, options);
   check_objective_of_logits(batch, objective);
-  check_tokens(logits, targets, batch, objective, found, dlogits);
+  check_tokens(logits, targets, batch, objective, found, dlogits, totals != nullptr);
   PolicyArrays of_tokens = batch;
   of_tokens.logps = tokens_of<ConstArray, const void>(batch.layout, found.logps);
   if (found.entropies != nullptr) {
@@ -122,7 +123,6 @@ void policy_loss_of_logits(const ConstLogits& logits, const int64_t* targets,
   check_supported(kFunction, of_tokens, objective);
   check_needs(kFunction, presence_of(of_tokens), objective);
   require_memory(kFunction, "workspace", workspace);
-  require_memory(kFunction, "totals", totals);
   const LogitsLaunch launch{{kFunction, batch.layout.rows, static_cast<cudaStream_t>(stream)},
                             logits,
                             targets,

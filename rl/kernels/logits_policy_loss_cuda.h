@@ -22,14 +22,17 @@ namespace tether::cuda {
 // What is found of the tokens, [N] each, 0 where the mask is 0.
 struct TokensOfLogits {
   float* logps;
-  float* entropies;  // null: not wanted, for objectives without a bonus for them
+  float* entropies;   // null: not wanted, for objectives without a bonus for them
+  int64_t first = 0;  // the token of the first row of the logits
 };
 
-// The rows of the logits are the tokens of the batch in their order, padding too; those of weight 0
-// are not read and get gradient 0. The batch has neither logps nor entropies; old_logps absent:
-// those of the logits, as constants. dlogits as in row_gradients. Throws Error, before anything is
-// launched, for what policy_loss and row_statistics refuse, for levels other than that of the
-// token, and for weights that look at the policy. The workspace is that of policy_loss.
+// The rows of the logits are the tokens of the batch in their order, padding too, or a chunk of
+// them from found.first on, with totals null: the log-probabilities of all chunks are then for
+// policy_loss. Tokens of weight 0 are not read and get gradient 0. The batch has neither logps nor
+// entropies; old_logps absent: those of the logits, as constants. dlogits as in row_gradients.
+// Throws Error, before anything is launched, for what policy_loss and row_statistics refuse, for
+// levels other than that of the token, and for weights that look at the policy. The workspace is
+// that of policy_loss.
 void policy_loss_of_logits(const ConstLogits& logits, const int64_t* targets,
                            const RowOptions& options, const PolicyArrays& batch,
                            const PolicyObjective& objective, const double* counts, double factor,

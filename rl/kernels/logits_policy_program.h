@@ -85,9 +85,10 @@ TETHER_TEAM RowUpstream upstream_of_token(const Formula& formula, const PolicyPa
 template <class Stored, bool kCapped, int kHeld, class Formula, class Team>
 TETHER_TEAM void token_of_logits_program(const Team& team, const Formula& formula,
                                          const PolicyParameters& in,
-                                         const RowParameters<kCapped>& rows, int64_t token,
+                                         const RowParameters<kCapped>& rows, int64_t row,
                                          const TokensOfLogits& found,
                                          const MutableLogits& dlogits) {
+  const int64_t token = found.first + row;
   const auto put_found = [&](float logp, float entropy) {
     typename Team::template Local<NoState> local;
     team.each(local, [&](int thread, NoState&) {
@@ -98,11 +99,11 @@ TETHER_TEAM void token_of_logits_program(const Team& team, const Formula& formul
   };
   const TokenPlace at = place_of(in.layout, token);
   const float w = load_mask(in.layout, in.response_mask, at.row, at.column);
-  if (w == 0 || rows.is_ignored(token)) {
+  if (w == 0 || rows.is_ignored(row)) {
     put_found(0, 0);
-    return clear_row(team, RowMemory<Stored>(rows.logits, dlogits, token));
+    return clear_row(team, RowMemory<Stored>(rows.logits, dlogits, row));
   }
-  held_row_program<Stored, kCapped, kHeld>(team, rows, token, dlogits, [&](const RowState& state) {
+  held_row_program<Stored, kCapped, kHeld>(team, rows, row, dlogits, [&](const RowState& state) {
     const float logp = logp_of(state, rows.multiplier);
     put_found(logp, entropy_of(state));
     return upstream_of_token(formula, in, at, w, logp);

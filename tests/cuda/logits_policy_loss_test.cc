@@ -68,6 +68,10 @@ TEST(CudaLogitsPolicyLoss, RefusesWhatIsMissingOrTooMuch) {
   unread.logits.rows = 7;
   EXPECT_EQ(unread.run(presets::grpo()),
             "policy_loss_of_logits: logits must have a row for each of 8 tokens, got 7");
+  unread.logits.rows = 8;
+  unread.found = {&unread.number, &unread.number, 1};
+  EXPECT_EQ(unread.run(presets::grpo()),
+            "policy_loss_of_logits: logits must have a row for each of 8 tokens, got 8");
   unread.batch.logps = unread.batch.advantages;
   EXPECT_EQ(unread.run(presets::grpo()),
             "policy_loss_of_logits: logps and entropies must be none where there are logits, got "

@@ -4,6 +4,7 @@
 
 #include "logits/row_program.h"
 #include "python/on_device.h"
+#include "rl/kernels/logits_policy_calls.h"
 #include "rl/kernels/policy_checks.h"
 #include "rl/kernels/policy_loss_cuda.h"
 #include "tests/rl/host_launch.h"
@@ -76,6 +77,44 @@ void row_gradients(const ConstLogits& logits, const int64_t* targets, const RowO
                                           dlogps, dentropies, dlogits);
     }
   });
+}
+
+namespace {
+
+struct LogitsLaunch : HostLaunch<OneThread> {
+  const ConstLogits& logits;
+  const int64_t* targets;
+  const RowOptions& options;
+  const TokensOfLogits& found;
+  const MutableLogits& dlogits;
+
+  void tokens(const CataloguedSurrogate& formula, const PolicyParameters& in) const {
+    const auto rows = row_parameters<false>(logits, targets, options);
+    with_types(logits.dtype, [&]<class Stored>(Stored) {
+      for (int64_t row = 0; row < logits.rows; ++row) {
+        token_of_logits_program<Stored, false, kHeldVectors<Stored, false>>(
+            HostCluster<kHeldThreads>{}, formula, in, rows, row, found, dlogits);
+      }
+    });
+  }
+};
+
+}  // namespace
+
+void policy_loss_of_logits(const ConstLogits& logits, const int64_t* targets,
+                           const RowOptions& options, const PolicyArrays& batch,
+                           const PolicyObjective& objective, const double* counts, double factor,
+                           const TokensOfLogits& found, const MutableLogits& dlogits,
+                           PolicyTotals* totals, void* workspace, Stream) {
+  PolicyArrays of_tokens = batch;
+  of_tokens.logps = tokens_of<ConstArray, const void>(batch.layout, found.logps);
+  if (found.entropies != nullptr) {
+    of_tokens.entropies = tokens_of<ConstArray, const void>(batch.layout, found.entropies);
+  }
+  run_logits_policy_loss(
+      of_tokens, objective, counts, factor, reinterpret_cast<FlatTotals*>(totals),
+      PolicyWorkspace(workspace, batch.layout),
+      LogitsLaunch{{batch.layout.rows}, logits, targets, options, found, dlogits});
 }
 
 }  // namespace cuda
