@@ -19,7 +19,7 @@
 
 namespace tether::cuda {
 
-// What is found of the tokens, [N] each, 0 where the mask is 0.
+// What is found of the tokens, [N] each, 0 where the mask is 0 or a weight takes the token out.
 struct TokensOfLogits {
   float* logps;
   float* entropies;   // null: not wanted, for objectives without a bonus for them

@@ -31,6 +31,7 @@ struct Tokens {
   std::vector<int64_t> targets, offsets;  // offsets: none in a padded batch
   std::vector<float> entropy_weights, row_tokens;
   int64_t first = 0, gap = 0, stride = 1;
+  int64_t leaves = -1;  // a token that a weight takes out
   Memory logits;
 
   Tokens(DType dtype, int64_t rows, int64_t columns, int64_t v, int64_t at = 0, int64_t space = 0,
@@ -129,6 +130,10 @@ Found by_cpu(Tokens& in, const PolicyObjective& objective, const Normalizer& nor
       of_entropies(dentropies.begin(), dentropies.end());
   row_gradients(logits, targets.data(), in.options, statistics.data(), upstream.data(),
                 of_entropies.data(), in.view<void>(out.gradient));
+  if (in.leaves >= 0) {
+    const auto leaves = static_cast<size_t>(in.leaves);
+    out.logps[leaves] = out.entropies[leaves] = 0;
+  }
   return out;
 }
 
@@ -319,7 +324,8 @@ TEST(LogitsPolicyProgram, PenaltiesAndWeightsAreThoseOfTheCpuKernels) {
   tokens.batch.kl_weights.assign(15, 1.5f);
   tokens.batch.token_weights.assign(15, 0.75f);
   tokens.batch.mask[7] = 1;
-  tokens.batch.rollout_logps[7] += 3;  // leaves
+  tokens.batch.rollout_logps[7] += 3;
+  tokens.leaves = 7;
   for (const KlReference reference :
        {KlReference::reference, KlReference::old, KlReference::rollout}) {
     PolicyObjective objective = presets::grpo(0.3);
