@@ -208,7 +208,10 @@ def test_every_operator_with_tensors_is_here():
         if any("Tensor" in str(each.type) for each in schema.arguments)
     }
     in_python = {"linear_gradient", "linear_policy_loss", "linear_token_logps"}
-    on_cuda = {"policy_loss_by_counts"}  # where there is its library: test_cuda.py
+    on_cuda = {
+        "policy_loss_by_counts",
+        "policy_gradient_of_logits",
+    }  # with its library: test_cuda.py
     assert with_tensors - on_cuda == set(CALLS) | in_python
 
 
