@@ -278,9 +278,8 @@ const float* upstream_of(std::string_view name, const Maybe& tensor, int64_t row
   return static_cast<const float*>(tensor->const_data_ptr());
 }
 
-void token_logps_backward(const Tensor& logits, const Tensor& targets,
-                          const Maybe& support, const Tensor& statistics,
-                          const Maybe& dlogps, const Maybe& dentropies,
+void token_logps_backward(const Tensor& logits, const Tensor& targets, const Maybe& support,
+                          const Tensor& statistics, const Maybe& dlogps, const Maybe& dentropies,
                           const Names& option_names, const Tensor& option_values,
                           const Names& choice_names, const Names& choice_values, Tensor dlogits) {
   with_public_errors([&] {
