@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "../core/cuda_stream.h"
 #include "logits.h"
 #include "statistics.h"
 
@@ -21,9 +22,6 @@
 // yet (docs/cuda.md).
 
 namespace tether::cuda {
-
-// A cudaStream_t; null: the default one.
-using Stream = void*;
 
 // What the forward pass leaves of a row for its gradient, in the words of RowStatistics.
 struct RowState {

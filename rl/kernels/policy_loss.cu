@@ -2,6 +2,7 @@
 #include <string_view>
 
 #include "core/check.h"
+#include "core/cuda_doors.h"
 #include "core/cuda_launch.h"
 #include "rl/catalogue.h"
 #include "rl/kernels/policy_calls.h"
@@ -68,12 +69,6 @@ bool has_kernel(const TokenWeight& weight) {
 }
 bool has_kernel(const KlForm& form) { return chosen(form) < kKlFormNames.size(); }
 
-void require_kernel(bool holds, std::string_view function, std::string_view what,
-                    std::string_view got) {
-  require(holds,
-          [&] { return named(function, what) + " on a CUDA device, got " + std::string(got); });
-}
-
 void check_weights_supported(const char* function, const PolicyObjective& objective) {
   for (const TokenWeight& weight : objective.weights) {
     require_kernel(has_kernel(weight), function, "weights must be those of the catalogue",
@@ -83,34 +78,11 @@ void check_weights_supported(const char* function, const PolicyObjective& object
   }
 }
 
-// Of an array that is read or written, all that can be said without looking into its memory.
-void check_array(const char* function, std::string_view name, DType dtype, const void* data,
-                 bool narrow, int64_t rows) {
-  const std::string types =
-      narrow ? "float32, bfloat16 or float16" : "float32, float64, bfloat16, float16 or boolean";
-  const bool legal = narrow ? is_floating(dtype) && dtype != DType::float64 : !is_integer(dtype);
-  require_kernel(legal, function, std::string(name) + " must be " + types, name_of(dtype));
-  if (rows > 0) require_memory(function, name, data);
-}
-
-void check_arrays(const char* function, const PolicyArrays& batch) {
-  for (const auto& each : PolicyArrays::arguments()) {
-    const ConstArray& array = batch.*each.member;
-    require(bool(array) || each.use == Use::optional,
-            [&] { return named(function, each.name) + " must be given, got none"; });
-    if (!array || each.kind == Kind::ids) continue;
-    const bool narrow = each.kind != Kind::mask && each.kind != Kind::counts;
-    check_array(function, each.name, array.dtype, array.data, narrow, batch.layout.rows);
-  }
-}
-
 void check_gradients(const char* function, const PolicyArrays& batch,
                      const PolicyGradients& gradients) {
-  const auto check = [&](std::string_view name, const MutableArray& array) {
-    if (array) check_array(function, name, array.dtype, array.data, true, batch.layout.rows);
-  };
-  check("dlogps", gradients.logps);
-  check("dentropies", gradients.entropies);
+  const int64_t rows = batch.layout.rows;
+  check_device_result(function, "dlogps", gradients.logps, Numbers::narrow, rows);
+  check_device_result(function, "dentropies", gradients.entropies, Numbers::narrow, rows);
   require(!gradients.entropies || bool(batch.entropies), [&] {
     return named(function, "dentropies") + " must be none without entropies, got an array";
   });
@@ -160,7 +132,7 @@ void DeviceLaunch::add_counts(const double* rows, double* out) const {
 void check_supported(const char* function, const PolicyArrays& batch,
                      const PolicyObjective& objective) {
   check_objective(function, objective);
-  check_arrays(function, batch);
+  check_device_inputs(function, batch, Numbers::narrow);
   require_kernel(has_kernel(objective.surrogate), function,
                  "surrogate must be one of the catalogue", "another type");
   const LevelRule& level = rule_of(objective.level);

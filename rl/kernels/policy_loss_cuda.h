@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "../../core/cuda_stream.h"
 #include "policy_loss.h"
 
 // rl/kernels/policy_loss.h on a CUDA device: every array, offset and result is in its memory.
@@ -17,9 +18,6 @@
 // yet (docs/cuda.md).
 
 namespace tether::cuda {
-
-// A cudaStream_t; null: the default one.
-using Stream = void*;
 
 // Throws Error where there is no kernel: float64, levels and weights of turns, a penalty weighed by
 // the shared ratio of a row with its gradient (kl_correction level_ratio), formulas of a user's.

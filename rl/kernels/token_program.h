@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "../../core/batch.h"
-#include "../../core/half.h"
+#include "../../core/elements.h"
 #include "../../core/macros.h"
 #include "../../core/math.h"
 #include "../../core/number.h"
@@ -22,8 +22,6 @@
 // (token_block.h, penalty_block.h), in float, always within their bounds.
 
 namespace tether::cuda {
-
-inline constexpr float kNaN = math::detail::Format<float>::kNaN;
 
 // What the rows of a call share.
 struct PolicyParameters {
@@ -50,53 +48,6 @@ struct PolicyParameters {
   double factor;         // of the whole loss
   const double* counts;  // of the step: policy, kl, sequences
 };
-
-TETHER_TEAM float load(const ConstArray& array, int64_t i) {
-  switch (array.dtype) {
-    case DType::float32:
-      return static_cast<const float*>(array.data)[i];
-    case DType::bfloat16:
-      return from_bfloat16(static_cast<const uint16_t*>(array.data)[i]);
-    case DType::float16:
-      return from_float16(static_cast<const uint16_t*>(array.data)[i]);
-    case DType::float64:
-      return static_cast<float>(static_cast<const double*>(array.data)[i]);
-    case DType::boolean:
-      return static_cast<const uint8_t*>(array.data)[i] != 0 ? 1.0f : 0.0f;
-    default:
-      return kNaN;
-  }
-}
-TETHER_TEAM float load(const RowLayout& layout, const ConstArray& array, int64_t row,
-                       int64_t column) {
-  return load(array, array.index(layout, row, column));
-}
-
-TETHER_TEAM void store(const RowLayout& layout, const MutableArray& array, int64_t row,
-                       int64_t column, float value) {
-  const int64_t i = array.index(layout, row, column);
-  switch (array.dtype) {
-    case DType::float32:
-      static_cast<float*>(array.data)[i] = value;
-      break;
-    case DType::bfloat16:
-      static_cast<uint16_t*>(array.data)[i] = to_bfloat16(value);
-      break;
-    case DType::float16:
-      static_cast<uint16_t*>(array.data)[i] = to_float16(value);
-      break;
-    default:
-      break;
-  }
-}
-
-// One that check_weights would refuse is NaN.
-TETHER_TEAM float load_mask(const RowLayout& layout, const ConstArray& mask, int64_t row,
-                            int64_t column) {
-  const float w = load(layout, mask, row, column);
-  const bool legal = w == 0 || (w >= static_cast<float>(kSmallestWeight) && w <= 1);
-  return legal ? w : kNaN;
-}
 
 TETHER_TEAM float load_weight(const RowLayout& layout, const ConstArray& array, int64_t row,
                               int64_t column) {
