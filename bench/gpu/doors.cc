@@ -1,5 +1,7 @@
-#include <string>
+#include <string_view>
+#include <vector>
 
+#include "bench/gpu/door.h"
 #include "core/check.h"
 #include "logits/rows_cuda.h"
 #include "rl/catalogue.h"
@@ -7,23 +9,10 @@
 #include "rl/kernels/policy_loss.h"
 #include "rl/kernels/policy_loss_cuda.h"
 
-// The CUDA kernels, and beside them the CPU kernel of the policy loss, for check.py: plain numbers
-// and pointers, and what went wrong as a text, or null.
+// Rows of logits and policy losses on the GPU, and beside them the CPU kernel of the latter.
 
 namespace tether {
 namespace {
-
-template <class Call>
-const char* text_of_error(Call call) {
-  thread_local std::string text;
-  try {
-    call();
-    return nullptr;
-  } catch (const std::exception& error) {
-    text = error.what();
-    return text.c_str();
-  }
-}
 
 PolicyArrays arrays(int64_t rows, int64_t columns, const float* const* data, const uint8_t* mask) {
   const auto view = [&](const float* memory) {
@@ -73,12 +62,11 @@ const char* tether_row_gradients(const void* logits, int dtype, int64_t rows, in
   });
 }
 
-// The names of the objectives, each after a space.
 const char* tether_objectives() {
   static const std::string names = [] {
-    std::string out;
-    for (const CatalogueRow& row : kCatalogue) (out += ' ') += row.name;
-    return out;
+    std::vector<std::string_view> out;
+    for (const CatalogueRow& row : kCatalogue) out.push_back(row.name);
+    return spaced(out);
   }();
   return names.c_str();
 }
