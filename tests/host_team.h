@@ -8,6 +8,30 @@
 
 namespace tether {
 
+// A scan by the tree of DeviceTeam.
+template <class Value>
+struct Scanned {
+  std::vector<Value> behind;
+  Value all;
+};
+template <class Op, class Value>
+Scanned<Value> scanned_back(std::vector<Value> own) {
+  for (size_t distance = 1; distance < kWarp; distance *= 2) {
+    const std::vector<Value> before = own;
+    for (size_t i = 0; i < own.size(); ++i) {
+      if (i % kWarp + distance < kWarp) own[i] = Op::of(before[i], before[i + distance]);
+    }
+  }
+  Scanned<Value> out{own, Op::none()};
+  for (size_t warp = own.size(); warp > 0; warp -= kWarp) {
+    for (size_t i = warp - kWarp; i < warp; ++i) {
+      out.behind[i] = i + 1 < warp ? Op::of(own[i + 1], out.all) : out.all;
+    }
+    out.all = Op::of(own[warp - kWarp], out.all);
+  }
+  return out;
+}
+
 // A team of threads on the host, one after the other, the last one first where `backwards`: no
 // thread may need within a phase what another one does there.
 template <int kTeamThreads>
@@ -46,6 +70,17 @@ struct HostTeam {
       of_warps.push_back(butterfly<Op>(lanes));
     }
     return butterfly<Op>(of_warps);
+  }
+
+  template <class Op, class State, class Part, class Use>
+  auto scan_back(Local<State>& local, Part part, Use use) const {
+    std::vector<decltype(part(local.states[0]))> parts;
+    for (const State& state : local.states) parts.push_back(part(state));
+    const auto scanned = scanned_back<Op>(parts);
+    each(local, [&](int thread, State& state) {
+      use(state, scanned.behind[static_cast<size_t>(thread)]);
+    });
+    return scanned.all;
   }
 
  private:

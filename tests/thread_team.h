@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/team.h"
+#include "tests/host_team.h"
 
 namespace tether {
 
@@ -57,6 +58,23 @@ class ThreadTeam {
     for (int i = 0; i < kThreads / kWarp; ++i) lanes[i] = lanes[i * kWarp];
     butterfly<Op>(lanes, kThreads / kWarp);
     return lanes[0];
+  }
+
+  template <class Op, class State, class Part, class Use>
+  auto scan_back(Local<State>& local, Part part, Use use) const {
+    using Value = decltype(part(local.state));
+    static_assert(sizeof(Value) <= sizeof(Slot) && std::is_trivially_copyable_v<Value>);
+    const auto slot = [&](int thread) {
+      return reinterpret_cast<Value*>(shared_->slots[thread].bytes);
+    };
+    shared_->barrier.arrive_and_wait();  // the last call's have been read
+    *slot(thread_) = part(local.state);
+    shared_->barrier.arrive_and_wait();
+    std::vector<Value> parts;
+    for (int i = 0; i < kThreads; ++i) parts.push_back(*slot(i));
+    const auto scanned = scanned_back<Op>(parts);
+    use(local.state, scanned.behind[static_cast<size_t>(thread_)]);
+    return scanned.all;
   }
 
  private:

@@ -12,39 +12,26 @@ logits, read and written once, and GB/s are of what a method must read and write
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
 import json
 import pathlib
-import statistics
 import sys
 
+import advantages
 import torch
 import torch.nn.functional as F
+from library import DEVICE, DTYPES, Library, pointers, stream, stream_of
+from timing import interleaved
 
-DTYPES = {torch.float32: 1, torch.bfloat16: 3, torch.float16: 4}
 IGNORE = -100
-DEVICE = "cuda"
 # Relative to 1 + |x|, of float sums over a vocabulary; gradients to the largest, without rounding.
 BOUNDS = {"logp": 3e-6, "entropy": 5e-6, "gradient": 4e-6}
 # Of a number itself, and of the smallest ones.
 ROUNDING = {torch.float32: (0, 0), torch.bfloat16: (2**-8, 0), torch.float16: (2**-11, 2**-25)}
 
 
-class Doors:
-    """The functions of doors.cc on tensors of the current device and stream."""
-
-    def __init__(self, path):
-        self.library = ctypes.CDLL(str(path))
-        for name in ("row_statistics", "row_gradients", "policy_loss", "objectives"):
-            getattr(self.library, f"tether_{name}").restype = ctypes.c_char_p
-        self.library.tether_policy_workspace_bytes.restype = ctypes.c_int64
-        self.library.tether_policy_totals_bytes.restype = ctypes.c_int64
-
-    def call(self, name, *arguments):
-        error = getattr(self.library, f"tether_{name}")(*map(raw, arguments))
-        if error is not None:
-            raise RuntimeError(error.decode())
+class Doors(Library):
+    """The functions of doors.cc."""
 
     def forward(self, logits, targets, temperature=1.0, softcap=0.0, out=None):
         rows, vocabulary = logits.shape
@@ -61,33 +48,19 @@ class Doors:
                   *upstream, out, out.stride(0), stream())  # fmt: skip
 
     def objectives(self):
-        return self.library.tether_objectives().decode().split()
+        return self.names("objectives")
 
     def policy_loss(self, objective, arrays, mask, dlogps, workspace):
         rows, columns = mask.shape
-        size = self.library.tether_policy_totals_bytes() // 8
+        size = self.number("policy_totals_bytes") // 8
         totals = torch.zeros(size, dtype=torch.float64, device=mask.device)
-        pointers = (ctypes.c_void_p * len(arrays))(*(each.data_ptr() for each in arrays))
-        on_device = workspace is not None
-        self.call("policy_loss", objective.encode(), rows, columns, pointers, mask, dlogps, totals,
-                  workspace, stream() if on_device else None)  # fmt: skip
+        self.call("policy_loss", objective.encode(), rows, columns, pointers(arrays), mask, dlogps,
+                  totals, workspace, stream_of(mask))  # fmt: skip
         return totals
 
     def policy_workspace(self, rows, columns):
-        size = self.library.tether_policy_workspace_bytes(*map(ctypes.c_int64, (rows, columns)))
+        size = self.number("policy_workspace_bytes", rows, columns)
         return torch.empty(size, dtype=torch.uint8, device=DEVICE)
-
-
-def raw(value):
-    if isinstance(value, torch.Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, bool | int):
-        return ctypes.c_int64(value)
-    return ctypes.c_double(value) if isinstance(value, float) else value
-
-
-def stream():
-    return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
 
 
 def row_results(rows):
@@ -270,27 +243,6 @@ def methods_of(doors, logits, targets, upstream):
     }
 
 
-def interleaved(methods, repetitions):
-    """Medians in ms; a method that fails is left out with its error."""
-    times, errors = {name: [] for name in methods}, {}
-    for repetition in range(repetitions + 3):
-        for name, (call, _) in methods.items():
-            if name in errors:
-                continue
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            try:
-                start.record()
-                call()
-                end.record()
-            except Exception as error:  # a compiler that is not there, memory
-                errors[name] = str(error).splitlines()[0]
-                continue
-            end.synchronize()
-            if repetition >= 3:
-                times[name].append(start.elapsed_time(end))
-    return {name: statistics.median(each) for name, each in times.items() if each}, errors
-
-
 def measure(doors, rows, vocabulary, dtype, repetitions):
     torch.cuda.empty_cache()
     logits = torch.randn(rows, vocabulary, device=DEVICE).to(dtype)
@@ -352,6 +304,7 @@ def parts_of(doors, chosen):
         return {
             "rows": lambda: check_rows(doors, quick=True),
             "policy": lambda: check_policy(doors, 8, 100),
+            **advantages.quick_parts(doors),
         }
     shapes = [
         (chosen.rows, torch.bfloat16),
@@ -363,6 +316,7 @@ def parts_of(doors, chosen):
         "policy": lambda: check_policy(doors),
         "bits": lambda: check_bits(doors),
         "beyond_31_bits": lambda: check_beyond_31_bits(doors),
+        **advantages.parts(doors, chosen.repetitions),
         "policy_times": lambda: measure_policy(doors, chosen.repetitions),
         "times": lambda: [
             measure(doors, rows, chosen.vocabulary, dtype, chosen.repetitions)

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "estimators/advantage/gae.h"
+#include "estimators/advantage/row_scan_cuda.h"
 #include "logits/rows_cuda.h"
 #include "rl/kernels/logits_policy_loss_cuda.h"
 #include "rl/kernels/policy_loss_cuda.h"
@@ -50,11 +52,17 @@ void loss_of_logits(const Rows& in, const PolicyArrays& batch, const double* cou
                               workspace, stream);
 }
 
+void advantage(const AdvantageArrays& batch, const MutableArray& advantages,
+               const MutableArray& returns, cuda::Stream stream) {
+  cuda::scan_rows("advantage", batch, Gae{.lambda = 0.95}, advantages, returns, stream);
+}
+
 TEST(CudaExample, Links) {
   EXPECT_NE(&forward, nullptr);
   EXPECT_NE(&backward, nullptr);
   EXPECT_NE(&loss, nullptr);
   EXPECT_NE(&loss_of_logits, nullptr);
+  EXPECT_NE(&advantage, nullptr);
 }
 
 }  // namespace
