@@ -1,6 +1,6 @@
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -37,6 +37,31 @@ void launch_tasks(std::string_view function, int64_t tasks, int64_t blocks_of_ea
     launch(first, static_cast<unsigned>(std::min(at_once, tasks - first) * blocks_of_each));
     require_launched(function);
   }
+}
+
+// Whether blocks of the current device can run as clusters (cluster.h).
+inline bool has_clusters() {
+  int device = 0, found = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&found, cudaDevAttrClusterLaunch, device);
+  cudaGetLastError();  // that there is no device is for the launch to say
+  return found != 0;
+}
+
+// `cluster` blocks of them side by side.
+template <class... Parameters, class... Arguments>
+void launch_clusters(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, int cluster,
+                     void* stream, const Arguments&... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = blocks;
+  launch.blockDim = threads;
+  launch.stream = static_cast<cudaStream_t>(stream);
+  launch.attrs = &attribute;
+  launch.numAttrs = cluster > 1 ? 1 : 0;
+  cudaLaunchKernelEx(&launch, kernel, arguments...);
 }
 
 }  // namespace tether::cuda

@@ -28,16 +28,21 @@ inline void check_rows(const std::string& function, const ConstLogits& logits,
   if (logits.rows > 0) require_memory(function, "logits", logits.data);
 }
 
+// body(Stored{}) for a type that has kernels.
+template <class Body>
+void with_stored(DType dtype, Body body) {
+  if (dtype == DType::float32) body(float{});
+  if (dtype == DType::bfloat16) body(BFloat16{});
+  if (dtype == DType::float16) body(Float16{});
+}
+
 // body.operator()<Stored, kCapped>() for a type that check_rows lets through.
 template <class Body>
 void with_types(DType dtype, const RowOptions& options, Body body) {
-  const auto with = [&]<class Stored>(Stored) {
+  with_stored(dtype, [&]<class Stored>(Stored) {
     options.softcap > 0 ? body.template operator()<Stored, true>()
                         : body.template operator()<Stored, false>();
-  };
-  if (dtype == DType::float32) with(float{});
-  if (dtype == DType::bfloat16) with(BFloat16{});
-  if (dtype == DType::float16) with(Float16{});
+  });
 }
 
 }  // namespace tether::cuda

@@ -35,6 +35,8 @@ REGISTERS = {
     "add_counts_kernel": 32,
     "add_rows_kernel": 64,
     "scan_kernel": 64,
+    "pair_kl_kernel": 64,
+    "held_pair_kernel": 128,
 }
 # nvcc's own host code has the parentheses that g++ would warn of.
 FLAGS = ["-std=c++20", f"-arch={ARCHITECTURE}", "-O3", "-I.", "-Werror=all-warnings",

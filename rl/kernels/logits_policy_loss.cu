@@ -30,14 +30,6 @@ __global__ __launch_bounds__(kHeldThreads, kHeldBlocks<Stored, kCapped>) void to
   team.leave();
 }
 
-bool has_clusters() {
-  int device = 0, found = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&found, cudaDevAttrClusterLaunch, device);
-  cudaGetLastError();  // that there is no device is for the launch to say
-  return found != 0;
-}
-
 struct LogitsLaunch : DeviceLaunch {
   const ConstLogits& logits;
   const int64_t* targets;
@@ -50,17 +42,8 @@ struct LogitsLaunch : DeviceLaunch {
       const int cluster = blocks_of_held_row<Stored, kCapped>(logits.vocabulary, has_clusters());
       const auto rows = row_parameters<kCapped>(logits, targets, options);
       launch_tasks(function, logits.rows, cluster, [&](int64_t first, unsigned blocks) {
-        cudaLaunchAttribute attribute{};
-        attribute.id = cudaLaunchAttributeClusterDimension;
-        attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-        cudaLaunchConfig_t launch{};
-        launch.gridDim = blocks;
-        launch.blockDim = kHeldThreads;
-        launch.stream = stream;
-        launch.attrs = &attribute;
-        launch.numAttrs = cluster > 1 ? 1 : 0;
-        cudaLaunchKernelEx(&launch, tokens_kernel<Stored, kCapped>, surrogate, in, rows, first,
-                           found, dlogits);
+        launch_clusters(tokens_kernel<Stored, kCapped>, blocks, kHeldThreads, cluster, stream,
+                        surrogate, in, rows, first, found, dlogits);
       });
     });
   }

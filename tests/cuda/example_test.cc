@@ -4,6 +4,7 @@
 
 #include "estimators/advantage/gae.h"
 #include "estimators/advantage/row_scan_cuda.h"
+#include "logits/pair_kl_cuda.h"
 #include "logits/rows_cuda.h"
 #include "rl/kernels/logits_policy_loss_cuda.h"
 #include "rl/kernels/policy_loss_cuda.h"
@@ -52,6 +53,15 @@ void loss_of_logits(const Rows& in, const PolicyArrays& batch, const double* cou
                               workspace, stream);
 }
 
+// dkl: of the loss by each row's KL(q || p); into the logits of q themselves.
+void distillation(const Rows& q, const Rows& p, const float* dkl, float* kl, cuda::Stream stream) {
+  const ConstLogits student{q.logits, DType::bfloat16, q.rows, q.vocabulary, q.vocabulary};
+  const ConstLogits teacher{p.logits, DType::bfloat16, p.rows, p.vocabulary, p.vocabulary};
+  const MutableLogits dstudent{q.logits, DType::bfloat16, q.rows, q.vocabulary, q.vocabulary};
+  cuda::logits_kl_gradients(student, teacher, /*temperature=*/1, /*active=*/nullptr, {.kl = dkl},
+                            {.kl = kl}, dstudent, /*dp=*/{}, stream);
+}
+
 void advantage(const AdvantageArrays& batch, const MutableArray& advantages,
                const MutableArray& returns, cuda::Stream stream) {
   cuda::scan_rows("advantage", batch, Gae{.lambda = 0.95}, advantages, returns, stream);
@@ -62,6 +72,7 @@ TEST(CudaExample, Links) {
   EXPECT_NE(&backward, nullptr);
   EXPECT_NE(&loss, nullptr);
   EXPECT_NE(&loss_of_logits, nullptr);
+  EXPECT_NE(&distillation, nullptr);
   EXPECT_NE(&advantage, nullptr);
 }
 
