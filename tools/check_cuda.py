@@ -35,6 +35,10 @@ REGISTERS = {
     "add_counts_kernel": 32,
     "add_rows_kernel": 64,
     "scan_kernel": 64,
+    "group_kernel": 64,
+    "moments_kernel": 64,
+    "merge_moments_kernel": 64,
+    "whitening_kernel": 40,
     "pair_kl_kernel": 64,
     "held_pair_kernel": 128,
 }

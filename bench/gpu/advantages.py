@@ -55,15 +55,70 @@ def measure_scan(doors, repetitions, rows=8192, columns=2048):
     return {"shape": [rows, columns], "ms": times, "errors": errors}
 
 
+# ---- groups and whitening ------------------------------------------------------------------------
+
+
+def group_advantage(doors, name, size, rewards, ids, lengths):
+    out = torch.full_like(rewards, 7.0)
+    doors.call("group_advantage", name.encode(), len(rewards), size, rewards, ids, lengths, out,
+               rewards.is_cuda, stream_of(rewards))  # fmt: skip
+    return out
+
+
+def check_groups(doors, count=4096):
+    torch.manual_seed(3)
+    rewards, lengths = torch.randn(count), torch.randint(1, 1000, (count,)).float()
+    arrays = rewards, torch.randint(count // 8, (count,)), lengths
+    on_device = [each.to(DEVICE) for each in arrays]
+    found = []
+    for name in doors.names("group_rules"):
+        for size in (0, 1, 8):
+            want = group_advantage(doors, name, size, *arrays)
+            got = group_advantage(doors, name, size, *on_device)
+            same = torch.equal(got, group_advantage(doors, name, size, *on_device))
+            error = float(((got.cpu() - want).abs() / (1 + want.abs())).max())
+            found.append({"rule": name, "group_size": size, "error": error, "same_bits": same,
+                          "passed": same and error < 1e-6})  # fmt: skip
+    return found
+
+
+def whiten(doors, values, mask):
+    out = torch.full_like(values, 7.0)
+    size = doors.number("moments_bytes", *values.shape)
+    workspace = torch.empty(size, dtype=torch.uint8, device=values.device)
+    doors.call("whiten", *values.shape, values, mask, workspace, out, values.is_cuda,
+               stream_of(values))  # fmt: skip
+    return out
+
+
+def check_whitening(doors, shapes=((64, 1000), (1, 300001))):
+    found = []
+    for shape in shapes:
+        values, mask = 1000 + 0.1 * torch.randn(shape), (torch.rand(shape) < 0.7).byte()
+        want = whiten(doors, values, mask)
+        got = whiten(doors, values.to(DEVICE), mask.to(DEVICE))
+        same = torch.equal(got, whiten(doors, values.to(DEVICE), mask.to(DEVICE)))
+        error = float((got.cpu() - want).abs().max())
+        found.append({"shape": shape, "error": error, "same_bits": same,
+                      "passed": same and error < 1e-5})  # fmt: skip
+    return found
+
+
 # ---- report --------------------------------------------------------------------------------------
 
 
 def quick_parts(doors):
-    return {"scan": lambda: check_scan(doors, [(3, 1030)])}
+    return {
+        "scan": lambda: check_scan(doors, [(3, 1030)]),
+        "groups": lambda: check_groups(doors, 64),
+        "whitening": lambda: check_whitening(doors, [(3, 2100)]),
+    }
 
 
 def parts(doors, repetitions):
     return {
         "scan": lambda: check_scan(doors),
+        "groups": lambda: check_groups(doors),
+        "whitening": lambda: check_whitening(doors),
         "scan_times": lambda: measure_scan(doors, repetitions),
     }

@@ -48,12 +48,14 @@ struct GroupAdvantage {
                       choice("nan_reward", &GroupAdvantage::nan_reward, kNanRewardNames)};
   }
 
-  bool reads_batch() const { return scale == AdvantageScale::batch_std; }
-  Group::Number operator()(const Group& group, int64_t i) const {
-    const Group::Number std = (reads_batch() ? group.batch_std : group.std) + epsilon;
-    Group::Number factor = scale == AdvantageScale::none ? 1 : std > 0 ? 1 / std : 0;
+  TETHER_FORMULA bool reads_batch() const { return scale == AdvantageScale::batch_std; }
+  template <class Group>
+  TETHER_FORMULA typename Group::Number operator()(const Group& group, int64_t i) const {
+    using Number = typename Group::Number;
+    const Number std = (reads_batch() ? group.batch_std : group.std) + epsilon;
+    Number factor = scale == AdvantageScale::none ? 1 : std > 0 ? 1 / std : 0;
     if (baseline == AdvantageBaseline::none) return group.reward[i] * factor;
-    const Group::Number n = group.size;
+    const Number n = static_cast<Number>(group.size);
     if (baseline == AdvantageBaseline::leave_one_out) factor *= n > 1 ? n / (n - 1) : 0;
     return (group.deviation(i) - group.mean) * factor;
   }

@@ -100,6 +100,7 @@ struct GroupCalls {
 // Any rule, the library's own (catalogue.h) or a user's, as a value: an option struct with a member
 // `nan_reward` and
 //   Group::Number operator()(const Group& group, int64_t i) const     the advantage of member i
+// (a template over the group where it runs on a device too)
 // and, where it reads group.batch_std, `bool reads_batch() const`. Its traits say whether it needs
 // lengths.
 class GroupRule : public AnyFormula<detail::GroupCalls> {

@@ -38,22 +38,7 @@ void check_lengths(std::string_view function, const GroupArrays& batch) {
 
 void check(std::string_view function, const GroupArrays& batch, const GroupRule& rule) {
   check_formula(function, rule);
-  require(batch.count >= 0, [&] {
-    return named(function, "count") + " must be at least 0, got " + text(batch.count);
-  });
-  require(batch.group_ids == nullptr || batch.group_size == 0, [&] {
-    return named(function, "group_size") + " must be 0 beside group_ids, got " +
-           text(batch.group_size);
-  });
-  if (batch.group_ids == nullptr && batch.count > 0) {
-    require(batch.group_size >= 1, [&] {
-      return named(function, "group_size") + " must be at least 1, got " + text(batch.group_size);
-    });
-    require(batch.count % batch.group_size == 0, [&] {
-      return named(function, "rewards") + " must divide into groups of " + text(batch.group_size) +
-             ", got " + text(batch.count) + ". Pass group ids for ragged groups";
-    });
-  }
+  check_sizes(function, batch.group_ids != nullptr, batch.group_size, batch.count);
   check_rewards(function, batch, rule.nan_reward());
   const bool empty = batch.count == 0;  // then no array has memory
   check_reads(function, {.lengths = batch.lengths != nullptr || empty}, rule);
@@ -121,6 +106,22 @@ std::vector<int64_t> places_by_group(const GroupArrays& batch) {
 }
 
 }  // namespace
+
+void check_sizes(std::string_view function, bool has_ids, int64_t group_size, int64_t count) {
+  require(count >= 0,
+          [&] { return named(function, "count") + " must be at least 0, got " + text(count); });
+  require(!has_ids || group_size == 0, [&] {
+    return named(function, "group_size") + " must be 0 beside group_ids, got " + text(group_size);
+  });
+  if (has_ids || count == 0) return;
+  require(group_size >= 1, [&] {
+    return named(function, "group_size") + " must be at least 1, got " + text(group_size);
+  });
+  require(count % group_size == 0, [&] {
+    return named(function, "rewards") + " must divide into groups of " + text(group_size) +
+           ", got " + text(count) + ". Pass group ids for ragged groups";
+  });
+}
 
 void check_reads(std::string_view function, const GroupInputs<bool>& given, const GroupRule& rule) {
   require(given.lengths || !rule.traits().needs_lengths,

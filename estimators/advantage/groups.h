@@ -10,6 +10,9 @@ namespace tether {
 // Throws unless what the rule reads is given.
 void check_reads(std::string_view function, const GroupInputs<bool>& given, const GroupRule& rule);
 
+// Throws unless so many rewards are whole groups.
+void check_sizes(std::string_view function, bool has_ids, int64_t group_size, int64_t count);
+
 // Any rule over the groups of raw memory; errors begin with `function`.
 struct GroupArrays {
   const double* rewards = nullptr;  // [count]

@@ -22,7 +22,8 @@ struct Opo {
     return std::tuple{choice("nan_reward", &Opo::nan_reward, kNanRewardNames)};
   }
 
-  Group::Number operator()(const Group& group, int64_t i) const {
+  template <class Group>
+  TETHER_FORMULA typename Group::Number operator()(const Group& group, int64_t i) const {
     return group.deviation(i) - group.length_mean;
   }
 };

@@ -27,15 +27,6 @@ void for_each_block(const WhiteningArrays& batch, Visit visit) {
 
 }  // namespace
 
-Moments Moments::merged(const Moments& other) const {
-  if (other.count == 0) return *this;
-  if (count == 0) return other;
-  const double n = count + other.count;
-  const double gap = other.mean - mean;
-  return {n, mean + gap * (other.count / n),
-          squares + other.squares + gap * gap * (count * (other.count / n))};
-}
-
 Moments moments(const WhiteningArrays& batch) {
   check_inputs("moments", batch);
   check_weights("moments", batch.layout, batch.response_mask);

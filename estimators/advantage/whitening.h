@@ -5,6 +5,7 @@
 
 #include "../../core/arguments.h"
 #include "../../core/batch.h"
+#include "../../core/macros.h"
 #include "../../core/options.h"
 
 namespace tether {
@@ -15,8 +16,15 @@ struct Moments {
   double count = 0, mean = 0, squares = 0;
 
   // With count - 1; 0 for fewer than two.
-  double variance() const { return count > 1 ? squares / (count - 1) : 0; }
-  Moments merged(const Moments& other) const;
+  TETHER_INLINE double variance() const { return count > 1 ? squares / (count - 1) : 0; }
+  TETHER_INLINE Moments merged(const Moments& other) const {
+    if (other.count == 0) return *this;
+    if (count == 0) return other;
+    const double n = count + other.count;
+    const double gap = other.mean - mean;
+    return {n, mean + gap * (other.count / n),
+            squares + other.squares + gap * gap * (count * (other.count / n))};
+  }
 };
 
 // Values [B, T] or [N].

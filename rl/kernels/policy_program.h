@@ -1,6 +1,7 @@
 #pragma once
 
 #include "../../core/team.h"
+#include "../../core/token_piece.h"
 #include "token_program.h"
 
 // The policy loss of a row as a program of a team (core/team.h), and the sum of all rows:
@@ -10,26 +11,10 @@ namespace tether::cuda {
 
 inline constexpr int kPolicyThreads = 256;
 
-// A row whose tokens share nothing but its length is cut into pieces of so many, a team for each.
-inline constexpr int64_t kPieceTokens = 2048;
-
+// Of a row whose tokens share nothing but its length.
 inline int64_t pieces_of_tokens(const RowLayout& layout, bool by_row) {
-  const bool whole = by_row || layout.packed() || layout.columns == 0;
-  return whole ? 1 : (layout.columns + kPieceTokens - 1) / kPieceTokens;
+  return by_row ? 1 : pieces_of_rows(layout);
 }
-
-// The tokens of a row that a team works on.
-struct TokenPiece {
-  int64_t row, begin, end;
-
-  // Piece `i` of all rows.
-  TETHER_TEAM TokenPiece(const RowLayout& layout, int64_t i, int64_t pieces) {
-    row = pieces == 1 ? i : i / pieces;
-    const int64_t length = layout.length(row);
-    begin = (i - row * pieces) * kPieceTokens;
-    end = pieces == 1 || begin + kPieceTokens > length ? length : begin + kPieceTokens;
-  }
-};
 
 // What a piece of a row adds to the loss and the metrics.
 struct RowTotals {

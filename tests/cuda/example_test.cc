@@ -3,7 +3,10 @@
 #include <gtest/gtest.h>
 
 #include "estimators/advantage/gae.h"
+#include "estimators/advantage/group.h"
+#include "estimators/advantage/groups_cuda.h"
 #include "estimators/advantage/row_scan_cuda.h"
+#include "estimators/advantage/whitening_cuda.h"
 #include "logits/pair_kl_cuda.h"
 #include "logits/rows_cuda.h"
 #include "rl/kernels/logits_policy_loss_cuda.h"
@@ -67,6 +70,21 @@ void advantage(const AdvantageArrays& batch, const MutableArray& advantages,
   cuda::scan_rows("advantage", batch, Gae{.lambda = 0.95}, advantages, returns, stream);
 }
 
+void group_advantage(const float* rewards, int64_t answers, float* advantages,
+                     cuda::Stream stream) {
+  const cuda::GroupBatch batch{.rewards = rewards, .group_size = 8, .count = answers};
+  cuda::advantages_of_groups("advantage", batch, GroupAdvantage{}, advantages, stream);
+}
+
+// gathered: the moments of every rank, [ranks] on each; workspace: moments_workspace(layout).
+void whiten(const WhiteningArrays& batch, Moments* workspace, Moments* gathered, int64_t ranks,
+            const MutableArray& out, cuda::Stream stream) {
+  cuda::moments(batch, workspace, /*out=*/workspace, stream);
+  // ... an all_gather of workspace[0] into `gathered` ...
+  cuda::merge_moments(gathered, ranks, workspace, stream);
+  cuda::whiten(batch, workspace, Whitening{}, out, stream);
+}
+
 TEST(CudaExample, Links) {
   EXPECT_NE(&forward, nullptr);
   EXPECT_NE(&backward, nullptr);
@@ -74,6 +92,8 @@ TEST(CudaExample, Links) {
   EXPECT_NE(&loss_of_logits, nullptr);
   EXPECT_NE(&distillation, nullptr);
   EXPECT_NE(&advantage, nullptr);
+  EXPECT_NE(&group_advantage, nullptr);
+  EXPECT_NE(&whiten, nullptr);
 }
 
 }  // namespace
