@@ -255,21 +255,14 @@ void for_each_surrogate(Visit visit) {
   std::apply([&](const auto&... each) { (visit(each), ...); }, kSurrogates);
 }
 
+inline constexpr std::tuple kPreferenceFormulas{
+    LogisticPair{}, SquarePair{},    HingePair{}, RobustPair{}, ExoPair{},   NcaPair{},
+    BcoPair{},      SquareAnswers{}, ApoZero{},   ApoDown{},    DiscoPair{}, KahnemanTversky{}};
+
 // visit(Formula{}) for the formula of every preference row, once.
 template <class Visit>
 void for_each_preference_formula(Visit visit) {
-  visit(LogisticPair{});
-  visit(SquarePair{});
-  visit(HingePair{});
-  visit(RobustPair{});
-  visit(ExoPair{});
-  visit(NcaPair{});
-  visit(BcoPair{});
-  visit(SquareAnswers{});
-  visit(ApoZero{});
-  visit(ApoDown{});
-  visit(DiscoPair{});
-  visit(KahnemanTversky{});
+  std::apply([&](const auto&... each) { (visit(each), ...); }, kPreferenceFormulas);
 }
 
 // visit(Formula{}) for the formula of every value row, once.

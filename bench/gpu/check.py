@@ -17,8 +17,6 @@ import json
 import pathlib
 import sys
 
-import advantages
-import pairs
 import torch
 import torch.nn.functional as F
 from library import DEVICE, DTYPES, Library, pointers, stream, stream_of
@@ -305,8 +303,6 @@ def parts_of(doors, chosen):
         return {
             "rows": lambda: check_rows(doors, quick=True),
             "policy": lambda: check_policy(doors, 8, 100),
-            **advantages.quick_parts(doors),
-            **pairs.quick_parts(doors),
         }
     shapes = [
         (chosen.rows, torch.bfloat16),
@@ -318,8 +314,6 @@ def parts_of(doors, chosen):
         "policy": lambda: check_policy(doors),
         "bits": lambda: check_bits(doors),
         "beyond_31_bits": lambda: check_beyond_31_bits(doors),
-        **advantages.parts(doors, chosen.repetitions),
-        **pairs.parts(doors, chosen.repetitions),
         "policy_times": lambda: measure_policy(doors, chosen.repetitions),
         "times": lambda: [
             measure(doors, rows, chosen.vocabulary, dtype, chosen.repetitions)

@@ -11,7 +11,10 @@
 #include "logits/rows_cuda.h"
 #include "rl/kernels/logits_policy_loss_cuda.h"
 #include "rl/kernels/policy_loss_cuda.h"
+#include "rl/kernels/preference_loss_cuda.h"
+#include "rl/kernels/value_loss_cuda.h"
 #include "rl/policy/dapo.h"
+#include "rl/preference/dpo.h"
 
 namespace tether {
 namespace {
@@ -56,6 +59,19 @@ void loss_of_logits(const Rows& in, const PolicyArrays& batch, const double* cou
                               workspace, stream);
 }
 
+// counts: as of the policy loss, by cuda::preference_counts.
+void dpo(const PreferenceArrays& batch, const double* counts, const MutableArray& dlogps,
+         PreferenceTotals* totals, void* workspace, cuda::Stream stream) {
+  cuda::preference_loss(batch, presets::dpo(), counts, /*factor=*/1, dlogps, totals, workspace,
+                        stream);
+}
+
+void critic(const ValueArrays& batch, const double* counts, const MutableArray& dvalues,
+            ValueTotals* totals, void* workspace, cuda::Stream stream) {
+  cuda::value_loss(batch, {.loss = ClippedSquaredError{.clip_range = 0.5}}, counts, /*factor=*/1,
+                   dvalues, totals, workspace, stream);
+}
+
 // dkl: of the loss by each row's KL(q || p); into the logits of q themselves.
 void distillation(const Rows& q, const Rows& p, const float* dkl, float* kl, cuda::Stream stream) {
   const ConstLogits student{q.logits, DType::bfloat16, q.rows, q.vocabulary, q.vocabulary};
@@ -90,6 +106,8 @@ TEST(CudaExample, Links) {
   EXPECT_NE(&backward, nullptr);
   EXPECT_NE(&loss, nullptr);
   EXPECT_NE(&loss_of_logits, nullptr);
+  EXPECT_NE(&dpo, nullptr);
+  EXPECT_NE(&critic, nullptr);
   EXPECT_NE(&distillation, nullptr);
   EXPECT_NE(&advantage, nullptr);
   EXPECT_NE(&group_advantage, nullptr);

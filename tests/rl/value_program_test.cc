@@ -1,0 +1,194 @@
+#include "rl/kernels/value_program.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "rl/catalogue.h"
+#include "tests/host_team.h"
+#include "tests/rl/value_batch.h"
+#include "tests/thread_team.h"
+
+// The programs of the CUDA kernels on a team of host threads, in the order in which value_loss.cu
+// launches them, beside the CPU kernel.
+
+namespace tether {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+struct OneThread {
+  HostTeam<cuda::kValueThreads> team = {};
+
+  // program(team, i) for every i of `teams`.
+  template <class Program>
+  void operator()(int64_t teams, Program program) const {
+    for (int64_t i = 0; i < teams; ++i) program(team, team.backwards ? teams - 1 - i : i);
+  }
+};
+
+struct RealThreads {
+  template <class Program>
+  void operator()(int64_t teams, Program program) const {
+    ThreadTeam<cuda::kValueThreads>::run(static_cast<int>(teams), program);
+  }
+};
+
+template <class Run>
+struct HostLaunch {
+  Run run = {};
+
+  void rows(const ValueFormula& formula, const cuda::ValueParameters& in,
+            cuda::ValueNumbers* out) const {
+    for_each_value_formula([&]<class Formula>(Formula) {
+      const Formula* own = formula.target<Formula>();
+      if (own == nullptr) return;
+      run(in.batch.layout.rows * in.pieces,
+          [&](const auto& team, int64_t i) { cuda::value_row_program(team, *own, in, i, out); });
+    });
+  }
+  void count(const ValueArrays& batch, double* out) const {
+    run(batch.layout.rows,
+        [&](const auto& team, int64_t row) { cuda::count_values_program(team, batch, row, out); });
+  }
+  void add_counts(const double* rows, int64_t count, double* counts) const {
+    run(1, [&](const auto& team, int64_t) {
+      cuda::add_value_counts_program(team, rows, count, counts);
+    });
+  }
+  void merge(const cuda::ValueNumbers* pieces, int64_t count, cuda::ValueNumbers* out) const {
+    run(1,
+        [&](const auto& team, int64_t) { cuda::merge_values_program(team, pieces, count, out); });
+  }
+};
+
+template <class Run = OneThread>
+ValueTotals run_program(const ValueArrays& batch, const ValueObjective& objective,
+                        const MutableArray& dvalues, const double* counts = nullptr,
+                        double factor = 1, const Run& run = {}) {
+  std::vector<double> memory(static_cast<size_t>(cuda::ValueWorkspace::bytes(batch.layout)) / 8);
+  ValueTotals out;
+  cuda::run_value_loss(batch, objective.loss, objective.aggregation, counts, factor, dvalues, &out,
+                       cuda::ValueWorkspace(memory.data()), HostLaunch<Run>{run});
+  return out;
+}
+
+MutableArray to(std::vector<float>& memory, int64_t columns) {
+  return {memory.data(), DType::float32, columns, 1};
+}
+
+void expect_near(const ValueTotals& got, const ValueTotals& want) {
+  EXPECT_NEAR(got.loss, want.loss, 1e-6 * (1e-3 + std::abs(want.loss)));
+  for (size_t i = 0; i < want.metrics.sums.size(); ++i) {
+    EXPECT_NEAR(got.metrics.sums[i], want.metrics.sums[i], 1e-5 * (1 + std::abs(want.loss))) << i;
+  }
+}
+
+const Aggregation kAggregations[] = {token_mean(), token_sum(), sequence_mean_token_mean(),
+                                     sequence_mean_token_sum(), sequence_sum_over_constant(7)};
+
+template <class Check>
+void for_each_objective(Check check) {
+  for (const Aggregation& aggregation : kAggregations) {
+    check(ValueObjective{.aggregation = aggregation});
+    check(ValueObjective{Huber{.delta = 0.7}, aggregation});
+  }
+}
+
+TEST(ValueProgram, IsTheCpuKernel) {
+  for_each_objective([](const ValueObjective& objective) {
+    for (const auto& [rows, columns] : {std::pair{7, 300}, {2, 5000}, {3, 0}, {300, 2}}) {
+      ValueRows<float> batch(rows, columns);
+      if (columns > 0) std::fill_n(batch.mask.begin(), columns, 0.0f);
+      for (size_t i = 0; i < batch.mask.size(); i += 5) batch.mask[i] *= 0.5f;
+      const ValueTotals want = batch.run(objective);
+      std::vector<float> dvalues(batch.values.size(), 7);
+      const OneThread backwards{{.backwards = true}};
+      expect_near(
+          run_program(batch.arrays(), objective, to(dvalues, columns), nullptr, 1, backwards),
+          want);
+      for (size_t i = 0; i < dvalues.size(); ++i) {
+        ASSERT_NEAR(dvalues[i], batch.dvalues[i], 1e-6 * std::abs(batch.dvalues[i])) << i;
+      }
+    }
+  });
+}
+
+TEST(ValueProgram, CountsOfTheStepAndAFactor) {
+  for_each_objective([](const ValueObjective& objective) {
+    ValueRows<float> batch(4, 100);
+    const double counts[] = {1000, 9};
+    const Normalizer normalizer{.policy = 1000, .sequences = 9, .world_size = 3};
+    const ValueTotals want = batch.run(objective, normalizer);
+    expect_near(run_program(batch.arrays(), objective, {}, counts, 3), want);
+  });
+}
+
+TEST(ValueProgram, PackedRowsWithoutOldValues) {
+  for_each_objective([](const ValueObjective& objective) {
+    ValueRows<float> batch(1, 1000);
+    const std::vector<int32_t> offsets{100, 100, 700, 1000};
+    ValueArrays packed = batch.arrays();
+    packed.layout = {.rows = 3, .offsets32 = offsets.data()};
+    packed.old_values = {};
+    std::vector<float> want(1000, 7), got = want;
+    const ValueTotals expected = value_loss(packed, objective, {}, to(want, 0));
+    expect_near(run_program(packed, objective, to(got, 0)), expected);
+    for (size_t i = 0; i < 1000; ++i) ASSERT_NEAR(got[i], want[i], 1e-6 * std::abs(want[i])) << i;
+  });
+}
+
+TEST(ValueProgram, BrokenTokensSpoilTheLossAndTheirOwnGradient) {
+  for_each_objective([](const ValueObjective& objective) {
+    for (auto member : {&ValueRows<float>::values, &ValueRows<float>::old_values,
+                        &ValueRows<float>::returns, &ValueRows<float>::mask}) {
+      for (const float broken : {kNan, HUGE_VALF}) {
+        ValueRows<float> batch(2, 50);
+        batch.mask[3] = 1;
+        batch.values[3] = batch.old_values[3] = batch.returns[3] = 0;
+        (batch.*member)[3] = broken;
+        const double counts[] = {80, 2};
+        std::vector<float> dvalues(100);
+        const bool by_length =
+            objective.aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
+        const ValueTotals out = run_program(batch.arrays(), objective, to(dvalues, 50), counts);
+        EXPECT_TRUE(std::isnan(out.loss) && std::isnan(dvalues[3]));
+        const bool spoils_its_row = by_length && member == &ValueRows<float>::mask;
+        for (size_t i = 4; i < (spoils_its_row ? 4u : 100u); ++i) {
+          EXPECT_FALSE(std::isnan(dvalues[i]));
+        }
+      }
+    }
+  });
+}
+
+TEST(ValueProgram, FiniteInputsGiveFiniteNumbers) {
+  for_each_objective([](const ValueObjective& objective) {
+    ValueRows<float> batch(2, 60);
+    for (auto member :
+         {&ValueRows<float>::values, &ValueRows<float>::old_values, &ValueRows<float>::returns}) {
+      for (float& each : batch.*member) each = std::copysign(3e38f, each);
+    }
+    std::vector<float> dvalues(120);
+    const ValueTotals out = run_program(batch.arrays(), objective, to(dvalues, 60));
+    EXPECT_TRUE(std::isfinite(out.loss));
+    for (float each : dvalues) EXPECT_TRUE(std::isfinite(each));
+  });
+}
+
+TEST(ValueProgram, RealThreadsHaveTheSameBits) {
+  ValueRows<float> batch(2, 600);
+  std::vector<float> want(1200), got = want;
+  const ValueObjective objective{.aggregation = sequence_mean_token_mean()};
+  const ValueTotals expected = run_program(batch.arrays(), objective, to(want, 600));
+  const ValueTotals out =
+      run_program(batch.arrays(), objective, to(got, 600), nullptr, 1, RealThreads{});
+  EXPECT_EQ(out.loss, expected.loss);
+  EXPECT_EQ(out.metrics.sums, expected.metrics.sums);
+  EXPECT_EQ(got, want);
+}
+
+}  // namespace
+}  // namespace tether
