@@ -216,9 +216,9 @@ void write_gradients(const Stored* q, int64_t q_stride, const Stored* p, int64_t
 
 // ---- all rows -----------------------------------------------------------------------------------
 
-// sum_v 2^t_v (t_v - u_v) after the references have moved by `shift_t` and `shift_u`.
-double moved(double sum_of_gaps, double sum, double shift_t, double shift_u) {
-  return (sum_of_gaps + sum * (shift_t - shift_u)) * std::exp2(shift_t);
+// sum_v 2^t_v (t_v - u_v) after the reference of t has moved by `shift`, and gaps by `gap`.
+double moved(double sum_of_gaps, double sum, double shift, double gap) {
+  return (sum_of_gaps + sum * gap) * std::exp2(shift);
 }
 
 KlStatistics rescaled(const KlStatistics& row, double reference_q, double reference_p,
@@ -227,12 +227,14 @@ KlStatistics rescaled(const KlStatistics& row, double reference_q, double refere
   const double shift_q = std::max(kFarthest, (row.reference_q - reference_q) * scale);
   const double shift_p = std::max(kFarthest, (row.reference_p - reference_p) * scale);
   if (shift_q == 0 && shift_p == 0) return row;
+  // Where one row has had no column yet, those of the other have no gaps that could move.
+  const double gap = row.sum_q == 0 || row.sum_p == 0 ? 0 : shift_q - shift_p;
   return {reference_q,
           row.sum_q * std::exp2(shift_q),
           reference_p,
           row.sum_p * std::exp2(shift_p),
-          moved(row.forward, row.sum_q, shift_q, shift_p),
-          moved(row.reverse, row.sum_p, shift_p, shift_q),
+          moved(row.forward, row.sum_q, shift_q, gap),
+          moved(row.reverse, row.sum_p, shift_p, -gap),
           (row.weighted_sum + row.sum_q * shift_q) * std::exp2(shift_q),
           row.alone_q * std::exp2(shift_q),
           row.alone_p * std::exp2(shift_p)};

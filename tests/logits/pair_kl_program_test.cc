@@ -230,6 +230,26 @@ TEST(PairKlProgram, AbsentColumnsAndBrokenNumbersAreThoseOfTheCpuKernel) {
   }
 }
 
+// Whatever one thread sees of a row may not be there in it.
+TEST(PairKlProgram, MaskedBlocksAgainstVeryUnlikelyOnes) {
+  for (DType dtype : kDeviceTypes) {
+    const Pairs without = random_pairs(dtype, 1, 3000, 2, 1);
+    const PairResult want = run_program(without);
+    for (double unlikely : {-80.0, -90.0}) {
+      Pairs in = without;
+      in.vocabulary = 9000;
+      in.q.insert(in.q.begin(), 6000, -infinity);
+      in.p.insert(in.p.begin(), 6000, unlikely);
+      for (bool swapped : {false, true}) {
+        const PairResult got = run_program(in);
+        EXPECT_NEAR(got.kl[0], swapped ? want.reverse_kl[0] : want.kl[0], 4e-6);
+        EXPECT_NEAR(got.reverse_kl[0], swapped ? want.kl[0] : want.reverse_kl[0], 4e-6);
+        std::swap(in.q, in.p);
+      }
+    }
+  }
+}
+
 TEST(PairKlProgram, FiniteLogitsOfAnySizeGiveNoNaN) {
   std::mt19937 generator(8);
   for (DType dtype : kDeviceTypes) {

@@ -279,6 +279,25 @@ TEST(LogitsKl, ShuffledColumnsAreTheSameRows) {
   }
 }
 
+// Whole blocks that are not there in one row, less than 2^-100 of the other.
+TEST(LogitsKl, MaskedBlocksAgainstVeryUnlikelyOnes) {
+  for (DType dtype : kAllTypes) {
+    const Pairs without = random_pairs(dtype, 1, 3000, 2, 1);
+    for (double unlikely : {-80.0, -90.0}) {
+      Pairs in = without;
+      in.vocabulary = 9000;
+      in.q.insert(in.q.begin(), 6000, -infinity);
+      in.p.insert(in.p.begin(), 6000, unlikely);
+      for (bool swapped : {false, true}) {
+        const PairResult got = run(in), want = run(without);
+        EXPECT_NEAR(got.kl[0], swapped ? want.reverse_kl[0] : want.kl[0], 4e-6);
+        EXPECT_NEAR(got.reverse_kl[0], swapped ? want.kl[0] : want.reverse_kl[0], 4e-6);
+        std::swap(in.q, in.p);
+      }
+    }
+  }
+}
+
 TEST(LogitsKl, MaskedColumnsAgainstVeryUnlikelyOnes) {
   for (DType dtype : kAllTypes) {
     const Pairs without = random_pairs(dtype, 1, 3000, 2, 1);
