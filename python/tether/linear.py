@@ -13,33 +13,21 @@ from tether._checks import (
     check_no_tangents,
     in_name_of,
     number_of,
-    savable,
     shape_text,
 )
 from tether._cuda_linear import loss_call, loss_of_tokens
 from tether._functions import Call
 from tether._linear_inputs import Linear, checked_linear, row_settings, stand_in
-from tether._linear_ops import Chunk, LinearPolicyLoss, LinearTokenLogps, chunk_of
-from tether._linear_tracing import LOSS_ARRAYS, traced_logps, traced_loss
+from tether._linear_logps import logps_of, walk_of
+from tether._linear_ops import Chunk, LinearPolicyLoss
+from tether._linear_tracing import LOSS_ARRAYS, traced_loss
 from tether._lists import Numbers, Settings, Value
-from tether._logits_ops import again, token_statistics
 from tether._objectives import Weights, levels_of, objective_call, resolved
-from tether._ops import has_kernel, once_differentiable
-from tether._support import (
-    Support,
-    by_rows,
-    check_support,
-    checked_support,
-    ids_for_kernel,
-    linear_logits,
-    with_known_ids,
-)
+from tether._ops import has_kernel
+from tether._support import Support
 from tether.logits import (
     TokenLogps,
     VocabularyShard,
-    check_shard,
-    of_support,
-    token_logps,
     with_index_error,
 )
 from tether.objective import PolicyObjective, PreferenceObjective
@@ -96,112 +84,8 @@ def linear_token_logps(
     linear, targets, call = checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
-    walk = _walk_of(function, linear, chunk_bytes, rows_per_chunk, shard)
-    return _logps_of(function, linear, targets, call.settings, walk, support)
-
-
-class _Walk(NamedTuple):
-    """How the logits are made."""
-
-    chunk: Chunk
-    chunk_bytes: int
-    shard: VocabularyShard | None
-
-
-def _walk_of(
-    function: str,
-    linear: Linear,
-    chunk_bytes: int,
-    rows_per_chunk: int,
-    shard: VocabularyShard | None,
-) -> _Walk:
-    if shard is not None:
-        if not has_kernel(*linear):
-            raise ValueError(f"{function}: shard must be None for tensors on a device")
-        weight = linear.weight
-        check_shard(f"{function}: shard", shard, "weight", weight, weight.shape[0])
-    return _Walk(chunk_of(linear.weight, chunk_bytes, rows_per_chunk), chunk_bytes, shard)
-
-
-def _logps_of(
-    function: str,
-    linear: Linear,
-    targets: Tensor,
-    settings: Settings,
-    walk: _Walk,
-    support: Support | None,
-) -> TokenLogps:
-    """linear_token_logps of checked tensors, in the name of `function`."""
-    if support is not None:
-        check_support(function, support, targets)
-    whole = support is None or walk.chunk.padded or walk.shard is not None
-    if whole or not by_rows(support, linear.weight):
-        return _linear_token_logps(function, linear, targets, settings, walk, support)
-    check_no_tangents(function, **linear._asdict())
-    ignore_index = settings.numbers["ignore_index"]
-    kept = checked_support(function, support, targets, linear.weight.shape[0], ignore_index)
-    others = targets.masked_fill(~kept.whole, ignore_index)
-    return of_support(
-        kept,
-        linear_logits(function, *linear, kept, walk.chunk_bytes),
-        settings.numbers | {k: v == "true" for k, v in settings.choices.items()},
-        lambda: _linear_token_logps(function, linear, others, settings, walk),
-    )
-
-
-def _linear_token_logps(
-    function: str,
-    linear: Linear,
-    targets: Tensor,
-    settings: Settings,
-    walk: _Walk,
-    support: Support | None = None,
-) -> TokenLogps:
-    """The same by all logits of a chunk."""
-    hidden, weight, bias = linear
-    chunk, shard = walk.chunk, walk.shard
-    ignore_index = settings.numbers["ignore_index"]
-    entropies, statistics = (
-        settings.choices[name] == "true" for name in ("entropies", "statistics")
-    )
-    check_no_tangents(function, hidden=hidden, weight=weight, bias=bias)
-    if not has_kernel(*linear):
-        leaves = (once_differentiable(function, each, again(function)) for each in linear)
-        hidden, weight, bias = leaves
-        # 0 times NaN would reach the gradient of the weight.
-        known = hidden.masked_fill((targets == ignore_index)[..., None], 0)
-        logits = torch.nn.functional.linear(known, savable(weight), savable(bias))
-        flags = {"entropies": entropies, "statistics": statistics}
-
-        def run_by_torch():
-            return token_logps(logits, targets, support=support, **{**settings.numbers, **flags})
-
-        return in_name_of(function, "token_logps", run_by_torch)
-    vocabulary = weight.shape[0]
-    if shard is not None:
-        vocabulary = shard.ids
-        own = {"first_id": shard.first_id, "ids": vocabulary}
-        settings = settings._replace(numbers=settings.numbers | own)
-    words, active = settings.words(), targets != ignore_index
-    ids = ids_for_kernel(function, support, targets, vocabulary, ignore_index)
-    row = (targets, ids, words, entropies, active, chunk)
-
-    def run():
-        return with_known_ids(
-            function,
-            lambda: LinearTokenLogps.apply(*linear, *row, shard, function),
-            support,
-            ~active,
-            vocabulary,
-        )
-
-    if torch.compiler.is_compiling() and shard is None:
-        out = traced_logps(linear, *row, function, ignore_index)
-    else:
-        out = with_index_error(function, run, targets, vocabulary, ignore_index)
-    logps, found, sums = out
-    further = token_statistics(sums, hidden, words) if statistics else ()
-    return TokenLogps(logps, found, *further)
+    walk = walk_of(function, linear, chunk_bytes, rows_per_chunk, shard)
+    return logps_of(function, linear, targets, call.settings, walk, support)
 
 
 class LinearPolicyOutput(NamedTuple):
@@ -260,10 +144,7 @@ def linear_policy_loss(
     linear, targets, rows = checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
-    if offsets is None and targets.dim() != 2:
-        raise ValueError(
-            f"{function}: targets must be [B, T], or [N] with offsets, got {shape_text(targets)}"
-        )
+    _check_rows(function, targets, offsets)
     batch = {
         "advantages": advantages,
         "response_mask": response_mask,
@@ -285,17 +166,22 @@ def linear_policy_loss(
     active = targets.masked_fill(call.tensors["response_mask"] == 0, ignore_index)
     bonus = number_of(call.settings.numbers.get("entropy_coef", 0)) != 0
     rows.settings.choices["entropies"] = "true" if entropies or bonus else "false"
-    walk = _walk_of(function, linear, chunk_bytes, rows_per_chunk, shard)
+    walk = walk_of(function, linear, chunk_bytes, rows_per_chunk, shard)
     of_tokens = levels_of(call.settings.choices) == {"token"} and not call.own
-    one_walk = of_tokens and support is None and shard is None
-    if one_walk and has_kernel(*linear):
-        return _loss_of_tokens(linear, active, call, rows.settings, walk.chunk)
-    on_cuda = loss_call(call, linear, walk.chunk) if one_walk else None
-    if on_cuda is not None:
-        return _loss_on_cuda(linear, active, on_cuda, rows.settings, walk.chunk)
-    made = _logps_of(function, linear, active, rows.settings, walk, support)
+    if of_tokens and support is None and shard is None:
+        out = _loss_in_one_walk(linear, active, call, rows.settings, walk.chunk)
+        if out is not None:
+            return out
+    made = logps_of(function, linear, active, rows.settings, walk, support)
     settings = {"objective": objective, "normalizer": normalizer, "weights": weights}
     return _loss_of_logps(function, made, bonus, batch, settings | options)
+
+
+def _check_rows(function: str, targets: Tensor, offsets: Numbers | None) -> None:
+    if offsets is None and targets.dim() != 2:
+        raise ValueError(
+            f"{function}: targets must be [B, T], or [N] with offsets, got {shape_text(targets)}"
+        )
 
 
 def _check_names(function: str, own: Surrogate, settings: dict[str, Value]) -> None:
@@ -319,6 +205,16 @@ def _loss_of_logps(
 
     out = in_name_of(function, "policy_loss", run)
     return LinearPolicyOutput(out.loss, out.metrics, made.logps.detach(), found)
+
+
+def _loss_in_one_walk(
+    linear: Linear, targets: Tensor, call: Call, rows: Settings, chunk: Chunk
+) -> LinearPolicyOutput | None:
+    """None where there is no kernel for it."""
+    if has_kernel(*linear):
+        return _loss_of_tokens(linear, targets, call, rows, chunk)
+    on_cuda = loss_call(call, linear, chunk)
+    return None if on_cuda is None else _loss_on_cuda(linear, targets, on_cuda, rows, chunk)
 
 
 def _loss_of_tokens(
@@ -415,8 +311,8 @@ def linear_preference_loss(
     if nll_mask is not None:
         masked &= call.tensors["nll_mask"] == 0
     active = targets.masked_fill(masked.view(targets.shape), ignore_index)
-    walk = _walk_of(function, linear, chunk_bytes, rows_per_chunk, shard)
-    made = _linear_token_logps(function, linear, active, rows.settings, walk)
+    walk = walk_of(function, linear, chunk_bytes, rows_per_chunk, shard)
+    made = logps_of(function, linear, active, rows.settings, walk, support=None)
 
     def run():
         return preference_loss(made.logps, objective=objective, **batch, **counts, **options)

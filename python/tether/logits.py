@@ -20,12 +20,8 @@ from tether._checks import (
     kind_of,
     shape_text,
 )
-from tether._functions import FUNCTIONS
-from tether._logits_ops import (
-    TokenLogpsOfCaller,
-    again,
-    token_statistics,
-)
+from tether._functions import FUNCTIONS, Call
+from tether._logits_ops import TokenLogpsOfCaller, again, token_statistics
 from tether._ops import has_kernel, once_differentiable, ops
 from tether._support import (
     NOWHERE,
@@ -119,13 +115,9 @@ def token_logps(
     call = FUNCTIONS[function].call({"logits": logits, "targets": targets}, rows | wanted)
     check_no_tangents(function, logits=logits)
     targets = call.tensors["targets"].to(torch.int64).contiguous()
-    fused = has_kernel(logits) or (
-        shard is None
-        and support is None
-        and not statistics
-        and _cuda.has_kernel("token_logps_forward", (logits,))
-    )
-    if not fused:
+    on_cuda = shard is None and support is None and not statistics
+    on_cuda = on_cuda and _cuda.has_kernel("token_logps_forward", (logits,))
+    if not has_kernel(logits) and not on_cuda:
         _check_none(function, gradient_buffer=gradient_buffer, shard=shard)
         if support is not None:
             return _logps_of_support(logits, targets, support, **rows, **wanted)
@@ -133,28 +125,38 @@ def token_logps(
         return _logps_by_torch(logits, targets, **rows, **wanted)
     if gradient_buffer is not None:
         _check_buffer(f"{function}: gradient_buffer", gradient_buffer, logits)
-        if torch.compiler.is_compiling():
-            gradient_buffer = None
     if shard is not None:
         check_shard(f"{function}: shard", shard, "logits", logits, logits.shape[-1])
         call = call.with_numbers({"first_id": shard.first_id, "ids": shard.ids})
-    words = call.settings.words()
+    return _logps_by_kernel(logits, targets, call, support, gradient_buffer, shard, **wanted)
+
+
+def _logps_by_kernel(
+    logits: Tensor,
+    targets: Tensor,
+    call: Call,
+    support: Support | None,
+    gradient_buffer: Tensor | None,
+    shard: VocabularyShard | None,
+    *,
+    entropies: bool,
+    statistics: bool,
+) -> TokenLogps:
+    function, words = "token_logps", call.settings.words()
+    ignore_index = call.settings.numbers["ignore_index"]
     vocabulary = logits.shape[-1] if shard is None else shard.ids
     ids = ids_for_kernel(function, support, targets, vocabulary, ignore_index)
+    buffer = None if torch.compiler.is_compiling() else gradient_buffer
 
     def run():
-        if gradient_buffer is not None or shard is not None:
-            return TokenLogpsOfCaller.apply(
-                logits, targets, ids, words, entropies, gradient_buffer, shard
-            )
-        return ops.token_logps_forward(logits, targets, ids, *words)
+        if buffer is None and shard is None:
+            return ops.token_logps_forward(logits, targets, ids, *words)
+        return TokenLogpsOfCaller.apply(logits, targets, ids, words, entropies, buffer, shard)
 
-    def run_on_known_ids():
+    def checked():
         return with_known_ids(function, run, support, targets == ignore_index, vocabulary)
 
-    logps, found, sums = with_index_error(
-        function, run_on_known_ids, targets, vocabulary, ignore_index
-    )
+    logps, found, sums = with_index_error(function, checked, targets, vocabulary, ignore_index)
     further = token_statistics(sums, logits, words) if statistics else ()
     return TokenLogps(logps, found if entropies else None, *further)
 

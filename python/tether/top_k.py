@@ -74,12 +74,8 @@ def top_k_kl(
         check_given(f"{function}: {name}", tensors[name])
     if targets is None:
         tensors["target_logps"] = None
-    settings = {
-        "tail": tail,
-        "temperature": temperature,
-        "precision": precision,
-        "ignore_index": ignore_index,
-    }
+    settings = {"tail": tail, "temperature": temperature}
+    settings |= {"precision": precision, "ignore_index": ignore_index}
     call = FUNCTIONS[function].call(tensors, settings)
     check_no_tangents(function, q_logits=q_logits)
     if not has_kernel(q_logits):
