@@ -103,6 +103,7 @@ TEST(ValueProgram, IsTheCpuKernel) {
       ValueRows<float> batch(rows, columns);
       if (columns > 0) std::fill_n(batch.mask.begin(), columns, 0.0f);
       for (size_t i = 0; i < batch.mask.size(); i += 5) batch.mask[i] *= 0.5f;
+      for (size_t i = 0; i < batch.mask.size(); i += 11) batch.values[i] = batch.returns[i];
       const ValueTotals want = batch.run(objective);
       std::vector<float> dvalues(batch.values.size(), 7);
       const OneThread backwards{{.backwards = true}};
@@ -122,7 +123,11 @@ TEST(ValueProgram, CountsOfTheStepAndAFactor) {
     const double counts[] = {1000, 9};
     const Normalizer normalizer{.policy = 1000, .sequences = 9, .world_size = 3};
     const ValueTotals want = batch.run(objective, normalizer);
-    expect_near(run_program(batch.arrays(), objective, {}, counts, 3), want);
+    std::vector<float> dvalues(400);
+    expect_near(run_program(batch.arrays(), objective, to(dvalues, 100), counts, 3), want);
+    for (size_t i = 0; i < dvalues.size(); ++i) {
+      ASSERT_NEAR(dvalues[i], batch.dvalues[i], 1e-6 * std::abs(batch.dvalues[i])) << i;
+    }
   });
 }
 
