@@ -145,27 +145,60 @@ at::Tensor sound_tokens(const FlatBatch& batch, const at::Tensor& log_ratio, con
   return sound;
 }
 
+double largest_ratio_of(at::ScalarType type) {
+  return type == at::kDouble ? kLargestRatio<double> : double(kLargestRatio<float>);
+}
+
+// Tokens that are clipped, by the three fractions of PolicyMetrics.
+struct Clipped {
+  at::Tensor low, high, dual;
+};
+
+Clipped clipped_tokens(const RatioInterval& inside, const at::Tensor& advantage,
+                       const at::Tensor& d, const at::Tensor& ratio, const at::Tensor& dloss) {
+  const at::Tensor stuck = dloss == 0, moves = stuck.logical_not();
+  const at::Tensor bad = advantage < 0, good = advantage > 0;
+  const at::Tensor below = stuck.logical_and(bad.logical_or(good)).logical_and(d < 0);
+  const at::Tensor above =
+      stuck.logical_and(d > 0).logical_or(moves.logical_and(ratio > inside.high));
+  return {below.logical_or(moves.logical_and(ratio < inside.low)), good.logical_and(above),
+          bad.logical_and(above)};
+}
+
+// The largest log-ratio, its negative and weight of active tokens.
+at::Tensor maxima_of(const at::Tensor& active, const at::Tensor& sound, const at::Tensor& d,
+                     const at::Tensor& W) {
+  const at::Tensor lowest = at::zeros({1}, d.options()) - PolicyMetrics::kUnseen;
+  const auto largest = [&](const at::Tensor& values, const at::Tensor& among) {
+    const at::Tensor seen = at::where(active.logical_and(among), values, lowest);
+    return at::cat({seen, lowest}).max().to(at::kDouble);
+  };
+  return at::stack({largest(d, sound), largest(-d, sound), largest(W, at::isnan(W).logical_not())});
+}
+
+// What each sum is divided by.
+at::Tensor counts_of(const at::Tensor& tokens, const at::Tensor& ratios) {
+  std::vector<at::Tensor> counts(PolicyMetrics::kSums);
+  for (int i = 0; i < PolicyMetrics::kSums; ++i) {
+    counts[static_cast<size_t>(i)] = PolicyMetrics::is_of_ratio(i) ? ratios : tokens;
+  }
+  return at::stack(counts);
+}
+
 PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch& batch,
                                const FlatSegments& segments, const at::Tensor& d,
                                const at::Tensor& loss, const at::Tensor& dloss,
                                const at::Tensor& kl, const at::Tensor& sound) {
   using M = PolicyMetrics;
   const bool by_token = objective.level == RatioLevel::token;
-  const TensorNumber log_ratio{d};
-  const at::Tensor ratio = exp(log_ratio).value;
-  const bool wide = ratio.scalar_type() == at::kDouble;
-  const double largest_ratio = wide ? kLargestRatio<double> : double(kLargestRatio<float>);
+  const at::Tensor ratio = exp(TensorNumber{d}).value;
+  const double largest_ratio = largest_ratio_of(ratio.scalar_type());
   const at::Tensor seen_ratio = ratio.clamp_max(largest_ratio);
   const at::Tensor W = batch.token_weight.clamp(-largest_ratio, largest_ratio);
-  const RatioInterval inside = objective.surrogate.truncation();
-  const at::Tensor stuck = dloss == 0, moves = stuck.logical_not();
-  const at::Tensor bad = batch.advantage < 0, good = batch.advantage > 0;
-  const at::Tensor below = stuck.logical_and(bad.logical_or(good)).logical_and(d < 0);
-  const at::Tensor above =
-      stuck.logical_and(d > 0).logical_or(moves.logical_and(ratio > inside.high));
-  const at::Tensor zero = at::zeros_like(d);
+  const Clipped clipped =
+      clipped_tokens(objective.surrogate.truncation(), batch.advantage, d, ratio, dloss);
   const auto sum = [&](const at::Tensor& values) {
-    return at::where(batch.active, batch.weight * values, zero).to(at::kDouble).sum();
+    return at::where(batch.active, batch.weight * values, 0.0).to(at::kDouble).sum();
   };
   // Of the ratio: each segment counts once.
   const auto ratio_sum = [&](const at::Tensor& values) {
@@ -176,11 +209,11 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   sums[M::kKl] = sum(kl);
   const at::Tensor entropy = batch.entropy_weight * batch.entropy;
   sums[M::kEntropy] = sum(entropy);
-  sums[M::kClipFractionLow] = ratio_sum(below.logical_or(moves.logical_and(ratio < inside.low)));
-  sums[M::kClipFractionHigh] = ratio_sum(good.logical_and(above));
-  sums[M::kClipFractionDual] = ratio_sum(bad.logical_and(above));
+  sums[M::kClipFractionLow] = ratio_sum(clipped.low);
+  sums[M::kClipFractionHigh] = ratio_sum(clipped.high);
+  sums[M::kClipFractionDual] = ratio_sum(clipped.dual);
   sums[M::kApproxKlK1] = ratio_sum(-d);
-  sums[M::kApproxKlK3] = ratio_sum(k3(log_ratio).value);
+  sums[M::kApproxKlK3] = ratio_sum(k3(TensorNumber{d}).value);
   sums[M::kRatio] = ratio_sum(seen_ratio);
   sums[M::kRatioSquared] = ratio_sum(seen_ratio.square());
   sums[M::kNonfinite] = at::zeros({}, d.options().dtype(at::kDouble));
@@ -189,21 +222,11 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
   }
   sums[M::kWeight] = sum(W);
   sums[M::kWeightSquared] = sum(W.square());
-  sums[M::kWeightZero] = sum((W == 0).to(W.scalar_type()));
+  sums[M::kWeightZero] = sum(W == 0);
   const at::Tensor count = batch.weight.to(at::kDouble).sum();
-  const at::Tensor lowest = at::zeros({1}, d.options()) - M::kUnseen;
-  const auto largest = [&](const at::Tensor& values, const at::Tensor& among) {
-    return at::cat({at::where(among, values, lowest), lowest}).max().to(at::kDouble);
-  };
-  const at::Tensor seen = batch.active.logical_and(sound);
-  const at::Tensor seen_weight = batch.active.logical_and(at::isnan(W).logical_not());
   const at::Tensor ratios = by_token ? count : (segments.n > 0).to(at::kDouble).sum();
-  std::vector<at::Tensor> counts(M::kSums);
-  for (int i = 0; i < M::kSums; ++i) {
-    counts[static_cast<size_t>(i)] = M::is_of_ratio(i) ? ratios : count;
-  }
-  return {.sums = at::stack({at::stack(sums), at::stack(counts)}, 1),
-          .maxima = at::stack({largest(d, seen), largest(-d, seen), largest(W, seen_weight)})};
+  return {.sums = at::stack({at::stack(sums), counts_of(count, ratios)}, 1),
+          .maxima = maxima_of(batch.active, sound, d, W)};
 }
 
 // Infinity is NaN.

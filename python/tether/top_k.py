@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -92,10 +94,8 @@ def top_k_kl(
             *call.settings.words(),
         )[0]
     except ValueError as error:
-        refused = error
-    if "s must be in [" in str(refused):  # an IndexError, with the place
-        _check_ids(function, head_ids, q_logits.shape[-1], targets, ignore_index)
-    raise refused
+        arrays = (head_ids, q_logits.shape[-1], targets, ignore_index)
+        raise _with_place(error, function, *arrays) from None
 
 
 def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -117,10 +117,8 @@ def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) ->
         found = ops.head_logps(logits.detach(), rows, *call.settings.words())
         return found.to(wide).view(ids.shape)
     except ValueError as error:
-        sentence = str(error).replace("row_statistics", function, 1)
-    if "ids must be in [" in sentence:  # an IndexError, with the place
-        _check_ids(function, head_ids, logits.shape[-1])
-    raise ValueError(sentence)
+        words = ValueError(str(error).replace("row_statistics", function, 1))
+        raise _with_place(words, function, head_ids, logits.shape[-1]) from None
 
 
 # ---- autograd and tracing ------------------------------------------------------------------------
@@ -187,3 +185,12 @@ def _check_ids(
         check_id_values(f"{function}: targets", targets, vocabulary, ignore_index)
     active = None if targets is None else (targets != ignore_index)[..., None]
     check_id_values(f"{function}: head_ids", head_ids, vocabulary, active=active)
+
+
+def _with_place(error: ValueError, *arguments: Any) -> Exception:
+    """What the operator says of a bad id as an IndexError with its place."""
+    try:
+        _check_ids(*arguments)
+    except IndexError as bad:
+        return bad
+    return error
