@@ -217,15 +217,15 @@ def test_rows_of_logits_are_those_of_the_cpu(host, dtype):
     backward = torch.ops.tether.token_logps_backward.default
     upstream, results = numbers(2, 9, seed=8), []
     for key, exact in ((CUDA, torch.float32), (CPU, torch.float64)):
-        *found, statistics = forward.redispatch(key, logits, targets, *words)
+        *found, statistics = forward.redispatch(key, logits, targets, None, *words)
         gradient = torch.empty(3, 3, 31, dtype=dtype)
         of_logps, of_entropies = upstream.to(exact)
         backward.redispatch(
-            key, logits, targets, statistics, of_logps, of_entropies, *words, gradient
+            key, logits, targets, None, statistics, of_logps, of_entropies, *words, gradient
         )
         results.append((*found, gradient))
     assert_same(*results, 1e-5 if dtype == torch.float32 else 1e-2)
-    without = forward.redispatch(CUDA, logits, targets, *words_of())
+    without = forward.redispatch(CUDA, logits, targets, None, *words_of())
     assert without[1].shape == (0,)
     assert torch.isfinite(without[0]).all()
 
@@ -234,12 +234,20 @@ def test_what_has_no_kernel_is_refused(host):
     forward = torch.ops.tether.token_logps_forward.default
     logits, targets = numbers(2, 7), torch.tensor([1, 2])
     with pytest.raises(ValueError) as caught:
-        forward.redispatch(CUDA, logits, targets, *words_of(statistics=True))
+        forward.redispatch(CUDA, logits, targets, None, *words_of(statistics=True))
     assert str(caught.value) == ("token_logps: statistics must be false on a CUDA device, got true")
-    *_, statistics = forward.redispatch(CUDA, logits, targets, *words_of())
+    *_, statistics = forward.redispatch(CUDA, logits, targets, None, *words_of())
     with pytest.raises(ValueError) as caught:
         torch.ops.tether.token_logps_backward.default.redispatch(
-            CUDA, logits, targets, statistics, torch.ones(2).double(), None, *words_of(), logits
+            CUDA,
+            logits,
+            targets,
+            None,
+            statistics,
+            torch.ones(2).double(),
+            None,
+            *words_of(),
+            logits,
         )
     assert str(caught.value) == "token_logps: dlogps must be 2 float32 numbers side by side"
 
