@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import pathlib
 import sys
 import tempfile
@@ -82,9 +83,11 @@ def linear_and_gradients(tether, batch):
 
 
 def gap(found, wanted):
-    """The largest difference, of each result to its size."""
+    """The largest difference, of each result to its size; infinite where one alone is NaN."""
     gaps = []
     for a, b in zip(found, wanted, strict=True):
+        if not torch.equal(a.isnan(), b.isnan()):
+            return math.inf
         a, b = (each.detach().double().nan_to_num() for each in (a, b))
         size = b.abs().max().clamp(min=1e-30) if b.numel() else torch.ones(())
         gaps.append(float((a - b).abs().max() / size) if b.numel() else 0.0)

@@ -123,9 +123,9 @@ def errors_beside_three(doors, tokens, objective, temperature, softcap):
     relative, absolute = check.ROUNDING[out.dtype]
     rounding = 2 * (relative * want.float().abs() + absolute)
     gradient = ((out.float() - want.float()).abs() - rounding).max() / size
-    sums = ((one.totals - three.totals).abs() / (1e-3 + three.totals.abs())).nan_to_num().max()
+    sums = check.gap_of_totals(one.totals, three.totals)
     logps = (one.logps - three.logps).abs() / (1 + three.logps.abs())
-    return {"gradient": float(gradient), "totals": float(sums), "logps": float(logps.max())}
+    return {"gradient": float(gradient), "totals": sums, "logps": float(logps.max())}
 
 
 def check_beside_three(doors, quick):
