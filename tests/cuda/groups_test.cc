@@ -43,7 +43,7 @@ TEST(CudaGroups, RefuseWhatHasNoKernelAndWhatIsMissing) {
 
 TEST(CudaGroups, EveryRuleGetsAsFarAsTheLaunch) {
   int devices = 0;
-  if (cudaGetDeviceCount(&devices) == cudaSuccess) return;
+  if (cudaGetDeviceCount(&devices) == cudaSuccess) GTEST_SKIP() << "there is a device";
   float number = 0;
   for_each_group_rule([&](const auto& row) {
     EXPECT_THAT(message([&] {

@@ -102,7 +102,7 @@ TEST(CudaPreferenceLoss, RefusesWhatHasNoKernelAndWhatIsMissing) {
 
 TEST(CudaLosses, EveryObjectiveGetsAsFarAsTheLaunch) {
   int devices = 0;
-  if (cudaGetDeviceCount(&devices) == cudaSuccess) return;
+  if (cudaGetDeviceCount(&devices) == cudaSuccess) GTEST_SKIP() << "there is a device";
   Unread unread;
   for (const auto& row : kValueCatalogue) {
     EXPECT_THAT(unread.value(row.preset()),

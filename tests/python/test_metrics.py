@@ -53,7 +53,7 @@ def test_metrics_of_another_kind_are_refused(name):
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
-def test_explained_variance_beside_a_mean_that_is_a_million_times_larger(on_cpu, monkeypatch):
+def test_explained_variance_beside_a_mean_that_is_a_billion_times_larger(on_cpu, monkeypatch):
     if not on_cpu:
         monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
     torch.manual_seed(1)

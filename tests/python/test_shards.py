@@ -381,6 +381,9 @@ def test_a_part_of_a_head_breaks_the_graph():
     torch._dynamo.reset()
     loss = torch.compile(step, backend="aot_eager")(linear[0])
     torch.testing.assert_close(loss, step(linear[0]), rtol=1e-14, atol=0)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+        torch.compile(step, backend="aot_eager", fullgraph=True)(linear[0])
 
 
 def test_a_part_of_a_head_is_checked(monkeypatch):

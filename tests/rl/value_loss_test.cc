@@ -82,7 +82,7 @@ TEST(ValueLoss, ReturnsThatDoNotVaryExplainNothingAndNaNComesOut) {
 }
 
 // Returns of mean 1e9 that vary by 1, of which the values explain 3/4: half of each deviation.
-TEST(ValueLoss, ExplainedVarianceBesideAMeanThatIsAMillionTimesLarger) {
+TEST(ValueLoss, ExplainedVarianceBesideAMeanThatIsABillionTimesLarger) {
   constexpr double kMean = 1e9;
   ValueRows<double> batch(3, 600);
   for (size_t i = 0; i < batch.values.size(); ++i) {
