@@ -114,7 +114,8 @@ def test_metrics_have_one_type_for_sequences_with_and_without_tokens(adapter):
         function = getattr(adapter, f"{name}_loss")
         outs = [function(inputs_of(each)) for each in CASES if each["loss_type"] == name]
         for key in outs[0].metrics:
-            torch.stack([out.metrics[key] for out in outs])
+            found = [out.metrics[key] for out in outs]
+            assert len({(each.dtype, each.shape) for each in found}) == 1, key
 
 
 def test_the_configs_of_the_page_run(adapter):
