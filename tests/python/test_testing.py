@@ -202,14 +202,14 @@ NAMES = (
         (
             lambda: check_loss(lambda logps, rewards: logps.sum()),
             ValueError,
-            f"check_loss: arguments of the loss must be logps and any of {NAMES}, got "
+            f"check_loss: arguments of a policy loss must be logps and any of {NAMES}, got "
             '"rewards" without a default',
         ),
         (
             lambda: check_loss(lambda advantages: advantages.sum()),
             ValueError,
-            f"check_loss: arguments of the loss must be logps and any of {NAMES}, got none named "
-            "logps",
+            f"check_loss: arguments of a policy loss must be logps and any of {NAMES}, got none "
+            "named logps",
         ),
         (
             lambda: check_loss(lambda logps: logps.sum(-1).expand(2)),

@@ -209,14 +209,14 @@ def test_the_size_of_returns_is_seen():
         ),
         (
             lambda: check_loss(squared),
-            "check_loss: arguments of the loss must be logps and any of old_logps, ref_logps, "
+            "check_loss: arguments of a policy loss must be logps and any of old_logps, ref_logps, "
             "rollout_logps, entropies, turn_ids, advantages, response_mask, normalizer, offsets, "
             'got "values" without a default',
         ),
         (
             lambda: check_loss(lambda logps, labels: logps, "dpo"),
-            "check_loss: arguments of the loss must be logps and any of ref_logps, baselines, "
-            "answer_weights, response_mask, pairs, tokens, world_size, offsets, got "
+            "check_loss: arguments of a preference loss must be logps and any of ref_logps, "
+            "baselines, answer_weights, response_mask, pairs, tokens, world_size, offsets, got "
             '"labels" without a default',
         ),
         (

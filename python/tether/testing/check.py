@@ -83,7 +83,7 @@ def check_loss(
         raise TypeError(f"{_WHERE}: traits must be tether.testing.Traits, got {kind_of(traits)}")
     kind = family_of(_WHERE, family, objective, user_loss)
     names = (*kind.arrays, "response_mask", *kind.step.names, "offsets")
-    loss = Loss.of(user_loss, names, _WHERE)
+    loss = Loss.of(user_loss, kind.name, names, _WHERE)
     oracle = None
     if objective is not None:
         oracle = Oracle(_WHERE, kind, objective, options, weights, loss.names)

@@ -43,8 +43,8 @@ class Loss:
     where: str  # for its errors
 
     @classmethod
-    def of(cls, function: Callable, doors: tuple[str, ...], where: str) -> Loss:
-        """Its signature may name any of `doors`, and must name the first."""
+    def of(cls, function: Callable, family: str, doors: tuple[str, ...], where: str) -> Loss:
+        """Its signature may name any of `doors`, those of the family, and must name the first."""
         named = [
             each
             for each in parameters_of(f"{where}: user_loss", function)
@@ -56,7 +56,7 @@ class Loss:
         if unknown or doors[0] not in names:
             got = f'"{unknown[0]}" without a default' if unknown else f"none named {doors[0]}"
             raise ValueError(
-                f"{where}: arguments of the loss must be {doors[0]} and any of "
+                f"{where}: arguments of a {family} loss must be {doors[0]} and any of "
                 f"{', '.join(doors[1:])}, got {got}"
             )
         return cls(function, names, optional, where)
