@@ -310,8 +310,9 @@ def check_id_values(
     active: Tensor | None = None,
 ) -> None:
     """Where they are on the host; the operators do it for their calls."""
-    wrapped = type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids)
-    if ids.device.type != "cpu" or torch.compiler.is_compiling() or wrapped:
+    if torch.compiler.is_compiling() or ids.device.type != "cpu":
+        return
+    if type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids):
         return
     bad = (ids < 0) | (ids >= vocabulary)
     bad = bad if ignore_index is None else bad & (ids != ignore_index)

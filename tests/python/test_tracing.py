@@ -4,6 +4,7 @@ import pytest
 import tether
 import torch
 from batches import evaluated, packed, padded_batch
+from test_devices import CALLS, numbers
 
 OPS = torch.ops.tether
 
@@ -161,3 +162,22 @@ def test_meta_tensors_have_the_shapes_of_the_results():
     loss, metrics = tether.policy_loss(**meta)
     assert (loss.shape, loss.dtype, loss.device.type) == ((), torch.float32, "meta")
     assert (metrics.sums.shape, metrics.maxima.shape) == ((14, 2), (3,))
+
+
+# Their results are numbers of Python, or what they take is looked at.
+ON_THE_HOST = {"kl_report", "moments", "response_targets", "support", "whiten"}
+
+
+@pytest.mark.parametrize("function", [name for name in CALLS if name not in ON_THE_HOST])
+def test_every_function_of_other_devices_compiles_into_one_graph(function, monkeypatch):
+    monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    torch.compiler.reset()
+    call, arguments = getattr(tether, function), dict(CALLS[function])
+    arguments.pop("gradient_buffer", None)  # of kernels
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def compiled():
+        return call(**arguments)
+
+    expected = numbers(call(**arguments))
+    torch.testing.assert_close(numbers(compiled()), expected, rtol=1e-5, atol=1e-6, equal_nan=True)

@@ -20,14 +20,16 @@ class BatchTokens(NamedTuple):
     here has a shape that numbers decide: devices are not waited for."""
 
     weight: Tensor
-    columns: dict[str, Tensor]
     rows: Rows
     last: Tensor  # where a row ends
     longest: int  # that a row may be
-    turns: tuple[Rows, Tensor] | None  # and the weights of each
-
-    def __getattr__(self, name: str) -> Tensor:
-        return self.columns[name]
+    turns: tuple[Rows, Tensor] | None = None  # and the weights of each
+    # What the rule reads.
+    logp: Tensor | None = None
+    old_logp: Tensor | None = None
+    rollout_logp: Tensor | None = None
+    advantage: Tensor | None = None
+    entropy: Tensor | None = None
 
     def active(self) -> Tensor:
         return self.weight != 0
@@ -170,7 +172,7 @@ def turn_mean(tokens: BatchTokens, *, over: str = "row") -> Tensor:
 
 class Rule(NamedTuple):
     formula: Callable[..., Tensor]
-    reads: tuple[str, ...] = ()  # columns, as BatchTokens names them
+    reads: tuple[str, ...] = ()  # of BatchTokens
     turns: bool = False
 
 
@@ -216,7 +218,7 @@ def batch_weights(
         finite = finite & column.isfinite().all()
         columns[name] = column.clamp(-_LARGEST, _LARGEST)
     flat = _flat(rows, logps)
-    tokens = BatchTokens(weight.reshape(-1), columns, *flat, None)
+    tokens = BatchTokens(weight.reshape(-1), *flat, **columns)
     if needs_turns:
         n = flat[0].sum(tokens.weight)
         of_turns = (response_mask, turn_ids)
