@@ -83,6 +83,8 @@ class _ScaledOnce(torch.autograd.Function):
 
 
 _graph_stays = torch._C._autograd._get_current_graph_task_keep_graph
+_backward_id = torch._C._current_graph_task_id
+_at_end_of_backward = torch.autograd.Variable._execution_engine.queue_callback
 
 
 def _number(upstream: torch.Tensor) -> float:
@@ -173,10 +175,19 @@ class Arriving:
     They get what arrives, which is on its way unless it is known not to be finite.
     """
 
-    upstream: torch.Tensor
-
     def __init__(self, *, others: bool):
         self.others = others
+        self._upstreams: dict[int, torch.Tensor] = {}  # of each backward: threads may run several
+
+    @property
+    def upstream(self) -> torch.Tensor:
+        return self._upstreams[_backward_id()]
+
+    def keep(self, upstream: torch.Tensor) -> None:
+        """Until this backward ends."""
+        backward = _backward_id()
+        self._upstreams[backward] = upstream
+        _at_end_of_backward(lambda: self._upstreams.pop(backward, None))
 
     def passes(self, upstream: torch.Tensor) -> bool:
         on_cpu = upstream.device.type == "cpu"
@@ -196,7 +207,7 @@ class _AtLoss(torch.autograd.Function):
     def backward(ctx, upstream):
         one = torch.ones_like(upstream)
         passes = ctx.arriving.passes(upstream)
-        ctx.arriving.upstream = one if passes else upstream
+        ctx.arriving.keep(one if passes else upstream)
         return (upstream if passes else one), None
 
 

@@ -9,6 +9,7 @@ import tether
 import torch
 from batches import OBJECTIVES, evaluated, padded_batch
 from test_devices import CALLS
+from tether._ops import Arriving, once_differentiable
 
 THREADS, ROUNDS = 8, 6
 LEAVES = ("logps", "entropies", "values", "terms", "logits", "q_logits", "hidden", "weight", "bias")
@@ -160,3 +161,30 @@ def test_one_graph_backwards_from_many_threads(name):
         # Logits that are kept are read once; made again they may differ by rounding.
         for each in slopes:
             torch.testing.assert_close(each, want, rtol=1e-13, atol=1e-15)
+
+
+class Waits(torch.autograd.Function):
+    """Between a loss and its leaf, until every thread's backward is there."""
+
+    @staticmethod
+    def forward(ctx, x, barrier):
+        ctx.barrier = barrier
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        ctx.barrier.wait(timeout=60)
+        return upstream, None
+
+
+def test_what_arrives_on_other_devices_is_of_each_backward():
+    leaf, arriving = torch.ones((), requires_grad=True), Arriving(others=False)
+    x = once_differentiable("loss", leaf, arriving=arriving)
+    loss = arriving.at(Waits.apply(x, threading.Barrier(THREADS)))
+
+    def gradient(thread):
+        upstream = torch.tensor(float(thread + 1))
+        return torch.autograd.grad(loss, leaf, upstream, retain_graph=True)[0].item()
+
+    assert at_once(gradient) == [thread + 1 for thread in range(THREADS)]
+    assert not arriving._upstreams
