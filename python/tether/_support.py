@@ -192,7 +192,10 @@ def ids_for_kernel(
         return None
     check_support(function, kept, targets)
     ignored = targets == ignore_index
-    if not torch.compiler.is_compiling() and not bool(_is_of_targets(kept, targets, ignored)):
+    if torch.compiler.is_compiling():  # of a target that was ignored: another's id, to be refused
+        unmade = ~ignored & ~kept.whole & (kept.position == NOWHERE)
+        return torch.where(unmade[..., None], (targets == 0).long()[..., None], kept.ids)
+    if not bool(_is_of_targets(kept, targets, ignored)):
         known = not bool(((kept.ids >= vocabulary) & ~ignored[..., None]).any())
         raise (
             _other_targets(function)

@@ -145,6 +145,9 @@ def test_in_a_traced_graph_another_support_is_refused_too():
     torch.testing.assert_close(graph(logits, targets, support), expected)
     with pytest.raises(ValueError, match="support must be made of the same targets, got others"):
         graph(logits, (targets + 1) % V, support)
+    ignored = tether.support(targets.index_fill(0, torch.tensor([0]), -100), ids)
+    with pytest.raises(ValueError, match="support must be made of the same targets, got others"):
+        graph(logits, targets, ignored)
     high = support._replace(ids=support.ids + V)
     with pytest.raises(ValueError, match=r"ids must be in \[0, 40\) or -1 for none, got"):
         graph(logits, targets, high)
