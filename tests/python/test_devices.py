@@ -396,15 +396,17 @@ def test_a_factor_beyond_the_type_is_finite(name, monkeypatch):
         assert torch.equal(mine.sign(), other.sign())
 
 
-def test_a_sample_of_no_probability_that_the_head_has(monkeypatch):
+@pytest.mark.parametrize("of_p", [-1.5, -torch.inf])
+@pytest.mark.parametrize("tail", ["k1", "k3"])
+def test_a_sample_of_no_probability_that_the_head_has(tail, of_p, monkeypatch):
     """Of the tail it is none: the head counts it."""
     q = torch.randn(2, 6, generator=torch.Generator().manual_seed(8))
     q[:, 1] = -torch.inf
-    ids, log_p = torch.tensor([[1, 3]] * 2), torch.full((2, 2), -1.5)
+    ids, log_p = torch.tensor([[1, 3]] * 2), torch.tensor([[of_p, -1.5]] * 2)
 
     def run():
         leaf = q.clone().requires_grad_()
-        kl = tether.top_k_kl(leaf, ids, log_p, torch.tensor([1, 1]), torch.tensor([-1.5, -1.5]))
+        kl = tether.top_k_kl(leaf, ids, log_p, torch.tensor([1, 1]), log_p[:, 0], tail=tail)
         kl.sum().backward()
         return kl.detach(), leaf.grad
 

@@ -216,7 +216,7 @@ def top_k_kl(
         target_logps = target_logps.to(log_softmax.dtype).masked_fill(ignored, 0)
         sound = sound & (target_logps < math.inf) & known_y
         held = log_q_y.detach()
-        d = saturated(target_logps, farthest) - held + gap
+        d = saturated(target_logps.masked_fill(inside, 0), farthest) - held + gap
         if tail == "k1":
             sampled = (log_q_y - held).exp() * (log_q_y - held - d)
         else:
