@@ -284,7 +284,7 @@ class LinearOfSupport : public Function<LinearOfSupport> {
   }
 };
 
-// From hidden states by all logits of some tokens at a time.
+// From hidden states by all logits: of some tokens at a time, on other devices of all of them.
 TokenLogps by_chunks(const LinearInputs& inputs, const LinearOptions& options,
                      const Support& support) {
   if (inputs.hidden.is_cpu()) {
