@@ -49,8 +49,10 @@ KERNELS = load(pathlib.Path(__file__).with_name("libtether_cuda.so"))
 def has_kernel(operator: str, tensors: Iterable[Tensor | None]) -> bool:
     """For tensors on CUDA in float32, bfloat16 or float16; torch.func differentiates torch's
     operations alone."""
+    if operator not in KERNELS:
+        return False
     given = [each for each in tensors if each is not None]
-    if operator not in KERNELS or given[0].device.type != "cuda":
+    if given[0].device.type != "cuda":
         return False
     if given[0].dtype == torch.float64:
         return False
@@ -73,14 +75,14 @@ def policy_call(call: Call) -> Call | None:
     """The call as an operator on CUDA takes it. None where there is no kernel: at levels of turns,
     for a surrogate of one's own, and for settings on the device, which would have to be waited for.
     """
+    if call.own or not has_kernel(call.function.name, call.tensors.values()):
+        return None
     numbers, choices = call.settings
     on_device = [name for name, each in numbers.items() if _is_on_device(each)]
     of_turns = any(each.startswith("turn_") for each in choices.values())
-    if call.own or of_turns or choices.get("kl_correction") == "level_ratio":
+    if of_turns or choices.get("kl_correction") == "level_ratio":
         return None
-    if not set(on_device) <= set(COUNTS) or not has_kernel(
-        call.function.name, call.tensors.values()
-    ):
+    if not set(on_device) <= set(COUNTS):
         return None
     return by_counts(call) if on_device and call.function.gradient else call
 

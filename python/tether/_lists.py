@@ -187,6 +187,8 @@ def of_numbers(value: Any, kind: str, like: Any = None) -> Any:
         return value
     device = like.device if isinstance(like, Tensor) else "cpu"
     try:
+        if any(isinstance(each, Tensor) and each.requires_grad for each in value):
+            return torch.stack([torch.as_tensor(each) for each in value])  # refused as such
         made = torch.tensor(value, device=device)
         if kind in ("ids", "flags", "mask", "counts") and not made.is_floating_point():
             return made

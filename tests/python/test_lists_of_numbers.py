@@ -133,3 +133,14 @@ def test_a_compiled_step_takes_them():
         return policy(logps, *batch[1:], **POLICY)
 
     torch.testing.assert_close(step(batch[0]), policy(*batch, **POLICY), rtol=1e-14, atol=0)
+
+
+def test_a_list_of_what_requires_a_gradient_is_refused():
+    """It would be lost."""
+    logps, leaf = -torch.ones(2, 3), torch.tensor(1.0, requires_grad=True)
+    with pytest.raises(ValueError) as caught:
+        tether.policy_loss(logps, [leaf, 0.5], torch.ones(2, 3))
+    assert str(caught.value) == (
+        "policy_loss: advantages must not require grad, got a tensor that does. It is a constant "
+        "of the loss: pass advantages.detach()"
+    )
