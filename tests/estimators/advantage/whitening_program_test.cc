@@ -85,7 +85,7 @@ TEST(WhiteningProgram, IsTheCpuKernel) {
 }
 
 TEST(WhiteningProgram, EqualValuesAreExactlyZero) {
-  Values batch(5, 3000, 0, 0);
+  Values batch(5, 3000, 0, 1);
   for (size_t i = 0; i < batch.values.size(); ++i) {
     if (batch.mask[i] != 0) batch.values[i] = 0.1;
   }
