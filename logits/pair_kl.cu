@@ -3,11 +3,11 @@
 #include "core/check.h"
 #include "core/cluster.h"
 #include "core/cuda_launch.h"
-#include "core/fields.h"
 #include "logits/held_pair_program.h"
 #include "logits/pair_kl_cuda.h"
 #include "logits/pair_kl_program.h"
 #include "logits/row_types_cuda.h"
+#include "logits/stored_rows.h"
 
 namespace tether::cuda {
 namespace {
@@ -29,17 +29,9 @@ __launch_bounds__(kHeldPairThreads<Stored>, 512 / kHeldPairThreads<Stored>) void
   team.leave();
 }
 
-void check_pair(const std::string& function, const ConstLogits& q, const ConstLogits& p,
-                double temperature) {
-  check_range(function, "temperature", temperature, Range{1e-6, 1e6});
-  require(q.dtype == p.dtype && q.rows == p.rows && q.vocabulary == p.vocabulary, [&] {
-    return function + ": p must be [" + text(q.rows) + ", " + text(q.vocabulary) +
-           "] of the type of q, got [" + text(p.rows) + ", " + text(p.vocabulary) + "]" +
-           (q.dtype == p.dtype ? "" : " of another type");
-  });
-  require(q.vocabulary >= 1, [&] {
-    return function + ": q must have a vocabulary of at least 1, got " + text(q.vocabulary);
-  });
+void check_device_pair(const std::string& function, const ConstLogits& q, const ConstLogits& p,
+                       double temperature) {
+  rows::check_pair(function, q, p, temperature);
   require(is_floating(q.dtype) && q.dtype != DType::float64, [&] {
     return function + ": q must be float32, bfloat16 or float16 on a CUDA device, got " +
            std::string(name_of(q.dtype));
@@ -54,7 +46,7 @@ void check_pair(const std::string& function, const ConstLogits& q, const ConstLo
 void logits_kl(const ConstLogits& q, const ConstLogits& p, double temperature,
                const uint8_t* active, const PairKlArrays<float>& values, Stream stream) {
   const std::string function = "logits_kl";
-  check_pair(function, q, p, temperature);
+  check_device_pair(function, q, p, temperature);
   const auto in = pair_parameters(q, p, temperature, active);
   with_stored(q.dtype, [&]<class Stored>(Stored) {
     launch_tasks(function, q.rows, 1, [&](int64_t first, unsigned blocks) {
@@ -69,7 +61,7 @@ void logits_kl_gradients(const ConstLogits& q, const ConstLogits& p, double temp
                          const PairKlArrays<float>& values, const MutableLogits& dq,
                          const MutableLogits& dp, Stream stream) {
   const std::string function = "logits_kl_gradients";
-  check_pair(function, q, p, temperature);
+  check_device_pair(function, q, p, temperature);
   const auto in = pair_parameters(q, p, temperature, active);
   with_stored(q.dtype, [&]<class Stored>(Stored) {
     const int cluster = blocks_of_held_pair<Stored>(q.vocabulary, has_clusters());

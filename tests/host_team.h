@@ -138,4 +138,15 @@ struct HostCluster {
   }
 };
 
+// program(team, i) for every i of `teams`, in one thread.
+template <int threads>
+struct HostRun {
+  HostTeam<threads> team = {};
+
+  template <class Program>
+  void operator()(int64_t teams, Program program) const {
+    for (int64_t i = 0; i < teams; ++i) program(team, team.backwards ? teams - 1 - i : i);
+  }
+};
+
 }  // namespace tether

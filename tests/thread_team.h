@@ -107,4 +107,13 @@ class ThreadTeam {
   Shared* shared_;
 };
 
+// The same as HostRun, by threads of their own.
+template <int threads>
+struct ThreadRun {
+  template <class Program>
+  void operator()(int64_t teams, Program program) const {
+    ThreadTeam<threads>::run(static_cast<int>(teams), program);
+  }
+};
+
 }  // namespace tether

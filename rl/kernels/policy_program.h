@@ -2,6 +2,7 @@
 
 #include "../../core/team.h"
 #include "../../core/token_piece.h"
+#include "counts_program.h"
 #include "token_program.h"
 
 // The policy loss of a row as a program of a team (core/team.h), and the sum of all rows:
@@ -235,19 +236,12 @@ TETHER_TEAM void count_row_program(const Team& team, const PolicyParameters& in,
 template <class Team>
 TETHER_TEAM void add_counts_program(const Team& team, const double* rows, int64_t count,
                                     double* counts) {
-  typename Team::template Local<TermCounts> local;
-  team.each(local, [&](int thread, TermCounts& own) {
-    for (int64_t row = thread; row < count; row += Team::kThreads) {
-      own.tokens += rows[row];
-      own.sequences += rows[row] > 0 ? 1 : 0;
-    }
-  });
-  const auto all = team.template reduce<Sum>(
-      local, [](const TermCounts& own) { return Several<double, 2>{own.tokens, own.sequences}; });
-  team.each(local, [&](int thread, TermCounts&) {
+  const TermCounts all = counts_of_rows(team, rows, count);
+  typename Team::template Local<NoState> local;
+  team.each(local, [&](int thread, NoState&) {
     if (thread != 0) return;
-    counts[0] = counts[1] = all.each[0];
-    counts[2] = all.each[1];
+    counts[0] = counts[1] = all.tokens;
+    counts[2] = all.sequences;
   });
 }
 

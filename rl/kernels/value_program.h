@@ -11,6 +11,7 @@
 #include "../value_metrics.h"
 #include "arrays.h"
 #include "bounds.h"
+#include "counts_program.h"
 
 // The loss of a value head as programs of a team: value_loss.cu runs them on a device. As in
 // value_loss.cc, in float; sums are in double.
@@ -188,19 +189,12 @@ TETHER_TEAM void count_values_program(const Team& team, const ValueArrays& batch
 template <class Team>
 TETHER_TEAM void add_value_counts_program(const Team& team, const double* rows, int64_t count,
                                           double* counts) {
-  typename Team::template Local<TermCounts> local;
-  team.each(local, [&](int thread, TermCounts& own) {
-    for (int64_t row = thread; row < count; row += Team::kThreads) {
-      own.tokens += rows[row];
-      own.sequences += rows[row] > 0 ? 1 : 0;
-    }
-  });
-  const auto all = team.template reduce<Sum>(
-      local, [](const TermCounts& own) { return Several<double, 2>{own.tokens, own.sequences}; });
-  team.each(local, [&](int thread, TermCounts&) {
+  const TermCounts all = counts_of_rows(team, rows, count);
+  typename Team::template Local<NoState> local;
+  team.each(local, [&](int thread, NoState&) {
     if (thread != 0) return;
-    counts[0] = all.each[0];
-    counts[1] = all.each[1];
+    counts[0] = all.tokens;
+    counts[1] = all.sequences;
   });
 }
 

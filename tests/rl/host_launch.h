@@ -11,15 +11,7 @@
 
 namespace tether {
 
-struct OneThread {
-  HostTeam<cuda::kPolicyThreads> team = {};
-
-  // program(team, i) for every i of `teams`.
-  template <class Program>
-  void operator()(int64_t teams, Program program) const {
-    for (int64_t i = 0; i < teams; ++i) program(team, team.backwards ? teams - 1 - i : i);
-  }
-};
+using OneThread = HostRun<cuda::kPolicyThreads>;
 
 template <class Run>
 struct HostLaunch {

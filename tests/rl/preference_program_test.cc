@@ -20,22 +20,8 @@ namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-struct OneThread {
-  HostTeam<cuda::kPreferenceThreads> team = {};
-
-  // program(team, i) for every i of `teams`.
-  template <class Program>
-  void operator()(int64_t teams, Program program) const {
-    for (int64_t i = 0; i < teams; ++i) program(team, team.backwards ? teams - 1 - i : i);
-  }
-};
-
-struct RealThreads {
-  template <class Program>
-  void operator()(int64_t teams, Program program) const {
-    ThreadTeam<cuda::kPreferenceThreads>::run(static_cast<int>(teams), program);
-  }
-};
+using OneThread = HostRun<cuda::kPreferenceThreads>;
+using RealThreads = ThreadRun<cuda::kPreferenceThreads>;
 
 template <class Run>
 struct HostLaunch {
