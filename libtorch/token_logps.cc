@@ -2,8 +2,10 @@
 
 #include <ATen/MemoryOverlap.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/abs.h>
 #include <ATen/ops/amax.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/exp.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/tanh.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -18,6 +20,7 @@
 #include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
 #include "libtorch/tensor_number.h"
+#include "logits/final_logit.h"
 #include "logits/inputs.h"
 #include "logits/rows.h"
 #include "logits/vocabulary_shards.h"
@@ -208,13 +211,13 @@ constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 // x / T of logits/rows.h. Filling -inf with -inf cuts the gradient there, as 0 does that of ignored
 // rows.
 at::Tensor final_logits(const at::Tensor& logits, const RowOptions& row) {
-  at::Tensor x = logits.to(detail::result_type(logits)) * row.scale;
+  const at::Tensor stored = logits.to(detail::result_type(logits));
+  at::Tensor x = stored * row.scale;
   const at::Tensor absent = x == kMinusInfinity;
-  if (row.softcap > 0) {
-    const at::Tensor z = x.masked_fill(absent, 0) / row.softcap;
-    const at::Tensor q = at::exp(-2 * z.detach().abs());  // 1 - tanh^2 = 4 q / (1 + q)^2
-    const TensorNumber slope{4 * q / (1 + q).square()};
-    x = (with_gradient_of({at::tanh(z)}, slope * TensorNumber{z}) * row.softcap).value;
+  if (rows::is_capped(row)) {
+    const TensorNumber known{stored.masked_fill(absent, 0)};
+    const TensorNumber slope{rows::capped_slope(known.value.detach(), row)};
+    x = with_gradient_of({rows::capped(known.value, row)}, slope * known).value;
   }
   return x.masked_fill(absent, kMinusInfinity) / row.temperature;
 }

@@ -13,7 +13,7 @@ namespace tether::cuda {
 inline constexpr int kHeldThreads = 256;  // of a block
 
 // 16 bytes each, of a thread: of float32 twice as many, so that a cluster holds as long a row. The
-// arithmetic of a softcap leaves few registers.
+// arithmetic of a cap leaves few registers.
 template <class Stored, bool kCapped>
 inline constexpr int kHeldVectors = kCapped                           ? 4
                                     : sizeof(Stored) == sizeof(float) ? 20

@@ -22,7 +22,7 @@
 
 namespace tether::rows::avx512 {
 
-// What the loops below can do: no softcap, float arithmetic.
+// What the loops below can do: no cap, float arithmetic.
 #ifdef TETHER_AVX512
 template <class Stored, bool kCapped>
 inline constexpr bool kHas = !kCapped && !std::is_same_v<Stored, double>;

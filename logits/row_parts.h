@@ -31,8 +31,8 @@ struct RowParameters {
   ConstLogits logits;
   const int64_t* targets;  // or null
   int64_t ignore_index;
-  float multiplier;        // d (x / T) / dx
-  float slope_multiplier;  // d (x / T) / dlogit, but for the slope of the softcap
+  float multiplier;        // of x / T with respect to the final logit
+  float slope_multiplier;  // with respect to the stored one, but for FinalLogit::slope
   rows::FinalLogit<float, kCapped> final_logit;
 
   TETHER_TEAM float k() const { return multiplier * kLog2E; }
@@ -44,19 +44,12 @@ struct RowParameters {
 template <bool kCapped>
 RowParameters<kCapped> row_parameters(const ConstLogits& logits, const int64_t* targets,
                                       const RowOptions& options) {
-  const double slope = options.scale / options.temperature;
-  const double multiplier = kCapped ? 1 / options.temperature : slope;
-  RowParameters<kCapped> out{logits,
-                             targets,
-                             options.ignore_index,
-                             static_cast<float>(multiplier),
-                             static_cast<float>(slope),
-                             {}};
-  if constexpr (kCapped) {
-    out.final_logit = {static_cast<float>(options.scale / options.softcap),
-                       static_cast<float>(options.softcap)};
-  }
-  return out;
+  return {logits,
+          targets,
+          options.ignore_index,
+          static_cast<float>(rows::multiplier(options)),
+          static_cast<float>(options.scale / options.temperature),
+          rows::FinalLogit<float, kCapped>::of(options)};
 }
 
 // A row as vectors of 16 bytes, and single numbers before and after them. Where memory is not in

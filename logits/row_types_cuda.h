@@ -40,8 +40,8 @@ void with_stored(DType dtype, Body body) {
 template <class Body>
 void with_types(DType dtype, const RowOptions& options, Body body) {
   with_stored(dtype, [&]<class Stored>(Stored) {
-    options.softcap > 0 ? body.template operator()<Stored, true>()
-                        : body.template operator()<Stored, false>();
+    rows::is_capped(options) ? body.template operator()<Stored, true>()
+                             : body.template operator()<Stored, false>();
   });
 }
 

@@ -21,11 +21,6 @@ using namespace rows;
 
 // ---- rows ---------------------------------------------------------------------------------------
 
-double softcapped(double logit, const RowOptions& options) {
-  if (options.softcap == 0 || logit == -infinity) return logit;
-  return options.softcap * std::tanh(logit * options.scale / options.softcap);
-}
-
 // The sum of the final logits above -inf of a block, which may be too far apart for Real.
 template <class Stored>
 double sum_of_logits(const Block<Stored>& block) {
@@ -51,7 +46,7 @@ void add(const BlockSums<Real>& sums, const Block<Stored>& block, Real reference
     row.logit_sum += std::isfinite(sums.distances) ? sums.distances + sums.columns * reference
                                                    : sum_of_logits(block);
     row.columns += sums.columns;
-    row.max_logit = std::max(row.max_logit, softcapped(sums.max, options));
+    row.max_logit = std::max(row.max_logit, final_logit(sums.max, options));
   }
 }
 
@@ -74,7 +69,7 @@ RowStatistics statistics_beside_largest(Block<Stored>& block, Exponent<Real, kCa
   RowStatistics part;
   if (std::isfinite(largest)) {
     block.take_out(column_of(block, largest));
-    part = lone_column(softcapped(largest, options));
+    part = lone_column(final_logit(largest, options));
   } else if (largest > 0) {
     part.reference = infinity;  // whose distance from itself is NaN
   }
@@ -112,20 +107,12 @@ RowStatistics statistics_of_row(const Stored* logits, int64_t vocabulary, int64_
   return row;
 }
 
-// dx / dlogit where x is what RowStatistics calls a logit.
-double softcap_slope(double logit, const RowOptions& options) {
-  if (options.softcap == 0) return 1;
-  const double q = std::exp(-2 * std::abs(logit * options.scale / options.softcap));
-  return 4 * q / ((1 + q) * (1 + q)) * options.scale;
-}
-
 // With S = sum and m = weighted_sum / S, the mean of t under p:
 //   p_v = 2^t_v / S,  log p_v + entropy = ln 2 (t_v - m)
 //   dlogits_v = -p_v (dlogp + dentropy ln 2 (t_v - m)) k, plus dlogp k at the target, k: multiplier
 Slope<double> slope_of_row(const RowStatistics& row, const RowUpstream& upstream,
                            const RowOptions& options) {
-  const double scale = options.softcap > 0 ? options.scale : 1;
-  const double weight = -multiplier(options) * scale / sum(row);
+  const double weight = -multiplier(options) * outer_slope(options) / sum(row);
   const double slope = upstream.dentropy * std::numbers::ln2;
   const double mean = upstream.dentropy == 0 ? 0 : row.weighted_sum / sum(row);
   return {weight * (upstream.dlogp - slope * mean), weight * slope};
@@ -146,7 +133,7 @@ double gradient_of_target(const RowStatistics& row, const RowUpstream& upstream,
   double gradient = -upstream.dlogp * std::expm1(log_p);
   const double p = std::exp(log_p);
   if (upstream.dentropy != 0 && p != 0) gradient -= upstream.dentropy * p * (log_p + entropy(row));
-  return gradient * multiplier(options) * softcap_slope(logit, options);
+  return gradient * multiplier(options) * final_slope(logit, options);
 }
 
 // Where a gradient goes.
@@ -208,20 +195,16 @@ struct Row {
   double target_logit() const { return widened<double>(data[target * logits.stride]); }
 
   Exponent<Real, kCapped> exponent(double reference) const {
-    Exponent<Real, kCapped> out{static_cast<Real>(reference),
-                                static_cast<Real>(multiplier(options) * std::numbers::log2e)};
-    if constexpr (kCapped) {
-      out.final_logit = {bounded<Real>(options.scale / options.softcap),
-                         static_cast<Real>(options.softcap)};
-    }
-    return out;
+    return {.reference = static_cast<Real>(reference),
+            .scale = static_cast<Real>(multiplier(options) * std::numbers::log2e),
+            .final_logit = FinalLogit<Real, kCapped>::of(options)};
   }
 
   RowStatistics statistics() const {
     const auto of = [&]<RowSums kSums>(std::integral_constant<RowSums, kSums>) {
       return statistics_of_row<kSums>(data, logits.vocabulary, logits.stride, exponent(0), options);
     };
-    // Few softcaps are in use: one kind of sums is enough for them.
+    // Few caps are in use: one kind of sums is enough for them.
     RowStatistics out;
     if (kCapped || options.sums == RowSums::all) {
       out = of(std::integral_constant<RowSums, RowSums::all>{});
@@ -229,7 +212,7 @@ struct Row {
       out = options.sums == RowSums::logp ? of(std::integral_constant<RowSums, RowSums::logp>{})
                                           : of(std::integral_constant<RowSums, RowSums::entropy>{});
     }
-    if (target != kOutside) out.target_logit = softcapped(target_logit(), options);
+    if (target != kOutside) out.target_logit = final_logit(target_logit(), options);
     return out;
   }
 
@@ -259,8 +242,8 @@ struct Row {
 template <class Body>
 void with_types(const char* function, DType dtype, const RowOptions& options, Body body) {
   with_stored_type(function, "logits", dtype, [&]<class Stored>(Stored) {
-    return options.softcap > 0 ? body.template operator()<Stored, true>()
-                               : body.template operator()<Stored, false>();
+    return is_capped(options) ? body.template operator()<Stored, true>()
+                              : body.template operator()<Stored, false>();
   });
 }
 
@@ -324,7 +307,7 @@ void row_logps(const ConstLogits& logits, const RowStatistics* statistics, const
       const Stored* data = row_of<Stored>(logits, row);
       const LogpOf logp_of(statistics[row], options);
       for (int64_t i = row * size; i < (row + 1) * size; ++i) {
-        logps[i] = logp_of(softcapped(widened<double>(data[ids[i] * logits.stride]), options));
+        logps[i] = logp_of(final_logit(widened<double>(data[ids[i] * logits.stride]), options));
       }
     });
   });

@@ -9,17 +9,18 @@
 // Log-probabilities and entropies of categorical distributions given by rows of logits [rows, V],
 // with their gradients: one pass over the logits each.
 //
-//   x       = scale logit, or softcap tanh(scale logit / softcap) where softcap > 0
 //   logp    = x_y / T - log sum_v exp(x_v / T)       y: the target of the row
 //   entropy = -sum_v p_v log p_v                     p = softmax(x / T), T: temperature
 //
 //   dlogp / dx_v    = ([v = y] - p_v) / T
 //   dentropy / dx_v = -p_v (log p_v + entropy) / T
 //
+// where x is a logit as RowOptions scale and cap it.
+//
 // A logit of -inf is a column that is not there: it adds exactly 0 to both and gets a gradient of
 // exactly 0; as a target it has logp = -inf. A row with NaN or +inf, or with nothing but -inf,
 // gives NaN. logp <= 0 and entropy >= 0 always. Shifting a row by a constant changes nothing (where
-// there is no softcap). Arithmetic is in float, in double for float64; sums and the row's state are
+// there is no cap). Arithmetic is in float, in double for float64; sums and the row's state are
 // in double. Errors are below 4 units of the last place of the largest |x| / T in logp and 16 in
 // entropy; measured for float32 and bfloat16 logits N(0, s^2), s = 1, 3, 10, V = 151936: 2e-7 and
 // 5e-7. Of a confident token 1 - e^logp keeps its digits: it has the relative error of the other

@@ -53,7 +53,7 @@ RowStatistics merge(const RowStatistics& a, const RowStatistics& b, const RowOpt
           .max_logit = std::max(a.max_logit, b.max_logit)};
 }
 
-// Without a softcap no clamp to logp <= 0 <= entropy is needed: the reference is one of the logits,
+// Without a cap no clamp to logp <= 0 <= entropy is needed: the reference is one of the logits,
 // with t = 0, and the others exceed it by kLargestExponent at most. Without any logit both are
 // inf - inf.
 double logp(const RowStatistics& row, const RowOptions& options) {

@@ -8,17 +8,13 @@
 #include "../core/check.h"
 #include "../core/half.h"
 #include "../core/parallel.h"
+#include "final_logit.h"
 #include "logits.h"
 #include "statistics.h"
 
 // What every pass over rows of logits needs, in the type in which they are stored.
 
 namespace tether::rows {
-
-// Of x / T with respect to "logits".
-inline double multiplier(const RowOptions& options) {
-  return (options.softcap > 0 ? 1 : options.scale) / options.temperature;
-}
 
 // Over the columns of 2^t.
 inline double sum(const RowStatistics& row) { return 1 + row.rest; }

@@ -11,6 +11,10 @@
 namespace tether {
 namespace {
 
+// Which all ranks must share.
+constexpr auto kOptions =
+    std::apply([](const auto&... each) { return std::array{each...}; }, RowOptions::fields());
+
 struct Rank {
   int64_t index;
   ShardHeader header;
@@ -29,19 +33,18 @@ std::string sums_text(double sums) {
 }
 
 void check_same(const std::string& where, const Rank& a, const Rank& b) {
-  const auto check = [&](const char* what, double ShardHeader::* member, auto words) {
-    const double ours = a.header.*member, theirs = b.header.*member;
+  const auto check = [&](std::string_view what, double ours, double theirs, auto words) {
     require(ours == theirs, [&] {
-      return where + " must all have the same " + what + ", got " + words(ours) + a.name() +
-             " and " + words(theirs) + b.name();
+      return where + " must all have the same " + std::string(what) + ", got " + words(ours) +
+             a.name() + " and " + words(theirs) + b.name();
     });
   };
-  const auto number = [](double value) { return text(value); };
-  check("ids", &ShardHeader::ids, [](double value) { return text(int64_t(value)); });
-  check("results", &ShardHeader::sums, sums_text);
-  check("temperature", &ShardHeader::temperature, number);
-  check("scale", &ShardHeader::scale, number);
-  check("softcap", &ShardHeader::softcap, number);
+  check("ids", a.header.ids, b.header.ids, [](double value) { return text(int64_t(value)); });
+  check("results", a.header.sums, b.header.sums, sums_text);
+  for (size_t i = 0; i < kOptions.size(); ++i) {
+    check(kOptions[i].name, a.header.options[i], b.header.options[i],
+          [](double value) { return text(value); });
+  }
   require(a.header.targets == b.header.targets, [&] {
     return where + " must all have the same targets, ignore_index and support, got those" +
            a.name() + " and others" + b.name();
@@ -90,14 +93,14 @@ double hash_of(const int64_t* targets, int64_t rows, int64_t ignore_index, const
 ShardHeader shard_header(const RowOptions& options, int64_t columns, const int64_t* targets,
                          int64_t rows, const KeptIds* kept) {
   const auto number = [](int64_t value) { return static_cast<double>(value); };
-  return {.first_id = number(options.first_id),
-          .columns = number(columns),
-          .ids = number(options.ids),
-          .sums = number(static_cast<int64_t>(options.sums)),
-          .temperature = options.temperature,
-          .scale = options.scale,
-          .softcap = options.softcap,
-          .targets = hash_of(targets, rows, options.ignore_index, kept)};
+  ShardHeader out{.first_id = number(options.first_id),
+                  .columns = number(columns),
+                  .ids = number(options.ids),
+                  .sums = number(static_cast<int64_t>(options.sums)),
+                  .options = {},
+                  .targets = hash_of(targets, rows, options.ignore_index, kept)};
+  for (size_t i = 0; i < kOptions.size(); ++i) out.options[i] = options.*kOptions[i].member;
+  return out;
 }
 
 void merge_shards(std::string_view function, const RowStatistics* blocks, int64_t shards,

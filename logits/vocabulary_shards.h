@@ -1,7 +1,9 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string_view>
+#include <tuple>
 
 #include "statistics.h"
 #include "support.h"
@@ -15,7 +17,7 @@ namespace tether {
 struct ShardHeader {
   double first_id, columns, ids;
   double sums;  // a RowSums
-  double temperature, scale, softcap;
+  std::array<double, std::tuple_size_v<decltype(RowOptions::fields())>> options;
   double targets;  // a hash of them, of ignore_index and of the kept ids
 };
 static_assert(sizeof(ShardHeader) == sizeof(RowStatistics));

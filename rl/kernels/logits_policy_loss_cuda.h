@@ -11,7 +11,7 @@
 // (rows_cuda.h) read them twice. Calls return at once, as there.
 //
 // A row of logits has a cluster of blocks (core/cluster.h), which holds up to 163840 columns on
-// devices that have clusters, those of sm_90, and 20480 elsewhere; under a softcap 65536 and 8192,
+// devices that have clusters, those of sm_90, and 20480 elsewhere; under a cap 65536 and 8192,
 // of float32 half of these two. What is longer is read again as far as it was not held.
 //
 // These kernels have been compiled, and their programs executed on the host; none has run on a GPU
