@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tether._checks import check_integers, result_dtype
 from tether._functions import FUNCTIONS, Call
-from tether._lists import Value
+from tether.logits import RowSettings
 
 
 class Linear(NamedTuple):
@@ -33,25 +33,6 @@ class Linear(NamedTuple):
         return Linear(*(None if each is None else each.to(dtype).resolve_neg() for each in self))
 
 
-def row_settings(
-    temperature: float,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
-    *,
-    entropies: bool = False,
-    statistics: bool = False,
-) -> dict[str, Value]:
-    return {
-        "temperature": temperature,
-        "scale": scale,
-        "softcap": softcap,
-        "ignore_index": ignore_index,
-        "entropies": entropies,
-        "statistics": statistics,
-    }
-
-
 def stand_in(linear: Linear, targets: Tensor) -> Tensor:
     """For the checks, log-probabilities that are still to be made."""
     return linear.hidden.new_zeros(targets.shape, dtype=result_dtype(linear.hidden))
@@ -61,19 +42,19 @@ def checked_linear(
     function: str,
     linear: Linear,
     targets: Tensor,
-    settings: dict[str, Value],
+    settings: RowSettings,
     chunk_bytes: int,
     rows_per_chunk: int,
 ) -> tuple[Linear, Tensor, Call]:
     """The tensors in one dtype; the targets as int64, contiguous."""
     check_integers(
         function,
-        ignore_index=settings["ignore_index"],
+        ignore_index=settings.ignore_index,
         chunk_bytes=chunk_bytes,
         rows_per_chunk=rows_per_chunk,
     )
     tensors = {**linear._asdict(), "targets": targets}
-    call = FUNCTIONS["linear_token_logps"].call(tensors, settings, function)
+    call = FUNCTIONS["linear_token_logps"].call(tensors, settings._asdict(), function)
     if chunk_bytes < 1:
         raise ValueError(f"{function}: chunk_bytes must be at least 1, got {chunk_bytes}")
     if rows_per_chunk < 0:

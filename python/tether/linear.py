@@ -17,7 +17,7 @@ from tether._checks import (
 )
 from tether._cuda_linear import loss_call, loss_of_tokens
 from tether._functions import Call
-from tether._linear_inputs import Linear, checked_linear, row_settings, stand_in
+from tether._linear_inputs import Linear, checked_linear, stand_in
 from tether._linear_logps import logps_of, walk_of
 from tether._linear_ops import Chunk, LinearPolicyLoss
 from tether._linear_tracing import LOSS_ARRAYS, traced_loss
@@ -25,11 +25,7 @@ from tether._lists import Numbers, Settings, Value
 from tether._objectives import Weights, levels_of, objective_call, resolved
 from tether._ops import has_kernel
 from tether._support import Support
-from tether.logits import (
-    TokenLogps,
-    VocabularyShard,
-    with_index_error,
-)
+from tether.logits import RowSettings, TokenLogps, VocabularyShard, with_index_error
 from tether.objective import PolicyObjective, PreferenceObjective
 from tether.policy import Normalizer, PolicyMetrics, denominators, policy_loss
 from tether.preference import PreferenceLoss, preference_call, preference_loss
@@ -78,9 +74,7 @@ def linear_token_logps(
     on the result. Half weights: their gradient is added up in float32.
     """
     function = "linear_token_logps"
-    settings = row_settings(
-        temperature, scale, softcap, ignore_index, entropies=entropies, statistics=statistics
-    )
+    settings = RowSettings(temperature, scale, softcap, ignore_index, entropies, statistics)
     linear, targets, call = checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )
@@ -138,7 +132,7 @@ def linear_policy_loss(
     """
     function = "linear_policy_loss"
     objective, options, weights = resolved(objective, options, weights, function)
-    settings = row_settings(temperature, scale, softcap, ignore_index, entropies=entropies)
+    settings = RowSettings(temperature, scale, softcap, ignore_index, entropies=entropies)
     if isinstance(objective, Surrogate):
         _check_names(function, objective, settings)
     linear, targets, rows = checked_linear(
@@ -184,9 +178,9 @@ def _check_rows(function: str, targets: Tensor, offsets: Numbers | None) -> None
         )
 
 
-def _check_names(function: str, own: Surrogate, settings: dict[str, Value]) -> None:
+def _check_names(function: str, own: Surrogate, settings: RowSettings) -> None:
     for name in own.defaults:
-        if name in (*settings, "chunk_bytes", "rows_per_chunk", "shard", "support"):
+        if name in (*settings._fields, "chunk_bytes", "rows_per_chunk", "shard", "support"):
             raise ValueError(
                 f"{function}: option {name} of the surrogate must have another name: {function} "
                 "has one"
@@ -291,7 +285,7 @@ def linear_preference_loss(
     """
     function = "linear_preference_loss"
     check_given(f"{function}: response_mask", response_mask)
-    settings = row_settings(temperature, scale, softcap, ignore_index)
+    settings = RowSettings(temperature, scale, softcap, ignore_index)
     linear, targets, rows = checked_linear(
         function, Linear(hidden, weight, bias), targets, settings, chunk_bytes, rows_per_chunk
     )

@@ -41,6 +41,17 @@ class TokenLogps(NamedTuple):
     target_is_largest: Tensor | None = None  # bool: no other id is more probable
 
 
+class RowSettings(NamedTuple):
+    """The options of rows of logits, however these are made."""
+
+    temperature: float
+    scale: float
+    softcap: float
+    ignore_index: int
+    entropies: bool = False
+    statistics: bool = False
+
+
 class CategoricalKl(NamedTuple):
     kl: Tensor  # KL(q || p)
     reverse_kl: Tensor  # KL(p || q)
@@ -105,14 +116,9 @@ def token_logps(
     """
     function = "token_logps"
     check_integers(function, ignore_index=ignore_index)
-    rows = {
-        "temperature": temperature,
-        "scale": scale,
-        "softcap": softcap,
-        "ignore_index": ignore_index,
-    }
-    wanted = {"entropies": entropies, "statistics": statistics}
-    call = FUNCTIONS[function].call({"logits": logits, "targets": targets}, rows | wanted)
+    asked = (entropies, statistics)
+    settings = RowSettings(temperature, scale, softcap, ignore_index, *asked)._asdict()
+    call = FUNCTIONS[function].call({"logits": logits, "targets": targets}, settings)
     check_no_tangents(function, logits=logits)
     targets = call.tensors["targets"].to(torch.int64).contiguous()
     on_cuda = shard is None and support is None and not statistics
@@ -120,15 +126,15 @@ def token_logps(
     if not has_kernel(logits) and not on_cuda:
         _check_none(function, gradient_buffer=gradient_buffer, shard=shard)
         if support is not None:
-            return _logps_of_support(logits, targets, support, **rows, **wanted)
+            return _logps_of_support(logits, targets, support, **settings)
         check_id_values(f"{function}: targets", targets, logits.shape[-1], ignore_index)
-        return _logps_by_torch(logits, targets, **rows, **wanted)
+        return _logps_by_torch(logits, targets, **settings)
     if gradient_buffer is not None:
         _check_buffer(f"{function}: gradient_buffer", gradient_buffer, logits)
     if shard is not None:
         check_shard(f"{function}: shard", shard, "logits", logits, logits.shape[-1])
         call = call.with_numbers({"first_id": shard.first_id, "ids": shard.ids})
-    return _logps_by_kernel(logits, targets, call, support, gradient_buffer, shard, **wanted)
+    return _logps_by_kernel(logits, targets, call, support, gradient_buffer, shard, *asked)
 
 
 def _logps_by_kernel(
@@ -138,7 +144,6 @@ def _logps_by_kernel(
     support: Support | None,
     gradient_buffer: Tensor | None,
     shard: VocabularyShard | None,
-    *,
     entropies: bool,
     statistics: bool,
 ) -> TokenLogps:
