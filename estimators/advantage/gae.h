@@ -3,8 +3,7 @@
 #include <tuple>
 
 #include "../../core/options.h"
-#include "../../core/parallel.h"
-#include "recursion.h"
+#include "row_scan.h"
 
 namespace tether {
 
@@ -37,8 +36,11 @@ using GaeInputs = AdvantageInputs<Array>;
 using GaeArrays = AdvantageArrays;
 
 // Recursions are in double; the same bits for every executor.
-void generalized_advantage_estimation(const GaeArrays& batch, const Gae& options,
-                                      const MutableArray& advantages, const MutableArray& returns,
-                                      const Executor& executor = {});
+inline void generalized_advantage_estimation(const GaeArrays& batch, const Gae& options,
+                                             const MutableArray& advantages,
+                                             const MutableArray& returns,
+                                             const Executor& executor = {}) {
+  scan_rows("generalized_advantage_estimation", batch, options, advantages, returns, executor);
+}
 
 }  // namespace tether
