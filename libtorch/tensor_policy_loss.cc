@@ -128,6 +128,28 @@ at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch,
   return with_gradient_of(value, {at::where(n == batch.weight, slope * logp, source)}).value;
 }
 
+// What a token adds to the loss, before weights, and what of it the surrogate has seen.
+struct TokenTerms {
+  Levelled level;
+  at::Tensor loss, kl;
+};
+
+// step: undefined, or added to what the surrogate sees.
+TokenTerms terms_of(const PolicyObjective& objective, const FlatBatch& batch,
+                    const FlatSegments& segments, const at::Tensor& logp, const at::Tensor& step,
+                    PenaltyUse use) {
+  const Levelled level = levelled(objective, segments, batch, logp);
+  const auto stepped = [&](const at::Tensor& x) { return step.defined() ? x + step : x; };
+  const TensorNumber log_ratio{stepped(level.log_ratio)};
+  const TensorToken token{{stepped(level.logp)}, log_ratio,        exp(log_ratio),
+                          {batch.advantage},     {batch.old_logp}, {batch.ref_logp}};
+  const at::Tensor loss = bounded(on_tensors(objective.surrogate, token));
+  const at::Tensor kl = objective.kl.beta > 0
+                            ? bounded(kl_of(objective, batch, segments, logp, level.log_ratio, use))
+                            : at::zeros_like(loss);
+  return {level, loss, kl};
+}
+
 // Whether the inputs of a token are finite and nothing that comes of them is NaN. A reference
 // counts under a penalty.
 at::Tensor sound_tokens(const FlatBatch& batch, const at::Tensor& log_ratio, const at::Tensor& loss,
@@ -249,15 +271,7 @@ at::Tensor tensor_token_losses(const PolicyBatch& given, const PolicyObjective& 
   const at::Tensor logp = selected(batch.logps);
   const LevelRule& rule = rule_of(objective.level);
   const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(batch));
-  const Levelled level = levelled(objective, segments, flat, logp);
-  const TensorNumber log_ratio{level.log_ratio};
-  const TensorToken token{{level.logp},     log_ratio,       exp(log_ratio),
-                          {flat.advantage}, {flat.old_logp}, {flat.ref_logp}};
-  const bool penalty = objective.kl.beta > 0;
-  const at::Tensor loss = bounded(on_tensors(objective.surrogate, token));
-  const at::Tensor kl =
-      penalty ? bounded(kl_of(objective, flat, segments, logp, level.log_ratio, PenaltyUse::token))
-              : at::zeros_like(loss);
+  const auto [level, loss, kl] = terms_of(objective, flat, segments, logp, {}, PenaltyUse::token);
   const at::Tensor sound = sound_tokens(flat, level.log_ratio.detach(), loss.detach(),
                                         at::zeros_like(loss), kl.detach(), objective.kl);
   at::Tensor each = bounded(flat.token_weight * loss) + kl * objective.kl.beta;
@@ -270,8 +284,6 @@ at::Tensor tensor_token_losses(const PolicyBatch& given, const PolicyObjective& 
 
 ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective& objective,
                                 const Normalizer& normalizer, WantedGradients wanted) {
-  const bool penalty = objective.kl.beta > 0;
-  const double entropy_coef = objective.entropy.coefficient;
   // The counts of the batch are not waited for.
   step_counts("policy_loss", normalizer, TermCounts{}, objective.aggregation);
   // Under the caller's inference mode there would be no gradient to take here.
@@ -288,14 +300,7 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective&
   const at::Tensor step = at::zeros_like(logp).requires_grad_(true);
   const LevelRule& rule = rule_of(objective.level);
   const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(batch));
-  const Levelled level = levelled(objective, segments, flat, logp);
-  const TensorNumber log_ratio{level.log_ratio + step};
-  const TensorToken token{{level.logp + step}, log_ratio,       exp(log_ratio),
-                          {flat.advantage},    {flat.old_logp}, {flat.ref_logp}};
-  const at::Tensor loss = bounded(on_tensors(objective.surrogate, token));
-  const at::Tensor kl =
-      penalty ? bounded(kl_of(objective, flat, segments, logp, level.log_ratio, PenaltyUse::sum))
-              : at::zeros_like(loss);
+  const auto [level, loss, kl] = terms_of(objective, flat, segments, logp, step, PenaltyUse::sum);
   const at::Tensor dloss = derivative(loss.sum(), step);
   const at::Tensor sound =
       sound_tokens(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach(), objective.kl);
@@ -310,9 +315,10 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective&
     return at::where(flat.active, terms * flat.weight * factor, at::zeros_like(terms)).sum();
   };
   at::Tensor sum = total(bounded(flat.token_weight * loss) + spoil, normalizer.policy);
-  if (penalty) sum = sum + total(kl, kl_tokens) * objective.kl.beta;
-  if (entropy_coef != 0)
-    sum = sum - total(weighted_entropy(flat, entropy), normalizer.policy) * entropy_coef;
+  if (objective.kl.beta > 0) sum = sum + total(kl, kl_tokens) * objective.kl.beta;
+  if (const double coef = objective.entropy.coefficient; coef != 0) {
+    sum = sum - total(weighted_entropy(flat, entropy), normalizer.policy) * coef;
+  }
 
   ComputedLoss out;
   if (wanted.logps) out.dlogps = bounded(derivative(sum, logp)).view(batch.logps.sizes());

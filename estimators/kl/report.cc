@@ -63,21 +63,10 @@ double estimate(const KlReportOptions& options, double lambda, double log_ratio)
   return k_lambda(d, lambda).value;
 }
 
-struct Sequence {
-  double tokens = 0, sum = 0;
-};
-
-}  // namespace
-
-KlReport kl_report(const KlReportArrays& batch, const KlReportOptions& options) {
-  const RowLayout& layout = batch.layout;
-  check_fields("kl_report", options);
-  check_inputs("kl_report", batch);
-  check_weights("kl_report", layout, batch.response_mask);
+// What the ratios say of the tokens, before any estimate.
+KlReport report_of_ratios(const KlReportArrays& batch, const KlReportOptions& options) {
   const auto every_token = [&](auto visit) {
-    for (int64_t row = 0; row < layout.rows; ++row) {
-      for_each_token(batch, row, visit);
-    }
+    for (int64_t row = 0; row < batch.layout.rows; ++row) for_each_token(batch, row, visit);
   };
   double largest = -infinity;
   every_token([&](double, double d) { largest = std::max(largest, d); });
@@ -97,7 +86,22 @@ KlReport kl_report(const KlReportArrays& batch, const KlReportOptions& options) 
   out.lambda = fitted ? fit.lambda() : std::max(options.lambda, 0.0);
   out.ratio_excess = fit.h / fit.w / fit.unit;
   out.ess = sum_of_ratios * sum_of_ratios / squares;
+  return out;
+}
 
+struct Sequence {
+  double tokens = 0, sum = 0;
+};
+
+}  // namespace
+
+KlReport kl_report(const KlReportArrays& batch, const KlReportOptions& options) {
+  const RowLayout& layout = batch.layout;
+  check_fields("kl_report", options);
+  check_inputs("kl_report", batch);
+  check_weights("kl_report", layout, batch.response_mask);
+  KlReport out = report_of_ratios(batch, options);
+  if (out.tokens == 0) return out;
   const auto sequence_of = [&](int64_t row) {
     Sequence sequence;
     for_each_token(batch, row, [&](double weight, double d) {
