@@ -25,6 +25,12 @@ def row_of_choice(function: str, objective: Any) -> Objective:
     return row_of(function, dialect.objective if dialect else objective, "policy")
 
 
+def clips(low: Any, high: Any, dual: Any = None) -> dict[str, Any]:
+    """A trainer's clips of the ratio, which is never below 0: a low beyond 1 is 1."""
+    both = {"epsilon_low": min(low, 1.0), "epsilon_high": high}
+    return both if dual is None else {**both, "dual_clip": dual}
+
+
 def clips_of(row: Objective, clips: dict[str, Any]) -> dict[str, Any]:
     """A trainer's clips, where the objective has such and they are not off."""
     own = row.options

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from tether._ops import has_kernel
+from tether._peer_batch import clips
 from tether.policy import Normalizer, policy_loss
 from tether.preference import preference_loss
 
@@ -137,11 +138,9 @@ def _grpo_settings(trainer: Any) -> dict[str, Any]:
     if kind == "sapo":
         taus = {"tau_pos": args.sapo_temperature_pos, "tau_neg": args.sapo_temperature_neg}
         return {**settings, "objective": "trl.sapo", **taus}
-    bounds = {"epsilon_low": trainer.epsilon_low, "epsilon_high": trainer.epsilon_high}
-    if args.delta is not None:
-        bounds["dual_clip"] = args.delta
     if kind == "dr_grpo":
         settings["constant"] = trainer.max_completion_length
+    bounds = clips(trainer.epsilon_low, trainer.epsilon_high, args.delta)
     return {**settings, "objective": f"trl.{kind}", **bounds}
 
 
@@ -188,8 +187,7 @@ def rloo(own: Callable) -> Callable:
             torch.ones_like(answers, dtype=torch.bool, requires_grad=False),
             objective="trl.rloo",
             old_logps=inputs["old_logps"][:, None],
-            epsilon_low=self.epsilon_low,
-            epsilon_high=self.epsilon_high,
+            **clips(self.epsilon_low, self.epsilon_high),
         ).loss
         return loss + self.router_aux_loss_coef * aux_loss if self.aux_loss_enabled else loss
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tether._peer_batch import Batch, Metrics, clips_of, row_of_choice
+from tether._peer_batch import Batch, Metrics, clips, clips_of, row_of_choice
 from tether.batch_weights import batch_weights
 from tether.policy import Normalizer, policy_loss
 from tether.surrogate import Surrogate
@@ -38,8 +38,7 @@ class Settings(NamedTuple):
 
     @property
     def epsilons(self) -> dict[str, float]:
-        """A ratio is never below 0: verl's low beyond 1 is 1."""
-        return {"epsilon_low": min(self.low, 1.0), "epsilon_high": self.high}
+        return clips(self.low, self.high)
 
     def of_loss(self, name: str, zero: bool = False) -> float:
         value = self.config.policy_loss.get(name)
@@ -126,8 +125,8 @@ def of_catalogue(objective: str | Surrogate) -> Loss:
     row = row_of_choice("tether.verl", objective)
 
     def options(settings: Settings) -> dict[str, float]:
-        dual = {"dual_clip": settings.dual} if row.name == "ppo_dual_clip" else {}
-        return clips_of(row, settings.epsilons | dual)
+        dual = settings.dual if row.name == "ppo_dual_clip" else None
+        return clips_of(row, clips(settings.low, settings.high, dual))
 
     return Loss(objective, options, _clips)
 
@@ -135,7 +134,7 @@ def of_catalogue(objective: str | Surrogate) -> Loss:
 def _vanilla_options(settings: Settings) -> dict[str, float]:
     if not settings.dual > 1:
         raise ValueError(f"tether.verl: clip_ratio_c must be greater than 1, got {settings.dual}")
-    return {**settings.epsilons, "dual_clip": settings.dual}
+    return clips(settings.low, settings.high, settings.dual)
 
 
 def _clips(batch: Batch, settings: Settings, values: Metrics) -> Metrics:

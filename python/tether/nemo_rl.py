@@ -20,7 +20,7 @@ from nemo_rl.algorithms.loss import loss_functions as nemo
 from torch import Tensor
 
 from tether import reference
-from tether._peer_batch import check_choice, clips_of, row_of_choice
+from tether._peer_batch import check_choice, clips, clips_of, row_of_choice
 from tether._trainers import check_version, rebind
 from tether.policy import Normalizer, policy_loss
 from tether.preference import preference_loss
@@ -173,10 +173,9 @@ class ClippedPGLossFn(nemo.ClippedPGLossFn):
     def _surrogate(self) -> dict[str, Any]:
         """A dialect and its options, or the user's choice. Where every ratio is 1 nothing clips."""
         low, high = min(self.ratio_clip_min, 1.0), self.ratio_clip_max
-        clips = {"epsilon_low": low, "epsilon_high": high}
         if self.choice:
             row = row_of_choice("tether.nemo_rl", self.choice["objective"])
-            return {**clips_of(row, clips), **self.choice}
+            return {**clips_of(row, clips(low, high)), **self.choice}
         if self.force_on_policy_ratio:
             return {"objective": "nemo_rl.grpo"}
         if self.disable_ppo_ratio:
@@ -184,8 +183,7 @@ class ClippedPGLossFn(nemo.ClippedPGLossFn):
         if self.use_cispo:
             return {"objective": "nemo_rl.cispo", "ratio_low": 1 - low, "ratio_high": 1 + high}
         name = "gspo" if self.sequence_level_importance_ratios else "grpo"
-        dual = math.inf if self.ratio_clip_c is None else self.ratio_clip_c
-        return {"objective": f"nemo_rl.{name}", **clips, "dual_clip": dual}
+        return {"objective": f"nemo_rl.{name}", **clips(low, high, self.ratio_clip_c)}
 
     def _mean(self, counts: Mapping[str, Tensor]) -> dict[str, Any]:
         """Arguments of policy_loss and aggregate."""

@@ -11,13 +11,12 @@ PolicyLoss, ValueLoss and DPOLoss keep their names, constructors and results; `f
 from __future__ import annotations
 
 import importlib
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tether._peer_batch import Batch
+from tether._peer_batch import Batch, clips
 from tether._trainers import check_version, rebind
 from tether.policy import Normalizer
 from tether.preference import preference_loss
@@ -56,8 +55,7 @@ class _PolicyLoss:
         if self.policy_loss_type not in ("ppo", "gspo"):  # which OpenRLHF refuses
             return super().forward(log_probs, old_log_probs, advantages, action_mask)
         batch = Batch(log_probs, old_log_probs, advantages, action_mask)
-        settings = {"epsilon_low": self.clip_eps_low, "epsilon_high": self.clip_eps_high}
-        settings["dual_clip"] = math.inf if self.dual_clip is None else self.dual_clip
+        settings = clips(self.clip_eps_low, self.clip_eps_high, self.dual_clip)
         settings |= _aggregation(
             self.token_level_loss, dp_size, batch_num_tokens, global_batch_size
         )

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,14 +22,9 @@ import torch
 from torch import Tensor
 
 from tether._catalogue import objectives
-from tether._peer_batch import clips_of
+from tether._peer_batch import clips, clips_of
 from tether._trainers import check_version
-from tether.advantages import (
-    advantage,
-    advantages,
-    discounted_returns,
-    generalized_advantage_estimation,
-)
+from tether.advantages import advantage, advantages
 from tether.policy import policy_token_losses
 from tether.terms import kl_terms
 
@@ -141,24 +135,20 @@ def policy_loss(args: Namespace, batch: _Batch, logits: Tensor, sum_of_sample_me
     return _loss(_dialect, args, batch, logits, sum_of_sample_mean)
 
 
-def _clips(args: Namespace) -> dict[str, float]:
-    return {"epsilon_low": min(args.eps_clip, 1.0), "epsilon_high": args.eps_clip_high}
-
-
 def _dialect(args: Namespace) -> dict[str, Any]:
     if args.advantage_estimator == "cispo":
         low, high = max(1 - args.eps_clip, 0.0), 1 + args.eps_clip_high
         return {"objective": "slime.cispo", "ratio_low": low, "ratio_high": high}
     name = "gspo" if args.advantage_estimator == "gspo" else "grpo"
-    dual = math.inf if args.eps_clip_c is None else args.eps_clip_c
-    return {"objective": f"slime.{name}", **_clips(args), "dual_clip": dual}
+    own = clips(args.eps_clip, args.eps_clip_high, args.eps_clip_c)
+    return {"objective": f"slime.{name}", **own}
 
 
 def _of_catalogue(name: str, args: Namespace) -> dict[str, Any]:
     """slime's clips where the objective has such and they are not off; all else is its own."""
-    dual = name == "ppo_dual_clip" and args.eps_clip_c is not None
-    clips = _clips(args) | ({"dual_clip": args.eps_clip_c} if dual else {})
-    return {"objective": name, **clips_of(_OBJECTIVES[name], clips)}
+    dual = args.eps_clip_c if name == "ppo_dual_clip" else None
+    own = clips(args.eps_clip, args.eps_clip_high, dual)
+    return {"objective": name, **clips_of(_OBJECTIVES[name], own)}
 
 
 def _check_parallel(args: Namespace, settings: dict[str, Any]) -> None:
@@ -346,12 +336,8 @@ def _of_returns(
     tokens = torch.cat(steps)
     batch = {"response_mask": torch.ones_like(tokens, dtype=torch.bool), "offsets": offsets}
     if of_critic:
-        values = torch.cat(rollout_data["values"])
-        found = generalized_advantage_estimation(
-            tokens, values, gamma=args.gamma, lambda_=args.lambd, **batch
-        )
-    else:
-        found = (discounted_returns(tokens, gamma=args.gamma, **batch),) * 2
+        batch |= {"values": torch.cat(rollout_data["values"]), "lambda_": args.lambd}
+    found = advantage("gae" if of_critic else "returns", tokens, gamma=args.gamma, **batch)
     return tuple(list(each.split(lengths)) for each in found)
 
 

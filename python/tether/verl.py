@@ -25,12 +25,7 @@ from tether._ops import has_kernel
 from tether._peer_batch import Batch, Metrics, check_choice
 from tether._trainers import check_version, rebind
 from tether._verl_losses import LOSSES, Loss, of_catalogue
-from tether.advantages import (
-    advantage,
-    advantages,
-    generalized_advantage_estimation,
-    ids_of_labels,
-)
+from tether.advantages import advantage, advantages, ids_of_labels
 from tether.logits import token_logps
 from tether.objective import PolicyObjective
 from tether.reference.kl import low_var_kl
@@ -144,9 +139,8 @@ def _gae(
 ) -> tuple[Tensor, Tensor]:
     """Whitened by verl's own function. A masked slot has the advantage of the token after it."""
     with torch.no_grad():
-        each = generalized_advantage_estimation(
-            token_level_rewards, values, response_mask, gamma=float(gamma), lambda_=float(lam)
-        ).advantages
+        options = {"gamma": float(gamma), "lambda_": float(lam)}
+        each = advantage("gae", token_level_rewards, response_mask, values=values, **options)[0]
         slots = torch.arange(each.shape[1], device=each.device)
         after = torch.where(response_mask.bool(), slots, each.shape[1])
         after = after.flip(1).cummin(1).values.flip(1)
