@@ -2,7 +2,10 @@
 
 #include <array>
 #include <concepts>
+#include <cstddef>
+#include <iterator>
 #include <string_view>
+#include <utility>
 
 #include "../../core/arguments.h"
 #include "../../core/batch.h"
@@ -76,6 +79,21 @@ struct RecursionToken {
   Number lambda;     // the token's own where `lambdas` is given, else the option; 1 without either
 };
 
+// A number of the token and the array that it comes from. It is read where a trait asks for it;
+// without a trait, where the array is given.
+struct TokenNumber {
+  ConstArray AdvantageArrays::* array;
+  Constant<double> RecursionToken<Constant<double>>::* member;
+  bool Traits::* needed = nullptr;
+};
+// All but lambda, which may be an option.
+inline constexpr TokenNumber kTokenNumbers[] = {
+    {&AdvantageArrays::rewards, &RecursionToken<Constant<double>>::reward},
+    {&AdvantageArrays::values, &RecursionToken<Constant<double>>::value, &Traits::needs_values},
+    {&AdvantageArrays::log_ratios, &RecursionToken<Constant<double>>::log_ratio,
+     &Traits::needs_log_ratios}};
+using TokenNumberIndices = std::make_index_sequence<std::size(kTokenNumbers)>;
+
 template <class Number>
 struct Step {
   Number base, next, keep;
@@ -83,14 +101,21 @@ struct Step {
 
 // The same quantity of many tokens side by side; `size` is a multiple of 16.
 struct RecursionColumns {
-  const double* reward;
-  const double* value;
-  const double* log_ratio;
+  const double* numbers[std::size(kTokenNumbers)];
   const double* lambda;
   int size;
 
   TETHER_INLINE RecursionToken<Constant<double>> at(int i) const {
-    return {{reward[i]}, {value[i]}, {log_ratio[i]}, {lambda[i]}};
+    return at(i, TokenNumberIndices{});
+  }
+
+ private:
+  template <size_t... k>
+  TETHER_INLINE RecursionToken<Constant<double>> at(int i, std::index_sequence<k...>) const {
+    RecursionToken<Constant<double>> token{};
+    token.lambda = {lambda[i]};
+    ((token.*kTokenNumbers[k].member = {numbers[k][i]}), ...);
+    return token;
   }
 };
 struct StepColumns {

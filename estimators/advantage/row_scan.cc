@@ -15,10 +15,14 @@ namespace tether {
 
 namespace {
 
+constexpr size_t kValue = 1;
+static_assert(kTokenNumbers[kValue].array == &AdvantageArrays::values);
+
 // One row of AdvantageArrays, a block at a time.
 struct ScanBlock {
-  alignas(64) double weight[kBlock], reward[kBlock], value[kBlock], log_ratio[kBlock],
-      lambda[kBlock], done[kBlock], truncated[kBlock], truncation_value[kBlock];
+  alignas(64) double numbers[std::size(kTokenNumbers)][kBlock];
+  alignas(64) double weight[kBlock], lambda[kBlock], done[kBlock], truncated[kBlock],
+      truncation_value[kBlock];
   alignas(64) double base[kBlock], next[kBlock], keep[kBlock];
   alignas(64) double seen[kBlock];  // 0, or NaN where something is no finite number
   alignas(64) double next_value[kBlock], next_x[kBlock];  // V_{t+1}, x_{t+1}, past the ends
@@ -27,9 +31,8 @@ struct ScanBlock {
 
   // What is not there stays as it is here.
   explicit ScanBlock(double lambda_of_all) {
-    for (double* each : {value, log_ratio, done, truncated, truncation_value}) {
-      std::fill_n(each, kBlock, 0.0);
-    }
+    for (double* each : {done, truncated, truncation_value}) std::fill_n(each, kBlock, 0.0);
+    for (auto& each : numbers) std::fill_n(each, kBlock, 0.0);
     std::fill_n(lambda, kBlock, lambda_of_all);
   }
 
@@ -40,17 +43,21 @@ struct ScanBlock {
       if (wanted && array) load_block<double>(batch.layout, array, row, column, count, weight, out);
     };
     load_block<double>(batch.layout, batch.response_mask, row, column, count, nullptr, weight);
-    read(true, batch.rewards, reward);
-    read(reads.needs_values, batch.values, value);
-    read(reads.needs_log_ratios, batch.log_ratios, log_ratio);
+    for (size_t i = 0; i < std::size(kTokenNumbers); ++i) {
+      const TokenNumber& each = kTokenNumbers[i];
+      read(each.needed == nullptr || reads.*each.needed, batch.*each.array, numbers[i]);
+    }
     read(recursion.has_lambda(), batch.lambdas, lambda);
     read(true, batch.done, done);
     read(true, batch.truncated, truncated);
     read(true, batch.truncation_values, truncation_value);
   }
 
+  const double* values() const { return numbers[kValue]; }
   RecursionColumns columns(int count) const {
-    return {reward, value, log_ratio, lambda, (count + kLanes - 1) / kLanes * kLanes};
+    RecursionColumns out{{}, lambda, (count + kLanes - 1) / kLanes * kLanes};
+    std::copy(std::begin(numbers), std::end(numbers), out.numbers);
+    return out;
   }
   StepColumns steps() { return {base, next, keep}; }
 };
@@ -93,9 +100,13 @@ void spread_lambdas(int count, ScanState& state, ScanBlock& block) {
 TETHER_CLONES void fill_masks(int count, ScanBlock& block) {
   for (int i = 0; i < count; ++i) {
     block.token[i] = mask<double>(block.weight[i] != 0);
-    block.seen[i] = zero_or_nan(block.reward[i], block.value[i], block.log_ratio[i], 0.0);
-    block.reward[i] = bounded(block.reward[i]);
-    block.value[i] = bounded(block.value[i]);
+    block.seen[i] = 0;
+  }
+  for (auto& numbers : block.numbers) {
+    for (int i = 0; i < count; ++i) {
+      block.seen[i] += numbers[i] * 0;
+      numbers[i] = bounded(numbers[i]);
+    }
   }
 }
 
@@ -114,6 +125,7 @@ TETHER_CLONES void mask_steps(bool decays, int count, ScanBlock& block) {
 // overflows is bounded. Where kOwn, what the tokens saw of x and V stays for the advantages.
 template <bool kPlain, bool kOwn>
 TETHER_CLONES void scan(double gap_gamma, int count, ScanState& state, ScanBlock& block) {
+  const double* values = block.values();
   double value = state.value, x = state.x;
   for (int i = count - 1; i >= 0; --i) {
     if constexpr (!kPlain) {
@@ -131,7 +143,7 @@ TETHER_CLONES void scan(double gap_gamma, int count, ScanState& state, ScanBlock
       value *= gap_gamma;
     }
     x = (block.base[i] + following) + kept;
-    value = select(block.token[i], block.value[i], value);
+    value = select(block.token[i], values[i], value);
     block.advantage[i] = x;
   }
   state.value = value;
@@ -140,12 +152,13 @@ TETHER_CLONES void scan(double gap_gamma, int count, ScanState& state, ScanBlock
 
 // False where something overflowed, or is NaN.
 TETHER_CLONES bool fill_returns(int count, ScanBlock& block) {
+  const double* values = block.values();
   uint64_t beyond = 0;
   for (int i = 0; i < count; ++i) {
     const double x = block.advantage[i];
     beyond |= mask<double>(x * 0 != 0);
     block.advantage[i] = keep(block.token[i], x);
-    block.result[i] = block.advantage[i] + block.value[i];
+    block.result[i] = block.advantage[i] + values[i];
   }
   return beyond == 0;
 }
@@ -179,8 +192,8 @@ class RowScan {
     const RowLayout& layout = batch_.layout;
     ScanState state{.lambda = recursion_.lambda()};
     if (batch_.bootstrap) {
-      load_block<double>(layout, batch_.bootstrap, row, 0, 1, nullptr, block.reward);
-      state.value = finite_or_nan(block.reward[0]);
+      load_block<double>(layout, batch_.bootstrap, row, 0, 1, nullptr, block.result);
+      state.value = finite_or_nan(block.result[0]);
     }
     for (int64_t end = layout.length(row); end > 0; end -= kBlock) {
       const int64_t column = std::max<int64_t>(0, end - kBlock);

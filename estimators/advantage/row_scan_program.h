@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "../../core/elements.h"
 #include "../../core/macros.h"
@@ -110,9 +111,24 @@ TETHER_TEAM void read_end(const ScanParameters& in, int64_t row, int64_t column,
   slot.after = after + after * 0;
 }
 
+template <class Formula, size_t k>
+TETHER_TEAM void read_number(const ScanParameters& in, int64_t row, int64_t column, Slot& slot) {
+  constexpr TokenNumber kNumber = kTokenNumbers[k];
+  constexpr bool kWanted = kNumber.needed == nullptr || kScanTraits<Formula>.*kNumber.needed;
+  const ConstArray& array = in.batch.*kNumber.array;
+  if (!kWanted || !array) return;
+  const double number = load<double>(in.batch.layout, array, row, column);
+  slot.seen += number * 0;
+  slot.token.*kNumber.member = {within_scan(number)};
+}
+template <class Formula, size_t... k>
+TETHER_TEAM void read_numbers(const ScanParameters& in, int64_t row, int64_t column, Slot& slot,
+                              std::index_sequence<k...>) {
+  (read_number<Formula, k>(in, row, column, slot), ...);
+}
+
 template <class Formula>
 TETHER_TEAM Slot slot_at(const ScanParameters& in, int64_t row, int64_t column, int64_t last) {
-  constexpr Traits kReads = kScanTraits<Formula>;
   Slot slot;
   const double w = load_mask<double>(in.batch.layout, in.batch.response_mask, row, column);
   if (w == 0) {
@@ -120,17 +136,9 @@ TETHER_TEAM Slot slot_at(const ScanParameters& in, int64_t row, int64_t column, 
     slot.token.lambda = {in.lambda};
     return slot;
   }
-  const auto number = [&](bool read, const ConstArray& array) {
-    return read ? load<double>(in.batch.layout, array, row, column) : 0.0;
-  };
-  const double reward = number(true, in.batch.rewards);
-  const double value = number(kReads.needs_values, in.batch.values);
-  const double log_ratio = number(kReads.needs_log_ratios, in.batch.log_ratios);
-  slot.seen = zero_or_nan(reward, value, log_ratio, w);
-  slot.token = {{within_scan(reward)},
-                {within_scan(value)},
-                {log_ratio},
-                {lambda_of<Formula>(in, row, column)}};
+  slot.seen = w * 0;
+  slot.token.lambda = {lambda_of<Formula>(in, row, column)};
+  read_numbers<Formula>(in, row, column, slot, TokenNumberIndices{});
   slot.kind = SlotKind::token;
   read_end(in, row, column, slot);
   return slot;
