@@ -134,8 +134,8 @@ def _terms(
     row = row_of(objective)
     beta = row.beta if beta is None else beta
     options = (row.weights or {}) | (row.kl or {}) | options
-    kl_settings = {name: savable(options.pop(name)) for name in KL_SETTINGS if name in options}
-    kl_reference = options.pop("kl_reference", "reference")
+    of_penalty = (*KL_SETTINGS, "kl_reference")
+    penalty = {name: savable(options.pop(name)) for name in of_penalty if name in options}
     weights = chosen_weights(options, batch)
     rows = Rows.of("policy_loss", "logps", batch.logps, batch.offsets)
     tokens, n = kept_tokens(rows, batch, weights)
@@ -146,20 +146,11 @@ def _terms(
     clip = {name: options.pop(name, row.log_ratio_clip) for name in LOG_RATIO_CLIP}
     logp, log_ratio = levelled(segments, tokens, segment_n, level, **clip)
     loss, clipped = _surrogate(row, batch, tokens, logp, log_ratio, options)
-    kl, anchor = torch.zeros_like(loss), _anchor(kl_reference, batch, tokens, beta)
-    if anchor is not None:
-        shared = SharedRatio.of(segments, tokens.weight, segment_n, level, is_aggregated)
-        kl = kl_term(
-            *(tokens.logp, tokens.old_logp, anchor),
-            kl_weight=tokens.kl_weight,
-            level_log_ratio=log_ratio,
-            shared=shared,
-            **kl_settings,
-        )
+    sharing = (segments, tokens.weight, segment_n, level, is_aggregated)
+    kl, anchor = _penalty(batch, tokens, log_ratio, beta, sharing, **penalty)
     entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, batch.entropies)
     staying = [each for each in weights if not each[0].leaves]
     weight = tokens.token_weight * product_of_weights(rows, tokens, n, batch, staying)
-    kl = bounded(kl)
     sound = _sound(tokens, weight, log_ratio, loss, kl, anchor)
     return Terms(
         rows=rows,
@@ -200,6 +191,29 @@ def _inside(row: Row, options: dict) -> tuple:
     ends = ("ratio_low", "ratio_high") if "ratio_low" in options else (0, math.inf)
     ends = row.surrogate.truncation if isinstance(row.surrogate, Formula) else ends
     return tuple(options[end] if isinstance(end, str) else end for end in ends)
+
+
+def _penalty(
+    batch: Batch,
+    tokens: Tokens,
+    log_ratio: Tensor,
+    beta: float | Tensor,
+    sharing: tuple,
+    kl_reference: str = "reference",
+    **settings: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """K, and the log-probabilities of the policy that it ties to, if there is one."""
+    anchor = _anchor(kl_reference, batch, tokens, beta)
+    if anchor is None:
+        return torch.zeros_like(log_ratio), None
+    kl = kl_term(
+        *(tokens.logp, tokens.old_logp, anchor),
+        kl_weight=tokens.kl_weight,
+        level_log_ratio=log_ratio,
+        shared=SharedRatio.of(*sharing),
+        **settings,
+    )
+    return bounded(kl), anchor
 
 
 def _anchor(kl_reference: str, batch: Batch, tokens: Tokens, beta: float | Tensor) -> Tensor | None:
