@@ -150,6 +150,57 @@ inline Tensor new_scalar(double value, const Tensor& like) {
 
 // ---- an operator --------------------------------------------------------------------------------
 
+// The arguments of an operator, one after the other.
+class Arguments {
+ public:
+  explicit Arguments(StableIValue* first) : next_(first) {}
+
+  template <class T>
+  T next() {
+    return torch::stable::detail::to<T>(*next_++);
+  }
+  Tensor tensor_or_none() { return next<std::optional<Tensor>>().value_or(Tensor()); }
+  Words words() {
+    auto names = next<std::vector<Name>>();
+    Tensor values = next<Tensor>();
+    auto choices = next<std::vector<Name>>();
+    return {std::move(names), std::move(values), std::move(choices), next<std::vector<Name>>()};
+  }
+  // Those of the list for which takes(argument) holds; offsets contiguous.
+  template <class Inputs, class Takes>
+  void arrays(Inputs& tensors, Takes takes) {
+    for (const auto& each : Inputs::arguments()) {
+      if (!takes(each)) continue;
+      tensors.*each.member = each.use == Use::required ? next<Tensor>() : tensor_or_none();
+    }
+    if constexpr (face::kHasOffsets<Inputs>) {
+      const Tensor offsets = tensor_or_none();
+      tensors.offsets = offsets.defined() ? torch::stable::contiguous(offsets) : offsets;
+    }
+  }
+
+ private:
+  StableIValue* next_;
+};
+
+constexpr auto kAllArrays = [](const auto&) { return true; };
+
+// The arrays of a schema, each with a comma behind it.
+template <class Inputs, class Takes>
+std::string schema_of_arrays(Takes takes) {
+  std::string out;
+  for (const auto& each : Inputs::arguments()) {
+    const char* type = each.use == Use::required ? "Tensor " : "Tensor? ";
+    if (takes(each)) out += type + std::string(each.name) + ", ";
+  }
+  if constexpr (face::kHasOffsets<Inputs>) out += "Tensor? offsets, ";
+  return out;
+}
+
+inline void put_results(StableIValue* stack, const std::vector<Tensor>& results) {
+  for (size_t i = 0; i < results.size(); ++i) stack[i] = torch::stable::detail::from(results[i]);
+}
+
 template <class Function>
 struct Call {
   typename Function::template Inputs<Tensor> tensors;
@@ -165,12 +216,7 @@ class Operator {
   using Inputs = typename Function::template Inputs<Tensor>;
 
   static std::string schema() {
-    std::string arguments, results;
-    for (const auto& each : Inputs::arguments()) {
-      const bool required = each.use == Use::required;
-      arguments += std::string(required ? "Tensor " : "Tensor? ") + std::string(each.name) + ", ";
-    }
-    if constexpr (face::kHasOffsets<Inputs>) arguments += "Tensor? offsets, ";
+    std::string arguments = schema_of_arrays<Inputs>(kAllArrays), results;
     if constexpr (requires { Function::kMore; }) {
       arguments += "Tensor? " + std::string(Function::kMore) + ", ";
     }
@@ -183,12 +229,10 @@ class Operator {
   }
 
   static void boxed(StableIValue* stack, uint64_t, uint64_t) {
-    const std::vector<Tensor> results = with_public_errors([&] {
-      StableIValue* next = stack;
-      Call<Function> call = popped(next);
-      return Function::run(call);
-    });
-    for (size_t i = 0; i < results.size(); ++i) stack[i] = torch::stable::detail::from(results[i]);
+    put_results(stack, with_public_errors([&] {
+                  Call<Function> call = popped(Arguments(stack));
+                  return Function::run(call);
+                }));
   }
 
   // Rules between the options and the arrays that are there; `rows` of the batch.
@@ -204,15 +248,6 @@ class Operator {
   }
 
  private:
-  template <class T>
-  static T next_of(StableIValue*& stack) {
-    return torch::stable::detail::to<T>(*stack++);
-  }
-
-  static Tensor optional_tensor(StableIValue*& stack) {
-    return next_of<std::optional<Tensor>>(stack).value_or(Tensor());
-  }
-
   // A Function of a device sees to the arrays itself.
   static typename Function::template Inputs<ConstArray> arrays_of(const Inputs& tensors) {
     if constexpr (requires { Function::arrays_of(tensors); }) {
@@ -222,22 +257,14 @@ class Operator {
     }
   }
 
-  static Call<Function> popped(StableIValue*& stack) {
+  static Call<Function> popped(Arguments arguments) {
     Inputs tensors;
-    for (const auto& each : Inputs::arguments()) {
-      tensors.*each.member =
-          each.use == Use::required ? next_of<Tensor>(stack) : optional_tensor(stack);
-    }
-    if constexpr (face::kHasOffsets<Inputs>) {
-      const Tensor offsets = optional_tensor(stack);
-      tensors.offsets = offsets.defined() ? torch::stable::contiguous(offsets) : offsets;
-    }
+    arguments.arrays(tensors, kAllArrays);
     std::optional<Tensor> more;
-    if constexpr (requires { Function::kMore; }) more = next_of<std::optional<Tensor>>(stack);
-    const Words words{next_of<std::vector<Name>>(stack), next_of<Tensor>(stack),
-                      next_of<std::vector<Name>>(stack), next_of<std::vector<Name>>(stack)};
+    if constexpr (requires { Function::kMore; }) more = arguments.next<std::optional<Tensor>>();
+    const Words words = arguments.words();
     bool with_gradient = false;
-    if constexpr (Function::kGradient) with_gradient = next_of<bool>(stack);
+    if constexpr (Function::kGradient) with_gradient = arguments.next<bool>();
     face::check_arguments(Function::kName, tensors);
     return {tensors, arrays_of(tensors),
             options_of<typename Function::Options>(Function::kName, words), with_gradient, more};

@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "python/functions.h"
@@ -19,7 +18,6 @@ namespace tether {
 namespace {
 
 using namespace python;
-using Maybe = std::optional<Tensor>;
 
 constexpr std::string_view kFunction = "linear_policy_loss";
 
@@ -33,87 +31,89 @@ void check_places(const int64_t* places, int64_t count, int64_t size) {
   }
 }
 
+// Of a batch, what a chunk of logits has: log-probabilities and entropies are made of it, and a
+// token knows nothing of its turn.
+constexpr auto kOfChunk = [](const auto& argument) {
+  return argument.name != "logps" && argument.name != "entropies" && argument.name != "turn_ids";
+};
+
+struct Chunk {
+  Tensor logits, targets, places;
+  PolicyInputs<Tensor> batch;
+  Words words, row_words;
+  bool with_gradient;
+
+  explicit Chunk(Arguments arguments) {
+    for (Tensor* each : {&logits, &targets, &places}) *each = arguments.next<Tensor>();
+    arguments.arrays(batch, kOfChunk);
+    words = arguments.words();
+    row_words = arguments.words();
+    with_gradient = arguments.next<bool>();
+    // Stands for the log-probabilities that are made here.
+    batch.logps = torch::stable::empty(sizes_of(batch.response_mask), logits.scalar_type());
+  }
+
+  MutableLogits rows() const {
+    require(logits.dim() == 2 && logits.is_contiguous(),
+            [] { return named(kFunction, "logits") + " must be [C, V] and contiguous"; });
+    return {.data = logits.mutable_data_ptr(),
+            .dtype = dtype_of(logits.scalar_type()),
+            .rows = logits.size(0),
+            .vocabulary = logits.size(1),
+            .row_stride = logits.size(1)};
+  }
+};
+
 // The part of a chunk of logits [C, V] in the loss of a batch, whose logps they are at `places`:
 // see rl/kernels/chunked_policy_loss.h. logits: contiguous; with a gradient they become it. The two
 // results in the middle are [C] in float64.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> policy_loss_of_logits(
-    Tensor logits, const Tensor& targets, const Tensor& places, const Tensor& advantages,
-    const Tensor& response_mask, const Maybe& old_logps, const Maybe& ref_logps,
-    const Maybe& rollout_logps, const Maybe& token_weights, const Maybe& kl_weights,
-    const Maybe& entropy_weights, const Maybe& row_tokens, const Maybe& offsets,
-    const std::vector<Name>& option_names, const Tensor& option_values,
-    const std::vector<Name>& choice_names, const std::vector<Name>& choice_values,
-    const std::vector<Name>& row_names, const Tensor& row_values,
-    const std::vector<Name>& row_choice_names, const std::vector<Name>& row_choice_values,
-    bool with_gradient) {
-  return with_public_errors([&] {
-    // Stands for the log-probabilities that are made here.
-    const Tensor shape = torch::stable::empty(sizes_of(response_mask), logits.scalar_type());
-    PolicyInputs<Tensor> batch{.logps = shape,
-                               .advantages = advantages,
-                               .response_mask = response_mask,
-                               .old_logps = old_logps.value_or(Tensor()),
-                               .ref_logps = ref_logps.value_or(Tensor()),
-                               .rollout_logps = rollout_logps.value_or(Tensor()),
-                               .token_weights = token_weights.value_or(Tensor()),
-                               .kl_weights = kl_weights.value_or(Tensor()),
-                               .entropy_weights = entropy_weights.value_or(Tensor()),
-                               .row_tokens = row_tokens.value_or(Tensor()),
-                               .offsets = contiguous(offsets).value_or(Tensor())};
-    face::check_arguments(kFunction, batch);
-    const auto options = options_of<PolicyOptions>(
-        kFunction, {option_names, option_values, choice_names, choice_values});
-    const bool wide = logits.scalar_type() == ScalarType::Double;
-    ChunkedPolicyLoss loss(kFunction, face::arrays_of(kFunction, batch),
-                           wide ? DType::float64 : DType::float32, options.objective,
-                           options.normalizer, torch_executor());
-    require(logits.dim() == 2 && logits.is_contiguous(),
-            [] { return named(kFunction, "logits") + " must be [C, V] and contiguous"; });
-    const MutableLogits rows{.data = logits.mutable_data_ptr(),
-                             .dtype = dtype_of(logits.scalar_type()),
-                             .rows = logits.size(0),
-                             .vocabulary = logits.size(1),
-                             .row_stride = logits.size(1)};
-    const RowOptions row_options =
-        options_of<RowCall>(kFunction, {row_names, row_values, row_choice_names, row_choice_values})
-            .options();
-    const bool with_entropies = row_options.sums != RowSums::logp;
-    const auto doubles = [&](bool wanted) {
-      return torch::stable::empty({wanted ? logits.size(0) : 0}, ScalarType::Double);
-    };
-    const Tensor logps = doubles(true), entropies = doubles(with_entropies);
-    const ConstLogits shape_of_rows{.rows = rows.rows, .vocabulary = rows.vocabulary};
-    const auto* ids = targets_of(kFunction, targets, shape_of_rows, row_options);
-    const auto* at = numbers_of<const int64_t>(kFunction, "places", places, rows.rows);
-    check_places(at, rows.rows, response_mask.numel());
-    const auto numbers = [](const Tensor& tensor) {
-      return static_cast<double*>(tensor.mutable_data_ptr());
-    };
-    loss.add(rows, ids, at, row_options, with_gradient, numbers(logps),
-             with_entropies ? numbers(entropies) : nullptr);
-    const PolicyTotals& totals = loss.totals();
-    return std::tuple(new_doubles({}, &totals.loss), logps, entropies,
-                      new_doubles({PolicyMetrics::kSums, 2}, totals.metrics.sums.data()),
-                      new_doubles({PolicyMetrics::kMaxima}, totals.metrics.maxima.data()));
-  });
+std::vector<Tensor> policy_loss_of(const Chunk& chunk) {
+  face::check_arguments(kFunction, chunk.batch);
+  const auto options = options_of<PolicyOptions>(kFunction, chunk.words);
+  const bool wide = chunk.logits.scalar_type() == ScalarType::Double;
+  ChunkedPolicyLoss loss(kFunction, face::arrays_of(kFunction, chunk.batch),
+                         wide ? DType::float64 : DType::float32, options.objective,
+                         options.normalizer, torch_executor());
+  const MutableLogits rows = chunk.rows();
+  const RowOptions row_options = options_of<RowCall>(kFunction, chunk.row_words).options();
+  const bool with_entropies = row_options.sums != RowSums::logp;
+  const auto doubles = [&](bool wanted) {
+    return torch::stable::empty({wanted ? rows.rows : 0}, ScalarType::Double);
+  };
+  const Tensor logps = doubles(true), entropies = doubles(with_entropies);
+  const ConstLogits shape_of_rows{.rows = rows.rows, .vocabulary = rows.vocabulary};
+  const auto* ids = targets_of(kFunction, chunk.targets, shape_of_rows, row_options);
+  const auto* at = numbers_of<const int64_t>(kFunction, "places", chunk.places, rows.rows);
+  check_places(at, rows.rows, chunk.batch.response_mask.numel());
+  const auto numbers = [](const Tensor& tensor) {
+    return static_cast<double*>(tensor.mutable_data_ptr());
+  };
+  loss.add(rows, ids, at, row_options, chunk.with_gradient, numbers(logps),
+           with_entropies ? numbers(entropies) : nullptr);
+  const PolicyTotals& totals = loss.totals();
+  return {new_doubles({}, &totals.loss), logps, entropies,
+          new_doubles({PolicyMetrics::kSums, 2}, totals.metrics.sums.data()),
+          new_doubles({PolicyMetrics::kMaxima}, totals.metrics.maxima.data())};
+}
+
+void policy_loss_of_logits(StableIValue* stack, uint64_t, uint64_t) {
+  put_results(stack, with_public_errors([&] { return policy_loss_of(Chunk(Arguments(stack))); }));
+}
+
+std::string schema() {
+  const std::string arrays = schema_of_arrays<PolicyInputs<Tensor>>(kOfChunk);
+  return with_words(
+      "policy_loss_of_logits(Tensor(a!) logits, Tensor targets, Tensor places, " + arrays +
+      "WORDS, str[] row_names, Tensor row_values, str[] row_choice_names, str[] row_choice_values, "
+      "bool with_gradient) -> (Tensor loss, Tensor logps, Tensor entropies, Tensor metric_sums, "
+      "Tensor metric_maxima)");
 }
 
 }  // namespace
 }  // namespace tether
 
-STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
-  library.def(tether::python::with_words(
-                  "policy_loss_of_logits(Tensor(a!) logits, Tensor targets, Tensor places, "
-                  "Tensor advantages, Tensor response_mask, Tensor? old_logps, Tensor? ref_logps, "
-                  "Tensor? rollout_logps, Tensor? token_weights, Tensor? kl_weights, "
-                  "Tensor? entropy_weights, Tensor? row_tokens, Tensor? offsets, WORDS, str[] "
-                  "row_names, Tensor row_values, "
-                  "str[] row_choice_names, str[] row_choice_values, bool with_gradient) -> "
-                  "(Tensor loss, Tensor logps, Tensor entropies, Tensor metric_sums, "
-                  "Tensor metric_maxima)")
-                  .c_str());
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) { library.def(tether::schema().c_str()); }
 
 STABLE_TORCH_LIBRARY_IMPL(tether, CPU, library) {
-  library.impl("policy_loss_of_logits", TORCH_BOX(&tether::policy_loss_of_logits));
+  library.impl("policy_loss_of_logits", &tether::policy_loss_of_logits);
 }
