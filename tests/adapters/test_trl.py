@@ -1,6 +1,6 @@
 """tether.trl in TRL's own trainers: the same samples, losses, metrics and parameters.
 
-Needs an environment with TRL: `./dev test --peers`.
+Needs an environment with TRL, which `./dev test` makes.
 """
 
 import itertools
