@@ -13,42 +13,21 @@
 
 #include "core/check.h"
 #include "logits/rows_cuda.h"
+#include "python/cuda_arrays.h"
 #include "python/functions.h"
 #include "python/logits_rows.h"
 #include "python/loss_functions.h"
 #include "python/on_device.h"
 #include "python/row_functions.h"
-#include "rl/kernels/logits_policy_loss_cuda.h"
 #include "rl/kernels/policy_loss_cuda.h"
 
 namespace tether {
 namespace {
 
 using namespace python;
-using Maybe = std::optional<Tensor>;
 using Names = std::vector<Name>;
 
-Tensor new_doubles_on(const Tensor& device, int64_t count) {
-  return torch::stable::new_empty(device, {count}, ScalarType::Double);
-}
-
 // ---- losses -------------------------------------------------------------------------------------
-
-// The offsets of packed rows are not looked at.
-template <template <class> class Inputs>
-Inputs<ConstArray> device_arrays(const Inputs<Tensor>& tensors) {
-  const Tensor& first = tensors.*Inputs<Tensor>::arguments()[0].member;
-  if (!tensors.offsets.defined())
-    return face::arrays_in(face::layout_of("", "", first, {}), tensors);
-  RowLayout layout{.rows = tensors.offsets.size(0) - 1, .columns = first.size(0)};
-  const void* offsets = tensors.offsets.const_data_ptr();
-  if (tensors.offsets.scalar_type() == ScalarType::Int) {
-    layout.offsets32 = static_cast<const int32_t*>(offsets);
-  } else {
-    layout.offsets64 = static_cast<const int64_t*>(offsets);
-  }
-  return face::arrays_in(layout, tensors);
-}
 
 // As new_gradient, on the device of the input.
 Tensor device_gradient(bool wanted, const Tensor& input, MutableArray& view) {
@@ -148,71 +127,6 @@ struct CudaLocalCounts : LocalCountsFunction {
   }
 };
 
-// ---- the loss of logits, by chunks
-// ---------------------------------------------------------------
-
-// Logits [C, V] of the tokens `first`, `first` + 1 ... become the gradient of the loss there, and
-// what they give goes into logps and entropies, [N] in float32. targets: [N]; counts: [3], of the
-// step. The loss itself is policy_loss of the log-probabilities of all chunks.
-void policy_gradient_of_logits(Tensor logits, const Tensor& targets, int64_t first,
-                               const Tensor& advantages, const Tensor& response_mask,
-                               const Maybe& old_logps, const Maybe& ref_logps,
-                               const Maybe& rollout_logps, const Maybe& token_weights,
-                               const Maybe& kl_weights, const Maybe& entropy_weights,
-                               const Maybe& row_tokens, const Maybe& offsets,
-                               const Names& option_names, const Tensor& option_values,
-                               const Names& choice_names, const Names& choice_values,
-                               const Names& row_names, const Tensor& row_values,
-                               const Names& row_choice_names, const Names& row_choice_values,
-                               const Tensor& counts, Tensor logps, const Maybe& entropies) {
-  with_public_errors([&] {
-    constexpr const char* function = "linear_policy_loss";
-    const auto given = [](const Maybe& each) { return each.value_or(Tensor()); };
-    const int64_t tokens = response_mask.numel();
-    const PolicyInputs<Tensor> batch{
-        .logps = torch::stable::new_empty(response_mask, sizes_of(response_mask),
-                                          ScalarType::Float),  // stands for those made here
-        .advantages = advantages,
-        .response_mask = response_mask,
-        .old_logps = given(old_logps),
-        .ref_logps = given(ref_logps),
-        .rollout_logps = given(rollout_logps),
-        .token_weights = given(token_weights),
-        .kl_weights = given(kl_weights),
-        .entropy_weights = given(entropy_weights),
-        .row_tokens = given(row_tokens),
-        .offsets = given(contiguous(offsets))};
-    face::check_arguments(function, batch);
-    PolicyArrays arrays = device_arrays(batch);
-    arrays.logps = {};
-    const auto options = options_of<PolicyOptions>(
-        function, {option_names, option_values, choice_names, choice_values});
-    const RowOptions row_options =
-        options_of<RowCall>(function, {row_names, row_values, row_choice_names, row_choice_values})
-            .options();
-    Tensor owner;
-    const ConstLogits rows = rows_of(function, "logits", logits, owner);
-    require(first >= 0 && first <= tokens - rows.rows,
-            [] { return named(function, "logits") + " must be those of tokens of the batch"; });
-    const auto numbers = [&](std::string_view name, const Tensor& tensor) {
-      require(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous() &&
-                  tensor.numel() == tokens,
-              [&] { return named(function, name) + " must be float32, one for each token"; });
-      return static_cast<float*>(tensor.mutable_data_ptr());
-    };
-    const cuda::TokensOfLogits found{numbers("logps", logps),
-                                     entropies ? numbers("entropies", *entropies) : nullptr, first};
-    const int64_t bytes = cuda::policy_workspace_bytes(arrays, options.objective);
-    const Tensor memory = new_doubles_on(logits, (bytes + 7) / 8);
-    const OnDevice device(function, logits);
-    cuda::policy_loss_of_logits(
-        rows, ids_of(function, "targets", targets, tokens) + first, row_options, arrays,
-        options.objective, numbers_of<const double>(function, "counts", counts, 3),
-        options.normalizer.factor(), found, writable(function, logits, logits), nullptr,
-        memory.mutable_data_ptr(), device.stream);
-  });
-}
-
 // ---- rows of logits -----------------------------------------------------------------------------
 
 constexpr const char* kRows = "token_logps";
@@ -302,22 +216,12 @@ void token_logps_backward(const Tensor& logits, const Tensor& targets, const May
 
 STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
   library.def(tether::python::Operator<tether::PolicyLossByCounts>::schema().c_str());
-  library.def(tether::python::with_words(
-                  "policy_gradient_of_logits(Tensor(a!) logits, Tensor targets, int first, "
-                  "Tensor advantages, Tensor response_mask, Tensor? old_logps, Tensor? ref_logps, "
-                  "Tensor? rollout_logps, Tensor? token_weights, Tensor? kl_weights, "
-                  "Tensor? entropy_weights, Tensor? row_tokens, Tensor? offsets, WORDS, "
-                  "str[] row_names, Tensor row_values, str[] row_choice_names, "
-                  "str[] row_choice_values, Tensor counts, Tensor(b!) logps, "
-                  "Tensor(c!)? entropies) -> ()")
-                  .c_str());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tether, CUDA, library) {
   library.impl("policy_loss_by_counts",
                &tether::python::Operator<tether::PolicyLossByCounts>::boxed);
   library.impl("policy_loss", &tether::python::Operator<tether::CudaPolicyLoss>::boxed);
-  library.impl("policy_gradient_of_logits", TORCH_BOX(&tether::policy_gradient_of_logits));
   library.impl("local_counts", &tether::python::Operator<tether::CudaLocalCounts>::boxed);
   library.impl("token_logps_forward", TORCH_BOX(&tether::token_logps_forward));
   library.impl("token_logps_backward", TORCH_BOX(&tether::token_logps_backward));

@@ -1,4 +1,4 @@
-// tether::cuda on teams of host threads, in the place of the kernels that python/cuda_ops.cc calls:
+// tether::cuda on teams of host threads, in the place of the kernels that python/cuda_*ops.cc call:
 // what stands between torch and the kernels is tested on tensors of the host
 // (tests/python/test_cuda.py).
 
