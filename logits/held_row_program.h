@@ -138,19 +138,19 @@ TETHER_TEAM void held_row_program(const Team& team, const RowParameters<kCapped>
   });
   const auto sums = merged<false>(team, local, in.k());
   const RowState state = state_of(in, sums, target, target_logit);
-  const RowUpstream upstream = upstream_of(state);
-  if (upstream.dlogp == 0 && upstream.dentropy == 0) return clear_row(team, row);
+  const RowUpstream arriving = upstream_of(state);
+  if (arriving.dlogp == 0 && arriving.dentropy == 0) return clear_row(team, row);
 
-  const RowGradient<kCapped> gradient{
-      GradientLine(state, upstream.dlogp, upstream.dentropy, in.slope_multiplier), in.k(),
-      in.final_logit};
+  const Upstream upstream(arriving.dlogp, arriving.dentropy);
+  const RowGradient<kCapped> gradient{GradientLine(state, upstream, in.slope_multiplier), in.k(),
+                                      in.final_logit};
   const bool has_target =
       target >= 0 && state.target_logit > -math::detail::Format<float>::kInfinity;
   team.each(local, [&](int thread, HeldColumns<Stored, kHeld>& own) {
     store_columns(row, gradient, own, thread, team.threads());
     if (!has_target || !row.owns(thread, team.threads(), target)) return;
-    row.out[target * row.out_stride] = narrowed<Stored>(
-        gradient_of_target(in, state, upstream.dlogp, upstream.dentropy, target_logit));
+    row.out[target * row.out_stride] =
+        narrowed<Stored>(gradient_of_target(in, state, upstream, target_logit));
   });
 }
 

@@ -12,6 +12,7 @@
 #include "final_logit.h"
 #include "row_parts.h"
 #include "rows_cuda.h"
+#include "shrink.h"
 
 // The two passes over a row of logits as programs of a team (core/team.h): rows.cu runs them on a
 // device. t_v = (x_v - reference) k as in RowStatistics, with the largest x for a reference: no
@@ -222,16 +223,34 @@ TETHER_TEAM void row_statistics_program(const Team& team, const RowParameters<kC
   });
 }
 
-// d/dx_v = 2^t_v (constant + slope t_v), but for the target.
-struct GradientLine {
-  float reference, constant, slope;
+// Up to here the upstream gradients of a row are finite in everything that they are multiplied by:
+// a multiplier of 1e12, a t and a mean of t above -200.
+inline constexpr float kLargestUpstream = 0x1p60f;
 
-  TETHER_TEAM GradientLine(const RowState& row, float dlogp, float dentropy, float multiplier) {
+// The upstream gradients of a row, and what the gradients that they give are to be multiplied by.
+struct Upstream {
+  float dlogp, dentropy, growth;
+
+  TETHER_TEAM Upstream(float of_logp, float of_entropy) {
+    const float shrink = fminf(rows::shrink_to(fabsf(of_logp), kLargestUpstream),
+                               rows::shrink_to(fabsf(of_entropy), kLargestUpstream));
+    dlogp = of_logp * shrink;
+    dentropy = of_entropy * shrink;
+    growth = 1 / shrink;
+  }
+};
+
+// d/dx_v = growth 2^t_v (constant + slope t_v), but for the target.
+struct GradientLine {
+  float reference, constant, slope, growth;
+
+  TETHER_TEAM GradientLine(const RowState& row, const Upstream& upstream, float multiplier) {
     const float weight = -multiplier / row.sum;
-    const float of_entropy = dentropy * kLn2;
-    const float mean = dentropy == 0 ? 0 : row.weighted_sum / row.sum;
-    constant = bounded(weight * (dlogp - of_entropy * mean), kLargestFloat);
-    slope = bounded(weight * of_entropy, kLargestFloat);
+    const float of_entropy = upstream.dentropy * kLn2;
+    const float mean = upstream.dentropy == 0 ? 0 : row.weighted_sum / row.sum;
+    constant = weight * (upstream.dlogp - of_entropy * mean);
+    slope = weight * of_entropy;
+    growth = upstream.growth;
     // A row that is NaN has no column that is absent.
     reference = row.sum == row.sum ? row.reference : row.sum;
   }
@@ -246,12 +265,14 @@ struct GradientLine {
 // At the target, whose stored logit is given.
 template <bool kCapped>
 TETHER_TEAM float gradient_of_target(const RowParameters<kCapped>& in, const RowState& row,
-                                     float dlogp, float dentropy, float logit) {
+                                     const Upstream& upstream, float logit) {
   const float logp = logp_of(row, in.multiplier);
   const float p = math::exp(logp);
-  float gradient = -dlogp * math::expm1(logp);
-  if (dentropy != 0 && p != 0) gradient -= dentropy * p * (logp + entropy_of(row));
-  return bounded(gradient * in.slope_multiplier * in.final_logit.slope(logit), kLargestFloat);
+  float gradient = -upstream.dlogp * math::expm1(logp);
+  if (upstream.dentropy != 0 && p != 0) {
+    gradient -= upstream.dentropy * p * (logp + entropy_of(row));
+  }
+  return gradient * in.slope_multiplier * in.final_logit.slope(logit) * upstream.growth;
 }
 
 // Of a row: its gradient at the column of a stored logit.
@@ -262,7 +283,7 @@ struct RowGradient {
   rows::FinalLogit<float, kCapped> final_logit;
 
   TETHER_TEAM float operator()(float logit) const {
-    return line.at(final_logit(logit), k) * final_logit.slope(logit);
+    return line.at(final_logit(logit), k) * final_logit.slope(logit) * line.growth;
   }
 };
 
@@ -301,8 +322,9 @@ TETHER_TEAM void row_gradient_program(const Team& team, const RowParameters<kCap
     return clear_piece(team, piece, out, out_stride);
   }
   const RowState state = states[row];
-  const RowGradient<kCapped> gradient{GradientLine(state, dlogp, dentropy, in.slope_multiplier),
-                                      in.k(), in.final_logit};
+  const Upstream upstream(dlogp, dentropy);
+  const RowGradient<kCapped> gradient{GradientLine(state, upstream, in.slope_multiplier), in.k(),
+                                      in.final_logit};
   const int64_t target = target_of(in, row);
   const bool has_target =
       target >= 0 && state.target_logit > -math::detail::Format<float>::kInfinity;
@@ -312,8 +334,7 @@ TETHER_TEAM void row_gradient_program(const Team& team, const RowParameters<kCap
     const bool owns_target = has_target && piece.owns(thread, target);
     float of_target = 0;  // found before its logit is overwritten
     if (owns_target) {
-      of_target =
-          gradient_of_target(in, state, dlogp, dentropy, widened<float>(logits[target * stride]));
+      of_target = gradient_of_target(in, state, upstream, widened<float>(logits[target * stride]));
     }
     Vector vectors[kUnroll];
     piece.for_each_vector(thread, [&](int64_t i, int u) {

@@ -11,6 +11,7 @@
 #include "core/macros.h"
 #include "logits/lanes.h"
 #include "logits/row_blocks.h"
+#include "logits/shrink.h"
 #include "logits/stored_rows.h"
 #include "logits/stores.h"
 
@@ -121,9 +122,7 @@ Slope<double> slope_of_row(const RowStatistics& row, const RowUpstream& upstream
 // The power of two that makes a line one of the loops, else 1.
 template <class Real>
 double shrink_of(const Slope<double>& line) {
-  const double excess =
-      std::max(std::abs(line.constant), std::abs(line.slope)) / kLargestFactor<Real>;
-  return excess > 1 && std::isfinite(excess) ? std::exp2(-std::ceil(std::log2(excess))) : 1;
+  return shrink_to(std::max(std::abs(line.constant), std::abs(line.slope)), kLargestFactor<Real>);
 }
 
 // At the target, whose stored logit is given.

@@ -336,6 +336,47 @@ TEST(RowProgram, ColumnsThatAreNotThereGetZeros) {
   }
 }
 
+// A row's gradients by the program and by the CPU kernel: near, or the same infinity, or both NaN.
+// Infinity times a t of 0 is NaN, and the largest logit need not have it on the CPU.
+void expect_cpu_gradients(const Batch& batch, const std::string& what) {
+  const Doubles want = batch.run().dlogits;
+  Memory memory(batch.dtype, batch.logits);
+  const ConstLogits in = batch.view(memory);
+  const Results found = forward(in, batch.targets.data(), batch.options);
+  backward(in, batch.targets.data(), batch.options, found, floats(batch.dlogps),
+           floats(batch.dentropies),
+           {memory.words.data(), batch.dtype, 1, batch.vocabulary, batch.vocabulary});
+  const Doubles got = memory.values(batch.vocabulary);
+  const double size = std::abs(batch.dlogps[0]) + 10 * std::abs(batch.dentropies[0]);
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double bound = 2.02 * rounding(batch.dtype, want[i]) + 1e-6 * size;
+    const bool same = std::isfinite(want[i]) ? std::abs(got[i] - want[i]) <= bound
+                                             : got[i] == want[i] || std::isnan(got[i]);
+    const bool exact = std::isfinite(batch.dentropies[0]);
+    ASSERT_TRUE(same && (!exact || std::isnan(got[i]) == std::isnan(want[i])))
+        << what << " at " << i << ": " << got[i] << ", not " << want[i];
+  }
+}
+
+// However far beyond a float their products are.
+TEST(RowProgram, LargeUpstreamGradientsGiveThoseOfTheCpuKernel) {
+  const Doubles sizes{1e18, 2e18, 1e38, -3e38, infinity, -infinity, 0, 1};
+  for (DType dtype : kDeviceTypes) {
+    Batch batch = random_batch(dtype, 1, 500, 3);
+    for (double softcap : {0.0, 5.0}) {
+      batch.options = {.temperature = 0.7, .scale = 1.3, .softcap = softcap};
+      for (double dlogp : sizes) {
+        for (double dentropy : sizes) {
+          batch.dlogps = {dlogp};
+          batch.dentropies = {dentropy};
+          expect_cpu_gradients(batch, name(dtype, 500) + ": " + std::to_string(dlogp) + ", " +
+                                          std::to_string(dentropy));
+        }
+      }
+    }
+  }
+}
+
 // Real threads: those of all rows and pieces at once, in place. ThreadSanitizer looks for races,
 // and the bits are those of a team on one thread.
 TEST(RowProgram, ThreadsOfATeamDoNotRace) {
