@@ -28,9 +28,10 @@ function(tether_cuda_target)
     CUDA_ARCHITECTURES "${TETHER_CUDA_ARCHITECTURES}"
     CUDA_RUNTIME_LIBRARY Static)
   target_link_libraries(tether_cuda PUBLIC tether_core CUDA::cudart_static)
-  # CMake 3.25 does not know the standards of newer CUDA compilers. nvcc's own host code has the
-  # parentheses that g++ would warn of.
-  target_compile_options(tether_cuda PRIVATE -std=c++20
+  # CMake 3.25 does not know the standards of newer CUDA compilers. Users' .cu files need it too.
+  target_compile_options(tether_cuda PUBLIC $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+  # nvcc's own host code has the parentheses that g++ would warn of.
+  target_compile_options(tether_cuda PRIVATE
     -Xcompiler=-Wall,-Wextra,-Wno-parentheses
     $<$<BOOL:${TETHER_WERROR}>:-Werror=all-warnings>)
 endfunction()

@@ -26,7 +26,7 @@ REGISTERS = {
     "gradient_kernel<.*true>": 64,
     "gradient_kernel": 40,
     "rows_kernel": 80,
-    "tokens_kernel<.*true>": 96,
+    "tokens_kernel<.*true,": 96,
     "tokens_kernel<float": 128,
     "tokens_kernel": 80,
     "weight_kernel": 32,

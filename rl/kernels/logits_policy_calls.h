@@ -35,7 +35,7 @@ void run_logits_policy_loss(const PolicyArrays& batch, const PolicyObjective& ob
     of_tokens.row_tokens = {
         .data = lengths, .dtype = DType::float64, .row_stride = 1, .per_row = true};
   }
-  launch.tokens(CataloguedSurrogate(objective.surrogate), of_tokens);
+  launch.tokens(objective.surrogate, of_tokens);
   if (totals == nullptr) return;
   launch.rows(objective.surrogate, in, workspace.rows);
   launch.add_rows(workspace.rows, in, totals);

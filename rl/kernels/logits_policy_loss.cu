@@ -2,52 +2,18 @@
 #include <string_view>
 
 #include "core/check.h"
-#include "core/cluster.h"
 #include "core/cuda_launch.h"
 #include "logits/row_types_cuda.h"
 #include "rl/kernels/logits_policy_calls.h"
 #include "rl/kernels/logits_policy_loss_cuda.h"
 #include "rl/kernels/policy_checks.h"
 #include "rl/kernels/policy_launch_cuda.h"
+#include "rl/kernels/surrogate_cuda.h"
 
 namespace tether::cuda {
 namespace {
 
 constexpr const char* kFunction = "policy_loss_of_logits";
-
-// Blocks on a multiprocessor: the registers that a thread may use are 65536 over its threads.
-template <class Stored, bool kCapped>
-constexpr int kHeldBlocks = kCapped || sizeof(Stored) == sizeof(float) ? 2 : 3;
-
-template <class Stored, bool kCapped>
-__global__ __launch_bounds__(kHeldThreads, kHeldBlocks<Stored, kCapped>) void tokens_kernel(
-    const __grid_constant__ CataloguedSurrogate formula,
-    const __grid_constant__ PolicyParameters in, RowParameters<kCapped> rows, int64_t first,
-    TokensOfLogits found, MutableLogits dlogits) {
-  const DeviceCluster<kHeldThreads> team;
-  token_of_logits_program<Stored, kCapped, kHeldVectors<Stored, kCapped>>(
-      team, formula, in, rows, first + blockIdx.x / team.blocks(), found, dlogits);
-  team.leave();
-}
-
-struct LogitsLaunch : DeviceLaunch {
-  const ConstLogits& logits;
-  const int64_t* targets;
-  const RowOptions& options;
-  const TokensOfLogits& found;
-  const MutableLogits& dlogits;
-
-  void tokens(const CataloguedSurrogate& surrogate, const PolicyParameters& in) const {
-    with_types(logits.dtype, options, [&]<class Stored, bool kCapped>() {
-      const int cluster = blocks_of_held_row<Stored, kCapped>(logits.vocabulary, has_clusters());
-      const auto rows = row_parameters<kCapped>(logits, targets, options);
-      launch_tasks(function, logits.rows, cluster, [&](int64_t first, unsigned blocks) {
-        launch_clusters(tokens_kernel<Stored, kCapped>, blocks, kHeldThreads, cluster, stream,
-                        surrogate, in, rows, first, found, dlogits);
-      });
-    });
-  }
-};
 
 void check_objective_of_logits(const PolicyArrays& batch, const PolicyObjective& objective) {
   const std::string function = kFunction;
@@ -89,6 +55,15 @@ void check_tokens(const ConstLogits& logits, const int64_t* targets, const Polic
 }
 
 }  // namespace
+
+void launch_catalogued_tokens(const LogitsLaunch& launch, const Surrogate& surrogate,
+                              const PolicyParameters& in) {
+  launch_tokens_of(launch, CataloguedSurrogate(surrogate), in);
+}
+
+void LogitsLaunch::tokens(const Surrogate& surrogate, const PolicyParameters& in) const {
+  kernels_of(surrogate)->tokens(*this, surrogate, in);
+}
 
 void policy_loss_of_logits(const ConstLogits& logits, const int64_t* targets,
                            const RowOptions& options, const PolicyArrays& batch,

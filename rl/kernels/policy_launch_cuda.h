@@ -1,9 +1,13 @@
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
+#include <optional>
+#include <typeindex>
 
+#include "../../core/cuda_launch.h"
+#include "../../logits/logits.h"
+#include "../../logits/statistics.h"
+#include "logits_policy_loss_cuda.h"
 #include "policy_calls.h"
 
 // The kernels of a policy loss (policy_calls.h) on a device, for .cu files.
@@ -21,5 +25,28 @@ struct DeviceLaunch {
   void add_rows(const RowTotals* rows, const PolicyParameters& in, FlatTotals* out) const;
   void add_counts(const double* rows, double* out) const;
 };
+
+struct LogitsLaunch : DeviceLaunch {
+  const ConstLogits& logits;
+  const int64_t* targets;
+  const RowOptions& options;
+  const TokensOfLogits& found;
+  const MutableLogits& dlogits;
+
+  void tokens(const Surrogate& surrogate, const PolicyParameters& in) const;
+};
+
+// The kernels that were compiled for the formula of a surrogate (surrogate_cuda.h).
+struct SurrogateKernels {
+  void (*rows)(const DeviceLaunch&, const Surrogate&, const PolicyParameters&, RowTotals*);
+  void (*tokens)(const LogitsLaunch&, const Surrogate&, const PolicyParameters&);
+};
+
+// Of the catalogue, and of formulas that were added, from any thread.
+std::optional<SurrogateKernels> kernels_of(const Surrogate& surrogate);
+void add_kernels(std::type_index formula, const SurrogateKernels& kernels);
+// Those of the catalogue share a kernel.
+void launch_catalogued_tokens(const LogitsLaunch& launch, const Surrogate& surrogate,
+                              const PolicyParameters& in);
 
 }  // namespace tether::cuda

@@ -4,24 +4,18 @@
 #include "core/check.h"
 #include "core/cuda_doors.h"
 #include "core/cuda_launch.h"
+#include "core/type_table.h"
 #include "rl/catalogue.h"
 #include "rl/kernels/policy_calls.h"
 #include "rl/kernels/policy_checks.h"
 #include "rl/kernels/policy_launch_cuda.h"
 #include "rl/kernels/policy_loss_cuda.h"
+#include "rl/kernels/surrogate_cuda.h"
 
 namespace tether::cuda {
 namespace {
 
 using Team = DeviceTeam<kPolicyThreads>;
-
-template <class Formula>
-__global__ __launch_bounds__(kPolicyThreads,
-                             3) void rows_kernel(Formula formula,
-                                                 const __grid_constant__ PolicyParameters in,
-                                                 int64_t first, RowTotals* rows) {
-  policy_row_program(Team{}, formula, in, first + blockIdx.x, rows);
-}
 
 template <class Formula>
 __global__ __launch_bounds__(kPolicyThreads) void weight_kernel(
@@ -51,16 +45,23 @@ __global__ void set_counts_kernel(double policy, double kl, double sequences, do
   out[2] = sequences;
 }
 
+TypeTable<SurrogateKernels>& table() {
+  static TypeTable<SurrogateKernels>* const all = [] {
+    auto* out = new TypeTable<SurrogateKernels>;
+    for_each_surrogate([&]<class Formula>(Formula) {
+      out->add(typeid(Formula), {&launch_rows<Formula>, &launch_catalogued_tokens});
+    });
+    return out;
+  }();
+  return *all;
+}
+
 template <class Formula, class Any>
 bool is(const Any& any) {
   return any.template target<Formula>() != nullptr;
 }
 
-bool has_kernel(const Surrogate& surrogate) {
-  bool known = false;
-  for_each_surrogate([&]<class Formula>(Formula) { known |= is<Formula>(surrogate); });
-  return known;
-}
+bool has_kernel(const Surrogate& surrogate) { return kernels_of(surrogate).has_value(); }
 bool has_kernel(const TokenWeight& weight) {
   bool known = false;
   for_each_weight(
@@ -90,15 +91,17 @@ void check_gradients(const char* function, const PolicyArrays& batch,
 
 }  // namespace
 
+std::optional<SurrogateKernels> kernels_of(const Surrogate& surrogate) {
+  return table().find(surrogate.type());
+}
+
+void add_kernels(std::type_index formula, const SurrogateKernels& kernels) {
+  table().add(formula, kernels);
+}
+
 void DeviceLaunch::rows(const Surrogate& surrogate, const PolicyParameters& in,
                         RowTotals* out) const {
-  for_each_surrogate([&]<class Formula>(Formula) {
-    const Formula* formula = surrogate.target<Formula>();
-    if (formula == nullptr) return;
-    launch_tasks(function, count * in.pieces, 1, [&](int64_t first, unsigned blocks) {
-      rows_kernel<<<blocks, kPolicyThreads, 0, stream>>>(*formula, in, first, out);
-    });
-  });
+  kernels_of(surrogate)->rows(*this, surrogate, in, out);
 }
 
 void DeviceLaunch::weight(const TokenWeight& weight, const WeightParameters& in) const {
@@ -134,7 +137,8 @@ void check_supported(const char* function, const PolicyArrays& batch,
   check_objective(function, objective);
   check_device_inputs(function, batch, Numbers::narrow);
   require_kernel(has_kernel(objective.surrogate), function,
-                 "surrogate must be one of the catalogue", "another type");
+                 "surrogate must be one of the catalogue or of a TETHER_CUDA_SURROGATE",
+                 "another type");
   const LevelRule& level = rule_of(objective.level);
   require_kernel(level.segment != Segment::turn, function, "level must be of tokens or sequences",
                  level.name);

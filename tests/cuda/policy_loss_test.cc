@@ -7,6 +7,9 @@
 #include "rl/catalogue.h"
 #include "rl/kernels/policy_loss_cuda.h"
 #include "tests/error_message.h"
+#include "tests/rl/own_surrogate.h"
+
+tether::Surrogate made_beside_its_kernels(double strength);  // own_surrogate.cu
 
 namespace tether {
 namespace {
@@ -85,9 +88,10 @@ struct OwnForm {
 
 TEST(CudaPolicyLoss, RefusesFormulasThatItWasNotCompiledWith) {
   Unread unread;
-  EXPECT_EQ(unread.run({.surrogate = Own{}}),
-            "policy_loss: surrogate must be one of the catalogue on a CUDA device, got another "
-            "type");
+  EXPECT_EQ(
+      unread.run({.surrogate = Own{}}),
+      "policy_loss: surrogate must be one of the catalogue or of a TETHER_CUDA_SURROGATE on a "
+      "CUDA device, got another type");
   PolicyObjective objective = weighed(presets::ppo(), OwnWeight{});
   EXPECT_EQ(unread.run(objective),
             "policy_loss: weights must be those of the catalogue on a CUDA device, got another "
@@ -130,6 +134,19 @@ TEST(CudaPolicyLoss, RefusesWhatIsMissing) {
             "policy_loss: advantages must have memory on the device, got none");
   unread.batch.advantages = {};
   EXPECT_EQ(unread.run(presets::ppo()), "policy_loss: advantages must be given, got none");
+}
+
+// own_surrogate.cu has its kernels.
+TEST(CudaPolicyLoss, TakesFormulasWithKernelsOfAUsers) {
+  Unread unread;
+  PolicyObjective objective = presets::grpo(0.04);
+  for (const Surrogate& own : {Surrogate(OwnSurrogate{}), made_beside_its_kernels(0.5)}) {
+    objective.surrogate = own;
+    EXPECT_EQ(message([&] { cuda::check_supported("f", unread.batch, objective); }), "no error");
+  }
+  objective.surrogate = made_beside_its_kernels(11);
+  EXPECT_EQ(message([&] { cuda::check_supported("f", unread.batch, objective); }),
+            "f: strength must be in [0, 10], got 11");
 }
 
 // Every row of the catalogue gets as far as the launch.

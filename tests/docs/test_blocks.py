@@ -18,8 +18,9 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMPILED = {
     "cpp": [*ROOT.glob("tests/docs/*.cc"), *ROOT.glob("tests/consumers/no_torch/*.cc"),
-            *ROOT.glob("tests/cuda/*.cc"), ROOT / "examples/consumer/main.cc"],
-    "cmake": [*ROOT.glob("tests/consumers/no_torch/CMakeLists.txt"),
+            *ROOT.glob("tests/cuda/*.cc"), *ROOT.glob("tests/consumers/cuda/*.cu"),
+            ROOT / "examples/consumer/main.cc"],
+    "cmake": [*ROOT.glob("tests/consumers/*/CMakeLists.txt"),
               ROOT / "examples/consumer/CMakeLists.txt"],
 }  # fmt: skip
 COMPILER_CACHE = {"CMAKE_CXX_COMPILER_LAUNCHER": shutil.which("ccache") or ""}

@@ -88,7 +88,8 @@ struct LogitsLaunch : HostLaunch<OneThread> {
   const TokensOfLogits& found;
   const MutableLogits& dlogits;
 
-  void tokens(const CataloguedSurrogate& formula, const PolicyParameters& in) const {
+  void tokens(const Surrogate& surrogate, const PolicyParameters& in) const {
+    const CataloguedSurrogate formula(surrogate);
     const auto rows = row_parameters<false>(logits, targets, options);
     with_types(logits.dtype, [&]<class Stored>(Stored) {
       for (int64_t row = 0; row < logits.rows; ++row) {

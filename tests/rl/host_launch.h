@@ -13,20 +13,23 @@ namespace tether {
 
 using OneThread = HostRun<cuda::kPolicyThreads>;
 
-template <class Run>
+// `Formulas`: a user's, beside those of the catalogue.
+template <class Run, class... Formulas>
 struct HostLaunch {
   int64_t count;
   Run run = {};
 
   void rows(const Surrogate& surrogate, const cuda::PolicyParameters& in,
             cuda::RowTotals* out) const {
-    for_each_surrogate([&]<class Formula>(Formula) {
+    const auto run_if = [&]<class Formula>(Formula) {
       const Formula* formula = surrogate.target<Formula>();
       if (formula == nullptr) return;
       run(count * in.pieces, [&](const auto& team, int64_t piece) {
         cuda::policy_row_program(team, *formula, in, piece, out);
       });
-    });
+    };
+    for_each_surrogate(run_if);
+    (run_if(Formulas{}), ...);
   }
   void weight(const TokenWeight& weight, const cuda::WeightParameters& in) const {
     for_each_weight([&]<class Formula>(const FormulaRow<Formula>&) {

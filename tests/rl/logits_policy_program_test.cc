@@ -11,6 +11,7 @@
 #include "rl/kernels/logits_policy_calls.h"
 #include "tests/logits/rows_reference.h"
 #include "tests/rl/host_launch.h"
+#include "tests/rl/own_surrogate.h"
 #include "tests/rl/policy_batch.h"
 #include "tests/thread_team.h"
 
@@ -148,13 +149,18 @@ void with_types(DType dtype, bool capped, Body body) {
   if (dtype == DType::float16) with(Float16{});
 }
 
-struct TokensLaunch : HostLaunch<OneThread> {
+struct TokensLaunch : HostLaunch<OneThread, OwnSurrogate> {
   Tokens& tokens_of_call;
   cuda::TokensOfLogits found;
   MutableLogits dlogits;
   bool clusters = true;
 
-  void tokens(const cuda::CataloguedSurrogate& formula, const cuda::PolicyParameters& in) const {
+  void tokens(const Surrogate& surrogate, const cuda::PolicyParameters& in) const {
+    const auto* own = surrogate.target<OwnSurrogate>();
+    own ? tokens_by(*own, in) : tokens_by(cuda::CataloguedSurrogate(surrogate), in);
+  }
+  template <class Formula>
+  void tokens_by(const Formula& formula, const cuda::PolicyParameters& in) const {
     Tokens& t = tokens_of_call;
     with_types(t.logits.dtype, t.options.softcap > 0, [&]<class Stored, bool kCapped>() {
       const HostCluster<cuda::kHeldThreads> team{
@@ -249,6 +255,14 @@ TEST(LogitsPolicyProgram, EveryRowOfTheCatalogueIsThatOfTheCpuKernels) {
     const PolicyObjective objective = row.preset();
     if (!cuda::is_of_own_logits(objective)) continue;
     expect_cpu_kernels(Tokens(DType::float32, 3, 5, 300), objective, std::string(row.name));
+  }
+}
+
+TEST(LogitsPolicyProgram, AFormulaOfAUsersIsThatOfTheCpuKernels) {
+  PolicyObjective objective = presets::grpo(0.04);
+  objective.surrogate = OwnSurrogate{.strength = 0.7};
+  for (DType dtype : kDeviceTypes) {
+    expect_cpu_kernels(Tokens(dtype, 3, 5, 300), objective, name(dtype, 300));
   }
 }
 

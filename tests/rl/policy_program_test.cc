@@ -10,6 +10,7 @@
 #include "rl/kernels/policy_calls.h"
 #include "rl/kernels/policy_loss.h"
 #include "tests/rl/host_launch.h"
+#include "tests/rl/own_surrogate.h"
 #include "tests/rl/policy_batch.h"
 #include "tests/thread_team.h"
 
@@ -27,7 +28,7 @@ PolicyTotals run_program(const PolicyArrays& batch, const PolicyObjective& objec
   std::vector<double> memory(static_cast<size_t>(cuda::PolicyWorkspace::bytes(batch.layout) + 7) /
                              8);
   PolicyTotals out;
-  const HostLaunch<Run> launch{batch.layout.rows, run};
+  const HostLaunch<Run, OwnSurrogate> launch{batch.layout.rows, run};
   cuda::run_policy_loss(batch, objective, counts, factor, gradients,
                         reinterpret_cast<cuda::FlatTotals*>(&out),
                         cuda::PolicyWorkspace(memory.data(), batch.layout), launch);
@@ -101,6 +102,18 @@ TEST(PolicyProgram, EveryRowOfTheCatalogueIsThatOfTheCpuKernel) {
   spoil_masked(batch);
   for (const CatalogueRow& row : kCatalogue) {
     expect_cpu_kernel(batch, row.preset(), std::string(row.name));
+  }
+}
+
+TEST(PolicyProgram, AFormulaOfAUsersIsThatOfTheCpuKernel) {
+  Batch<float> batch = mixed_batch();
+  spoil_masked(batch);
+  for (const RatioLevel level :
+       {RatioLevel::token, RatioLevel::sequence_mean, RatioLevel::sequence_token}) {
+    PolicyObjective objective = presets::grpo(0.04);
+    objective.surrogate = OwnSurrogate{.strength = 0.7};
+    objective.level = level;
+    expect_cpu_kernel(batch, objective, std::string(rule_of(level).name));
   }
 }
 
