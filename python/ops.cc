@@ -111,7 +111,9 @@ std::string weights_json() {
     const WeightFormula formula = row.defaults;
     add_row(out,
             {json_text(row.name), json_text(row.formula), json_text(row.paper),
-             formula.traits().leaves ? "true" : "false", json_text(rule_of(formula.level()).name)},
+             formula.traits().leaves ? "true" : "false",
+             formula.traits().reads_policy ? "true" : "false",
+             json_text(rule_of(formula.level()).name)},
             formula);
   });
   return out;

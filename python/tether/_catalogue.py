@@ -28,6 +28,7 @@ class Weight(NamedTuple):
     formula: str
     paper: str
     leaves: bool  # changes the mask instead: what it takes out is counted by nothing
+    reads_policy: bool  # looks at the log-probabilities of the step
     level: str  # unless said
     options: dict[str, Option]
     levels: tuple[str, ...]

@@ -4,98 +4,84 @@ device: masked tokens are multiplied too, as zeros, and their logits are not rea
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from tether import _cuda
+from tether._catalogue import KNOWN_WEIGHTS
 from tether._functions import FUNCTIONS, Call
-from tether._linear_ops import Chunk, Gradients, save_gradients, scaled_gradients
-from tether._linear_tracing import LOSS_ARRAYS
-from tether._lists import Settings
+from tether._linear_inputs import LOSS_ARRAYS
+from tether._linear_ops import (
+    Gradients,
+    logits_of_chunks,
+    loss_of_chunks,
+    without_autocast,
+    without_unknown,
+)
 from tether._objectives import weights_of
 from tether._ops import ops
 
+_ARGUMENTS = (*(each.name for each in FUNCTIONS["policy_loss"].arguments), "offsets")
 
-def loss_call(call: Call, linear: tuple[Tensor | None, ...], chunk: Chunk) -> Call | None:
-    """The call of the loss as kernels take it; None where there are none: for weights of tokens,
-    chunks of a fixed number of rows, and what policy_loss on CUDA has no kernel for."""
-    if torch.compiler.is_compiling() or not _cuda.has_kernel("policy_gradient_of_logits", linear):
+
+def loss_call(call: Call, linear: tuple[Tensor | None, ...]) -> tuple[Call, Tensor] | None:
+    """The call of the loss as kernels take it, and the denominators of its step, [3] float64 on the
+    device. None where there are no kernels: for weights that look at the policy, whose
+    log-probabilities are still to be made; for those that take tokens out, whose rows a kernel
+    would leave alone; and for what policy_loss on CUDA has no kernel for."""
+    if not _cuda.has_kernel("policy_gradient_of_logits", linear):
         return None
-    if chunk.padded or weights_of(call.settings.choices):
+    weights = weights_of(call.settings.choices)
+    if any(KNOWN_WEIGHTS[name].reads_policy or KNOWN_WEIGHTS[name].leaves for name in weights):
         return None
-    return _cuda.policy_call(call)
+    if weights and call.tensors["old_logps"] is None:
+        return None
+    known = _cuda.policy_call(call)
+    return None if known is None else (known, _counts(known))
 
 
 def _counts(call: Call) -> Tensor:
-    """[3] float64 on the device: the denominators of the step, or of this batch."""
     if call.more:
         return call.more[0]
-    if any(name in call.settings.numbers for name in _cuda.COUNTS):
+    if _are_given(call.settings.numbers):
         return _cuda.by_counts(call).more[0]
     words = call.settings.words()
     return FUNCTIONS["local_counts"].operator(*call.tensors.values(), *words)
 
 
-def _logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    if bias is None:
-        torch.mm(hidden, weight.t(), out=out)
-    else:
-        torch.addmm(bias, hidden, weight.t(), out=out)
+def _are_given(names) -> bool:
+    return any(name in names for name in _cuda.COUNTS)
 
 
-def _walk(linear, targets, call, rows, chunk, wanted, entropies):
-    """(logps, gradients): like the targets in float32, and of hidden, weight and bias."""
-    hidden, weight, bias = linear
-    mask = call.tensors["response_mask"]
-    # 0 times NaN would reach the gradient of the weight.
-    flat = hidden.reshape(-1, hidden.shape[-1]).masked_fill((mask == 0).reshape(-1, 1), 0)
-    flat_targets, logps = targets.reshape(-1), torch.zeros_like(targets, dtype=torch.float32)
-    gradients = Gradients(flat, weight, wanted)
-    arrays = tuple(call.tensors[name] for name in LOSS_ARRAYS)
-    settings, counts = (*call.settings.words(), *rows.words()), _counts(call)
-    pieces = chunk.pieces(len(flat_targets)) if len(flat_targets) else []
-    largest = max((end - begin for begin, end in pieces), default=0)
-    buffer = weight.new_empty(largest, weight.shape[0])
-    for begin, end in pieces:
-        logits = buffer[: end - begin]
-        _logits_of(flat[begin:end], weight, bias, logits)
+def walk_over(counts: Tensor | None) -> Callable:
+    """The walk of the CPU, which finds the denominators itself, or this one."""
+    return loss_of_chunks if counts is None else loss_on_cuda
+
+
+@without_autocast
+def loss_on_cuda(
+    hidden, weight, bias, targets, batch, words, row_words, with_entropies, chunk, wanted, counts
+):
+    """As loss_of_chunks."""
+    arrays = dict(zip(LOSS_ARRAYS, batch, strict=True))
+    active = (arrays["response_mask"] != 0).reshape(-1)
+    flat = without_unknown(hidden.reshape(-1, hidden.shape[-1]), active)
+    logps = torch.zeros_like(targets, dtype=torch.float32)
+    entropies = torch.zeros_like(logps) if with_entropies else None
+    gradients = Gradients(flat, weight, wanted, alone=len(flat) <= chunk.rows)
+    at = targets.reshape(-1)
+    for places, logits in logits_of_chunks(flat, weight, bias, active, chunk):
         ops.policy_gradient_of_logits(
-            logits, flat_targets, begin, *arrays, *settings, counts, logps, entropies
+            logits, at, places.start, *batch, *words, *row_words, counts, logps, entropies
         )
-        gradients.add(slice(begin, end), logits, flat)
-    return logps, gradients.taken(hidden)
-
-
-class CudaLinearPolicyLoss(torch.autograd.Function):
-    """Loss and gradients in one walk; backward is a scaling."""
-
-    @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, call, rows, with_entropies, chunk, wanted):
-        linear = (hidden, weight, bias)
-        entropies = torch.zeros_like(targets, dtype=torch.float32) if with_entropies else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            logps, gradients = _walk(linear, targets, call, rows, chunk, wanted, entropies)
-        tensors = call.tensors | {"logps": logps, "entropies": entropies}
-        loss, _, _, sums, maxima = call._replace(tensors=tensors).run_with_gradient()
-        save_gradients(ctx, gradients, linear, wanted)
-        constants = (each for each in (logps, entropies, sums, maxima) if each is not None)
-        ctx.mark_non_differentiable(*constants)
-        ctx.set_materialize_grads(False)
-        return loss, logps, entropies, sums, maxima
-
-    @staticmethod
-    def backward(ctx, upstream, *_):
-        return *scaled_gradients(ctx, upstream), *[None] * 6
-
-
-def loss_of_tokens(
-    linear: tuple[Tensor, Tensor, Tensor | None],
-    targets: Tensor,
-    call: Call,
-    rows: Settings,
-    chunk: Chunk,
-    wanted: list[bool],
-) -> tuple[Tensor | None, ...]:
-    """(loss, logps, entropies or None, sums, maxima); `call`: of loss_call."""
-    asked = rows.choices["entropies"] == "true"
-    return CudaLinearPolicyLoss.apply(*linear, targets, call, rows, asked, chunk, wanted)
+        gradients.add(places, logits, flat)
+    arrays |= {"logps": logps, "entropies": entropies}
+    tensors = [arrays.get(name) for name in _ARGUMENTS]
+    # Denominators that the call states are checked with its other options.
+    if _are_given(words[0]):
+        loss, _, _, sums, maxima = ops.policy_loss(*tensors, *words, False)
+    else:
+        loss, _, _, sums, maxima = ops.policy_loss_by_counts(*tensors, counts, *words, False)
+    return (loss, logps, entropies, sums, maxima), gradients.taken(hidden)

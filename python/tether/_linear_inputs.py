@@ -12,6 +12,10 @@ from tether._checks import check_integers, result_dtype
 from tether._functions import FUNCTIONS, Call
 from tether.logits import RowSettings
 
+_MADE_HERE = ("logps", "entropies", "turn_ids")  # or known not to be needed
+_LISTED = [each.name for each in FUNCTIONS["policy_loss"].arguments]
+LOSS_ARRAYS = (*(name for name in _LISTED if name not in _MADE_HERE), "offsets")
+
 
 class Linear(NamedTuple):
     """logits = hidden @ weight.T + bias"""
@@ -43,19 +47,19 @@ def checked_linear(
     linear: Linear,
     targets: Tensor,
     settings: RowSettings,
-    chunk_bytes: int,
+    chunk_bytes: int | None,
     rows_per_chunk: int,
 ) -> tuple[Linear, Tensor, Call]:
     """The tensors in one dtype; the targets as int64, contiguous."""
     check_integers(
         function,
         ignore_index=settings.ignore_index,
-        chunk_bytes=chunk_bytes,
+        chunk_bytes=1 if chunk_bytes is None else chunk_bytes,
         rows_per_chunk=rows_per_chunk,
     )
     tensors = {**linear._asdict(), "targets": targets}
     call = FUNCTIONS["linear_token_logps"].call(tensors, settings._asdict(), function)
-    if chunk_bytes < 1:
+    if chunk_bytes is not None and chunk_bytes < 1:
         raise ValueError(f"{function}: chunk_bytes must be at least 1, got {chunk_bytes}")
     if rows_per_chunk < 0:
         raise ValueError(f"{function}: rows_per_chunk must be at least 0, got {rows_per_chunk}")

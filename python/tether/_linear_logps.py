@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tether import _cuda, _ops
 from tether._checks import check_no_tangents, in_name_of, savable
 from tether._linear_inputs import Linear
 from tether._linear_ops import Chunk, LinearTokenLogps, chunk_of
@@ -44,10 +45,12 @@ class Walk(NamedTuple):
 def walk_of(
     function: str,
     linear: Linear,
-    chunk_bytes: int,
+    chunk_bytes: int | None,
     rows_per_chunk: int,
     shard: VocabularyShard | None,
 ) -> Walk:
+    if chunk_bytes is None:
+        chunk_bytes = 1 << 30 if _ops.on_cuda(linear.weight) else 256 << 20
     if shard is not None:
         if not has_kernel(*linear):
             raise ValueError(f"{function}: shard must be None for tensors on a device")
@@ -95,7 +98,7 @@ def _logps_of_chunks(
     ignore_index = settings.numbers["ignore_index"]
     entropies, statistics = _flags(settings).values()
     check_no_tangents(function, **linear._asdict())
-    if not has_kernel(*linear):
+    if not _has_walk(linear, statistics, support):
         return _logps_by_torch(function, linear, targets, settings, support)
     if shard is not None:
         vocabulary = shard.ids
@@ -121,6 +124,12 @@ def _logps_of_chunks(
     logps, found, sums = out
     further = token_statistics(sums, linear.hidden, words) if statistics else ()
     return TokenLogps(logps, found, *further)
+
+
+def _has_walk(linear: Linear, statistics: bool, support: Support | None) -> bool:
+    """On CUDA there are no kernels of the statistics and of kept ids."""
+    by_cuda = _cuda.has_kernel("token_logps_forward", linear)
+    return has_kernel(*linear) or (by_cuda and support is None and not statistics)
 
 
 def _flags(settings: Settings) -> dict[str, bool]:

@@ -8,27 +8,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tether import _ops
 from tether._checks import dtype_text, result_dtype, savable, shape_text
-from tether._logits_ops import again, doubles, gathered
+from tether._logits_ops import STATISTICS, again, doubles, gathered
 from tether._ops import ops, scaled
 
 _IGNORED_ROW = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0)  # ignored_row() of logits/rows.h
 
 
-def _without_autocast(function):
+def without_autocast(function):
     """Matrix products inside are in the dtype of their tensors, which the caller has chosen."""
 
     @functools.wraps(function)
     def run(*arguments):
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(arguments[0].device.type, enabled=False):
             return function(*arguments)
 
     return run
 
 
 def _rows_of(condition: Tensor) -> Tensor | None:
-    """The places where it holds; None if everywhere."""
+    """The places where it holds; None if everywhere, and where that would have to be waited for:
+    then all are multiplied, and kernels leave the others alone."""
+    if _ops.on_cuda(condition):
+        return None
     return None if bool(condition.all()) else condition.nonzero()[:, 0]
+
+
+def without_unknown(hidden: Tensor, known: Tensor) -> Tensor:
+    """Rows [N, H] that are all multiplied: 0 times NaN would reach the gradient of the weight."""
+    return hidden.masked_fill(~known[:, None], 0) if _ops.on_cuda(hidden) else hidden
 
 
 class Chunk(NamedTuple):
@@ -50,7 +59,7 @@ def chunk_of(weight: Tensor, chunk_bytes: int, rows_per_chunk: int) -> Chunk:
     return Chunk(max(chunk_bytes // (weight.shape[0] * weight.element_size()), 1), False)
 
 
-@_without_autocast
+@without_autocast
 def logps_of_chunks(
     hidden, weight, bias, targets, support, words, with_entropies, active, chunk, keeps_logits
 ):
@@ -59,20 +68,29 @@ def logps_of_chunks(
     rows = hidden.reshape(-1, hidden.shape[-1])
     logps = hidden.new_zeros(targets.shape, dtype=result_dtype(hidden))
     entropies = torch.zeros_like(logps) if with_entropies else None
-    statistics = hidden.new_tensor(_IGNORED_ROW, dtype=torch.float64)
-    statistics, kept = statistics.repeat(targets.numel(), 1), None
+    statistics, kept = _statistics_of(hidden, targets.numel()), None
     active = active.reshape(-1)
-    for places, logits in _logits_of_chunks(rows, weight, bias, active, chunk):
+    for places, logits in logits_of_chunks(rows, weight, bias, active, chunk):
         part = ops.token_logps_forward(logits, targets[places], _at(support, places), *words)
         logps[places], statistics[places] = part[0], part[2]
         if with_entropies:
             entropies[places] = part[1]
-        if keeps_logits and logits.shape[0] == active.sum():
+        if keeps_logits and logits.shape[0] == _count_of(active):
             kept = logits
     return logps.view(shape), (entropies.view(shape) if with_entropies else None), statistics, kept
 
 
-@_without_autocast
+def _statistics_of(hidden: Tensor, rows: int) -> Tensor:
+    if _ops.on_cuda(hidden):  # every row has its own
+        return hidden.new_empty(rows, STATISTICS, dtype=torch.float64)
+    return hidden.new_tensor(_IGNORED_ROW, dtype=torch.float64).repeat(rows, 1)
+
+
+def _count_of(active: Tensor) -> int | Tensor:
+    return active.numel() if _ops.on_cuda(active) else active.sum()
+
+
+@without_autocast
 def logps_of_shards(
     hidden,
     weight,
@@ -94,7 +112,7 @@ def logps_of_shards(
     block = ops.shard_statistics(weight.new_zeros(targets.numel(), 1), targets, support, *words)
     block[:1, 1] = weight.shape[0]
     active = active.reshape(-1)
-    for places, logits in _logits_of_chunks(rows, weight, bias, active, chunk):
+    for places, logits in logits_of_chunks(rows, weight, bias, active, chunk):
         part = (logits, targets[places], _at(support, places))
         block[1:][places] = ops.shard_statistics(*part, *words)[1:]
         if keeps_logits and logits.shape[0] == active.sum():
@@ -177,7 +195,7 @@ def _at(support: Tensor | None, places) -> Tensor | None:
     return None if support is None else support.view(-1, support.shape[-1])[places]
 
 
-def _logits_of_chunks(hidden, weight, bias, active, chunk, kept=None):
+def logits_of_chunks(hidden, weight, bias, active, chunk, kept=None):
     """(places, logits) of one chunk of active rows after another, all in one buffer."""
     rows = _rows_of(active)
     count = hidden.shape[0] if rows is None else rows.numel()
@@ -206,8 +224,9 @@ def _logits_of_chunks(hidden, weight, bias, active, chunk, kept=None):
 class Gradients:
     """Sums over chunks of what the gradients of logits give hidden, weight and bias."""
 
-    def __init__(self, hidden, weight, wanted):
-        self.weight, self.wanted = weight, wanted
+    def __init__(self, hidden, weight, wanted, *, alone=False):
+        """`alone`: one chunk, whose products are rounded once anyway."""
+        self.weight, self.wanted, self.alone = weight, wanted, alone
         # Sums of many chunks of half weights are in float32.
         self.wide = torch.float32 if weight.element_size() == 2 else weight.dtype
         self.dhidden = torch.zeros_like(hidden) if wanted[0] else None
@@ -219,15 +238,18 @@ class Gradients:
         if self.wanted[1] and self.dweight is not None and self.wide == self.weight.dtype:
             self.dweight.addmm_(dlogits.t(), hidden[places])
         elif self.wanted[1]:
-            self.dweight = self._sum(self.dweight, self._product(dlogits.t(), hidden[places]))
+            self._add_wide(dlogits.t(), hidden[places])
         if self.wanted[2]:
             self.dbias = self._sum(self.dbias, dlogits.sum(0, dtype=self.wide))
 
-    def _product(self, a, b):
-        """Of one chunk, where torch can, before anything is rounded to half."""
-        if a.is_cuda and a.dtype != self.wide:
-            return torch.mm(a, b, out_dtype=self.wide)
-        return a @ b
+    def _add_wide(self, a, b):
+        """The gradient of the weight. Where torch can, nothing is rounded to half on its way."""
+        if not _ops.on_cuda(a) or self.alone or a.dtype == self.wide:
+            self.dweight = self._sum(self.dweight, a @ b)
+        elif self.dweight is None:
+            self.dweight = torch.mm(a, b, out_dtype=self.wide)
+        else:
+            torch.addmm(self.dweight, a, b, out_dtype=self.wide, out=self.dweight)
 
     def _sum(self, sum_so_far, part):
         if sum_so_far is None:
@@ -247,7 +269,7 @@ class Gradients:
         )
 
 
-@_without_autocast
+@without_autocast
 def gradient_of_chunks(
     hidden,
     weight,
@@ -271,9 +293,9 @@ def gradient_of_chunks(
         if each is not None:
             active |= each != 0
     active &= known
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    gradients = Gradients(flat, weight, wanted)
-    for places, logits in _logits_of_chunks(flat, weight, bias, active, chunk, kept):
+    flat = without_unknown(hidden.reshape(-1, hidden.shape[-1]), active)
+    gradients = Gradients(flat, weight, wanted, alone=len(flat) <= chunk.rows)
+    for places, logits in logits_of_chunks(flat, weight, bias, active, chunk, kept):
         ops.token_logps_backward(
             logits,
             targets[places],
@@ -299,9 +321,9 @@ class _LinearGradient(torch.autograd.Function):
         raise NotImplementedError(again(ctx.function))
 
 
-@_without_autocast
+@without_autocast
 def loss_of_chunks(
-    hidden, weight, bias, targets, batch, words, row_words, with_entropies, chunk, wanted
+    hidden, weight, bias, targets, batch, words, row_words, with_entropies, chunk, wanted, _
 ):
     """(loss, logps, entropies or None, sums, maxima), and the gradients."""
     mask = batch[1]
@@ -316,7 +338,7 @@ def loss_of_chunks(
     sums, maxima, begin = None, None, 0
     # A batch without tokens still has a loss and metrics: those of a chunk of none.
     none = [(places, weight.new_empty(0, weight.shape[0]))]
-    walk = _logits_of_chunks(flat, weight, bias, active, chunk) if len(places) else none
+    walk = logits_of_chunks(flat, weight, bias, active, chunk) if len(places) else none
     for chosen, logits in walk:
         end = begin + logits.shape[0]
         at = (logits, targets[chosen], places[begin:end])
@@ -357,8 +379,9 @@ class LinearPolicyLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, *rest):
-        linear, wanted = (hidden, weight, bias), rest[-1]
-        results, gradients = loss_of_chunks(*linear, *rest)
+        walk, *rest = rest
+        linear, wanted = (hidden, weight, bias), rest[-2]
+        results, gradients = walk(*linear, *rest)
         save_gradients(ctx, gradients, linear, wanted)
         ctx.mark_non_differentiable(*(each for each in results[1:] if each is not None))
         ctx.set_materialize_grads(False)
@@ -366,4 +389,4 @@ class LinearPolicyLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream, *_):
-        return *scaled_gradients(ctx, upstream), *[None] * 7
+        return *scaled_gradients(ctx, upstream), *[None] * 9

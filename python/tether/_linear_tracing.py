@@ -6,12 +6,13 @@ from __future__ import annotations
 import torch
 
 from tether._checks import result_dtype
+from tether._cuda_linear import walk_over
 from tether._functions import FUNCTIONS
+from tether._linear_inputs import LOSS_ARRAYS
 from tether._linear_ops import (
     Chunk,
     gradient_of_chunks,
     logps_of_chunks,
-    loss_of_chunks,
     save_gradients,
     scaled_gradients,
 )
@@ -121,9 +122,6 @@ def traced_logps(linear, targets, support, words, with_entropies, active, chunk,
 # ---- the loss ------------------------------------------------------------------------------------
 
 _ROW_WORDS = "str[] row_names, Tensor row_values, str[] row_choice_names, str[] row_choice_values"
-_MADE_HERE = ("logps", "entropies", "turn_ids")  # or known not to be needed
-_LISTED = [each.name for each in FUNCTIONS["policy_loss"].arguments]
-LOSS_ARRAYS = (*(name for name in _LISTED if name not in _MADE_HERE), "offsets")
 _ARRAYS = ", ".join(f"Tensor? {name}" for name in LOSS_ARRAYS)
 _BLOCKS = [each.sizes for each in FUNCTIONS["policy_loss"].results if each.kind == "block"]
 
@@ -132,17 +130,17 @@ _BLOCKS = [each.sizes for each in FUNCTIONS["policy_loss"].results if each.kind 
     "tether::linear_policy_loss",
     mutates_args=(),
     schema=f"({_LINEAR}, {_ARRAYS}, {_WORDS}, {_ROW_WORDS}, bool with_entropies, {_CHUNK}, "
-    f"bool[] wanted, {_ERRORS}) -> "
+    f"bool[] wanted, Tensor? counts, {_ERRORS}) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _loss(hidden, weight, bias, targets, *rest):
     batch, rest = rest[: len(LOSS_ARRAYS)], rest[len(LOSS_ARRAYS) :]
     words, row_words = rest[:4], rest[4:8]
-    with_entropies, rows, padded, wanted, function, ignore_index = rest[8:]
+    with_entropies, rows, padded, wanted, counts, function, ignore_index = rest[8:]
 
     def run():
-        of_batch = (batch, words, row_words, with_entropies, Chunk(rows, padded), wanted)
-        return loss_of_chunks(hidden, weight, bias, targets, *of_batch)
+        of_batch = (batch, words, row_words, with_entropies, Chunk(rows, padded), wanted, counts)
+        return walk_over(counts)(hidden, weight, bias, targets, *of_batch)
 
     results, gradients = with_index_error(function, run, targets, weight.shape[0], ignore_index)
     return _present((*results, *gradients), hidden)
@@ -150,7 +148,7 @@ def _loss(hidden, weight, bias, targets, *rest):
 
 @_loss.register_fake
 def _(hidden, weight, bias, targets, advantages, response_mask, *rest):
-    with_entropies, _, _, wanted, _, _ = rest[-6:]
+    with_entropies, _, _, wanted, _, _, _ = rest[-7:]
     loss = hidden.new_empty((), dtype=result_dtype(hidden))
     logps = loss.new_empty(response_mask.shape)
     entropies = torch.empty_like(logps) if with_entropies else None
@@ -163,7 +161,7 @@ def _save_loss(ctx, inputs, output):
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.arguments = len(inputs)
-    save_gradients(ctx, output[5:], inputs[:3], inputs[-3])
+    save_gradients(ctx, output[5:], inputs[:3], inputs[-4])
 
 
 def _backward_loss(ctx, upstream, *_):
@@ -173,10 +171,10 @@ def _backward_loss(ctx, upstream, *_):
 _loss.register_autograd(_backward_loss, setup_context=_save_loss)
 
 
-def traced_loss(linear, targets, batch, words, row_words, with_entropies, chunk, wanted, *errors):
+def traced_loss(linear, targets, batch, words, row_words, with_entropies, chunk, *rest):
     """As LinearPolicyLoss.apply()."""
     out = ops.linear_policy_loss(
-        *linear, targets, *batch, *words, *row_words, with_entropies, *chunk, wanted, *errors
+        *linear, targets, *batch, *words, *row_words, with_entropies, *chunk, *rest
     )
     loss, logps, entropies, sums, maxima = out[:5]
     return loss, logps, (entropies if with_entropies else None), sums, maxima

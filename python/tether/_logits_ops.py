@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tether import _ops
 from tether._checks import dtype_text, kind_of, result_dtype, savable, shape_text
 from tether._ops import ops
 
@@ -29,7 +30,7 @@ def doubles(upstream: Tensor | None) -> Tensor | None:
     on CUDA read float32."""
     if upstream is None:
         return None
-    dtype = torch.float32 if upstream.device.type == "cuda" else torch.float64
+    dtype = torch.float32 if _ops.on_cuda(upstream) else torch.float64
     return upstream.to(dtype).contiguous().view(-1)
 
 

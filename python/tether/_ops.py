@@ -42,6 +42,11 @@ def has_kernel(tensor: torch.Tensor, *others: torch.Tensor | None) -> bool:
     return not any(each is not None and is_tracked(each) for each in (tensor, *others))
 
 
+def on_cuda(tensor: torch.Tensor) -> bool:
+    """Then nothing waits for what it holds, and operators read float32."""
+    return tensor.device.type == "cuda"
+
+
 def is_tracked(tensor: torch.Tensor) -> bool:
     """Whether torch.func, at any of its levels, or autograd below them differentiates it."""
     functorch, wrapped = torch._C._functorch, False

@@ -15,12 +15,12 @@ from tether._checks import (
     number_of,
     shape_text,
 )
-from tether._cuda_linear import loss_call, loss_of_tokens
+from tether._cuda_linear import loss_call, walk_over
 from tether._functions import Call
-from tether._linear_inputs import Linear, checked_linear, stand_in
+from tether._linear_inputs import LOSS_ARRAYS, Linear, checked_linear, stand_in
 from tether._linear_logps import logps_of, walk_of
 from tether._linear_ops import Chunk, LinearPolicyLoss
-from tether._linear_tracing import LOSS_ARRAYS, traced_loss
+from tether._linear_tracing import traced_loss
 from tether._lists import Numbers, Settings, Value
 from tether._objectives import Weights, levels_of, objective_call, resolved
 from tether._ops import has_kernel
@@ -44,7 +44,7 @@ def linear_token_logps(
     entropies: bool = False,
     statistics: bool = False,
     ignore_index: int = -100,
-    chunk_bytes: int = 256 << 20,
+    chunk_bytes: int | None = None,
     rows_per_chunk: int = 0,
     shard: VocabularyShard | None = None,
     support: Support | None = None,
@@ -54,7 +54,8 @@ def linear_token_logps(
     hidden          [..., H]; weight [V, H]; bias [V]. Products are in the widest of their dtypes
                     or, under autocast, in its dtype; gradients in the dtype of each
     targets         [...]; ignored ones are not multiplied at all, whatever they hold
-    chunk_bytes     of logits at a time; below 256 rows of them is slower
+    chunk_bytes     of logits at a time: 256 MiB unless said, 1 GiB on CUDA; below 256 rows of them
+                    is slower
     rows_per_chunk  0: chunks of about equal size, as few as chunk_bytes allow. Else every matrix
                     product has this many rows, padded where fewer are left: the bits of a token's
                     results then do not depend on the tokens beside it, so that old and new
@@ -114,7 +115,7 @@ def linear_policy_loss(
     softcap: float = 0.0,
     entropies: bool = False,
     ignore_index: int = -100,
-    chunk_bytes: int = 256 << 20,
+    chunk_bytes: int | None = None,
     rows_per_chunk: int = 0,
     shard: VocabularyShard | None = None,
     support: Support | None = None,
@@ -204,46 +205,31 @@ def _loss_of_logps(
 def _loss_in_one_walk(
     linear: Linear, targets: Tensor, call: Call, rows: Settings, chunk: Chunk
 ) -> LinearPolicyOutput | None:
-    """None where there is no kernel for it."""
-    if has_kernel(*linear):
-        return _loss_of_tokens(linear, targets, call, rows, chunk)
-    on_cuda = loss_call(call, linear, chunk)
-    return None if on_cuda is None else _loss_on_cuda(linear, targets, on_cuda, rows, chunk)
-
-
-def _loss_of_tokens(
-    linear: Linear, targets: Tensor, call: Call, rows: Settings, chunk: Chunk
-) -> LinearPolicyOutput:
-    """Loss and gradients in one walk over the chunks."""
-    function = "linear_policy_loss"
+    """Loss and gradients in one walk over the chunks; None where there is no kernel for it."""
+    function, counts = "linear_policy_loss", None
+    if not has_kernel(*linear):
+        on_cuda = loss_call(call, linear)
+        if on_cuda is None:
+            return None
+        call, counts = on_cuda
     check_no_tangents(function, **linear._asdict())
     batch = tuple(call.tensors[name] for name in LOSS_ARRAYS)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in linear]
     with_entropies, ignore_index = rows.choices["entropies"] == "true", rows.numbers["ignore_index"]
     words = (call.settings.words(), rows.words())
-    walk = (targets, batch, *words, with_entropies, chunk, wanted)
+    walk = (targets, batch, *words, with_entropies, chunk, wanted, counts)
     if torch.compiler.is_compiling():
         out = traced_loss(linear, *walk, function, ignore_index)
     else:
         out = with_index_error(
             function,
-            lambda: LinearPolicyLoss.apply(*linear, *walk),
+            lambda: LinearPolicyLoss.apply(*linear, walk_over(counts), *walk),
             targets,
             linear.weight.shape[0],
             ignore_index,
         )
     loss, logps, found, sums, maxima = out
     return LinearPolicyOutput(loss, PolicyMetrics(sums, maxima), logps, found)
-
-
-def _loss_on_cuda(
-    linear: Linear, targets: Tensor, call: Call, rows: Settings, chunk: Chunk
-) -> LinearPolicyOutput:
-    """The same by torch's products and the kernel of a chunk."""
-    check_no_tangents("linear_policy_loss", **linear._asdict())
-    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in linear]
-    loss, logps, found, *metrics = loss_of_tokens(linear, targets, call, rows, chunk, wanted)
-    return LinearPolicyOutput(loss, PolicyMetrics(*metrics), logps, found)
 
 
 def linear_preference_loss(
@@ -268,7 +254,7 @@ def linear_preference_loss(
     scale: float = 1.0,
     softcap: float = 0.0,
     ignore_index: int = -100,
-    chunk_bytes: int = 256 << 20,
+    chunk_bytes: int | None = None,
     rows_per_chunk: int = 0,
     shard: VocabularyShard | None = None,
     **options: Value,

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import tether
 import torch
-from tether import _cuda, _cuda_linear
+from tether import _cuda
 from tether._functions import FUNCTIONS
 from tether._lists import Settings
 from tether._objectives import objective_call
@@ -250,95 +250,6 @@ def test_what_has_no_kernel_is_refused(host):
             logits,
         )
     assert str(caught.value) == "token_logps: dlogps must be 2 float32 numbers side by side"
-
-
-# ---- linear_policy_loss -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def linear_on_cuda(host, monkeypatch):
-    """The way of CUDA tensors, on those of the host."""
-    library = torch.library.Library("tether", "IMPL")
-    operator = torch.ops.tether.policy_gradient_of_logits.default
-    library.impl(
-        "policy_gradient_of_logits", lambda *arguments: operator.redispatch(CUDA, *arguments), "CPU"
-    )
-    walks = []
-    walk = _cuda_linear._walk
-    monkeypatch.setattr(_cuda_linear, "_walk", lambda *a: walks.append(a) or walk(*a))
-
-    def run(call):
-        with monkeypatch.context() as patch:
-            patch.setattr(_cuda, "has_kernel", lambda *_: True)
-            patch.setattr("tether.linear.has_kernel", lambda *_: False)
-            return call(), len(walks)
-
-    yield run
-    library._destroy()
-
-
-def linear_batch(packed=False):
-    batch = {
-        "hidden": numbers(4, 6, 8, seed=11),
-        "weight": numbers(31, 8, seed=12),
-        "bias": numbers(31, seed=13),
-        "targets": torch.randint(31, (4, 6), generator=torch.Generator().manual_seed(1)),
-        "advantages": numbers(4, 6),
-        "response_mask": numbers(4, 6) > -0.5,
-        "old_logps": -4 + 0.1 * numbers(4, 6, seed=4),
-        "ref_logps": -4 + 0.1 * numbers(4, 6, seed=5),
-        "rollout_logps": -4 + 0.1 * numbers(4, 6, seed=6),
-    }
-    batch["hidden"][~batch["response_mask"]] = torch.nan  # is not looked at
-    if packed:
-        linear = ("weight", "bias")
-        batch = {k: x if k in linear else x.flatten(0, 1) for k, x in batch.items()}
-        batch["offsets"] = torch.tensor([0, 5, 5, 20, 24])
-    return batch
-
-
-def linear_results(batch, **settings):
-    leaves = {k: batch[k].detach().clone().requires_grad_() for k in ("hidden", "weight", "bias")}
-    out = tether.linear_policy_loss(**batch | leaves, **settings)
-    (out.loss * 3).backward()
-    found = [out.loss, out.logps, *out.metrics, *(each.grad for each in leaves.values())]
-    return [each.detach() for each in found + ([] if out.entropies is None else [out.entropies])]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"objective": "grpo", "beta": 0.1, "entropy_coef": 0.2, "temperature": 0.7},
-        {"objective": "ppo", "entropies": True, "chunk_bytes": 31 * 4 * 5},
-        {"objective": "dapo", "normalizer": tether.Normalizer(policy=50, world_size=4)},
-        {"objective": "dr_grpo", "chunk_bytes": 31 * 4 * 7},
-    ],
-)
-@pytest.mark.parametrize("packed", [False, True])
-def test_linear_policy_loss_is_that_of_the_cpu(linear_on_cuda, settings, packed):
-    batch = linear_batch(packed)
-    want = linear_results(batch, **settings)
-    got, walks = linear_on_cuda(lambda: linear_results(batch, **settings))
-    assert walks == 1
-    assert_same(got, want)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"objective": "gspo"},
-        {"objective": "dppo_tv"},
-        {"weights": {"ratio_gate": {"high": 1.05}}},
-        {"rows_per_chunk": 5},
-    ],
-)
-def test_linear_policy_losses_without_a_kernel_take_torch(linear_on_cuda, settings, monkeypatch):
-    monkeypatch.setattr("tether.logits.has_kernel", lambda *_: True)
-    batch = linear_batch()
-    batch["hidden"] = batch["hidden"].nan_to_num()
-    got, walks = linear_on_cuda(lambda: linear_results(batch, **settings))
-    assert walks == 0
-    assert torch.isfinite(got[0])
 
 
 # ---- the installed library ----------------------------------------------------------------------

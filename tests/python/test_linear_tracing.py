@@ -243,7 +243,7 @@ def test_opcheck(wanted):
     torch.library.opcheck(OPS.linear_gradient, gradient)
     arrays = (constants["advantages"][:, None], mask, *[None] * 8)
     objective = (*rows[:2], ["objective"], ["ppo"])
-    loss = (*leaves, targets, *arrays, *objective, *rows, True, *chunk, wanted, *errors)
+    loss = (*leaves, targets, *arrays, *objective, *rows, True, *chunk, wanted, None, *errors)
     torch.library.opcheck(OPS.linear_policy_loss, loss)
 
 
