@@ -24,6 +24,7 @@ from ddp_grpo import (
     step_normalizer,
 )
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 
 
 def gradients_alone(policy):
@@ -47,6 +48,10 @@ def summed(tensor):
     return out
 
 
+def ranks():
+    return dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
+
+
 # ---- parameters in shards: FSDP ------------------------------------------------------------------
 
 
@@ -55,8 +60,7 @@ def fsdp(policy):
     ours, (tokens, batch) = copy.deepcopy(policy), answers(0)
     mine = rows_of_rank(0, dist.get_rank(), dist.get_world_size())
     own = {name: each[mine] for name, each in batch.items()}
-    mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
-    fully_shard(ours, mesh=mesh)
+    fully_shard(ours, mesh=ranks())
     ours(tokens[mine], own, step_normalizer(own)).loss.backward()
     expected = gradients_alone(policy)
     found = {name: each.grad.full_tensor() for name, each in ours.named_parameters()}
@@ -80,11 +84,11 @@ class _ToShards(torch.autograd.Function):
 
 
 def shard_of(weight):
-    """This rank's rows of the head, and where they are. The last rank may have fewer."""
-    size = -(-VOCABULARY // dist.get_world_size())
-    first = dist.get_rank() * size
-    own = weight[first : first + size].detach().clone().requires_grad_()
-    return own, tether.VocabularyShard(first, VOCABULARY, gathered)
+    """The head as torch's tensor parallel splits it, a DTensor, and where this rank's rows are. The
+    last ranks may have fewer than the first."""
+    head = distribute_tensor(weight.detach(), ranks(), [Shard(0)]).requires_grad_()
+    first = min(dist.get_rank() * -(-VOCABULARY // dist.get_world_size()), VOCABULARY)
+    return head, tether.VocabularyShard(first, VOCABULARY, gathered)
 
 
 def logps_of_shard(hidden, weight, targets, shard):
@@ -103,12 +107,12 @@ def vocabulary(policy, logps_of):
     ours, (tokens, batch) = copy.deepcopy(policy), answers(0)
     head, shard = shard_of(ours.head.weight)
     targets = tokens[:, 1:].masked_fill(~batch["response_mask"], -100)
-    logps = logps_of(ours.hidden(tokens[:, :-1]), head, targets, shard)
+    logps = logps_of(ours.hidden(tokens[:, :-1]), head.to_local(), targets, shard)
     tether.policy_loss(logps, **batch, **LOSS).loss.backward()
     expected = gradients_alone(policy)
-    part = expected.pop("head.weight")[shard.first_id :][: len(head)]
     found = {name: each.grad for name, each in ours.named_parameters()}
-    return largest([head.grad, *(found[name] for name in expected)], [part, *expected.values()])
+    found["head.weight"] = head.grad.full_tensor()
+    return largest([found[name] for name in expected], expected.values())
 
 
 # ---- answers in pieces: context parallel ---------------------------------------------------------
