@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 import sys
 from typing import Any
@@ -39,6 +40,15 @@ def check_version(trainer: str) -> None:
         known = " or ".join(KNOWN[trainer])
         got = "none" if version is None else version
         raise RuntimeError(f"tether.{trainer}: {trainer} must be {known}, got {got}")
+
+
+def module_of(trainer: str, name: str) -> Any:
+    """A module of the trainer; RuntimeError where another version is installed that lacks it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        check_version(trainer)
+        raise
 
 
 def rebind(package: str, name: str, old: Any, new: Any) -> None:

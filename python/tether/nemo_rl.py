@@ -16,18 +16,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from nemo_rl.algorithms.loss import loss_functions as nemo
 from torch import Tensor
 
 from tether import reference
 from tether._peer_batch import check_choice, clips, clips_of, row_of_choice
-from tether._trainers import check_version, rebind
+from tether._trainers import check_version, module_of, rebind
 from tether.policy import Normalizer, policy_loss
 from tether.preference import preference_loss
 from tether.terms import aggregate, kl_terms
 
 __all__ = ["ClippedPGLossFn", "DPOLossFn", "patch", "unpatch"]
 
+nemo = module_of("nemo_rl", "nemo_rl.algorithms.loss.loss_functions")
 _KL = {"k1": reference.k1, "k2": reference.k2, "k3": reference.k3}
 _TINY = 1e-8  # that NeMo-RL adds to every denominator
 _SETTINGS = {

@@ -15,15 +15,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from prime_rl.trainer.rl.loss import LossInputs, LossOutputs
 from torch import Tensor
 
 from tether import policy, reference
 from tether._peer_batch import check_denominators
-from tether._trainers import check_version
+from tether._trainers import check_version, module_of
 
 __all__ = ["default_loss", "ipo_loss", "policy_loss"]
 
+_prime_rl = module_of("prime_rl", "prime_rl.trainer.rl.loss")
+LossInputs, LossOutputs = _prime_rl.LossInputs, _prime_rl.LossOutputs
 _METRICS = (
     "approx_kl_k1",
     "approx_kl_k3",

@@ -12,20 +12,23 @@ ESS, entropies and penalties stay torchrl's. `import tether` alone never imports
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.objectives import llm
 
 from tether._peer_batch import check_choice, clips_of, row_of_choice
-from tether._trainers import check_version
+from tether._trainers import check_version, module_of
 from tether.objective import PolicyObjective
 from tether.policy import Normalizer, policy_loss, policy_token_losses
 from tether.surrogate import Surrogate
 
+if TYPE_CHECKING:
+    from tensordict import TensorDictBase
+
 __all__ = ["DAPO", "CISPOLoss", "GRPOLoss"]
+
+llm = module_of("torchrl", "torchrl.objectives.llm")
 
 
 class _PolicyObjective:

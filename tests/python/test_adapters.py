@@ -55,6 +55,18 @@ def by_token(advantages, mask):
     return advantages if advantages.dim() == 2 else advantages[:, None].expand(mask.shape)
 
 
+@pytest.mark.parametrize("found", [None, "9.9.9"])
+@pytest.mark.parametrize("name", ["nemo_rl", "prime_rl", "torchrl"])
+def test_a_version_without_the_modules_is_refused_at_import(name, found, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f"tether.{name}", raising=False)
+    monkeypatch.setattr(_trainers, "version_of", lambda _: found)
+    with pytest.raises(RuntimeError) as caught:
+        importlib.import_module(f"tether.{name}")
+    known = _trainers.KNOWN[name][0]
+    assert str(caught.value) == f"tether.{name}: {name} must be {known}, got {found or 'none'}"
+
+
 # ---- OpenRLHF ------------------------------------------------------------------------------------
 
 OPENRLHF = {name: recording(f"openrlhf_{name}")["cases"] for name in ("policy", "value")}
@@ -147,11 +159,7 @@ def torchrl():
             return ()
 
     members = {name: type(name, (Loss,), {}) for name in ("GRPOLoss", "DAPO", "CISPOLoss")}
-    modules = {
-        "tensordict": {"TensorDictBase": dict},
-        "torchrl.objectives": {"llm": Namespace(**members)},
-    }
-    with adapter_of("torchrl", modules) as adapter:
+    with adapter_of("torchrl", {"torchrl.objectives.llm": members}) as adapter:
         yield adapter
 
 
