@@ -44,6 +44,7 @@ REGISTERS = {
     "answer_gradient_kernel": 32,
     "scan_kernel": 64,
     "group_kernel": 64,
+    "batch_std_kernel": 64,
     "moments_kernel": 64,
     "merge_moments_kernel": 64,
     "whitening_kernel": 40,

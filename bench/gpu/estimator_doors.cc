@@ -72,10 +72,11 @@ const char* tether_group_rules() {
   return names.c_str();
 }
 
-// In groups of `group_size`, or by ids where it is 0.
+// In groups of `group_size`, or by ids where it is 0, which may ascend.
 const char* tether_group_advantage(const char* name, int64_t count, int64_t group_size,
-                                   const float* rewards, const int64_t* ids, const float* lengths,
-                                   float* advantages, int64_t on_device, void* stream) {
+                                   const float* rewards, const int64_t* ids, int64_t ascend,
+                                   const float* lengths, float* advantages, int64_t on_device,
+                                   void* stream) {
   return text_of_error([&] {
     GroupRule rule = first_group_rule();
     for (size_t i = 0; i < kGroupRuleNames.size(); ++i) {
@@ -83,8 +84,8 @@ const char* tether_group_advantage(const char* name, int64_t count, int64_t grou
     }
     if (group_size > 0) ids = nullptr;
     if (on_device != 0) {
-      cuda::advantages_of_groups("gpu", {rewards, ids, lengths, group_size, count}, rule,
-                                 advantages, stream);
+      const cuda::GroupBatch batch{rewards, ids, lengths, group_size, count, ascend != 0};
+      cuda::advantages_of_groups("gpu", batch, rule, advantages, stream);
       return;
     }
     const std::vector<double> in(rewards, rewards + count), tokens(lengths, lengths + count);

@@ -17,6 +17,22 @@ __global__ __launch_bounds__(kGroupThreads) void group_kernel(
   group_program(DeviceTeam<kGroupThreads>{}, rule, in, first + blockIdx.x);
 }
 
+__global__ __launch_bounds__(kGroupThreads) void batch_std_kernel(
+    const __grid_constant__ GroupParameters in) {
+  batch_std_program(DeviceTeam<kGroupThreads>{}, in);
+}
+
+// For rules that read it, where it has memory.
+template <class Rule>
+void launch_batch_std(std::string_view function, const Rule& rule, const GroupParameters& in,
+                      Stream stream) {
+  if constexpr (kReadsBatch<Rule>) {
+    if (!rule.reads_batch() || in.batch.batch_std == nullptr || in.batch.count == 0) return;
+    batch_std_kernel<<<1, kGroupThreads, 0, static_cast<cudaStream_t>(stream)>>>(in);
+    require_launched(function);
+  }
+}
+
 void check(std::string_view function, const GroupBatch& batch, const GroupRule& rule,
            const float* advantages) {
   check_formula(function, rule);
@@ -41,6 +57,7 @@ void advantages_of_groups(std::string_view function, const GroupBatch& batch, co
     const Rule* formula = rule.target<Rule>();
     if (found || formula == nullptr) return;
     found = true;  // several rows are of one type
+    launch_batch_std(function, *formula, in, stream);
     launch_tasks(function, batch.count, 1, [&](int64_t first, unsigned blocks) {
       group_kernel<<<blocks, kGroupThreads, 0, static_cast<cudaStream_t>(stream)>>>(*formula, in,
                                                                                     first);

@@ -16,12 +16,17 @@ struct GroupBatch {
   const float* lengths = nullptr;  // tokens of each answer, for rules that read them
   int64_t group_size = 0;          // without ids: `count` is a multiple of it
   int64_t count = 0;
+  bool ids_ascend = false;      // none is smaller than the one before it
+  double* batch_std = nullptr;  // memory for one number, of rules that read the batch
 };
 
 // groups.h on a CUDA device, every rule of the catalogue; arithmetic in double, the same bits every
-// run. With ids, and for batch_std, the work grows as the square of the answers: 65536 are 4e9
-// comparisons. Calls return at once: they add a kernel to `stream`, wait for nothing, allocate
-// nothing and can be captured in a graph.
+// run. Calls return at once: they add kernels to `stream`, wait for nothing, allocate nothing and
+// can be captured in a graph.
+//
+// An answer finds its group by ids that ascend in a few steps, and by ids in any order among all
+// answers: 65536 are 4e9 comparisons, which a stable sort before and a scatter after save. Without
+// memory for batch_std every answer finds that by itself too.
 //
 // Values cannot be refused where the memory is a device's: an infinite reward, and a NaN that is
 // not missing, give NaN to the whole group, and so does a length that is none.

@@ -65,7 +65,20 @@ inline GroupParameters group_parameters(const GroupBatch& batch, const GroupRule
   return {batch, rule.nan_reward() == NanReward::missing, rule.traits().needs_lengths, advantages};
 }
 
-// The places of a group: those between two, and of one id where there are ids.
+// The first place from `begin` on whose id is at least this one, where they ascend.
+TETHER_TEAM int64_t place_of_id(const int64_t* ids, int64_t begin, int64_t end, int64_t id) {
+  while (begin < end) {
+    const int64_t middle = begin + (end - begin) / 2;
+    if (ids[middle] < id) {
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return begin;
+}
+
+// The places of a group: those between two, and of one id where there are ids in any order.
 struct GroupPlaces {
   int64_t begin, end;
   const int64_t* ids;
@@ -130,21 +143,45 @@ TETHER_TEAM PlacedGroup group_of(const Team& team, const GroupParameters& in,
   return out;
 }
 
+TETHER_TEAM GroupPlaces places_of(const GroupBatch& batch, int64_t place) {
+  if (batch.group_ids == nullptr) {
+    const int64_t begin = place / batch.group_size * batch.group_size;
+    return {begin, begin + batch.group_size, nullptr, 0};
+  }
+  const int64_t* ids = batch.group_ids;
+  const int64_t id = ids[place];
+  if (!batch.ids_ascend) return {0, batch.count, ids, id};
+  const int64_t begin = place_of_id(ids, 0, place, id);
+  const bool last = id == INT64_MAX;
+  const int64_t end = last ? batch.count : place_of_id(ids, place, batch.count, id + 1);
+  return {begin, end, nullptr, 0};
+}
+
+template <class Rule>
+inline constexpr bool kReadsBatch = requires(const Rule& rule) { rule.reads_batch(); };
+
+template <class Team>
+TETHER_TEAM double std_of_batch(const Team& team, const GroupParameters& in) {
+  return group_of(team, in, {0, in.batch.count, nullptr, 0}).std;
+}
+
+// To in.batch.batch_std, before group_program.
+template <class Team>
+TETHER_TEAM void batch_std_program(const Team& team, const GroupParameters& in) {
+  const double std = std_of_batch(team, in);
+  typename Team::template Local<NoState> local;
+  team.each(local, [&](int thread, NoState&) {
+    if (thread == 0) *in.batch.batch_std = std;
+  });
+}
+
 template <class Rule, class Team>
 TETHER_TEAM void group_program(const Team& team, const Rule& rule, const GroupParameters& in,
                                int64_t place) {
-  const GroupBatch& batch = in.batch;
-  GroupPlaces places{0, batch.count, batch.group_ids, 0};
-  if (batch.group_ids != nullptr) {
-    places.id = batch.group_ids[place];
-  } else {
-    places.begin = place / batch.group_size * batch.group_size;
-    places.end = places.begin + batch.group_size;
-  }
-  PlacedGroup group = group_of(team, in, places);
-  if constexpr (requires { rule.reads_batch(); }) {
-    const GroupPlaces all{0, batch.count, nullptr, 0};
-    if (rule.reads_batch()) group.batch_std = group_of(team, in, all).std;
+  PlacedGroup group = group_of(team, in, places_of(in.batch, place));
+  if constexpr (kReadsBatch<Rule>) {
+    const double* known = in.batch.batch_std;
+    if (rule.reads_batch()) group.batch_std = known != nullptr ? *known : std_of_batch(team, in);
   }
   typename Team::template Local<NoState> local;
   team.each(local, [&](int thread, NoState&) {

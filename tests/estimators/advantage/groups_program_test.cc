@@ -40,9 +40,17 @@ struct Answers {
       lengths.push_back(static_cast<float>(random() % 100));
     }
   }
+  bool ascend = false;                 // the ids
+  std::vector<double> batch_std = {};  // memory for it, or none
+
   cuda::GroupBatch batch(int64_t group_size = 0) const {
-    return {rewards.data(), group_size == 0 ? ids.data() : nullptr, lengths.data(), group_size,
-            static_cast<int64_t>(rewards.size())};
+    return {rewards.data(),
+            group_size == 0 ? ids.data() : nullptr,
+            lengths.data(),
+            group_size,
+            static_cast<int64_t>(rewards.size()),
+            ascend,
+            batch_std.empty() ? nullptr : const_cast<double*>(batch_std.data())};
   }
   Floats program(const GroupRule& rule, int64_t group_size = 0, bool backwards = false) const {
     Floats out(rewards.size(), 7);
@@ -50,6 +58,7 @@ struct Answers {
     const HostTeam<cuda::kGroupThreads> team{backwards};
     for_each_group_rule([&]<class Rule>(const FormulaRow<Rule>&) {
       const Rule* formula = rule.target<Rule>();
+      if (in.batch.batch_std != nullptr) cuda::batch_std_program(team, in);
       for (int64_t i = 0; formula != nullptr && i < in.batch.count; ++i) {
         cuda::group_program(team, *formula, in, i);
       }
@@ -94,6 +103,24 @@ TEST(GroupsProgram, IsTheCpuKernel) {
     for (int64_t size : {1, 7, 42, 294}) {
       expect_near(answers.program(rule, size, true), answers.cpu(rule, size));
     }
+  });
+}
+
+TEST(GroupsProgram, IdsThatAscendAndAKnownSpreadGiveTheSame) {
+  Answers answers;
+  std::ranges::sort(answers.ids);
+  for (int64_t& id : answers.ids) {
+    if (id == answers.ids.back()) id = INT64_MAX;
+    if (id == answers.ids.front()) id = INT64_MIN;
+  }
+  for (size_t i = 0; i < answers.rewards.size(); i += 5) answers.rewards[i] = kNan;
+  for_each_rule([&](const GroupRule& rule) {
+    Answers known = answers;
+    const Floats want = known.program(rule);
+    known.ascend = true;
+    expect_near(known.program(rule), known.cpu(rule));
+    known.batch_std = {7};
+    expect_near(known.program(rule), {want.begin(), want.end()});
   });
 }
 
