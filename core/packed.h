@@ -3,8 +3,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <string>
 
 #include "bit_cast.h"
+#include "check.h"
 #include "half.h"
 #include "macros.h"
 
@@ -98,6 +100,16 @@ struct HalfPair<Float16> {
 #endif
 };
 
+#if !defined(__CUDACC__)
+// An access of 16 bytes elsewhere is an error on a device, and here too.
+inline void check_aligned(const void* memory) {
+  require(reinterpret_cast<uintptr_t>(memory) % 16 == 0,
+          [] { return std::string("a vector must be aligned to its 16 bytes"); });
+}
+#else
+TETHER_TEAM void check_aligned(const void*) {}
+#endif
+
 // 16 bytes of numbers, as one access to memory that is aligned to them.
 template <class Stored>
 struct alignas(16) Packed {
@@ -110,6 +122,7 @@ struct alignas(16) Packed {
 #if defined(__CUDA_ARCH__)
     return *reinterpret_cast<const Packed*>(memory);
 #else
+    check_aligned(memory);
     Packed out;
     std::memcpy(&out, memory, sizeof(out));
     return out;
@@ -119,6 +132,7 @@ struct alignas(16) Packed {
 #if defined(__CUDA_ARCH__)
     *reinterpret_cast<Packed*>(memory) = *this;
 #else
+    check_aligned(memory);
     std::memcpy(memory, this, sizeof(*this));
 #endif
   }

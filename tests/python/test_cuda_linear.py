@@ -232,3 +232,22 @@ def test_gradients_of_a_half_weight_are_added_up_in_float32(linear_on_cuda, prod
     assert alone.dweight.dtype == torch.bfloat16
     for each in (several, alone):
         torch.testing.assert_close(each.taken(hidden)[1], exact.bfloat16())
+
+
+@pytest.mark.parametrize("bad", [31, -1, 1 << 40])
+def test_an_id_out_of_range_is_nan_for_its_row_and_counted(linear_on_cuda, bad):
+    batch = linear_batch()
+    tokens = batch["response_mask"].nonzero()[2].tolist()
+    batch["targets"][tuple(tokens)] = bad
+    leaves = leaves_of(batch)
+    for objective in ("ppo", "gspo"):
+        with NoWait():
+            out, _ = linear_on_cuda(
+                lambda o=objective: tether.linear_policy_loss(**batch | leaves, objective=o)
+            )
+        assert out.loss.isnan()
+        assert out.logps.isnan().nonzero().tolist() == [tokens]
+        assert out.metrics.to_dict()["nonfinite"] >= 1
+    targets = batch["targets"].masked_fill(~batch["response_mask"], -100)
+    out, _ = linear_on_cuda(lambda: tether.linear_token_logps(**leaves, targets=targets))
+    assert out.logps.isnan().nonzero().tolist() == [tokens]
