@@ -32,6 +32,11 @@ class Library:
         return function().decode().split()
 
 
+def largest(errors):
+    """NaN if one of them is, which passes no bound; Python's max may lose it."""
+    return float(torch.tensor(list(errors), dtype=torch.float64).max())
+
+
 def raw(value):
     if isinstance(value, torch.Tensor):
         return ctypes.c_void_p(value.data_ptr())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from library import DEVICE, DTYPES, stream_of
+from library import DEVICE, DTYPES, largest, stream_of
 from timing import interleaved
 
 # Of values relative to 1 + |x|; of gradients to the largest of their row, but for rounding.
@@ -62,8 +62,8 @@ def check_pair(doors, shape, dtype, temperature=0.7):
         return float((((got - exact_one).abs() - rounding) / size).max())
 
     errors = {
-        "values": max(float(((v - want).abs() / (1 + want)).max()) for v in (alone, values)),
-        "gradients": max(error(out[0], dq), error(out[1], dp)),
+        "values": largest(((v - want).abs() / (1 + want)).max() for v in (alone, values)),
+        "gradients": largest((error(out[0], dq), error(out[1], dp))),
     }
     passed = same and all(errors[name] <= BOUNDS[name] for name in errors)
     return {"dtype": str(dtype), "shape": shape, "same_bits": same, "passed": passed, **errors}
