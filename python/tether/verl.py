@@ -15,15 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from verl.trainer.ppo import core_algos
-from verl.utils import torch_functional
 
 from tether import reference
 from tether._catalogue import objectives
 from tether._checks import check_strings, names_of
 from tether._ops import has_kernel
 from tether._peer_batch import Batch, Metrics, check_choice
-from tether._trainers import check_version, rebind
+from tether._trainers import check_version, module_of, rebind
 from tether._verl_losses import LOSSES, Loss, of_catalogue
 from tether.advantages import advantage, advantages, ids_of_labels
 from tether.logits import token_logps
@@ -33,6 +31,9 @@ from tether.reference.numbers import with_gradient_of
 from tether.surrogate import Surrogate
 
 __all__ = ["PARTS", "patch", "register_loss", "unpatch"]
+
+core_algos = module_of("verl", "verl.trainer.ppo.core_algos")
+torch_functional = module_of("verl", "verl.utils.torch_functional")
 
 # ---- losses --------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ def by_token(advantages, mask):
 
 
 @pytest.mark.parametrize("found", [None, "9.9.9"])
-@pytest.mark.parametrize("name", ["nemo_rl", "prime_rl", "torchrl"])
+@pytest.mark.parametrize("name", ["nemo_rl", "prime_rl", "torchrl", "verl"])
 def test_a_version_without_the_modules_is_refused_at_import(name, found, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, f"tether.{name}", raising=False)
