@@ -218,6 +218,12 @@ NAMES = (
             "it, got [2]",
         ),
         (
+            lambda: check_loss(lambda logps, advantages: -logps * advantages),
+            TypeError,
+            "check_loss: the loss must return a tensor of one number, or a tuple that begins with "
+            "it, got [1, 1]",
+        ),
+        (
             lambda: check_loss(lambda logps: 1.0),
             TypeError,
             "check_loss: the loss must return a tensor of one number, or a tuple that begins with "

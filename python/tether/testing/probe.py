@@ -64,7 +64,8 @@ class Loss:
     def __call__(self, given: Mapping[str, Any]) -> Tensor:
         out = self.function(**{name: given[name] for name in self.names if name in given})
         loss = out[0] if isinstance(out, tuple) else out
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
+        # [1, 1] is a loss that adds nothing up, of the simplest batch.
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.dim() > 1:
             got = shape_text(loss) if isinstance(loss, Tensor) else kind_of(loss)
             raise TypeError(
                 f"{self.where}: the loss must return a tensor of one number, or a tuple that "
