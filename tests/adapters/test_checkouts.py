@@ -4,13 +4,16 @@ losses and with tether's. Skipped without their clones: tests/peers/DEVELOPERS.m
 import importlib
 import math
 import pickle
+import re
 import types
 
 import checkouts
 import pytest
+import tomllib
 import torch
+import yaml
 from checkouts import STEPS, VOCABULARY, normal
-from tether import _trainers
+from tether import _objectives, _trainers
 
 PROMPTS, ANSWERS = [3, 2, 4, 3], [5, 7, 1, 4]
 VERSIONS = {"nemo_rl": "0.6.0", "prime_rl": "0.8.0", "slime": "0.3.1"}
@@ -268,3 +271,40 @@ def test_steps_of_slime(name):
     both = slime_steps(**SLIME[name]), slime_steps(**SLIME[name] | path)
     assert_same(*both)
     assert any(each["pg_clipfrac"] > 0 for each in both[0][2])
+
+
+# ---- other objectives, by the lines of the pages -------------------------------------------------
+
+
+def blocks_of(page):
+    text = (checkouts.FOLDER.parents[2] / f"docs/{page}.md").read_text()
+    return re.findall(r"^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def nemo_by_page():
+    losses = importlib.import_module("nemo_rl.algorithms.loss.loss_functions")
+    adapter = importlib.import_module("tether.nemo_rl")
+    config = yaml.safe_load(blocks_of("nemo_rl")[-1])["loss_fn"]
+    return nemo_steps(adapter.ClippedPGLossFn(losses.ClippedPGLossConfig(**config)))
+
+
+def prime_by_page():
+    configs = importlib.import_module("prime_rl.configs.trainer")
+    config = tomllib.loads(blocks_of("prime_rl")[-1])["trainer"]["loss"]
+    return prime_steps(configs.CustomLossConfig(**config))
+
+
+def slime_by_page():
+    words = next(each for each in blocks_of("slime") if "topr" in each).split()
+    names = (word.removeprefix("--").replace("-", "_") for word in words[::2])
+    return slime_steps(**dict(zip(names, words[1::2], strict=True)))
+
+
+@pytest.mark.parametrize("run", [nemo_by_page, prime_by_page, slime_by_page])
+def test_steps_by_the_lines_of_the_page(run, monkeypatch):
+    seen = []
+    find = _objectives.named
+    monkeypatch.setattr(_objectives, "named", lambda o, p: seen.append(o) or find(o, p))
+    parameters, start, logs = run()
+    assert parameters.isfinite().all() and (parameters - start).abs().max() > 1e-3
+    assert len(logs) == STEPS and {"topr", "ppo"} & {each for each in seen if isinstance(each, str)}
