@@ -11,6 +11,7 @@
 #include "critic/huber.h"
 #include "policy/band.h"
 #include "policy/bnpo.h"
+#include "policy/cfpo.h"
 #include "policy/cispo.h"
 #include "policy/dapo.h"
 #include "policy/decoupled_ppo.h"
@@ -130,6 +131,12 @@ inline const std::array kCatalogue{
                  "arXiv:2511.20347, eq. 5", "rl/policy/sapo.h",
                  "mpmath; TRL sapo; verl sapo; Liger sapo; SkyRL sapo",
                  [] { return presets::sapo(); }, GroupAdvantage{}},
+    CatalogueRow{"cfpo", "sequence mean of -ratio A + |A| (ratio - 1)^2 / (2 epsilon)",
+                 "arXiv:2601.22801, eq. 7", "rl/policy/cfpo.h", "mpmath; UniRL spo",
+                 [] { return presets::cfpo(); }, GroupAdvantage{}},
+    CatalogueRow{"drpo", "token mean of -ratio A + |A| e^old_logp (ratio - 1)^2 / (2 epsilon)",
+                 "arXiv:2606.09821, eq. 8", "rl/policy/cfpo.h", "mpmath; UniRL drpo",
+                 [] { return presets::drpo(); }, GroupAdvantage{.scale = AdvantageScale::none}},
     CatalogueRow{"luspo", "mean over answers of their length times the loss of gspo",
                  "arXiv:2602.05261", "rl/policy/luspo.h",
                  "mpmath; TRL luspo, sequence; Liger luspo", [] { return presets::luspo(); },
@@ -245,9 +252,9 @@ inline const std::array kValueCatalogue{
 };
 
 // The formula of every row, once: for faces that instantiate formulas themselves.
-inline constexpr std::tuple kSurrogates{PpoClip{},       Reinforce{},         IsReinforce{},
-                                        SoftGate{},      LinearRatio{},       BandClip{},
-                                        QuadraticPull{}, SquaredRegression{}, TaperedReinforce{}};
+inline constexpr std::tuple kSurrogates{
+    PpoClip{},  Reinforce{},     IsReinforce{},       SoftGate{},         LinearRatio{},
+    BandClip{}, QuadraticPull{}, SquaredRegression{}, TaperedReinforce{}, QuadraticBound{}};
 
 // visit(Formula{}) for each of them.
 template <class Visit>

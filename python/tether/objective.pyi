@@ -231,6 +231,23 @@ class Sapo(PolicyObjective):
     tau_neg: Number = 1.05
 
 @dataclass(frozen=True, kw_only=True)
+class Cfpo(PolicyObjective):
+    """sequence mean of -ratio A + |A| (ratio - 1)^2 / (2 epsilon). arXiv:2601.22801, eq. 7."""
+
+    aggregation: Aggregation = "sequence_mean_token_mean"
+    epsilon: Number = 0.2
+    power: Number = 0
+
+@dataclass(frozen=True, kw_only=True)
+class Drpo(PolicyObjective):
+    """token mean of -ratio A + |A| e^old_logp (ratio - 1)^2 / (2 epsilon). arXiv:2606.09821,
+    eq. 8.
+    """
+
+    epsilon: Number = 12.5
+    power: Number = 1
+
+@dataclass(frozen=True, kw_only=True)
 class Luspo(PolicyObjective):
     """mean over answers of their length times the loss of gspo. arXiv:2602.05261."""
 

@@ -53,6 +53,15 @@ def soft_gate(token, frozen, tau_pos, tau_neg):
     return -4 / tau * up * advantage, -4 * up * down * ratio * advantage
 
 
+def quadratic_bound(token, frozen, epsilon, power):
+    """-ratio A + |A| w (ratio - 1)^2 / (2 epsilon), w = sg(e^old_logp)^power, arXiv:2601.22801
+    eq. 7, arXiv:2606.09821 eq. 8."""
+    ratio, advantage = mp.exp(token["log_ratio"]), token["advantage"]
+    w = mp.exp(mpf(power) * (frozen["logp"] - frozen["log_ratio"]))
+    loss = abs(advantage) * w * (ratio - 1) ** 2 / (2 * mpf(epsilon)) - ratio * advantage
+    return loss, ratio * (abs(advantage) * w * (ratio - 1) / mpf(epsilon) - advantage)
+
+
 def linear_ratio(token, frozen):
     """-ratio A, arXiv:1707.06347 eq. 6."""
     loss = -mp.exp(token["log_ratio"]) * token["advantage"]
@@ -118,6 +127,8 @@ ROWS = {
     "rloo": Row(ppo_clip, CLIP, "sequence_sum", BY_SEQUENCE),
     "reinforce": Row(reinforce, {}),
     "sapo": Row(soft_gate, {"tau_pos": 1, "tau_neg": 1.05}, aggregation=BY_SEQUENCE),
+    "cfpo": Row(quadratic_bound, {"epsilon": 0.2, "power": 0}, aggregation=BY_SEQUENCE),
+    "drpo": Row(quadratic_bound, {"epsilon": 12.5, "power": 1}),
     "luspo": Row(ppo_clip, TIGHT, "sequence_mean", "sequence_mean_token_sum"),
     "gpg": Row(reinforce, {}),
     "linear": Row(linear_ratio, {}),

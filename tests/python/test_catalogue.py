@@ -33,6 +33,7 @@ POLICIES = [
      trainers.AREAL["cases"], trainers.areal),
     ("SkyRL", lambda s: s["loss"] + (", float32" if s["loss"] not in trainers.OF_FLOAT64 else ""),
      trainers.SKYRL["cases"], trainers.skyrl),
+    ("UniRL", lambda s: s["loss"], trainers.UNIRL["cases"], trainers.unirl),
     ("slime", lambda s: s["advantage_estimator"], checkouts.SLIME, checkouts.slime),
     ("ROLL", lambda s: s["variant"], checkouts.ROLL, checkouts.roll),
     ("NeMo-RL", lambda s: checkouts.nemo_name(s["options"]), checkouts.NEMO,

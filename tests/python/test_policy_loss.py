@@ -48,6 +48,8 @@ def test_equals_reference_in_float64(objective, layout, seed):
 def test_every_option_reaches_the_formula(objective):
     batch = padded_batch(spread=0.8)
     options = {
+        "epsilon": 0.3,
+        "power": 0.5,
         "epsilon_low": 0.11,
         "epsilon_high": 0.37,
         "dual_clip": 1.6,

@@ -63,6 +63,12 @@ def tapered_reinforce(token, weight_pos=1, weight_neg=1, ratio_high=1):
     return -torch.where(token.advantage < 0, tapered, weight_pos) * token.advantage * token.logp
 
 
+def quadratic_bound(token, epsilon=0.2, power=0):
+    weight = (power * (token.logp - token.log_ratio)).detach().exp()
+    square = token.advantage.abs() * weight * (token.ratio - 1) ** 2 / (2 * epsilon)
+    return square - token.ratio * token.advantage
+
+
 FORMULAS = {
     "ppo_clip": ppo_clip,
     "reinforce": reinforce,
@@ -73,6 +79,7 @@ FORMULAS = {
     "quadratic_pull": quadratic_pull,
     "squared_regression": squared_regression,
     "tapered_reinforce": tapered_reinforce,
+    "quadratic_bound": quadratic_bound,
 }
 TRUNCATED = {"is_reinforce": {"truncation": ("ratio_low", "ratio_high")}}
 

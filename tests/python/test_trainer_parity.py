@@ -1,5 +1,5 @@
-"""tether against the losses of Trinity-RFT, AReaL and SkyRL, as recorded by
-tests/peers/record_trainers.py."""
+"""tether against the losses of Trinity-RFT, AReaL, SkyRL and UniRL, as recorded by
+tests/peers/record_trainers.py and record_unirl.py."""
 
 import math
 
@@ -23,6 +23,7 @@ TRINITY = recording("trinity_policy")
 AREAL = recording("areal_policy")
 M2PO = recording("areal_m2po")
 SKYRL = recording("skyrl_policy")
+UNIRL = recording("unirl_policy")
 AGGREGATIONS = {"token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean_token_mean"}
 
 
@@ -277,6 +278,20 @@ def test_skyrl(case):
 
 
 # ---- what is recorded ----------------------------------------------------------------------------
+
+
+# ---- UniRL ---------------------------------------------------------------------------------------
+
+
+def unirl(case):
+    loss, epsilon = case["settings"]["loss"], case["settings"]["epsilon"]
+    objective = {"drpo": "drpo", "spo": "cfpo"}[loss]
+    return {"objective": objective, "epsilon": epsilon, "aggregation": "token_mean"}
+
+
+@named(UNIRL["cases"])
+def test_unirl(case):
+    assert_equal(case, *policy_loss(case, **unirl(case)))
 
 
 def test_the_recordings_cover_what_differs():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether.reference.numbers import clamp, exp, minimum
+from tether.reference.numbers import clamp, exp, minimum, saturate
 from tether.reference.surrogate import Formula
 
 
@@ -71,6 +71,24 @@ def soft_gate(
     x = tau * (exp(log_ratio) - 1)
     gate = torch.exp(torch.nn.functional.logsigmoid(x))
     return -4 / tau * gate * advantage, gate.detach() * torch.sigmoid(-x.detach()) == 0
+
+
+def quadratic_bound(
+    logp: Tensor,
+    log_ratio: Tensor,
+    advantage: Tensor,
+    *,
+    epsilon: float = 0.2,
+    power: float = 0,
+) -> tuple[Tensor, Tensor]:
+    """-ratio A + |A| w (ratio - 1)^2 / (2 epsilon), w the old probability to the power.
+
+    CFPO, arXiv:2601.22801, eq. 7; with power 1 DRPO, arXiv:2606.09821, eq. 8.
+    """
+    w = exp(power * (logp - log_ratio).detach())
+    away = torch.expm1(saturate(log_ratio, below=False))
+    loss = advantage.abs() * w * away * away / (2 * epsilon) - exp(log_ratio) * advantage
+    return loss, torch.zeros_like(logp, dtype=torch.bool)
 
 
 def linear_ratio(logp: Tensor, log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,6 +188,10 @@ OBJECTIVES = {
     "reinforce": Row(reinforce, {}, 0, "token_mean"),
     # arXiv:2511.20347, eq. 5
     "sapo": Row(soft_gate, {"tau_pos": 1, "tau_neg": 1.05}, 0, "sequence_mean_token_mean"),
+    # arXiv:2601.22801, eq. 7
+    "cfpo": Row(quadratic_bound, {"epsilon": 0.2, "power": 0}, 0, "sequence_mean_token_mean"),
+    # arXiv:2606.09821, eq. 8
+    "drpo": Row(quadratic_bound, {"epsilon": 12.5, "power": 1}, 0, "token_mean"),
     # arXiv:2602.05261
     "luspo": Row(ppo_clip, _TIGHT, 0, "sequence_mean_token_sum", "sequence_mean"),
     # arXiv:2504.02546
