@@ -23,6 +23,7 @@
 #include "libtorch/tensor_number.h"
 #include "logits/inputs.h"
 #include "logits/pair_kl.h"
+#include "logits/support.h"
 
 namespace tether {
 namespace {
@@ -45,9 +46,10 @@ class CategoricalKlGradient : public Function<CategoricalKlGradient> {
   using Upstream = std::optional<at::Tensor>;
 
   static variable_list forward(AutogradContext*, const at::Tensor& q, const at::Tensor& p,
-                               const at::Tensor& statistics, const Upstream& kl,
-                               const Upstream& reverse_kl, const Upstream& entropy,
-                               double temperature, bool with_q, bool with_p) {
+                               const Upstream& support, const at::Tensor& statistics,
+                               const Upstream& kl, const Upstream& reverse_kl,
+                               const Upstream& entropy, double temperature, bool with_q,
+                               bool with_p) {
     const at::Tensor q_rows = detail::with_rows(q), p_rows = detail::with_rows(p);
     std::vector<LogitsKl> upstream(static_cast<size_t>(statistics.size(0)));
     fill(kl, &LogitsKl::kl, upstream);
@@ -58,10 +60,16 @@ class CategoricalKlGradient : public Function<CategoricalKlGradient> {
                     : at::empty({0}, like.options());
     };
     const at::Tensor dq = memory(with_q, q), dp = memory(with_p, p);
-    logits_kl_gradients(detail::rows_of(q_rows), detail::rows_of(p_rows), temperature,
-                        rows_in(statistics), upstream.data(),
-                        with_q ? detail::writable(dq) : MutableLogits{},
-                        with_p ? detail::writable(dp) : MutableLogits{}, torch_executor());
+    const ConstLogits x = detail::rows_of(q_rows), y = detail::rows_of(p_rows);
+    const MutableLogits dx = with_q ? detail::writable(dq) : MutableLogits{},
+                        dy = with_p ? detail::writable(dp) : MutableLogits{};
+    if (support) {
+      support_kl_gradients(x, y, nullptr, detail::kept_ids(*support), {.temperature = temperature},
+                           rows_in(statistics), upstream.data(), dx, dy, torch_executor());
+    } else {
+      logits_kl_gradients(x, y, temperature, rows_in(statistics), upstream.data(), dx, dy,
+                          torch_executor());
+    }
     return {dq, dp};
   }
 
@@ -82,6 +90,7 @@ class CategoricalKlGradient : public Function<CategoricalKlGradient> {
 class CategoricalKlFunction : public Function<CategoricalKlFunction> {
  public:
   static variable_list forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& p,
+                               const std::optional<at::Tensor>& support,
                                const CategoricalKlOptions* options) {
     const at::Tensor q_rows = detail::with_rows(q), p_rows = detail::with_rows(p);
     const int64_t rows = q.numel() / q.size(-1);
@@ -89,10 +98,18 @@ class CategoricalKlFunction : public Function<CategoricalKlFunction> {
     const at::Tensor mask = options->mask.defined() ? options->mask.contiguous() : options->mask;
     const auto* active =
         mask.defined() ? static_cast<const uint8_t*>(mask.const_data_ptr()) : nullptr;
-    logits_kl_statistics(detail::rows_of(q_rows), detail::rows_of(p_rows), options->temperature,
-                         active, rows_in(statistics), torch_executor());
+    const ConstLogits x = detail::rows_of(q_rows), y = detail::rows_of(p_rows);
+    if (support) {
+      support_kl_statistics(x, y, nullptr, detail::kept_ids(*support),
+                            {.temperature = options->temperature, .active = active},
+                            rows_in(statistics), torch_executor());
+    } else {
+      logits_kl_statistics(x, y, options->temperature, active, rows_in(statistics),
+                           torch_executor());
+    }
     context->save_for_backward(
         {detail::savable(q), detail::savable(p), statistics, detail::savable(mask)});
+    context->saved_data["support"] = support ? c10::IValue(*support) : c10::IValue();
     context->saved_data["temperature"] = options->temperature;
     context->set_materialize_grads(false);
     const auto values = [&](double LogitsKl::* member) {
@@ -112,11 +129,12 @@ class CategoricalKlFunction : public Function<CategoricalKlFunction> {
       return mask.defined() ? upstreams[i].masked_fill(mask.logical_not(), 0) : upstreams[i];
     };
     const auto kl = upstream(0), reverse_kl = upstream(1), entropy = upstream(2);
-    variable_list gradients(3);
+    variable_list gradients(4);
     if (!any) return gradients;
     const bool with_q = context->needs_input_grad(0), with_p = context->needs_input_grad(1);
+    const auto support = context->saved_data["support"].toOptional<at::Tensor>();
     const variable_list out =
-        CategoricalKlGradient::apply(saved[0], saved[1], saved[2], kl, reverse_kl, entropy,
+        CategoricalKlGradient::apply(saved[0], saved[1], support, saved[2], kl, reverse_kl, entropy,
                                      context->saved_data["temperature"].toDouble(), with_q, with_p);
     if (with_q) gradients[0] = out[0];
     if (with_p) gradients[1] = out[1];
@@ -127,6 +145,13 @@ class CategoricalKlFunction : public Function<CategoricalKlFunction> {
 }  // namespace
 
 namespace detail {
+
+CategoricalKl categorical_kl(const at::Tensor& q_logits, const at::Tensor& p_logits,
+                             const CategoricalKlOptions& options, const at::Tensor& support) {
+  const variable_list out =
+      CategoricalKlFunction::apply(q_logits, p_logits, input_of_graph(support), &options);
+  return {out[0], out[1], out[2]};
+}
 
 CategoricalKl categorical_kl_any_device(const at::Tensor& q_logits, const at::Tensor& p_logits,
                                         const CategoricalKlOptions& options) {
@@ -172,8 +197,7 @@ CategoricalKl categorical_kl(const at::Tensor& q_logits, const at::Tensor& p_log
     face::check_arguments(kName, CategoricalKlInputs<at::Tensor>{q_logits, p_logits, options.mask});
     check_fields(kName, options);
     if (!q_logits.is_cpu()) return detail::categorical_kl_any_device(q_logits, p_logits, options);
-    const variable_list out = CategoricalKlFunction::apply(q_logits, p_logits, &options);
-    return {out[0], out[1], out[2]};
+    return detail::categorical_kl(q_logits, p_logits, options, {});
   });
 }
 

@@ -35,6 +35,11 @@ CategoricalKl categorical_kl(const at::Tensor& q_logits, const at::Tensor& p_log
 
 namespace detail {
 
+// With kept ids [..., K] in int64, contiguous, of a support that has been checked, over these;
+// undefined: over all.
+CategoricalKl categorical_kl(const at::Tensor& q_logits, const at::Tensor& p_logits,
+                             const CategoricalKlOptions& options, const at::Tensor& support);
+
 CategoricalKl categorical_kl_any_device(const at::Tensor& q_logits, const at::Tensor& p_logits,
                                         const CategoricalKlOptions& options);
 

@@ -25,6 +25,7 @@
 #include "libtorch/linear_checks.h"
 #include "libtorch/linear_token_logps.h"
 #include "libtorch/stored_gradient.h"
+#include "libtorch/support_checks.h"
 #include "libtorch/token_logps.h"
 
 namespace tether {
@@ -114,48 +115,20 @@ at::Tensor checked_sets(const at::Tensor& targets, const at::Tensor& token_ids,
 
 // ---- using one ----------------------------------------------------------------------------------
 
-// Whether its tensors fit together.
-bool is_made(const Support& support) {
-  const auto& [ids, position, whole, added] = support;
-  for (const at::Tensor& each : {position, whole, added}) {
-    if (!each.defined() || each.sizes() != position.sizes() || each.device() != ids.device()) {
-      return false;
-    }
-  }
-  return ids.dim() == position.dim() + 1 &&
-         ids.sizes().slice(0, position.dim()) == position.sizes() &&
-         ids.scalar_type() == at::kLong && position.scalar_type() == at::kLong &&
-         whole.scalar_type() == at::kBool && added.scalar_type() == at::kBool;
-}
-
 // That of the targets that are not ignored, made of the same ones and with known ids.
 Support checked(std::string_view function, const Support& support, const at::Tensor& targets,
                 int64_t vocabulary, int64_t ignore_index) {
-  const std::string where = named(function, "support");
-  require(support.ids.defined(), [&] { return where + " must be given, got none"; });
-  require(is_made(support),
-          [&] { return where + " must be as tether::support makes it, got another"; });
-  require(support.position.sizes() == targets.sizes(), [&] {
-    return where + " must be of targets " + detail::shape_text(targets.sizes()) + ", got " +
-           detail::shape_text(support.position.sizes());
-  });
-  require(support.ids.device() == targets.device(), [&] {
-    return where + " must be on " + targets.device().str() + " like targets, got " +
-           support.ids.device().str();
-  });
+  detail::check_support(function, support, "targets", targets, false);
   const at::Tensor ignored = targets == ignore_index;
   const at::Tensor ids = support.ids.masked_fill(ignored.unsqueeze(-1), kAbsent);
-  const int64_t largest = ids.numel() > 0 ? ids.max().item<int64_t>() : kAbsent;
-  if (largest >= vocabulary) {
-    C10_THROW_ERROR(IndexError,
-                    where + " must have ids below " + text(vocabulary) + ", got " + text(largest));
-  }
+  detail::check_kept_ids(function, ids, vocabulary);
   const at::Tensor found =
       support.ids.gather(-1, support.position.clamp_min(0).unsqueeze(-1)).squeeze(-1);
   const at::Tensor known =
       at::where(support.position == kNowhere, support.whole, found == targets).logical_or(ignored);
-  require(known.all().item<bool>(),
-          [&] { return where + " must be made of the same targets, got others"; });
+  require(known.all().item<bool>(), [&] {
+    return named(function, "support") + " must be made of the same targets, got others";
+  });
   return {ids, support.position.masked_fill(ignored, kNowhere),
           support.whole.logical_and(ignored.logical_not()), support.added};
 }

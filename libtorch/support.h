@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "categorical_kl.h"
 #include "linear_types.h"
 #include "token_logps_types.h"
 
@@ -41,5 +42,19 @@ TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
 TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
                               const at::Tensor& targets, const LinearOptions& options,
                               const Support& support);
+
+// categorical_kl of the softmaxes over the kept ids, the added ones too; others are not read and
+// get no gradient. Positions whose target was ignored count as masked.
+CategoricalKl categorical_kl(const at::Tensor& q_logits, const at::Tensor& p_logits,
+                             const CategoricalKlOptions& options, const Support& support);
+
+namespace detail {
+
+// The path of devices without a kernel; every position has a mask, and ids below V.
+CategoricalKl categorical_kl_any_device(const at::Tensor& q_logits, const at::Tensor& p_logits,
+                                        const CategoricalKlOptions& options,
+                                        const Support& support);
+
+}  // namespace detail
 
 }  // namespace tether

@@ -35,6 +35,12 @@ void with_ids(const KeptIds& kept, int64_t row, Visit visit) {
   }
 }
 
+// Of divergences: active (may be null) has 0 where a row is ignored too.
+bool is_skipped(const int64_t* targets, const uint8_t* active, int64_t row,
+                const RowOptions& options) {
+  return (active != nullptr && active[row] == 0) || is_ignored(targets, row, options);
+}
+
 int64_t target_of(const int64_t* targets, int64_t row) {
   return targets == nullptr ? kNone : targets[row];
 }
@@ -192,7 +198,7 @@ RowOptions of_gathered(RowOptions options) {
 // ---- checks -------------------------------------------------------------------------------------
 
 void check_kept(const std::string& function, const ConstLogits& logits, const int64_t* targets,
-                const KeptIds& kept, const RowOptions& options) {
+                const KeptIds& kept, const RowOptions& options, const uint8_t* active = nullptr) {
   if (!is_floating(logits.dtype)) refuse_type(function, "logits", logits.dtype);
   check_rows(function, logits, targets, options);
   check_layout(function, kept.layout);
@@ -206,7 +212,7 @@ void check_kept(const std::string& function, const ConstLogits& logits, const in
   });
   const int64_t all = Ids(logits, options).all;
   for (int64_t row = 0; row < kept.layout.rows; ++row) {
-    if (is_ignored(targets, row, options)) continue;
+    if (is_skipped(targets, active, row, options)) continue;
     with_ids(kept, row, [&](const auto* ids, int64_t stride, int64_t count) {
       int64_t good = 0;
       while (good < count && kNone <= ids[good * stride] && ids[good * stride] < all) ++good;
@@ -299,10 +305,10 @@ void support_kl_statistics(const ConstLogits& q, const ConstLogits& p, const int
   const std::string function = "support_kl_statistics";
   const RowOptions of_q = row_options(options);
   check_pair(function, q, p, options.temperature);
-  check_kept(function, q, targets, kept, of_q);
+  check_kept(function, q, targets, kept, of_q, options.active);
   const Ids ids(q, of_q);
   for_each_row(q, executor, [&](int64_t row) {
-    const uint8_t active = is_ignored(targets, row, of_q) ? 0 : 1;
+    const uint8_t active = is_skipped(targets, options.active, row, of_q) ? 0 : 1;
     const Set set =
         active != 0 ? set_of(kept, row, target_of(targets, row), ids) : Set{.whole = true};
     const auto of = [&](const ConstLogits& x, const ConstLogits& y) {
@@ -324,13 +330,13 @@ void support_kl_gradients(const ConstLogits& q, const ConstLogits& p, const int6
   const std::string function = "support_kl_gradients";
   const RowOptions of_q = row_options(options);
   check_pair(function, q, p, options.temperature);
-  check_kept(function, q, targets, kept, of_q);
+  check_kept(function, q, targets, kept, of_q, options.active);
   const Ids ids(q, of_q);
   const bool with_q = dq.data != nullptr, with_p = dp.data != nullptr;
   for_each_row(q, executor, [&](int64_t row) {
     const LogitsKl& factors = upstream[row];
     const bool wanted = factors.kl != 0 || factors.reverse_kl != 0 || factors.entropy != 0;
-    const bool read = wanted && !is_ignored(targets, row, of_q);
+    const bool read = wanted && !is_skipped(targets, options.active, row, of_q);
     const Set set = read ? set_of(kept, row, target_of(targets, row), ids) : Set{};
     const auto of = [&](const ConstLogits& x, const ConstLogits& y, const MutableLogits& dx,
                         const MutableLogits& dy) {

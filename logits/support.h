@@ -57,7 +57,8 @@ void support_gradients(const ConstLogits& logits, const int64_t* targets, const 
 
 struct SupportKlOptions {
   double temperature = 1;
-  int64_t ignore_index = -100;  // rows with this target: everything 0, gradient 0, not read
+  int64_t ignore_index = -100;      // rows with this target: everything 0, gradient 0, not read
+  const uint8_t* active = nullptr;  // [rows], may be null: likewise those with 0
   // Of a shard, as in RowOptions: its KlStatistics are merged over the shards.
   int64_t first_id = 0;
   int64_t ids = 0;

@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> results_of(const Tensor& statistics, const Te
 std::optional<KeptIds> kept_ids(std::string_view function, const std::optional<Tensor>& support,
                                 int64_t rows) {
   if (!support) return {};
-  require(support->dim() >= 1, [] { return "token_logps: support must be [N, K]"; });
+  require(support->dim() >= 1, [&] { return named(function, "support") + " must be [N, K]"; });
   const int64_t size = support->size(-1);
   return KeptIds{{.rows = rows, .columns = size},
                  {ids_of(function, "support", *support, rows * size), DType::int64, size, 1}};
@@ -173,8 +173,9 @@ double temperature_of(std::string_view function, const Words& words) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> categorical_kl_forward(
-    const Tensor& q, const Tensor& p, const std::optional<Tensor>& mask, const Names& option_names,
-    const Tensor& option_values, const Names& choice_names, const Names& choice_values) {
+    const Tensor& q, const Tensor& p, const std::optional<Tensor>& mask,
+    const std::optional<Tensor>& support, const Names& option_names, const Tensor& option_values,
+    const Names& choice_names, const Names& choice_values) {
   return with_public_errors([&] {
     const auto function = "categorical_kl";
     const double temperature =
@@ -191,9 +192,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> categorical_kl_forward(
     const Tensor statistics =
         torch::stable::empty({q_rows.rows, kKlStatistics}, ScalarType::Double);
     auto* sums = rows_in<KlStatistics>(function, statistics, q_rows.rows);
-    logits_kl_statistics(q_rows, p_rows, temperature,
-                         active ? static_cast<const uint8_t*>(active->const_data_ptr()) : nullptr,
-                         sums, torch_executor());
+    const auto* is_active =
+        active ? static_cast<const uint8_t*>(active->const_data_ptr()) : nullptr;
+    if (const auto kept = kept_ids(function, support, q_rows.rows)) {
+      support_kl_statistics(q_rows, p_rows, nullptr, *kept,
+                            {.temperature = temperature, .active = is_active}, sums,
+                            torch_executor());
+    } else {
+      logits_kl_statistics(q_rows, p_rows, temperature, is_active, sums, torch_executor());
+    }
     const auto values = [&](double LogitsKl::* member) {
       return from_rows(sums, q, [&](const KlStatistics& row) { return logits_kl(row).*member; });
     };
@@ -204,9 +211,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> categorical_kl_forward(
 
 // upstream: [N, 3] float64, contiguous: of kl, reverse_kl, entropies.
 std::tuple<Tensor, Tensor> categorical_kl_backward(
-    const Tensor& q, const Tensor& p, const Tensor& statistics, const Tensor& upstream,
-    const Names& option_names, const Tensor& option_values, const Names& choice_names,
-    const Names& choice_values, bool with_q, bool with_p) {
+    const Tensor& q, const Tensor& p, const std::optional<Tensor>& support,
+    const Tensor& statistics, const Tensor& upstream, const Names& option_names,
+    const Tensor& option_values, const Names& choice_names, const Names& choice_values, bool with_q,
+    bool with_p) {
   return with_public_errors([&] {
     const auto function = "categorical_kl";
     const double temperature =
@@ -222,11 +230,16 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(
     const Tensor dq = memory(with_q), dp = memory(with_p);
     static_assert(sizeof(LogitsKl) == 3 * sizeof(double));
     numbers_of<const double>(function, "upstream", upstream, 3 * q_rows.rows);
-    logits_kl_gradients(q_rows, p_rows, temperature,
-                        rows_in<KlStatistics>(function, statistics, q_rows.rows),
-                        static_cast<const LogitsKl*>(upstream.const_data_ptr()),
-                        with_q ? writable(function, dq, q) : MutableLogits{},
-                        with_p ? writable(function, dp, q) : MutableLogits{}, torch_executor());
+    const auto* rows = rows_in<KlStatistics>(function, statistics, q_rows.rows);
+    const auto* factors = static_cast<const LogitsKl*>(upstream.const_data_ptr());
+    const MutableLogits dx = with_q ? writable(function, dq, q) : MutableLogits{},
+                        dy = with_p ? writable(function, dp, q) : MutableLogits{};
+    if (const auto kept = kept_ids(function, support, q_rows.rows)) {
+      support_kl_gradients(q_rows, p_rows, nullptr, *kept, {.temperature = temperature}, rows,
+                           factors, dx, dy, torch_executor());
+    } else {
+      logits_kl_gradients(q_rows, p_rows, temperature, rows, factors, dx, dy, torch_executor());
+    }
     return std::tuple(dq, dp);
   });
 }
@@ -257,11 +270,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
                   "WORDS) -> (Tensor logps, Tensor entropies, Tensor statistics)")
                   .c_str());
   library.def(tether::python::with_words(
-                  "categorical_kl_forward(Tensor q_logits, Tensor p_logits, Tensor? mask, WORDS) "
+                  "categorical_kl_forward(Tensor q_logits, Tensor p_logits, Tensor? mask, "
+                  "Tensor? support, WORDS) "
                   "-> (Tensor kl, Tensor reverse_kl, Tensor entropies, Tensor statistics)")
                   .c_str());
   library.def(tether::python::with_words(
-                  "categorical_kl_backward(Tensor q_logits, Tensor p_logits, "
+                  "categorical_kl_backward(Tensor q_logits, Tensor p_logits, Tensor? support, "
                   "Tensor statistics, Tensor upstream, WORDS, bool with_q, bool with_p) -> "
                   "(Tensor, Tensor)")
                   .c_str());

@@ -194,7 +194,7 @@ def _(q_logits, p_logits, mask, *_):
 
 
 @torch.library.register_fake("tether::categorical_kl_backward")
-def _(q_logits, p_logits, statistics, upstream, *words_and_wanted):
+def _(q_logits, p_logits, support, statistics, upstream, *words_and_wanted):
     with_q, with_p = words_and_wanted[-2:]
 
     def gradient(wanted):
@@ -205,9 +205,9 @@ def _(q_logits, p_logits, statistics, upstream, *words_and_wanted):
 
 class _KlGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q_logits, p_logits, statistics, upstream, words, with_q, with_p):
+    def forward(ctx, q_logits, p_logits, support, statistics, upstream, words, with_q, with_p):
         return ops.categorical_kl_backward(
-            q_logits, p_logits, statistics, upstream, *words, with_q, with_p
+            q_logits, p_logits, support, statistics, upstream, *words, with_q, with_p
         )
 
     @staticmethod
@@ -216,16 +216,17 @@ class _KlGradient(torch.autograd.Function):
 
 
 def _setup_kl(ctx, inputs, output):
-    q_logits, p_logits, mask, ctx.names, values, *ctx.choices = inputs
+    q_logits, p_logits, mask, support, ctx.names, values, *ctx.choices = inputs
     ctx.mark_non_differentiable(output[3])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*map(savable, (q_logits, p_logits, output[3], mask, values)))
+    saved = (q_logits, p_logits, output[3], mask, support, values)
+    ctx.save_for_backward(*map(savable, saved))
 
 
 def _kl_backward(ctx, *upstreams):
-    q_logits, p_logits, statistics, mask, values = ctx.saved_tensors
+    q_logits, p_logits, statistics, mask, support, values = ctx.saved_tensors
     if all(each is None for each in upstreams[:3]):
-        return (None,) * 7
+        return (None,) * 8
     zero = statistics.new_zeros(q_logits.shape[:-1])
     upstream = torch.stack(
         [zero if each is None else each.to(torch.float64) for each in upstreams[:3]], -1
@@ -235,9 +236,9 @@ def _kl_backward(ctx, *upstreams):
     with_q, with_p = ctx.needs_input_grad[:2]
     words = (ctx.names, values, *ctx.choices)
     dq, dp = _KlGradient.apply(
-        q_logits, p_logits, statistics, upstream.contiguous(), words, with_q, with_p
+        q_logits, p_logits, support, statistics, upstream.contiguous(), words, with_q, with_p
     )
-    return dq if with_q else None, dp if with_p else None, *[None] * 5
+    return dq if with_q else None, dp if with_p else None, *[None] * 6
 
 
 torch.library.register_autograd(

@@ -134,18 +134,41 @@ def _padded(function: str, targets: Tensor, token_ids: Tensor, offsets: Tensor) 
     return ids.view(*targets.shape, longest)
 
 
-def check_support(function: str, kept: Support, targets: Tensor) -> None:
-    """That it is one, and of such targets."""
+def check_support(function: str, kept: Support, of: Tensor, name: str = "targets") -> None:
+    """That it is one, of the positions of targets or of logits."""
     where = f"{function}: support"
     if not isinstance(kept, Support):
         raise TypeError(f"{where} must be a tether.Support, got {kind_of(kept)}")
     if not _is_made(kept):
         raise ValueError(f"{where} must be as tether.support makes it, got another")
-    if kept.position.shape != targets.shape:
+    if kept.position.shape != (of.shape if name == "targets" else of.shape[:-1]):
         raise ValueError(
-            f"{where} must be of targets {shape_text(targets)}, got {shape_text(kept.position)}"
+            f"{where} must be of {name} {shape_text(of)}, got {shape_text(kept.position)}"
         )
-    check_device(where, kept.ids, "targets", targets)
+    check_device(where, kept.ids, name, of)
+
+
+def support_of_logits(
+    function: str, kept: Support, name: str, logits: Tensor, mask: Tensor | None
+) -> tuple[Support, Tensor]:
+    """That of the positions of logits that are not masked, and which they are; ids are not looked
+    at."""
+    check_support(function, kept, logits, name)
+    known = (kept.position >= 0) | kept.whole
+    mask = known if mask is None else known & mask
+    return kept._replace(ids=kept.ids.masked_fill(~mask[..., None], _ABSENT)), mask
+
+
+def with_ids_below(function: str, kept: Support, vocabulary: int) -> Support:
+    """An IndexError for another one, in a traced graph NaN, of sets without any id."""
+    beyond = kept.ids >= vocabulary
+    if torch.compiler.is_compiling():
+        return kept._replace(ids=kept.ids.masked_fill(beyond.any(), _ABSENT))
+    if bool(beyond.any()):
+        raise IndexError(
+            f"{function}: support must have ids below {vocabulary}, got {int(kept.ids.max())}"
+        )
+    return kept
 
 
 def _is_of_targets(kept: Support, targets: Tensor, ignored: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ from tether._support import (
     Support,
     checked_support,
     ids_for_kernel,
+    support_of_logits,
+    with_ids_below,
     with_known_ids,
 )
 
@@ -204,12 +206,16 @@ def categorical_kl(
     *,
     mask: Tensor | None = None,
     temperature: float = 1.0,
+    support: Support | None = None,
 ) -> CategoricalKl:
     """KL(q || p), KL(p || q) and H(q) over the whole vocabulary, exact [nats].
 
     q_logits, p_logits  [..., V]: the same dtype and shape, of any strides; q = softmax(q_logits /
                         temperature). -inf in both is a column that is not there
     mask                [...] bool: positions with False are not read and get zeros
+    support             of these positions (tether.support): both softmaxes are over the ids that
+                        the sampler kept, the added ones too; others are not read and get no
+                        gradient. Positions whose target was ignored count as masked
 
     Differentiable once in both. On the CPU one pass over both; else `tether.reference`.
     """
@@ -217,14 +223,42 @@ def categorical_kl(
     tensors = {"q_logits": q_logits, "p_logits": p_logits, "mask": mask}
     call = FUNCTIONS[function].call(tensors, {"temperature": temperature})
     check_no_tangents(function, q_logits=q_logits, p_logits=p_logits)
+    if support is not None:
+        support, mask = support_of_logits(function, support, "q_logits", q_logits, mask)
     if not has_kernel(q_logits, p_logits):
-        both = (once_differentiable(function, x, again(function)) for x in (q_logits, p_logits))
-        return CategoricalKl(*reference.categorical_kl(*both, mask=mask, temperature=temperature))
+        options = {"mask": mask, "temperature": temperature}
+        return CategoricalKl(*_kl_by_torch(q_logits, p_logits, support, options))
+    ids = None if support is None else support.ids.contiguous()
 
     def run():
-        return ops.categorical_kl_forward(q_logits, p_logits, mask, *call.settings.words())
+        return ops.categorical_kl_forward(q_logits, p_logits, mask, ids, *call.settings.words())
 
-    return CategoricalKl(*in_name_of(function, "logits_kl_statistics", run)[:3])
+    def checked():
+        ignored = None if mask is None else ~mask
+        return with_known_ids(function, run, support, ignored, q_logits.shape[-1])
+
+    kernel = "logits_kl_statistics" if support is None else "support_kl_statistics"
+    return CategoricalKl(*in_name_of(function, kernel, checked)[:3])
+
+
+def _kl_by_torch(
+    q_logits: Tensor, p_logits: Tensor, support: Support | None, options: dict
+) -> list[Tensor]:
+    function = "categorical_kl"
+    both = [once_differentiable(function, x, again(function)) for x in (q_logits, p_logits)]
+    if support is None:
+        return reference.categorical_kl(*both, **options)
+    support = with_ids_below(function, support, q_logits.shape[-1])
+    mask, whole = options["mask"], support.whole
+
+    def of(q: Tensor, p: Tensor, mask: Tensor) -> list[Tensor]:
+        return reference.categorical_kl(q, p, **options | {"mask": mask})
+
+    kept = of(*map(support.gather, both), mask & ~whole)
+    if not bool(whole.any()):
+        return kept
+    every = of(*both, mask & whole)
+    return [a.where(whole, b) for a, b in zip(every, kept, strict=True)]
 
 
 # ---- checks --------------------------------------------------------------------------------------

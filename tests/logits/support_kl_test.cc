@@ -187,6 +187,24 @@ TEST(SupportKl, AnIgnoredRowIsNothing) {
   for (size_t v = 0; v < 40; ++v) EXPECT_EQ(got.dp[v], 0);
 }
 
+TEST(SupportKl, ARowThatIsNotActiveIsNothing) {
+  Pair in = random_pair(DType::float64, 3, 20);
+  const Sets sets = {{1, 2}, {3, 5}, {4}};
+  const PairResult all = run(in, sets);
+  const uint8_t active[] = {1, 0, 1};
+  in.options.active = active;
+  for (size_t v = 20; v < 40; ++v) in.q.logits[v] = in.p[v] = kNan;
+  const PairResult got = run(in, Sets{sets[0], {-7, 100}, sets[2]});
+  EXPECT_EQ(got.values[0].kl, all.values[0].kl);
+  EXPECT_EQ(got.values[1].kl, 0);
+  EXPECT_EQ(got.values[1].entropy, 0);
+  EXPECT_EQ(got.values[2].kl, all.values[2].kl);
+  for (size_t v = 0; v < 60; ++v) {
+    EXPECT_EQ(got.dq[v], v / 20 == 1 ? 0 : all.dq[v]);
+    EXPECT_EQ(got.dp[v], v / 20 == 1 ? 0 : all.dp[v]);
+  }
+}
+
 TEST(SupportKl, EitherGradientMayBeUnwanted) {
   const Pair in = random_pair(DType::float64, 4, 30);
   const Sets sets = random_sets(in.q, 6);

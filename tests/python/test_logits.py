@@ -113,7 +113,7 @@ def test_opcheck_and_compile():
     )
     p_logits = random_logits(3, 40, dtype=torch.float32, seed=2)
     torch.library.opcheck(
-        torch.ops.tether.categorical_kl_forward.default, (logits, p_logits, None, *words())
+        torch.ops.tether.categorical_kl_forward.default, (logits, p_logits, None, None, *words())
     )
 
     def step(x):

@@ -140,15 +140,29 @@ CALLS = {
         },
     ),
     "categorical_kl_forward": (
-        (LOGITS, LOGITS, torch.ones(4, dtype=torch.bool), *WORDS),
-        {1: (zeros(3, 8), zeros(4, 7)), 2: (zeros(4), torch.ones(3, dtype=torch.bool))},
-    ),
-    "categorical_kl_backward": (
-        (LOGITS, LOGITS, zeros(4, 9, dtype=DOUBLE), zeros(4, 3, dtype=DOUBLE), *WORDS, True, True),
+        (LOGITS, LOGITS, torch.ones(4, dtype=torch.bool), KEPT, *WORDS),
         {
             1: (zeros(3, 8), zeros(4, 7)),
-            2: (zeros(3, 7, dtype=DOUBLE), zeros(4, 7), spread(4, 7)),
-            3: (zeros(4, 2, dtype=DOUBLE), zeros(4, 3), spread(4, 3)),
+            2: (zeros(4), torch.ones(3, dtype=torch.bool)),
+            3: WRONG_KEPT,
+        },
+    ),
+    "categorical_kl_backward": (
+        (
+            LOGITS,
+            LOGITS,
+            KEPT,
+            zeros(4, 9, dtype=DOUBLE),
+            zeros(4, 3, dtype=DOUBLE),
+            *WORDS,
+            True,
+            True,
+        ),
+        {
+            1: (zeros(3, 8), zeros(4, 7)),
+            2: WRONG_KEPT,
+            3: (zeros(3, 7, dtype=DOUBLE), zeros(4, 7), spread(4, 7)),
+            4: (zeros(4, 2, dtype=DOUBLE), zeros(4, 3), spread(4, 3)),
         },
     ),
     "top_k_kl_forward": (
