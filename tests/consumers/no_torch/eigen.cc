@@ -1,6 +1,8 @@
-// DPO of one pair of answers, and the advantages of a trajectory, on Eigen arrays.
+// DPO of one pair of answers, the advantages of a trajectory, and log-probabilities over the ids
+// that a sampler kept, on Eigen arrays.
 #include <face/eigen.h>
 #include <face/eigen_estimators.h>
+#include <face/eigen_support.h>
 
 #include <iostream>
 
@@ -19,4 +21,15 @@ int main() {
   const auto [advantages, returns] = tether::eigen::generalized_advantage_estimation(
       rewards, values, active, {.gamma = 1, .lambda = 0.5});
   std::cout << "advantages " << advantages << "\n";
+
+  Eigen::ArrayXXd logits(1, 4);
+  logits << 1, 0, 2, 9;
+  Eigen::Array<int64_t, 1, 3> top_k{2, 0, -1};
+  const Eigen::Array<int64_t, 1, 1> targets{0};
+  const Eigen::ArrayXd dlogps = Eigen::ArrayXd::Ones(1);
+  const tether::eigen::KeptIds kept{.ids = top_k};  // [N, K], padded with -1
+  const auto out = tether::eigen::token_logps(logits, targets, kept);
+  const Eigen::ArrayXXd dlogits =
+      tether::eigen::token_logps_gradient(logits, targets, kept, out, dlogps);
+  std::cout << "logp " << out.logps << "\n" << dlogits << "\n";
 }
