@@ -72,22 +72,6 @@ class Call(NamedTuple):
         }
         return self._replace(tensors=tensors)
 
-    def on_cpu(self) -> Call:
-        """For functions without a gradient: what lies on a device comes over."""
-        call = self.detached()
-        given = [each for each in call.tensors.values() if each is not None]
-        if any(each.device.type != "cpu" for each in given):
-            self.check_settings(self.function.name)
-        for name, each in call.tensors.items():
-            if each is not None and each.device.type == "meta":
-                raise ValueError(
-                    f"{self.function.name}: {name} must hold numbers, got a tensor on meta"
-                )
-        tensors = {
-            name: None if each is None else each.cpu() for name, each in call.tensors.items()
-        }
-        return call._replace(tensors=tensors)
-
     def leaves(self) -> dict[str, Tensor | None]:
         """What the result is differentiable in."""
         return {name: self.tensors[name] for name in self.function.leaves}

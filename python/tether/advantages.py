@@ -10,9 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tether import reference
 from tether._checks import check_given, check_known, in_name_of, kind_of
 from tether._functions import ADVANTAGES, FUNCTIONS, Call
 from tether._lists import Choice, Numbers, Option, Value, checked_settings, of_numbers
+from tether._ops import has_kernel
 
 
 class AdvantagesAndReturns(NamedTuple):
@@ -67,8 +69,9 @@ def advantage(
     """Advantages and returns by any estimator of `tether.advantages()`.
 
     options are the options and choices of its row, gamma=0.99, lambda_=0.95, gap="decay". What an
-    estimator does not read is not looked at. In float64 inside; on the CPU, tensors elsewhere come
-    over and the results go back. Raises ValueError or TypeError before any work is done.
+    estimator does not read is not looked at. In float64 inside; of other devices than the CPU by
+    torch's operations, which wait for nothing. Raises ValueError or TypeError before any work is
+    done.
 
     A recursion ("gae") takes tokens, [B, T] or packed [N] with offsets:
 
@@ -120,9 +123,11 @@ def _of_rows(
     tensors: Mapping[str, Tensor | None],
     options: Mapping[str, Value],
 ) -> AdvantagesAndReturns:
-    call = _call(function, estimator, tensors, options)
-    out = in_name_of(function, call.function.name, lambda: call.on_cpu().run())
-    return AdvantagesAndReturns(*(each.to(tensors["rewards"].device) for each in out))
+    call = _call(function, estimator, tensors, options).detached()
+    if not has_kernel(tensors["rewards"]):
+        call.check_settings(function)
+        return AdvantagesAndReturns(*reference.advantage(estimator, **call.tensors, **options))
+    return AdvantagesAndReturns(*in_name_of(function, call.function.name, call.run))
 
 
 def _of_groups(
@@ -140,15 +145,39 @@ def _of_groups(
     call = _call(function, estimator, tensors, options)
     if ids is None:
         call = call.with_numbers({"group_size": int(groups)})
+    if not has_kernel(rewards):
+        return _of_groups_by_torch(function, estimator, call.detached(), groups, options)
 
     def run():
-        there = call.on_cpu()
+        there = call.detached()
         types = {"rewards": torch.float64, "groups": torch.int64, "lengths": torch.float64}
         for name, each in there.tensors.items():
             there.tensors[name] = None if each is None else each.to(types[name]).contiguous()
         return there.run().to(rewards)
 
     return in_name_of(function, "group_advantage", run)
+
+
+def _of_groups_by_torch(
+    function: str,
+    estimator: str,
+    call: Call,
+    groups: Groups | None,
+    options: Mapping[str, Value],
+) -> Tensor:
+    """On other devices, without waiting: numbers are not looked at."""
+    call.check_settings(function)
+    rewards, ids, lengths = call.tensors.values()
+    if ids is None:
+        count, size = len(rewards), int(groups)
+        if count % size:
+            raise ValueError(
+                f"{function}: rewards must divide into groups of {size}, got {count}. Pass group "
+                "ids for ragged groups"
+            )
+        ids = torch.arange(count, device=rewards.device) // size
+    options = {"nan_reward": "error", **options}
+    return reference.group_advantage(rewards, ids, estimator=estimator, lengths=lengths, **options)
 
 
 def _rewards_of(rewards: Numbers, groups: Groups | None) -> Tensor:
@@ -243,7 +272,7 @@ def generalized_advantage_estimation(
                        value after it is truncation_values, like rewards
     lambdas            [B] or like rewards, goes before lambda_
 
-    Recursions are in float64 on the CPU; tensors elsewhere come over and the results go back.
+    In float64 inside; of other devices than the CPU by torch's operations, which wait for nothing.
     """
     tensors = {
         "rewards": rewards,

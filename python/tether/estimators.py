@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from tether import reference
@@ -25,16 +26,15 @@ from tether._ops import has_kernel
 class Moments(NamedTuple):
     """Count, mean and sum of squared deviations; merge() adds micro-batches and ranks."""
 
-    count: float
-    mean: float
-    squares: float
+    count: Number
+    mean: Number
+    squares: Number
 
     def merge(self, other: Moments) -> Moments:
         check_merged(self, other)
         count = self.count + other.count
-        if count == 0:
-            return self
-        gap, share = other.mean - self.mean, other.count / count
+        total = torch.where(count == 0, 1.0, count) if isinstance(count, Tensor) else count or 1
+        gap, share = other.mean - self.mean, other.count / total
         squares = self.squares + other.squares + gap * gap * self.count * share
         return Moments(count, self.mean + gap * share, squares)
 
@@ -42,13 +42,13 @@ class Moments(NamedTuple):
 class KlReport(NamedTuple):
     """Of kl_report; see estimators/kl/report.h."""
 
-    mean: float  # per token [nats]
-    standard_error: float  # over sequences; NaN for fewer than two
-    lambda_: float  # that k_lambda took
-    ratio_excess: float  # mean r - 1: 0 in expectation
-    ess: float  # tokens that carry the ratios
-    tokens: float
-    sequences: float
+    mean: Number  # per token [nats]
+    standard_error: Number  # over sequences; NaN for fewer than two
+    lambda_: Number  # that k_lambda took
+    ratio_excess: Number  # mean r - 1: 0 in expectation
+    ess: Number  # tokens that carry the ratios
+    tokens: Number
+    sequences: Number
 
 
 class RatioSpread(NamedTuple):
@@ -78,9 +78,15 @@ class MismatchReport(NamedTuple):
 
 
 def moments(values: Tensor, response_mask: Tensor) -> Moments:
-    """Of the values at active slots; [B, T] or [N]."""
+    """Of the values at active slots; [B, T] or [N].
+
+    Numbers; of other devices than the CPU tensors of one number, so that nothing waits for them.
+    """
     tensors = {"values": values, "response_mask": response_mask}
-    return Moments(*FUNCTIONS["moments"].call(tensors, {}).on_cpu().run().tolist())
+    call = FUNCTIONS["moments"].call(tensors, {}).detached()
+    if has_kernel(values):
+        return Moments(*call.run().tolist())
+    return Moments(*reference.moments(**call.tensors))
 
 
 def whiten(
@@ -94,27 +100,34 @@ def whiten(
     """(x - mean) / sqrt(variance + epsilon) at active slots, [+ mean]; 0 at the others.
 
     values [B, T] or [N]. step: moments of the whole step, merged by the caller; None: of this
-    tensor. shift_mean=False keeps the mean. Equal values give exactly 0.
+    tensor. shift_mean=False keeps the mean. Equal values give exactly 0. Nothing waits for a
+    device.
     """
     function = "whiten"
     tensors = {"values": values, "response_mask": response_mask}
     settings = {"epsilon": epsilon, "shift_mean": shift_mean}
-    call = FUNCTIONS[function].call(tensors, settings).on_cpu()
+    call = FUNCTIONS[function].call(tensors, settings).detached()
+    if step is not None:
+        _check_step(function, step)
+    if not has_kernel(values):
+        call.check_settings(function)
+        return reference.whiten(**call.tensors, step=step, **settings)
     if step is None:
         of_step = Call(FUNCTIONS["moments"], call.tensors, Settings({}, {}))
         step = Moments(*in_name_of(function, "moments", of_step.run).tolist())
         if not all(map(math.isfinite, step)):
-            shift = {"epsilon": epsilon, "shift_mean": shift_mean}
-            return reference.whiten(*call.tensors.values(), **shift).to(values.device)
+            return reference.whiten(**call.tensors, **settings)
+    return call.with_numbers({f"step.{k}": each for k, each in step._asdict().items()}).run()
+
+
+def _check_step(function: str, step: Moments) -> None:
     if not isinstance(step, Moments):
         raise TypeError(f"{function}: step must be Moments, got {kind_of(step)}")
-    sums = {f"step.{name}": each for name, each in step._asdict().items()}
-    for name, each in sums.items():
-        check_number(function, name, each)
-        negative = name != "step.mean" and (number_of(each) or 0) < 0
-        if negative:
-            raise ValueError(f"{function}: {name} must be at least 0, got {number_of(each):g}")
-    return call.with_numbers(sums).run().to(values.device)
+    for field, each in step._asdict().items():
+        check_number(function, f"step.{field}", each)
+        if field != "mean" and (number_of(each) or 0) < 0:
+            got = f"{number_of(each):g}"
+            raise ValueError(f"{function}: step.{field} must be at least 0, got {got}")
 
 
 def kl_report(
@@ -129,6 +142,8 @@ def kl_report(
 
     log_ratios  [B, T], or packed [N] with offsets
     estimator   k1, k2, k3 or k_lambda = -d + lambda (e^d - 1); its lambda None: fitted on the batch
+
+    Numbers; of other devices than the CPU tensors of one number, so that nothing waits for them.
     """
     function = "kl_report"
     tensors = {"log_ratios": log_ratios, "response_mask": response_mask, "offsets": offsets}
@@ -138,7 +153,12 @@ def kl_report(
         if estimator != "k_lambda":
             raise ValueError(f"{function}: lambda_ must not be given for {estimator}, got one")
         settings["lambda_"] = lambda_
-    return KlReport(*FUNCTIONS[function].call(tensors, settings).on_cpu().run().tolist())
+    call = FUNCTIONS[function].call(tensors, settings).detached()
+    if has_kernel(log_ratios):
+        return KlReport(*call.run().tolist())
+    call.check_settings(function)
+    options = {"estimator": estimator, "lambda_": -1 if lambda_ is None else lambda_}
+    return KlReport(*reference.kl_report(**call.tensors, **options))
 
 
 def mismatch_report(

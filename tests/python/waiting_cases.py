@@ -8,17 +8,10 @@ from batches import LENGTHS, packed, padded_batch
 from test_batch_weights import RULES, batch_of_rule
 from test_devices import CALLS, CONSTANT, LEAVES, numbers
 
-# Come to the CPU, as documented, or look at what they are given.
+# Look at what they are given.
 WAIT = {
-    "advantage",
-    "discounted_returns",
-    "generalized_advantage_estimation",
-    "group_advantage",
-    "kl_report",
-    "moments",
     "response_targets",
     "support",
-    "whiten",
 }
 
 
@@ -224,6 +217,146 @@ def test_a_report_of_mismatch_is_that_of_the_cpu(form):
                     torch.testing.assert_close(a, b, rtol=1e-12, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("form", ["padded", "weights", "equal", "one", "none"])
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_whitening_is_that_of_the_cpu(form, shift_mean):
+    batch = padded_batch(3, lengths={"one": (1, 0), "none": (0, 0)}.get(form, LENGTHS))
+    mask = batch["response_mask"]
+    values = torch.where(mask, 3 + batch["logps"], torch.nan)
+    if form == "weights":
+        mask = mask * torch.rand(mask.shape, dtype=torch.float64).clamp_min(0.1)
+    elif form == "equal":
+        values = torch.where(mask, 0.1, torch.nan)
+    arguments = {"values": values, "response_mask": mask, "shift_mean": shift_mean}
+    (actual,) = evaluated("whiten", arguments)
+    torch.testing.assert_close(actual, tether.whiten(**arguments), rtol=1e-12, atol=1e-14)
+    assert form != "equal" or not shift_mean or (actual == 0).all()
+
+
+def trajectories(seed, lengths, layout):
+    """Rows with holes, ends of every kind and numbers of each token."""
+    batch = padded_batch(seed, lengths=lengths)
+    generator = torch.Generator().manual_seed(seed)
+    shape = batch["logps"].shape
+    ends = torch.rand(shape, generator=generator)
+    tokens = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name in ("rewards", "values", "truncation_values", "log_ratios")
+    }
+    tokens |= {"done": ends < 0.1, "truncated": (ends > 0.05) & (ends < 0.2)}
+    tokens["lambdas"] = torch.rand(shape, generator=generator, dtype=torch.float64)
+    tokens["response_mask"] = batch["response_mask"] & (ends < 0.8)
+    if layout == "packed":
+        inside = batch["response_mask"]
+        tokens = {name: each[inside] for name, each in tokens.items()}
+        tokens["offsets"] = packed(batch)["offsets"]
+    elif layout == "rows":
+        tokens["lambdas"] = tokens["lambdas"][:, 0].contiguous()
+    bootstrap = torch.randn(shape[0], generator=generator, dtype=torch.float64)
+    return {**tokens, "bootstrap": bootstrap}
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "rows"])
+@pytest.mark.parametrize("gap", ["carry", "decay"])
+@pytest.mark.parametrize(
+    "estimator", [name for name, row in tether.advantages().items() if not row.of_groups]
+)
+def test_recursions_are_those_of_the_cpu(estimator, gap, layout):
+    optional = ("bootstrap", "done", "truncated", "lambdas")
+    for seed, lengths in enumerate((LENGTHS, (9, 9, 4, 0, 0, 7), (2,), (0, 0), (70, 64, 3))):
+        arguments = trajectories(seed, lengths, layout)
+        arguments |= {"estimator": estimator, "gamma": 0.97, "gap": gap}
+        without = {k: x for k, x in arguments.items() if k not in optional}
+        without.pop("truncation_values")
+        spoiled = arguments | {"rewards": arguments["rewards"].clone()}
+        spoiled["rewards"].view(-1)[3:4] = torch.inf
+        for given in (arguments, without, spoiled):
+            for a, b in zip(evaluated("advantage", given), tether.advantage(**given), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13, equal_nan=True)
+
+
+def test_no_tokens_and_no_rewards():
+    nothing = torch.zeros(2, 0)
+    arguments = {"rewards": nothing, "values": nothing, "response_mask": nothing}
+    for each in evaluated("generalized_advantage_estimation", arguments):
+        assert each.shape == (2, 0)
+    assert evaluated("group_advantage", {"rewards": torch.zeros(0), "groups": 2})[0].shape == (0,)
+    assert evaluated("whiten", {"values": nothing, "response_mask": nothing})[0].shape == (2, 0)
+
+
+@pytest.mark.parametrize("groups", ["ids", "size"])
+@pytest.mark.parametrize(
+    "rule", [name for name, row in tether.advantages().items() if row.of_groups]
+)
+def test_groups_are_those_of_the_cpu(rule, groups):
+    generator = torch.Generator().manual_seed(2)
+    rewards = torch.randn(24, generator=generator, dtype=torch.float64)
+    rewards[8:16] = 0.1
+    order = torch.arange(24) if groups == "size" else torch.randperm(24, generator=generator)
+    ids = (torch.arange(24) // 8 - 5)[order]
+    ids[1] = 90 if groups == "ids" else ids[1]
+    lengths = torch.randint(0, 9, (24,), generator=generator)
+    lengths[ids == ids[0]] = 0
+    row = tether.advantages()[rule]
+    plans = [{name: value} for name, choice in row.choices.items() for value in choice.legal]
+    plans += [{"epsilon": 0.0, "nan_reward": "missing"}] if "epsilon" in row.options else []
+    for options in [{}, *plans]:
+        missing = options.get("nan_reward") == "missing"
+        given = rewards.clone()[order]
+        if missing:
+            given[::7] = torch.nan
+        arguments = {"estimator": rule, "rewards": given, "lengths": lengths, **options}
+        arguments["groups"] = 8 if groups == "size" else ids
+        expected = tether.advantage(**arguments).advantages
+        actual = evaluated("advantage", arguments)[0]
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
+        same = (given == 0.1) & (ids != 90)
+        assert (actual[same] == 0).all() or options.get("baseline") == "none"
+
+
+def test_a_reward_that_is_none_spoils_its_group_on_a_device():
+    rewards = torch.tensor([1.0, torch.nan, 3.0, 5.0])
+    (out,) = evaluated("group_advantage", {"rewards": rewards, "groups": 2, "scale": "none"})
+    assert out[:2].isnan().all() and out[2:].tolist() == [-1, 1]
+
+
+def test_moments_merge_on_a_device():
+    batch = padded_batch(4)
+    values, mask = batch["logps"], batch["response_mask"]
+    expected = tether.moments(values, mask)
+    there = elsewhere.moved({"values": values, "mask": mask})
+    with elsewhere.no_waiting():
+        parts = [
+            tether.moments(there["values"][rows], there["mask"][rows])
+            for rows in (slice(0, 2), slice(2, None), slice(0, 0))
+        ]
+        step = parts[2].merge(parts[0]).merge(parts[2]).merge(parts[1])
+        white = tether.whiten(there["values"], there["mask"], step=step)
+    for a, b in zip(step, expected, strict=True):
+        assert a.cpu().item() == pytest.approx(b, rel=1e-12)
+    torch.testing.assert_close(white.cpu(), tether.whiten(values, mask), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("form", ["padded", "packed"])
+@pytest.mark.parametrize(
+    "settings",
+    [*({"estimator": each} for each in ("k1", "k2", "k3", "k_lambda")),
+     {"estimator": "k_lambda", "lambda_": 0.3}],
+)  # fmt: skip
+def test_a_report_of_kl_is_that_of_the_cpu(form, settings):
+    for seed, lengths in enumerate((LENGTHS, (9, 9, 4, 0, 0, 7), (1,), (0, 0))):
+        batch = padded_batch(seed, lengths=lengths)
+        batch = packed(batch) if form == "packed" else batch
+        d = batch["old_logps"] - batch["logps"]
+        others = {"response_mask": batch["response_mask"], "offsets": batch.get("offsets")}
+        for scale in (1, 1e3, 1e200, torch.nan):
+            arguments = {"log_ratios": d * scale, **others, **settings}
+            expected = torch.tensor(tether.kl_report(**arguments), dtype=torch.float64)
+            actual = torch.stack(evaluated("kl_report", arguments))
+            noise = 1e-15 + 1e-13 * abs(expected[0].nan_to_num().item())  # of an error of 0
+            torch.testing.assert_close(actual, expected, rtol=1e-11, atol=noise, equal_nan=True)
+
+
 def test_wrong_calls_get_the_same_message():
     batch = batch_of_rule()
     for rule, changes in (
@@ -245,3 +378,14 @@ def test_wrong_calls_get_the_same_message():
     assert str(caught.value) == (
         "mismatch_report: rollout_logps must be [2, 3] like old_logps, got [1, 3]"
     )
+    for call in (
+        lambda x: tether.group_advantage(x[0], 2),
+        lambda x: tether.advantage("opo", x[0], groups=3),
+        lambda x: tether.whiten(x, x, step=tether.Moments(-1, 0, 0)),
+    ):
+        messages = []
+        for given in (x, x.to(elsewhere.NAME)):
+            with pytest.raises(ValueError) as caught:
+                call(given)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]

@@ -18,7 +18,6 @@ from tether.reference.advantages import (
     discounted_returns,
     generalized_advantage_estimation,
     group_advantage,
-    whiten,
 )
 from tether.reference.batch_weights import BATCH_WEIGHTS, batch_weights
 from tether.reference.kl import k1, k2, k3, kl_report
@@ -29,6 +28,7 @@ from tether.reference.policy import local_counts, policy_loss, policy_token_loss
 from tether.reference.preference import LINKS, PREFERENCES, preference_loss
 from tether.reference.value import value_loss
 from tether.reference.weights import WEIGHTS
+from tether.reference.whitening import moments, whiten
 
 __all__ = [
     "BATCH_WEIGHTS",
@@ -50,6 +50,7 @@ __all__ = [
     "kl_report",
     "local_counts",
     "mismatch_report",
+    "moments",
     "policy_loss",
     "policy_token_losses",
     "preference_loss",

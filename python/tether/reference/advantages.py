@@ -1,4 +1,4 @@
-"""Advantages by recursions over tokens and rules of groups; whitening."""
+"""Advantages by recursions over tokens and rules of groups."""
 
 from __future__ import annotations
 
@@ -7,64 +7,90 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tether.reference.numbers import exp
+from tether.reference.numbers import Number, exp
+from tether.reference.rows import Rows
 
 
-def _deviations(rewards: Tensor) -> Tensor:
-    """From the first: sums of them give exactly 0 for equal rewards."""
-    first = rewards - rewards[0]
-    return first - first.mean()
+class Members:
+    """The groups of rewards [B]: what is of a group, at each of its members that are there."""
 
+    def __init__(self, group_ids: Tensor, there: Tensor):
+        # A sort in place of a look at the ids, which would wait for a device.
+        order = torch.argsort(group_ids, stable=True)
+        ordered = group_ids[order]
+        last = torch.cat([ordered[:1], ordered])[: len(ordered)]
+        self.index = torch.zeros_like(order).scatter(0, order, (ordered != last).cumsum(0))
+        self.there = there
+        self.n = self.sum(torch.ones_like(there, dtype=torch.float64))
 
-def _std(deviations: Tensor) -> Tensor:
-    n = len(deviations)
-    return (deviations.square().sum() / max(n - 1, 1)).sqrt()
+    def sum(self, x: Tensor) -> Tensor:
+        x = torch.where(self.there, x, 0.0)
+        return torch.zeros_like(x).index_add(0, self.index, x)[self.index]
+
+    def first(self, x: Tensor) -> Tensor:
+        """Of its first member."""
+        places = torch.arange(len(x), device=x.device)
+        late = torch.where(self.there, places, len(x) - 1)
+        first = torch.full_like(late, len(x) - 1).scatter_reduce(0, self.index, late, "amin")
+        return torch.where(self.there, x, 0.0)[first[self.index]]
+
+    def deviations(self, x: Tensor) -> Tensor:
+        """From the mean, by way of the first: sums of these give exactly 0 for equal numbers."""
+        gap = x - self.first(x)
+        return gap - self.sum(gap) / self.n
+
+    def std(self, x: Tensor) -> Tensor:
+        return (self.sum(self.deviations(x).square()) / (self.n - 1).clamp_min(1)).sqrt()
 
 
 def grpo(
     rewards: Tensor,
     lengths: Tensor | None,
+    of: Members,
     *,
     baseline: str = "mean",
     scale: str = "group_std",
-    epsilon: float = 1e-6,
+    epsilon: Number = 1e-6,
     batch_std: Tensor,
 ) -> Tensor:
     """(r - mean) / (std + epsilon), std with N - 1; baseline and scale as in group_advantage.
 
     Shao et al. 2024, arXiv:2402.03300, section 4.1.2; without the std: arXiv:2503.20783.
     """
-    n = len(rewards)
-    above = rewards if baseline == "none" else _deviations(rewards)
+    above = rewards if baseline == "none" else of.deviations(rewards)
     if baseline == "leave_one_out":
-        above = above * (n / (n - 1) if n > 1 else 0)
+        above = above * torch.where(of.n > 1, of.n / (of.n - 1).clamp_min(1), 0.0)
     if scale == "none":
         return above
-    std = (_std(_deviations(rewards)) if scale == "group_std" else batch_std) + epsilon
-    return above / std if std > 0 else torch.zeros_like(above)
+    std = (of.std(rewards) if scale == "group_std" else batch_std) + epsilon
+    return torch.where(std == 0, 0 * above, above / torch.where(std == 0, 1.0, std))
 
 
-def dr_grpo(rewards: Tensor, lengths: Tensor | None, *, scale: str = "none", **options) -> Tensor:
+def dr_grpo(
+    rewards: Tensor, lengths: Tensor | None, of: Members, *, scale: str = "none", **options
+) -> Tensor:
     """r - mean. Liu et al. 2025, arXiv:2503.20783."""
-    return grpo(rewards, lengths, scale=scale, **options)
+    return grpo(rewards, lengths, of, scale=scale, **options)
 
 
 def rloo(
     rewards: Tensor,
     lengths: Tensor | None,
+    of: Members,
     *,
     baseline: str = "leave_one_out",
     scale: str = "none",
     **options,
 ) -> Tensor:
     """r - mean of the others. Ahmadian et al. 2024, arXiv:2402.14740, eq. 6."""
-    return grpo(rewards, lengths, baseline=baseline, scale=scale, **options)
+    return grpo(rewards, lengths, of, baseline=baseline, scale=scale, **options)
 
 
-def opo(rewards: Tensor, lengths: Tensor, *, batch_std: Tensor) -> Tensor:
+def opo(rewards: Tensor, lengths: Tensor, of: Members, *, batch_std: Tensor) -> Tensor:
     """r - sum L r / sum L, L the tokens of an answer. Hao et al. 2025, arXiv:2505.23585."""
-    first, tokens = rewards - rewards[0], lengths.sum()
-    return first - ((lengths * first).sum() / tokens if tokens > 0 else first.mean())
+    gap, tokens = rewards - of.first(rewards), of.sum(lengths)
+    weighted = of.sum(lengths * gap) / torch.where(tokens > 0, tokens, 1.0)
+    return gap - torch.where(tokens > 0, weighted, of.sum(gap) / of.n)
 
 
 GROUP_RULES = {each.__name__: each for each in (grpo, dr_grpo, rloo, opo)}
@@ -76,21 +102,21 @@ def group_advantage(
     *,
     estimator: str = "grpo",
     lengths: Tensor | None = None,
+    nan_reward: str = "missing",
     **options: Any,
 ) -> Tensor:
     """Advantages of rewards [B] relative to their groups, in float64 inside.
 
-    With a baseline a group of one gives 0, and so does a NaN reward, which is left out.
+    With a baseline a group of one gives 0. A NaN reward is left out, which gives 0 too, or with
+    nan_reward="error" spoils its group. Nothing waits for a device.
     """
-    advantages = torch.zeros_like(rewards, dtype=torch.float64)
-    there = ~torch.isnan(rewards)
-    if there.any():
-        options["batch_std"] = _std(_deviations(rewards[there].double()))
-    for group in group_ids[there].unique():
-        members = (group_ids == group) & there
-        counts = None if lengths is None else lengths[members].double()
-        advantages[members] = GROUP_RULES[estimator](rewards[members].double(), counts, **options)
-    return advantages.to(rewards.dtype)
+    wide = rewards.double()
+    there = ~torch.isnan(wide) if nan_reward == "missing" else torch.ones_like(wide).bool()
+    batch_std = Members(torch.zeros_like(group_ids), there).std(wide)
+    counts = None if lengths is None else lengths.double()
+    of = Members(group_ids, there)
+    out = GROUP_RULES[estimator](wide, counts, of, batch_std=batch_std, **options)
+    return torch.where(there, out, 0.0).to(rewards.dtype)
 
 
 class Step(NamedTuple):
@@ -147,6 +173,33 @@ RECURSIONS = {each.__name__: each for each in (gae, returns, vtrace)}
 _NO_VALUES = ("returns",)
 
 
+class Scan(NamedTuple):
+    """The slots of rows, side by side [R, C], and which are the last of their row."""
+
+    last: Tensor
+
+    def behind(self, y: Tensor, end: Tensor) -> Tensor:
+        """What is one slot later; behind the last of a row, its end."""
+        return torch.where(self.last, end, torch.cat([y[:, 1:], y[:, :1]], 1))
+
+    def backwards(self, base: Tensor, keep: Tensor, end: Tensor) -> Tensor:
+        """y_t = base + keep y_{t+1}, with y = end behind a row. In log C steps, each of which puts
+        two stretches together: base + keep (base' + keep' y). What is not kept may be NaN."""
+        base = torch.where(self.last, base + _product(keep, end), base)
+        keep = torch.where(self.last, 0.0, keep)
+        size, reach = base.shape[1], 1
+        while reach < size:
+            later, kept = (
+                torch.nn.functional.pad(each[:, reach:], (0, reach)) for each in (base, keep)
+            )
+            base, keep, reach = base + _product(keep, later), keep * kept, 2 * reach
+        return base
+
+
+def _product(keep: Tensor, y: Tensor) -> Tensor:
+    return torch.where(keep == 0, 0.0, keep * y)
+
+
 def advantage(
     estimator: str,
     rewards: Tensor,
@@ -159,56 +212,73 @@ def advantage(
     truncation_values: Tensor | None = None,
     lambdas: Tensor | None = None,
     log_ratios: Tensor | None = None,
-    gamma: float = 1,
-    lambda_: float = 1,
+    offsets: Tensor | None = None,
+    gamma: Number = 1,
+    lambda_: Number = 1,
     gap: str = "carry",
-    **options: float,
+    **options: Number,
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns x + V by a recursion over rows [B, T].
+    """Advantages and returns x + V by a recursion over rows [B, T], or [N] with offsets.
 
     V after the last token is `bootstrap`, 0 after a token that is done, truncation_values at one
     that is truncated; x is 0 after all three. Over masked slots between tokens nothing passes; with
     gap="decay" each is a step without reward: V = gamma V_{t+1}, x = keep x_{t+1} at ratio 1.
+    Nothing waits for a device.
     """
-    dtype, rewards = rewards.dtype, rewards.double()
-    zeros = torch.zeros_like(rewards)
-    reads_values = values is not None and estimator not in _NO_VALUES
-    value_of = values if reads_values else zeros
-    log_ratio_of = zeros if log_ratios is None else log_ratios
-    if lambdas is None:
-        lambdas = torch.full_like(rewards, lambda_)
-    lambdas = lambdas.reshape(len(rewards), -1).expand_as(rewards)
-    carried = rewards.new_zeros(len(rewards))
-    following = carried if bootstrap is None else bootstrap.double()
-    behind = torch.full_like(carried, lambda_)
-    in_response = carried.bool()
-    advantages, returns = zeros.clone(), zeros.clone()
-    for t in reversed(range(rewards.shape[1])):
-        token = response_mask[:, t] != 0
-        reward, value, log_ratio = (
-            torch.where(token, each[:, t], 0.0) for each in (rewards, value_of, log_ratio_of)
-        )
-        behind = torch.where(token, lambdas[:, t], behind)
-        step = RECURSIONS[estimator](reward, value, log_ratio, behind, gamma=gamma, **options)
-        after, x_after = following, carried
-        if truncated is not None:
-            after = torch.where(truncated[:, t], truncation_values[:, t], after)
-            x_after = torch.where(truncated[:, t], 0.0, x_after)
-        if done is not None:
-            after, x_after = (torch.where(done[:, t], 0.0, each) for each in (after, x_after))
-        x = sum_of(step, after, x_after)
-        own = x if step.own is None else sum_of(step.own, after, x_after)
-        advantages[:, t] = torch.where(token, own, 0.0)
-        returns[:, t] = torch.where(token, x + value, 0.0)
-        decayed = ~token & in_response & (gap == "decay")
-        following = torch.where(token, value, torch.where(decayed, gamma * following, following))
-        carried = torch.where(token, x, torch.where(decayed, step.keep * carried, carried))
-        in_response = in_response | token
-    return advantages.to(dtype), returns.to(dtype)
+    rows = Rows.of("advantage", "rewards", rewards, offsets)
+
+    def slots(each: Tensor | Number | None) -> Tensor:
+        """[R, C] in float64, of numbers of tokens, of rows or of all."""
+        each = 0.0 if each is None else each
+        if isinstance(each, Tensor) and each.shape != rewards.shape and each.numel() != 1:
+            each = rows.spread(each.reshape(-1))
+        wide = torch.zeros_like(rewards, dtype=torch.float64) + each
+        return wide if offsets is None else wide[None]
+
+    weight = slots(rows.weights(response_mask, torch.float64))
+    token = weight != 0
+    scan = Scan(_is_last(rows, rewards))
+    reads_values = estimator not in _NO_VALUES
+    read = (rewards, values if reads_values else None, log_ratios)
+    reward, value, log_ratio = (torch.where(token, slots(each), 0.0) for each in read)
+    zero, one = torch.zeros_like(weight), torch.ones_like(weight)
+    masked = torch.where(token, zero, one)
+    inside = scan.behind(scan.backwards(1 - masked, masked, zero), zero) != 0
+    decays = ~token & inside & (gap == "decay")
+    lambda_at = torch.where(token, slots(lambda_ if lambdas is None else lambdas), 0.0)
+    lambda_at = scan.backwards(lambda_at, masked, slots(lambda_))
+    end = slots(bootstrap)
+    kept = torch.where(decays, gamma * one, masked)
+    after = scan.behind(scan.backwards(value, kept, end), end)
+    step = RECURSIONS[estimator](reward, value, log_ratio, lambda_at, gamma=gamma, **options)
+    ends = torch.zeros_like(token)
+    if truncated is not None:
+        ends = slots(truncated) != 0
+        after = torch.where(ends, slots(truncation_values), after)
+    if done is not None:
+        is_done = slots(done) != 0
+        ends, after = ends | is_done, torch.where(is_done, 0.0, after)
+    unsound = 0 * (reward + value + log_ratio + weight)
+    keep = torch.where(token, torch.where(ends, 0.0, step.keep * one), one)
+    keep = torch.where(decays, step.keep * one, keep)
+    x = scan.backwards(torch.where(token, step.base + step.next * after + unsound, 0.0), keep, zero)
+    x_after = torch.where(ends, 0.0, scan.behind(x, zero))
+    own = x if step.own is None else _sum_of(step.own, after, x_after) + unsound
+    out = (torch.where(token, each, 0.0) for each in (own, x + value))
+    return tuple(each.reshape(rewards.shape).to(rewards.dtype) for each in out)
 
 
-def sum_of(step: Step, following: Tensor, carried: Tensor) -> Tensor:
-    return step.base + step.next * following + step.keep * carried
+def _is_last(rows: Rows, rewards: Tensor) -> Tensor:
+    places = torch.arange(rewards.shape[-1], device=rewards.device)
+    last = places == rewards.shape[-1] - 1
+    if rows.index is None:
+        return last.expand(rewards.shape)
+    following = torch.cat([rows.index[1:], rows.index[:1]])
+    return (last | (rows.index != following))[None]
+
+
+def _sum_of(step: Step, following: Tensor, carried: Tensor) -> Tensor:
+    return step.base + step.next * following + _product(step.keep, carried)
 
 
 def discounted_returns(rewards: Tensor, response_mask: Tensor, **options: Any) -> Tensor:
@@ -221,18 +291,3 @@ def generalized_advantage_estimation(
 ) -> tuple[Tensor, Tensor]:
     """A and A + V, [B, T]: Schulman et al. 2015, arXiv:1506.02438, eq. 16."""
     return advantage("gae", rewards, response_mask, values=values, **options)
-
-
-def whiten(
-    values: Tensor, response_mask: Tensor, *, epsilon: float = 1e-8, shift_mean: bool = True
-) -> Tensor:
-    """(x - mean) / sqrt(variance + epsilon) at active slots [+ mean], variance with N - 1."""
-    active = response_mask != 0
-    weight = response_mask.double()
-    x = torch.where(active, values, 0.0).double()
-    count = weight.sum()
-    mean = (weight * x).sum() / count
-    centred = torch.where(count > 1, x - mean, 0.0)
-    variance = (weight * centred.square()).sum() / torch.where(count > 1, count - 1, 1.0)
-    out = centred / torch.sqrt(variance + epsilon) + (0 if shift_mean else mean)
-    return torch.where(active, out, 0.0).to(values.dtype)

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from tether.reference.numbers import (
     Number,
+    exp,
     minimum,
     number_beside,
     saturate,
     with_gradient_of,
 )
-from tether.reference.rows import SharedRatio
+from tether.reference.rows import Rows, SharedRatio
+
+_LARGEST_SUM = 1e140
 
 # x ~ sampled, log_ratio = log other(x) - log sampled(x), of KL(sampled || other).
 # Schulman 2020, joschu.net/blog/kl-approx.html.
@@ -118,17 +121,52 @@ def _log(value: Number, like: Tensor) -> Tensor:
 
 
 def kl_report(
-    log_ratios: Tensor, response_mask: Tensor, *, estimator: str = "k3"
-) -> tuple[Tensor, Tensor]:
-    """The mean of k1, k2 or k3 over tokens [B, T], and its standard error over sequences.
+    log_ratios: Tensor,
+    response_mask: Tensor,
+    *,
+    estimator: str = "k3",
+    lambda_: Number = -1,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """[7] float64: the numbers of tether.KlReport in its order. Nothing waits for a device.
 
-    Of a ratio of sums over sequences: sqrt(n / (n - 1) sum_i (S_i - mean n_i)^2) / sum_i n_i.
+    The mean of k1, k2, k3 or k_lambda = -d + lambda (e^d - 1) over tokens, and its standard error
+    over sequences: of a ratio of sums, sqrt(n / (n - 1) sum_i (S_i - mean n_i)^2) / sum_i n_i. A
+    lambda below 0 is fitted on the batch, Cov(d, r) / Var(r).
     """
-    weight = response_mask.double()
-    each = {"k1": k1, "k2": k2, "k3": k3}[estimator](log_ratios.double())
-    sums = torch.where(weight != 0, weight * each, 0.0).sum(1)
-    tokens = weight.sum(1)
-    mean = sums.sum() / tokens.sum()
-    n = (tokens > 0).sum().double()
-    error = (n / (n - 1) * (sums - mean * tokens).square().sum()).sqrt() / tokens.sum()
-    return mean, error
+    rows = Rows.of("kl_report", "log_ratios", log_ratios, offsets)
+    weight = rows.weights(response_mask, torch.float64)
+    seen = weight != 0
+    d = torch.where(seen, log_ratios.double(), 0.0)
+    bad = 0 * d
+    d = d.clamp(-_LARGEST_SUM, _LARGEST_SUM)
+    ends = torch.cat([torch.where(seen, d, -math.inf).reshape(-1), d.new_full((1,), -math.inf)])
+    top = ends.max()
+    # Ratios in units of the largest one, so that no square overflows.
+    unit = exp(-top.clamp_min(0))
+    tokens = weight.sum()
+
+    def mean(terms: Tensor) -> Tensor:
+        return (weight * terms).sum() / tokens
+
+    excess = torch.expm1(saturate(d, below=False)) * unit + bad
+    r = torch.where(seen, exp(d - top), 0.0)
+    ess = (weight * r).sum().square() / (weight * r.square()).sum()
+    deviation = excess - mean(excess)
+    variance = mean(deviation.square())
+    slope = mean((d - mean(d)) * deviation) / torch.where(variance > 0, variance, 1.0) * unit
+    fitted = torch.where(variance > 0, slope, 1.0)
+    given = torch.zeros_like(tokens) + lambda_
+    is_fitted = (given < 0) & (estimator == "k_lambda")
+    weight_of_r = torch.where(is_fitted, fitted, given.clamp_min(0))
+    k = {"k1": k1, "k2": k2, "k3": k3}.get(
+        estimator, lambda x: weight_of_r * torch.expm1(saturate(x, below=False)) - x
+    )(d)
+    sums = rows.sum(weight * (k.clamp(-_LARGEST_SUM, _LARGEST_SUM) + bad))
+    n_of = rows.sum(weight)
+    n = (n_of > 0).sum().double()
+    average = sums.sum() / tokens
+    residuals = (sums - average * n_of).square().sum()
+    error = torch.where(n > 1, (n / (n - 1) * residuals).sqrt() / tokens, math.nan)
+    out = torch.stack([average, error, weight_of_r, mean(excess) / unit, ess, tokens, n])
+    return torch.where(tokens == 0, 0.0, out)
