@@ -18,9 +18,9 @@ namespace tether {
 inline constexpr std::tuple kBatchWeightCatalogue{
     FormulaRow{"clip_cov", ClipCovPicks{},
                "0 at random picks of low < C < high, C = (A - mean A) (logp - mean logp), else 1",
-               "arXiv:2505.22617", "rl/policy/covariance.h", "verl clip_cov"},
+               "arXiv:2505.22617, eq. 11", "rl/policy/covariance.h", "verl clip_cov"},
     FormulaRow{"kl_cov", KlCovPicks{}, "1 at the share of highest C, else 0; as kl_weights",
-               "arXiv:2505.22617", "rl/policy/covariance.h", "verl kl_cov"},
+               "arXiv:2505.22617, eq. 13", "rl/policy/covariance.h", "verl kl_cov"},
     FormulaRow{"top_entropy", TopEntropy{}, "1 where H >= its quantile 1 - share, else 0",
                "arXiv:2506.01939", "rl/policy/top_entropy.h", "TRL top_entropy_quantile"},
     FormulaRow{"m2po", SecondMoment{},

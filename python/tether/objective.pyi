@@ -249,7 +249,7 @@ class Drpo(PolicyObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class Luspo(PolicyObjective):
-    """mean over answers of their length times the loss of gspo. arXiv:2602.05261."""
+    """mean over answers of their length times the loss of gspo. arXiv:2602.05261, eq. 7."""
 
     level: Level = "sequence_mean"
     aggregation: Aggregation = "sequence_mean_token_sum"
@@ -316,21 +316,27 @@ class Topr(PolicyObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class DppoTv(PolicyObjective):
-    """token mean of -M sg(min(ratio, ratio_high)) A logp, M of tv_mask. arXiv:2602.04879."""
+    """token mean of -M sg(min(ratio, ratio_high)) A logp, M of tv_mask. arXiv:2602.04879, eq.
+    12.
+    """
 
     ratio_low: Number = 0
     ratio_high: Number = 20
 
 @dataclass(frozen=True, kw_only=True)
 class DppoKl(PolicyObjective):
-    """token mean of -M sg(min(ratio, ratio_high)) A logp, M of kl_mask. arXiv:2602.04879."""
+    """token mean of -M sg(min(ratio, ratio_high)) A logp, M of kl_mask. arXiv:2602.04879, eq.
+    12.
+    """
 
     ratio_low: Number = 0
     ratio_high: Number = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Vespo(PolicyObjective):
-    """token mean of -W A logp, W = rho^k e^(lambda (1 - rho)) of the answer. arXiv:2602.10693."""
+    """token mean of -W A logp, W = rho^k e^(lambda (1 - rho)) of the answer. arXiv:2602.10693,
+    eq. 20.
+    """
 
 @dataclass(frozen=True, kw_only=True)
 class DecoupledPpo(PolicyObjective):
@@ -346,7 +352,7 @@ class RolloutIs(PolicyObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class KlCov(PolicyObjective):
-    """token mean of -ratio A + beta v |log ratio|, v of kl_weights. arXiv:2505.22617."""
+    """token mean of -ratio A + beta v |log ratio|, v of kl_weights. arXiv:2505.22617, eq. 14."""
 
     beta: Number = 1
     kl_estimator: KlEstimator = "abs"

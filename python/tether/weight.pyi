@@ -48,7 +48,7 @@ class RatioGate(TokenWeight):
 
 @dataclass(frozen=True, kw_only=True)
 class TvMask(TokenWeight):
-    """1 where e^logp - e^old_logp <= high (A > 0), >= -low (A <= 0). arXiv:2602.04879."""
+    """1 where e^logp - e^old_logp <= high (A > 0), >= -low (A <= 0). arXiv:2602.04879, eq. 13."""
 
     low: Number = 0.2
     high: Number = 0.2
@@ -56,7 +56,7 @@ class TvMask(TokenWeight):
 @dataclass(frozen=True, kw_only=True)
 class KlMask(TokenWeight):
     """1 where KL(Bernoulli(e^old_logp) || Bernoulli(e^logp)) <= low or high by sign of A, or
-    moving back. arXiv:2602.04879.
+    moving back. arXiv:2602.04879, eq. 14.
     """
 
     low: Number = 0.05
@@ -93,7 +93,7 @@ class MaskedRatio(TokenWeight):
 
 @dataclass(frozen=True, kw_only=True)
 class Vespo(TokenWeight):
-    """rho^k e^(lambda (1 - rho)), rho the answer's ratio. arXiv:2602.10693."""
+    """rho^k e^(lambda (1 - rho)), rho the answer's ratio. arXiv:2602.10693, eq. 20."""
 
     level: Level = "sequence_sum"
     k_pos: Number = 2

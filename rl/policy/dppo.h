@@ -10,7 +10,7 @@ namespace tether::presets {
 //
 //   loss = -M sg(min(ratio, ratio_high)) A logp,   M by total variation or KL (trust_region.h)
 //
-// arXiv:2602.04879. verl cuts the ratio at its clip_ratio_c, 3 unless set.
+// arXiv:2602.04879, eq. 12. verl cuts the ratio at its clip_ratio_c, 3 unless set.
 inline PolicyObjective dppo_tv(const TvMask& mask = {}, double ratio_high = 20) {
   return weighed(cispo({.ratio_low = 0, .ratio_high = ratio_high}), mask);
 }

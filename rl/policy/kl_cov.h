@@ -10,8 +10,8 @@ namespace tether::presets {
 //
 //   loss = -ratio A + beta v |log ratio|,   v = 1 at those tokens, else 0
 //
-// Cui et al. 2025, arXiv:2505.22617. v are the caller's kl_weights (KlCovPicks finds them); without
-// them every token is penalised.
+// Cui et al. 2025, arXiv:2505.22617, eq. 14. v are the caller's kl_weights (KlCovPicks finds them);
+// without them every token is penalised.
 inline PolicyObjective kl_cov(double beta = 1) {
   PolicyObjective out = linear();
   out.kl = {.beta = beta,

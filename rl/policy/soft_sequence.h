@@ -15,7 +15,7 @@ namespace tether {
 //   W = rho^k e^(lambda (1 - rho)),   k, lambda by the sign of A
 //
 // 1 at rho = 1, largest at rho = k / lambda (at most e^60 is taken), and 0 towards both ends: no
-// clip, and no length that the ratio is divided by. VESPO: arXiv:2602.10693; constants of TRL.
+// clip, and no length that the ratio is divided by. VESPO: arXiv:2602.10693, eq. 20.
 // Where the engine's log-probabilities are known, pass them as old_logps: rho is then the ratio to
 // what sampled.
 struct SoftSequenceWeight {

@@ -17,7 +17,7 @@ namespace tether {
 //   x = e^logp - e^old_logp
 //
 // Unlike a bound of the ratio it lets rare tokens move, and holds the frequent ones.
-// DPPO: arXiv:2602.04879. `low` and `high` are of probabilities.
+// DPPO: arXiv:2602.04879, eq. 12 and 13. `low` and `high` are of probabilities.
 struct TvMask {
   double low = 0.2;
   double high = 0.2;
@@ -45,7 +45,7 @@ struct TvMask {
 //   x = KL(Bernoulli(e^old_logp) || Bernoulli(e^logp))                                       [nats]
 //
 // and else 0.
-// DPPO-KL: arXiv:2602.04879.
+// DPPO-KL: arXiv:2602.04879, eq. 12 and 14.
 struct KlMask {
   double low = 0.05;
   double high = 0.05;

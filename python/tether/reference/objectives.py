@@ -192,7 +192,7 @@ OBJECTIVES = {
     "cfpo": Row(quadratic_bound, {"epsilon": 0.2, "power": 0}, 0, "sequence_mean_token_mean"),
     # arXiv:2606.09821, eq. 8
     "drpo": Row(quadratic_bound, {"epsilon": 12.5, "power": 1}, 0, "token_mean"),
-    # arXiv:2602.05261
+    # arXiv:2602.05261, eq. 7
     "luspo": Row(ppo_clip, _TIGHT, 0, "sequence_mean_token_sum", "sequence_mean"),
     # arXiv:2504.02546
     "gpg": Row(reinforce, {}, 0, "token_mean"),
@@ -212,10 +212,10 @@ OBJECTIVES = {
     "topr": Row(
         tapered_reinforce, {"weight_pos": 1, "weight_neg": 1, "ratio_high": 1}, 0, *_ANSWERS
     ),
-    # arXiv:2602.04879
+    # arXiv:2602.04879, eq. 12
     "dppo_tv": Row(is_reinforce, _CUT, 0, "token_mean", weights={"tv_mask": "token"}),
     "dppo_kl": Row(is_reinforce, _CUT, 0, "token_mean", weights={"kl_mask": "token"}),
-    # arXiv:2602.10693
+    # arXiv:2602.10693, eq. 20
     "vespo": Row(reinforce, {}, 0, "token_mean", weights={"vespo": "sequence_sum"}),
     # arXiv:2110.00641
     "decoupled_ppo": Row(
@@ -227,7 +227,7 @@ OBJECTIVES = {
     ),
     # SkyRL's rollout_is
     "rollout_is": Row(reinforce, {}, 0, "token_mean", weights={"masked_ratio": "token"}),
-    # arXiv:2505.22617
+    # arXiv:2505.22617, eq. 14
     "kl_cov": Row(
         linear_ratio,
         {},
