@@ -20,7 +20,7 @@ import sys
 import torch
 import torch.nn.functional as F
 from library import DEVICE, DTYPES, Library, pointers, stream, stream_of
-from timing import interleaved
+from timing import interleaved, of_logits
 
 IGNORE = -100
 # Relative to 1 + |x|, of float sums over a vocabulary; gradients to the largest, without rounding.
@@ -255,17 +255,7 @@ def measure(doors, rows, vocabulary, dtype, repetitions):
     logits = torch.randn(rows, vocabulary, device=DEVICE).to(dtype)
     targets = torch.randint(vocabulary, (rows,), device=DEVICE)
     methods = methods_of(doors, logits, targets, torch.randn(2, rows, device=DEVICE) / rows)
-    times, errors = interleaved(methods, repetitions)
-    size = logits.numel() * logits.element_size()
-    rates = {name: methods[name][1] * size / ms / 1e6 for name, ms in times.items()}
-    return {
-        "shape": [rows, vocabulary],
-        "dtype": str(dtype),
-        "ms": times,
-        "GB/s": rates,
-        "of_copy": {name: rate / rates["copy"] for name, rate in rates.items()},
-        "errors": errors,
-    }
+    return of_logits(logits, methods, repetitions)
 
 
 def measure_policy(doors, repetitions, rows=512, columns=4096):

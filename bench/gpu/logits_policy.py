@@ -16,6 +16,7 @@ import sys
 import check
 import torch
 from check import DEVICE, DTYPES
+from timing import of_logits
 
 ENTROPY = 0.02
 SHAPES = [  # rows of tokens, columns, vocabulary, gap between rows of logits, first element
@@ -249,17 +250,7 @@ def measure(doors, shape, dtype, masked, repetitions):
         "three": (functools.partial(kernels.three, "ppo", out), 3),
         "eager": (lambda: eager(tokens), 3),
     }
-    times, errors = check.interleaved(methods, repetitions)
-    size = tokens.logits.numel() * tokens.logits.element_size()
-    rates = {name: methods[name][1] * size / ms / 1e6 for name, ms in times.items()}
-    return {
-        "shape": [rows, vocabulary],
-        "dtype": str(dtype),
-        "masked": masked,
-        "ms": times,
-        "of_copy": {name: rate / rates["copy"] for name, rate in rates.items()},
-        "errors": errors,
-    }
+    return of_logits(tokens.logits, methods, repetitions, masked=masked)
 
 
 def parts_of(doors, chosen):

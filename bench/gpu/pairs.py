@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from library import DEVICE, DTYPES, largest, stream_of
-from timing import interleaved
+from timing import of_logits
 
 # Of values relative to 1 + |x|; of gradients to the largest of their row, but for rounding.
 BOUNDS = {"values": 2e-5, "gradients": 2e-5}
@@ -78,10 +78,7 @@ def measure(doors, repetitions, rows=2048, vocabulary=151936, dtype=torch.bfloat
         "values": (lambda: logits_kl(doors, q, p, 1.0), 2),
         "gradients": (lambda: logits_kl(doors, q, p, 1.0, upstream, out), 4),
     }
-    times, errors = interleaved(methods, repetitions)
-    size = q.numel() * q.element_size()
-    rates = {name: methods[name][1] * size / ms / 1e6 for name, ms in times.items()}
-    return {"shape": [rows, vocabulary], "ms": times, "GB/s": rates, "errors": errors}
+    return of_logits(q, methods, repetitions)
 
 
 def quick_parts(doors):

@@ -26,3 +26,19 @@ def interleaved(methods, repetitions):
             if repetition >= 3:
                 times[name].append(start.elapsed_time(end))
     return {name: statistics.median(each) for name, each in times.items() if each}, errors
+
+
+def of_logits(logits, methods, repetitions, **shown):
+    """Times, and rates by how many times the logits' bytes each method must move."""
+    times, errors = interleaved(methods, repetitions)
+    size = logits.numel() * logits.element_size()
+    rates = {name: methods[name][1] * size / ms / 1e6 for name, ms in times.items()}
+    return {
+        "shape": list(logits.shape),
+        "dtype": str(logits.dtype),
+        **shown,
+        "ms": times,
+        "GB/s": rates,
+        "of_copy": {name: rate / rates["copy"] for name, rate in rates.items()},
+        "errors": errors,
+    }
