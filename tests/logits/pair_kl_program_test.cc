@@ -127,14 +127,7 @@ TEST(PairKlProgram, MatchesTheDefinitionAtTheVocabularyOfAModel) {
 
 TEST(PairKlProgram, ReferencesMoveWhereTheyMust) {
   for (DType dtype : kDeviceTypes) {
-    Pairs in = random_pairs(dtype, 3, 9000, 1, 0.5);
-    for (size_t i = 0; i < 9000; ++i) {
-      const double ramp = 60.0 * static_cast<double>(i) / 9000;
-      in.q[i] += ramp;
-      in.p[9000 + i] += ramp;
-      in.q[18000 + i] += ramp;
-      in.p[18000 + i] -= ramp;
-    }
+    const Pairs in = ramped_pairs(dtype, 9000);
     expect_close(run_program(in), definition(in), in);
   }
 }

@@ -40,6 +40,20 @@ inline Pairs random_pairs(DType dtype, int64_t rows, int64_t vocabulary, double 
   return out;
 }
 
+// Three, of which either reference moves up while they are read.
+inline Pairs ramped_pairs(DType dtype, int64_t vocabulary) {
+  Pairs out = random_pairs(dtype, 3, vocabulary, 1, 0.5);
+  const auto size = static_cast<size_t>(vocabulary);
+  for (size_t i = 0; i < size; ++i) {
+    const double ramp = 60.0 * static_cast<double>(i) / static_cast<double>(size);
+    out.q[i] += ramp;
+    out.p[size + i] += ramp;
+    out.q[2 * size + i] += ramp;
+    out.p[2 * size + i] -= ramp;
+  }
+  return out;
+}
+
 inline ConstLogits view(const Pairs& in, Memory& memory) {
   return {memory.words.data(), memory.dtype, in.rows, in.vocabulary, in.vocabulary};
 }

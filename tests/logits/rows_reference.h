@@ -206,6 +206,39 @@ inline void expect_close(const Result& got, const Result& want, const Batch& bat
   }
 }
 
+// The gradient of run(batch) is the derivative of its values, by finite differences.
+template <class Run>
+void expect_derivative(const Batch& batch, Run run) {
+  const Doubles gradient = run(batch).dlogits;
+  const auto objective = [&](const Batch& at) {
+    const Result result = run(at);
+    double sum = 0;
+    for (size_t row = 0; row < batch.targets.size(); ++row) {
+      sum += batch.dlogps[row] * result.logps[row] + batch.dentropies[row] * result.entropies[row];
+    }
+    return sum;
+  };
+  const double step = 1e-5;
+  for (size_t i = 0; i < gradient.size(); ++i) {
+    Batch up = batch, down = batch;
+    up.logits[i] += step;
+    down.logits[i] -= step;
+    EXPECT_NEAR(gradient[i], (objective(up) - objective(down)) / (2 * step), 1e-9) << i;
+  }
+}
+
+// The gradients of each upstream alone add up.
+template <class Run>
+void expect_sum_of_upstreams(const Batch& both, Run run) {
+  Batch values = both, entropies = both;
+  values.dentropies.clear();
+  entropies.dlogps.clear();
+  Doubles sum = run(values).dlogits;
+  const Doubles rest = run(entropies).dlogits;
+  for (size_t i = 0; i < sum.size(); ++i) sum[i] += rest[i];
+  expect_near(run(both).dlogits, sum, 1e-14, "sum");
+}
+
 inline std::string name(DType dtype, int64_t vocabulary) {
   const char* names[] = {"none", "float32", "float64", "bfloat16", "float16"};
   return std::string(names[static_cast<int>(dtype)]) + " V=" + std::to_string(vocabulary);

@@ -92,33 +92,12 @@ TEST(Rows, MatchTheDefinitionWhereTheReferenceMoves) {
 TEST(Rows, GradientIsTheDerivativeOfValue) {
   Batch batch = random_batch(DType::float64, 2, 37, 2);
   batch.options.temperature = 0.7;
-  const Doubles gradient = batch.run().dlogits;
-  const auto objective = [&](const Batch& at) {
-    const Result result = at.run();
-    double sum = 0;
-    for (size_t row = 0; row < 2; ++row) {
-      sum += batch.dlogps[row] * result.logps[row] + batch.dentropies[row] * result.entropies[row];
-    }
-    return sum;
-  };
-  const double step = 1e-5;
-  for (size_t i = 0; i < gradient.size(); ++i) {
-    Batch up = batch, down = batch;
-    up.logits[i] += step;
-    down.logits[i] -= step;
-    EXPECT_NEAR(gradient[i], (objective(up) - objective(down)) / (2 * step), 1e-9) << i;
-  }
+  expect_derivative(batch, [](const Batch& at) { return at.run(); });
 }
 
 TEST(Rows, EitherUpstreamMayBeMissing) {
-  const Batch both = random_batch(DType::float64, 3, 50, 2);
-  Batch values = both, entropies = both;
-  values.dentropies.clear();
-  entropies.dlogps.clear();
-  Doubles sum = values.run().dlogits;
-  const Doubles rest = entropies.run().dlogits;
-  for (size_t i = 0; i < sum.size(); ++i) sum[i] += rest[i];
-  expect_near(both.run().dlogits, sum, 1e-15, "sum of both");
+  expect_sum_of_upstreams(random_batch(DType::float64, 3, 50, 2),
+                          [](const Batch& at) { return at.run(); });
 }
 
 TEST(Rows, GradientInPlaceIsTheSame) {

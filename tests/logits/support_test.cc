@@ -60,34 +60,13 @@ TEST(Support, GradientIsTheDerivativeOfValue) {
   Batch batch = random_batch(DType::float64, 4, 37, 2);
   batch.options = {.temperature = 0.7, .softcap = 4};
   const Sets sets = random_sets(batch, 6);
-  const Doubles gradient = run(batch, sets).dlogits;
-  const auto objective = [&](const Batch& at) {
-    const Result result = run(at, sets);
-    double sum = 0;
-    for (size_t row = 0; row < 4; ++row) {
-      sum += batch.dlogps[row] * result.logps[row] + batch.dentropies[row] * result.entropies[row];
-    }
-    return sum;
-  };
-  const double step = 1e-5;
-  for (size_t i = 0; i < gradient.size(); ++i) {
-    Batch up = batch, down = batch;
-    up.logits[i] += step;
-    down.logits[i] -= step;
-    EXPECT_NEAR(gradient[i], (objective(up) - objective(down)) / (2 * step), 1e-9) << i;
-  }
+  expect_derivative(batch, [&](const Batch& at) { return run(at, sets); });
 }
 
 TEST(Support, EitherUpstreamMayBeMissing) {
   const Batch both = random_batch(DType::float64, 5, 50, 2);
-  Batch values = both, entropies = both;
-  values.dentropies.clear();
-  entropies.dlogps.clear();
   const Sets sets = random_sets(both, 8);
-  Doubles sum = run(values, sets).dlogits;
-  const Doubles rest = run(entropies, sets).dlogits;
-  for (size_t i = 0; i < sum.size(); ++i) sum[i] += rest[i];
-  expect_near(run(both, sets).dlogits, sum, 1e-14, "sum");
+  expect_sum_of_upstreams(both, [&](const Batch& at) { return run(at, sets); });
 }
 
 // ---- the set ------------------------------------------------------------------------------------
