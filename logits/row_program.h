@@ -300,6 +300,30 @@ TETHER_TEAM void clear_piece(const Team& team, const Piece& piece, Stored* out, 
   });
 }
 
+// What a thread owns of a piece.
+template <class Stored, bool kCapped, class Piece>
+TETHER_TEAM void write_gradients(int thread, const Piece& piece,
+                                 const RowGradient<kCapped>& gradient, const Stored* logits,
+                                 int64_t stride, Stored* out, int64_t out_stride) {
+  using Vector = Packed<Stored>;
+  constexpr int kCount = Vector::kCount;
+  Vector vectors[kUnroll];
+  piece.for_each_vector(thread, [&](int64_t i, int u) {
+    if (i < piece.parts.vectors) vectors[u] = Vector::at(logits + piece.parts.head + i * kCount);
+  });
+  piece.for_each_vector(thread, [&](int64_t i, int u) {
+    if (i >= piece.parts.vectors) return;
+    float x[kCount];
+    vectors[u].widen(x);
+    TETHER_UNROLL
+    for (int j = 0; j < kCount; ++j) x[j] = gradient(x[j]);
+    Vector::narrow(x).store(out + piece.parts.head + i * kCount);
+  });
+  piece.for_each_single(thread, [&](int64_t column) {
+    out[column * out_stride] = narrowed<Stored>(gradient(widened<float>(logits[column * stride])));
+  });
+}
+
 // In place, other teams may have overwritten their pieces already: a thread reads of the logits
 // what it writes itself.
 template <class Stored, bool kCapped, class Team>
@@ -307,8 +331,6 @@ TETHER_TEAM void row_gradient_program(const Team& team, const RowParameters<kCap
                                       int64_t row, int piece_index, int pieces,
                                       const RowState* states, const float* dlogps,
                                       const float* dentropies, const MutableLogits& dlogits) {
-  using Vector = Packed<Stored>;
-  constexpr int kCount = Vector::kCount;
   const Stored* logits = row_of<Stored>(in.logits, row);
   Stored* out = row_of<Stored>(dlogits, row);
   const int64_t stride = in.logits.stride, out_stride = dlogits.stride;
@@ -336,22 +358,7 @@ TETHER_TEAM void row_gradient_program(const Team& team, const RowParameters<kCap
     if (owns_target) {
       of_target = gradient_of_target(in, state, upstream, widened<float>(logits[target * stride]));
     }
-    Vector vectors[kUnroll];
-    piece.for_each_vector(thread, [&](int64_t i, int u) {
-      if (i < piece.parts.vectors) vectors[u] = Vector::at(logits + piece.parts.head + i * kCount);
-    });
-    piece.for_each_vector(thread, [&](int64_t i, int u) {
-      if (i >= piece.parts.vectors) return;
-      float x[kCount];
-      vectors[u].widen(x);
-      TETHER_UNROLL
-      for (int j = 0; j < kCount; ++j) x[j] = gradient(x[j]);
-      Vector::narrow(x).store(out + piece.parts.head + i * kCount);
-    });
-    piece.for_each_single(thread, [&](int64_t column) {
-      out[column * out_stride] =
-          narrowed<Stored>(gradient(widened<float>(logits[column * stride])));
-    });
+    write_gradients(thread, piece, gradient, logits, stride, out, out_stride);
     if (owns_target) out[target * out_stride] = narrowed<Stored>(of_target);
   });
 }
