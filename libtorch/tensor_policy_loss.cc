@@ -251,6 +251,17 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
           .maxima = maxima_of(batch.active, sound, d, W)};
 }
 
+// The sum of terms over the tokens; `tokens`: what a mean over tokens divides by.
+at::Tensor aggregated(const at::Tensor& terms, const std::optional<double>& tokens,
+                      const Aggregation& aggregation, const Normalizer& normalizer,
+                      const FlatBatch& batch, const at::Tensor& row_tokens) {
+  const at::Tensor& n = batch.row_tokens;
+  const at::Tensor lengths = row_tokens.defined() ? row_tokens.to(n.scalar_type()) : n;
+  const at::Tensor factors = row_factors(aggregation, tokens, normalizer.sequences, n, lengths);
+  const at::Tensor factor = factors.index_select(0, batch.row) * normalizer.factor();
+  return at::where(batch.active, terms * batch.weight * factor, at::zeros_like(terms)).sum();
+}
+
 // Infinity is NaN.
 at::Tensor weighted_entropy(const FlatBatch& batch, const at::Tensor& entropy) {
   const at::Tensor weighted = batch.entropy_weight * entropy;
@@ -289,33 +300,27 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective&
   // Under the caller's inference mode there would be no gradient to take here.
   const c10::InferenceMode normal(false);
   const PolicyBatch batch = gated(given, objective);
-  FlatBatch flat = flattened(batch, weights_that(false, objective.weights));
-  const at::Tensor& n = flat.row_tokens;
-
+  const FlatBatch flat = flattened(batch, weights_that(false, objective.weights));
   // The gradient is taken here, with the loss, so that backward is a scaling as on the CPU.
   at::AutoGradMode enabled(true);
   const at::Tensor logp = flat.logp.detach().requires_grad_(true);
   const at::Tensor entropy = flat.entropy.detach().requires_grad_(true);
   // 0, and what the surrogate's own slope d S / d L is the derivative by.
   const at::Tensor step = at::zeros_like(logp).requires_grad_(true);
-  const LevelRule& rule = rule_of(objective.level);
-  const FlatSegments segments = segments_of(flat, rule.segment, turn_ids_of(batch));
+  const FlatSegments segments =
+      segments_of(flat, rule_of(objective.level).segment, turn_ids_of(batch));
   const auto [level, loss, kl] = terms_of(objective, flat, segments, logp, step, PenaltyUse::sum);
   const at::Tensor dloss = derivative(loss.sum(), step);
   const at::Tensor sound =
       sound_tokens(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach(), objective.kl);
   const at::Tensor spoil = spoiled(sound, level.logp);
-  const at::Tensor lengths = batch.row_tokens.defined() ? batch.row_tokens.to(n.scalar_type()) : n;
-  const auto& kl_tokens = normalizer.kl ? normalizer.kl : normalizer.policy;
   const auto total = [&](const at::Tensor& terms, const std::optional<double>& tokens) {
-    const at::Tensor factor =
-        row_factors(objective.aggregation, tokens, normalizer.sequences, n, lengths)
-            .index_select(0, flat.row) *
-        normalizer.factor();
-    return at::where(flat.active, terms * flat.weight * factor, at::zeros_like(terms)).sum();
+    return aggregated(terms, tokens, objective.aggregation, normalizer, flat, batch.row_tokens);
   };
   at::Tensor sum = total(bounded(flat.token_weight * loss) + spoil, normalizer.policy);
-  if (objective.kl.beta > 0) sum = sum + total(kl, kl_tokens) * objective.kl.beta;
+  if (objective.kl.beta > 0) {
+    sum = sum + total(kl, normalizer.kl ? normalizer.kl : normalizer.policy) * objective.kl.beta;
+  }
   if (const double coef = objective.entropy.coefficient; coef != 0) {
     sum = sum - total(weighted_entropy(flat, entropy), normalizer.policy) * coef;
   }

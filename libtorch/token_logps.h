@@ -6,9 +6,9 @@
 
 namespace tether {
 
-// Log-probabilities [nats] of the target tokens under softmax(x), and the entropies:
+// Log-probabilities [nats] of the target tokens under softmax(x), and the entropies, where x are
+// the logits scaled, capped and divided by the temperature as RowOptions say:
 //
-//   x    = scale logits / T, or softcap tanh(scale logits / softcap) / T
 //   logp = x_y - log sum_v exp(x_v),  entropy = -sum_v p_v log p_v
 //
 // logits [..., V]: float32, float64, bfloat16 or float16, any strides, never changed unless they
