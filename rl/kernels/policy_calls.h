@@ -61,18 +61,8 @@ inline PolicyParameters policy_parameters(const PolicyArrays& batch,
                                           const double* counts, const PolicyGradients& gradients) {
   const LevelRule& level = rule_of(objective.level);
   PolicyParameters out{};
-  out.layout = batch.layout;
-  out.response_mask = batch.response_mask;
-  out.logps = batch.logps;
-  out.old_logps = batch.old_logps;
-  out.advantages = batch.advantages;
-  out.ref_logps = batch.ref_logps;
+  static_cast<PolicyArrays&>(out) = batch;
   out.anchor_logps = anchor_of(batch, objective.kl.reference);
-  out.token_weights = batch.token_weights;
-  out.kl_weights = batch.kl_weights;
-  out.entropies = batch.entropies;
-  out.entropy_weights = batch.entropy_weights;
-  out.row_tokens = batch.row_tokens;
   out.dlogps = gradients.logps;
   out.dentropies = gradients.entropies;
   out.by_row = level.segment == Segment::row;
@@ -138,8 +128,7 @@ template <class Launch>
 void run_counts(const PolicyArrays& gated, const PolicyWorkspace& workspace, double* counts,
                 const Launch& launch) {
   PolicyParameters in{};
-  in.layout = gated.layout;
-  in.response_mask = gated.response_mask;
+  static_cast<PolicyArrays&>(in) = gated;
   auto* rows = reinterpret_cast<double*>(workspace.rows);
   launch.count_rows(in, rows);
   launch.add_counts(rows, counts);

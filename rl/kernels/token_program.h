@@ -16,6 +16,7 @@
 #include "../level.h"
 #include "../policy_metrics.h"
 #include "../surrogate.h"
+#include "arrays.h"
 #include "bounds.h"
 
 // What one token adds to a policy loss on a CUDA device: as the loops over blocks have it
@@ -24,15 +25,9 @@
 namespace tether::cuda {
 
 // What the rows of a call share.
-struct PolicyParameters {
-  RowLayout layout;
-  ConstArray response_mask;  // of the tokens that no weight takes out
-  ConstArray logps, advantages;
-  ConstArray old_logps;      // absent: logps
-  ConstArray ref_logps;      // or absent
-  ConstArray anchor_logps;   // of the policy that the penalty ties to; absent: logps
-  ConstArray token_weights;  // W, or absent
-  ConstArray kl_weights, entropies, entropy_weights, row_tokens;
+// The mask of the batch is that of the tokens that no weight takes out, its weights are W.
+struct PolicyParameters : PolicyArrays {
+  ConstArray anchor_logps;  // of the policy that the penalty ties to; absent: logps
   MutableArray dlogps, dentropies;
 
   bool by_row, is_mean, is_shared;  // of the level
