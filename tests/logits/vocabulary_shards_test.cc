@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "logits/rows.h"
@@ -60,6 +61,21 @@ TEST(VocabularyShards, MergeToTheWhole) {
     EXPECT_NEAR(logp(got[row], {}), target - std::log(sum), 1e-14);
     EXPECT_NEAR(entropy(got[row]), std::log(sum) - weighted / sum, 1e-14);
   }
+}
+
+TEST(VocabularyShards, OfOtherOptionsAreRefused) {
+  const std::vector<double> logits(10);
+  const Ids ids{1, 4};
+  const auto check = [&](const auto& field) {
+    RowOptions theirs;
+    theirs.*field.member = 0.5;
+    EXPECT_EQ(message([&] {
+                merged({block(logits, 5, 0, 3, ids), block(logits, 5, 3, 5, ids, theirs)}, ids);
+              }),
+              "f: shards must all have the same " + std::string(field.name) + ", got " +
+                  text(RowOptions{}.*field.member) + " of rank 0 and 0.5 of rank 1");
+  };
+  std::apply([&](const auto&... each) { (check(each), ...); }, RowOptions::fields());
 }
 
 TEST(VocabularyShards, OfOtherTargetsAreRefused) {
