@@ -22,8 +22,13 @@ inline void require_kernel(bool holds, std::string_view function, std::string_vi
 // What an array may hold: numbers of a kernel in float, or in double; weights and flags.
 enum class Numbers { narrow, wide, weights };
 
+// Of packed rows as many as the layout says.
+inline int64_t elements_on_device(const RowLayout& layout) {
+  return layout.packed() ? layout.columns : layout.rows * layout.columns;
+}
+
 inline void check_device_array(std::string_view function, std::string_view name, DType dtype,
-                               const void* data, Numbers numbers, int64_t rows) {
+                               const void* data, Numbers numbers, const RowLayout& layout) {
   const bool floating = is_floating(dtype), is_double = dtype == DType::float64;
   const auto must = [&](bool legal, const char* types) {
     require_kernel(legal, function, std::string(name) + " must be " + types, name_of(dtype));
@@ -39,7 +44,7 @@ inline void check_device_array(std::string_view function, std::string_view name,
       must(!is_integer(dtype), "float32, float64, bfloat16, float16 or boolean");
       break;
   }
-  if (rows > 0) require_memory(function, name, data);
+  if (elements_on_device(layout) > 0) require_memory(function, name, data);
 }
 
 // `numbers`: of the arrays that are neither weights nor flags.
@@ -53,14 +58,15 @@ void check_device_inputs(std::string_view function, const Inputs& batch, Numbers
     const bool weights =
         each.kind == Kind::mask || each.kind == Kind::counts || each.kind == Kind::flags;
     check_device_array(function, each.name, array.dtype, array.data,
-                       weights ? Numbers::weights : numbers, batch.layout.rows);
+                       weights ? Numbers::weights : numbers, batch.layout);
   }
 }
 
 // Of a result that may be absent.
 inline void check_device_result(std::string_view function, std::string_view name,
-                                const MutableArray& array, Numbers numbers, int64_t rows) {
-  if (array) check_device_array(function, name, array.dtype, array.data, numbers, rows);
+                                const MutableArray& array, Numbers numbers,
+                                const RowLayout& layout) {
+  if (array) check_device_array(function, name, array.dtype, array.data, numbers, layout);
 }
 
 }  // namespace tether::cuda

@@ -20,12 +20,11 @@ __global__ __launch_bounds__(kScanThreads,
 
 void check(std::string_view function, const AdvantageArrays& batch, const Recursion& recursion,
            const MutableArray& advantages, const MutableArray& returns) {
-  const int64_t rows = batch.layout.rows;
   check_formula(function, recursion);
   check_device_inputs(function, batch, Numbers::wide);
   check_reads(function, presence_of(batch), recursion);
-  check_device_result(function, "advantages", advantages, Numbers::wide, rows);
-  check_device_result(function, "returns", returns, Numbers::wide, rows);
+  check_device_result(function, "advantages", advantages, Numbers::wide, batch.layout);
+  check_device_result(function, "returns", returns, Numbers::wide, batch.layout);
   require_kernel(chosen(recursion) < kRecursionNames.size(), function,
                  "estimator must be one of the catalogue", "another type");
 }

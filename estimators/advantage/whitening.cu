@@ -56,7 +56,7 @@ void whiten(const WhiteningArrays& batch, const Moments* step, const Whitening& 
   check_fields(function, options);
   check_device_inputs(function, batch, Numbers::wide);
   require(bool(out), [&] { return named(function, "out") + " must be given, got none"; });
-  check_device_result(function, "out", out, Numbers::wide, batch.layout.rows);
+  check_device_result(function, "out", out, Numbers::wide, batch.layout);
   require_memory(function, "step", step);
   const int64_t pieces = pieces_of_rows(batch.layout);
   const WhiteningParameters in{batch, out, options.epsilon, options.shift_mean, pieces};

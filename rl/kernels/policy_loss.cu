@@ -81,9 +81,8 @@ void check_weights_supported(const char* function, const PolicyObjective& object
 
 void check_gradients(const char* function, const PolicyArrays& batch,
                      const PolicyGradients& gradients) {
-  const int64_t rows = batch.layout.rows;
-  check_device_result(function, "dlogps", gradients.logps, Numbers::narrow, rows);
-  check_device_result(function, "dentropies", gradients.entropies, Numbers::narrow, rows);
+  check_device_result(function, "dlogps", gradients.logps, Numbers::narrow, batch.layout);
+  check_device_result(function, "dentropies", gradients.entropies, Numbers::narrow, batch.layout);
   require(!gradients.entropies || bool(batch.entropies), [&] {
     return named(function, "dentropies") + " must be none without entropies, got an array";
   });

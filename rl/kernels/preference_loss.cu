@@ -101,7 +101,7 @@ void preference_loss(const PreferenceArrays& batch, const PreferenceObjective& o
   const char* function = "preference_loss";
   check_objective(function, objective);
   check_batch(function, batch);
-  check_device_result(function, "dlogps", dlogps, Numbers::narrow, batch.layout.rows);
+  check_device_result(function, "dlogps", dlogps, Numbers::narrow, batch.layout);
   check_needs(function, presence_of(batch), batch.layout.rows, objective);
   require_kernel(has_kernel(objective.loss), function, "objective must be one of the catalogue",
                  "another type");

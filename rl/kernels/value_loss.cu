@@ -92,7 +92,7 @@ void value_loss(const ValueArrays& batch, const ValueObjective& objective, const
   const char* function = "value_loss";
   check_objective(function, objective);
   check_device_inputs(function, batch, Numbers::narrow);
-  check_device_result(function, "dvalues", dvalues, Numbers::narrow, batch.layout.rows);
+  check_device_result(function, "dvalues", dvalues, Numbers::narrow, batch.layout);
   require_kernel(has_kernel(objective.loss), function, "objective must be one of the catalogue",
                  "another type");
   require_memory(function, "totals", totals);

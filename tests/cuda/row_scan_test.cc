@@ -73,6 +73,12 @@ TEST(CudaRowScan, EveryRecursionGetsAsFarAsTheLaunch) {
     EXPECT_THAT(unread.run(row.defaults),
                 testing::StartsWith("advantage: CUDA must accept the launch, got "));
   });
+  unread.batch.layout.columns = 0;  // tensors without elements have no memory
+  unread.batch.values.data = nullptr;
+  if (!has_driver) {
+    EXPECT_THAT(unread.run(Gae{}),
+                testing::StartsWith("advantage: CUDA must accept the launch, got "));
+  }
   unread.batch.layout.rows = 0;
   EXPECT_EQ(unread.run(Gae{}), "no error");
 }
