@@ -23,14 +23,18 @@ inline Tensor new_doubles_on(const Tensor& device, int64_t count) {
 template <template <class> class Inputs>
 Inputs<ConstArray> device_arrays(const Inputs<Tensor>& tensors) {
   const Tensor& first = tensors.*Inputs<Tensor>::arguments()[0].member;
-  if (!tensors.offsets.defined())
-    return face::arrays_in(face::layout_of("", "", first, {}), tensors);
-  RowLayout layout{.rows = tensors.offsets.size(0) - 1, .columns = first.size(0)};
-  const void* offsets = tensors.offsets.const_data_ptr();
-  if (tensors.offsets.scalar_type() == ScalarType::Int) {
-    layout.offsets32 = static_cast<const int32_t*>(offsets);
+  RowLayout layout = {};
+  Tensor offsets;
+  if constexpr (face::kHasOffsets<Inputs<Tensor>>) offsets = tensors.offsets;
+  if (!offsets.defined()) {
+    layout = face::layout_of("", "", first, offsets);
   } else {
-    layout.offsets64 = static_cast<const int64_t*>(offsets);
+    layout = {.rows = offsets.size(0) - 1, .columns = first.size(0)};
+    if (offsets.scalar_type() == ScalarType::Int) {
+      layout.offsets32 = static_cast<const int32_t*>(offsets.const_data_ptr());
+    } else {
+      layout.offsets64 = static_cast<const int64_t*>(offsets.const_data_ptr());
+    }
   }
   return face::arrays_in(layout, tensors);
 }

@@ -215,7 +215,8 @@ class Operator {
  public:
   using Inputs = typename Function::template Inputs<Tensor>;
 
-  static std::string schema() {
+  // `name`: of an operator that is not the function's own.
+  static std::string schema(std::string_view name = Function::kName) {
     std::string arguments = schema_of_arrays<Inputs>(kAllArrays), results;
     if constexpr (requires { Function::kMore; }) {
       arguments += "Tensor? " + std::string(Function::kMore) + ", ";
@@ -225,7 +226,7 @@ class Operator {
     for (const Result& each : Function::kResults) {
       results += (results.empty() ? "Tensor " : ", Tensor ") + std::string(each.name);
     }
-    return with_words(std::string(Function::kName) + "(" + arguments + ") -> (" + results + ")");
+    return with_words(std::string(name) + "(" + arguments + ") -> (" + results + ")");
   }
 
   static void boxed(StableIValue* stack, uint64_t, uint64_t) {

@@ -28,8 +28,6 @@ using namespace python;
 using Upstream = std::optional<Tensor>;
 using Names = std::vector<Name>;
 
-constexpr int64_t kKlStatistics = sizeof(KlStatistics) / sizeof(double);
-
 RowOptions row_options(std::string_view function, const Words& words) {
   return options_of<RowCall>(function, words).options();
 }

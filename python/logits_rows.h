@@ -10,6 +10,7 @@
 
 #include "core/check.h"
 #include "face/arguments.h"
+#include "logits/pair_kl.h"
 #include "logits/rows.h"
 #include "python/stable.h"
 
@@ -20,6 +21,7 @@ namespace tether::python {
 
 // Numbers of a row in a float64 tensor [N, ...].
 inline constexpr int64_t kStatistics = sizeof(RowStatistics) / sizeof(double);
+inline constexpr int64_t kKlStatistics = sizeof(KlStatistics) / sizeof(double);  // of two
 
 inline ConstLogits layout_of(std::string_view function, std::string_view name,
                              const Tensor& logits) {

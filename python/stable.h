@@ -93,17 +93,22 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
 
 // ---- memory: a direct call of an operator stays inside it ---------------------------------------
 
-// `count` numbers of a contiguous tensor; Number is double or int64_t, const or not.
+// `count` numbers of a contiguous tensor; Number is double, float or int64_t, const or not.
 template <class Number>
 Number* numbers_of(std::string_view function, std::string_view name, const Tensor& tensor,
                    int64_t count) {
-  constexpr bool floating = std::is_floating_point_v<Number>;
-  require(tensor.scalar_type() == (floating ? ScalarType::Double : ScalarType::Long) &&
-              tensor.is_contiguous() && tensor.numel() == count,
-          [&] {
-            return std::string(function) + ": " + std::string(name) + " must be " + text(count) +
-                   (floating ? " float64" : " int64") + " numbers side by side";
-          });
+  constexpr bool single = std::is_same_v<std::remove_const_t<Number>, float>;
+  constexpr bool integer = std::is_integral_v<Number>;
+  constexpr ScalarType type = integer  ? ScalarType::Long
+                              : single ? ScalarType::Float
+                                       : ScalarType::Double;
+  require(tensor.scalar_type() == type && tensor.is_contiguous() && tensor.numel() == count, [&] {
+    return std::string(function) + ": " + std::string(name) + " must be " + text(count) +
+           (integer  ? " int64"
+            : single ? " float32"
+                     : " float64") +
+           " numbers side by side";
+  });
   if constexpr (std::is_const_v<Number>) {
     return static_cast<Number*>(tensor.const_data_ptr());
   } else {

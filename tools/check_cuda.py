@@ -31,7 +31,7 @@ REGISTERS = {
     "tokens_kernel": 80,
     "weight_kernel": 32,
     "count_rows_kernel": 32,
-    "set_counts_kernel": 32,
+    "set_numbers_kernel": 32,
     "add_counts_kernel": 32,
     "add_rows_kernel": 64,
     "value_kernel": 128,

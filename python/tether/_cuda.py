@@ -17,9 +17,23 @@ _OPERATORS = (
     "policy_loss_by_counts",
     "policy_gradient_of_logits",
     "local_counts",
+    "preference_loss",
+    "preference_loss_by_counts",
+    "value_loss",
+    "value_loss_by_counts",
+    "advantage",
+    "group_advantage",
+    "moments",
+    "whiten",
+    "whiten_by_moments",
     "token_logps_forward",
     "token_logps_backward",
+    "categorical_kl_forward",
+    "categorical_kl_backward",
 )
+_DEVICE = "cuda"
+# Their arithmetic is in double, and so may their arrays be.
+_WIDE = frozenset({"advantage", "moments", "whiten", "whiten_by_moments"})
 
 
 def load(library: pathlib.Path) -> frozenset[str]:
@@ -52,56 +66,97 @@ def has_kernel(operator: str, tensors: Iterable[Tensor | None]) -> bool:
     if operator not in KERNELS:
         return False
     given = [each for each in tensors if each is not None]
-    if given[0].device.type != "cuda":
+    if given[0].device.type != _DEVICE:
         return False
-    if given[0].dtype == torch.float64:
+    if given[0].dtype == torch.float64 and operator not in _WIDE:
         return False
     return torch.compiler.is_compiling() or not any(map(is_tracked, given))
 
 
-# ---- policy losses ------------------------------------------------------------------------------
+# ---- calls of functions -------------------------------------------------------------------------
 
-COUNTS = ("normalizer.policy", "normalizer.kl", "normalizer.sequences")
+# Numbers that may be on the device, and the operator that takes them from there, as one tensor.
+ON_DEVICE = {
+    "policy_loss": (
+        "policy_loss_by_counts",
+        ("normalizer.policy", "normalizer.kl", "normalizer.sequences"),
+    ),
+    "preference_loss": ("preference_loss_by_counts", ("normalizer.pairs", "normalizer.tokens")),
+    "value_loss": ("value_loss_by_counts", ("normalizer.policy", "normalizer.sequences")),
+    "whiten": ("whiten_by_moments", ("step.count", "step.mean", "step.squares")),
+}
+# Without the first the second is taken.
+_INSTEAD = {"normalizer.kl": "normalizer.policy"}
 
 
-def function_by_counts() -> Function:
-    return FUNCTIONS["policy_loss"].by_operator("policy_loss_by_counts")
+def function_on_device(name: str) -> Function:
+    """The function `name` by its operator of ON_DEVICE."""
+    return FUNCTIONS[name].by_operator(ON_DEVICE[name][0])
 
 
-_BY_COUNTS = function_by_counts() if "policy_loss_by_counts" in KERNELS else None
+_BY_DEVICE = {
+    name: function_on_device(name) for name, (each, _) in ON_DEVICE.items() if each in KERNELS
+}
 
 
-def policy_call(call: Call) -> Call | None:
-    """The call as an operator on CUDA takes it. None where there is no kernel: at levels of turns,
-    for a surrogate of one's own, and for settings on the device, which would have to be waited for.
-    """
-    if call.own or not has_kernel(call.function.name, call.tensors.values()):
+def call_on_cuda(call: Call) -> Call | None:
+    """The call as an operator on CUDA takes it. None where there is no kernel: for arrays in
+    float64, at levels of turns, for a surrogate of one's own, for a likelihood by the tokens of the
+    step and the pairs of the batch, and for settings on the device, which would have to be waited
+    for."""
+    name, (numbers, choices) = call.function.name, call.settings
+    if call.own or not has_kernel(name, call.tensors.values()) or _has_wide_arrays(call):
         return None
-    numbers, choices = call.settings
-    on_device = [name for name, each in numbers.items() if _is_on_device(each)]
     of_turns = any(each.startswith("turn_") for each in choices.values())
     if of_turns or choices.get("kl_correction") == "level_ratio":
         return None
-    if not set(on_device) <= set(COUNTS):
+    if "normalizer.tokens" in numbers and "normalizer.pairs" not in numbers:
         return None
-    return by_counts(call) if on_device and call.function.gradient else call
+    on_device = {each for each, value in numbers.items() if _is_on_device(value)}
+    if not on_device:
+        return call
+    return by_device(call) if on_device <= set(ON_DEVICE.get(name, (None, ()))[1]) else None
+
+
+def _has_wide_arrays(call: Call) -> bool:
+    """Beside the first."""
+    if call.function.name in _WIDE:
+        return False
+    numbers = [each.name for each in call.function.arguments if each.kind in ("floating", "narrow")]
+    given = [call.tensors[name] for name in numbers]
+    return any(each is not None and each.dtype == torch.float64 for each in given)
 
 
 def _is_on_device(number: object) -> bool:
     return isinstance(number, Tensor) and number.device.type != "cpu"
 
 
-def by_counts(call: Call) -> Call:
-    """The denominators as one tensor on the device. One that is not given is not looked at, but for
-    that of the penalty, which is the policy's then."""
+def by_device(call: Call) -> Call:
+    """By the numbers of ON_DEVICE, of which the settings only say that they are given."""
+    name = call.function.name
+    known = dict.fromkeys(ON_DEVICE[name][1], 1.0)
+    settings = call.settings._replace(
+        numbers={each: known.get(each, value) for each, value in call.settings.numbers.items()}
+    )
+    more = (numbers_on_device(call),)
+    return call._replace(function=_BY_DEVICE[name], settings=settings, more=more)
+
+
+def numbers_on_device(call: Call) -> Tensor:
+    """The numbers of ON_DEVICE side by side; one that is not given is not looked at."""
     numbers = call.settings.numbers
-    policy, kl, sequences = (numbers.get(name) for name in COUNTS)
-    given = [policy, policy if kl is None else kl, sequences]
-    device = call.tensors["logps"].device
-    counts = torch.stack([_on_device(0.0 if each is None else each, device) for each in given])
-    rest = {name: each for name, each in numbers.items() if name not in COUNTS}
-    settings = call.settings._replace(numbers=rest)
-    return call._replace(function=_BY_COUNTS, settings=settings, more=(counts,))
+    device = next(iter(call.tensors.values())).device
+    return torch.stack(
+        [
+            _on_device(numbers.get(each, numbers.get(_INSTEAD.get(each), 0.0)), device)
+            for each in ON_DEVICE[call.function.name][1]
+        ]
+    )
+
+
+def by_moments_of_batch(call: Call) -> Call:
+    """Of whiten, whose moments never leave the device."""
+    return call._replace(function=_BY_DEVICE["whiten"], more=(None,))
 
 
 def _on_device(number: float | Tensor, device: torch.device) -> Tensor:

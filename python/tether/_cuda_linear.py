@@ -38,7 +38,7 @@ def loss_call(call: Call, linear: tuple[Tensor | None, ...]) -> tuple[Call, Tens
         return None
     if weights and call.tensors["old_logps"] is None:
         return None
-    known = _cuda.policy_call(call)
+    known = _cuda.call_on_cuda(call)
     return None if known is None else (known, _counts(known))
 
 
@@ -46,13 +46,13 @@ def _counts(call: Call) -> Tensor:
     if call.more:
         return call.more[0]
     if _are_given(call.settings.numbers):
-        return _cuda.by_counts(call).more[0]
+        return _cuda.numbers_on_device(call)
     words = call.settings.words()
     return FUNCTIONS["local_counts"].operator(*call.tensors.values(), *words)
 
 
 def _are_given(names) -> bool:
-    return any(name in names for name in _cuda.COUNTS)
+    return any(name in names for name in _cuda.ON_DEVICE["policy_loss"][1])
 
 
 def walk_over(counts: Tensor | None) -> Callable:

@@ -189,7 +189,8 @@ def gathered(shard, ours: Tensor) -> Tensor:
 @torch.library.register_fake("tether::categorical_kl_forward")
 def _(q_logits, p_logits, mask, *_):
     result = like_result(q_logits)
-    statistics = q_logits.new_empty((result.numel(), _KL_STATISTICS), dtype=torch.float64)
+    rows = 0 if q_logits.is_cuda else result.numel()  # there backward reads the logits alone
+    statistics = q_logits.new_empty((rows, _KL_STATISTICS), dtype=torch.float64)
     return result, torch.empty_like(result), torch.empty_like(result), statistics
 
 

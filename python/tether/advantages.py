@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether import reference
+from tether import _cuda, reference
 from tether._checks import check_given, check_known, in_name_of, kind_of
 from tether._functions import ADVANTAGES, FUNCTIONS, Call
 from tether._lists import Choice, Numbers, Option, Value, checked_settings, of_numbers
@@ -69,9 +69,9 @@ def advantage(
     """Advantages and returns by any estimator of `tether.advantages()`.
 
     options are the options and choices of its row, gamma=0.99, lambda_=0.95, gap="decay". What an
-    estimator does not read is not looked at. In float64 inside; of other devices than the CPU by
-    torch's operations, which wait for nothing. Raises ValueError or TypeError before any work is
-    done.
+    estimator does not read is not looked at. In float64 inside; on CUDA by kernels where the package
+    has them (docs/cuda.md), of other devices than the CPU by torch's operations, which wait for
+    nothing. Raises ValueError or TypeError before any work is done.
 
     A recursion ("gae") takes tokens, [B, T] or packed [N] with offsets:
 
@@ -124,10 +124,11 @@ def _of_rows(
     options: Mapping[str, Value],
 ) -> AdvantagesAndReturns:
     call = _call(function, estimator, tensors, options).detached()
-    if not has_kernel(tensors["rewards"]):
+    on_cuda = _cuda.call_on_cuda(call)
+    if on_cuda is None and not has_kernel(tensors["rewards"]):
         call.check_settings(function)
         return AdvantagesAndReturns(*reference.advantage(estimator, **call.tensors, **options))
-    return AdvantagesAndReturns(*in_name_of(function, call.function.name, call.run))
+    return AdvantagesAndReturns(*in_name_of(function, call.function.name, (on_cuda or call).run))
 
 
 def _of_groups(
@@ -145,12 +146,14 @@ def _of_groups(
     call = _call(function, estimator, tensors, options)
     if ids is None:
         call = call.with_numbers({"group_size": int(groups)})
-    if not has_kernel(rewards):
+    on_cuda = _cuda.call_on_cuda(call.detached())
+    if on_cuda is None and not has_kernel(rewards):
         return _of_groups_by_torch(function, estimator, call.detached(), groups, options)
 
     def run():
-        there = call.detached()
-        types = {"rewards": torch.float64, "groups": torch.int64, "lengths": torch.float64}
+        there = on_cuda or call.detached()
+        number = torch.float32 if on_cuda else torch.float64
+        types = {"rewards": number, "groups": torch.int64, "lengths": number}
         for name, each in there.tensors.items():
             there.tensors[name] = None if each is None else each.to(types[name]).contiguous()
         return there.run().to(rewards)
@@ -216,7 +219,7 @@ def _ids_of(function: str, groups: Groups | None, rewards: Tensor) -> Tensor | N
             got = f"one that is a tensor {list(each.shape)}"
             raise TypeError(f"{function}: groups must be {what}, got {got}")
     try:
-        return ids_of_labels(labels).to(rewards.device)
+        return ids_of_labels(labels).to(rewards.device, non_blocking=True)
     except TypeError:
         raise TypeError(f"{function}: groups must be {what}, got one without a hash") from None
 
@@ -272,7 +275,8 @@ def generalized_advantage_estimation(
                        value after it is truncation_values, like rewards
     lambdas            [B] or like rewards, goes before lambda_
 
-    In float64 inside; of other devices than the CPU by torch's operations, which wait for nothing.
+    In float64 inside; on CUDA by kernels where the package has them (docs/cuda.md), of other
+    devices than the CPU by torch's operations, which wait for nothing.
     """
     tensors = {
         "rewards": rewards,

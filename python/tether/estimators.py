@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether import reference
+from tether import _cuda, reference
 from tether._checks import (
     Number,
     check_merged,
@@ -84,6 +84,9 @@ def moments(values: Tensor, response_mask: Tensor) -> Moments:
     """
     tensors = {"values": values, "response_mask": response_mask}
     call = FUNCTIONS["moments"].call(tensors, {}).detached()
+    on_cuda = _cuda.call_on_cuda(call)
+    if on_cuda is not None:
+        return Moments(*on_cuda.run().unbind())
     if has_kernel(values):
         return Moments(*call.run().tolist())
     return Moments(*reference.moments(**call.tensors))
@@ -107,8 +110,10 @@ def whiten(
     tensors = {"values": values, "response_mask": response_mask}
     settings = {"epsilon": epsilon, "shift_mean": shift_mean}
     call = FUNCTIONS[function].call(tensors, settings).detached()
-    if step is not None:
-        _check_step(function, step)
+    sums = {} if step is None else _checked_moments(function, step)
+    on_cuda = _cuda.call_on_cuda(call.with_numbers(sums))
+    if on_cuda is not None:
+        return (on_cuda if sums else _cuda.by_moments_of_batch(on_cuda)).run()
     if not has_kernel(values):
         call.check_settings(function)
         return reference.whiten(**call.tensors, step=step, **settings)
@@ -117,17 +122,19 @@ def whiten(
         step = Moments(*in_name_of(function, "moments", of_step.run).tolist())
         if not all(map(math.isfinite, step)):
             return reference.whiten(**call.tensors, **settings)
-    return call.with_numbers({f"step.{k}": each for k, each in step._asdict().items()}).run()
+        sums = {f"step.{name}": each for name, each in step._asdict().items()}
+    return call.with_numbers(sums).run()
 
 
-def _check_step(function: str, step: Moments) -> None:
+def _checked_moments(function: str, step: Moments) -> dict[str, Number]:
     if not isinstance(step, Moments):
         raise TypeError(f"{function}: step must be Moments, got {kind_of(step)}")
-    for field, each in step._asdict().items():
-        check_number(function, f"step.{field}", each)
-        if field != "mean" and (number_of(each) or 0) < 0:
-            got = f"{number_of(each):g}"
-            raise ValueError(f"{function}: step.{field} must be at least 0, got {got}")
+    sums = {f"step.{name}": each for name, each in step._asdict().items()}
+    for name, each in sums.items():
+        check_number(function, name, each)
+        if name != "step.mean" and (number_of(each) or 0) < 0:
+            raise ValueError(f"{function}: {name} must be at least 0, got {number_of(each):g}")
+    return sums
 
 
 def kl_report(

@@ -217,7 +217,8 @@ def categorical_kl(
                         the sampler kept, the added ones too; others are not read and get no
                         gradient. Positions whose target was ignored count as masked
 
-    Differentiable once in both. On the CPU one pass over both; else `tether.reference`.
+    Differentiable once in both. On the CPU one pass over both, and on CUDA where the package has
+    its kernels (docs/cuda.md); else `tether.reference`.
     """
     function = "categorical_kl"
     tensors = {"q_logits": q_logits, "p_logits": p_logits, "mask": mask}
@@ -225,7 +226,8 @@ def categorical_kl(
     check_no_tangents(function, q_logits=q_logits, p_logits=p_logits)
     if support is not None:
         support, mask = support_of_logits(function, support, "q_logits", q_logits, mask)
-    if not has_kernel(q_logits, p_logits):
+    on_cuda = support is None and _cuda.has_kernel("categorical_kl_forward", (q_logits, p_logits))
+    if not (on_cuda or has_kernel(q_logits, p_logits)):
         options = {"mask": mask, "temperature": temperature}
         return CategoricalKl(*_kl_by_torch(q_logits, p_logits, support, options))
     ids = None if support is None else support.ids.contiguous()

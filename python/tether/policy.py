@@ -213,7 +213,7 @@ def policy_loss(
     fused = has_kernel(logps, entropies)
     if call.own and fused:
         call.detached().run_with_gradient()  # which looks at what the arrays hold
-    on_device = _cuda.policy_call(call)
+    on_device = _cuda.call_on_cuda(call)
     if on_device is not None:
         call = on_device
     elif call.own or not fused:
@@ -325,7 +325,7 @@ def local_counts(
         "offsets": offsets,
     }
     call = objective_call(function, tensors, objective, options, {}, weights=weights)
-    if not has_kernel(logps) and _cuda.policy_call(call) is None:
+    if not has_kernel(logps) and _cuda.call_on_cuda(call) is None:
         call.check_settings(function)
         counts = reference.local_counts(**call.detached().tensors, **call.named_settings())
     else:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether import reference
+from tether import _cuda, reference
 from tether._catalogue import FAMILIES
 from tether._checks import (
     Number,
@@ -106,7 +106,8 @@ def preference_loss(
     options          as beta=0.1, and choices: score="mean", link="js", reference=False
 
     On the CPU: a fused kernel, the same bits for any number of threads. On other devices:
-    `tether.reference`, at torch's speed. Raises ValueError or TypeError before any work is done.
+    `tether.reference`, at torch's speed, but for CUDA where the package has its kernels
+    (docs/cuda.md). Raises ValueError or TypeError before any work is done.
     """
     tensors = {
         "logps": logps,
@@ -131,11 +132,11 @@ def _loss_of(
 ) -> PreferenceLoss:
     """preference_loss in the name of `function`."""
     call = preference_call(function, tensors, objective, options, counts)
-    fused = has_kernel(tensors["logps"])
+    ready = call if has_kernel(tensors["logps"]) else _cuda.call_on_cuda(call)
 
     def run():
-        if fused:
-            loss, _, sums = call.run_with_gradient(function)
+        if ready is not None:
+            loss, _, sums = ready.run_with_gradient(function)
             return loss, sums
         logps, offsets = call.tensors["logps"], call.tensors["offsets"]
         rows = len(logps) if offsets is None else len(offsets) - 1

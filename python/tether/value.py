@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether import reference
+from tether import _cuda, reference
 from tether._checks import check_merged
 from tether._lists import Numbers, Value
 from tether._objectives import objective_call
@@ -79,8 +79,8 @@ def value_loss(
                    "sequence_mean_token_mean", "sequence_mean_token_sum", "token_sum" or
                    "sequence_sum_over_constant", with `constant`
 
-    On the CPU a fused kernel, else `tether.reference`. Raises ValueError or TypeError before any
-    work is done.
+    On the CPU a fused kernel, and on CUDA where the package has one (docs/cuda.md), else
+    `tether.reference`. Raises ValueError or TypeError before any work is done.
     """
     function = "value_loss"
     tensors = {
@@ -92,9 +92,10 @@ def value_loss(
     }
     counts = denominators(function, normalizer)
     call = objective_call(function, tensors, objective, options, counts, family="value")
-    if not has_kernel(values):
+    ready = call if has_kernel(values) else _cuda.call_on_cuda(call)
+    if ready is None:
         step = of_denominators(counts)
         out = call.on_tensors(function, reference.value_loss, normalizer=step)
         return ValueLoss(out.loss, ValueMetrics(out.sums))
-    loss, _, sums = call.run_with_gradient()
+    loss, _, sums = ready.run_with_gradient()
     return ValueLoss(loss, ValueMetrics(sums))

@@ -39,12 +39,6 @@ __global__ __launch_bounds__(kPolicyThreads) void add_counts_kernel(const double
   add_counts_program(Team{}, rows, count, out);
 }
 
-__global__ void set_counts_kernel(double policy, double kl, double sequences, double* out) {
-  out[0] = policy;
-  out[1] = kl;
-  out[2] = sequences;
-}
-
 TypeTable<SurrogateKernels>& table() {
   static TypeTable<SurrogateKernels>* const all = [] {
     auto* out = new TypeTable<SurrogateKernels>;
@@ -163,17 +157,6 @@ void local_counts(const PolicyArrays& batch, const PolicyObjective& objective, d
   const PolicyWorkspace parts(workspace, batch.layout);
   const DeviceLaunch launch{function, batch.layout.rows, static_cast<cudaStream_t>(stream)};
   run_counts(run_gates(batch, objective, parts, launch), parts, counts, launch);
-}
-
-bool set_counts(const char* function, const Normalizer& normalizer, const Aggregation& aggregation,
-                double* counts, Stream stream) {
-  const StepCounts step = step_counts(function, normalizer, {}, aggregation);
-  if (!normalizer.policy && !normalizer.kl && !normalizer.sequences) return false;
-  require_memory(function, "counts", counts);
-  set_counts_kernel<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(
-      step.policy.tokens, step.kl.tokens, step.policy.sequences, counts);
-  require_launched(function);
-  return true;
 }
 
 void policy_loss(const PolicyArrays& batch, const PolicyObjective& objective, const double* counts,

@@ -33,11 +33,6 @@ int64_t policy_workspace_bytes(const PolicyArrays& batch, const PolicyObjective&
 void local_counts(const PolicyArrays& batch, const PolicyObjective& objective, double* counts,
                   void* workspace, Stream stream);
 
-// The counts of the normalizer to counts[3], on the device, and true; false where it has none: then
-// they are those of the batch. Throws Error for counts that policy_loss of the CPU refuses.
-bool set_counts(const char* function, const Normalizer& normalizer, const Aggregation& aggregation,
-                double* counts, Stream stream);
-
 // The loss of a batch and its metrics, to totals[0] on the device, and its gradients where they are
 // wanted. `counts` are the denominators of the whole step; null: those of this batch. `factor`
 // multiplies loss and gradients: Normalizer::factor().

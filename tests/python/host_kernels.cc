@@ -2,6 +2,11 @@
 // what stands between torch and the kernels is tested on tensors of the host
 // (tests/python/test_cuda.py).
 
+#include <algorithm>
+#include <string_view>
+#include <vector>
+
+#include "core/cuda_numbers.h"
 #include "logits/row_program.h"
 #include "python/on_device.h"
 #include "rl/kernels/logits_policy_calls.h"
@@ -40,13 +45,8 @@ void local_counts(const PolicyArrays& batch, const PolicyObjective& objective, d
   run_counts(run_gates(batch, objective, parts, launch), parts, counts, launch);
 }
 
-bool set_counts(const char* function, const Normalizer& normalizer, const Aggregation& aggregation,
-                double* counts, Stream) {
-  const StepCounts step = step_counts(function, normalizer, {}, aggregation);
-  counts[0] = step.policy.tokens;
-  counts[1] = step.kl.tokens;
-  counts[2] = step.policy.sequences;
-  return normalizer.policy || normalizer.kl || normalizer.sequences;
+void set_numbers(std::string_view, const std::vector<double>& numbers, double* out, Stream) {
+  std::copy(numbers.begin(), numbers.end(), out);
 }
 
 void policy_loss(const PolicyArrays& batch, const PolicyObjective& objective, const double* counts,

@@ -46,9 +46,9 @@ def fake(dtype=torch.float32, device="cuda"):
 
 
 def test_a_call_has_a_kernel_by_its_operator_device_and_type(monkeypatch):
+    monkeypatch.setattr(_cuda, "KERNELS", frozenset({"policy_loss"}))
     with FakeTensorMode():
         assert not _cuda.has_kernel("value_loss", [fake()])
-        monkeypatch.setattr(_cuda, "KERNELS", frozenset({"policy_loss"}))
         assert _cuda.has_kernel("policy_loss", [fake(), None])
         assert _cuda.has_kernel("policy_loss", [fake(torch.bfloat16)])
         assert not _cuda.has_kernel("policy_loss", [fake(torch.float64)])
@@ -63,7 +63,7 @@ def test_a_policy_loss_has_a_kernel_by_its_settings(monkeypatch):
 
         def has(numbers, choices, **changes):
             settings = Settings(numbers, choices)
-            return _cuda.policy_call(call._replace(settings=settings, **changes)) is not None
+            return _cuda.call_on_cuda(call._replace(settings=settings, **changes)) is not None
 
         assert has({"beta": 0.1}, {"level": "sequence_mean"})
         assert has({"beta": torch.ones((), device="cpu")}, {})
@@ -166,7 +166,7 @@ def test_denominators_may_be_on_the_device(host, monkeypatch):
     """Those of the host count as on a device here."""
     monkeypatch.setattr(_cuda, "_is_on_device", lambda each: isinstance(each, torch.Tensor))
     monkeypatch.setattr(_cuda, "has_kernel", lambda *_: True)
-    monkeypatch.setattr(_cuda, "_BY_COUNTS", _cuda.function_by_counts())
+    monkeypatch.setitem(_cuda._BY_DEVICE, "policy_loss", _cuda.function_on_device("policy_loss"))
     for settings, counts in (
         ({"objective": "ppo"}, {"policy": 50, "kl": 40, "world_size": 4}),
         ({"objective": "grpo", "beta": 0.1}, {"policy": 50, "sequences": 7}),
@@ -177,7 +177,7 @@ def test_denominators_may_be_on_the_device(host, monkeypatch):
         words = tether.policy.denominators("policy_loss", tether.Normalizer(**counts))
         objective = settings.pop("objective")
         call = objective_call("policy_loss", batch_of(), objective, settings, words)
-        on_device = _cuda.policy_call(call)
+        on_device = _cuda.call_on_cuda(call)
         assert on_device.function.operator is torch.ops.tether.policy_loss_by_counts.default
         assert on_device.more[0].tolist() == [50, counts.get("kl", 50), counts.get("sequences", 0)]
         assert_same(

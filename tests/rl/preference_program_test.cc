@@ -10,6 +10,7 @@
 #include "rl/catalogue.h"
 #include "tests/host_team.h"
 #include "tests/rl/preference_batch.h"
+#include "tests/rl/preference_host_launch.h"
 #include "tests/thread_team.h"
 
 // The programs of the CUDA kernels on a team of host threads, in the order in which
@@ -23,36 +24,6 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 using OneThread = HostRun<cuda::kPreferenceThreads>;
 using RealThreads = ThreadRun<cuda::kPreferenceThreads>;
 
-template <class Run>
-struct HostLaunch {
-  Run run = {};
-
-  void answers(const cuda::PreferenceParameters& in, cuda::AnswerState* out) const {
-    run(in.batch.layout.rows,
-        [&](const auto& team, int64_t row) { cuda::answer_program(team, in, row, out); });
-  }
-  void count(const cuda::PreferenceParameters& in, const cuda::AnswerState* from,
-             double* counts) const {
-    run(1,
-        [&](const auto& team, int64_t) { cuda::count_examples_program(team, in, from, counts); });
-  }
-  void examples(const PreferenceObjective& objective, const cuda::PreferenceParameters& in,
-                const cuda::PreferenceWorkspace& workspace, double* totals) const {
-    const cuda::CataloguedPreference formula(objective.loss);
-    const cuda::CataloguedLink link(objective.link);
-    run(1, [&](const auto& team, int64_t) {
-      cuda::examples_program(team, formula, link, in, workspace.answers, workspace.local_counts,
-                             workspace.slopes, totals);
-    });
-  }
-  void gradients(const cuda::PreferenceParameters& in,
-                 const cuda::PreferenceWorkspace& workspace) const {
-    run(in.batch.layout.rows * in.pieces, [&](const auto& team, int64_t i) {
-      cuda::answer_gradient_program(team, in, i, workspace.answers, workspace.slopes);
-    });
-  }
-};
-
 struct ProgramResult {
   PreferenceTotals totals;
   std::vector<float> dlogps;
@@ -65,9 +36,10 @@ ProgramResult run_program(const PairRows<float>& rows, const PreferenceArrays& b
   const int64_t bytes = cuda::PreferenceWorkspace::bytes(batch.layout);
   std::vector<double> memory(static_cast<size_t>(bytes) / 8, kNan);
   ProgramResult out{{}, std::vector<float>(rows.logps.size(), 7)};
-  cuda::run_preference_loss(
-      batch, objective, counts, factor, {out.dlogps.data(), DType::float32, rows.columns, 1},
-      &out.totals, cuda::PreferenceWorkspace(memory.data(), batch.layout), HostLaunch<Run>{run});
+  cuda::run_preference_loss(batch, objective, counts, factor,
+                            {out.dlogps.data(), DType::float32, rows.columns, 1}, &out.totals,
+                            cuda::PreferenceWorkspace(memory.data(), batch.layout),
+                            PreferenceHostLaunch<Run>{run});
   return out;
 }
 
@@ -175,7 +147,7 @@ TEST(PreferenceProgram, CountsAreThoseOfTheCpuKernel) {
         static_cast<size_t>(cuda::PreferenceWorkspace::bytes(rows.arrays().layout)) / 8);
     cuda::run_preference_counts(rows.arrays(),
                                 cuda::PreferenceWorkspace(memory.data(), rows.arrays().layout),
-                                counts, HostLaunch<OneThread>{});
+                                counts, PreferenceHostLaunch<OneThread>{});
     EXPECT_EQ(counts[0], *want.pairs);
     EXPECT_EQ(counts[1], *want.tokens);
   });

@@ -9,6 +9,7 @@
 #include "rl/catalogue.h"
 #include "tests/host_team.h"
 #include "tests/rl/value_batch.h"
+#include "tests/rl/value_host_launch.h"
 #include "tests/thread_team.h"
 
 // The programs of the CUDA kernels on a team of host threads, in the order in which value_loss.cu
@@ -22,34 +23,6 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 using OneThread = HostRun<cuda::kValueThreads>;
 using RealThreads = ThreadRun<cuda::kValueThreads>;
 
-template <class Run>
-struct HostLaunch {
-  Run run = {};
-
-  void rows(const ValueFormula& formula, const cuda::ValueParameters& in,
-            cuda::ValueNumbers* out) const {
-    for_each_value_formula([&]<class Formula>(Formula) {
-      const Formula* own = formula.target<Formula>();
-      if (own == nullptr) return;
-      run(in.batch.layout.rows * in.pieces,
-          [&](const auto& team, int64_t i) { cuda::value_row_program(team, *own, in, i, out); });
-    });
-  }
-  void count(const ValueArrays& batch, double* out) const {
-    run(batch.layout.rows,
-        [&](const auto& team, int64_t row) { cuda::count_values_program(team, batch, row, out); });
-  }
-  void add_counts(const double* rows, int64_t count, double* counts) const {
-    run(1, [&](const auto& team, int64_t) {
-      cuda::add_value_counts_program(team, rows, count, counts);
-    });
-  }
-  void merge(const cuda::ValueNumbers* pieces, int64_t count, cuda::ValueNumbers* out) const {
-    run(1,
-        [&](const auto& team, int64_t) { cuda::merge_values_program(team, pieces, count, out); });
-  }
-};
-
 template <class Run = OneThread>
 ValueTotals run_program(const ValueArrays& batch, const ValueObjective& objective,
                         const MutableArray& dvalues, const double* counts = nullptr,
@@ -57,7 +30,7 @@ ValueTotals run_program(const ValueArrays& batch, const ValueObjective& objectiv
   std::vector<double> memory(static_cast<size_t>(cuda::ValueWorkspace::bytes(batch.layout)) / 8);
   ValueTotals out;
   cuda::run_value_loss(batch, objective.loss, objective.aggregation, counts, factor, dvalues, &out,
-                       cuda::ValueWorkspace(memory.data()), HostLaunch<Run>{run});
+                       cuda::ValueWorkspace(memory.data()), ValueHostLaunch<Run>{run});
   return out;
 }
 
