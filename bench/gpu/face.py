@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 
+import face_doors
 import torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -197,11 +198,12 @@ def main():
             "losses": check_losses(*arguments),
             "rows": check_rows(*arguments) if chosen.device == "cuda" else [],
             "linear": check_linear(*arguments),
-            "times": measure(*arguments),
+            "doors": face_doors.check(*arguments, BOUNDS, gap),
+            "times": measure(*arguments)
+            | {"ms of doors": face_doors.measure(*arguments, milliseconds)},
         }
-    failed = [
-        each for part in ("losses", "rows", "linear") for each in report[part] if not each["passed"]
-    ]
+    parts = ("losses", "rows", "linear", "doors")
+    failed = [each for part in parts for each in report[part] if not each["passed"]]
     if chosen.json:
         chosen.json.write_text(json.dumps(report | {"failed": failed}, indent=1))
     print(json.dumps({"failed": failed, "times": report["times"]}, indent=1))
