@@ -79,8 +79,11 @@ struct TermFactors {
             ? static_cast<double>(load(in.row_tokens, in.row_tokens.index(in.layout, row, 0)))
             : n;
     const TermCounts policy{in.counts[0], in.counts[2]}, penalty{in.counts[1], in.counts[2]};
-    loss = in.factor * row_factor(in.aggregation, policy, length);
-    kl = in.factor * in.beta * row_factor(in.aggregation, penalty, length);
+    const auto factor = [&](const TermCounts& step) {
+      return in.factor * checked_row_factor(in.aggregation, step, length);
+    };
+    loss = factor(policy);
+    kl = in.beta == 0 ? 0 : in.beta * factor(penalty);
     entropy = in.entropy_coefficient * loss;
   }
 };
@@ -111,6 +114,8 @@ TETHER_TEAM RowTotals row_totals(const Team& team, Local& local, const TermFacto
   out.sums[M::kPolicyLoss] = terms.each[0];
   out.sums[M::kKl] = terms.each[1];
   out.sums[M::kEntropy] = terms.each[2];
+  out.loss = 0;
+  if (out.tokens == 0) return out;
   out.loss = factors.loss * terms.each[0];
   if (factors.kl != 0) out.loss += factors.kl * terms.each[1];
   if (factors.entropy != 0) out.loss -= factors.entropy * terms.each[2];

@@ -108,15 +108,19 @@ TETHER_TEAM void count_examples_program(const Team& team, const PreferenceParame
   });
 }
 
-// What the losses of examples and of the NLL are multiplied by.
+// What the losses of examples and of the NLL are multiplied by: NaN where the count of the step is
+// no positive number and this batch, `local`, has some. On a device that cannot be refused.
 struct PreferenceShares {
   double loss, nll;
 
-  TETHER_TEAM explicit PreferenceShares(const PreferenceParameters& in) {
-    const auto share = [&](double count) { return count > 0 ? bounded(in.factor / count) : 0; };
+  TETHER_TEAM PreferenceShares(const PreferenceParameters& in, const double* local) {
+    const auto share = [&](int i) {
+      if (in.counts[i] > 0) return bounded(in.factor / in.counts[i]);
+      return local[i] > 0 ? double{kNaN} : 0;
+    };
     const bool of_tokens = in.nll.mean == NllMean::token;
-    loss = share(in.counts[0]);
-    nll = bounded(share(in.counts[of_tokens ? 1 : 0]) * in.nll.coefficient);
+    loss = share(0);
+    nll = in.nll.coefficient == 0 ? 0 : bounded(share(of_tokens ? 1 : 0) * in.nll.coefficient);
   }
 };
 
@@ -206,7 +210,7 @@ TETHER_TEAM void examples_program(const Team& team, const CataloguedPreference& 
                                   const AnswerState* answers, const double* local_counts,
                                   AnswerSlopes* slopes, double* totals) {
   using M = PreferenceMetrics;
-  const PreferenceShares shares(in);
+  const PreferenceShares shares(in, local_counts);
   typename Team::template Local<ExampleSums> local;
   team.each(local, [&](int thread, ExampleSums& own) {
     for (int64_t i = thread; i < in.examples(); i += Team::kThreads) {

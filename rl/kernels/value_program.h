@@ -86,7 +86,7 @@ struct ValueSums {
   TETHER_TEAM ValueNumbers moved(double factor) const {
     using M = ValueMetrics;
     ValueNumbers out = numbers;
-    out.loss = factor * out.sums[M::kLoss];
+    out.loss = out.sums[M::kTokens] == 0 ? 0 : factor * out.sums[M::kLoss];
     const auto move = [&](M::Sum sum, M::Sum squared, M::Sum spread, double to) {
       const double n = out.sums[M::kTokens], shift = n > 0 ? out.sums[sum] / n : 0;
       const double within = out.sums[squared] - shift * out.sums[sum];
@@ -138,7 +138,7 @@ TETHER_TEAM void value_row_program(const Team& team, const Formula& formula,
   const TokenPiece piece(in.batch.layout, index, in.pieces);
   const bool by_length = in.aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
   const double n = by_length ? row_tokens(team, in.batch, piece.row) : 0;
-  const double share = row_factor(in.aggregation, {in.counts[0], in.counts[1]}, n);
+  const double share = checked_row_factor(in.aggregation, {in.counts[0], in.counts[1]}, n);
   const double factor = bounded(bounded(in.factor) * share);
   typename Team::template Local<ValueSums> local;
   team.each(local, [&](int thread, ValueSums& own) {

@@ -184,6 +184,25 @@ def test_denominators_may_be_on_the_device(function, step, monkeypatch):
     assert_same(got, want)
 
 
+@pytest.mark.parametrize("count", [0.0, -1.0, torch.nan])
+def test_counts_that_are_none_are_nan(count, monkeypatch):
+    """Nobody looks at them there; the CPU refuses them."""
+    monkeypatch.setattr(tether._cuda, "_is_on_device", lambda x: isinstance(x, torch.Tensor))
+    monkeypatch.setattr("tether._checks.number_of", lambda _: None)
+    count = torch.tensor(count)
+    of_values = {"normalizer": tether.Normalizer(policy=count)}
+    with host_operators.kernels_of("cpu") as calls:
+        for function, leaf, batch in (
+            ("value_loss", "values", values() | of_values),
+            ("preference_loss", "logps", answers() | {"pairs": count}),
+        ):
+            loss, *_, gradient = with_gradient(function, leaf, batch)
+            assert loss.isnan()
+            active = batch["response_mask"] != 0
+            assert gradient[active].isnan().any() and (gradient[~active] == 0).all()
+    assert calls == ["value_loss_by_counts", "preference_loss_by_counts"]
+
+
 # ---- estimators ---------------------------------------------------------------------------------
 
 

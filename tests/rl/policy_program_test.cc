@@ -329,6 +329,33 @@ TEST(PolicyProgram, AWeightOutsideOfItsRangeIsNaN) {
   }
 }
 
+// The CPU kernel refuses them.
+TEST(PolicyProgram, CountsThatAreNoneMakeNaNOfTokensAlone) {
+  for (const double count : {0.0, -1.0, double{NAN}}) {
+    for (const Aggregation& aggregation :
+         {token_mean(), token_sum(), sequence_mean_token_mean(), sequence_mean_token_sum()}) {
+      for (const double beta : {0.0, 0.1}) {
+        const bool divides = aggregation.mode != Aggregation::Mode::token_sum;
+        PolicyObjective objective = presets::grpo(beta);
+        objective.aggregation = aggregation;
+        Batch<float> batch = mixed_batch();
+        std::vector<float> gradients(batch.mask.size());
+        const PolicyGradients into{.logps = {gradients.data(), DType::float32, 700, 1}};
+        const double none[] = {count, count, count}, of_kl[] = {9000, count, 11};
+        EXPECT_EQ(std::isnan(run_program(batch.arrays(), objective, into, none).loss), divides);
+        for (size_t i = 0; i < gradients.size(); ++i) {
+          EXPECT_TRUE(batch.mask[i] != 0 || gradients[i] == 0) << i;
+        }
+        const bool by_tokens = aggregation.mode == Aggregation::Mode::token_mean;
+        EXPECT_EQ(std::isnan(run_program(batch.arrays(), objective, into, of_kl).loss),
+                  beta != 0 && by_tokens);
+        std::fill(batch.mask.begin(), batch.mask.end(), 0.0f);
+        EXPECT_EQ(run_program(batch.arrays(), objective, into, none).loss, 0);
+      }
+    }
+  }
+}
+
 TEST(PolicyProgram, FiniteInputsOfAnySizeGiveFiniteNumbers) {
   for (const CatalogueRow& row : kCatalogue) {
     Batch<float> batch = mixed_batch();

@@ -196,6 +196,27 @@ TEST(PreferenceProgram, BrokenNumbersSpoilTheirExample) {
   });
 }
 
+// The CPU kernel refuses them.
+TEST(PreferenceProgram, CountsThatAreNoneMakeNaNOfTokensAlone) {
+  for_each_objective([](PreferenceObjective objective) {
+    for (const double count : {0.0, -1.0, double{kNan}}) {
+      for (const double coefficient : {0.0, 0.4}) {
+        for (const bool of_pairs : {true, false}) {
+          objective.nll = {coefficient};
+          PairRows<float> rows = batch_for(objective);
+          const double counts[] = {of_pairs ? count : 6, of_pairs ? 100 : count};
+          const bool divides = of_pairs || coefficient != 0;
+          const ProgramResult out = run_program(rows, rows.arrays(), objective, counts);
+          EXPECT_EQ(std::isnan(out.totals.loss), divides);
+          EXPECT_EQ(out.dlogps[40], 0);  // of a row without tokens
+          std::fill(rows.mask.begin(), rows.mask.end(), 0.0f);
+          EXPECT_EQ(run_program(rows, rows.arrays(), objective, counts).totals.loss, 0);
+        }
+      }
+    }
+  });
+}
+
 TEST(PreferenceProgram, LikelyAnswersAreNaNUnderALinkOfProbabilities) {
   const PreferenceObjective objective{
       .reference = false, .link = LogOdds{}, .loss = LogisticPair{}};

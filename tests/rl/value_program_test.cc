@@ -154,5 +154,25 @@ TEST(ValueProgram, RealThreadsHaveTheSameBits) {
   EXPECT_EQ(got, want);
 }
 
+// The CPU kernel refuses them.
+TEST(ValueProgram, CountsThatAreNoneMakeNaNOfTokensAlone) {
+  for_each_objective([](const ValueObjective& objective) {
+    const bool divides = objective.aggregation.mode != Aggregation::Mode::token_sum;
+    for (const double count : {0.0, -1.0, double{kNan}}) {
+      const double counts[] = {count, count};
+      for (const bool empty : {false, true}) {
+        ValueRows<float> batch(2, 5);
+        std::fill_n(batch.mask.begin(), empty ? 10 : 1, 0.0f);
+        std::fill(batch.mask.begin() + 1, batch.mask.end(), empty ? 0.0f : 1.0f);
+        std::vector<float> dvalues(batch.values.size(), 7);
+        const ValueTotals out = run_program(batch.arrays(), objective, to(dvalues, 5), counts);
+        EXPECT_EQ(std::isnan(out.loss), divides && !empty);
+        EXPECT_EQ(dvalues[0], 0);
+        EXPECT_EQ(std::isnan(dvalues[1]), divides && !empty);
+      }
+    }
+  });
+}
+
 }  // namespace
 }  // namespace tether
