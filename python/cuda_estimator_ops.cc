@@ -30,7 +30,7 @@ static std::vector<Tensor> on_cuda(const Call<OnCuda<GroupFunction>>& call) {
   const auto function = GroupFunction::kName;
   const auto& in = call.tensors;
   const int64_t count = in.rewards.numel();
-  const Tensor out = new_like_on(in.rewards);
+  const Tensor out = new_like_on(in.rewards), of_batch = new_doubles_on(in.rewards, 1);
   const auto floats = [&](std::string_view name, const Tensor& tensor) -> const float* {
     return tensor.defined() ? numbers_of<const float>(function, name, tensor, count) : nullptr;
   };
@@ -41,7 +41,8 @@ static std::vector<Tensor> on_cuda(const Call<OnCuda<GroupFunction>>& call) {
                        : nullptr,
       .lengths = floats("lengths", in.lengths),
       .group_size = static_cast<int64_t>(call.options.group_size),
-      .count = count};
+      .count = count,
+      .batch_std = static_cast<double*>(of_batch.mutable_data_ptr())};
   const OnDevice device(function, in.rewards);
   cuda::advantages_of_groups(function, batch, call.options.estimator,
                              static_cast<float*>(out.mutable_data_ptr()), device.stream);

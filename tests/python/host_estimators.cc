@@ -37,6 +37,9 @@ void advantages_of_groups(std::string_view function, const GroupBatch& batch, co
   for_each_group_rule([&]<class Rule>(const FormulaRow<Rule>&) {
     const Rule* formula = rule.target<Rule>();
     if (formula == nullptr) return;
+    if constexpr (requires { formula->reads_batch(); }) {
+      batch_std_program(HostTeam<kGroupThreads>{}, in);
+    }
     HostRun<kGroupThreads>{}(batch.count, [&](const auto& team, int64_t place) {
       group_program(team, *formula, in, place);
     });
