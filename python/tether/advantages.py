@@ -69,9 +69,9 @@ def advantage(
     """Advantages and returns by any estimator of `tether.advantages()`.
 
     options are the options and choices of its row, gamma=0.99, lambda_=0.95, gap="decay". What an
-    estimator does not read is not looked at. In float64 inside; on CUDA by kernels where the package
-    has them (docs/cuda.md), of other devices than the CPU by torch's operations, which wait for
-    nothing. Raises ValueError or TypeError before any work is done.
+    estimator does not read is not looked at. In float64 inside; on CUDA by kernels where the
+    package has them (docs/cuda.md), of other devices than the CPU by torch's operations, which wait
+    for nothing. Raises ValueError or TypeError before any work is done.
 
     A recursion ("gae") takes tokens, [B, T] or packed [N] with offsets:
 
