@@ -47,9 +47,11 @@ class Call(NamedTuple):
     def run_with_gradient(self, name: str = "") -> tuple[Tensor, ...]:
         """Differentiable once in the arguments that the list says. `name`: of the function that a
         second derivative is refused by."""
-        check_no_tangents(self.function.name, **self.leaves())
+        named = self.leaves()
+        check_no_tangents(self.function.name, **named)
+        leaves = named.values()
         wanted = torch.is_grad_enabled() and any(
-            each is not None and each.requires_grad for each in self.tensors.values()
+            each is not None and each.requires_grad for each in leaves
         )
         function, arguments = self.function, self.arguments()
         if not is_eager():
@@ -57,7 +59,6 @@ class Call(NamedTuple):
         if not wanted:
             return function.direct(*arguments, False)
         others = []
-        leaves = self.leaves().values()
         whose = (function, name or function.name)
         loss = _Differentiated.apply(whose, (*arguments, True), others, *leaves)
         return loss, *others

@@ -171,7 +171,7 @@ def _check_denominators(
 ) -> None:
     """A count that is not the one that the aggregation divides by would be of no use."""
     counts = {"normalizer.policy", "normalizer.kl", "normalizer.sequences"}
-    if "aggregation" not in row.choices or not counts & set(denominators):
+    if not denominators or "aggregation" not in row.choices or not counts & set(denominators):
         return
     aggregation = choices.get("aggregation", row.choices["aggregation"].default)
     needed = {"token_mean": "normalizer.policy", "token_sum": None}

@@ -213,7 +213,7 @@ def policy_loss(
     fused = has_kernel(logps, entropies)
     if call.own and fused:
         call.detached().run_with_gradient()  # which looks at what the arrays hold
-    on_device = _cuda.call_on_cuda(call)
+    on_device = None if fused else _cuda.call_on_cuda(call)
     if on_device is not None:
         call = on_device
     elif call.own or not fused:
