@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
+from tether._checks import hint
 from tether._lists import Choice, Option, Value, checked_settings
 
 _FLAG = ("false", "true")
@@ -20,6 +21,16 @@ class Chosen:
     name: ClassVar[str]
     options: ClassVar[dict[str, Option]]
     choices: ClassVar[dict[str, Choice]]
+
+    def __new__(cls, *_: Any, **settings: Any) -> Chosen:
+        known = cls.__dataclass_fields__
+        for name in settings:
+            if name not in known:
+                raise TypeError(
+                    f'{cls.__name__}: option must be one of {", ".join(known)}, got "{name}"'
+                    f"{hint(name, known)}"
+                )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         checked_settings(type(self).__name__, self.options, self.choices, self.settings())

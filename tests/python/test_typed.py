@@ -18,6 +18,7 @@ from tether import objective, weight
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 FAMILIES = ("policy", "preference", "value")
+DAPO = ", ".join(each.name for each in dataclasses.fields(objective.Dapo))
 BASES = (objective.PolicyObjective, objective.PreferenceObjective, objective.ValueObjective)
 CLASSES = {
     each.name: each
@@ -194,6 +195,10 @@ def test_in_a_compiled_function():
         (ValueError, "Dapo: epsilon_high must be at least 0, got -1",
          lambda: objective.Dapo(epsilon_high=-1)),
         (TypeError, "Dapo: level must be a string, got int", lambda: objective.Dapo(level=3)),
+        (TypeError, f"Dapo: option must be one of {DAPO}, got \"epsilon_hgh\". Did you mean "
+         "epsilon_high?", lambda: objective.Dapo(epsilon_hgh=0.3)),
+        (TypeError, "K3Gate: option must be one of level, high, got \"hig\". Did you mean high?",
+         lambda: weight.K3Gate(hig=0.3)),
         (ValueError, "TvMask: level must be one of token, sequence_mean, sequence_sum, "
          "sequence_min, sequence_max, turn_mean, turn_sum, turn_min, turn_max, got \"tokens\". Did "
          "you mean token?", lambda: weight.TvMask(level="tokens")),
