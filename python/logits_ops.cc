@@ -66,8 +66,9 @@ Tensor statistics_of(const Tensor& logits, const Tensor& targets,
   RowStatistics* rows = rows_in<RowStatistics>("token_logps", block, headers + in.rows) + headers;
   const std::optional<KeptIds> kept = kept_ids("token_logps", support, in.rows);
   if (kept) {
-    const int64_t added =
-        support_statistics(in, wanted, *kept, options, rows, nullptr, torch_executor());
+    const int64_t added = in_words_of("token_logps", "ids of support", [&] {
+      return support_statistics(in, wanted, *kept, options, rows, nullptr, torch_executor());
+    });
     require(added == 0,
             [] { return "token_logps: support must be made of the same targets, got others"; });
   } else {

@@ -112,7 +112,7 @@ def _logps_of_chunks(
         return with_known_ids(
             function,
             lambda: LinearTokenLogps.apply(*linear, *row, shard, function),
-            support,
+            ids,
             ~active,
             vocabulary,
         )

@@ -18,6 +18,7 @@ from tether._linear_ops import (
 )
 from tether._logits_ops import STATISTICS, like_result
 from tether._ops import ops
+from tether._support import with_known_ids
 from tether.logits import with_index_error
 
 _LINEAR = "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets"
@@ -55,7 +56,10 @@ def _logps(hidden, weight, bias, targets, support, active, *rest):
             hidden, weight, bias, targets, support, words, with_entropies, active, chunk, False
         )
 
-    out = with_index_error(function, run, targets, weight.shape[0], ignore_index)
+    def checked():
+        return with_known_ids(function, run, support, ~active, weight.shape[0])
+
+    out = with_index_error(function, checked, targets, weight.shape[0], ignore_index)
     return _present(out[:3], out[0])
 
 

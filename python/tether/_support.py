@@ -229,15 +229,15 @@ def ids_for_kernel(
 
 
 def with_known_ids(
-    function: str, run: Callable, kept: Support | None, ignored: Tensor, vocabulary: int
+    function: str, run: Callable, ids: Tensor | None, ignored: Tensor, vocabulary: int
 ):
     """run(); what an operator says of an unknown id becomes an IndexError."""
     try:
         return run()
     except ValueError as error:
-        if kept is None or ": ids must be in [" not in str(error):
+        if ids is None or ": ids of support must be in [" not in str(error):
             raise
-        raise _unknown_id(function, kept.ids, ignored, vocabulary) from None
+        raise _unknown_id(function, ids, ignored, vocabulary) from None
 
 
 def _is_made(kept: Support) -> bool:

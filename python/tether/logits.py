@@ -161,7 +161,7 @@ def _logps_by_kernel(
         return TokenLogpsOfCaller.apply(logits, targets, ids, words, entropies, buffer, shard)
 
     def checked():
-        return with_known_ids(function, run, support, targets == ignore_index, vocabulary)
+        return with_known_ids(function, run, ids, targets == ignore_index, vocabulary)
 
     logps, found, sums = with_index_error(function, checked, targets, vocabulary, ignore_index)
     further = token_statistics(sums, logits, words) if statistics else ()

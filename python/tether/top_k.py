@@ -117,8 +117,7 @@ def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) ->
         found = ops.head_logps(logits.detach(), rows, *call.settings.words())
         return found.to(wide).view(ids.shape)
     except ValueError as error:
-        words = ValueError(str(error).replace("row_statistics", function, 1))
-        raise _with_place(words, function, head_ids, logits.shape[-1]) from None
+        raise _with_place(error, function, head_ids, logits.shape[-1]) from None
 
 
 # ---- autograd and tracing ------------------------------------------------------------------------

@@ -145,3 +145,23 @@ def test_second_derivatives_are_refused(by_rows, monkeypatch):
     (first,) = torch.autograd.grad(logps.square().sum(), hidden, create_graph=True)
     with pytest.raises(NotImplementedError, match=f"linear_token_logps: {sentence}"):
         first.square().sum().backward()
+
+
+@pytest.mark.parametrize("function", ["linear_token_logps", "linear_policy_loss"])
+def test_in_a_traced_graph_an_unknown_id_is_refused_by_the_function(function):
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    hidden, weight = normal(3, 4, H, seed=2), normal(V, H, seed=3)
+    rest = (torch.ones(3, dtype=torch.float64), torch.ones(3, 4))
+    rest = rest if function == "linear_policy_loss" else ()
+
+    def first(support):
+        return getattr(tether, function)(hidden, weight, targets, *rest, support=support)[0]
+
+    graph = torch.compile(first, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(graph(support), first(support))
+    high = support._replace(ids=support.ids + V)
+    sentence = f"^{function}: support must have ids below {V}, got"
+    for run in (first, graph):
+        with pytest.raises(IndexError, match=sentence):
+            run(high)

@@ -236,6 +236,9 @@ def test_refuses_options():
         tether.top_k_kl(*GOOD, tail="k2")
     with pytest.raises(ValueError, match=r"top_k_kl: temperature must be in \[1e-06, 1e\+06\]"):
         tether.top_k_kl(*GOOD, temperature=0)
+    graph = torch.compile(tether.head_logps, backend="aot_eager", fullgraph=True)
+    with pytest.raises(ValueError, match=r"^head_logps: head_ids must be in \[0, 9\), got -1 at"):
+        graph(torch.zeros(2, 9), torch.tensor([[0, -1], [0, 1]]))
     with pytest.raises(IndexError, match=r"head_logps: head_ids must be in \[0, 9\), got -1"):
         tether.head_logps(GOOD[0], bad_ids(-1))
     with pytest.raises(ValueError, match=r"head_logps: temperature must be in"):
