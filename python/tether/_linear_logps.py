@@ -52,6 +52,10 @@ def walk_of(
     if chunk_bytes is None:
         chunk_bytes = 1 << 30 if _ops.on_cuda(linear.weight) else 256 << 20
     if shard is not None:
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(
+                msg=f"{function}: shard must be None under fullgraph=True, got one"
+            )
         if not has_kernel(*linear):
             raise ValueError(f"{function}: shard must be None for tensors on a device")
         weight = linear.weight

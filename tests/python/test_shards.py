@@ -382,7 +382,8 @@ def test_a_part_of_a_head_breaks_the_graph():
     loss = torch.compile(step, backend="aot_eager")(linear[0])
     torch.testing.assert_close(loss, step(linear[0]), rtol=1e-14, atol=0)
     torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+    sentence = "linear_token_logps: shard must be None under fullgraph=True, got one"
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match=sentence):
         torch.compile(step, backend="aot_eager", fullgraph=True)(linear[0])
 
 
