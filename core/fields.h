@@ -12,6 +12,7 @@ namespace tether {
 
 inline constexpr double infinity = std::numeric_limits<double>::infinity();
 inline constexpr double largest_finite = std::numeric_limits<double>::max();  // any finite number
+inline constexpr double largest_option = 1e12;  // of a finite one: e^60 times it is a float
 
 // An interval of legal values, closed unless `above`: then low itself is not in it.
 struct Range {
@@ -29,7 +30,7 @@ inline std::string text(const Range& range) {
     const std::string low = (range.above ? "greater than " : "at least ") + text(range.low);
     return range.high == largest_finite ? low + " and finite" : low;
   }
-  return "in [" + text(range.low) + ", " + text(range.high) + "]";
+  return (range.above ? "in (" : "in [") + text(range.low) + ", " + text(range.high) + "]";
 }
 
 // One option of an option struct: its name, where it lives, what is legal. An option struct lists

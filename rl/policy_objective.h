@@ -50,10 +50,10 @@ void for_each_option(Objective& objective, Visit visit) {
   objective.surrogate.for_each_field(visit);
   visit("log_ratio_low", objective.log_ratio_clip.low, Range{0, infinity});
   visit("log_ratio_high", objective.log_ratio_clip.high, Range{0, infinity});
-  visit("beta", objective.kl.beta, Range{0, largest_finite});
+  visit("beta", objective.kl.beta, Range{0, largest_option});
   visit("kl_ratio_high", objective.kl.ratio_high, Range{0, infinity, true});
-  visit("entropy_coef", objective.entropy.coefficient, Range{0, largest_finite});
-  visit("constant", objective.aggregation.constant, Range{0, largest_finite, true});
+  visit("entropy_coef", objective.entropy.coefficient, Range{0, largest_option});
+  visit("constant", objective.aggregation.constant, Range{0, largest_option, true});
   const auto visit_form = [&](const std::string& prefix, auto& form) {
     form.for_each_field([&](std::string_view name, auto& value, const Range& range) {
       visit(prefix + std::string(name), value, range);

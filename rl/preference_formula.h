@@ -20,12 +20,11 @@ struct Answer {
 
 namespace detail {
 
-// beta x. One beyond its bound counts as this, with the derivative there, and so does a beta: no
-// product with a score is 0 times infinity.
+// beta x. One beyond its bound counts as this, with the derivative there.
 template <class Number>
 TETHER_INLINE Number scaled_reward(const Number& x, double beta) {
-  constexpr double kLargest = 1e300, kLargestBeta = 1e280;
-  const Number reward = x * (beta < kLargestBeta ? beta : kLargestBeta);
+  constexpr double kLargest = 1e300;
+  const Number reward = x * beta;
   return with_gradient_of(clamp(reward, -kLargest, kLargest), reward);
 }
 

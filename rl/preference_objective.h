@@ -54,9 +54,9 @@ struct PreferenceObjective {
 template <SameBut<PreferenceObjective> Objective, class Visit>
 void for_each_option(Objective& objective, Visit visit) {
   objective.loss.for_each_field(visit);
-  visit("beta", objective.beta, Range{0, largest_finite, true});
-  visit("loss_weight", objective.loss_weight, Range{0, largest_finite});
-  visit("nll_coef", objective.nll.coefficient, Range{0, largest_finite});
+  visit("beta", objective.beta, Range{0, largest_option, true});
+  visit("loss_weight", objective.loss_weight, Range{0, largest_option});
+  visit("nll_coef", objective.nll.coefficient, Range{0, largest_option});
   visit("ld_alpha", objective.ld_alpha, Range{0, 1});
   objective.link.for_each_field([&](std::string_view name, auto& value, const Range& range) {
     visit("link_" + std::string(name), value, range);

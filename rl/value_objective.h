@@ -21,7 +21,7 @@ struct ValueObjective {
 template <SameBut<ValueObjective> Objective, class Visit>
 void for_each_option(Objective& objective, Visit visit) {
   objective.loss.for_each_field(visit);
-  visit("constant", objective.aggregation.constant, Range{0, largest_finite, true});
+  visit("constant", objective.aggregation.constant, Range{0, largest_option, true});
 }
 
 // visit(name, value, names) for every choice of the objective.

@@ -40,7 +40,7 @@ struct GroupAdvantage {
   NanReward nan_reward = NanReward::error;
 
   static constexpr auto fields() {
-    return std::tuple{field("epsilon", &GroupAdvantage::epsilon, {0, largest_finite})};
+    return std::tuple{field("epsilon", &GroupAdvantage::epsilon, {0, largest_option})};
   }
   static constexpr auto choices() {
     return std::tuple{choice("baseline", &GroupAdvantage::baseline, kAdvantageBaselineNames),

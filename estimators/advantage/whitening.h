@@ -51,7 +51,7 @@ struct Whitening {
   bool shift_mean = true;  // false: the mean stays where it is, only the spread becomes 1
 
   static constexpr auto fields() {
-    return std::tuple{field("epsilon", &Whitening::epsilon, {0, largest_finite})};
+    return std::tuple{field("epsilon", &Whitening::epsilon, {0, largest_option})};
   }
   static constexpr auto choices() {
     return std::tuple{choice("shift_mean", &Whitening::shift_mean)};

@@ -22,7 +22,7 @@ struct KlReportOptions {
   double lambda = -1;  // of k_lambda; below 0: fitted on the batch, with a bias of order 1 / tokens
 
   static constexpr auto fields() {
-    return std::tuple{field("lambda", &KlReportOptions::lambda, {-1, largest_finite})};
+    return std::tuple{field("lambda", &KlReportOptions::lambda, {-1, largest_option})};
   }
   static constexpr auto choices() {
     return std::tuple{choice("estimator", &KlReportOptions::estimator, kKlEstimatorNames)};

@@ -24,7 +24,7 @@ struct IsReinforce {
 
   static constexpr Traits traits{.stops_gradient = true, .of_log_ratio = false};
   static constexpr auto fields() {
-    return std::tuple{field("ratio_low", &IsReinforce::ratio_low, {0, infinity}),
+    return std::tuple{field("ratio_low", &IsReinforce::ratio_low, {0, largest_option}),
                       field("ratio_high", &IsReinforce::ratio_high, {0, infinity, true})};
   }
 

@@ -21,7 +21,7 @@ struct QuadraticPull {
 
   static constexpr Traits traits{.of_log_ratio = false, .homogeneous = false};
   static constexpr auto fields() {
-    return std::tuple{field("tau", &QuadraticPull::tau, {0, largest_finite})};
+    return std::tuple{field("tau", &QuadraticPull::tau, {0, largest_option})};
   }
 
   template <class Number, class Constant>

@@ -26,7 +26,7 @@ struct FutureKl {
   static constexpr auto fields() {
     using Self = FutureKl;
     return std::tuple{field("gamma", &Self::gamma, {0, 1}),
-                      field("low", &Self::low, {0, largest_finite}),
+                      field("low", &Self::low, {0, largest_option}),
                       field("high", &Self::high, {0, infinity, true}),
                       field("ratio_high", &Self::ratio_high, {0, infinity, true}),
                       field("safe_ratio", &Self::safe_ratio, {0, infinity, true})};

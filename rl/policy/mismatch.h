@@ -56,7 +56,7 @@ constexpr auto bound_from_above() {
 // Members low and high, between which the ratio is taken as it is.
 template <class Weight>
 constexpr auto bounds_of_ratio() {
-  return std::tuple{field("low", &Weight::low, {0, largest_finite}),
+  return std::tuple{field("low", &Weight::low, {0, largest_option}),
                     field("high", &Weight::high, {0, infinity, true})};
 }
 

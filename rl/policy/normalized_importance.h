@@ -22,7 +22,7 @@ struct NormalizedImportance {
   static constexpr BatchNeeds needs{.old_logps = true, .rollout_logps = true};
   static constexpr auto fields() {
     using Self = NormalizedImportance;
-    return std::tuple{field("low", &Self::low, {0, largest_finite}),
+    return std::tuple{field("low", &Self::low, {0, largest_option}),
                       field("high", &Self::high, {0, infinity, true})};
   }
 

@@ -22,8 +22,8 @@ struct SquaredRegression {
 
   static constexpr Traits traits{.homogeneous = false};
   static constexpr auto fields() {
-    return std::tuple{field("scale", &SquaredRegression::scale, {0, largest_finite}),
-                      field("eta", &SquaredRegression::eta, {0, largest_finite})};
+    return std::tuple{field("scale", &SquaredRegression::scale, {0, largest_option}),
+                      field("eta", &SquaredRegression::eta, {0, largest_option})};
   }
 
   template <class Number, class Constant>

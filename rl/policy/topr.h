@@ -26,8 +26,8 @@ struct TaperedReinforce {
 
   static constexpr Traits traits{.stops_gradient = true, .of_log_ratio = false};
   static constexpr auto fields() {
-    return std::tuple{field("weight_pos", &TaperedReinforce::weight_pos, {0, largest_finite}),
-                      field("weight_neg", &TaperedReinforce::weight_neg, {0, largest_finite}),
+    return std::tuple{field("weight_pos", &TaperedReinforce::weight_pos, {0, largest_option}),
+                      field("weight_neg", &TaperedReinforce::weight_neg, {0, largest_option}),
                       field("ratio_high", &TaperedReinforce::ratio_high, {0, infinity, true})};
   }
 

@@ -24,7 +24,7 @@ struct TvMask {
 
   static constexpr Traits traits{.reads_policy = true};
   static constexpr auto fields() {
-    return std::tuple{field("low", &TvMask::low, {0, largest_finite}),
+    return std::tuple{field("low", &TvMask::low, {0, largest_option}),
                       field("high", &TvMask::high, {0, infinity})};
   }
 

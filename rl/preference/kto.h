@@ -26,8 +26,8 @@ struct KahnemanTversky {
   static constexpr Traits traits{.pulls_back = false};
   static constexpr auto fields() {
     using Kt = KahnemanTversky;
-    return std::tuple{field("desirable_weight", &Kt::desirable_weight, {0, largest_finite}),
-                      field("undesirable_weight", &Kt::undesirable_weight, {0, largest_finite})};
+    return std::tuple{field("desirable_weight", &Kt::desirable_weight, {0, largest_option}),
+                      field("undesirable_weight", &Kt::undesirable_weight, {0, largest_option})};
   }
 
   template <class Number>

@@ -367,16 +367,20 @@ def factors_beyond_float32():
     logps, ref_logps = -torch.rand(2, 2, 3, generator=generator)
     mask, advantages = torch.ones(2, 3), torch.tensor([1.0, -1.0])
     policy = {"ref_logps": ref_logps, "entropies": -logps}
+    pairs = {"loss_scale": 1e300}
+    rows = {"normalizer": tether.Normalizer(scale=1e300)}
     return {
-        "beta": lambda x: tether.policy_loss(x, advantages, mask, beta=1e300, **policy).loss,
+        "beta": lambda x: tether.policy_loss(x, advantages, mask, beta=1e12, **policy).loss,
         "entropy_coef": lambda x: (
-            tether.policy_loss(x, advantages, mask, entropy_coef=1e300, **policy).loss
+            tether.policy_loss(x, advantages, mask, entropy_coef=1e12, **policy).loss
         ),
-        "loss_weight": lambda x: tether.preference_loss(x, ref_logps, mask, loss_weight=1e300).loss,
-        "nll_coef": lambda x: tether.preference_loss(x, ref_logps, mask, nll_coef=1e300).loss,
-        "scale": lambda x: (
-            tether.value_loss(x, ref_logps, mask, normalizer=tether.Normalizer(scale=1e300)).loss
+        "loss_weight": lambda x: (
+            tether.preference_loss(x, ref_logps, mask, loss_weight=1e12, **pairs).loss
         ),
+        "nll_coef": lambda x: (
+            tether.preference_loss(x, ref_logps, mask, nll_coef=1e12, **pairs).loss
+        ),
+        "scale": lambda x: tether.value_loss(x, ref_logps, mask, **rows).loss,
     }, logps
 
 

@@ -623,10 +623,10 @@ def test_ranges_in_words():
         "dual_clip": "greater than 1",
         "log_ratio_low": "at least 0",
         "log_ratio_high": "at least 0",
-        "beta": "at least 0 and finite",
+        "beta": "in [0, 1e+12]",
         "kl_ratio_high": "greater than 0",
-        "entropy_coef": "at least 0 and finite",
-        "constant": "greater than 0 and finite",
+        "entropy_coef": "in [0, 1e+12]",
+        "constant": "in (0, 1e+12]",
     }
 
 

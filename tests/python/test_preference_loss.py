@@ -125,7 +125,7 @@ def test_kto_is_the_expression_of_the_paper():
     torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
 
 
-@pytest.mark.parametrize("weight", [1.3, 1e39])
+@pytest.mark.parametrize("weight", [1.3, 1e12])
 def test_weights_of_classes_are_float64_on_every_path(weight):
     batch = as_taken(padded_pairs(poison=0.0), "kto")
     settings = {"objective": "kto", "desirable_weight": weight, "undesirable_weight": 0.7}
@@ -145,7 +145,7 @@ def test_huge_numbers_give_what_the_kernel_gives():
         {"pairs": 1e-300, "world_size": 1e308},
         {"pairs": 10**19},
         {"loss_weight": 10**300},
-        {"nll_coef": 1e300},
+        {"nll_coef": 1e12},
     ):
         actual = evaluated(on_tensors, batch, **change)
         expected = evaluated(tether.preference_loss, batch, **change)
@@ -400,7 +400,7 @@ ERRORS = {
         ValueError,
         {"link": "kl"},
     ),
-    "beta must be greater than 0 and finite, got 0": (ValueError, {"beta": 0}),
+    "beta must be in (0, 1e+12], got 0": (ValueError, {"beta": 0}),
     "beta must be a number, got str": (TypeError, {"beta": "0.1"}),
     "link must be a string, got int": (TypeError, {"link": 3}),
     "pairs must be greater than 0 and finite, got 0": (ValueError, {"pairs": 0}),

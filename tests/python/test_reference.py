@@ -157,7 +157,7 @@ def test_an_infinite_upstream_gradient_makes_no_nan_of_preference_losses(objecti
 
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("objective", reference.PREFERENCES)
-@pytest.mark.parametrize("beta", [5e-324, 1e-300, 0.1, 1e30, 1e300])
+@pytest.mark.parametrize("beta", [5e-324, 1e-300, 0.1, 1e12])
 def test_preference_losses_are_nan_for_no_finite_input(objective, beta, link):
     for size in (1.0, 1e300, torch.finfo(torch.float64).max):
         logps = doubles(-size, size, size, -size)[:, None].requires_grad_()

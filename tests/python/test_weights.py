@@ -278,7 +278,7 @@ WRONG = {
     },
     'weights of tv_mask must be of low, high, level, got "hi"': {"tv_mask": {"hi": 0.1}},
     'weights of tv_mask must be of low, high, level, got "mode"': {"tv_mask": {"mode": "x"}},
-    "truncated_importance.low must be at least 0 and finite, got inf": {
+    "truncated_importance.low must be in [0, 1e+12], got inf": {
         "truncated_importance": {"low": math.inf, "high": math.inf}
     },
     "truncated_importance.low must be at most truncated_importance.high 2, got 3": {

@@ -37,6 +37,11 @@ T any_finite(std::mt19937& random) {
 }
 
 template <class T>
+double size_of_option(std::mt19937& random) {
+  return std::min(std::abs(double(any_finite<T>(random))), largest_option);
+}
+
+template <class T>
 Batch<T> wild_batch(std::mt19937& random) {
   Batch<T> batch(4, 9);
   for (auto* array : {&batch.logps, &batch.old_logps, &batch.ref_logps, &batch.advantages}) {
@@ -57,6 +62,23 @@ void expect_no_nan(Batch<T>& batch, const PolicyObjective& objective, const std:
   }
 }
 
+// Some options of an objective at an end of their range.
+void move_to_ends(std::mt19937& random, PolicyObjective& objective) {
+  for_each_option(objective, [&](std::string_view name, double& value, const Range& range) {
+    if (name.ends_with("low")) return;  // some are at most another
+    switch (random() % 4) {
+      case 0:
+        value = range.high;
+        break;
+      case 1:
+        value = range.above ? value : range.low;
+        break;
+      default:
+        break;
+    }
+  });
+}
+
 template <class T>
 void expect_finite_policy_losses() {
   std::mt19937 random(7);
@@ -71,6 +93,8 @@ void expect_finite_policy_losses() {
                       .allow_biased_gradient = true};
       choose(objective.kl.estimator, random() % kKlFormNames.size());
       choose(objective.kl.gradient, random() % kKlFormNames.size());
+      if (trial % 2) move_to_ends(random, objective);
+      objective.entropy.coefficient = 0;
       if (clips_log_ratios(objective)) objective.kl.correction = KlCorrection::none;
       expect_no_nan(batch, objective, std::string(row.name) + " " + text(trial));
     }
@@ -127,7 +151,7 @@ void expect_finite_preference_losses() {
       }
       objective.score = PairScore(random() % kPairScoreNames.size());
       objective.nll.mean = NllMean(random() % kNllMeanNames.size());
-      objective.nll.coefficient = random() % 2 ? 0 : std::abs(double(any_finite<T>(random)));
+      objective.nll.coefficient = random() % 2 ? 0 : size_of_option<T>(random);
       if (!objective.loss.takes_labels()) objective.ld_alpha = random() % 2 ? 1 : 0.5;
       const PreferenceTotals out = preference_loss(sides.arrays(batch, objective), objective, {},
                                                    {batch.dlogps.data(), dtype<T>(), 9, 1});
@@ -139,7 +163,7 @@ void expect_finite_preference_losses() {
 template <class T>
 void expect_finite_at_the_ends_of_options() {
   std::mt19937 random(10);
-  const double betas[] = {5e-324, 1e-300, 1e-30, 1e30, 1e300, largest_finite};
+  const double betas[] = {5e-324, 1e-300, 1e-30, 1, 1e6, largest_option};
   const double factors[] = {5e-324, 1, 1e30, largest_finite};
   for (int trial = 0; trial < 200; ++trial) {
     Batch<T> batch = wild_batch<T>(random);
@@ -155,7 +179,7 @@ void expect_finite_at_the_ends_of_options() {
       }
       objective.score = PairScore(random() % kPairScoreNames.size());
       objective.nll.mean = NllMean(random() % kNllMeanNames.size());
-      objective.nll.coefficient = random() % 2 ? 0 : std::abs(double(any_finite<T>(random)));
+      objective.nll.coefficient = random() % 2 ? 0 : size_of_option<T>(random);
       if (!objective.loss.takes_labels()) objective.ld_alpha = random() % 2 ? 1 : 0.5;
       objective.beta = betas[random() % 6];
       const PairNormalizer normalizer{.world_size = factors[random() % 4],

@@ -237,7 +237,7 @@ TEST(PreferenceLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
             name + "ref_logps must be given, got none. Pass them or reference = false");
   EXPECT_EQ(error([](B&, A& a, O&, N&) { a.logps = {}; }), name + "logps must be given, got none");
   EXPECT_EQ(error([](B&, A&, O& o, N&) { o.beta = 0; }),
-            name + "beta must be greater than 0 and finite, got 0");
+            name + "beta must be in (0, 1e+12], got 0");
   EXPECT_EQ(error([](B&, A&, O& o, N&) { o = presets::cdpo(0.1, 0.7); }),
             name + "label_smoothing must be in [0, 0.5], got 0.7");
   EXPECT_EQ(error([](B& b, A&, O&, N&) { b.mask[4] = 2; }),

@@ -47,7 +47,7 @@ TEST(PreferenceObjective, BadOptionsGetOneClearError) {
   EXPECT_EQ(message([&] { set_choice("f", objective, "link", "jss"); }),
             "f: link must be one of " + links + ", got \"jss\"");
   EXPECT_EQ(message([&] { check_objective("f", presets::dpo(0)); }),
-            "f: beta must be greater than 0 and finite, got 0");
+            "f: beta must be in (0, 1e+12], got 0");
   EXPECT_EQ(message([&] { preference_preset("f", "dop"); }),
             "f: objective must be one of " + names_of(kPreferenceCatalogue) + ", got \"dop\"");
 }

@@ -541,7 +541,7 @@ TEST(TokenWeight, WhatAnObjectiveCannotHaveIsRefused) {
             "f: truncated_importance.low must be at most truncated_importance.high 2, got 3");
   objective.weights = {{TvMask{.low = -1}}};
   EXPECT_EQ(message([&] { check_objective("f", objective); }),
-            "f: tv_mask.low must be at least 0 and finite, got -1");
+            "f: tv_mask.low must be in [0, 1e+12], got -1");
   objective.weights.assign(9, {Fixed{}});
   EXPECT_EQ(message([&] { check_objective("f", objective); }),
             "f: weights must be at most 8, got 9");

@@ -19,7 +19,6 @@ LARGEST_VALUE = 1e300  # what is beyond counts as this
 
 
 def _reward(score: Tensor, beta: Number) -> Tensor:
-    beta = beta.double().clamp(max=1e280) if isinstance(beta, Tensor) else min(beta, 1e280)
     x = score.detach() * beta
     return x.clamp(-LARGEST_VALUE, LARGEST_VALUE) + beta * (score - score.detach())
 

@@ -127,7 +127,7 @@ TEST(GroupAdvantage, BadInputGetsOneClearError) {
   EXPECT_EQ(message([] { advantages({1, INFINITY}, 2, {.nan_reward = NanReward::missing}); }),
             "group_advantage: rewards must be finite, got inf at [1]");
   EXPECT_EQ(message([] { advantages({1, 2}, 2, {.epsilon = -1}); }),
-            "group_advantage: epsilon must be at least 0 and finite, got -1");
+            "group_advantage: epsilon must be in [0, 1e+12], got -1");
 }
 
 std::vector<double> returns(const std::vector<double>& rewards, const std::vector<double>& mask,

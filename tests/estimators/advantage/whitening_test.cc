@@ -112,7 +112,7 @@ TEST(Whitening, NothingMergesWithAnything) {
 TEST(Whitening, BadInputGetsOneClearError) {
   Values batch(1, 4, 0, 1);
   EXPECT_EQ(message([&] { batch.whitened({}, {.epsilon = -1}); }),
-            "whiten: epsilon must be at least 0 and finite, got -1");
+            "whiten: epsilon must be in [0, 1e+12], got -1");
   EXPECT_EQ(message([&] { moments({batch.layout(), {}, batch.view(batch.mask)}); }),
             "moments: values must be given, got none");
 }

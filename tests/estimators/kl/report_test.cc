@@ -140,7 +140,7 @@ TEST(KlEstimator, BadInputGetsOneClearError) {
   EXPECT_EQ(message([&] { kl_report({{.rows = 1, .columns = 3}, {}, batch.view(batch.mask)}); }),
             "kl_report: log_ratios must be given, got none");
   EXPECT_EQ(message([&] { batch.report({KlEstimator::k_lambda, std::nan("")}); }),
-            "kl_report: lambda must be at least -1 and finite, got nan");
+            "kl_report: lambda must be in [-1, 1e+12], got nan");
   batch.mask[1] = 1.5;
   EXPECT_EQ(message([&] { batch.report({}); }),
             "kl_report: response_mask must be in [0, 1], got 1.5 at [0, 1]");
