@@ -142,7 +142,8 @@ at::Tensor top_k_kl_any_device(const at::Tensor& q_logits, const TopKReference& 
   const TensorNumber head_p{p.head_logps.to(type).masked_fill(whole_row, 0)};
   const TensorNumber mass_q{1 - head_q.value.exp().sum(-1)};
   const TensorNumber mass_p{1 - head_p.value.exp().sum(-1)};
-  const TensorNumber y_q{log_q(y.unsqueeze(-1)).squeeze(-1)};
+  const at::Tensor drawn = log_q(y.unsqueeze(-1)).squeeze(-1);
+  const TensorNumber y_q{drawn.masked_fill(drawn == minus_infinity, NAN)};
   const TensorNumber y_p{sampled ? p.target_logps.to(type).masked_fill(ignored, 0)
                                  : at::zeros_like(y_q.value)};
   const TensorCondition inside{(active_ids == y.unsqueeze(-1)).any(-1)};

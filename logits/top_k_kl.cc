@@ -115,6 +115,11 @@ TETHER_INLINE double saturated(double logp) {
 // +inf and NaN are not.
 bool is_logp(double number) { return number < infinity; }
 
+// Of a sample of q: NaN where q cannot have drawn it.
+double drawn(double logp) {
+  return logp == -infinity ? std::numeric_limits<double>::quiet_NaN() : logp;
+}
+
 // What the head of one row adds up to, [k] each.
 struct HeadTerms {
   std::vector<double> kl, slopes;  // q u and its derivative by log q
@@ -196,9 +201,10 @@ RowKl kl_of_row(const TopKHeads& heads, const TopKKlOptions& options, int64_t ro
   const bool sampled = is_sampled(options.tail);
   const bool inside = sampled && std::find(ids, ids + k, heads.targets[row]) != ids + k;
   const double log_p_y = sampled ? saturated(heads.p_target_logps[row]) : 0;
+  const double log_q_y = sampled ? drawn(log_q[k]) : 0;
   const Tail tail = tail_kl(options.tail, Tail{mass_beside(head.q, log_q), {{1, 0}}},
                             Constant<double>{mass_beside(head.p, p_logps)}, options.precision,
-                            saturation_of(heads.q.dtype), Tail{sampled ? log_q[k] : 0, {{0, 1}}},
+                            saturation_of(heads.q.dtype), Tail{log_q_y, {{0, 1}}},
                             Constant<double>{log_p_y}, inside);
   RowKl out{.kl = sum(head.kl) + tail.value,
             .head = std::move(head.slopes),

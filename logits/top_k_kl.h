@@ -33,7 +33,7 @@ namespace tether {
 // is off by no more than 2^-24 (1 + max_S |log p|) of it, where p is of float32.
 // A log-probability of -inf is a mass of 0; NaN or +inf in one of them, or a row of q that is NaN
 // (logits/rows.h), make the row NaN. A sample outside the head with a logit of -inf, which q cannot
-// have drawn, makes k1 and k3 NaN or infinite; finite input gives no NaN.
+// have drawn, makes k1 and k3 NaN; finite input gives no NaN.
 // Sampled tails: arXiv:2602.04417; k3 within the tail is not in it.
 enum class TailEstimate { bucket, k1, k3, reverse_bucket };
 inline constexpr std::array<std::string_view, 4> kTailEstimateNames{"bucket", "k1", "k3",
