@@ -28,10 +28,19 @@ at::Tensor row_of_tokens(const at::Tensor& tokens, const at::Tensor& offsets, in
   return at::repeat_interleave(index, offsets.diff().to(at::kLong).to(tokens.device()));
 }
 
-double largest_logp(bool wide) { return wide ? 1e130 : 1e14; }
+double largest_input(bool wide) {
+  return wide ? Largest<double>::kInput : double(Largest<float>::kInput);
+}
 
 at::Tensor saturated(const at::Tensor& x, double largest) {
   return at::where(at::isfinite(x), x.clamp(-largest, largest), x);
+}
+
+at::Tensor beside_ratio(const at::Tensor& advantage, const at::Tensor& log_ratio) {
+  const bool wide = advantage.scalar_type() == at::kDouble;
+  const double of_ratio = wide ? Largest<double>::kOfRatio : double(Largest<float>::kOfRatio);
+  const at::Tensor largest = of_ratio / exp(TensorNumber{log_ratio.detach()}).value;
+  return at::where(at::isfinite(advantage), advantage.clamp(-largest, largest), advantage);
 }
 
 FlatBatch flattened(const PolicyBatch& batch, const std::vector<TokenWeight>& weights) {
@@ -44,7 +53,7 @@ FlatBatch flattened(const PolicyBatch& batch, const std::vector<TokenWeight>& we
   out.active = out.weight != 0;
   const auto selected = [&](const at::Tensor& tensor) {
     const at::Tensor values = tensor.detach().to(dtype).reshape({-1});
-    return saturated(at::where(out.active, values, at::zeros_like(values)), largest_logp(wide));
+    return saturated(at::where(out.active, values, at::zeros_like(values)), largest_input(wide));
   };
   const bool per_row = batch.advantages.sizes() != batch.logps.sizes();
   out.logp = selected(batch.logps);
@@ -52,11 +61,13 @@ FlatBatch flattened(const PolicyBatch& batch, const std::vector<TokenWeight>& we
   out.ref_logp = batch.ref_logps.defined() ? selected(batch.ref_logps) : at::zeros_like(out.logp);
   out.rollout_logp =
       batch.rollout_logps.defined() ? selected(batch.rollout_logps) : at::zeros_like(out.logp);
-  out.entropy = batch.entropies.defined() ? selected(batch.entropies) : at::zeros_like(out.logp);
+  out.entropy = at::zeros_like(out.logp);
+  if (batch.entropies.defined()) {
+    const at::Tensor entropies = batch.entropies.detach().to(dtype).reshape({-1});
+    out.entropy = at::where(out.active, entropies, out.entropy);
+  }
   out.advantage =
       selected(per_row ? batch.advantages.select(1, 0).index_select(0, out.row) : batch.advantages);
-  out.advantage = saturated(
-      out.advantage, wide ? Largest<double>::kAdvantage : double(Largest<float>::kAdvantage));
   out.row_tokens = row_sums(out, out.weight);
   const auto given = [&](const at::Tensor& tensor) {
     if (!tensor.defined()) return at::ones_like(out.logp);

@@ -36,7 +36,9 @@ PolicyBatch gated(const PolicyBatch& batch, const PolicyObjective& objective);
 at::Tensor row_of_tokens(const at::Tensor& tokens, const at::Tensor& offsets, int64_t rows);
 
 // Finite log-probabilities beyond this count as this: products of their squares stay finite.
-double largest_logp(bool wide);
+double largest_input(bool wide);
+// Advantages as a surrogate sees them beside their ratios (rl/kernels/bounds.h).
+at::Tensor beside_ratio(const at::Tensor& advantage, const at::Tensor& log_ratio);
 at::Tensor saturated(const at::Tensor& x, double largest);
 
 // [rows]

@@ -50,8 +50,10 @@ double saturation(const at::Tensor& x) {
 
 at::Tensor saturated(const at::Tensor& x) { return x.clamp(-saturation(x), saturation(x)); }
 
+// One that the type cannot hold is infinity.
 at::Tensor constant_like(const at::Tensor& x, double value) {
-  return at::scalar_tensor(value, x.options().requires_grad(false));
+  const auto options = x.options().requires_grad(false);
+  return at::scalar_tensor(value, options.dtype(at::kDouble)).to(options.dtype());
 }
 
 // e^d - 1 - d: the series where the difference would cancel.

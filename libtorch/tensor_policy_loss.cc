@@ -52,6 +52,8 @@ Levelled levelled(const PolicyObjective& objective, const FlatSegments& segments
     if (level.is_mean) {
       sums = sums / at::where(segments.n > 0, segments.n, at::ones_like(segments.n));
     }
+    const double largest = largest_input(sums.scalar_type() == at::kDouble);
+    sums = with_gradient_of({saturated(sums.detach(), largest)}, TensorNumber{sums}).value;
     return segments.spread(sums);
   };
   if (!level.shared) return {logp, log_ratio - log_ratio.detach() + spread(log_ratio).detach()};
@@ -141,8 +143,9 @@ TokenTerms terms_of(const PolicyObjective& objective, const FlatBatch& batch,
   const Levelled level = levelled(objective, segments, batch, logp);
   const auto stepped = [&](const at::Tensor& x) { return step.defined() ? x + step : x; };
   const TensorNumber log_ratio{stepped(level.log_ratio)};
+  const at::Tensor advantage = beside_ratio(batch.advantage, level.log_ratio);
   const TensorToken token{{stepped(level.logp)}, log_ratio,        exp(log_ratio),
-                          {batch.advantage},     {batch.old_logp}, {batch.ref_logp}};
+                          {advantage},           {batch.old_logp}, {batch.ref_logp}};
   const at::Tensor loss = bounded(on_tensors(objective.surrogate, token));
   const at::Tensor kl = objective.kl.beta > 0
                             ? bounded(kl_of(objective, batch, segments, logp, level.log_ratio, use))
@@ -277,7 +280,7 @@ at::Tensor tensor_token_losses(const PolicyBatch& given, const PolicyObjective& 
   const auto selected = [&](const at::Tensor& tensor) {
     const at::Tensor values = tensor.to(flat.weight.scalar_type()).reshape({-1});
     const at::Tensor x = at::where(flat.active, values, at::zeros_like(values));
-    return with_gradient_of({saturated(x.detach(), largest_logp(wide))}, TensorNumber{x}).value;
+    return with_gradient_of({saturated(x.detach(), largest_input(wide))}, TensorNumber{x}).value;
   };
   const at::Tensor logp = selected(batch.logps);
   const LevelRule& rule = rule_of(objective.level);

@@ -41,7 +41,7 @@ struct FlatValues {
 
 FlatValues flattened(const ValueBatch& batch) {
   const auto dtype = detail::result_type(batch.values);
-  const double largest = dtype == at::kDouble ? Largest<double>::kValue : Largest<float>::kValue;
+  const double largest = dtype == at::kDouble ? Largest<double>::kInput : Largest<float>::kInput;
   FlatValues out;
   out.weight = batch.response_mask.to(dtype).reshape({-1});
   const auto selected = [&](const at::Tensor& tensor) {

@@ -114,7 +114,7 @@ TETHER_TEAM void add_answer_token(const PreferenceParameters& in, int64_t row, i
   const double q = in.has_nll_mask() ? load_mask(layout, in.batch.nll_mask, row, column) : w;
   if (w == 0 && q == 0) return;
   const auto number = [&](const ConstArray& array) {
-    return double{saturated(load(layout, array, row, column), Largest<float>::kLogp)};
+    return double{saturated(load(layout, array, row, column), Largest<float>::kInput)};
   };
   const double logp = number(in.batch.logps);
   own.nll_n += q;

@@ -8,18 +8,16 @@
 namespace tether {
 
 // Finite inputs give finite results: beyond these bounds a number counts as the bound, so that
-// neither a difference of infinities nor 0 times one makes NaN of it. The square of a
-// log-probability, an advantage times it or the largest ratio, and a value's square are still of
-// the type.
+// neither a difference of infinities nor 0 times one makes NaN of it. The square of an input, and
+// an advantage times its ratio, are still of the type.
 template <class T>
 struct Largest {
-  static constexpr T kResult = T(1e300), kLogp = T(1e130), kAdvantage = T(1e40), kWeight = T(1e40),
-                     kValue = T(1e140);
+  static constexpr T kResult = T(1e300), kInput = T(1e140), kOfRatio = T(1e300), kWeight = T(1e40);
 };
 template <>
 struct Largest<float> {
-  static constexpr float kResult = std::numeric_limits<float>::max(), kLogp = 1e14f,
-                         kAdvantage = 1e12f, kWeight = 1e12f, kValue = 1e18f;
+  static constexpr float kResult = std::numeric_limits<float>::max(), kInput = 1e18f,
+                         kOfRatio = 3e38f, kWeight = 1e12f;
 };
 
 // Of a result.
@@ -31,6 +29,12 @@ TETHER_INLINE T bounded(T x) {
 template <class T>
 TETHER_INLINE T saturated(T x, T largest) {
   return x - x == T(0) ? bounded(x, largest) : x;
+}
+// An advantage, as a surrogate sees it beside its ratio.
+template <class T>
+TETHER_INLINE T beside_ratio(T advantage, T ratio) {
+  const T largest = Largest<T>::kOfRatio / ratio;
+  return saturated(advantage, largest < Largest<T>::kInput ? largest : Largest<T>::kInput);
 }
 // A sum in double as a number of a block.
 template <class T>

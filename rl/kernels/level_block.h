@@ -28,8 +28,8 @@ TETHER_INLINE LevelTerm level_term(const TokenBlock<T>& block, const LogRatioCli
   const double w = double(block.weight[i]);
   double logp = double(block.logp[i]), old_logp = double(block.old_logp[i]);
   if constexpr (sizeof(T) == sizeof(double)) {  // floats do not overflow here
-    logp = saturated(logp, Largest<double>::kLogp);
-    old_logp = saturated(old_logp, Largest<double>::kLogp);
+    logp = saturated(logp, Largest<double>::kInput);
+    old_logp = saturated(old_logp, Largest<double>::kInput);
   }
   double log_ratio = logp - old_logp;
   if constexpr (kClipped) log_ratio = clipped(log_ratio, double(block.advantage[i]), clip);

@@ -62,7 +62,7 @@ void fill_shared_ratios(const Call& call, const Place& place, RatioSegments<T>& 
 
 // The ratios of the tokens in the block, their surrogate and their penalty. Between the loops it
 // asks for the next block, an array at a time: more at once would wait for one another.
-template <class T>
+template <bool kBounded, class T>
 void fill_terms(const Call& call, const Place& place, const RowFactors<T>& row,
                 TokenBlock<T>& block) {
   const PolicyArrays& batch = call.batch;
@@ -76,6 +76,7 @@ void fill_terms(const Call& call, const Place& place, const RowFactors<T>& row,
     fill_shared_ratios(call, place, row.segments, block);
     fill_ratio_weights(block);
   }
+  if constexpr (kBounded) bound_advantages(block);
   prefetch(batch.layout, old_logps_of(batch), next);
   prefetch(batch.layout, call.gradients.logps, place);
   const T* logp = shares_ratio(objective.level) ? block.level_logp : block.logp;
@@ -104,7 +105,7 @@ template <bool kBounded, class T>
 void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& row,
                     TokenBlock<T>& block, MetricSums& metrics) {
   if constexpr (kBounded) saturate(call.batch, block);
-  fill_terms(call, place, row, block);
+  fill_terms<kBounded>(call, place, row, block);
   const bool weighted = call.weighted();
   if (weighted) {
     fill_weights(call.weights, place, row.weights, bool(call.batch.token_weights), block);

@@ -65,7 +65,8 @@ TETHER_TEAM double level_scale(const PolicyParameters& in, double n) {
 TETHER_TEAM RowRatio row_ratio_of(const PolicyParameters& in, const LevelSums& sums) {
   if (!in.by_row) return {};
   const double scale = level_scale(in, sums.n);
-  return {narrow<float>(scale * sums.logp), narrow(scale * sums.log_ratio, Largest<float>::kLogp),
+  constexpr float kLargest = Largest<float>::kInput;
+  return {narrow(scale * sums.logp, kLargest), narrow(scale * sums.log_ratio, kLargest),
           narrow<float>(sums.n > 0 ? 1 / sums.n : 1)};
 }
 

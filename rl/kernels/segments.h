@@ -41,8 +41,8 @@ struct SharedRatio {
   void set(double mean_logp, double mean_log_ratio, double n,
            const std::optional<KlWeightBounds>& of_penalty) {
     const T bound = kSaturation<T>;
-    logp = narrow<T>(mean_logp);
-    log_ratio = narrow(mean_log_ratio, Largest<T>::kLogp);
+    logp = narrow(mean_logp, Largest<T>::kInput);
+    log_ratio = narrow(mean_log_ratio, Largest<T>::kInput);
     const auto both = math::exp_and_expm1_minus(log_ratio, -bound, bound);
     ratio = both.exp;
     ratio_k3 = both.expm1_minus;

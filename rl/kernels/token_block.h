@@ -94,11 +94,20 @@ TETHER_CLONES void saturate_column(T largest, int count, T* column) {
 // the columns are not looked at.
 template <class Batch, class T>
 void saturate(const Batch& batch, TokenBlock<T>& block) {
-  saturate_column(Largest<T>::kLogp, block.size, block.logp);
-  saturate_column(Largest<T>::kLogp, block.size, block.old_logp);
-  saturate_column(Largest<T>::kAdvantage, block.size, block.advantage);
-  if (batch.ref_logps) saturate_column(Largest<T>::kLogp, block.size, block.ref_logp);
-  if (batch.rollout_logps) saturate_column(Largest<T>::kLogp, block.size, block.rollout_logp);
+  saturate_column(Largest<T>::kInput, block.size, block.logp);
+  saturate_column(Largest<T>::kInput, block.size, block.old_logp);
+  saturate_column(Largest<T>::kInput, block.size, block.advantage);
+  if (batch.ref_logps) saturate_column(Largest<T>::kInput, block.size, block.ref_logp);
+  if (batch.rollout_logps) saturate_column(Largest<T>::kInput, block.size, block.rollout_logp);
+}
+
+template <class T>
+TETHER_CLONES void bound_advantages(TokenBlock<T>& block) {
+  const int size = block.size / kLanes * kLanes;
+#pragma GCC ivdep
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    block.advantage[i] = beside_ratio(block.advantage[i], block.ratio[i]);
+  }
 }
 
 // `saturation` is an argument because GCC makes cases of a constant.

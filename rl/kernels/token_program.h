@@ -70,10 +70,10 @@ struct LoadedToken {
     const auto number = [&](const ConstArray& array, float largest) {
       return saturated(load(in.layout, array, row, column), largest);
     };
-    constexpr float kLogp = Largest<float>::kLogp;
+    constexpr float kLogp = Largest<float>::kInput;
     logp = saturated(own_logp, kLogp);
     old_logp = in.old_logps ? number(in.old_logps, kLogp) : logp;
-    advantage = number(in.advantages, Largest<float>::kAdvantage);
+    advantage = number(in.advantages, Largest<float>::kInput);
     if (in.ref_logps) ref_logp = number(in.ref_logps, kLogp);
     if (in.beta > 0) anchor_logp = in.anchor_logps ? number(in.anchor_logps, kLogp) : logp;
   }
@@ -179,9 +179,9 @@ TETHER_TEAM Dual<float> surrogate_of(const Formula& formula, const PolicyParamet
                                      const LoadedToken& token, const RowRatio& row_ratio,
                                      float log_ratio, float ratio) {
   const float logp = in.is_shared ? row_ratio.logp : token.logp;
-  const Token<Dual<float>, Constant<float>> seen{{logp, 1},        {log_ratio, 1},
-                                                 {ratio, ratio},   {token.advantage},
-                                                 {token.old_logp}, {token.ref_logp}};
+  const float advantage = beside_ratio(token.advantage, ratio);
+  const Token<Dual<float>, Constant<float>> seen{{logp, 1},   {log_ratio, 1},   {ratio, ratio},
+                                                 {advantage}, {token.old_logp}, {token.ref_logp}};
   const Dual<float> loss = formula(seen);
   return {bounded(loss.value), bounded(loss.grad)};
 }

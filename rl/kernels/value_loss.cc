@@ -62,7 +62,7 @@ ValueMetrics metrics_of(const ValueSums& totals, const Pivot& pivot) {
 template <class T>
 void fill_losses(const ValueFormula& formula, ValueBlock<T>& block) {
   for (T* column : {block.value, block.old_value, block.target}) {
-    saturate_column(Largest<T>::kValue, block.size, column);
+    saturate_column(Largest<T>::kInput, block.size, column);
   }
   formula(ValueColumns<T>{block.value, block.old_value, block.target, block.size}, block.loss,
           block.dloss);

@@ -105,7 +105,7 @@ template <class Formula>
 TETHER_TEAM float add_value(const Formula& formula, const ValueParameters& in, float factor,
                             int64_t row, int64_t column, float w, ValueSums& sums) {
   const auto number = [&](const ConstArray& array) {
-    return saturated(load(in.batch.layout, array, row, column), Largest<float>::kValue);
+    return saturated(load(in.batch.layout, array, row, column), Largest<float>::kInput);
   };
   const float value = number(in.batch.values), old_value = number(in.batch.old_values);
   const float target = number(in.batch.returns);

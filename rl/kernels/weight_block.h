@@ -163,7 +163,7 @@ void find_statistics(const PolicyArrays& batch, const std::vector<TokenWeight>& 
     if (rule.segment == Segment::row) out[k][0].measures = of_row.totals(n);
     for (WeightSegment<T>& each : out[k]) {
       if (each.measures.n == 0) continue;
-      each.statistic = narrow<T>(each.measures.reduced(rule.reduction), Largest<T>::kLogp);
+      each.statistic = narrow<T>(each.measures.reduced(rule.reduction), Largest<T>::kInput);
       if (rule.segment == Segment::row && formula.traits().by_sign)
         each.of_signs = weights_of_signs(formula, each.statistic);
     }

@@ -33,11 +33,11 @@ TETHER_TEAM WeightToken<Constant<float>> weight_token(const WeightParameters& in
     if (!read || !array) return Constant<float>{kNaN};
     return Constant<float>{saturated(load(in.layout, array, row, column), largest)};
   };
-  constexpr float kLogp = Largest<float>::kLogp;
+  constexpr float kLogp = Largest<float>::kInput;
   return {number(kReads.reads_policy, in.logps, kLogp), number(true, in.old_logps, kLogp),
           number(kReads.needs_ref_logps, in.ref_logps, kLogp),
           number(kReads.needs_rollout_logps, in.rollout_logps, kLogp),
-          number(true, in.advantages, Largest<float>::kAdvantage)};
+          number(true, in.advantages, Largest<float>::kInput)};
 }
 
 // The measure of a token with a NaN or infinity is NaN, although its formula may hide it.
@@ -71,7 +71,7 @@ TETHER_TEAM float statistic_of_row(const Team& team, const Formula& formula,
   });
   const MeasureTotals all{sums.each[0], sums.each[1], extremes.each[0], -extremes.each[1]};
   if (all.n == 0) return 0;
-  return narrow(all.reduced(in.reduction), Largest<float>::kLogp);
+  return narrow(all.reduced(in.reduction), Largest<float>::kInput);
 }
 
 template <class Formula, class Team>

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from tether.reference.kl import k3
-from tether.reference.numbers import saturated, spoiling, wide_dtype, with_gradient_of
+from tether.reference.numbers import (
+    of_sound_rows,
+    saturated,
+    spoiling,
+    wide_dtype,
+    with_gradient_of,
+)
 
 
 def token_logps(
@@ -53,7 +59,7 @@ def token_statistics(
     """
     ignored = targets == ignore_index
     x = _final_logits(logits.detach(), ignored, temperature, scale, softcap)
-    present = x > -math.inf
+    present = x != -math.inf
     p = torch.softmax(x, -1)
     mean = torch.where(present, x, 0).sum(-1) / present.sum(-1)
     y, _ = _known(targets.masked_fill(ignored, 0), x)
@@ -89,7 +95,14 @@ def _below_largest(x: Tensor) -> tuple[Tensor, Tensor]:
     top = x.gather(-1, largest)
     is_largest = torch.zeros_like(x, dtype=torch.bool).scatter(-1, largest, True)
     below = torch.where(is_largest, (top - top).detach(), x - top)
-    return below, torch.where(is_largest, 0.0, below.exp()).sum(-1)
+    rest = torch.where(is_largest, 0.0, below.exp()).sum(-1)
+    return below, rest + 0 * top.detach()[..., 0]  # NaN where nothing is the largest
+
+
+def _sound(logits: Tensor, ignored: Tensor | None) -> Tensor:
+    """The logits. The gradient of a row without a largest number is NaN, as its values are."""
+    sound = logits.detach().amax(-1).isfinite()
+    return of_sound_rows(logits, sound if ignored is None else sound | ignored)
 
 
 # Finite log-probabilities, and logits over the temperature, beyond this count as this.
@@ -98,7 +111,7 @@ _FARTHEST = {torch.float32: 2.0**110, torch.float64: 2.0**900}
 
 def _log_softmax(logits: Tensor, inactive: Tensor | None, temperature: float) -> Tensor:
     """Of rows of zeros where inactive."""
-    x = logits.to(wide_dtype(logits.dtype))
+    x = _sound(logits, inactive).to(wide_dtype(logits.dtype))
     x = x.masked_fill(x == -math.inf, -math.inf)
     if inactive is not None:
         x = x.masked_fill(inactive[..., None], 0)
@@ -121,7 +134,7 @@ def _final_logits(
     logits: Tensor, ignored: Tensor, temperature: float, scale: float, softcap: float
 ) -> Tensor:
     """What the softmax is of; rows of zeros where ignored."""
-    logits = logits.masked_fill(ignored[..., None], 0)
+    logits = _sound(logits, ignored).masked_fill(ignored[..., None], 0)
     absent, infinite = logits == -math.inf, logits == math.inf
     x = logits.to(wide_dtype(logits.dtype)) * scale
     if softcap > 0:
@@ -189,7 +202,8 @@ def top_k_kl(
         k1: B + [y not in S] rho (u_y - log(Q / P)),  k3: B + [y not in S] rho k3(log(Q / P) - u_y)
         reverse_bucket: -sum_S p u - P log(Q / P), of KL(p || q)
     where rho = q_y / stop_gradient(q_y). Never negative but with k1. Ignored targets get 0. NaN or
-    +inf among the log-probabilities makes the position NaN; -inf is a mass of 0.
+    +inf among the log-probabilities makes the position NaN, as does a sample that q cannot have
+    drawn; -inf is a mass of 0.
     """
     shape = q_logits.shape[:-1]
     y = head_ids.new_zeros(shape) if targets is None else targets.to(torch.int64)
@@ -213,6 +227,7 @@ def top_k_kl(
     if tail in ("k1", "k3"):
         inside = (ids == y[..., None]).any(-1)
         log_q_y = log_softmax.gather(-1, y[..., None])[..., 0].masked_fill(inside, 0)
+        sound = sound & (log_q_y > -math.inf)  # or q cannot have drawn it
         target_logps = target_logps.to(log_softmax.dtype).masked_fill(ignored, 0)
         sound = sound & (target_logps < math.inf) & known_y
         held = log_q_y.detach()

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Number = float | Tensor
 
@@ -15,11 +16,12 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def number_beside(value: Number, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of one number on the device of `like`, in its dtype unless said. What Python has is
-    written there: a copy from the host would be waited for."""
+    """A tensor of one number on the device of `like`, in its dtype unless said; one that is larger
+    is infinity. What Python has is written there: a copy from the host would be waited for."""
     dtype = dtype or like.dtype
     if isinstance(value, Tensor):
         return value.to(like.device, dtype)
+    value = math.copysign(math.inf, value) if abs(value) > torch.finfo(dtype).max else value
     return torch.full((), value, dtype=dtype, device=like.device)
 
 
@@ -38,7 +40,7 @@ def clamp(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
 def saturate(x: Tensor, *, below: bool) -> Tensor:
     """x, at most 60 (600), and with `below` at least -60 (-600), with derivative 1 everywhere."""
     bound = 600.0 if x.dtype == torch.float64 else 60.0
-    return x.detach().clamp(-bound if below else -math.inf, bound) + (x - x.detach())
+    return with_gradient_of(x.clamp(-bound if below else -math.inf, bound), x)
 
 
 def exp(x: Tensor) -> Tensor:
@@ -46,18 +48,45 @@ def exp(x: Tensor) -> Tensor:
     return torch.exp(saturate(x, below=True))
 
 
+class _WithGradientOf(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value, source):
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None, gradient
+
+
 def with_gradient_of(value: Tensor, source: Tensor) -> Tensor:
-    """Straight through: the value of one, the gradient of the other, 0 where that overflowed."""
+    """Straight through: the value of one, the gradient of the other. Forward mode's is 0 where that
+    overflowed."""
+    if forward_ad._current_level < 0:
+        return _WithGradientOf.apply(value.detach(), source)
     return value.detach() + torch.nan_to_num(source - source.detach(), nan=0.0)
 
 
-# Finite log-probabilities beyond this count as this: products of their squares stay finite.
-LARGEST_LOGP = {torch.float32: 1e14, torch.float64: 1e130}
+# Finite inputs beyond this count as this: their squares stay finite.
+LARGEST_INPUT = {torch.float32: 1e18, torch.float64: 1e140}
+# So does an advantage, as a surrogate sees it, beyond this over its ratio.
+_LARGEST_OF_RATIO = {torch.float32: 3e38, torch.float64: 1e300}
 
 
 def saturated(x: Tensor, largest: float) -> Tensor:
     """A finite number beyond `largest` counts as this, with derivative 1; infinity as it is."""
     return with_gradient_of(torch.where(x.isfinite(), x.detach().clamp(-largest, largest), x), x)
+
+
+def beside_ratio(advantage: Tensor, log_ratio: Tensor) -> Tensor:
+    """Advantages whose products with their ratios do not overflow."""
+    largest = _LARGEST_OF_RATIO[advantage.dtype] / exp(log_ratio.detach())
+    return advantage.clamp(-largest, largest)
 
 
 def spoil_of(sound: Tensor, x: Tensor) -> Tensor:
@@ -70,10 +99,34 @@ def spoiling(sound: Tensor, like: Tensor) -> Tensor:
     return torch.where(sound, torch.ones_like(like), math.nan)
 
 
-def bounded(x: Tensor) -> Tensor:
-    """What overflowed counts as the largest number; NaN stays NaN."""
+class _OfSoundRows(torch.autograd.Function):
+    """The rows, with a gradient of NaN where they are not sound, of columns at -inf too."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, sound):
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (sound,) = ctx.saved_tensors
+        return torch.where(sound[..., None], gradient, math.nan), None
+
+
+def of_sound_rows(x: Tensor, sound: Tensor) -> Tensor:
+    return _OfSoundRows.apply(x, sound) if x.requires_grad else x
+
+
+def bounded(x: Tensor, source: Tensor | None = None) -> Tensor:
+    """What overflowed counts as the largest number; NaN stays NaN. With the gradient of `source`,
+    or of x."""
     largest = 1e300 if x.dtype == torch.float64 else torch.finfo(x.dtype).max
-    return with_gradient_of(x.clamp(-largest, largest), x)
+    return with_gradient_of(x.clamp(-largest, largest), x if source is None else source)
 
 
 def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:

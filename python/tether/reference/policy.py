@@ -10,7 +10,15 @@ from torch import Tensor
 
 from tether._checks import savable
 from tether.reference.kl import KL_SETTINGS, k1, k3, kl_term
-from tether.reference.numbers import bounded, exp, narrowed, spoil_of, wide_dtype
+from tether.reference.numbers import (
+    beside_ratio,
+    bounded,
+    exp,
+    narrowed,
+    spoil_of,
+    wide_dtype,
+    with_slope,
+)
 from tether.reference.objectives import OBJECTIVES, Row
 from tether.reference.rows import (
     LEVELS,
@@ -87,6 +95,8 @@ def policy_loss(
     total = total + mean(terms.kl, kl_tokens, terms.beta)
     if terms.entropic:
         total = total - mean(terms.entropy(), policy, entropy_coef)
+    elif batch.entropies is not None:  # a gradient of 0, as the kernels have it
+        total = total + 0 * tokens.entropy.nan_to_num(0, 0, 0).sum()
     with torch.no_grad():
         sums, maxima = _metrics(terms)
     return PolicyTotals(narrowed(total, wide_dtype(logps.dtype)), sums, maxima)
@@ -124,8 +134,9 @@ class Terms(NamedTuple):
         return weighted + 0 * weighted.detach()  # infinity is NaN
 
     def weighted(self) -> Tensor:
-        """W S"""
-        return bounded(self.weight * self.loss)
+        """W S. Its slope is W times that of S where the gradient of S arrives at a token: before,
+        as torch would have it, the product with an advantage may overflow."""
+        return bounded(self.weight * self.loss, self.loss)
 
 
 def _terms(
@@ -145,12 +156,14 @@ def _terms(
     )
     clip = {name: options.pop(name, row.log_ratio_clip) for name in LOG_RATIO_CLIP}
     logp, log_ratio = levelled(segments, tokens, segment_n, level, **clip)
-    loss, clipped = _surrogate(row, batch, tokens, logp, log_ratio, options)
+    staying = [each for each in weights if not each[0].leaves]
+    weight = tokens.token_weight * product_of_weights(rows, tokens, n, batch, staying)
+    seen = tokens._replace(advantage=beside_ratio(tokens.advantage, log_ratio))
+    sources = (with_slope(each, weight, each) for each in (logp, log_ratio))
+    loss, clipped = _surrogate(row, batch, seen, *sources, options)
     sharing = (segments, tokens.weight, segment_n, level, is_aggregated)
     kl, anchor = _penalty(batch, tokens, log_ratio, beta, sharing, **penalty)
     entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, batch.entropies)
-    staying = [each for each in weights if not each[0].leaves]
-    weight = tokens.token_weight * product_of_weights(rows, tokens, n, batch, staying)
     sound = _sound(tokens, weight, log_ratio, loss, kl, anchor)
     return Terms(
         rows=rows,

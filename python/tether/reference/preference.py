@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tether._checks import number_of, savable
 from tether.reference.numbers import (
-    LARGEST_LOGP,
+    LARGEST_INPUT,
     Number,
     bounded,
     narrowed,
@@ -121,7 +121,7 @@ def preference_loss(
         block = torch.stack([nll.sum(), nll_count] if with_nll else [zero, zero])
         blocks.insert(-1, block)
         sums = torch.stack(blocks)
-    return PreferenceTotals(narrowed(loss, wide_dtype(logps.dtype)), sums)
+    return PreferenceTotals(narrowed(bounded(loss), wide_dtype(logps.dtype)), sums)
 
 
 def _share(of_step: Number | None, local: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def _answers(
     def row_sums(tensor: Tensor, of: Tensor, active: Tensor) -> Tensor:
         each = torch.where(active != 0, tensor.to(wide), 0.0)
         if wide == torch.float64:  # sums of float32 do not overflow there
-            each = saturated(each, LARGEST_LOGP[wide])
+            each = saturated(each, LARGEST_INPUT[wide])
         return rows.sum((of * each).double())
 
     def over(sums: Tensor, n: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tether._checks import check_offset_values, savable
 from tether.reference.numbers import (
-    LARGEST_LOGP,
+    LARGEST_INPUT,
     Number,
     clamp,
     saturated,
@@ -152,8 +152,7 @@ class SharedRatio(NamedTuple):
         return (rest / self.over).to(terms.dtype)
 
 
-# Of advantages and weights.
-_LARGEST_ADVANTAGE = {torch.float64: 1e40, torch.float32: 1e12}
+_LARGEST_WEIGHT = {torch.float64: 1e40, torch.float32: 1e12}
 
 
 class Batch(NamedTuple):
@@ -207,25 +206,27 @@ def selected_tokens(rows: Rows, batch: Batch) -> Tokens:
     if advantages.shape != batch.logps.shape:
         advantages = rows.spread(advantages.reshape(-1))
 
-    def select(tensor: Tensor | None, largest: float = LARGEST_LOGP[wide]) -> Tensor:
+    def active(tensor: Tensor | None) -> Tensor:
         if tensor is None:
             return torch.zeros_like(weight)
-        return saturated(torch.where(weight != 0, tensor.to(wide), 0.0), largest)
+        return torch.where(weight != 0, tensor.to(wide), 0.0)
+
+    def select(tensor: Tensor | None) -> Tensor:
+        return saturated(active(tensor), LARGEST_INPUT[wide])
 
     def given(weights: Tensor | None) -> Tensor:
         if weights is None:
             return torch.ones_like(weight)
         weights = torch.where(weight != 0, savable(weights).to(wide), 1.0)
-        return saturated(weights, _LARGEST_ADVANTAGE[wide])
+        return saturated(weights, _LARGEST_WEIGHT[wide])
 
     logp = select(batch.logps)
     old_logp = logp.detach() if batch.old_logps is None else select(batch.old_logps)
-    advantage = select(advantages, _LARGEST_ADVANTAGE[wide])
-    further = (select(each) for each in (batch.ref_logps, batch.rollout_logps, batch.entropies))
+    further = (select(each) for each in (advantages, batch.ref_logps, batch.rollout_logps))
     weights = (
         given(each) for each in (batch.token_weights, batch.kl_weights, batch.entropy_weights)
     )
-    return Tokens(weight, logp, old_logp, advantage, *further, *weights)
+    return Tokens(weight, logp, old_logp, *further, active(batch.entropies), *weights)
 
 
 def segments_of(
@@ -294,7 +295,8 @@ def levelled(
         sums = segments.sum((tokens.weight * values).double())
         if level.is_mean:
             sums = sums / torch.where(n > 0, n, 1.0)
-        return segments.spread(sums.to(values.dtype)).expand_as(values)
+        shared = saturated(sums.to(values.dtype), LARGEST_INPUT[values.dtype])
+        return segments.spread(shared).expand_as(values)
 
     if not level.shared:
         return tokens.logp, with_gradient_of(spread(log_ratio), log_ratio)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tether._checks import savable
 from tether.reference.numbers import (
+    LARGEST_INPUT,
     Number,
     clamp,
     maximum,
@@ -80,9 +81,8 @@ def value_loss(
     active = weight != 0
 
     def selected(tensor):
-        return saturated(torch.where(active, tensor.to(wide), 0.0), largest)
+        return saturated(torch.where(active, tensor.to(wide), 0.0), LARGEST_INPUT[wide])
 
-    largest = 1e140 if wide == torch.float64 else 1e18  # its square stays finite
     value, target = selected(values), selected(returns)
     old = value.detach() if old_values is None else selected(old_values)
     row = VALUES[objective]
