@@ -160,7 +160,8 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         if ctx.arriving is not None:
-            largest = torch.finfo(gradient.dtype).max
+            narrow = ctx.tensor.dtype == torch.bfloat16  # whose largest number is smaller
+            largest = torch.finfo(torch.bfloat16 if narrow else gradient.dtype).max
             gradient = _product(gradient.clamp(-largest, largest), ctx.arriving.upstream)
             gradient = gradient.to(ctx.tensor.dtype)
         if torch.is_grad_enabled():

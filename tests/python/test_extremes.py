@@ -144,6 +144,21 @@ def test_what_overflows_keeps_its_gradient(objective, kl, monkeypatch):
             assert_alike(one, other, 1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("objective", ["ipo", "sppo_hard"])
+def test_overflowing_losses_of_pairs_have_finite_gradients(objective, dtype, monkeypatch):
+    far = torch.finfo(dtype).max
+
+    def run():
+        logps = torch.tensor([[-far, -1.0], [-0.5, -far]], dtype=dtype, requires_grad=True)
+        ref = torch.tensor([[-1.0, -far], [-far, -1.0]], dtype=dtype)
+        out = tether.preference_loss(logps, ref, torch.ones(2, 2), objective=objective, score="sum")
+        return out.loss.detach(), torch.autograd.grad(out.loss, logps)[0], out.metrics.sums
+
+    for result in on_both_paths(run, monkeypatch):
+        assert all(each.isfinite().all() for each in result)
+
+
 # ---- what is not finite --------------------------------------------------------------------------
 
 
