@@ -1,7 +1,5 @@
 #pragma once
 
-#include <limits>
-
 #include "../../core/macros.h"
 #include "../../core/select.h"
 
@@ -16,8 +14,8 @@ struct Largest {
 };
 template <>
 struct Largest<float> {
-  static constexpr float kResult = std::numeric_limits<float>::max(), kInput = 1e18f,
-                         kOfRatio = 3e38f, kWeight = 1e12f;
+  // The largest bfloat16, which gradients are stored in.
+  static constexpr float kResult = 0x1.fep127f, kInput = 1e18f, kOfRatio = 3e38f, kWeight = 1e12f;
 };
 
 // Of a result.

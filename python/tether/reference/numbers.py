@@ -125,7 +125,7 @@ def of_sound_rows(x: Tensor, sound: Tensor) -> Tensor:
 def bounded(x: Tensor, source: Tensor | None = None) -> Tensor:
     """What overflowed counts as the largest number; NaN stays NaN. With the gradient of `source`,
     or of x."""
-    largest = 1e300 if x.dtype == torch.float64 else torch.finfo(x.dtype).max
+    largest = 1e300 if x.dtype == torch.float64 else torch.finfo(torch.bfloat16).max
     return with_gradient_of(x.clamp(-largest, largest), x if source is None else source)
 
 
