@@ -144,7 +144,7 @@ def test_huge_numbers_give_what_the_kernel_gives():
         {"pairs": 1e-320},
         {"pairs": 1e-300, "world_size": 1e308},
         {"pairs": 10**19},
-        {"loss_weight": 10**300},
+        {"loss_weight": 10**12},
         {"nll_coef": 1e12},
     ):
         actual = evaluated(on_tensors, batch, **change)

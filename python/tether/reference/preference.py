@@ -121,7 +121,9 @@ def preference_loss(
         block = torch.stack([nll.sum(), nll_count] if with_nll else [zero, zero])
         blocks.insert(-1, block)
         sums = torch.stack(blocks)
-    return PreferenceTotals(narrowed(bounded(loss), wide_dtype(logps.dtype)), sums)
+    largest = torch.finfo(loss.dtype).max  # what overflows counts as this
+    loss = with_gradient_of(loss.clamp(-largest, largest), loss)
+    return PreferenceTotals(narrowed(loss, wide_dtype(logps.dtype)), sums)
 
 
 def _share(of_step: Number | None, local: Tensor) -> Tensor:
