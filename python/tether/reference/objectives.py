@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether.reference.numbers import clamp, exp, minimum, saturate
+from tether.reference.numbers import bounded, clamp, exp, minimum, saturate
 from tether.reference.surrogate import Formula
 
 
@@ -81,13 +81,13 @@ def quadratic_bound(
     epsilon: float = 0.2,
     power: float = 0,
 ) -> tuple[Tensor, Tensor]:
-    """-ratio A + |A| w (ratio - 1)^2 / (2 epsilon), w the old probability to the power.
+    """-ratio A + w (ratio - 1)^2 / (2 epsilon), w = |A| times the old probability to the power.
 
     CFPO, arXiv:2601.22801, eq. 7; with power 1 DRPO, arXiv:2606.09821, eq. 8.
     """
-    w = exp(power * (logp - log_ratio).detach())
+    w = bounded(advantage.abs() * exp(power * (logp - log_ratio).detach()))
     away = torch.expm1(saturate(log_ratio, below=False))
-    loss = advantage.abs() * w * away * away / (2 * epsilon) - exp(log_ratio) * advantage
+    loss = w * away * away / (2 * epsilon) - exp(log_ratio) * advantage
     return loss, torch.zeros_like(logp, dtype=torch.bool)
 
 
