@@ -33,7 +33,8 @@ struct QuadraticBound {
   template <class Number, class Constant>
   TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
     const Constant A = token.advantage;
-    const auto w = exp(stop_gradient(token.logp - token.log_ratio) * power);
+    // A probability is at most 1.
+    const auto w = exp(min(stop_gradient(token.logp - token.log_ratio), 0.0) * power);
     const Number away = expm1(token.log_ratio);
     return abs(A) * w * away * away / (2 * epsilon) - token.ratio * A;
   }

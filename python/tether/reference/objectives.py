@@ -85,7 +85,7 @@ def quadratic_bound(
 
     CFPO, arXiv:2601.22801, eq. 7; with power 1 DRPO, arXiv:2606.09821, eq. 8.
     """
-    w = bounded(advantage.abs() * exp(power * (logp - log_ratio).detach()))
+    w = bounded(advantage.abs() * exp(power * (logp - log_ratio).detach().clamp_max(0)))
     away = torch.expm1(saturate(log_ratio, below=False))
     loss = w * away * away / (2 * epsilon) - exp(log_ratio) * advantage
     return loss, torch.zeros_like(logp, dtype=torch.bool)
