@@ -35,7 +35,8 @@ struct TaperedReinforce {
   TETHER_FORMULA Number operator()(const Token<Number, Constant>& token) const {
     const auto tapered = stop_gradient(min(token.ratio, ratio_high)) * weight_neg;
     const auto weight = select(token.advantage < 0, tapered, 0 * tapered + weight_pos);
-    return -weight * token.advantage * token.logp;
+    // W A may overflow where logp is 0.
+    return -(weight * token.logp) * token.advantage;
   }
 };
 

@@ -138,7 +138,7 @@ def tapered_reinforce(
     """-A logp, for A < 0 of weight sg(min(ratio, ratio_high)). TOPR, arXiv:2503.14286."""
     tapered = clamp(exp(log_ratio), -math.inf, ratio_high).detach() * weight_neg
     weight = torch.where(advantage < 0, tapered, 0 * tapered + weight_pos)
-    return -weight * advantage * logp, weight == 0
+    return -(weight * logp) * advantage, weight == 0
 
 
 class Row(NamedTuple):
