@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tether.reference.numbers import Number, exp
+from tether.reference.numbers import Number, bounded, exp
 from tether.reference.rows import Rows
 
 
@@ -40,7 +41,11 @@ class Members:
         return gap - self.sum(gap) / self.n
 
     def std(self, x: Tensor) -> Tensor:
-        return (self.sum(self.deviations(x).square()) / (self.n - 1).clamp_min(1)).sqrt()
+        """In units of the largest deviation, so that no square overflows."""
+        gap = torch.where(self.there, self.deviations(x), 0.0)
+        largest = torch.zeros_like(gap).scatter_reduce(0, self.index, gap.abs(), "amax")
+        unit = torch.where(largest == 0, 1.0, largest)[self.index]
+        return unit * (self.sum((gap / unit).square()) / (self.n - 1).clamp_min(1)).sqrt()
 
 
 def grpo(
@@ -88,9 +93,10 @@ def rloo(
 
 def opo(rewards: Tensor, lengths: Tensor, of: Members, *, batch_std: Tensor) -> Tensor:
     """r - sum L r / sum L, L the tokens of an answer. Hao et al. 2025, arXiv:2505.23585."""
+    lengths = torch.where(lengths >= 0, lengths, math.nan)
     gap, tokens = rewards - of.first(rewards), of.sum(lengths)
-    weighted = of.sum(lengths * gap) / torch.where(tokens > 0, tokens, 1.0)
-    return gap - torch.where(tokens > 0, weighted, of.sum(gap) / of.n)
+    weighted = of.sum(lengths * gap) / torch.where(tokens == 0, 1.0, tokens)
+    return gap - torch.where(tokens == 0, of.sum(gap) / of.n, weighted)
 
 
 GROUP_RULES = {each.__name__: each for each in (grpo, dr_grpo, rloo, opo)}
@@ -108,10 +114,11 @@ def group_advantage(
     """Advantages of rewards [B] relative to their groups, in float64 inside.
 
     With a baseline a group of one gives 0. A NaN reward is left out, which gives 0 too, or with
-    nan_reward="error" spoils its group. Nothing waits for a device.
+    nan_reward="error" spoils its group, as do an infinite one and a length that is none. Nothing
+    waits for a device.
     """
-    wide = rewards.double()
-    there = ~torch.isnan(wide) if nan_reward == "missing" else torch.ones_like(wide).bool()
+    missing = torch.isnan(rewards) & (nan_reward == "missing")
+    wide, there = _finite(rewards.double()), ~missing
     batch_std = Members(torch.zeros_like(group_ids), there).std(wide)
     counts = None if lengths is None else lengths.double()
     of = Members(group_ids, there)
@@ -170,7 +177,8 @@ def vtrace(
 
 RECURSIONS = {each.__name__: each for each in (gae, returns, vtrace)}
 
-_NO_VALUES = ("returns",)
+# What each reads of a token beside its reward.
+_READS = {"gae": ("values",), "returns": (), "vtrace": ("values", "log_ratios")}
 
 
 class Scan(NamedTuple):
@@ -192,12 +200,17 @@ class Scan(NamedTuple):
             later, kept = (
                 torch.nn.functional.pad(each[:, reach:], (0, reach)) for each in (base, keep)
             )
-            base, keep, reach = base + _product(keep, later), keep * kept, 2 * reach
+            base, keep, reach = base + _product(keep, later), _product(keep, kept), 2 * reach
         return base
 
 
 def _product(keep: Tensor, y: Tensor) -> Tensor:
-    return torch.where(keep == 0, 0.0, keep * y)
+    return torch.where(keep == 0, 0.0, bounded(keep * y))
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Bounded; NaN where it is no finite number."""
+    return bounded(x) + 0 * x
 
 
 def advantage(
@@ -222,50 +235,58 @@ def advantage(
 
     V after the last token is `bootstrap`, 0 after a token that is done, truncation_values at one
     that is truncated; x is 0 after all three. Over masked slots between tokens nothing passes; with
-    gap="decay" each is a step without reward: V = gamma V_{t+1}, x = keep x_{t+1} at ratio 1.
-    Nothing waits for a device.
+    gap="decay" each is a step without reward: V = gamma V_{t+1}, x = keep x_{t+1} at ratio 1. What
+    overflows is bounded. Nothing waits for a device.
     """
     rows = Rows.of("advantage", "rewards", rewards, offsets)
 
-    def slots(each: Tensor | Number | None) -> Tensor:
+    def slots(each: Tensor | Number | None, *, of_rows: bool = False) -> Tensor:
         """[R, C] in float64, of numbers of tokens, of rows or of all."""
         each = 0.0 if each is None else each
-        if isinstance(each, Tensor) and each.shape != rewards.shape and each.numel() != 1:
+        if of_rows:
             each = rows.spread(each.reshape(-1))
         wide = torch.zeros_like(rewards, dtype=torch.float64) + each
         return wide if offsets is None else wide[None]
 
     weight = slots(rows.weights(response_mask, torch.float64))
-    token = weight != 0
-    scan = Scan(_is_last(rows, rewards))
-    reads_values = estimator not in _NO_VALUES
-    read = (rewards, values if reads_values else None, log_ratios)
-    reward, value, log_ratio = (torch.where(token, slots(each), 0.0) for each in read)
+    token, scan = weight != 0, Scan(_is_last(rows, rewards))
+    given = {"values": values, "log_ratios": log_ratios}
+    read = (each if name in _READS[estimator] else None for name, each in given.items())
+    numbers = [torch.where(token, slots(each), 0.0) for each in (rewards, *read)]
+    unsound = sum(0 * each for each in (weight, *numbers))
+    reward, value, log_ratio = map(bounded, numbers)
     zero, one = torch.zeros_like(weight), torch.ones_like(weight)
     masked = torch.where(token, zero, one)
     inside = scan.behind(scan.backwards(1 - masked, masked, zero), zero) != 0
     decays = ~token & inside & (gap == "decay")
-    lambda_at = torch.where(token, slots(lambda_ if lambdas is None else lambdas), 0.0)
-    lambda_at = scan.backwards(lambda_at, masked, slots(lambda_))
-    end = slots(bootstrap)
+    own_lambda = slots(lambda_)
+    if lambdas is not None:
+        own_lambda = slots(lambdas, of_rows=lambdas.shape != rewards.shape)
+    lambda_at = scan.backwards(torch.where(token, own_lambda, 0.0), masked, slots(lambda_))
+    end = _finite(slots(bootstrap, of_rows=bootstrap is not None))
     kept = torch.where(decays, gamma * one, masked)
     after = scan.behind(scan.backwards(value, kept, end), end)
     step = RECURSIONS[estimator](reward, value, log_ratio, lambda_at, gamma=gamma, **options)
     ends = torch.zeros_like(token)
     if truncated is not None:
         ends = slots(truncated) != 0
-        after = torch.where(ends, slots(truncation_values), after)
+        after = torch.where(ends, _finite(slots(truncation_values)), after)
     if done is not None:
         is_done = slots(done) != 0
         ends, after = ends | is_done, torch.where(is_done, 0.0, after)
-    unsound = 0 * (reward + value + log_ratio + weight)
     keep = torch.where(token, torch.where(ends, 0.0, step.keep * one), one)
     keep = torch.where(decays, step.keep * one, keep)
-    x = scan.backwards(torch.where(token, step.base + step.next * after + unsound, 0.0), keep, zero)
-    x_after = torch.where(ends, 0.0, scan.behind(x, zero))
-    own = x if step.own is None else _sum_of(step.own, after, x_after) + unsound
+    x = scan.backwards(torch.where(token, _base_of(step, after) + unsound, 0.0), keep, zero)
+    own = x
+    if step.own is not None:
+        x_after = torch.where(ends, 0.0, scan.behind(x, zero))
+        own = _base_of(step.own, after) + _product(step.own.keep, x_after) + unsound
     out = (torch.where(token, each, 0.0) for each in (own, x + value))
     return tuple(each.reshape(rewards.shape).to(rewards.dtype) for each in out)
+
+
+def _base_of(step: Step, following: Tensor) -> Tensor:
+    return bounded(step.base) + bounded(step.next * following)
 
 
 def _is_last(rows: Rows, rewards: Tensor) -> Tensor:
@@ -275,10 +296,6 @@ def _is_last(rows: Rows, rewards: Tensor) -> Tensor:
         return last.expand(rewards.shape)
     following = torch.cat([rows.index[1:], rows.index[:1]])
     return (last | (rows.index != following))[None]
-
-
-def _sum_of(step: Step, following: Tensor, carried: Tensor) -> Tensor:
-    return step.base + step.next * following + _product(step.keep, carried)
 
 
 def discounted_returns(rewards: Tensor, response_mask: Tensor, **options: Any) -> Tensor:
