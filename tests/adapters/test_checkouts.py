@@ -18,8 +18,8 @@ from tether import _objectives, _trainers
 PROMPTS, ANSWERS = [3, 2, 4, 3], [5, 7, 1, 4]
 VERSIONS = {"nemo_rl": "0.6.0", "prime_rl": "0.8.0", "slime": "0.3.1"}
 Namespace = types.SimpleNamespace
-if not checkouts.FOLDER.is_dir():
-    pytest.skip(f"{checkouts.FOLDER} must hold the clones", allow_module_level=True)
+if missing := [each for each in checkouts.SOURCES if not (checkouts.FOLDER / each).is_dir()]:
+    pytest.skip(f"{checkouts.FOLDER} must hold {', '.join(missing)}", allow_module_level=True)
 checkouts.find()
 
 
