@@ -57,7 +57,7 @@ def quadratic_bound(token, frozen, epsilon, power):
     """-ratio A + |A| w (ratio - 1)^2 / (2 epsilon), w = sg(e^old_logp)^power, arXiv:2601.22801
     eq. 7, arXiv:2606.09821 eq. 8."""
     ratio, advantage = mp.exp(token["log_ratio"]), token["advantage"]
-    w = mp.exp(mpf(power) * (frozen["logp"] - frozen["log_ratio"]))
+    w = mp.exp(mpf(power) * min(frozen["logp"] - frozen["log_ratio"], 0))
     loss = abs(advantage) * w * (ratio - 1) ** 2 / (2 * mpf(epsilon)) - ratio * advantage
     return loss, ratio * (abs(advantage) * w * (ratio - 1) / mpf(epsilon) - advantage)
 
