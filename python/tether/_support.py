@@ -36,6 +36,10 @@ class Support(NamedTuple):
         found = logits.gather(-1, self.ids.clamp_min(0))
         return found.masked_fill(self.ids < 0, -torch.inf)
 
+    def may_be_whole(self) -> bool:
+        """Whether any token needs all logits; in a graph nothing can be asked."""
+        return torch.compiler.is_compiling() or bool(self.whole.any())
+
 
 def support(
     targets: Tensor,

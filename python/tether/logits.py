@@ -193,7 +193,7 @@ def _logps_by_torch(
 def of_support(support: Support, kept: Tensor, options: dict, of_whole: Callable) -> TokenLogps:
     """token_logps of the kept logits [..., K], and where there is no set, of_whole()."""
     out = token_logps(kept, support.position, **options | {"ignore_index": NOWHERE})
-    if not bool(support.whole.any()):
+    if not support.may_be_whole():
         return out
     whole = of_whole()
     both = zip(whole, out, strict=True)
@@ -257,7 +257,7 @@ def _kl_by_torch(
         return reference.categorical_kl(q, p, **options | {"mask": mask})
 
     kept = of(*map(support.gather, both), mask & ~whole)
-    if not bool(whole.any()):
+    if not support.may_be_whole():
         return kept
     every = of(*both, mask & whole)
     return [a.where(whole, b) for a, b in zip(every, kept, strict=True)]
