@@ -8,6 +8,7 @@
 
 #include "../logits/support.h"
 #include "eigen_estimators.h"
+#include "in_words_of.h"
 
 // Log-probabilities, entropies and divergences over the ids that a sampler kept (logits/support.h),
 // on Eigen arrays of logits [N, V], of any storage order and strides. Rows ignored by their target
@@ -127,9 +128,11 @@ inline SupportLogps token_logps(const Tokens& logits, const Targets& targets, co
       Eigen::ArrayXd(rows), Eigen::ArrayXd(rows), {}, 0, std::vector<RowStatistics>(size_t(rows))};
   out.added.resize(rows);
   std::vector<uint8_t> added(static_cast<size_t>(rows));
-  out.count_added = support_statistics(detail::rows_of(logits), targets.data(),
-                                       detail::kept_of(function, kept, rows), options,
-                                       out.statistics.data(), added.data());
+  out.count_added = face::in_words_of(function, "ids", [&] {
+    return support_statistics(detail::rows_of(logits), targets.data(),
+                              detail::kept_of(function, kept, rows), options, out.statistics.data(),
+                              added.data());
+  });
   for (int64_t row = 0; row < rows; ++row) {
     const RowStatistics& of_row = out.statistics[size_t(row)];
     out.logps(row) = logp(of_row, options);
@@ -150,10 +153,12 @@ inline Eigen::ArrayXXd token_logps_gradient(const Tokens& logits, const Targets&
   detail::check_size(function, "targets", targets.size(), rows);
   detail::check_size(function, "statistics", std::ssize(of.statistics), rows);
   return detail::gradient_like(logits, [&](const MutableLogits& out) {
-    support_gradients(detail::rows_of(logits), targets.data(),
-                      detail::kept_of(function, kept, rows), options, of.statistics.data(),
-                      detail::data_of(function, "dlogps", dlogps, rows),
-                      detail::data_of(function, "dentropies", dentropies, rows), out);
+    face::in_words_of(function, "ids", [&] {
+      support_gradients(detail::rows_of(logits), targets.data(),
+                        detail::kept_of(function, kept, rows), options, of.statistics.data(),
+                        detail::data_of(function, "dlogps", dlogps, rows),
+                        detail::data_of(function, "dentropies", dentropies, rows), out);
+    });
   });
 }
 
@@ -166,9 +171,11 @@ inline SupportKl categorical_kl(const Tokens& q, const Tokens& p, const KeptIds&
   if (targets.size() > 0) detail::check_size(function, "targets", targets.size(), rows);
   SupportKl out{Eigen::ArrayXd(rows), Eigen::ArrayXd(rows), Eigen::ArrayXd(rows),
                 std::vector<KlStatistics>(size_t(rows))};
-  support_kl_statistics(detail::rows_of(q), detail::rows_of(p),
-                        targets.size() > 0 ? targets.data() : nullptr,
-                        detail::kept_of(function, kept, rows), options, out.statistics.data());
+  face::in_words_of(function, "ids", [&] {
+    support_kl_statistics(detail::rows_of(q), detail::rows_of(p),
+                          targets.size() > 0 ? targets.data() : nullptr,
+                          detail::kept_of(function, kept, rows), options, out.statistics.data());
+  });
   for (int64_t row = 0; row < rows; ++row) {
     const LogitsKl values = logits_kl(out.statistics[size_t(row)]);
     out.kl(row) = values.kl;
@@ -201,10 +208,12 @@ inline SupportKlGradients categorical_kl_gradient(const Tokens& q, const Tokens&
   SupportKlGradients out;
   out.q = detail::gradient_like(q, [&](const MutableLogits& dq) {
     out.p = detail::gradient_like(p, [&](const MutableLogits& dp) {
-      support_kl_gradients(detail::rows_of(q), detail::rows_of(p),
-                           targets.size() > 0 ? targets.data() : nullptr,
-                           detail::kept_of(function, kept, rows), options, of.statistics.data(),
-                           factors.data(), dq, dp);
+      face::in_words_of(function, "ids", [&] {
+        support_kl_gradients(detail::rows_of(q), detail::rows_of(p),
+                             targets.size() > 0 ? targets.data() : nullptr,
+                             detail::kept_of(function, kept, rows), options, of.statistics.data(),
+                             factors.data(), dq, dp);
+      });
     });
   });
   return out;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "face/in_words_of.h"
 #include "logits/pair_kl.h"
 #include "logits/rows.h"
 #include "logits/support.h"
@@ -66,7 +67,7 @@ Tensor statistics_of(const Tensor& logits, const Tensor& targets,
   RowStatistics* rows = rows_in<RowStatistics>("token_logps", block, headers + in.rows) + headers;
   const std::optional<KeptIds> kept = kept_ids("token_logps", support, in.rows);
   if (kept) {
-    const int64_t added = in_words_of("token_logps", "ids of support", [&] {
+    const int64_t added = face::in_words_of("token_logps", "ids of support", [&] {
       return support_statistics(in, wanted, *kept, options, rows, nullptr, torch_executor());
     });
     require(added == 0,

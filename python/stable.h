@@ -57,19 +57,6 @@ auto with_public_errors(Body body) {
   }
 }
 
-// body(); what a kernel says, of its `ids` among others, in the words of the public function.
-template <class Body>
-auto in_words_of(std::string_view function, std::string_view ids, Body body) {
-  try {
-    return body();
-  } catch (const Error& error) {
-    std::string rule = error.what();
-    rule.erase(0, rule.find(": ") + 2);
-    if (rule.starts_with("ids ")) rule.replace(0, 3, ids);
-    throw Error(std::string(function) + ": " + rule);
-  }
-}
-
 inline Executor torch_executor() {
   return {.run = [](void*, int64_t tasks, Executor::Task task, void* argument) {
     torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {

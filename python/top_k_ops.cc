@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "face/in_words_of.h"
 #include "logits/rows.h"
 #include "logits/top_k_kl.h"
 #include "python/logits_rows.h"
@@ -91,7 +92,7 @@ Tensor head_logps(const Tensor& logits, const Tensor& ids, const Names& option_n
     const auto* wanted = ids_of("head_logps", "head_ids", ids, rows.rows * ids.size(-1));
     std::vector<RowStatistics> statistics(static_cast<size_t>(rows.rows));
     const Tensor out = torch::stable::empty({rows.rows, ids.size(-1)}, ScalarType::Double);
-    in_words_of("head_logps", "head_ids", [&] {
+    face::in_words_of("head_logps", "head_ids", [&] {
       row_statistics(rows, nullptr, options, statistics.data(), torch_executor());
       row_logps(rows, statistics.data(), wanted, ids.size(-1), options,
                 static_cast<double*>(out.mutable_data_ptr()), torch_executor());
