@@ -195,9 +195,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> categorical_kl_forward(
     const auto* is_active =
         active ? static_cast<const uint8_t*>(active->const_data_ptr()) : nullptr;
     if (const auto kept = kept_ids(function, support, q_rows.rows)) {
-      support_kl_statistics(q_rows, p_rows, nullptr, *kept,
-                            {.temperature = temperature, .active = is_active}, sums,
-                            torch_executor());
+      face::in_words_of(function, "ids of support", [&] {
+        support_kl_statistics(q_rows, p_rows, nullptr, *kept,
+                              {.temperature = temperature, .active = is_active}, sums,
+                              torch_executor());
+      });
     } else {
       logits_kl_statistics(q_rows, p_rows, temperature, is_active, sums, torch_executor());
     }

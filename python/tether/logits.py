@@ -237,10 +237,9 @@ def categorical_kl(
 
     def checked():
         ignored = None if mask is None else ~mask
-        return with_known_ids(function, run, support, ignored, q_logits.shape[-1])
+        return with_known_ids(function, run, ids, ignored, q_logits.shape[-1])
 
-    kernel = "logits_kl_statistics" if support is None else "support_kl_statistics"
-    return CategoricalKl(*in_name_of(function, kernel, checked)[:3])
+    return CategoricalKl(*in_name_of(function, "logits_kl_statistics", checked)[:3])
 
 
 def _kl_by_torch(
