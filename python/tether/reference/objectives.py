@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether.reference.numbers import bounded, clamp, exp, minimum, saturate
+from tether.reference.numbers import bounded, clamp, exp, minimum, saturate, with_slope
 from tether.reference.surrogate import Formula
 
 
@@ -86,9 +86,12 @@ def quadratic_bound(
     CFPO, arXiv:2601.22801, eq. 7; with power 1 DRPO, arXiv:2606.09821, eq. 8.
     """
     w = bounded(advantage.abs() * exp(power * (logp - log_ratio).detach().clamp_max(0)))
-    away = torch.expm1(saturate(log_ratio, below=False))
-    loss = w * away * away / (2 * epsilon) - exp(log_ratio) * advantage
-    return loss, torch.zeros_like(logp, dtype=torch.bool)
+    ratio, away = exp(log_ratio.detach()), torch.expm1(saturate(log_ratio.detach(), below=False))
+    loss = w * away * away / (2 * epsilon) - ratio * advantage
+    # By hand: torch has expm1 + 1 for the slope of expm1, which loses the digits of small ratios,
+    # and a square that overflows is bounded before a weight of 0 meets its slope.
+    slope = bounded(ratio * (w * away / epsilon - advantage))
+    return with_slope(loss, slope, log_ratio), torch.zeros_like(logp, dtype=torch.bool)
 
 
 def linear_ratio(logp: Tensor, log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
