@@ -96,7 +96,7 @@ def policy_loss(
     if terms.entropic:
         total = total - mean(terms.entropy(), policy, entropy_coef)
     elif batch.entropies is not None:  # a gradient of 0, as the kernels have it
-        total = total + 0 * tokens.entropy.nan_to_num(0, 0, 0).sum()
+        total = total + (0 * tokens.entropy.nan_to_num(0, 0, 0)).sum()
     with torch.no_grad():
         sums, maxima = _metrics(terms)
     return PolicyTotals(narrowed(total, wide_dtype(logps.dtype)), sums, maxima)
