@@ -30,19 +30,25 @@ void for_each_token(const KlReportArrays& batch, int64_t row, Visit visit) {
 // Weighted sums for Cov(d, r) / Var r: the means first, then products of the deviations from them.
 // Ratios are in units of the largest one, so that no square overflows.
 struct LambdaSums {
-  double unit = 1;             // 1 / the largest ratio, at most 1
-  double w = 0, d = 0, h = 0;  // h = (r - 1) unit
-  double dh = 0, hh = 0;       // of deviations
+  double unit = 1;                  // 1 / the largest ratio, at most 1
+  double first_d = 0, first_h = 0;  // of the first token; h = (r - 1) unit
+  double w = 0, d = 0, h = 0;       // of gaps to the first: those of equal ones are exactly 0
+  double dh = 0, hh = 0;            // of deviations
 
   double excess(double log_ratio) const { return expm1(Constant<double>{log_ratio}).value * unit; }
   void add(double weight, double log_ratio) {
+    if (w == 0) {
+      first_d = log_ratio;
+      first_h = excess(log_ratio);
+    }
     w += weight;
-    d += weight * log_ratio;
-    h += weight * excess(log_ratio);
+    d += weight * (log_ratio - first_d);
+    h += weight * (excess(log_ratio) - first_h);
   }
+  double mean_excess() const { return (first_h + h / w) / unit; }
   void add_deviation(double weight, double log_ratio) {
-    const double deviation = excess(log_ratio) - h / w;
-    dh += weight * (log_ratio - d / w) * deviation;
+    const double deviation = excess(log_ratio) - first_h - h / w;
+    dh += weight * (log_ratio - first_d - d / w) * deviation;
     hh += weight * deviation * deviation;
   }
   double lambda() const { return hh > 0 ? dh / hh * unit : 1; }
@@ -84,7 +90,7 @@ KlReport report_of_ratios(const KlReportArrays& batch, const KlReportOptions& op
   const bool fitted = options.estimator == KlEstimator::k_lambda && options.lambda < 0;
   if (fitted) every_token([&](double weight, double d) { fit.add_deviation(weight, d); });
   out.lambda = fitted ? fit.lambda() : std::max(options.lambda, 0.0);
-  out.ratio_excess = fit.h / fit.w / fit.unit;
+  out.ratio_excess = fit.mean_excess();
   out.ess = sum_of_ratios * sum_of_ratios / squares;
   return out;
 }

@@ -152,9 +152,17 @@ def kl_report(
     excess = torch.expm1(saturate(d, below=False)) * unit + bad
     r = torch.where(seen, exp(d - top), 0.0)
     ess = (weight * r).sum().square() / (weight * r.square()).sum()
-    deviation = excess - mean(excess)
+    # From the first active token: deviations of equal ones are exactly 0.
+    active = torch.cat([seen.reshape(-1), seen.new_ones(1)]).to(torch.int8)
+
+    def deviations(x: Tensor) -> Tensor:
+        first = torch.cat([x.reshape(-1), x.new_zeros(1)]).gather(0, active.argmax(0, keepdim=True))
+        gap = torch.where(seen, x - first, 0.0)
+        return gap - mean(gap)
+
+    deviation = deviations(excess)
     variance = mean(deviation.square())
-    slope = mean((d - mean(d)) * deviation) / torch.where(variance > 0, variance, 1.0) * unit
+    slope = mean(deviations(d) * deviation) / torch.where(variance > 0, variance, 1.0) * unit
     fitted = torch.where(variance > 0, slope, 1.0)
     given = torch.zeros_like(tokens) + lambda_
     is_fitted = (given < 0) & (estimator == "k_lambda")
