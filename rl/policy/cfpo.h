@@ -18,8 +18,10 @@ namespace tether {
 // The gradient is that of -ratio A at ratio 1, 0 where w |ratio - 1| = epsilon on the side that the
 // advantage asks for, and beyond turns back, where a clip has none. With power 0 the bound is one
 // of the ratio, with 1 of the probability: ratio - 1 times e^old_logp is how far it has moved.
-// SPO: arXiv:2401.16025; on the tokens of an answer CFPO: arXiv:2601.22801, eq. 7. With power 1
-// DRPO: arXiv:2606.09821, eq. 8, whose epsilon of 12.5 is larger than any move of a probability.
+// The old probability is that which logp and ratio tell of: where a token has the ratio of its
+// answer (level sequence_token), no policy's. SPO: arXiv:2401.16025; on the tokens of an answer
+// CFPO: arXiv:2601.22801, eq. 7. With power 1 DRPO: arXiv:2606.09821, eq. 8, whose epsilon of 12.5
+// is larger than any move of a probability.
 struct QuadraticBound {
   double epsilon = 0.2;
   double power = 0;

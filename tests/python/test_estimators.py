@@ -328,6 +328,21 @@ def test_whiten_equals_reference(shift_mean):
     torch.testing.assert_close(flat, want.flatten(), rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([1e200, 0.0, 1.0], [2 / 3**0.5, -1 / 3**0.5, -1 / 3**0.5]),
+        ([1.7e308, -1.7e308, 0.0], [1.0, -1.0, 0.0]),
+    ],
+)
+def test_values_whose_squares_overflow_are_whitened(values, wanted, kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    out = tether.whiten(torch.tensor(values, dtype=torch.float64), torch.ones(3))
+    assert out.tolist() == pytest.approx(wanted, abs=1e-12)
+
+
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_kl_report_is_the_mean_of_the_estimator(estimator):
     mask, log_ratios = mask_of(), 0.3 * normal(*SHAPE, seed=1)

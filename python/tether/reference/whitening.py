@@ -9,13 +9,20 @@ from torch import Tensor
 
 from tether.reference.numbers import Number
 
+_LARGEST = 1e140  # a finite value beyond it counts as that, whose square is a number
+
+
+def _counted(values: Tensor) -> Tensor:
+    wide = values.double()
+    return torch.where(wide.isfinite(), wide.clamp(-_LARGEST, _LARGEST), wide)
+
 
 def moments(values: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and sum of squared deviations, in float64; weights count."""
     weight = response_mask.double().reshape(-1)
     active = weight != 0
     # Deviations from the first active value: those of equal ones are exactly 0.
-    x = torch.where(active, values.double().reshape(-1), 0.0)
+    x = torch.where(active, _counted(values).reshape(-1), 0.0)
     padded = torch.cat([active, active.new_ones(1)]).to(torch.int8)
     first = torch.cat([x, x.new_zeros(1)]).gather(0, padded.argmax(0, keepdim=True))
     gap = torch.where(active, x - first, 0.0)
@@ -41,6 +48,6 @@ def whiten(
     wide = torch.zeros((), dtype=torch.float64, device=values.device)
     count, mean, squares = (wide + each for each in step)
     variance = torch.where(count > 1, squares / (count - 1).clamp_min(0), 0.0)
-    gap = torch.where(active, values, 0.0).double() - mean
+    gap = torch.where(active, _counted(values), 0.0) - mean
     out = torch.where(variance == 0, 0 * gap, gap / torch.sqrt(variance + epsilon))
     return torch.where(active, out if shift_mean else out + mean, 0.0).to(values.dtype)

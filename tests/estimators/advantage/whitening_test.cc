@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "tests/error_message.h"
@@ -86,6 +87,19 @@ TEST(Whitening, EqualValuesOneTokenAndNoneGiveZero) {
     batch.values[0] = 3;
     batch.whitened(batch.of());
     for (double each : batch.out) EXPECT_EQ(each, 0);
+  }
+}
+
+// The deviations of 1, 0, 0 over sqrt(1 / 3), of 1, -1, 0 over 1.
+TEST(Whitening, ValuesWhoseSquaresOverflowAreWhitened) {
+  for (const auto& [values, wanted] : std::vector<std::pair<std::vector<double>, double>>{
+           {{1e200, 0, 1}, 2 / std::sqrt(3.0)}, {{1.7e308, -1.7e308, 0}, 1}}) {
+    Values batch(1, 3, 0, 1);
+    batch.values = values;
+    batch.mask = {1, 1, 1};
+    batch.whitened(batch.of());
+    EXPECT_NEAR(batch.out[0], wanted, 1e-12);
+    EXPECT_NEAR(batch.out[0] + batch.out[1] + batch.out[2], 0, 1e-12);
   }
 }
 
