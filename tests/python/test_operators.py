@@ -6,6 +6,7 @@ Rows of (operator, arguments that are right, {place: one that is wrong}).
 import pytest
 import tether
 import torch
+from tether._cuda import ON_DEVICE
 
 OPS = torch.ops.tether
 DOUBLE, LONG = torch.float64, torch.int64
@@ -222,10 +223,8 @@ def test_every_operator_with_tensors_is_here():
         if any("Tensor" in str(each.type) for each in schema.arguments)
     }
     in_python = {"linear_gradient", "linear_policy_loss", "linear_token_logps"}
-    on_cuda = {
-        "policy_loss_by_counts",
-        "policy_gradient_of_logits",
-    }  # with its library: test_cuda.py
+    # With their library: test_cuda.py.
+    on_cuda = {"policy_gradient_of_logits", *(operator for operator, _ in ON_DEVICE.values())}
     assert with_tensors - on_cuda == set(CALLS) | in_python
 
 

@@ -64,7 +64,8 @@ def tapered_reinforce(token, weight_pos=1, weight_neg=1, ratio_high=1):
 
 
 def quadratic_bound(token, epsilon=0.2, power=0):
-    weight = (power * (token.logp - token.log_ratio)).detach().exp()
+    old_logp = (token.logp - token.log_ratio).detach().clamp_max(0)
+    weight = (power * old_logp).exp()
     square = token.advantage.abs() * weight * (token.ratio - 1) ** 2 / (2 * epsilon)
     return square - token.ratio * token.advantage
 
