@@ -215,9 +215,9 @@ def test_sft_runs_are_the_same():
 
 def test_a_value_that_an_option_does_not_take_is_refused():
     with pytest.raises(
-        ValueError, match=r"^policy_loss: epsilon_low must be in \[0, 1\], got 1.5$"
+        ValueError, match=r"^policy_loss: epsilon_high must be at least 0, got -0.5$"
     ):
-        trl_runs.run("grpo", {"epsilon": 1.5}, patched=True)
+        trl_runs.run("grpo", {"epsilon": -0.5}, patched=True)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo", "dpo", "kto"])
