@@ -31,6 +31,12 @@ TETHER_INLINE constexpr T bounded(T x, T largest) {
   return -largest > below ? -largest : below;
 }
 
+// Infinity and NaN as they are.
+template <class T>
+TETHER_INLINE T saturated(T x, T largest) {
+  return x - x == T(0) ? bounded(x, largest) : x;
+}
+
 // 0, or NaN if one of them is NaN or infinite.
 template <class T>
 TETHER_INLINE T zero_or_nan(T a, T b, T c, T d) {

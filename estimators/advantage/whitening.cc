@@ -5,6 +5,7 @@
 
 #include "core/check.h"
 #include "core/fields.h"
+#include "core/select.h"
 
 namespace tether {
 namespace {
@@ -20,7 +21,7 @@ void for_each_block(const WhiteningArrays& batch, Visit visit) {
       const int count = static_cast<int>(std::min<int64_t>(kBlock, length - column));
       load_block<double>(layout, batch.response_mask, row, column, count, nullptr, weight);
       load_block<double>(layout, batch.values, row, column, count, weight, value);
-      for (int i = 0; i < count; ++i) value[i] = counted(value[i]);
+      for (int i = 0; i < count; ++i) value[i] = saturated(value[i], kLargestValue);
       visit(row, column, count, weight, value);
     }
   }

@@ -43,12 +43,8 @@ struct WhiteningInputs {
 };
 using WhiteningArrays = WhiteningInputs<ConstArray>;
 
-// A value as its sums have it: a finite one beyond 1e140 counts as that, whose square is a number.
-TETHER_INLINE double counted(double value) {
-  constexpr double kLargest = 1e140;
-  if (value - value != 0) return value;
-  return value > kLargest ? kLargest : value < -kLargest ? -kLargest : value;
-}
+// A finite value beyond this counts as this, whose square is a number.
+inline constexpr double kLargestValue = 1e140;
 
 // Of the values at slots of weight != 0; weights count.
 Moments moments(const WhiteningArrays& batch);

@@ -23,6 +23,10 @@ struct WhiteningParameters {
   int64_t pieces;  // of a row
 };
 
+TETHER_TEAM double value_at(const WhiteningArrays& batch, int64_t row, int64_t column) {
+  return saturated(load<double>(batch.layout, batch.values, row, column), kLargestValue);
+}
+
 // visit(weight, value, state) for the values of a piece of a row, by all threads.
 template <class Team, class Local, class Visit>
 TETHER_TEAM void for_each_value(const Team& team, Local& local, const WhiteningArrays& batch,
@@ -30,7 +34,7 @@ TETHER_TEAM void for_each_value(const Team& team, Local& local, const WhiteningA
   team.each(local, [&](int thread, auto& own) {
     for (int64_t i = piece.begin + thread; i < piece.end; i += Team::kThreads) {
       const double w = load_mask<double>(batch.layout, batch.response_mask, piece.row, i);
-      if (w != 0) visit(w, counted(load<double>(batch.layout, batch.values, piece.row, i)), own);
+      if (w != 0) visit(w, value_at(batch, piece.row, i), own);
     }
   });
 }
@@ -116,7 +120,7 @@ TETHER_TEAM void whitening_program(const Team& team, const WhiteningParameters& 
       const double w = load_mask<double>(layout, in.batch.response_mask, piece.row, i);
       double result = 0;
       if (w != 0) {
-        const double value = counted(load<double>(layout, in.batch.values, piece.row, i));
+        const double value = value_at(in.batch, piece.row, i);
         result = (value - step.mean) * scale + centre + w * 0;
       }
       store(layout, in.out, piece.row, i, result);

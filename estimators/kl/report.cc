@@ -7,23 +7,22 @@
 #include "core/active_tokens.h"
 #include "core/check.h"
 #include "core/fields.h"
+#include "core/select.h"
 #include "core/sum.h"
 #include "estimators/kl/forms.h"
 
 namespace tether {
 namespace {
 
-// Log-ratios and estimates beyond this count as this: the squares of their sums stay finite. NaN
-// and infinity stay what they are.
-double bounded(double x) {
-  constexpr double kLargest = 1e140;
-  return std::isfinite(x) ? std::clamp(x, -kLargest, kLargest) : x;
-}
+// Log-ratios and estimates beyond this count as this: the squares of their sums stay finite.
+constexpr double kLargest = 1e140;
 
 // visit(weight, log_ratio) for every token of the row.
 template <class Visit>
 void for_each_token(const KlReportArrays& batch, int64_t row, Visit visit) {
-  const auto bounded_visit = [&](double weight, double d) { visit(weight, bounded(d)); };
+  const auto bounded_visit = [&](double weight, double d) {
+    visit(weight, saturated(d, kLargest));
+  };
   for_each_active(batch.layout, row, batch.response_mask, bounded_visit, batch.log_ratios);
 }
 
@@ -112,7 +111,7 @@ KlReport kl_report(const KlReportArrays& batch, const KlReportOptions& options) 
     Sequence sequence;
     for_each_token(batch, row, [&](double weight, double d) {
       sequence.tokens += weight;
-      sequence.sum += weight * bounded(estimate(options, out.lambda, d)) + 0 * d;
+      sequence.sum += weight * saturated(estimate(options, out.lambda, d), kLargest) + 0 * d;
     });
     return sequence;
   };

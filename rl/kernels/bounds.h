@@ -23,11 +23,6 @@ template <class T>
 TETHER_INLINE T bounded(T x) {
   return bounded(x, Largest<T>::kResult);
 }
-// Of an input: infinity as it is.
-template <class T>
-TETHER_INLINE T saturated(T x, T largest) {
-  return x - x == T(0) ? bounded(x, largest) : x;
-}
 // An advantage, as a surrogate sees it beside its ratio.
 template <class T>
 TETHER_INLINE T beside_ratio(T advantage, T ratio) {
