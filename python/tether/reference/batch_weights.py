@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether.reference.numbers import Number, clamp, number_beside
+from tether.reference.numbers import Number, clamp, first_of, number_beside
 from tether.reference.rows import Rows, segments_of
 
 _LARGEST = 1e150  # a larger number counts as this: products of two stay finite
@@ -36,7 +36,7 @@ class BatchTokens(NamedTuple):
 
     def mean(self, column: Tensor) -> Tensor:
         """Each token counted by its weight; of equal numbers exactly that number."""
-        first = column.gather(0, self.active().to(torch.int8).argmax(0, keepdim=True))
+        first = first_of(column, self.active())
         count = self.weight.sum()
         gap = (self.weight * torch.where(self.active(), column - first, 0.0)).sum()
         return first + torch.where(count > 0, gap / count, 0.0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from tether.reference.numbers import (
     Number,
     exp,
+    first_of,
     minimum,
     number_beside,
     saturate,
@@ -152,12 +153,10 @@ def kl_report(
     excess = torch.expm1(saturate(d, below=False)) * unit + bad
     r = torch.where(seen, exp(d - top), 0.0)
     ess = (weight * r).sum().square() / (weight * r.square()).sum()
-    # From the first active token: deviations of equal ones are exactly 0.
-    active = torch.cat([seen.reshape(-1), seen.new_ones(1)]).to(torch.int8)
 
     def deviations(x: Tensor) -> Tensor:
-        first = torch.cat([x.reshape(-1), x.new_zeros(1)]).gather(0, active.argmax(0, keepdim=True))
-        gap = torch.where(seen, x - first, 0.0)
+        """From the first active token: those of equal ones are exactly 0."""
+        gap = torch.where(seen, x - first_of(x, seen), 0.0)
         return gap - mean(gap)
 
     deviation = deviations(excess)

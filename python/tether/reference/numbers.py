@@ -83,6 +83,12 @@ def saturated(x: Tensor, largest: float) -> Tensor:
     return with_gradient_of(torch.where(x.isfinite(), x.detach().clamp(-largest, largest), x), x)
 
 
+def first_of(x: Tensor, there: Tensor) -> Tensor:
+    """[1]: the first number of x that is there; 0 where none is. Nothing waits for a device."""
+    places = torch.cat([there.reshape(-1), there.new_ones(1)]).to(torch.int8)
+    return torch.cat([x.reshape(-1), x.new_zeros(1)]).gather(0, places.argmax(0, keepdim=True))
+
+
 def beside_ratio(advantage: Tensor, log_ratio: Tensor) -> Tensor:
     """Advantages whose products with their ratios do not overflow."""
     largest = _LARGEST_OF_RATIO[advantage.dtype] / exp(log_ratio.detach())

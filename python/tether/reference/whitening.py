@@ -7,14 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tether.reference.numbers import Number
-
-_LARGEST = 1e140  # a finite value beyond it counts as that, whose square is a number
+from tether.reference.numbers import LARGEST_INPUT, Number, first_of, saturated
 
 
 def _counted(values: Tensor) -> Tensor:
-    wide = values.double()
-    return torch.where(wide.isfinite(), wide.clamp(-_LARGEST, _LARGEST), wide)
+    """A finite value beyond 1e140 counts as that, whose square is a number."""
+    return saturated(values.double(), LARGEST_INPUT[torch.float64])
 
 
 def moments(values: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,8 +21,7 @@ def moments(values: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor, Tens
     active = weight != 0
     # Deviations from the first active value: those of equal ones are exactly 0.
     x = torch.where(active, _counted(values).reshape(-1), 0.0)
-    padded = torch.cat([active, active.new_ones(1)]).to(torch.int8)
-    first = torch.cat([x, x.new_zeros(1)]).gather(0, padded.argmax(0, keepdim=True))
+    first = first_of(x, active)
     gap = torch.where(active, x - first, 0.0)
     count = weight.sum()
     shift = (weight * gap).sum() / torch.where(count == 0, 1.0, count)
