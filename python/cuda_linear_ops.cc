@@ -2,8 +2,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <string>
 #include <string_view>
-#include <vector>
 
 #include "core/check.h"
 #include "python/cuda_arrays.h"
@@ -18,85 +18,83 @@ namespace tether {
 namespace {
 
 using namespace python;
-using Names = std::vector<Name>;
+constexpr const char* kFunction = "linear_policy_loss";
+
+struct Chunk {
+  Tensor logits, targets;
+  int64_t first;
+  PolicyInputs<Tensor> batch;
+  Words words, row_words;
+  Tensor counts, logps;
+  Maybe entropies;
+
+  explicit Chunk(Arguments arguments) {
+    for (Tensor* each : {&logits, &targets}) *each = arguments.next<Tensor>();
+    first = arguments.next<int64_t>();
+    arguments.arrays(batch, kOfLogits);
+    words = arguments.words();
+    row_words = arguments.words();
+    for (Tensor* each : {&counts, &logps}) *each = arguments.next<Tensor>();
+    entropies = arguments.next<Maybe>();
+    // Stands for the log-probabilities that are made here.
+    batch.logps = torch::stable::new_empty(batch.response_mask, sizes_of(batch.response_mask),
+                                           ScalarType::Float);
+  }
+
+  int64_t tokens() const { return batch.response_mask.numel(); }
+  // Where what the kernel finds goes.
+  float* memory(std::string_view name, const Tensor& tensor) const {
+    require(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous() &&
+                tensor.numel() == tokens(),
+            [&] { return named(kFunction, name) + " must be float32, one for each token"; });
+    return static_cast<float*>(tensor.mutable_data_ptr());
+  }
+};
 
 // Logits [C, V] of the tokens `first`, `first` + 1 ... become the gradient of the loss there, and
 // what they give goes into logps and entropies, [N] in float32. targets: [N]; counts: [3], of the
 // step. The loss itself is policy_loss of the log-probabilities of all chunks.
-void policy_gradient_of_logits(Tensor logits, const Tensor& targets, int64_t first,
-                               const Tensor& advantages, const Tensor& response_mask,
-                               const Maybe& old_logps, const Maybe& ref_logps,
-                               const Maybe& rollout_logps, const Maybe& token_weights,
-                               const Maybe& kl_weights, const Maybe& entropy_weights,
-                               const Maybe& row_tokens, const Maybe& offsets,
-                               const Names& option_names, const Tensor& option_values,
-                               const Names& choice_names, const Names& choice_values,
-                               const Names& row_names, const Tensor& row_values,
-                               const Names& row_choice_names, const Names& row_choice_values,
-                               const Tensor& counts, Tensor logps, const Maybe& entropies) {
-  with_public_errors([&] {
-    constexpr const char* function = "linear_policy_loss";
-    const auto given = [](const Maybe& each) { return each.value_or(Tensor()); };
-    const int64_t tokens = response_mask.numel();
-    const PolicyInputs<Tensor> batch{
-        .logps = torch::stable::new_empty(response_mask, sizes_of(response_mask),
-                                          ScalarType::Float),  // stands for those made here
-        .advantages = advantages,
-        .response_mask = response_mask,
-        .old_logps = given(old_logps),
-        .ref_logps = given(ref_logps),
-        .rollout_logps = given(rollout_logps),
-        .token_weights = given(token_weights),
-        .kl_weights = given(kl_weights),
-        .entropy_weights = given(entropy_weights),
-        .row_tokens = given(row_tokens),
-        .offsets = given(contiguous(offsets))};
-    face::check_arguments(function, batch);
-    PolicyArrays arrays = device_arrays(batch);
-    arrays.logps = {};
-    const auto options = options_of<PolicyOptions>(
-        function, {option_names, option_values, choice_names, choice_values});
-    const RowOptions row_options =
-        options_of<RowCall>(function, {row_names, row_values, row_choice_names, row_choice_values})
-            .options();
-    Tensor owner;
-    const ConstLogits rows = rows_of(function, "logits", logits, owner);
-    require(first >= 0 && first <= tokens - rows.rows,
-            [] { return named(function, "logits") + " must be those of tokens of the batch"; });
-    const auto numbers = [&](std::string_view name, const Tensor& tensor) {
-      require(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous() &&
-                  tensor.numel() == tokens,
-              [&] { return named(function, name) + " must be float32, one for each token"; });
-      return static_cast<float*>(tensor.mutable_data_ptr());
-    };
-    const cuda::TokensOfLogits found{numbers("logps", logps),
-                                     entropies ? numbers("entropies", *entropies) : nullptr, first};
-    const int64_t bytes = cuda::policy_workspace_bytes(arrays, options.objective);
-    const Tensor memory = new_doubles_on(logits, (bytes + 7) / 8);
-    const OnDevice device(function, logits);
-    cuda::policy_loss_of_logits(
-        rows, ids_of(function, "targets", targets, tokens) + first, row_options, arrays,
-        options.objective, numbers_of<const double>(function, "counts", counts, 3),
-        options.normalizer.factor(), found, writable(function, logits, logits), nullptr,
-        memory.mutable_data_ptr(), device.stream);
-  });
+void run(const Chunk& chunk) {
+  face::check_arguments(kFunction, chunk.batch);
+  PolicyArrays arrays = device_arrays(chunk.batch);
+  arrays.logps = {};
+  const auto options = options_of<PolicyOptions>(kFunction, chunk.words);
+  const RowOptions row_options = options_of<RowCall>(kFunction, chunk.row_words).options();
+  Tensor owner;
+  const ConstLogits rows = rows_of(kFunction, "logits", chunk.logits, owner);
+  require(chunk.first >= 0 && chunk.first <= chunk.tokens() - rows.rows,
+          [] { return named(kFunction, "logits") + " must be those of tokens of the batch"; });
+  const cuda::TokensOfLogits found{
+      chunk.memory("logps", chunk.logps),
+      chunk.entropies ? chunk.memory("entropies", *chunk.entropies) : nullptr, chunk.first};
+  const int64_t bytes = cuda::policy_workspace_bytes(arrays, options.objective);
+  const Tensor memory = new_doubles_on(chunk.logits, (bytes + 7) / 8);
+  const OnDevice device(kFunction, chunk.logits);
+  cuda::policy_loss_of_logits(
+      rows, ids_of(kFunction, "targets", chunk.targets, chunk.tokens()) + chunk.first, row_options,
+      arrays, options.objective, numbers_of<const double>(kFunction, "counts", chunk.counts, 3),
+      options.normalizer.factor(), found, writable(kFunction, chunk.logits, chunk.logits), nullptr,
+      memory.mutable_data_ptr(), device.stream);
+}
+
+void policy_gradient_of_logits(StableIValue* stack, uint64_t, uint64_t) {
+  with_public_errors([&] { run(Chunk(Arguments(stack))); });
+}
+
+std::string schema() {
+  const std::string arrays = schema_of_arrays<PolicyInputs<Tensor>>(kOfLogits);
+  return with_words("policy_gradient_of_logits(Tensor(a!) logits, Tensor targets, int first, " +
+                    arrays +
+                    "WORDS, str[] row_names, Tensor row_values, str[] row_choice_names, "
+                    "str[] row_choice_values, Tensor counts, Tensor(b!) logps, "
+                    "Tensor(c!)? entropies) -> ()");
 }
 
 }  // namespace
 }  // namespace tether
 
-STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) {
-  library.def(tether::python::with_words(
-                  "policy_gradient_of_logits(Tensor(a!) logits, Tensor targets, int first, "
-                  "Tensor advantages, Tensor response_mask, Tensor? old_logps, Tensor? ref_logps, "
-                  "Tensor? rollout_logps, Tensor? token_weights, Tensor? kl_weights, "
-                  "Tensor? entropy_weights, Tensor? row_tokens, Tensor? offsets, WORDS, "
-                  "str[] row_names, Tensor row_values, str[] row_choice_names, "
-                  "str[] row_choice_values, Tensor counts, Tensor(b!) logps, "
-                  "Tensor(c!)? entropies) -> ()")
-                  .c_str());
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(tether, library) { library.def(tether::schema().c_str()); }
 
 STABLE_TORCH_LIBRARY_IMPL(tether, CUDA, library) {
-  library.impl("policy_gradient_of_logits", TORCH_BOX(&tether::policy_gradient_of_logits));
+  library.impl("policy_gradient_of_logits", &tether::policy_gradient_of_logits);
 }

@@ -31,12 +31,6 @@ void check_places(const int64_t* places, int64_t count, int64_t size) {
   }
 }
 
-// Of a batch, what a chunk of logits has: log-probabilities and entropies are made of it, and a
-// token knows nothing of its turn.
-constexpr auto kOfChunk = [](const auto& argument) {
-  return argument.name != "logps" && argument.name != "entropies" && argument.name != "turn_ids";
-};
-
 struct Chunk {
   Tensor logits, targets, places;
   PolicyInputs<Tensor> batch;
@@ -45,7 +39,7 @@ struct Chunk {
 
   explicit Chunk(Arguments arguments) {
     for (Tensor* each : {&logits, &targets, &places}) *each = arguments.next<Tensor>();
-    arguments.arrays(batch, kOfChunk);
+    arguments.arrays(batch, kOfLogits);
     words = arguments.words();
     row_words = arguments.words();
     with_gradient = arguments.next<bool>();
@@ -101,7 +95,7 @@ void policy_loss_of_logits(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 std::string schema() {
-  const std::string arrays = schema_of_arrays<PolicyInputs<Tensor>>(kOfChunk);
+  const std::string arrays = schema_of_arrays<PolicyInputs<Tensor>>(kOfLogits);
   return with_words(
       "policy_loss_of_logits(Tensor(a!) logits, Tensor targets, Tensor places, " + arrays +
       "WORDS, str[] row_names, Tensor row_values, str[] row_choice_names, str[] row_choice_values, "

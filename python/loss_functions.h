@@ -150,6 +150,12 @@ struct PreferenceLossFunction {
   }
 };
 
+// Of a batch, what is known where logits are: log-probabilities and entropies are made of them, and
+// a token knows nothing of its turn.
+inline constexpr auto kOfLogits = [](const auto& argument) {
+  return argument.name != "logps" && argument.name != "entropies" && argument.name != "turn_ids";
+};
+
 struct ValueLossFunction {
   template <class Array>
   using Inputs = ValueInputs<Array>;
