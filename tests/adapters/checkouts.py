@@ -7,8 +7,8 @@ import sys
 import types
 
 import pydantic
+import tiny_models
 import torch
-import transformers
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "peers"))
 import parts
@@ -32,25 +32,9 @@ def find():
         sys.modules.setdefault("pydantic_config", config)
 
 
-def model():
-    torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            initializer_range=0.1,
-            max_position_embeddings=64,
-        )
-    )
-
-
 def steps_of(loss_and_metrics):
     """Parameters after steps of SGD, where they began, and the metrics of each."""
-    live, logs = model(), []
+    live, logs = tiny_models.llama(VOCABULARY), []
     start = torch.nn.utils.parameters_to_vector(live.parameters()).detach().clone()
     optimizer = torch.optim.SGD(live.parameters(), lr=0.05)
     for _ in range(STEPS):

@@ -12,8 +12,8 @@ import pathlib
 import sys
 import types
 
+import tiny_models  # its transformers asks for flash_attn and deepspeed, and is to find none
 import torch
-import transformers  # asks for flash_attn and deepspeed, and is to find none
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "peers"))
 import parts
@@ -117,18 +117,7 @@ def arguments(**actor):
 
 @functools.cache
 def llama(seed):
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-        max_position_embeddings=64,
-    )
-    return transformers.LlamaForCausalLM(config)
+    return tiny_models.llama(VOCABULARY, seed)
 
 
 def actor(seed, folder):

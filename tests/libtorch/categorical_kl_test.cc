@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/libtorch/kl_results.h"
+
 namespace tether {
 namespace {
 
@@ -27,26 +29,11 @@ CategoricalKl by_log_softmax(const at::Tensor& q_logits, const at::Tensor& p_log
           -(log_q.exp() * log_q).sum(-1)};
 }
 
-// The three values, and the gradients of a mixture of them.
 std::vector<at::Tensor> results(Call call, const at::Tensor& q_logits, const at::Tensor& p_logits,
                                 const CategoricalKlOptions& options) {
-  const at::Tensor q = leaf(q_logits), p = leaf(p_logits);
-  const CategoricalKl out = call(q, p, options);
-  const at::Tensor a = at::linspace(-0.5, 2, out.kl.numel(), at::kDouble).view(out.kl.sizes());
-  const at::Tensor loss =
-      (out.kl * a + out.reverse_kl * (0.3 - a) + out.entropies * (1.7 - a)).sum();
-  std::vector<at::Tensor> all = {out.kl.detach(), out.reverse_kl.detach(), out.entropies.detach()};
-  for (const at::Tensor& each : torch::autograd::grad({loss}, {q, p})) all.push_back(each);
-  return all;
-}
-
-void expect_same(const std::vector<at::Tensor>& got, const std::vector<at::Tensor>& want,
-                 double tolerance, const std::string& what) {
-  for (size_t i = 0; i < want.size(); ++i) {
-    ASSERT_EQ(got[i].sizes(), want[i].sizes()) << what;
-    EXPECT_TRUE(at::allclose(got[i].to(at::kDouble), want[i].to(at::kDouble), tolerance, tolerance))
-        << what << ", result " << i;
-  }
+  return tether::results(
+      [&](const at::Tensor& q, const at::Tensor& p) { return call(q, p, options); }, q_logits,
+      p_logits);
 }
 
 TEST(CategoricalKl, MatchesLogSoftmaxInDouble) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "libtorch/support.h"
+#include "tests/libtorch/kl_results.h"
 #include "tests/libtorch/message.h"
 
 namespace tether {
@@ -60,26 +61,6 @@ CategoricalKl by_definition(const at::Tensor& q, const at::Tensor& p, const at::
     return (of.exp() * what.masked_fill(others, 0)).sum(-1).masked_fill(ignored, 0);
   };
   return {mean(log_q, log_q - log_p), mean(log_p, log_p - log_q), -mean(log_q, log_q)};
-}
-
-// The values and the gradients of a mixture of them.
-template <class Call>
-std::vector<at::Tensor> results(Call call, const at::Tensor& q_logits, const at::Tensor& p_logits) {
-  const at::Tensor q = q_logits.detach().requires_grad_(), p = p_logits.detach().requires_grad_();
-  const CategoricalKl out = call(q, p);
-  const at::Tensor a = at::linspace(-0.5, 2, 6, at::kDouble).view({2, 3});
-  const at::Tensor loss =
-      (out.kl * a + out.reverse_kl * (0.3 - a) + out.entropies * (1.7 - a)).sum();
-  std::vector<at::Tensor> all = {out.kl.detach(), out.reverse_kl.detach(), out.entropies.detach()};
-  for (const at::Tensor& each : torch::autograd::grad({loss}, {q, p})) all.push_back(each);
-  return all;
-}
-
-void expect_same(const std::vector<at::Tensor>& got, const std::vector<at::Tensor>& want,
-                 double tolerance) {
-  for (size_t i = 0; i < want.size(); ++i) {
-    EXPECT_TRUE(at::allclose(got[i].to(at::kDouble), want[i], tolerance, tolerance)) << i;
-  }
 }
 
 // On the CPU and by the path of other devices, whose ids are masked by its caller.

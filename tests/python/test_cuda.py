@@ -5,6 +5,7 @@ python/cuda_*ops.cc on tensors of the host, its kernels by teams of host threads
 import pathlib
 import warnings
 
+import host_operators
 import pytest
 import tether
 import torch
@@ -15,7 +16,6 @@ from tether._objectives import objective_call
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 INSTALLED = pathlib.Path(tether.__file__).with_name("libtether_cuda.so")
-HOST = pathlib.Path(__file__).parents[2] / "build/release/tests/libtether_host_cuda.so"
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
@@ -100,11 +100,7 @@ def test_results_are_on_the_device(monkeypatch):
 
 @pytest.fixture(scope="module")
 def host():
-    if _cuda.KERNELS:
-        pytest.skip("the kernels for devices are installed")
-    if not HOST.exists():
-        pytest.skip(f"no {HOST.name}, which ./dev test builds")
-    torch.ops.load_library(str(HOST))
+    host_operators.load()
 
 
 def numbers(*size, seed=3):
