@@ -9,6 +9,7 @@
 
 #include "../../core/arguments.h"
 #include "../../core/batch.h"
+#include "../../core/check.h"
 #include "../../core/formula.h"
 #include "../../core/number.h"
 
@@ -93,6 +94,21 @@ inline constexpr TokenNumber kTokenNumbers[] = {
     {&AdvantageArrays::log_ratios, &RecursionToken<Constant<double>>::log_ratio,
      &Traits::needs_log_ratios}};
 using TokenNumberIndices = std::make_index_sequence<std::size(kTokenNumbers)>;
+
+// How an episode ends at a token, or does not, by what these arrays hold there; 0 for an absent
+// one.
+inline constexpr ConstArray AdvantageArrays::* kEndArrays[] = {
+    &AdvantageArrays::done, &AdvantageArrays::truncated, &AdvantageArrays::truncation_values};
+struct EpisodeEnd {
+  bool ends = false;
+  double after = 0;  // V behind the end: 0 where the episode is over, NaN for no finite number
+
+  TETHER_FORMULA static constexpr EpisodeEnd of(double done, double truncated, double value) {
+    if (truncated == 0 || done != 0) return {done != 0, 0};
+    return {true, value + value * 0};
+  }
+};
+using EndArrayIndices = std::make_index_sequence<std::size(kEndArrays)>;
 
 template <class Number>
 struct Step {
@@ -238,5 +254,17 @@ class Recursion : public AnyFormula<detail::RecursionCalls> {
     calls().advantages(formula(), in, out);
   }
 };
+
+// Throws unless what the recursion reads is given.
+inline void check_reads(std::string_view function, const AdvantageInputs<bool>& given,
+                        const Recursion& recursion) {
+  const auto must = [&](bool there, std::string_view name) {
+    require(there, [&] { return named(function, name) + " must be given, got none"; });
+  };
+  const Traits& reads = recursion.traits();
+  must(given.values || !reads.needs_values, "values");
+  must(given.truncation_values || !given.truncated, "truncation_values");
+  must(given.log_ratios || !reads.needs_log_ratios, "log_ratios");
+}
 
 }  // namespace tether

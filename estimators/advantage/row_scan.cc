@@ -21,8 +21,9 @@ static_assert(kTokenNumbers[kValue].array == &AdvantageArrays::values);
 // One row of AdvantageArrays, a block at a time.
 struct ScanBlock {
   alignas(64) double numbers[std::size(kTokenNumbers)][kBlock];
-  alignas(64) double weight[kBlock], lambda[kBlock], done[kBlock], truncated[kBlock],
-      truncation_value[kBlock];
+  alignas(64) double end_numbers[std::size(kEndArrays)][kBlock];
+  alignas(64) double weight[kBlock], lambda[kBlock];
+  alignas(64) double after[kBlock];  // V behind the end of an episode
   alignas(64) double base[kBlock], next[kBlock], keep[kBlock];
   alignas(64) double seen[kBlock];  // 0, or NaN where something is no finite number
   alignas(64) double next_value[kBlock], next_x[kBlock];  // V_{t+1}, x_{t+1}, past the ends
@@ -31,7 +32,7 @@ struct ScanBlock {
 
   // What is not there stays as it is here.
   explicit ScanBlock(double lambda_of_all) {
-    for (double* each : {done, truncated, truncation_value}) std::fill_n(each, kBlock, 0.0);
+    for (auto& each : end_numbers) std::fill_n(each, kBlock, 0.0);
     for (auto& each : numbers) std::fill_n(each, kBlock, 0.0);
     std::fill_n(lambda, kBlock, lambda_of_all);
   }
@@ -48,9 +49,9 @@ struct ScanBlock {
       read(each.needed == nullptr || reads.*each.needed, batch.*each.array, numbers[i]);
     }
     read(recursion.has_lambda(), batch.lambdas, lambda);
-    read(true, batch.done, done);
-    read(true, batch.truncated, truncated);
-    read(true, batch.truncation_values, truncation_value);
+    for (size_t i = 0; i < std::size(kEndArrays); ++i) {
+      read(true, batch.*kEndArrays[i], end_numbers[i]);
+    }
   }
 
   const double* values() const { return numbers[kValue]; }
@@ -130,7 +131,7 @@ TETHER_CLONES void scan(double gap_gamma, int count, ScanState& state, ScanBlock
   for (int i = count - 1; i >= 0; --i) {
     if constexpr (!kPlain) {
       x = keep(~block.ends[i], x);
-      value = select(block.ends[i], block.truncation_value[i], value);
+      value = select(block.ends[i], block.after[i], value);
     }
     if constexpr (kOwn) {
       block.next_value[i] = value;
@@ -172,13 +173,12 @@ TETHER_CLONES void fill_own_advantages(int count, ScanBlock& block) {
   }
 }
 
-// Where an episode ends, and V behind the end: 0 where it is over.
-void fill_ends(int count, ScanBlock& block) {
+template <size_t... k>
+void fill_ends(int count, ScanBlock& block, std::index_sequence<k...>) {
   for (int i = 0; i < count; ++i) {
-    const bool done = block.done[i] != 0, truncated = block.truncated[i] != 0;
-    block.ends[i] = mask<double>(done || truncated);
-    const double after = block.truncation_value[i];
-    block.truncation_value[i] = truncated && !done ? finite_or_nan(after) : 0.0;
+    const EpisodeEnd end = EpisodeEnd::of(block.end_numbers[k][i]...);
+    block.ends[i] = mask<double>(end.ends);
+    block.after[i] = end.after;
   }
 }
 
@@ -224,7 +224,7 @@ class RowScan {
     if (!ends && !decays) (own ? scan<true, true> : scan<true, false>)(1, inside, state, block);
     if (ends || decays || !fill_returns(inside, block)) {
       state = before;
-      fill_ends(inside, block);
+      fill_ends(inside, block, EndArrayIndices{});
       const double gap_gamma = decays ? recursion_.gamma() : 1;
       (own ? scan<false, true> : scan<false, false>)(gap_gamma, inside, state, block);
       fill_returns(inside, block);
@@ -269,17 +269,6 @@ void check(std::string_view function, const AdvantageArrays& batch, const Recurs
 }
 
 }  // namespace
-
-void check_reads(std::string_view function, const AdvantageInputs<bool>& given,
-                 const Recursion& recursion) {
-  const auto must = [&](bool there, std::string_view name) {
-    require(there, [&] { return named(function, name) + " must be given, got none"; });
-  };
-  const Traits& reads = recursion.traits();
-  must(given.values || !reads.needs_values, "values");
-  must(given.truncation_values || !given.truncated, "truncation_values");
-  must(given.log_ratios || !reads.needs_log_ratios, "log_ratios");
-}
 
 void scan_rows(std::string_view function, const AdvantageArrays& batch, const Recursion& recursion,
                const MutableArray& advantages, const MutableArray& returns,

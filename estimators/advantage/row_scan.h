@@ -7,10 +7,6 @@
 
 namespace tether {
 
-// Throws unless what the recursion reads is given.
-void check_reads(std::string_view function, const AdvantageInputs<bool>& given,
-                 const Recursion& recursion);
-
 // Any recursion over the rows of a batch, in double; errors begin with `function`. Either result
 // may be absent. The same bits for every executor.
 void scan_rows(std::string_view function, const AdvantageArrays& batch, const Recursion& recursion,
