@@ -21,6 +21,7 @@ from tether._lists import (
     check_offsets,
     checked_settings,
     choices_of,
+    is_plain,
     numbers_of,
     of_numbers,
     options_of,
@@ -184,6 +185,9 @@ class Function:
         out = {first.name: rows}
         for each in others:
             tensor = tensors.get(each.name)
+            if tensor is not None and is_plain(each, tensor, like):
+                out[each.name] = tensor
+                continue
             if tensor is not None or each.required:
                 of = like._replace(name=each.like, tensor=tensors[each.like]) if each.like else like
                 tensor = numbers_of(each, tensor, of)
