@@ -115,22 +115,21 @@ inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
 
 // Contiguous.
 inline Tensor new_like(const Tensor& tensor) {
-  return torch::stable::empty(sizes_of(tensor), tensor.scalar_type());
+  return empty(sizes_of(tensor), tensor.scalar_type());
 }
 
 // Memory for the gradient of `input`; none of it unless wanted. float16 gradients wait in float32
 // for the upstream gradient.
 inline Tensor new_gradient(bool wanted, const Tensor& input, MutableArray& view) {
-  if (!wanted) return torch::stable::empty({0}, input.scalar_type());
+  if (!wanted) return empty({0}, input.scalar_type());
   const bool half = input.scalar_type() == ScalarType::Half;
-  const Tensor out =
-      torch::stable::empty(sizes_of(input), half ? ScalarType::Float : input.scalar_type());
+  const Tensor out = empty(sizes_of(input), half ? ScalarType::Float : input.scalar_type());
   view = face::mutable_token_array(out);
   return out;
 }
 
 inline Tensor new_doubles(std::initializer_list<int64_t> sizes, const double* values) {
-  const Tensor out = torch::stable::empty(sizes, ScalarType::Double);
+  const Tensor out = empty(sizes, ScalarType::Double);
   std::copy_n(values, out.numel(), static_cast<double*>(out.mutable_data_ptr()));
   return out;
 }
@@ -138,7 +137,7 @@ inline Tensor new_doubles(std::initializer_list<int64_t> sizes, const double* va
 // In float64 for float64, else float32.
 inline Tensor new_scalar(double value, const Tensor& like) {
   const bool wide = like.scalar_type() == ScalarType::Double;
-  const Tensor out = torch::stable::empty({}, wide ? ScalarType::Double : ScalarType::Float);
+  const Tensor out = empty({}, wide ? ScalarType::Double : ScalarType::Float);
   if (wide) {
     *static_cast<double*>(out.mutable_data_ptr()) = value;
   } else {

@@ -44,7 +44,7 @@ struct Chunk {
     row_words = arguments.words();
     with_gradient = arguments.next<bool>();
     // Stands for the log-probabilities that are made here.
-    batch.logps = torch::stable::empty(sizes_of(batch.response_mask), logits.scalar_type());
+    batch.logps = empty(sizes_of(batch.response_mask), logits.scalar_type());
   }
 
   MutableLogits rows() const {
@@ -72,7 +72,7 @@ std::vector<Tensor> policy_loss_of(const Chunk& chunk) {
   const RowOptions row_options = options_of<RowCall>(kFunction, chunk.row_words).options();
   const bool with_entropies = row_options.sums != RowSums::logp;
   const auto doubles = [&](bool wanted) {
-    return torch::stable::empty({wanted ? rows.rows : 0}, ScalarType::Double);
+    return empty({wanted ? rows.rows : 0}, ScalarType::Double);
   };
   const Tensor logps = doubles(true), entropies = doubles(with_entropies);
   const ConstLogits shape_of_rows{.rows = rows.rows, .vocabulary = rows.vocabulary};

@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> results_of(const Tensor& statistics, const Te
       rows_in<RowStatistics>("token_logps", statistics, count_of_rows(logits));
   const auto logp_of = [&](const RowStatistics& row) { return logp(row, options); };
   return {from_rows(rows, logits, logp_of),
-          options.sums == RowSums::logp ? torch::stable::empty({0}, ScalarType::Float)
+          options.sums == RowSums::logp ? empty({0}, ScalarType::Float)
                                         : from_rows(rows, logits, entropy),
           statistics};
 }
@@ -63,7 +63,7 @@ Tensor statistics_of(const Tensor& logits, const Tensor& targets,
   const ConstLogits in = rows_of("token_logps", "logits", logits, owner);
   const int64_t* wanted = targets_of("token_logps", targets, in, options);
   const int64_t headers = options.ids > 0 ? 1 : 0;
-  const Tensor block = torch::stable::empty({headers + in.rows, kStatistics}, ScalarType::Double);
+  const Tensor block = empty({headers + in.rows, kStatistics}, ScalarType::Double);
   RowStatistics* rows = rows_in<RowStatistics>("token_logps", block, headers + in.rows) + headers;
   const std::optional<KeptIds> kept = kept_ids("token_logps", support, in.rows);
   if (kept) {
@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor> token_logps_of_shards(
         row_options(function, {option_names, option_values, choice_names, choice_values});
     const int64_t rows = count_of_rows(logits), shards = blocks.dim() > 0 ? blocks.size(0) : 0;
     require(shards >= 1, [] { return "token_logps: blocks must be those of a shard at least"; });
-    const Tensor merged = torch::stable::empty({rows, kStatistics}, ScalarType::Double);
+    const Tensor merged = empty({rows, kStatistics}, ScalarType::Double);
     merge_shards(function, rows_in<RowStatistics>(function, blocks, shards * (1 + rows)), shards,
                  rows, ids_of(function, "targets", targets, rows), options,
                  rows_in<RowStatistics>(function, merged, rows));
@@ -189,8 +189,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> categorical_kl_forward(
     require(
         !active || (active->scalar_type() == ScalarType::Bool && active->numel() == q_rows.rows),
         [] { return "categorical_kl: mask must be bool, one for each row"; });
-    const Tensor statistics =
-        torch::stable::empty({q_rows.rows, kKlStatistics}, ScalarType::Double);
+    const Tensor statistics = empty({q_rows.rows, kKlStatistics}, ScalarType::Double);
     auto* sums = rows_in<KlStatistics>(function, statistics, q_rows.rows);
     const auto* is_active =
         active ? static_cast<const uint8_t*>(active->const_data_ptr()) : nullptr;
@@ -227,7 +226,7 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(
     require(face::same_shape(q, p),
             [] { return "categorical_kl: p_logits must be like q_logits"; });
     const auto memory = [&](bool wanted) {
-      return wanted ? new_like(q) : torch::stable::empty({0}, q.scalar_type());
+      return wanted ? new_like(q) : empty({0}, q.scalar_type());
     };
     const Tensor dq = memory(with_q), dp = memory(with_p);
     static_assert(sizeof(LogitsKl) == 3 * sizeof(double));

@@ -106,7 +106,7 @@ Tensor from_rows(const Row* rows, const Tensor& logits, Value value) {
   const bool wide = logits.scalar_type() == ScalarType::Double;
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d + 1 < logits.dim(); ++d) sizes.push_back(logits.size(d));
-  const Tensor out = torch::stable::empty(sizes, wide ? ScalarType::Double : ScalarType::Float);
+  const Tensor out = empty(sizes, wide ? ScalarType::Double : ScalarType::Float);
   for (int64_t i = 0; i < out.numel(); ++i) {
     if (wide) {
       static_cast<double*>(out.mutable_data_ptr())[i] = value(rows[i]);

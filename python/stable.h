@@ -87,6 +87,21 @@ inline DType dtype_of(ScalarType type) {
   }
 }
 
+// Contiguous memory on the host. torch::stable::empty finds its operator by name, which takes as
+// long as the loss of a few rows.
+inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType type) {
+  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) {
+    strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
+  }
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
 }
@@ -133,8 +148,7 @@ inline std::vector<std::string> names_of(const std::map<std::string, double>& va
 }
 
 inline Tensor values_of(const std::map<std::string, double>& values) {
-  const Tensor out =
-      torch::stable::empty({static_cast<int64_t>(values.size())}, ScalarType::Double);
+  const Tensor out = empty({static_cast<int64_t>(values.size())}, ScalarType::Double);
   auto* next = static_cast<double*>(out.mutable_data_ptr());
   for (const auto& [name, value] : values) *next++ = value;
   return out;

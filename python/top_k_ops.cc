@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> top_k_kl_forward(const Tensor& q, const Tensor& ids, 
   return with_public_errors([&] {
     Tensor owner;
     const ConstLogits rows = rows_of("top_k_kl", "q_logits", q, owner);
-    const Tensor statistics = torch::stable::empty({rows.rows, kStatistics}, ScalarType::Double);
+    const Tensor statistics = empty({rows.rows, kStatistics}, ScalarType::Double);
     std::vector<double> kl(static_cast<size_t>(rows.rows));
     RowStatistics* sums = rows_in<RowStatistics>("top_k_kl", statistics, rows.rows);
     top_k_kl(heads_of(rows, ids, logps, targets, target_logps),
@@ -91,7 +91,7 @@ Tensor head_logps(const Tensor& logits, const Tensor& ids, const Names& option_n
     require(ids.dim() >= 1, [] { return "head_logps: head_ids must be [N, k]"; });
     const auto* wanted = ids_of("head_logps", "head_ids", ids, rows.rows * ids.size(-1));
     std::vector<RowStatistics> statistics(static_cast<size_t>(rows.rows));
-    const Tensor out = torch::stable::empty({rows.rows, ids.size(-1)}, ScalarType::Double);
+    const Tensor out = empty({rows.rows, ids.size(-1)}, ScalarType::Double);
     face::in_words_of("head_logps", "head_ids", [&] {
       row_statistics(rows, nullptr, options, statistics.data(), torch_executor());
       row_logps(rows, statistics.data(), wanted, ids.size(-1), options,
