@@ -26,9 +26,9 @@ inline constexpr std::tuple kBatchWeightCatalogue{
     FormulaRow{"m2po", SecondMoment{},
                "0 at the largest x^2, x = old_logp - rollout_logp, until the mean of the others is "
                "below threshold; times the mask",
-               "arXiv:2510.01161", "rl/policy/second_moment.h", "AReaL m2po"},
+               "arXiv:2510.01161, eq. 4", "rl/policy/second_moment.h", "AReaL m2po"},
     FormulaRow{"fipo", FutureKl{}, "clip(exp F, low, high), F = u + gamma F', u = logp - old_logp",
-               "arXiv:2603.19835", "rl/policy/future_kl.h", "ms-swift fipo"},
+               "arXiv:2603.19835, eq. 7", "rl/policy/future_kl.h", "ms-swift fipo"},
     FormulaRow{"normalized_importance", NormalizedImportance{},
                "rho / mean rho, rho = clamp(e^x, low, high), x = old_logp - rollout_logp",
                "verl, rollout_is_batch_normalize", "rl/policy/normalized_importance.h",

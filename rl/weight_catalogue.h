@@ -29,7 +29,7 @@ inline constexpr std::tuple kWeightCatalogue{
                "doi:10.1198/106186008X320456, eq. 4", "rl/policy/importance.h",
                "mpmath; verl rollout_is; OpenRLHF tis; slime tis; NeMo-RL tis"},
     FormulaRow{"masked_importance", MaskedImportance{}, "e^x where low <= e^x <= high, else 0",
-               "arXiv:2510.18855", "rl/policy/importance.h",
+               "arXiv:2510.18855, eq. 2", "rl/policy/importance.h",
                "mpmath; verl rollout_is; OpenRLHF icepop; NeMo-RL icepop"},
     FormulaRow{"ratio_gate", RatioGate{}, "1 where low <= e^x <= high, else out of the mask",
                "verl, rollout_rs k1", "rl/policy/rejection.h",

@@ -274,13 +274,15 @@ class Band(PolicyObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class Dro(PolicyObjective):
-    """token mean of -(A logp - tau/2 u^2), u = logp - old_logp. arXiv:2405.19107."""
+    """token mean of -(A logp - tau/2 u^2), u = logp - old_logp. arXiv:2405.19107, eq. 8."""
 
     tau: Number = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Kimi(PolicyObjective):
-    """mean over answers of -(A L - tau/2 U^2), L and U sums of logp and u. arXiv:2501.12599."""
+    """mean over answers of -(A L - tau/2 U^2), L and U sums of logp and u. arXiv:2501.12599,
+    eq. 3.
+    """
 
     level: Level = "sequence_sum"
     aggregation: Aggregation = "sequence_mean_token_mean"
@@ -288,7 +290,9 @@ class Kimi(PolicyObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class Sppo(PolicyObjective):
-    """mean over answers of (U - eta A)^2, U the sum of logp - old_logp. arXiv:2405.00675."""
+    """mean over answers of (U - eta A)^2, U the sum of logp - old_logp. arXiv:2405.00675, eq.
+    4.6.
+    """
 
     level: Level = "sequence_sum"
     aggregation: Aggregation = "sequence_mean_token_mean"

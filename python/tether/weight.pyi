@@ -34,7 +34,7 @@ class TruncatedImportance(TokenWeight):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedImportance(TokenWeight):
-    """e^x where low <= e^x <= high, else 0. arXiv:2510.18855."""
+    """e^x where low <= e^x <= high, else 0. arXiv:2510.18855, eq. 2."""
 
     low: Number = 0.5
     high: Number = 5

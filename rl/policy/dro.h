@@ -15,7 +15,7 @@ namespace tether {
 //   loss = -(A logp - tau/2 u^2),   d loss / d logp = -A + tau u,   u = logp - old_logp     [nats]
 //
 // No ratio enters: the sample may be of any policy, and u is what A / tau asks for at the minimum.
-// DRO: arXiv:2405.19107.
+// DRO: Richemond et al. 2024, arXiv:2405.19107, eq. 8 over tau.
 struct QuadraticPull {
   double tau = 0.1;
 
@@ -37,7 +37,7 @@ inline PolicyObjective dro(const QuadraticPull& pull = {}) {
   return {.surrogate = pull, .aggregation = token_mean()};
 }
 
-// Kimi k1.5: the same of whole answers, sums over their tokens. arXiv:2501.12599. The
+// Kimi k1.5: the same of whole answers, sums over their tokens. arXiv:2501.12599, eq. 3. The
 // advantage that belongs to it is the reward minus the group's mean, not scaled.
 inline PolicyObjective kimi(const QuadraticPull& pull = {}) {
   return {.level = RatioLevel::sequence_sum,

@@ -13,8 +13,9 @@ namespace tether {
 //   W_t = clip(exp F_t, low, high),   F_t = u_t + gamma F_{t+1},   u = logp - old_logp
 //
 // u = 0 where the ratio is above ratio_high. Where A < 0 and the ratio is above safe_ratio, W_t is
-// within [0.8, 1]. arXiv:2603.19835; defaults of ms-swift. As token_weights of ppo; gamma counts
-// tokens: masked slots between them do not age, a token of a fractional weight counts as one.
+// within [0.8, 1], in the paper 1. arXiv:2603.19835, eq. 6 and 7; defaults of ms-swift. As
+// token_weights of ppo; gamma counts tokens: masked slots between them do not age, a token of a
+// fractional weight counts as one.
 struct FutureKl {
   double gamma = 0.97857206208770009;  // 2^(-1/32)
   double low = 1;

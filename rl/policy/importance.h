@@ -38,7 +38,7 @@ struct TruncatedImportance {
 //
 //   W = e^x where low <= e^x <= high, else 0
 //
-// IcePop: arXiv:2510.18855.
+// IcePop: arXiv:2510.18855, eq. 2.
 struct MaskedImportance {
   double low = 0.5;
   double high = 5;

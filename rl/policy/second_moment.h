@@ -10,7 +10,8 @@ namespace tether {
 // M2PO: 0 at the tokens of largest x^2, x = old_logp - rollout_logp, as many as it takes until the
 // mean of the others is below `threshold`; else 1. One token stays. Times the mask: it leaves.
 //
-// Zheng et al. 2025, arXiv:2510.01161, section 4; AReaL. Of equal x^2 the first goes first.
+// Zheng et al. 2025, arXiv:2510.01161, eq. 4 and algorithm 1, of all tokens as in AReaL: the paper
+// looks at those alone that PPO would clip. Of equal x^2 the first goes first.
 struct SecondMoment {
   double threshold = 0.04;
 

@@ -35,8 +35,8 @@ struct SquaredRegression {
 
 namespace presets {
 
-// SPPO on-line: u of whole answers, A their probability of winning minus 1/2. arXiv:2405.00675;
-// verl's recipe has eta 1.
+// SPPO on-line: u of whole answers, A their probability of winning minus 1/2. arXiv:2405.00675,
+// eq. 4.6; verl's recipe has eta 1.
 inline PolicyObjective sppo(double eta = 1) {
   return {.level = RatioLevel::sequence_sum,
           .surrogate = SquaredRegression{.scale = 1, .eta = eta},

@@ -111,7 +111,7 @@ def top_entropy(tokens: BatchTokens, *, share: Number = 0.2) -> Tensor:
 
 def m2po(tokens: BatchTokens, *, threshold: Number = 0.04) -> Tensor:
     """0 at the largest x^2, x = old_logp - rollout_logp, until the mean of the others is below
-    threshold. Zheng et al. 2025, arXiv:2510.01161, section 4."""
+    threshold. Zheng et al. 2025, arXiv:2510.01161, eq. 4."""
     squares = (tokens.old_logp - tokens.rollout_logp).square()
     # From the last of equal ones on: the first leaves first. Masked slots come before all.
     order = torch.where(tokens.active(), squares, -1.0).flip(0).argsort(stable=True)

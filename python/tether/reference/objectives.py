@@ -116,7 +116,7 @@ def band_clip(
 def quadratic_pull(
     logp: Tensor, log_ratio: Tensor, advantage: Tensor, *, tau: float = 0.1
 ) -> tuple[Tensor, Tensor]:
-    """-(A logp - tau/2 u^2), u = logp - old_logp. DRO, arXiv:2405.19107."""
+    """-(A logp - tau/2 u^2), u = logp - old_logp. DRO, arXiv:2405.19107, eq. 8."""
     loss = log_ratio * log_ratio * (tau / 2) - advantage * logp
     return loss, -advantage + tau * log_ratio.detach() == 0
 
@@ -203,11 +203,11 @@ OBJECTIVES = {
     "linear": Row(linear_ratio, {}, 0, "token_mean"),
     # torchrl's CISPOLoss
     "band": Row(band_clip, {"epsilon_low": 0.2, "epsilon_high": 0.2}, 0, "token_mean"),
-    # arXiv:2405.19107
+    # arXiv:2405.19107, eq. 8
     "dro": Row(quadratic_pull, {"tau": 0.1}, 0, "token_mean"),
-    # arXiv:2501.12599
+    # arXiv:2501.12599, eq. 3
     "kimi": Row(quadratic_pull, {"tau": 0.1}, 0, "sequence_mean_token_mean", "sequence_sum"),
-    # arXiv:2405.00675
+    # arXiv:2405.00675, eq. 4.6
     "sppo": Row(squared_regression, {"scale": 1, "eta": 1}, 0, *_ANSWERS),
     # arXiv:2505.20686
     "a2po": Row(squared_regression, {"scale": 1e-3, "eta": 1}, 0, *_ANSWERS),
