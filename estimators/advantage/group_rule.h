@@ -54,8 +54,12 @@ struct Group {
   Number length_mean = 0;  // of the deviations, each counted by its length; without tokens: mean
   Number std = 0;          // with size - 1; 0 for a group of one
   Number batch_std = 0;    // of all rewards of the batch, for rules that say that they read it
+  Number best = 0, second = 0;  // the two largest deviations; of a group of one the same
 
   TETHER_INLINE Number deviation(int64_t i) const { return reward[i] - first; }
+  TETHER_INLINE Number best_of_others(int64_t i) const {
+    return deviation(i) > second ? second : best;
+  }
 };
 
 template <class Formula>

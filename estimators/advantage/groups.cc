@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -65,7 +66,13 @@ class Members {
     out.reward = gathered(batch_.rewards, rewards_);
     out.first = out.reward[0];
     Number sum = 0, squares = 0;
-    for (int64_t i = 0; i < out.size; ++i) sum += out.deviation(i);
+    out.best = out.second = -std::numeric_limits<Number>::infinity();
+    for (int64_t i = 0; i < out.size; ++i) {
+      sum += out.deviation(i);
+      out.second = std::max(out.second, std::min(out.best, out.deviation(i)));
+      out.best = std::max(out.best, out.deviation(i));
+    }
+    if (out.size == 1) out.second = out.best;
     out.mean = sum / Number(out.size);
     for (int64_t i = 0; i < out.size; ++i) {
       squares += (out.deviation(i) - out.mean) * (out.deviation(i) - out.mean);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 
@@ -44,8 +45,10 @@ struct PlacedGroup {
   RewardOf reward = {};
   LengthOf length = {};
   double first = 0, mean = 0, length_mean = 0, std = 0, batch_std = 0;
+  double rival = 0;  // the largest deviation of the others than one answer
 
   TETHER_TEAM double deviation(int64_t i) const { return reward[i] - first; }
+  TETHER_TEAM double best_of_others(int64_t) const { return rival; }
 };
 
 struct GroupParameters {
@@ -157,8 +160,28 @@ TETHER_TEAM GroupPlaces places_of(const GroupBatch& batch, int64_t place) {
   return {begin, end, nullptr, 0};
 }
 
+// The largest deviation of the others than the answer at `place`; NaN where one of the group is.
+template <class Team>
+TETHER_TEAM double best_of_others(const Team& team, const GroupParameters& in,
+                                  const GroupPlaces& places, const PlacedGroup& group,
+                                  int64_t place) {
+  if (group.size < 2) return group.deviation(place);
+  struct Best {
+    double deviation = -DBL_MAX;
+  };
+  typename Team::template Local<Best> local;
+  for_each_member(team, local, in, places, [&](int64_t i, Best& own) {
+    if (i != place) own.deviation = Max::of(own.deviation, group.deviation(i));
+  });
+  const auto best = team.template reduce<Max>(
+      local, [](const Best& own) { return Several<double, 1>{own.deviation}; });
+  return best.each[0] + 0 * group.mean;
+}
+
 template <class Rule>
 inline constexpr bool kReadsBatch = requires(const Rule& rule) { rule.reads_batch(); };
+template <class Rule>
+inline constexpr bool kReadsBest = requires(const Rule& rule) { rule.reads_best(); };
 
 template <class Team>
 TETHER_TEAM double std_of_batch(const Team& team, const GroupParameters& in) {
@@ -178,10 +201,14 @@ TETHER_TEAM void batch_std_program(const Team& team, const GroupParameters& in) 
 template <class Rule, class Team>
 TETHER_TEAM void group_program(const Team& team, const Rule& rule, const GroupParameters& in,
                                int64_t place) {
-  PlacedGroup group = group_of(team, in, places_of(in.batch, place));
+  const GroupPlaces places = places_of(in.batch, place);
+  PlacedGroup group = group_of(team, in, places);
   if constexpr (kReadsBatch<Rule>) {
     const double* known = in.batch.batch_std;
     if (rule.reads_batch()) group.batch_std = known != nullptr ? *known : std_of_batch(team, in);
+  }
+  if constexpr (kReadsBest<Rule>) {
+    if (rule.reads_best()) group.rival = best_of_others(team, in, places, group, place);
   }
   typename Team::template Local<NoState> local;
   team.each(local, [&](int thread, NoState&) {

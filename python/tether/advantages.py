@@ -324,12 +324,14 @@ def group_advantage(
     epsilon: float = 1e-6,
     nan_reward: str = "error",
 ) -> Tensor:
-    """(r - baseline) / (std + epsilon), one reward per sequence; [B] in the dtype of the rewards.
+    """(r - baseline) / (scale + epsilon), one reward per sequence; [B] in the dtype of the rewards.
 
     groups      how many consecutive rewards belong together, the answers to one prompt; ids [B],
                 int32 or int64, in any order; or labels of any kind, a list or an array, as strings
-    baseline    "mean" of the group (GRPO), "leave_one_out" (RLOO), "none"
-    scale       "group_std" (GRPO), "batch_std", "none" (Dr. GRPO, RLOO); with N - 1
+    baseline    "mean" of the group (GRPO), "leave_one_out" (RLOO), "best_of_others" (pass@k: what
+                an answer adds to the best of its group), "none"
+    scale       "group_std" (GRPO), "batch_std", both with N - 1; "group_mean" (MaxRL: 0 where the
+                mean is not above 0), "none" (Dr. GRPO, RLOO)
     nan_reward  "error", or "missing": 0, and the group is as if it were absent
 
     With a baseline, equal rewards give exactly 0, and so does a group of one.

@@ -13,8 +13,8 @@
 #include "estimators/advantage/opo.h"
 #include "estimators/advantage/whitening.h"
 
-// Advantages against verl's own functions, as recorded by tests/peers/record_verl.py. Where the two
-// differ on purpose:
+// Advantages against verl's own functions, as recorded by tests/peers/record_verl.py and
+// record_verl_advantages.py. Where the two differ on purpose:
 //
 //   a group of one     verl gives the raw reward (over 1 + epsilon with the std), tether 0
 //   GAE                verl whitens the advantages at once
@@ -28,11 +28,12 @@ using Json = nlohmann::json;
 using Doubles = std::vector<double>;
 
 std::vector<Json> recorded(const std::string& estimator) {
-  const Json all =
-      Json::parse(std::ifstream(TETHER_TESTS_DIR "/golden/peers/verl_advantages.json"));
   std::vector<Json> out;
-  for (const Json& each : all["cases"]) {
-    if (each["estimator"] == estimator) out.push_back(each);
+  for (const std::string file : {"verl_advantages", "verl_estimators"}) {
+    const Json all = Json::parse(std::ifstream(TETHER_TESTS_DIR "/golden/peers/" + file + ".json"));
+    for (const Json& each : all["cases"]) {
+      if (each["estimator"] == estimator) out.push_back(each);
+    }
   }
   return out;
 }
@@ -154,6 +155,29 @@ TEST(VerlAdvantages, Rloo) {
 TEST(VerlAdvantages, Opo) {
   ASSERT_EQ(recorded("opo").size(), 1u);
   expect_groups(recorded("opo")[0], Opo{}, 1);
+}
+
+// One reward an answer, at its last slot; the advantage of its first token.
+TEST(VerlAdvantages, GrpoPassk) {
+  const std::vector<Json> cases = recorded("grpo_passk");
+  ASSERT_EQ(cases.size(), 3u);
+  for (const Json& each : cases) {
+    const auto ids = each["ids"].get<std::vector<int64_t>>();
+    const bool scaled = each["settings"]["norm_adv_by_std_in_grpo"];
+    const GroupAdvantage rule{.baseline = AdvantageBaseline::best_of_others,
+                              .scale = scaled ? AdvantageScale::group_std : AdvantageScale::none,
+                              .epsilon = each["settings"].value("epsilon", 1e-6)};
+    Doubles rewards, advantages(ids.size());
+    for (const Json& row : each["token_level_rewards"]) rewards.push_back(row.back());
+    group_advantage(rewards.data(), ids.data(), int64_t(ids.size()), rule, advantages.data());
+    int best = 0;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const double expected = each["advantages"][i][0];
+      EXPECT_NEAR(advantages[i], expected, 1e-12 * std::abs(expected)) << i;
+      best += expected != 0;
+    }
+    EXPECT_EQ(best, 2);  // one group is of equal rewards
+  }
 }
 
 }  // namespace

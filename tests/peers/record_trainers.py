@@ -2,8 +2,9 @@
 
     build/peers/parts/bin/python tests/peers/record_trainers.py
 
-writes tests/golden/peers/{trinity,areal,skyrl}_policy.json and areal_m2po.json. Their modules of
-losses are loaded alone (parts.py). SkyRL's ratios, and AReaL's of its gates, are float32.
+writes tests/golden/peers/{trinity,areal,skyrl}_policy.json, areal_m2po.json and
+skyrl_advantages.json. Their modules of losses are loaded alone (parts.py). SkyRL's ratios and
+means, and AReaL's ratios of its gates, are float32.
 """
 
 import sys
@@ -11,6 +12,7 @@ import types
 
 import parts
 import recording
+import torch
 from recording import by_token, policy_batch, with_gradient
 
 
@@ -226,6 +228,21 @@ def skyrl_cases():
     return cases
 
 
+def maxrl_case(seed, successes):
+    """Rewards at the last slot, of 0 and 1 or of any size; SkyRL's means are float32."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = [0, 1, 0, 2, 5, 1, 0, 2, 1, 0, 2]
+    rewards = recording.normal(generator, len(ids)).abs() + 0.25
+    if successes:
+        rewards = (rewards > 0.75).double()
+        rewards[torch.tensor(ids) == 1] = 0
+    mask = recording.ragged_mask(generator, len(ids), 4, empty_row=False)
+    arrays = {"token_level_rewards": torch.nn.functional.pad(rewards[:, None], (3, 0))}
+    advantages, _ = SKYRL.compute_maxrl_advantage(**arrays, response_mask=mask, index=ids)
+    case = {"name": f"maxrl {seed}", "rewards": rewards, "ids": ids, "response_mask": mask}
+    return case | {"advantages": advantages}
+
+
 def main():
     cases = [trinity_case(seed, *plan) for seed, plan in TRINITY_PLANS.items()]
     functions = [*TRINITY.values(), sys.modules["trinity.algorithm.utils"].aggregate_loss]
@@ -243,6 +260,8 @@ def main():
         SKYRL.masked_mean,
     ]
     recording.write("skyrl_policy.json", "skyrl", functions, skyrl_cases())
+    cases = [maxrl_case(0, successes=True), maxrl_case(1, successes=False)]
+    recording.write("skyrl_advantages.json", "skyrl", [SKYRL.compute_maxrl_advantage], cases)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
     pip install -r tests/peers/requirements-verl.txt      in an environment of its own
     python tests/peers/record_verl.py                     writes tests/golden/peers/verl_*.json
 
-`verl.trainer.ppo.core_algos` is imported whole, nothing is stubbed. Left out is grpo_vectorized,
-which verl computes in float32.
+`verl.trainer.ppo.core_algos` is imported whole, nothing is stubbed.
 
 Losses get an integer mask, as from verl's trainer; tokens + 1e-8, in "seq-mean-token-mean", is then
 a float32, and the 1e-8 is lost in it. GAE and whitening get a float64 mask: with integers verl

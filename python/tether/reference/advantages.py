@@ -35,6 +35,21 @@ class Members:
         first = torch.full_like(late, len(x) - 1).scatter_reduce(0, self.index, late, "amin")
         return torch.where(self.there, x, 0.0)[first[self.index]]
 
+    def largest(self, x: Tensor) -> Tensor:
+        low = torch.full_like(x, -math.inf)
+        x = torch.where(self.there, x, -math.inf)
+        return low.scatter_reduce(0, self.index, x, "amax")[self.index]
+
+    def best_of_others(self, x: Tensor) -> Tensor:
+        """The largest of the other members; of a group of one its own."""
+        best = self.largest(x)
+        second = self.largest(torch.where(x == best, -math.inf, x))
+        leads = (x == best) & (self.sum((x == best).double()) == 1)
+        return torch.where(self.n < 2, x, torch.where(leads, second, best))
+
+    def mean(self, x: Tensor) -> Tensor:
+        return self.first(x) + self.sum(x - self.first(x)) / self.n
+
     def deviations(self, x: Tensor) -> Tensor:
         """From the mean, by way of the first: sums of these give exactly 0 for equal numbers."""
         gap = x - self.first(x)
@@ -65,10 +80,16 @@ def grpo(
     above = rewards if baseline == "none" else of.deviations(rewards)
     if baseline == "leave_one_out":
         above = above * torch.where(of.n > 1, of.n / (of.n - 1).clamp_min(1), 0.0)
+    if baseline == "best_of_others":
+        above = (rewards - of.best_of_others(rewards)).clamp_min(0)
     if scale == "none":
         return above
-    std = (of.std(rewards) if scale == "group_std" else batch_std) + epsilon
-    return torch.where(std == 0, 0 * above, above / torch.where(std == 0, 1.0, std))
+    if scale == "group_mean":
+        mean = of.mean(rewards)
+        size = torch.where(mean <= 0, 0.0, mean + epsilon)
+    else:
+        size = (of.std(rewards) if scale == "group_std" else batch_std) + epsilon
+    return torch.where(size == 0, 0 * above, above / torch.where(size == 0, 1.0, size))
 
 
 def dr_grpo(
@@ -91,6 +112,29 @@ def rloo(
     return grpo(rewards, lengths, of, baseline=baseline, scale=scale, **options)
 
 
+def pass_at_k(
+    rewards: Tensor,
+    lengths: Tensor | None,
+    of: Members,
+    *,
+    baseline: str = "best_of_others",
+    scale: str = "none",
+    **options,
+) -> Tensor:
+    """max - max of the others, k the size of the group. Tang et al. 2025, arXiv:2503.19595."""
+    return grpo(rewards, lengths, of, baseline=baseline, scale=scale, **options)
+
+
+def max_rl(
+    rewards: Tensor, lengths: Tensor | None, of: Members, *, scale: str = "group_mean", **options
+) -> Tensor:
+    """(r - mean) / (mean + epsilon), 0 where the mean is not above 0.
+
+    Tajwar et al. 2026, arXiv:2602.02710.
+    """
+    return grpo(rewards, lengths, of, scale=scale, **options)
+
+
 def opo(rewards: Tensor, lengths: Tensor, of: Members, *, batch_std: Tensor) -> Tensor:
     """r - sum L r / sum L, L the tokens of an answer. Hao et al. 2025, arXiv:2505.23585."""
     lengths = torch.where(lengths >= 0, lengths, math.nan)
@@ -99,7 +143,7 @@ def opo(rewards: Tensor, lengths: Tensor, of: Members, *, batch_std: Tensor) -> 
     return gap - torch.where(tokens == 0, of.sum(gap) / of.n, weighted)
 
 
-GROUP_RULES = {each.__name__: each for each in (grpo, dr_grpo, rloo, opo)}
+GROUP_RULES = {each.__name__: each for each in (grpo, dr_grpo, rloo, pass_at_k, max_rl, opo)}
 
 
 def group_advantage(

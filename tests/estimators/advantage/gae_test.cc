@@ -17,6 +17,7 @@ namespace tether {
 namespace {
 
 using testing::DoubleNear;
+using testing::Each;
 using testing::ElementsAre;
 using testing::Pointwise;
 
@@ -105,6 +106,37 @@ TEST(GroupAdvantage, BaselinesAndScalesOfTheTable) {
               near({1 / all, 2 / all, 6 / all, 3 / all, 3 / all, 3 / all}));
   EXPECT_THAT(advantages({5, 7}, 1, {.baseline = B::leave_one_out}), ElementsAre(0, 0));
   EXPECT_THAT(advantages({5, 7}, 1, {.baseline = B::none, .scale = S::none}), ElementsAre(5, 7));
+  EXPECT_THAT(of(B::mean, S::group_mean), near({-2 / 3.0, -1 / 3.0, 1, 0, 0, 0}));
+  EXPECT_THAT(of(B::leave_one_out, S::group_mean), near({-1, -0.5, 1.5, 0, 0, 0}));
+  EXPECT_THAT(of(B::none, S::group_mean), near({1 / 3.0, 2 / 3.0, 2, 1, 1, 1}));
+  EXPECT_THAT(of(B::best_of_others, S::none), near({0, 0, 4, 0, 0, 0}));
+  EXPECT_THAT(of(B::best_of_others, S::group_std), near({0, 0, 4 / own, 0, 0, 0}));
+  EXPECT_THAT(of(B::best_of_others, S::batch_std), near({0, 0, 4 / all, 0, 0, 0}));
+}
+
+// What the best answer adds to pass@k, wherever it stands; two that are best add nothing.
+TEST(GroupAdvantage, TheBestLessTheBestOfTheOthers) {
+  const GroupAdvantage best{.baseline = AdvantageBaseline::best_of_others,
+                            .scale = AdvantageScale::none};
+  EXPECT_THAT(advantages({6, 1, 2, 1, 6, 2, 1, 2, 6}, 3, best),
+              ElementsAre(4, 0, 0, 0, 4, 0, 0, 0, 4));
+  EXPECT_THAT(advantages({6, 6, 2, -1, -1, -5, -9, -4, -5}, 3, best),
+              ElementsAre(0, 0, 0, 0, 0, 0, 0, 1, 0));
+  EXPECT_THAT(advantages({5, 7}, 1, best), ElementsAre(0, 0));
+  const GroupAdvantage missing{.baseline = AdvantageBaseline::best_of_others,
+                               .scale = AdvantageScale::none,
+                               .nan_reward = NanReward::missing};
+  EXPECT_THAT(advantages({kNaN, 4, kNaN, kNaN, 4, 3}, 3, missing), ElementsAre(0, 0, 0, 0, 1, 0));
+}
+
+// Of a success among n answers n - 1, of a failure -1, shrunk by epsilon; without a success
+// nothing.
+TEST(GroupAdvantage, OverTheMeanOfTheGroup) {
+  const GroupAdvantage max_rl{.scale = AdvantageScale::group_mean, .epsilon = 0.25};
+  EXPECT_THAT(advantages({1, 0, 0, 0}, 4, {.scale = AdvantageScale::group_mean, .epsilon = 0}),
+              ElementsAre(3, -1, -1, -1));
+  EXPECT_THAT(advantages({1, 0, 0, 0}, 4, max_rl), ElementsAre(1.5, -0.5, -0.5, -0.5));
+  EXPECT_THAT(advantages({0, 0, 0, 0, 1, -1, -3, -5}, 2, max_rl), Each(0.0));
 }
 
 TEST(GroupAdvantage, IsFiniteForAnyFiniteReward) {

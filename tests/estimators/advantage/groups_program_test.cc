@@ -80,10 +80,10 @@ struct Answers {
 // Every baseline with every scale, and the other rules.
 template <class Check>
 void for_each_rule(Check check) {
-  for (auto baseline :
-       {AdvantageBaseline::mean, AdvantageBaseline::leave_one_out, AdvantageBaseline::none}) {
-    for (auto scale :
-         {AdvantageScale::group_std, AdvantageScale::batch_std, AdvantageScale::none}) {
+  for (auto baseline : {AdvantageBaseline::mean, AdvantageBaseline::leave_one_out,
+                        AdvantageBaseline::none, AdvantageBaseline::best_of_others}) {
+    for (auto scale : {AdvantageScale::group_std, AdvantageScale::batch_std, AdvantageScale::none,
+                       AdvantageScale::group_mean}) {
       check(GroupRule(GroupAdvantage{baseline, scale, 1e-4, NanReward::missing}));
     }
   }
@@ -163,6 +163,12 @@ TEST(GroupsProgram, WhatIsNoRewardAndNoLengthIsNaNInItsGroup) {
     answers.rewards[2] = broken;
     const Floats out = answers.program(GroupAdvantage{}, 7);
     for (size_t i = 0; i < out.size(); ++i) EXPECT_EQ(std::isnan(out[i]), i < 7) << i;
+    const Floats best =
+        answers.program(GroupAdvantage{.baseline = AdvantageBaseline::best_of_others}, 7);
+    const Floats over_mean = answers.program(
+        GroupAdvantage{.baseline = AdvantageBaseline::none, .scale = AdvantageScale::group_mean},
+        7);
+    for (size_t i = 0; i < 7; ++i) EXPECT_TRUE(std::isnan(best[i]) && std::isnan(over_mean[i]));
   }
   for (const float broken : {kNan, HUGE_VALF, -1.0f}) {
     Answers answers;
