@@ -1,10 +1,12 @@
-"""Records OpenRLHF's own losses and KL estimates on random ragged batches.
+"""Records OpenRLHF's own losses, KL estimates and advantages on random ragged batches.
 
     build/peers/parts/bin/python tests/peers/record_openrlhf.py
 
-writes tests/golden/peers/openrlhf_{policy,kl,value,preference}.json. Its module of losses is loaded
-alone (parts.py). The estimates of KL are float32 there.
+writes tests/golden/peers/openrlhf_{policy,kl,value,preference,advantages}.json. Its modules are
+loaded alone (parts.py). The estimates of KL are float32 there, and the moments that it whitens by.
 """
+
+import types
 
 import parts
 import recording
@@ -13,6 +15,10 @@ from recording import grid, normal, policy_batch, ragged_mask, with_gradient
 
 losses = parts.load("openrlhf.models.loss", absent=("deepspeed",))
 utils = parts.load("openrlhf.models.utils")
+experiences = parts.load(
+    "openrlhf.trainer.ppo_utils.experience_maker",
+    absent=("ray", "openrlhf.trainer.ray", "openrlhf.utils"),
+)
 
 CLIPS = {"clip_eps_low": 0.2, "clip_eps_high": 0.28}
 SAMPLES = {"token_level_loss": False}
@@ -197,6 +203,43 @@ def preference_cases():
     return cases + [reward_case(10 + seed, *plan) for seed, plan in enumerate(reward)]
 
 
+# ---- advantages ----------------------------------------------------------------------------------
+
+ESTIMATORS = ("gae", "reinforce", "rloo", "reinforce_baseline", "group_norm", "dr_grpo",
+              "flash_reinforce")  # fmt: skip
+Namespace = types.SimpleNamespace
+
+
+def advantage_case(seed, estimator):
+    """Four groups of three answers, which come in two lots of any order. A masked slot between
+    tokens is a step there: GAE and returns with a discount have none here."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = ragged_mask(generator, 12, 6, empty_row=False)
+    if estimator in ("gae", "reinforce"):
+        mask = (torch.arange(6) < mask.sum(1, keepdim=True)).long()
+    rewards, kl = normal(generator, 12), 0.25 * normal(generator, 12, 6)
+    values = normal(generator, 12, 6)
+    order = torch.randperm(12, generator=generator)
+    lots = [
+        Namespace(index=lot.tolist(), rewards=rewards[lot], kl=kl[lot] * mask[lot],
+                  values=values[lot], action_mask=mask[lot], info={})
+        for lot in order.split(7)
+    ]  # fmt: skip
+    options = {"gamma": 0.9 if estimator == "reinforce" else 1.0, "lambd": 0.95}
+    maker = experiences.RemoteExperienceMaker.__new__(experiences.RemoteExperienceMaker)
+    maker.advantage_estimator, maker.kl_ctl = estimator, Namespace(value=0.5)
+    algo = Namespace(advantage=Namespace(estimator=estimator, no_std_norm=False, **options))
+    args = Namespace(
+        algo=algo, rollout=Namespace(n_samples_per_prompt=3), reward=Namespace(clip_range=None)
+    )
+    maker.strategy = Namespace(args=args)
+    maker.compute_advantages_and_returns(lots)
+    out = torch.empty(12, 6, dtype=torch.float64)
+    out[order] = torch.cat([lot.advantages for lot in lots]).double()
+    case = {"name": estimator, "settings": options | {"kl_coef": 0.5}, "rewards": rewards}
+    return case | {"kl": kl, "values": values, "response_mask": mask, "advantages": out}
+
+
 def main():
     def write(name, functions, cases):
         recording.write(f"openrlhf_{name}.json", "openrlhf", functions, cases)
@@ -206,6 +249,9 @@ def main():
     write("value", [losses.ValueLoss.forward], value_cases())
     pairs = [losses.DPOLoss, losses.PairWiseLoss, losses.LogExpLoss]
     write("preference", [each.forward for each in pairs], preference_cases())
+    maker = experiences.RemoteExperienceMaker.compute_advantages_and_returns
+    cases = [advantage_case(seed, each) for seed, each in enumerate(ESTIMATORS)]
+    write("advantages", [maker, utils.compute_reward], cases)
 
 
 if __name__ == "__main__":
