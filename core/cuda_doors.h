@@ -6,12 +6,17 @@
 
 #include "arguments.h"
 #include "check.h"
-#include "cuda_launch.h"
 
 // What the doors of CUDA kernels ask of arrays: all that can be said without looking into their
 // memory, which is the device's.
 
 namespace tether::cuda {
+
+// Of an array that is not empty.
+inline void require_memory(std::string_view function, std::string_view name, const void* data) {
+  require(data != nullptr,
+          [&] { return named(function, name) + " must have memory on the device, got none"; });
+}
 
 inline void require_kernel(bool holds, std::string_view function, std::string_view what,
                            std::string_view got) {

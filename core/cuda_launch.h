@@ -21,12 +21,6 @@ inline void require_launched(std::string_view function) {
   });
 }
 
-// Of an array that is not empty.
-inline void require_memory(std::string_view function, std::string_view name, const void* data) {
-  require(data != nullptr,
-          [&] { return named(function, name) + " must have memory on the device, got none"; });
-}
-
 // launch(first, blocks) for all of `tasks`, `blocks_of_each` each: a grid has 2^31 - 1 in its first
 // dimension, and 65535 in the others, which are left alone.
 template <class Launch>

@@ -1,17 +1,18 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/cuda_doors.h"
 #include "core/cuda_launch.h"
 #include "core/cuda_numbers.h"
 
 namespace tether::cuda {
 namespace {
 
-struct Numbers {
+struct HeldNumbers {
   double each[3];
 };
 
-__global__ void set_numbers_kernel(const __grid_constant__ Numbers numbers, double* out) {
+__global__ void set_numbers_kernel(const __grid_constant__ HeldNumbers numbers, double* out) {
   out[threadIdx.x] = numbers.each[threadIdx.x];
 }
 
@@ -19,7 +20,7 @@ __global__ void set_numbers_kernel(const __grid_constant__ Numbers numbers, doub
 
 void set_numbers(std::string_view function, const std::vector<double>& numbers, double* out,
                  Stream stream) {
-  Numbers held{};
+  HeldNumbers held{};
   require(!numbers.empty() && numbers.size() <= std::size(held.each), [&] {
     return named(function, "numbers") + " must be 1 to 3, got " + text(numbers.size());
   });

@@ -2,6 +2,7 @@
 
 #include "core/check.h"
 #include "core/cluster.h"
+#include "core/cuda_doors.h"
 #include "core/cuda_launch.h"
 #include "logits/held_pair_program.h"
 #include "logits/pair_kl_cuda.h"

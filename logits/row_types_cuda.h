@@ -3,6 +3,7 @@
 #include <string>
 
 #include "../core/check.h"
+#include "../core/cuda_doors.h"
 #include "../core/cuda_launch.h"
 #include "row_parts.h"
 

@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "core/check.h"
+#include "core/cuda_doors.h"
 #include "core/cuda_launch.h"
 #include "logits/row_program.h"
 #include "logits/row_types_cuda.h"

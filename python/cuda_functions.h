@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "face/device_arrays.h"
 #include "python/cuda_arrays.h"
 #include "python/functions.h"
 #include "python/on_device.h"
@@ -22,7 +23,7 @@ struct OnCuda : Function {
   using Inputs = typename Function::template Inputs<Array>;
 
   static Inputs<ConstArray> arrays_of(const Inputs<Tensor>& tensors) {
-    return device_arrays(tensors);
+    return face::device_arrays(tensors);
   }
   static std::vector<Tensor> run(const Call<OnCuda>& call) { return on_cuda(call); }
 };

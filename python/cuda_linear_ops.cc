@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "core/check.h"
+#include "face/device_arrays.h"
 #include "python/cuda_arrays.h"
 #include "python/functions.h"
 #include "python/logits_rows.h"
@@ -56,7 +57,7 @@ struct Chunk {
 // step. The loss itself is policy_loss of the log-probabilities of all chunks.
 void run(const Chunk& chunk) {
   face::check_arguments(kFunction, chunk.batch);
-  PolicyArrays arrays = device_arrays(chunk.batch);
+  PolicyArrays arrays = face::device_arrays(chunk.batch);
   arrays.logps = {};
   const auto options = options_of<PolicyOptions>(kFunction, chunk.words);
   const RowOptions row_options = options_of<RowCall>(kFunction, chunk.row_words).options();

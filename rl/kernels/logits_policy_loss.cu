@@ -2,6 +2,7 @@
 #include <string_view>
 
 #include "core/check.h"
+#include "core/cuda_doors.h"
 #include "core/cuda_launch.h"
 #include "logits/row_types_cuda.h"
 #include "rl/kernels/logits_policy_calls.h"

@@ -1,11 +1,9 @@
-#include <string>
-#include <string_view>
-
 #include "core/check.h"
 #include "core/cuda_doors.h"
 #include "core/cuda_launch.h"
 #include "core/type_table.h"
 #include "rl/catalogue.h"
+#include "rl/kernels/loss_doors_cuda.h"
 #include "rl/kernels/policy_calls.h"
 #include "rl/kernels/policy_checks.h"
 #include "rl/kernels/policy_launch_cuda.h"
@@ -48,29 +46,6 @@ TypeTable<SurrogateKernels>& table() {
     return out;
   }();
   return *all;
-}
-
-template <class Formula, class Any>
-bool is(const Any& any) {
-  return any.template target<Formula>() != nullptr;
-}
-
-bool has_kernel(const Surrogate& surrogate) { return kernels_of(surrogate).has_value(); }
-bool has_kernel(const TokenWeight& weight) {
-  bool known = false;
-  for_each_weight(
-      [&]<class Formula>(const FormulaRow<Formula>&) { known |= is<Formula>(weight.formula); });
-  return known;
-}
-bool has_kernel(const KlForm& form) { return chosen(form) < kKlFormNames.size(); }
-
-void check_weights_supported(const char* function, const PolicyObjective& objective) {
-  for (const TokenWeight& weight : objective.weights) {
-    require_kernel(has_kernel(weight), function, "weights must be those of the catalogue",
-                   "another type");
-    require_kernel(rule_of(weight.level).segment != Segment::turn, function,
-                   "weights must be of tokens or sequences", rule_of(weight.level).name);
-  }
 }
 
 void check_gradients(const char* function, const PolicyArrays& batch,
@@ -127,20 +102,7 @@ void DeviceLaunch::add_counts(const double* rows, double* out) const {
 
 void check_supported(const char* function, const PolicyArrays& batch,
                      const PolicyObjective& objective) {
-  check_objective(function, objective);
-  check_device_inputs(function, batch, Numbers::narrow);
-  require_kernel(has_kernel(objective.surrogate), function,
-                 "surrogate must be one of the catalogue or of a TETHER_CUDA_SURROGATE",
-                 "another type");
-  const LevelRule& level = rule_of(objective.level);
-  require_kernel(level.segment != Segment::turn, function, "level must be of tokens or sequences",
-                 level.name);
-  check_weights_supported(function, objective);
-  if (objective.kl.beta == 0) return;
-  require_kernel(has_kernel(objective.kl.estimator) && has_kernel(objective.kl.gradient), function,
-                 "kl_estimator and kl_gradient must be forms of the catalogue", "another type");
-  require_kernel(!level.shared || objective.kl.correction != KlCorrection::level_ratio, function,
-                 "kl_correction must not be level_ratio where a sequence shares its ratio", "it");
+  check_loss(function, batch, objective, kernels_of(objective.surrogate).has_value());
 }
 
 int64_t policy_workspace_bytes(const PolicyArrays& batch, const PolicyObjective&) {

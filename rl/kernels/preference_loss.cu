@@ -1,6 +1,7 @@
 #include "core/check.h"
 #include "core/cuda_doors.h"
 #include "core/cuda_launch.h"
+#include "rl/kernels/loss_doors_cuda.h"
 #include "rl/kernels/preference_loss.h"
 #include "rl/kernels/preference_loss_cuda.h"
 #include "rl/kernels/preference_program.h"
@@ -62,24 +63,12 @@ struct PreferenceLaunch {
   }
 };
 
-bool has_kernel(const PreferenceFormula& loss) {
-  bool known = false;
-  for_each_preference_formula(
-      [&]<class Formula>(Formula) { known |= loss.target<Formula>() != nullptr; });
-  return known;
-}
-
-void check_batch(const char* function, const PreferenceArrays& batch) {
-  check_device_inputs(function, batch, Numbers::narrow);
-  const bool odd = !batch.labels && batch.layout.rows % 2 != 0;
-  require(!odd, [&] {
-    return named(function, "logps") +
-           " must have an even number of rows, chosen answers before rejected ones, got " +
-           text(batch.layout.rows);
-  });
-}
-
 }  // namespace
+
+void check_supported(const char* function, const PreferenceArrays& batch,
+                     const PreferenceObjective& objective) {
+  check_loss(function, batch, objective);
+}
 
 int64_t preference_workspace_bytes(const PreferenceArrays& batch) {
   return PreferenceWorkspace::bytes(batch.layout);
@@ -88,7 +77,7 @@ int64_t preference_workspace_bytes(const PreferenceArrays& batch) {
 void preference_counts(const PreferenceArrays& batch, double* counts, void* workspace,
                        Stream stream) {
   const char* function = "preference_counts";
-  check_batch(function, batch);
+  check_answers(function, batch);
   require_memory(function, "counts", counts);
   require_memory(function, "workspace", workspace);
   run_preference_counts(batch, PreferenceWorkspace(workspace, batch.layout), counts,
@@ -99,14 +88,9 @@ void preference_loss(const PreferenceArrays& batch, const PreferenceObjective& o
                      const double* counts, double factor, const MutableArray& dlogps,
                      PreferenceTotals* totals, void* workspace, Stream stream) {
   const char* function = "preference_loss";
-  check_objective(function, objective);
-  check_batch(function, batch);
+  check_supported(function, batch, objective);
   check_device_result(function, "dlogps", dlogps, Numbers::narrow, batch.layout);
   check_needs(function, presence_of(batch), batch.layout.rows, objective);
-  require_kernel(has_kernel(objective.loss), function, "objective must be one of the catalogue",
-                 "another type");
-  require_kernel(chosen(objective.link) < kLinkNames.size(), function,
-                 "link must be one of the catalogue", "another type");
   require_memory(function, "totals", totals);
   require_memory(function, "workspace", workspace);
   run_preference_loss(batch, objective, counts, factor, dlogps, totals,

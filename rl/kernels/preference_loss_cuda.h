@@ -11,14 +11,18 @@
 // and in one order: the same bits every run. Calls return at once: they add kernels to `stream`,
 // wait for nothing, allocate nothing and can be captured in a graph.
 //
-// Throws Error where there is no kernel: float64, losses and links of a user's; and for what
-// preference_loss.h refuses without looking into memory. Values cannot be refused where the memory
-// is a device's: weights and labels that are none, and scores above 0 where a link takes
-// log-probabilities, give NaN. The layout of packed rows has offsets on the device.
+// Throws Error for what check_supported and preference_loss.h refuse without looking into memory.
+// Values cannot be refused where the memory is a device's: weights and labels that are none, and
+// scores above 0 where a link takes log-probabilities, give NaN. The layout of packed rows has
+// offsets on the device.
 //
 // Compiled, and the programs executed on the host; not run on a GPU yet (docs/cuda.md).
 
 namespace tether::cuda {
+
+// Throws Error where there is no kernel: float64, losses and links of a user's.
+void check_supported(const char* function, const PreferenceArrays& batch,
+                     const PreferenceObjective& objective);
 
 // The bytes of `workspace`, on the device, aligned to 8.
 int64_t preference_workspace_bytes(const PreferenceArrays& batch);

@@ -2,6 +2,7 @@
 #include "core/cuda_doors.h"
 #include "core/cuda_launch.h"
 #include "rl/catalogue.h"
+#include "rl/kernels/loss_doors_cuda.h"
 #include "rl/kernels/value_loss_cuda.h"
 #include "rl/kernels/value_program.h"
 
@@ -64,14 +65,12 @@ struct ValueLaunch {
   }
 };
 
-bool has_kernel(const ValueFormula& formula) {
-  bool known = false;
-  for_each_value_formula(
-      [&]<class Formula>(Formula) { known |= formula.target<Formula>() != nullptr; });
-  return known;
-}
-
 }  // namespace
+
+void check_supported(const char* function, const ValueArrays& batch,
+                     const ValueObjective& objective) {
+  check_loss(function, batch, objective);
+}
 
 int64_t value_workspace_bytes(const ValueArrays& batch) {
   return ValueWorkspace::bytes(batch.layout);
@@ -90,11 +89,8 @@ void value_loss(const ValueArrays& batch, const ValueObjective& objective, const
                 double factor, const MutableArray& dvalues, ValueTotals* totals, void* workspace,
                 Stream stream) {
   const char* function = "value_loss";
-  check_objective(function, objective);
-  check_device_inputs(function, batch, Numbers::narrow);
+  check_supported(function, batch, objective);
   check_device_result(function, "dvalues", dvalues, Numbers::narrow, batch.layout);
-  require_kernel(has_kernel(objective.loss), function, "objective must be one of the catalogue",
-                 "another type");
   require_memory(function, "totals", totals);
   require_memory(function, "workspace", workspace);
   run_value_loss(batch, objective.loss, objective.aggregation, counts, factor, dvalues, totals,

@@ -11,13 +11,16 @@
 // return at once: they add kernels to `stream`, wait for nothing, allocate nothing and can be
 // captured in a graph.
 //
-// Throws Error where there is no kernel: float64 values, formulas of a user's. A weight outside
-// [0, 1] cannot be refused where the memory is a device's, and gives NaN. The layout of packed rows
-// has offsets on the device.
+// A weight outside [0, 1] cannot be refused where the memory is a device's, and gives NaN. The
+// layout of packed rows has offsets on the device.
 //
 // Compiled, and the programs executed on the host; not run on a GPU yet (docs/cuda.md).
 
 namespace tether::cuda {
+
+// Throws Error where there is no kernel: float64 values, formulas of a user's.
+void check_supported(const char* function, const ValueArrays& batch,
+                     const ValueObjective& objective);
 
 // The bytes of `workspace`, on the device, aligned to 8.
 int64_t value_workspace_bytes(const ValueArrays& batch);

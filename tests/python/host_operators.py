@@ -1,5 +1,5 @@
 """The way of CUDA tensors through the package, on tensors of the host: python/cuda_*.cc with
-kernels that are teams of host threads (tests/python/host_*.cc, built by ./dev test)."""
+kernels that are teams of host threads (tests/cuda/host_*.cc, built by ./dev test)."""
 
 import contextlib
 import functools

@@ -1,6 +1,6 @@
 """What stands between CUDA tensors and their kernels, without a device: which calls have one, and
 python/cuda_*ops.cc on tensors of the host, its kernels by teams of host threads
-(tests/python/host_kernels.cc, built by ./dev test)."""
+(tests/cuda/host_kernels.cc, built by ./dev test)."""
 
 import pathlib
 import warnings

@@ -1,12 +1,17 @@
 // The preference and value losses of tether::cuda on teams of host threads (see host_kernels.cc).
 
-#include "core/check.h"
+#include "rl/kernels/loss_doors_cuda.h"
 #include "rl/kernels/preference_loss_cuda.h"
 #include "rl/kernels/value_loss_cuda.h"
 #include "tests/rl/preference_host_launch.h"
 #include "tests/rl/value_host_launch.h"
 
 namespace tether::cuda {
+
+void check_supported(const char* function, const PreferenceArrays& batch,
+                     const PreferenceObjective& objective) {
+  check_loss(function, batch, objective);
+}
 
 int64_t preference_workspace_bytes(const PreferenceArrays& batch) {
   return PreferenceWorkspace::bytes(batch.layout);
@@ -18,6 +23,11 @@ void preference_loss(const PreferenceArrays& batch, const PreferenceObjective& o
   run_preference_loss(batch, objective, counts, factor, dlogps, totals,
                       PreferenceWorkspace(workspace, batch.layout),
                       PreferenceHostLaunch<HostRun<kPreferenceThreads>>{});
+}
+
+void check_supported(const char* function, const ValueArrays& batch,
+                     const ValueObjective& objective) {
+  check_loss(function, batch, objective);
 }
 
 int64_t value_workspace_bytes(const ValueArrays& batch) {

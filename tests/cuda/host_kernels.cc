@@ -1,6 +1,6 @@
-// tether::cuda on teams of host threads, in the place of the kernels that python/cuda_*ops.cc call:
-// what stands between torch and the kernels is tested on tensors of the host
-// (tests/python/test_cuda.py).
+// tether::cuda on teams of host threads, in the place of the kernels that python/cuda_*ops.cc and
+// libtorch/cuda/ call: what stands between torch and the kernels is tested on tensors of the host
+// (tests/python/test_cuda.py, tests/libtorch_cuda/).
 
 #include <algorithm>
 #include <string_view>
@@ -8,17 +8,12 @@
 
 #include "core/cuda_numbers.h"
 #include "logits/row_program.h"
-#include "python/on_device.h"
 #include "rl/kernels/logits_policy_calls.h"
-#include "rl/kernels/policy_checks.h"
+#include "rl/kernels/loss_doors_cuda.h"
 #include "rl/kernels/policy_loss_cuda.h"
 #include "tests/rl/host_launch.h"
 
-namespace tether {
-
-python::OnDevice::OnDevice(std::string_view, const torch::stable::Tensor&) {}
-
-namespace cuda {
+namespace tether::cuda {
 namespace {
 
 template <class Body>
@@ -30,8 +25,12 @@ void with_types(DType dtype, Body body) {
 
 }  // namespace
 
-void check_supported(const char* function, const PolicyArrays&, const PolicyObjective& objective) {
-  check_objective(function, objective);
+void check_supported(const char* function, const PolicyArrays& batch,
+                     const PolicyObjective& objective) {
+  bool known = false;
+  for_each_surrogate(
+      [&]<class Formula>(Formula) { known |= objective.surrogate.target<Formula>() != nullptr; });
+  check_loss(function, batch, objective, known);
 }
 
 int64_t policy_workspace_bytes(const PolicyArrays& batch, const PolicyObjective&) {
@@ -40,6 +39,8 @@ int64_t policy_workspace_bytes(const PolicyArrays& batch, const PolicyObjective&
 
 void local_counts(const PolicyArrays& batch, const PolicyObjective& objective, double* counts,
                   void* workspace, Stream) {
+  check_supported("local_counts", batch, objective);
+  check_weight_needs("local_counts", presence_of(batch), weights_that(true, objective.weights));
   const PolicyWorkspace parts(workspace, batch.layout);
   const HostLaunch<OneThread> launch{batch.layout.rows};
   run_counts(run_gates(batch, objective, parts, launch), parts, counts, launch);
@@ -118,5 +119,4 @@ void policy_loss_of_logits(const ConstLogits& logits, const int64_t* targets,
       LogitsLaunch{{batch.layout.rows}, logits, targets, options, found, dlogits});
 }
 
-}  // namespace cuda
-}  // namespace tether
+}  // namespace tether::cuda
