@@ -57,11 +57,25 @@ auto with_public_errors(Body&& body) {
 // A mask in a type that the loops take: integers as float32.
 at::Tensor as_weights(const at::Tensor& mask);
 
+// The batch with its offsets on the host, their ends and order checked.
+template <template <class> class Inputs>
+Inputs<at::Tensor> looked_at(std::string_view function, Inputs<at::Tensor> batch) {
+  if constexpr (face::kHasOffsets<Inputs<at::Tensor>>) {
+    const auto first = Inputs<at::Tensor>::arguments()[0];
+    if (batch.offsets.defined()) batch.offsets = batch.offsets.cpu();
+    face::layout_of(function, first.name, batch.*first.member, batch.offsets);
+  }
+  return batch;
+}
+
+enum class Offsets { looked_at, as_they_are };
+
 // The batch with everything checked that its list asks for, before anything is computed, and in the
 // types and shapes that the loops take: masks of integers as float32, counts as float64, one number
-// a row as [B, 1], offsets on the host.
+// a row as [B, 1], offsets on the host unless they stay as they are.
 template <template <class> class Inputs>
-Inputs<at::Tensor> checked(std::string_view function, const Inputs<at::Tensor>& batch) {
+Inputs<at::Tensor> checked(std::string_view function, const Inputs<at::Tensor>& batch,
+                           Offsets offsets = Offsets::looked_at) {
   using Batch = Inputs<at::Tensor>;
   face::check_arguments(function, batch);
   Batch out = batch;
@@ -76,10 +90,9 @@ Inputs<at::Tensor> checked(std::string_view function, const Inputs<at::Tensor>& 
     if (column) tensor = tensor.reshape({tensor.size(0), 1});
   }
   if constexpr (face::kHasOffsets<Batch>) {
-    if (batch.offsets.defined()) out.offsets = batch.offsets.cpu().contiguous();
-    face::layout_of(function, list[0].name, first, out.offsets);
+    if (out.offsets.defined()) out.offsets = out.offsets.contiguous();
   }
-  return out;
+  return offsets == Offsets::looked_at ? looked_at(function, out) : out;
 }
 
 // A checked batch with its constants on the host.

@@ -23,10 +23,7 @@ template <class Run>
 FusedResult fused_on_cpu(const at::Tensor& input, bool with_gradient, Run run) {
   FusedResult out;
   MutableArray gradient;
-  if (with_gradient) {
-    out.gradient = at::empty(input.sizes(), at::dtype(stored_type(input)));
-    gradient = face::mutable_token_array(out.gradient);
-  }
+  out.gradient = gradient_memory(with_gradient, input, gradient);
   const auto totals = run(gradient);
   const auto& sums = totals.metrics.sums;
   out.loss = result_scalar(totals.loss, input);

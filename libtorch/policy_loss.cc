@@ -11,6 +11,7 @@
 
 #include "core/batch.h"
 #include "libtorch/arrays.h"
+#include "libtorch/cuda/kernels.h"
 #include "libtorch/executor.h"
 #include "libtorch/policy_inputs.h"
 #include "libtorch/stored_gradient.h"
@@ -59,20 +60,12 @@ class PolicyLoss : public torch::autograd::Function<PolicyLoss> {
   }
 };
 
-// Memory for the gradient of `input`, if it is wanted.
-at::Tensor gradient_buffer(bool wanted, const at::Tensor& input, MutableArray& view) {
-  if (!wanted) return {};
-  const at::Tensor out = at::empty(input.sizes(), at::dtype(detail::stored_type(input)));
-  view = face::mutable_token_array(out);
-  return out;
-}
-
 ComputedLoss compute_on_cpu(const PolicyBatch& batch, const PolicyObjective& objective,
                             const Normalizer& normalizer, WantedGradients wanted) {
   ComputedLoss out;
   PolicyGradients gradients;
-  out.dlogps = gradient_buffer(wanted.logps, batch.logps, gradients.logps);
-  out.dentropies = gradient_buffer(wanted.entropies, batch.entropies, gradients.entropies);
+  out.dlogps = detail::gradient_memory(wanted.logps, batch.logps, gradients.logps);
+  out.dentropies = detail::gradient_memory(wanted.entropies, batch.entropies, gradients.entropies);
   const PolicyTotals totals = policy_loss(face::arrays_of("policy_loss", batch), objective,
                                           normalizer, gradients, torch_executor());
   out.loss = detail::result_scalar(totals.loss, batch.logps);
@@ -80,10 +73,20 @@ ComputedLoss compute_on_cpu(const PolicyBatch& batch, const PolicyObjective& obj
   return out;
 }
 
+// By the kernels for CUDA; what they have none for by torch's operations.
+ComputedLoss compute_on_cuda(const PolicyBatch& batch, const PolicyObjective& objective,
+                             const Normalizer& normalizer, WantedGradients wanted) {
+  const detail::CudaKernels* kernels = detail::cuda_kernels(batch.logps);
+  if (auto found = kernels->policy_loss(batch, objective, normalizer, wanted)) return *found;
+  return detail::tensor_policy_loss(detail::looked_at("policy_loss", batch), objective, normalizer,
+                                    wanted);
+}
+
 LossOutput run(const PolicyBatch& unchecked, const PolicyObjective& objective,
-               const Normalizer& normalizer, Compute compute) {
+               const Normalizer& normalizer, Compute compute,
+               detail::Offsets offsets = detail::Offsets::looked_at) {
   return detail::with_public_errors([&] {
-    const PolicyBatch batch = detail::checked("policy_loss", unchecked);
+    const PolicyBatch batch = detail::checked("policy_loss", unchecked, offsets);
     check_objective("policy_loss", objective);
     check_needs("policy_loss", presence_of(batch), objective);
     LossOutput out;
@@ -123,6 +126,9 @@ std::map<std::string, double> PolicyMetricTensors::to_map() const { return to_ho
 
 LossOutput policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,
                        const Normalizer& normalizer) {
+  if (detail::cuda_kernels(batch.logps)) {
+    return run(batch, objective, normalizer, compute_on_cuda, detail::Offsets::as_they_are);
+  }
   if (batch.logps.defined() && !batch.logps.is_cpu()) {
     return detail::policy_loss_any_device(batch, objective, normalizer);
   }

@@ -12,7 +12,7 @@ namespace tether {
 //
 // Denominators come from `normalizer` (the whole optimizer step's, see local_counts), else from
 // this batch. On the CPU by the fused kernel, with the same bits for any number of threads; on
-// other devices by torch's operations. Double backward raises. Inputs are never written to.
+// others by torch, or kernels (docs/cuda.md). Double backward raises. Inputs are never written to.
 //
 // Throws c10::ValueError, TypeError or IndexError (the same in Python), before any work is done.
 LossOutput policy_loss(const PolicyBatch& batch, const PolicyObjective& objective,

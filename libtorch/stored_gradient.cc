@@ -1,6 +1,7 @@
 #include "libtorch/stored_gradient.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/where.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
@@ -8,6 +9,8 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <cmath>
+
+#include "libtorch/arrays.h"
 
 namespace tether::detail {
 namespace {
@@ -74,6 +77,14 @@ class Once : public torch::autograd::Function<Once> {
 
 at::ScalarType stored_type(const at::Tensor& input) {
   return input.scalar_type() == at::kHalf ? at::kFloat : input.scalar_type();
+}
+
+at::Tensor gradient_memory(bool wanted, const at::Tensor& input, MutableArray& view) {
+  if (!wanted) return {};
+  const auto options = at::dtype(stored_type(input)).device(input.device());
+  const at::Tensor out = at::empty(input.sizes(), options);
+  view = face::mutable_token_array(out);
+  return out;
 }
 
 at::Tensor scaled(const char* function, const at::Tensor& upstream, const at::Tensor& stored,

@@ -8,6 +8,8 @@
 #include <string>
 #include <type_traits>
 
+#include "../core/batch.h"
+
 // What waits for backward: gradients that are found with the loss, tensors and options.
 
 namespace tether::detail {
@@ -15,6 +17,9 @@ namespace tether::detail {
 // What the gradient of `input` waits in: a loss scale comes too late for what float16 has already
 // flushed to 0.
 at::ScalarType stored_type(const at::Tensor& input);
+
+// Memory for it beside the input and its view; undefined, and none, unless it is wanted.
+at::Tensor gradient_memory(bool wanted, const at::Tensor& input, MutableArray& view);
 
 // stored * upstream, in the type of the input; undefined if nothing is stored. What is exactly 0
 // stays so whatever arrives. A second derivative through it raises in the name of `function`:
