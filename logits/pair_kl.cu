@@ -8,7 +8,6 @@
 #include "logits/pair_kl_cuda.h"
 #include "logits/pair_kl_program.h"
 #include "logits/row_types_cuda.h"
-#include "logits/stored_rows.h"
 
 namespace tether::cuda {
 namespace {
@@ -28,18 +27,6 @@ __launch_bounds__(kHeldPairThreads<Stored>, 512 / kHeldPairThreads<Stored>) void
   const DeviceCluster<kHeldPairThreads<Stored>> team;
   held_pair_program<Stored>(team, in, first + blockIdx.x / team.blocks(), upstream, values, dq, dp);
   team.leave();
-}
-
-void check_device_pair(const std::string& function, const ConstLogits& q, const ConstLogits& p,
-                       double temperature) {
-  rows::check_pair(function, q, p, temperature);
-  require(is_floating(q.dtype) && q.dtype != DType::float64, [&] {
-    return function + ": q must be float32, bfloat16 or float16 on a CUDA device, got " +
-           std::string(name_of(q.dtype));
-  });
-  if (q.rows == 0) return;
-  require_memory(function, "q", q.data);
-  require_memory(function, "p", p.data);
 }
 
 }  // namespace

@@ -237,6 +237,9 @@ TETHER_TEAM PairTotals pair_totals(const Team& team, const PairParameters& in, i
   return out;
 }
 
+TETHER_TEAM bool has_any(const PairKlArrays<float>& out) {
+  return out.kl != nullptr || out.reverse_kl != nullptr || out.entropy != nullptr;
+}
 TETHER_TEAM void put_values(const PairKlArrays<float>& out, int64_t row, const PairKl& values) {
   if (out.kl != nullptr) out.kl[row] = values.kl;
   if (out.reverse_kl != nullptr) out.reverse_kl[row] = values.reverse_kl;

@@ -179,25 +179,31 @@ TETHER_TEAM float entropy_of(const RowState& row) {
 template <bool kCapped, bool kAll>
 TETHER_TEAM RowState state_of(const RowParameters<kCapped>& in, const ColumnSums<kAll>& sums,
                               int64_t target, float target_logit) {
+  constexpr float kNaN = math::detail::Format<float>::kNaN;
   RowState state{sums.reference, sums.sum, sums.weighted_sum,
                  -math::detail::Format<float>::kInfinity};
   if (target >= 0) state.target_logit = in.final_logit(target_logit);
+  if constexpr (kAll) {
+    state.sum_of_squares = sums.squares;
+    state.logit_sum = target == kNoId ? kNaN : sums.logit_sum;
+    state.columns = sums.columns;
+  }
   // 0: no column is above -inf.
-  if (target == kNoId || state.sum == 0) state.sum = math::detail::Format<float>::kNaN;
+  if (target == kNoId || state.sum == 0) state.sum = kNaN;
   return state;
 }
 
 template <bool kAll>
 TETHER_TEAM void put_results(const RowResults& out, int64_t row, const RowState& state,
-                             const ColumnSums<kAll>& sums, float multiplier) {
+                             float multiplier) {
   if (out.states != nullptr) out.states[row] = state;
   put(out.logps, row, logp_of(state, multiplier));
   put(out.entropies, row, entropy_of(state));
   put(out.logsumexps, row, fmaf(state.reference, multiplier, kLn2 * log2f(state.sum)));
   put(out.target_is_largest, row, state.target_logit >= state.reference);
   if constexpr (kAll) {
-    put(out.sums_of_squared_p, row, sums.squares / (state.sum * state.sum));
-    put(out.mean_logits, row, sums.logit_sum / sums.columns * multiplier);
+    put(out.sums_of_squared_p, row, state.sum_of_squares / (state.sum * state.sum));
+    put(out.mean_logits, row, state.logit_sum / state.columns * multiplier);
   }
 }
 
@@ -206,10 +212,8 @@ TETHER_TEAM void row_statistics_program(const Team& team, const RowParameters<kC
                                         int64_t row, const RowResults& out) {
   typename Team::template Local<NoState> local;
   if (in.is_ignored(row)) {
-    ColumnSums<kAll> one;
-    one.squares = one.columns = 1;
     team.each(local, [&](int thread, NoState&) {
-      if (thread == 0) put_results(out, row, {0, 1, 0, 0}, one, in.multiplier);
+      if (thread == 0) put_results<kAll>(out, row, {0, 1, 0, 0, 1, 0, 1}, in.multiplier);
     });
     return;
   }
@@ -219,7 +223,7 @@ TETHER_TEAM void row_statistics_program(const Team& team, const RowParameters<kC
     if (thread != 0) return;
     const int64_t target = target_of(in, row);
     const float logit = target >= 0 ? widened<float>(logits[target * in.logits.stride]) : 0;
-    put_results(out, row, state_of(in, sums, target, logit), sums, in.multiplier);
+    put_results<kAll>(out, row, state_of(in, sums, target, logit), in.multiplier);
   });
 }
 

@@ -6,6 +6,7 @@
 #include "../core/cuda_doors.h"
 #include "../core/cuda_launch.h"
 #include "row_parts.h"
+#include "stored_rows.h"
 
 // What the doors of kernels on rows of logits share, for .cu files.
 
@@ -27,6 +28,26 @@ inline void check_rows(const std::string& function, const ConstLogits& logits,
            std::string(name_of(logits.dtype));
   });
   if (logits.rows > 0) require_memory(function, "logits", logits.data);
+}
+
+inline void check_device_pair(const std::string& function, const ConstLogits& q,
+                              const ConstLogits& p, double temperature) {
+  rows::check_pair(function, q, p, temperature);
+  require(is_floating(q.dtype) && q.dtype != DType::float64, [&] {
+    return function + ": q must be float32, bfloat16 or float16 on a CUDA device, got " +
+           std::string(name_of(q.dtype));
+  });
+  if (q.rows == 0) return;
+  require_memory(function, "q", q.data);
+  require_memory(function, "p", p.data);
+}
+
+inline void check_sums(const std::string& function, const RowOptions& options,
+                       const RowResults& results) {
+  const bool asked = results.sums_of_squared_p != nullptr || results.mean_logits != nullptr;
+  require(!asked || options.sums == RowSums::all, [&] {
+    return function + ": sums must be all for sums_of_squared_p and mean_logits, got less";
+  });
 }
 
 // body(Stored{}) for a type that has kernels.

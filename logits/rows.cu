@@ -40,10 +40,8 @@ void row_statistics(const ConstLogits& logits, const int64_t* targets, const Row
                     const RowResults& results, Stream stream) {
   const std::string function = "row_statistics";
   check_rows(function, logits, options);
-  const bool wants_all = results.sums_of_squared_p != nullptr || results.mean_logits != nullptr;
-  require(!wants_all || options.sums == RowSums::all, [&] {
-    return function + ": sums must be all for sums_of_squared_p and mean_logits, got less";
-  });
+  const bool wants_all = options.sums == RowSums::all;
+  check_sums(function, options, results);
   with_types(logits.dtype, options, [&]<class Stored, bool kCapped>() {
     const auto in = row_parameters<kCapped>(logits, targets, options);
     // Few softcaps are in use: one kind of sums is enough for them.

@@ -23,12 +23,17 @@
 
 namespace tether::cuda {
 
-// What the forward pass leaves of a row for its gradient, in the words of RowStatistics.
+// What the forward pass leaves of a row, in the words of RowStatistics. The first four are all that
+// its gradient needs.
 struct RowState {
   float reference;     // the largest logit
   float sum;           // sum_v 2^t_v
   float weighted_sum;  // sum_v 2^t_v t_v
   float target_logit;  // -inf without a target
+  // RowSums::all:
+  float sum_of_squares = 0;  // sum_v 4^t_v
+  float logit_sum = 0;       // over the columns above -inf
+  float columns = 0;         // above -inf
 };
 
 // Where the results of the rows go, [rows] each; null: not wanted. An ignored row gets those of one

@@ -32,7 +32,7 @@ struct KeptIds {
   RowLayout layout;
   ConstArray ids;
 
-  int64_t id(int64_t row, int64_t i) const {
+  TETHER_INLINE int64_t id(int64_t row, int64_t i) const {
     const int64_t at = ids.index(layout, row, i);
     return ids.dtype == DType::int32 ? static_cast<const int32_t*>(ids.data)[at]
                                      : static_cast<const int64_t*>(ids.data)[at];

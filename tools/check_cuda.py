@@ -21,6 +21,9 @@ ARCHITECTURE = "sm_90"
 # What a thread may use, by the beginning of the kernel's name; the first that fits counts. 65536
 # over them is how many threads a multiprocessor holds.
 REGISTERS = {
+    "support_statistics_kernel": 64,
+    "support_gradient_kernel": 64,
+    "support_kl_kernel": 128,
     "statistics_kernel<.*true, (true|false)>": 64,
     "statistics_kernel": 32,
     "gradient_kernel<.*true>": 64,

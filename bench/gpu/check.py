@@ -63,7 +63,7 @@ class Doors(Library):
 
 
 def row_results(rows):
-    return torch.empty(rows, 4, device=DEVICE), *torch.empty(2, rows, device=DEVICE)
+    return torch.empty(rows, 7, device=DEVICE), *torch.empty(2, rows, device=DEVICE)
 
 
 # ---- rows of logits ------------------------------------------------------------------------------

@@ -9,6 +9,7 @@
 #include "estimators/advantage/whitening_cuda.h"
 #include "logits/pair_kl_cuda.h"
 #include "logits/rows_cuda.h"
+#include "logits/support_cuda.h"
 #include "rl/kernels/logits_policy_loss_cuda.h"
 #include "rl/kernels/policy_loss_cuda.h"
 #include "rl/kernels/preference_loss_cuda.h"
@@ -92,6 +93,17 @@ void group_advantage(const float* rewards, int64_t answers, float* advantages,
   cuda::advantages_of_groups("advantage", batch, GroupAdvantage{}, advantages, stream);
 }
 
+// ids: [rows, 50], -1 for none. kept_logits: a float for each.
+void of_kept_ids(const Rows& in, const int32_t* ids, float* kept_logits, cuda::Stream stream) {
+  const ConstLogits logits{in.logits, DType::bfloat16, in.rows, in.vocabulary, in.vocabulary};
+  const MutableLogits dlogits{in.logits, DType::bfloat16, in.rows, in.vocabulary, in.vocabulary};
+  const KeptIds kept{{.rows = in.rows, .columns = 50}, {ids, DType::int32, 50, 1}};
+  cuda::support_statistics(logits, in.targets, kept, {.temperature = 0.7},
+                           {.states = in.states, .logps = in.logps}, stream);
+  cuda::support_gradients(logits, in.targets, kept, {.temperature = 0.7}, in.states, in.dlogps,
+                          in.dentropies, kept_logits, dlogits, stream);
+}
+
 // gathered: the moments of every rank, [ranks] on each; workspace: moments_workspace(layout).
 void whiten(const WhiteningArrays& batch, Moments* workspace, Moments* gathered, int64_t ranks,
             const MutableArray& out, cuda::Stream stream) {
@@ -109,6 +121,7 @@ TEST(CudaExample, Links) {
   EXPECT_NE(&dpo, nullptr);
   EXPECT_NE(&critic, nullptr);
   EXPECT_NE(&distillation, nullptr);
+  EXPECT_NE(&of_kept_ids, nullptr);
   EXPECT_NE(&advantage, nullptr);
   EXPECT_NE(&group_advantage, nullptr);
   EXPECT_NE(&whiten, nullptr);

@@ -68,6 +68,17 @@ inline Sets random_sets(const Batch& batch, int64_t size, unsigned seed = 5) {
   return out;
 }
 
+// As a device wants them: each target in its set.
+inline Sets device_sets(const Batch& batch, int64_t size) {
+  Sets out = random_sets(batch, size);
+  for (size_t row = 0; row < out.size(); ++row) {
+    const int64_t target = batch.targets[row];
+    if (out[row].empty() || std::ranges::count(out[row], target) > 0) continue;
+    out[row].push_back(target);
+  }
+  return out;
+}
+
 // Which columns of a row count.
 inline std::vector<bool> counted(const Batch& batch, const Sets& sets, size_t row) {
   std::vector<bool> out(static_cast<size_t>(batch.vocabulary), sets[row].empty());
