@@ -14,6 +14,7 @@
 
 #include "core/check.h"
 #include "logits/rows_cuda.h"
+#include "logits/support_cuda.h"
 #include "python/cuda_arrays.h"
 #include "python/logits_rows.h"
 #include "python/on_device.h"
@@ -27,21 +28,13 @@ using Names = std::vector<Name>;
 
 constexpr const char* kRows = "token_logps";
 
-RowOptions row_options(const Words& words) {
-  const RowOptions options = options_of<RowCall>(kRows, words).options();
-  require(options.sums != RowSums::all,
-          [] { return "token_logps: statistics must be false on a CUDA device, got true"; });
-  return options;
-}
+RowOptions row_options(const Words& words) { return options_of<RowCall>(kRows, words).options(); }
 
-// RowState of each row, in memory of the size of the CPU's RowStatistics.
+// RowState of each row, [N, 7] in float32.
+constexpr int64_t kStates = sizeof(cuda::RowState) / sizeof(float);
 cuda::RowState* states_in(const Tensor& statistics, int64_t rows) {
-  static_assert(sizeof(cuda::RowState) <= sizeof(RowStatistics));
-  return reinterpret_cast<cuda::RowState*>(rows_in<RowStatistics>(kRows, statistics, rows));
-}
-
-void check_support(const std::optional<Tensor>& support) {
-  require(!support, [] { return "token_logps: support must be None on a CUDA device, got one"; });
+  numbers_of<const float>(kRows, "statistics", statistics, rows * kStates);
+  return static_cast<cuda::RowState*>(statistics.mutable_data_ptr());
 }
 
 std::tuple<Tensor, Tensor, Tensor> token_logps_forward(const Tensor& logits, const Tensor& targets,
@@ -51,29 +44,32 @@ std::tuple<Tensor, Tensor, Tensor> token_logps_forward(const Tensor& logits, con
                                                        const Names& choice_names,
                                                        const Names& choice_values) {
   return with_public_errors([&] {
-    check_support(support);
     const RowOptions options =
         row_options({option_names, option_values, choice_names, choice_values});
     Tensor owner;
     const ConstLogits rows = rows_of(kRows, "logits", logits, owner);
     const int64_t* ids = ids_of(kRows, "targets", targets, rows.rows);
+    const auto kept = kept_ids(kRows, support, rows.rows);
     std::vector<int64_t> sizes = sizes_of(logits);
     sizes.pop_back();
     const auto numbers = [&](bool wanted) {
       return torch::stable::new_empty(logits, wanted ? sizes : std::vector<int64_t>{0},
                                       ScalarType::Float);
     };
-    const bool bonus = options.sums == RowSums::entropy;
+    const bool bonus = options.sums != RowSums::logp;
     const Tensor logps = numbers(true), entropies = numbers(bonus);
     const Tensor statistics =
-        torch::stable::new_empty(logits, {rows.rows, kStatistics}, ScalarType::Double);
+        torch::stable::new_empty(logits, {rows.rows, kStates}, ScalarType::Float);
+    const cuda::RowResults results{
+        .states = states_in(statistics, rows.rows),
+        .logps = static_cast<float*>(logps.mutable_data_ptr()),
+        .entropies = bonus ? static_cast<float*>(entropies.mutable_data_ptr()) : nullptr};
     const OnDevice device(kRows, logits);
-    cuda::row_statistics(
-        rows, ids, options,
-        {.states = states_in(statistics, rows.rows),
-         .logps = static_cast<float*>(logps.mutable_data_ptr()),
-         .entropies = bonus ? static_cast<float*>(entropies.mutable_data_ptr()) : nullptr},
-        device.stream);
+    if (kept) {
+      cuda::support_statistics(rows, ids, *kept, options, results, device.stream);
+    } else {
+      cuda::row_statistics(rows, ids, options, results, device.stream);
+    }
     return std::tuple(logps, entropies, statistics);
   });
 }
@@ -87,17 +83,24 @@ void token_logps_backward(const Tensor& logits, const Tensor& targets, const May
                           const Names& option_names, const Tensor& option_values,
                           const Names& choice_names, const Names& choice_values, Tensor dlogits) {
   with_public_errors([&] {
-    check_support(support);
     const RowOptions options =
         row_options({option_names, option_values, choice_names, choice_values});
     Tensor owner;
     const ConstLogits rows = rows_of(kRows, "logits", logits, owner);
     const int64_t* ids = ids_of(kRows, "targets", targets, rows.rows);
+    const auto kept = kept_ids(kRows, support, rows.rows);
+    const cuda::RowState* states = states_in(statistics, rows.rows);
+    const float* of_logps = upstream_of("dlogps", dlogps, rows.rows);
+    const float* of_entropies = upstream_of("dentropies", dentropies, rows.rows);
+    const MutableLogits out = writable(kRows, dlogits, logits);
+    const Tensor memory = memory_of_kept(support, logits, 1);
     const OnDevice device(kRows, logits);
-    cuda::row_gradients(rows, ids, options, states_in(statistics, rows.rows),
-                        upstream_of("dlogps", dlogps, rows.rows),
-                        upstream_of("dentropies", dentropies, rows.rows),
-                        writable(kRows, dlogits, logits), device.stream);
+    if (kept) {
+      cuda::support_gradients(rows, ids, *kept, options, states, of_logps, of_entropies,
+                              static_cast<float*>(memory.mutable_data_ptr()), out, device.stream);
+    } else {
+      cuda::row_gradients(rows, ids, options, states, of_logps, of_entropies, out, device.stream);
+    }
   });
 }
 

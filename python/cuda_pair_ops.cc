@@ -11,6 +11,7 @@
 
 #include "core/check.h"
 #include "logits/pair_kl_cuda.h"
+#include "logits/support_cuda.h"
 #include "python/cuda_arrays.h"
 #include "python/functions.h"
 #include "python/logits_rows.h"
@@ -37,18 +38,11 @@ struct Pair {
         temperature(options_of<TemperatureCall>(kFunction, words).temperature) {}
 };
 
-void check_whole(const Maybe& support) {
-  require(!support, [] {
-    return std::string(kFunction) + ": support must not be given, it has no kernel for CUDA";
-  });
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> categorical_kl_forward(
     const Tensor& q, const Tensor& p, const Maybe& mask, const Maybe& support,
     const Names& option_names, const Tensor& option_values, const Names& choice_names,
     const Names& choice_values) {
   return with_public_errors([&] {
-    check_whole(support);
     face::check_arguments(kFunction, CategoricalKlInputs<Tensor>{q, p, mask.value_or(Tensor())});
     const Pair rows(q, p, {option_names, option_values, choice_names, choice_values});
     const Maybe active = contiguous(mask);
@@ -59,10 +53,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> categorical_kl_forward(
     const auto data = [](const Tensor& each) {
       return static_cast<float*>(each.mutable_data_ptr());
     };
+    const auto* is_active =
+        active ? static_cast<const uint8_t*>(active->const_data_ptr()) : nullptr;
+    const cuda::PairKlArrays<float> values{data(kl), data(reverse_kl), data(entropies)};
+    const auto kept = kept_ids(kFunction, support, rows.q.rows);
     const OnDevice device(kFunction, q);
-    cuda::logits_kl(rows.q, rows.p, rows.temperature,
-                    active ? static_cast<const uint8_t*>(active->const_data_ptr()) : nullptr,
-                    {data(kl), data(reverse_kl), data(entropies)}, device.stream);
+    if (kept) {
+      cuda::support_kl(rows.q, rows.p, *kept, rows.temperature, is_active, {}, values, nullptr, {},
+                       {}, device.stream);
+    } else {
+      cuda::logits_kl(rows.q, rows.p, rows.temperature, is_active, values, device.stream);
+    }
     const Tensor statistics = torch::stable::new_empty(q, {0, kKlStatistics}, ScalarType::Double);
     return std::tuple(kl, reverse_kl, entropies, statistics);
   });
@@ -74,7 +75,6 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(
     const Names& option_names, const Tensor& option_values, const Names& choice_names,
     const Names& choice_values, bool with_q, bool with_p) {
   return with_public_errors([&] {
-    check_whole(support);
     const Pair rows(q, p, {option_names, option_values, choice_names, choice_values});
     const int64_t count = rows.q.rows;
     numbers_of<const double>(kFunction, "upstream", upstream, 3 * count);
@@ -86,11 +86,19 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(
       return torch::stable::new_empty(q, wanted ? sizes_of(q) : std::vector<int64_t>{0});
     };
     const Tensor dq = memory(with_q), dp = memory(with_p);
+    const cuda::PairKlArrays<const float> arriving{of_kl, of_kl + count, of_kl + 2 * count};
+    const MutableLogits dx = with_q ? writable(kFunction, dq, q) : MutableLogits{},
+                        dy = with_p ? writable(kFunction, dp, q) : MutableLogits{};
+    const auto kept = kept_ids(kFunction, support, count);
+    const Tensor kept_logits = memory_of_kept(support, q, 2);
     const OnDevice device(kFunction, q);
-    cuda::logits_kl_gradients(rows.q, rows.p, rows.temperature, nullptr,
-                              {of_kl, of_kl + count, of_kl + 2 * count}, {},
-                              with_q ? writable(kFunction, dq, q) : MutableLogits{},
-                              with_p ? writable(kFunction, dp, q) : MutableLogits{}, device.stream);
+    if (kept) {
+      cuda::support_kl(rows.q, rows.p, *kept, rows.temperature, nullptr, arriving, {},
+                       static_cast<float*>(kept_logits.mutable_data_ptr()), dx, dy, device.stream);
+    } else {
+      cuda::logits_kl_gradients(rows.q, rows.p, rows.temperature, nullptr, arriving, {}, dx, dy,
+                                device.stream);
+    }
     return std::tuple(dq, dp);
   });
 }

@@ -45,16 +45,6 @@ std::tuple<Tensor, Tensor, Tensor> results_of(const Tensor& statistics, const Te
           statistics};
 }
 
-// A support: ids [N, K] in int64, contiguous, padded with -1.
-std::optional<KeptIds> kept_ids(std::string_view function, const std::optional<Tensor>& support,
-                                int64_t rows) {
-  if (!support) return {};
-  require(support->dim() >= 1, [&] { return named(function, "support") + " must be [N, K]"; });
-  const int64_t size = support->size(-1);
-  return KeptIds{{.rows = rows, .columns = size},
-                 {ids_of(function, "support", *support, rows * size), DType::int64, size, 1}};
-}
-
 // Of the columns of the ids [first_id, first_id + V) of `ids`, behind their header; ids 0: of all,
 // and no header.
 Tensor statistics_of(const Tensor& logits, const Tensor& targets,

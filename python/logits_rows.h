@@ -12,6 +12,7 @@
 #include "face/arguments.h"
 #include "logits/pair_kl.h"
 #include "logits/rows.h"
+#include "logits/support.h"
 #include "python/stable.h"
 
 // Tensors as rows of logits and what belongs to rows, for the operators on them. A direct call of
@@ -90,6 +91,16 @@ inline const int64_t* targets_of(std::string_view function, const Tensor& target
            in_brackets(text(bad));
   });
   return ids;
+}
+
+// A support: ids [N, K] in int64, contiguous, padded with -1.
+inline std::optional<KeptIds> kept_ids(std::string_view function,
+                                       const std::optional<Tensor>& support, int64_t rows) {
+  if (!support) return {};
+  require(support->dim() >= 1, [&] { return named(function, "support") + " must be [N, K]"; });
+  const int64_t size = support->size(-1);
+  return KeptIds{{.rows = rows, .columns = size},
+                 {ids_of(function, "support", *support, rows * size), DType::int64, size, 1}};
 }
 
 // The statistics of `rows` rows.

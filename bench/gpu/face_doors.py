@@ -8,7 +8,7 @@ import contextlib
 import torch
 
 B, T, V = 64, 500, 5000
-GRADIENTS = ("logps", "values", "q_logits", "p_logits")
+GRADIENTS = ("logps", "values", "logits", "q_logits", "p_logits")
 
 
 def normal(*size, device):
@@ -75,6 +75,31 @@ def categorical_kl(device):
     return {"q_logits": q, "p_logits": p, "mask": mask, "temperature": 0.7}
 
 
+def token_logps(device):
+    targets = torch.randint(V, (B,), device=device)
+    return {"logits": 2 * normal(B, V, device=device), "targets": targets, "temperature": 0.7}
+
+
+def kept(device, targets):
+    """Sets of up to 40 ids, and tokens that have the whole vocabulary."""
+    import tether
+
+    order = torch.rand(B, V, device=device).argsort(-1)[:, :40]
+    sizes = torch.arange(B, device=device) % 41
+    absent = torch.arange(40, device=device) >= sizes[:, None]
+    return tether.support(targets, order.masked_fill(absent, -1))
+
+
+def kept_logps(device):
+    rows = token_logps(device)
+    return rows | {"support": kept(device, rows["targets"])}
+
+
+def kept_kl(device):
+    rows = categorical_kl(device)
+    return rows | {"support": kept(device, torch.randint(V, (B,), device=device))}
+
+
 # Name: the function, settings of its call, inputs.
 DOORS = {
     "value_loss": ("value_loss", {}, value_loss),
@@ -88,13 +113,16 @@ DOORS = {
     "groups by id": ("group_advantage", {}, group_advantage),
     "whiten": ("whiten", {}, whiten),
     "categorical_kl": ("categorical_kl", {}, categorical_kl),
+    "kl of kept ids": ("categorical_kl", {}, kept_kl),
+    "statistics": ("token_logps", {"statistics": True}, token_logps),
+    "kept ids": ("token_logps", {"entropies": True}, kept_logps),
 }
 
 
 def tensors(out):
     if isinstance(out, torch.Tensor):
         return [out]
-    return [each for part in out for each in tensors(part)]
+    return [each for part in out if part is not None for each in tensors(part)]
 
 
 def evaluated(tether, function, arguments):

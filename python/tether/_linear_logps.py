@@ -74,7 +74,9 @@ def logps_of(
     """linear_token_logps of checked tensors, in the name of `function`."""
     if support is not None:
         check_support(function, support, targets)
-    whole = support is None or walk.chunk.padded or walk.shard is not None
+    # Which tokens have a set would be waited for on CUDA.
+    on_cuda = _cuda.has_kernel("token_logps_forward", linear)
+    whole = support is None or walk.chunk.padded or walk.shard is not None or on_cuda
     if whole or not by_rows(support, linear.weight):
         return _logps_of_chunks(function, linear, targets, settings, walk, support)
     check_no_tangents(function, **linear._asdict())
@@ -102,7 +104,7 @@ def _logps_of_chunks(
     ignore_index = settings.numbers["ignore_index"]
     entropies, statistics = _flags(settings).values()
     check_no_tangents(function, **linear._asdict())
-    if not _has_walk(linear, statistics, support):
+    if not (has_kernel(*linear) or _cuda.has_kernel("token_logps_forward", linear)):
         return _logps_by_torch(function, linear, targets, settings, support)
     if shard is not None:
         vocabulary = shard.ids
@@ -126,14 +128,8 @@ def _logps_of_chunks(
     else:
         out = with_index_error(function, run, targets, vocabulary, ignore_index)
     logps, found, sums = out
-    further = token_statistics(sums, linear.hidden, words) if statistics else ()
+    further = token_statistics(sums, linear.hidden, settings) if statistics else ()
     return TokenLogps(logps, found, *further)
-
-
-def _has_walk(linear: Linear, statistics: bool, support: Support | None) -> bool:
-    """On CUDA there are no kernels of the statistics and of kept ids."""
-    by_cuda = _cuda.has_kernel("token_logps_forward", linear)
-    return has_kernel(*linear) or (by_cuda and support is None and not statistics)
 
 
 def _flags(settings: Settings) -> dict[str, bool]:

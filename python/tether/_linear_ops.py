@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tether import _ops
 from tether._checks import dtype_text, result_dtype, savable, shape_text
-from tether._logits_ops import STATISTICS, again, doubles, gathered
+from tether._logits_ops import again, doubles, gathered, new_statistics
 from tether._ops import ops, scaled
 
 _IGNORED_ROW = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0)  # ignored_row() of logits/rows.h
@@ -82,7 +82,7 @@ def logps_of_chunks(
 
 def _statistics_of(hidden: Tensor, rows: int) -> Tensor:
     if _ops.on_cuda(hidden):  # every row has its own
-        return hidden.new_empty(rows, STATISTICS, dtype=torch.float64)
+        return new_statistics(hidden, rows)
     return hidden.new_tensor(_IGNORED_ROW, dtype=torch.float64).repeat(rows, 1)
 
 

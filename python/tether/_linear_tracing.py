@@ -16,7 +16,7 @@ from tether._linear_ops import (
     save_gradients,
     scaled_gradients,
 )
-from tether._logits_ops import STATISTICS, like_result
+from tether._logits_ops import like_result, new_statistics
 from tether._ops import ops
 from tether._support import with_known_ids
 from tether.logits import with_index_error
@@ -66,8 +66,8 @@ def _logps(hidden, weight, bias, targets, support, active, *rest):
 @_logps.register_fake
 def _(hidden, weight, bias, targets, support, active, *rest):
     logps = like_result(hidden)
-    statistics = hidden.new_empty((targets.numel(), STATISTICS), dtype=torch.float64)
-    return *_present((logps, torch.empty_like(logps) if rest[4] else None), logps), statistics
+    found = _present((logps, torch.empty_like(logps) if rest[4] else None), logps)
+    return *found, new_statistics(hidden, targets.numel())
 
 
 def _save(ctx, inputs, output):

@@ -12,6 +12,7 @@ from tether._checks import dtype_text, kind_of, result_dtype, savable, shape_tex
 from tether._ops import ops
 
 STATISTICS, _KL_STATISTICS = 8, 9  # float64 numbers a row
+_ON_CUDA = 7  # float32: the RowState of logits/rows_cuda.h
 
 
 def again(function: str) -> str:
@@ -23,6 +24,13 @@ def again(function: str) -> str:
 
 def like_result(logits: Tensor) -> Tensor:
     return logits.new_empty(logits.shape[:-1], dtype=result_dtype(logits))
+
+
+def new_statistics(like: Tensor, rows: int) -> Tensor:
+    """For what operators leave of each row, on the device of `like`."""
+    if _ops.on_cuda(like):
+        return like.new_empty((rows, _ON_CUDA), dtype=torch.float32)
+    return like.new_empty((rows, STATISTICS), dtype=torch.float64)
 
 
 def doubles(upstream: Tensor | None) -> Tensor | None:
@@ -41,8 +49,7 @@ def _like_results(logits: Tensor, targets: Tensor, words: Sequence) -> tuple[Ten
     """logps, entropies and statistics."""
     asked = "true" in words[3]
     entropies = like_result(logits) if asked else logits.new_empty((0,)).float()
-    statistics = logits.new_empty((targets.numel(), STATISTICS), dtype=torch.float64)
-    return like_result(logits), entropies, statistics
+    return like_result(logits), entropies, new_statistics(logits, targets.numel())
 
 
 @torch.library.register_fake("tether::token_logps_forward")
@@ -65,10 +72,20 @@ def _(statistics, inputs, *_):
     return like_result(inputs), like_result(inputs), like_result(inputs)
 
 
-def token_statistics(statistics, inputs, words):
+def token_statistics(statistics, inputs, settings):
     """sum_of_squared_p, mean_logits, target_is_largest of rows of logits or of hidden states."""
-    *values, largest = ops.token_statistics(statistics, inputs.detach(), *words)
+    if _ops.on_cuda(statistics):
+        return _token_statistics_on_cuda(statistics, inputs.shape[:-1], settings.numbers)
+    *values, largest = ops.token_statistics(statistics, inputs.detach(), *settings.words())
     return *values, largest.bool()
+
+
+def _token_statistics_on_cuda(statistics, shape, numbers):
+    reference, total, _, target, squares, logits, columns = statistics.unbind(-1)
+    scale = 1.0 if numbers["softcap"] > 0 else numbers["scale"]
+    means = logits / columns * (scale / numbers["temperature"])
+    found = squares / total.square(), means, target >= reference
+    return tuple(each.view(shape) for each in found)
 
 
 @torch.library.register_fake("tether::token_logps_backward")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tether import _ops
 from tether._checks import (
     check_device,
     check_ids,
@@ -214,14 +215,17 @@ def checked_support(
 def ids_for_kernel(
     function: str, kept: Support | None, targets: Tensor, vocabulary: int, ignore_index: int
 ) -> Tensor | None:
-    """Those of a support as operators take them, which look at them once more."""
+    """Those of a support as operators take them, which look at them once more; on CUDA an unknown
+    one, or another target's, gives NaN."""
     if kept is None:
         return None
     check_support(function, kept, targets)
     ignored = targets == ignore_index
-    if torch.compiler.is_compiling():  # of a target that was ignored: another's id, to be refused
+    # Of a target that was ignored: another's id, to be refused.
+    if torch.compiler.is_compiling() or _ops.on_cuda(targets):
         unmade = ~ignored & ~kept.whole & (kept.position == NOWHERE)
-        return torch.where(unmade[..., None], (targets == 0).long()[..., None], kept.ids)
+        other = (targets == 0).long()[..., None]
+        return torch.where(unmade[..., None], other, kept.ids).contiguous()
     if not bool(_is_of_targets(kept, targets, ignored)):
         known = not bool(((kept.ids >= vocabulary) & ~ignored[..., None]).any())
         raise (

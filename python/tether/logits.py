@@ -123,8 +123,7 @@ def token_logps(
     call = FUNCTIONS[function].call({"logits": logits, "targets": targets}, settings)
     check_no_tangents(function, logits=logits)
     targets = call.tensors["targets"].to(torch.int64).contiguous()
-    on_cuda = shard is None and support is None and not statistics
-    on_cuda = on_cuda and _cuda.has_kernel("token_logps_forward", (logits,))
+    on_cuda = shard is None and _cuda.has_kernel("token_logps_forward", (logits,))
     if not has_kernel(logits) and not on_cuda:
         _check_none(function, gradient_buffer=gradient_buffer, shard=shard)
         if support is not None:
@@ -164,7 +163,7 @@ def _logps_by_kernel(
         return with_known_ids(function, run, ids, targets == ignore_index, vocabulary)
 
     logps, found, sums = with_index_error(function, checked, targets, vocabulary, ignore_index)
-    further = token_statistics(sums, logits, words) if statistics else ()
+    further = token_statistics(sums, logits, call.settings) if statistics else ()
     return TokenLogps(logps, found if entropies else None, *further)
 
 
@@ -226,7 +225,7 @@ def categorical_kl(
     check_no_tangents(function, q_logits=q_logits, p_logits=p_logits)
     if support is not None:
         support, mask = support_of_logits(function, support, "q_logits", q_logits, mask)
-    on_cuda = support is None and _cuda.has_kernel("categorical_kl_forward", (q_logits, p_logits))
+    on_cuda = _cuda.has_kernel("categorical_kl_forward", (q_logits, p_logits))
     if not (on_cuda or has_kernel(q_logits, p_logits)):
         options = {"mask": mask, "temperature": temperature}
         return CategoricalKl(*_kl_by_torch(q_logits, p_logits, support, options))

@@ -63,7 +63,12 @@ void row_statistics(const ConstLogits& logits, const int64_t* targets, const Row
   const auto in = row_parameters<false>(logits, targets, options);
   with_types(logits.dtype, [&]<class Stored>(Stored) {
     for (int64_t row = 0; row < logits.rows; ++row) {
-      row_statistics_program<Stored, false, false>(HostTeam<kForwardThreads>{}, in, row, results);
+      const HostTeam<kForwardThreads> team;
+      if (options.sums == RowSums::all) {
+        row_statistics_program<Stored, false, true>(team, in, row, results);
+      } else {
+        row_statistics_program<Stored, false, false>(team, in, row, results);
+      }
     }
   });
 }

@@ -49,5 +49,6 @@ def kernels_of(device):
         patch.setattr(_cuda, "_DEVICE", device)
         patch.setattr(_cuda, "_BY_DEVICE", functions_on_device())
         patch.setattr(tether._ops, "KERNELS", frozenset())
+        patch.setattr(tether._ops, "on_cuda", lambda each: each.device.type == device)
         yield calls
     library._destroy()

@@ -1,0 +1,243 @@
+"""Rows of logits on the way of CUDA tensors, beside those of the CPU: further statistics, kept ids,
+ids out of range. Kernels are teams of host threads (host_operators.py)."""
+
+import host_operators
+import pytest
+import tether
+import torch
+from kept_sets import V, absent_columns, kept_sets, normal, upstream
+from test_cuda_linear import NoWait
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def host():
+    host_operators.load()
+
+
+def on_both(run):
+    """(by kernels for CUDA, which wait for nothing, by those of the CPU, what the first called)"""
+    want = run()
+    with host_operators.kernels_of("cpu") as calls, NoWait():
+        return run(), want, calls
+
+
+def assert_same(got, want, dtype=torch.float32):
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-2
+    for a, b in zip(got, want, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def results(out, *leaves):
+    """All of them, and the gradients of upstream ones that differ."""
+    weights = [each.float() for each in upstream()]
+    total = (weights[0] * out.logps).sum()
+    if out.entropies is not None:
+        total = total + (weights[1] * out.entropies).sum()
+    return [*(None if x is None else x.detach() for x in out), *torch.autograd.grad(total, leaves)]
+
+
+def leaf(*shape, seed, dtype=torch.float32):
+    return normal(*shape, seed=seed).to(dtype).requires_grad_()
+
+
+# ---- further statistics -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("entropies", [False, True])
+def test_statistics_are_those_of_the_cpu(dtype, entropies):
+    targets, _ = kept_sets()
+    logits = normal(3, 4, V, seed=1).to(dtype)
+    logits[1, 1, 3:9] = -torch.inf
+    logits[2, 2, targets[2, 2]] = 9  # the largest
+    settings = {"temperature": 0.7, "scale": 1.3, "statistics": True, "entropies": entropies}
+
+    def run():
+        x = logits.detach().clone().requires_grad_()
+        return results(tether.token_logps(x, targets, **settings), x)
+
+    got, want, calls = on_both(run)
+    assert calls == ["token_logps_forward", "token_logps_backward"]
+    assert_same(got, want, dtype)
+    assert got[4].dtype == torch.bool and got[4][2, 2]
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, V * 4 * 5])
+def test_statistics_of_hidden_states_are_those_of_the_cpu(chunk_bytes):
+    targets, _ = kept_sets()
+
+    def run():
+        linear = leaf(3, 4, 6, seed=2), leaf(V, 6, seed=3)
+        settings = {"temperature": 0.7, "statistics": True, "chunk_bytes": chunk_bytes}
+        return results(tether.linear_token_logps(*linear, targets, **settings), *linear)
+
+    got, want, calls = on_both(run)
+    assert calls.count("token_logps_forward") == (1 if chunk_bytes is None else 3)
+    assert_same(got, want)
+
+
+def test_a_graph_has_the_statistics():
+    targets, _ = kept_sets()
+    logits = normal(3, 4, V, seed=1).float()
+
+    def run(x):
+        return tether.token_logps(x, targets, statistics=True)
+
+    want = run(logits)
+    torch._dynamo.reset()
+    with host_operators.kernels_of("cpu") as calls:
+        got = torch.compile(run, fullgraph=True, backend="aot_eager")(logits)
+    assert calls == ["token_logps_forward"]
+    assert_same(got, want)
+
+
+# ---- kept ids -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("settings", [{}, {"entropies": True, "statistics": True}])
+def test_kept_ids_are_those_of_the_cpu(dtype, settings):
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    absent = absent_columns(targets, ids)
+    logits = normal(3, 4, V, seed=1).to(dtype).masked_fill(absent, torch.nan)
+    logits[0, 1] = torch.nan  # ignored
+
+    def run():
+        x = logits.detach().clone().requires_grad_()
+        out = tether.token_logps(x, targets, support=support, temperature=0.7, **settings)
+        return results(out, x)
+
+    got, want, calls = on_both(run)
+    assert calls == ["token_logps_forward", "token_logps_backward"]
+    assert_same(got, want, dtype)
+    assert (got[-1][absent] == 0).all()
+
+
+def test_the_gradient_of_kept_ids_may_go_to_memory_of_the_caller():
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+
+    def run():
+        x = leaf(3, 4, V, seed=1)
+        logits = x * 1
+        out = tether.token_logps(logits, targets, support=support, gradient_buffer=logits)
+        return results(out, x)
+
+    got, want, calls = on_both(run)
+    assert calls == ["token_logps_forward", "token_logps_backward"]
+    assert_same(got, want)
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, V * 4 * 5])
+def test_kept_ids_of_hidden_states_are_those_of_the_cpu(chunk_bytes):
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+
+    def run():
+        linear = leaf(3, 4, 6, seed=2), leaf(V, 6, seed=3), leaf(V, seed=4)
+        hidden, weight, bias = linear
+        settings = {"support": support, "chunk_bytes": chunk_bytes, "entropies": True}
+        out = tether.linear_token_logps(hidden, weight, targets, bias, **settings)
+        return results(out, *linear)
+
+    got, want, calls = on_both(run)
+    assert calls.count("token_logps_backward") == (1 if chunk_bytes is None else 3)
+    assert_same(got, want)
+
+
+def test_few_kept_ids_of_hidden_states_go_by_chunks_too(monkeypatch):
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    monkeypatch.setattr("tether._linear_logps.by_rows", lambda *_: True)
+
+    def run():
+        linear = leaf(3, 4, 6, seed=2), leaf(V, 6, seed=3)
+        return results(tether.linear_token_logps(*linear, targets, support=support), *linear)
+
+    got, want, calls = on_both(run)
+    assert calls == ["token_logps_forward", "token_logps_backward"]
+    assert_same(got, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_divergences_of_kept_ids_are_those_of_the_cpu(dtype):
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    absent = absent_columns(targets, ids)
+    q, p = (normal(3, 4, V, seed=i).to(dtype).masked_fill(absent, torch.nan) for i in (1, 2))
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[1, 1] = False
+    weights = normal(3, 3, 4, seed=7).float()
+
+    def run():
+        leaves = [x.detach().clone().requires_grad_() for x in (q, p)]
+        out = tether.categorical_kl(*leaves, mask=mask, temperature=0.7, support=support)
+        total = sum((each * weight).sum() for each, weight in zip(out, weights, strict=True))
+        return *(each.detach() for each in out), *torch.autograd.grad(total, leaves)
+
+    got, want, calls = on_both(run)
+    assert calls == ["categorical_kl_forward", "categorical_kl_backward"]
+    assert_same(got, want, dtype)
+
+
+def test_a_graph_has_kept_ids():
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+
+    def run(x):
+        out = tether.token_logps(x, targets, support=support)
+        kl = tether.categorical_kl(x, x.detach() * 2, support=support)
+        return out.logps.sum() + kl.kl.sum()
+
+    x = leaf(3, 4, V, seed=1)
+    want = run(x)
+    (slope,) = torch.autograd.grad(want, x)
+    torch._dynamo.reset()
+    with host_operators.kernels_of("cpu") as calls:
+        got = torch.compile(run, fullgraph=True, backend="aot_eager")(x)
+        (gradient,) = torch.autograd.grad(got, x)
+    assert len(calls) == 4
+    assert_same([got.detach(), gradient], [want.detach(), slope])
+
+
+# ---- what nobody looks at -----------------------------------------------------------------------
+
+
+def others(targets):
+    """Targets that are no longer those of a support: another id, and one that was ignored."""
+    changed = targets.clone()
+    changed[1, 1] = (targets[1, 1] + 1) % V
+    changed[0, 1] = 0
+    return changed
+
+
+def test_a_support_of_other_targets_is_nan_for_their_rows():
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids)
+    changed = others(targets)
+    assert changed[1, 1] not in support.ids[1, 1]
+    with host_operators.kernels_of("cpu"), NoWait():
+        out = tether.token_logps(normal(3, 4, V, seed=1).float(), changed, support=support)
+    assert out.logps.isnan().nonzero().tolist() == [[0, 1], [1, 1]]
+
+
+def test_an_unknown_kept_id_is_nan_for_its_row():
+    targets, ids = kept_sets()
+    ids[1, 2, 1] = V + 3
+    support = tether.support(targets, ids)
+    logits = normal(3, 4, V, seed=1).float()
+    hidden, weight = normal(3, 4, 6, seed=2).float(), normal(V, 6, seed=3).float()
+    with host_operators.kernels_of("cpu"), NoWait():
+        found = (
+            tether.token_logps(logits, targets, support=support).logps,
+            tether.linear_token_logps(hidden, weight, targets, support=support).logps,
+            *tether.categorical_kl(logits, logits, support=support),
+        )
+    for each in found:
+        assert each.isnan().nonzero().tolist() == [[1, 2]]
