@@ -44,6 +44,7 @@ from tether.estimators import (
     moments,
     whiten,
 )
+from tether.id_checks import check_ids
 from tether.linear import (
     LinearPolicyOutput,
     linear_policy_loss,
@@ -108,6 +109,7 @@ __all__ = [
     "batch_weight_rules",
     "batch_weights",
     "categorical_kl",
+    "check_ids",
     "dialects",
     "discounted_returns",
     "dpo_loss",

@@ -18,6 +18,7 @@ Number = float | Tensor
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SMALLEST_WEIGHT = 2.0**-126  # below it the inverse of a weight is no float
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_ids_on_devices = False
 
 
 def kind_of(value: Any) -> str:
@@ -311,8 +312,10 @@ def check_id_values(
     ignore_index: int | None = None,
     active: Tensor | None = None,
 ) -> None:
-    """Where they are on the host; the operators do it for their calls."""
-    if torch.compiler.is_compiling() or ids.device.type != "cpu":
+    """Where they are on the host; the operators do it for their calls. On devices where that is
+    asked for."""
+    looked_at = ids.device.type == "cpu" or (_ids_on_devices and ids.device.type != "meta")
+    if torch.compiler.is_compiling() or not looked_at:
         return
     if type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids):
         return
@@ -326,6 +329,24 @@ def check_id_values(
             f"{where} must be in [0, {vocabulary}){ignored}, got {ids[tuple(place)].item()} at "
             f"{place}"
         )
+
+
+def looks_at_ids() -> bool:
+    """On devices too."""
+    return _ids_on_devices
+
+
+def check_asked_ids(where: str, ids: Tensor, vocabulary: int, ignore_index: int) -> None:
+    """Where a kernel runs, which refuses them on the CPU alone."""
+    if _ids_on_devices:
+        check_id_values(where, ids, vocabulary, ignore_index)
+
+
+def look_at_ids(enabled: bool) -> bool:
+    """The value of before."""
+    global _ids_on_devices
+    before, _ids_on_devices = _ids_on_devices, enabled
+    return before
 
 
 def check_offset_values(function: str, offsets: Tensor, name: str, size: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tether import _cuda, _ops
-from tether._checks import check_no_tangents, in_name_of, savable
+from tether._checks import check_asked_ids, check_no_tangents, in_name_of, savable
 from tether._linear_inputs import Linear
 from tether._linear_ops import Chunk, LinearTokenLogps, chunk_of
 from tether._linear_tracing import traced_logps
@@ -111,6 +111,7 @@ def _logps_of_chunks(
         own = {"first_id": shard.first_id, "ids": vocabulary}
         settings = settings._replace(numbers=settings.numbers | own)
     words, active = settings.words(), targets != ignore_index
+    check_asked_ids(f"{function}: targets", targets, vocabulary, ignore_index)
     ids = ids_for_kernel(function, support, targets, vocabulary, ignore_index)
     row = (targets, ids, words, entropies, active, walk.chunk)
 

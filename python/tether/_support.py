@@ -15,6 +15,7 @@ from tether._checks import (
     check_integers,
     check_offset_values,
     kind_of,
+    looks_at_ids,
     savable,
     shape_text,
 )
@@ -221,18 +222,18 @@ def ids_for_kernel(
         return None
     check_support(function, kept, targets)
     ignored = targets == ignore_index
+    unseen = _ops.on_cuda(targets) and not looks_at_ids()
     # Of a target that was ignored: another's id, to be refused.
-    if torch.compiler.is_compiling() or _ops.on_cuda(targets):
+    if torch.compiler.is_compiling() or unseen:
         unmade = ~ignored & ~kept.whole & (kept.position == NOWHERE)
         other = (targets == 0).long()[..., None]
         return torch.where(unmade[..., None], other, kept.ids).contiguous()
-    if not bool(_is_of_targets(kept, targets, ignored)):
-        known = not bool(((kept.ids >= vocabulary) & ~ignored[..., None]).any())
-        raise (
-            _other_targets(function)
-            if known
-            else _unknown_id(function, kept.ids, ignored, vocabulary)
-        )
+    made = bool(_is_of_targets(kept, targets, ignored))
+    seen = made and not looks_at_ids()  # by the operator
+    if not seen and bool(((kept.ids >= vocabulary) & ~ignored[..., None]).any()):
+        raise _unknown_id(function, kept.ids, ignored, vocabulary)
+    if not made:
+        raise _other_targets(function)
     return kept.ids.contiguous()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tether._checks import (
     Number,
+    check_asked_ids,
     check_given,
     check_no_tangents,
     in_name_of,
@@ -217,6 +218,7 @@ def _loss_in_one_walk(
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in linear]
     with_entropies, ignore_index = rows.choices["entropies"] == "true", rows.numbers["ignore_index"]
     words = (call.settings.words(), rows.words())
+    check_asked_ids(f"{function}: targets", targets, linear.weight.shape[0], ignore_index)
     walk = (targets, batch, *words, with_entropies, chunk, wanted, counts)
     if torch.compiler.is_compiling():
         out = traced_loss(linear, *walk, function, ignore_index)

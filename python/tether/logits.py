@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tether import _cuda, reference
 from tether._checks import (
+    check_asked_ids,
     check_device,
     check_given,
     check_id_values,
@@ -18,6 +19,7 @@ from tether._checks import (
     dtype_text,
     in_name_of,
     kind_of,
+    looks_at_ids,
     shape_text,
 )
 from tether._functions import FUNCTIONS, Call
@@ -151,6 +153,7 @@ def _logps_by_kernel(
     function, words = "token_logps", call.settings.words()
     ignore_index = call.settings.numbers["ignore_index"]
     vocabulary = logits.shape[-1] if shard is None else shard.ids
+    check_asked_ids(f"{function}: targets", targets, vocabulary, ignore_index)
     ids = ids_for_kernel(function, support, targets, vocabulary, ignore_index)
     buffer = None if torch.compiler.is_compiling() else gradient_buffer
 
@@ -229,6 +232,8 @@ def categorical_kl(
     if not (on_cuda or has_kernel(q_logits, p_logits)):
         options = {"mask": mask, "temperature": temperature}
         return CategoricalKl(*_kl_by_torch(q_logits, p_logits, support, options))
+    if support is not None and looks_at_ids():
+        support = with_ids_below(function, support, q_logits.shape[-1])
     ids = None if support is None else support.ids.contiguous()
 
     def run():

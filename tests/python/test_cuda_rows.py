@@ -241,3 +241,90 @@ def test_an_unknown_kept_id_is_nan_for_its_row():
         )
     for each in found:
         assert each.isnan().nonzero().tolist() == [[1, 2]]
+
+
+# ---- where ids are looked at --------------------------------------------------------------------
+
+
+def calls_with_ids(targets, support=None):
+    logits = normal(3, 4, V, seed=1).float()
+    linear = normal(3, 4, 6, seed=2).float(), normal(V, 6, seed=3).float()
+    ones = torch.ones(3, 4)
+    kept = {} if support is None else {"support": support}
+    calls = {
+        "token_logps": lambda: tether.token_logps(logits, targets, **kept),
+        "linear_token_logps": lambda: tether.linear_token_logps(*linear, targets, **kept),
+        "linear_policy_loss": lambda: tether.linear_policy_loss(
+            *linear, targets, torch.ones(3), ones, beta=0.0, **kept
+        ),
+    }
+    if support is not None:
+        calls["categorical_kl"] = lambda: tether.categorical_kl(logits, logits, **kept)
+    return calls
+
+
+def message(run):
+    with pytest.raises((IndexError, ValueError)) as caught:
+        run()
+    return type(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [V, -1, 1 << 40])
+def test_ids_are_looked_at_where_that_is_asked_for(bad):
+    targets, _ = kept_sets()
+    targets[1, 2] = bad
+    for function, call in calls_with_ids(targets).items():
+        sentence = (
+            f"{function}: targets must be in [0, {V}) or ignore_index -100, got {bad} at [1, 2]"
+        )
+        assert message(call) == (IndexError, sentence)
+        with host_operators.kernels_of("cpu"):
+            call()
+            with tether.check_ids():
+                assert message(call) == (IndexError, sentence)
+                with tether.check_ids(False):
+                    call()
+                assert message(call) == (IndexError, sentence)
+            call()
+
+
+def test_kept_ids_are_looked_at_too():
+    targets, ids = kept_sets()
+    ids[1, 2, 1] = V + 3
+    support = tether.support(targets, ids)
+    for function, call in calls_with_ids(targets, support).items():
+        sentence = f"{function}: support must have ids below {V}, got {V + 3}"
+        assert message(call) == (IndexError, sentence)
+        with host_operators.kernels_of("cpu"), tether.check_ids():
+            assert message(call) == (IndexError, sentence)
+    good = tether.support(*kept_sets())
+    run = calls_with_ids(others(targets), good)["token_logps"]
+    sentence = "token_logps: support must be made of the same targets, got others"
+    assert message(run) == (ValueError, sentence)
+    with host_operators.kernels_of("cpu"), tether.check_ids():
+        assert message(run) == (ValueError, sentence)
+        for call in calls_with_ids(kept_sets()[0], good).values():
+            call()
+
+
+def test_it_is_a_switch_too():
+    targets, _ = kept_sets()
+    targets[1, 2] = V
+    call = calls_with_ids(targets)["token_logps"]
+    with host_operators.kernels_of("cpu"):
+        tether.check_ids(True)
+        try:
+            assert message(call)[0] is IndexError
+        finally:
+            tether.check_ids(False)
+        call()
+    with pytest.raises(TypeError) as caught:
+        tether.check_ids(1)
+    assert str(caught.value) == "check_ids: enabled must be a bool, got int"
+
+
+def test_a_tensor_without_numbers_is_not_looked_at():
+    with tether.check_ids():
+        logits = torch.empty(3, 4, V, device="meta")
+        targets = torch.empty(3, 4, dtype=torch.int64, device="meta")
+        assert tether.token_logps(logits, targets).logps.is_meta
