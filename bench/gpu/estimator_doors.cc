@@ -72,11 +72,10 @@ const char* tether_group_rules() {
   return names.c_str();
 }
 
-// In groups of `group_size`, or by ids where it is 0, which may ascend.
+// In groups of `group_size`, or by ids where it is 0.
 const char* tether_group_advantage(const char* name, int64_t count, int64_t group_size,
-                                   const float* rewards, const int64_t* ids, int64_t ascend,
-                                   const float* lengths, float* advantages, int64_t on_device,
-                                   void* stream) {
+                                   const float* rewards, const int64_t* ids, const float* lengths,
+                                   float* advantages, int64_t on_device, void* stream) {
   return text_of_error([&] {
     GroupRule rule = first_group_rule();
     for (size_t i = 0; i < kGroupRuleNames.size(); ++i) {
@@ -84,7 +83,7 @@ const char* tether_group_advantage(const char* name, int64_t count, int64_t grou
     }
     if (group_size > 0) ids = nullptr;
     if (on_device != 0) {
-      const cuda::GroupBatch batch{rewards, ids, lengths, group_size, count, ascend != 0};
+      const cuda::GroupBatch batch{rewards, ids, lengths, group_size, count};
       cuda::advantages_of_groups("gpu", batch, rule, advantages, stream);
       return;
     }

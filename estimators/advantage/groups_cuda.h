@@ -16,7 +16,6 @@ struct GroupBatch {
   const float* lengths = nullptr;  // tokens of each answer, for rules that read them
   int64_t group_size = 0;          // without ids: `count` is a multiple of it
   int64_t count = 0;
-  bool ids_ascend = false;      // none is smaller than the one before it
   double* batch_std = nullptr;  // memory for one number, of rules that read the batch
 };
 
@@ -24,9 +23,8 @@ struct GroupBatch {
 // run. Calls return at once: they add kernels to `stream`, wait for nothing, allocate nothing and
 // can be captured in a graph.
 //
-// An answer finds its group by ids that ascend in a few steps, and by ids in any order among all
-// answers: 65536 are 4e9 comparisons, which a stable sort before and a scatter after save. Without
-// memory for batch_std every answer finds that by itself too.
+// By ids an answer looks for its group among all answers: 65536 are 4e9 comparisons. Without memory
+// for batch_std every answer finds that by itself too.
 //
 // Values cannot be refused where the memory is a device's: an infinite reward, and a NaN that is
 // not missing, give NaN to the whole group, and so does a length that is none.

@@ -68,20 +68,7 @@ inline GroupParameters group_parameters(const GroupBatch& batch, const GroupRule
   return {batch, rule.nan_reward() == NanReward::missing, rule.traits().needs_lengths, advantages};
 }
 
-// The first place from `begin` on whose id is at least this one, where they ascend.
-TETHER_TEAM int64_t place_of_id(const int64_t* ids, int64_t begin, int64_t end, int64_t id) {
-  while (begin < end) {
-    const int64_t middle = begin + (end - begin) / 2;
-    if (ids[middle] < id) {
-      begin = middle + 1;
-    } else {
-      end = middle;
-    }
-  }
-  return begin;
-}
-
-// The places of a group: those between two, and of one id where there are ids in any order.
+// The places of a group: those between two, and of one id where there are ids.
 struct GroupPlaces {
   int64_t begin, end;
   const int64_t* ids;
@@ -151,13 +138,7 @@ TETHER_TEAM GroupPlaces places_of(const GroupBatch& batch, int64_t place) {
     const int64_t begin = place / batch.group_size * batch.group_size;
     return {begin, begin + batch.group_size, nullptr, 0};
   }
-  const int64_t* ids = batch.group_ids;
-  const int64_t id = ids[place];
-  if (!batch.ids_ascend) return {0, batch.count, ids, id};
-  const int64_t begin = place_of_id(ids, 0, place, id);
-  const bool last = id == INT64_MAX;
-  const int64_t end = last ? batch.count : place_of_id(ids, place, batch.count, id + 1);
-  return {begin, end, nullptr, 0};
+  return {0, batch.count, batch.group_ids, batch.group_ids[place]};
 }
 
 // The largest deviation of the others than the answer at `place`; NaN where one of the group is.
