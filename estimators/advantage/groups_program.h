@@ -134,24 +134,22 @@ TETHER_TEAM PlacedGroup group_of(const Team& team, const GroupParameters& in,
 }
 
 TETHER_TEAM GroupPlaces places_of(const GroupBatch& batch, int64_t place) {
-  if (batch.group_ids == nullptr) {
-    const int64_t begin = place / batch.group_size * batch.group_size;
-    return {begin, begin + batch.group_size, nullptr, 0};
-  }
-  return {0, batch.count, batch.group_ids, batch.group_ids[place]};
+  const int64_t* ids = batch.group_ids;
+  const int64_t begin = ids != nullptr ? 0 : place / batch.group_size * batch.group_size;
+  const int64_t end = ids != nullptr ? batch.count : begin + batch.group_size;
+  return {begin, end, ids, ids != nullptr ? ids[place] : 0};
 }
 
 // The largest deviation of the others than the answer at `place`; NaN where one of the group is.
 template <class Team>
 TETHER_TEAM double best_of_others(const Team& team, const GroupParameters& in,
-                                  const GroupPlaces& places, const PlacedGroup& group,
-                                  int64_t place) {
+                                  const PlacedGroup& group, int64_t place) {
   if (group.size < 2) return group.deviation(place);
   struct Best {
     double deviation = -DBL_MAX;
   };
   typename Team::template Local<Best> local;
-  for_each_member(team, local, in, places, [&](int64_t i, Best& own) {
+  for_each_member(team, local, in, places_of(in.batch, place), [&](int64_t i, Best& own) {
     if (i != place) own.deviation = Max::of(own.deviation, group.deviation(i));
   });
   const auto best = team.template reduce<Max>(
@@ -182,14 +180,13 @@ TETHER_TEAM void batch_std_program(const Team& team, const GroupParameters& in) 
 template <class Rule, class Team>
 TETHER_TEAM void group_program(const Team& team, const Rule& rule, const GroupParameters& in,
                                int64_t place) {
-  const GroupPlaces places = places_of(in.batch, place);
-  PlacedGroup group = group_of(team, in, places);
+  PlacedGroup group = group_of(team, in, places_of(in.batch, place));
   if constexpr (kReadsBatch<Rule>) {
     const double* known = in.batch.batch_std;
     if (rule.reads_batch()) group.batch_std = known != nullptr ? *known : std_of_batch(team, in);
   }
   if constexpr (kReadsBest<Rule>) {
-    if (rule.reads_best()) group.rival = best_of_others(team, in, places, group, place);
+    if (rule.reads_best()) group.rival = best_of_others(team, in, group, place);
   }
   typename Team::template Local<NoState> local;
   team.each(local, [&](int thread, NoState&) {

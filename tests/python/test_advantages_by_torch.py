@@ -98,3 +98,10 @@ def test_an_infinite_reward_spoils_its_group(rule):
     options = {"lengths": torch.ones(4)}
     out = by_torch(rule, numbers(math.inf, 1, 2, 4), groups=2, **options).advantages
     assert out[:2].isnan().all() and out[2:].isfinite().all()
+
+
+@pytest.mark.parametrize("rule", GROUP_RULES)
+def test_a_group_of_one_is_zero(rule):
+    groups, lengths = torch.tensor([3, 1, 3]), torch.ones(3)
+    out = by_torch(rule, numbers(2, 5, 1), groups=groups, lengths=lengths).advantages
+    assert out[1] == 0 and out[0] > out[2]
