@@ -212,10 +212,10 @@ Namespace = types.SimpleNamespace
 
 def advantage_case(seed, estimator):
     """Four groups of three answers, which come in two lots of any order. A masked slot between
-    tokens is a step there: GAE and returns with a discount have none here."""
+    tokens is a step there, of value 0: GAE has none here."""
     generator = torch.Generator().manual_seed(seed)
     mask = ragged_mask(generator, 12, 6, empty_row=False)
-    if estimator in ("gae", "reinforce"):
+    if estimator == "gae":
         mask = (torch.arange(6) < mask.sum(1, keepdim=True)).long()
     rewards, kl = normal(generator, 12), 0.25 * normal(generator, 12, 6)
     values = normal(generator, 12, 6)

@@ -110,7 +110,7 @@ def test_openrlhf(case):
             name, tokens, response_mask=mask, values=tensor(case["values"]), **options
         )
     else:
-        found = tether.discounted_returns(tokens, mask, gamma=settings["gamma"])
+        found = tether.discounted_returns(tokens, mask, gamma=settings["gamma"], gap="decay")
     whitens = name in ("gae", "reinforce", "reinforce_baseline")  # in float32
     found = whitened(found, mask) if whitens else found
     theirs = tensor(case["advantages"]) * mask
