@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tether import reference
+from tether import _verl_advantages, reference
 from tether._catalogue import objectives
 from tether._checks import check_strings, names_of
 from tether._ops import has_kernel
 from tether._peer_batch import Batch, Metrics, check_choice
 from tether._trainers import check_version, module_of, rebind
 from tether._verl_losses import LOSSES, Loss, of_catalogue
-from tether.advantages import advantage, advantages, ids_of_labels
+from tether.advantages import advantages
 from tether.logits import token_logps
 from tether.objective import PolicyObjective
 from tether.reference.kl import low_var_kl
@@ -78,40 +78,9 @@ def _register(name: str, loss: Loss, options: dict[str, Any]) -> None:
 # ---- advantages ----------------------------------------------------------------------------------
 
 
-def _of_groups(
-    estimator: str,
-    token_level_rewards: Tensor,
-    response_mask: Tensor,
-    index: Iterable[Hashable],
-    **options: Any,
-) -> tuple[Tensor, Tensor]:
-    """A rule of groups on the sums of rewards; a group of one keeps its raw reward, as in verl."""
-    rewards = token_level_rewards.detach().sum(-1)
-    ids = ids_of_labels(index).to(response_mask.device)
-    lengths = response_mask.sum(-1) if estimator == "opo" else None
-    each = advantage(estimator, rewards, groups=ids, lengths=lengths, **options).advantages
-    alone = torch.bincount(ids)[ids] == 1
-    one = torch.ones((), device=rewards.device)  # the deviation of such a group, a float32 in verl
-    raw = rewards / (one + options["epsilon"]) if "epsilon" in options else rewards
-    out = torch.where(alone, raw, each)[:, None] * response_mask
-    return out, out
+def _register_rule(name: str) -> None:
+    """A rule of groups of tether's; `grpo` as verl's setting has it."""
 
-
-def _grpo(
-    token_level_rewards: Tensor,
-    response_mask: Tensor,
-    index: Iterable[Hashable],
-    epsilon: float = 1e-6,
-    norm_adv_by_std_in_grpo: bool = True,
-    config: Any = None,
-) -> tuple[Tensor, Tensor]:
-    batch = (token_level_rewards, response_mask, index)
-    if norm_adv_by_std_in_grpo:
-        return _of_groups("grpo", *batch, epsilon=epsilon)
-    return _of_groups("dr_grpo", *batch)
-
-
-def _register_estimator(name: str) -> None:
     def estimator(
         token_level_rewards: Tensor,
         response_mask: Tensor,
@@ -119,34 +88,21 @@ def _register_estimator(name: str) -> None:
         config: Any = None,
         **others: Any,
     ) -> tuple[Tensor, Tensor]:
-        check_version("verl")
-        if index is None:
-            raise ValueError(f"tether.verl: index (uid) must be given for tether_{name}, got none")
         batch = (token_level_rewards, response_mask, index)
         if name == "grpo":
             scaled = config is None or config.get("norm_adv_by_std_in_grpo", True)
-            return _grpo(*batch, norm_adv_by_std_in_grpo=scaled)
-        return _of_groups(name, *batch)
+            return _verl_advantages.grpo(*batch, norm_adv_by_std_in_grpo=scaled)
+        return _verl_advantages.of_groups(name, *batch)
 
-    core_algos.register_adv_est(f"tether_{name}")(estimator)
+    _register_estimator(name, estimator)
 
 
-def _gae(
-    token_level_rewards: Tensor,
-    values: Tensor,
-    response_mask: Tensor,
-    gamma: float,
-    lam: float,
-) -> tuple[Tensor, Tensor]:
-    """Whitened by verl's own function. A masked slot has the advantage of the token after it."""
-    with torch.no_grad():
-        options = {"gamma": float(gamma), "lambda_": float(lam)}
-        each = advantage("gae", token_level_rewards, response_mask, values=values, **options)[0]
-        slots = torch.arange(each.shape[1], device=each.device)
-        after = torch.where(response_mask.bool(), slots, each.shape[1])
-        after = after.flip(1).cummin(1).values.flip(1)
-        each = torch.nn.functional.pad(each, (0, 1)).gather(1, after)
-        return torch_functional.masked_whiten(each, response_mask), each + values
+def _register_estimator(name: str, estimator: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    def checked(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        check_version("verl")
+        return estimator(*arguments, **options)
+
+    core_algos.register_adv_est(f"tether_{name}")(checked)
 
 
 # ---- log-probabilities and penalties -------------------------------------------------------------
@@ -203,8 +159,9 @@ PARTS: dict[str, dict[str, Callable]] = {
         "entropy_from_logits": _entropy_from_logits,
         "entropy_from_logits_with_chunking": _entropy_from_logits_with_chunking,
     },
-    "gae": {"compute_gae_advantage_return": _gae},
-    "grpo": {"compute_grpo_outcome_advantage": _grpo},
+    "gae": {"compute_gae_advantage_return": _verl_advantages.gae},
+    "grpo": {"compute_grpo_outcome_advantage": _verl_advantages.grpo},
+    "advantages": _verl_advantages.BY_FUNCTION,
     "kl": {"kl_penalty": _kl_penalty},
 }
 _OURS = {name: each for part in PARTS.values() for name, each in part.items()}
@@ -220,6 +177,7 @@ def patch(*parts: str) -> None:
         entropies   entropy_from_logits and the one with chunking
         gae         compute_gae_advantage_return, which is a loop over time in verl
         grpo        compute_grpo_outcome_advantage, a loop over answers
+        advantages  those of its other estimators
         kl          kl_penalty: no faster, k3 without cancellation near 0
 
     Call it in each process, before workers are built: an engine binds its entropy when it is made.
@@ -257,4 +215,6 @@ for _name in objectives().keys() - LOSSES.keys():
     _register(f"tether_{_name}", of_catalogue(_name), {})
 for _name, _row in advantages().items():
     if _row.of_groups:
-        _register_estimator(_name)
+        _register_rule(_name)
+for _name, _estimator in _verl_advantages.BY_NAME.items():
+    _register_estimator(_name, _estimator)

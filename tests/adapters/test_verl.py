@@ -16,16 +16,24 @@ import torch
 verl = pytest.importorskip("verl")
 
 import hydra  # noqa: E402
-import numpy as np  # noqa: E402
 import tether  # noqa: E402
 import tether.verl as adapter  # noqa: E402
 from tether import _peer_batch, _verl_losses  # noqa: E402
-from verl.trainer.config import AlgoConfig  # noqa: E402
+from tether import _verl_advantages as estimators  # noqa: E402
 from verl.trainer.ppo import core_algos  # noqa: E402
 from verl.utils import tensordict_utils, torch_functional  # noqa: E402
 from verl.utils.config import omega_conf_to_dataclass  # noqa: E402
 from verl.workers.utils.losses import ppo_loss  # noqa: E402
-from verl_batches import MODES, OF_LOSS, STEP, actor_config, outcome, policy_batch  # noqa: E402
+from verl_batches import (  # noqa: E402
+    MODES,
+    OF_LOSS,
+    STEP,
+    TOLERANCES,
+    actor_config,
+    grouped_batch,
+    outcome,
+    policy_batch,
+)
 from verl_engine import engine_batch, trained  # noqa: E402
 
 torch.set_num_threads(1)  # the tensors are tiny
@@ -56,15 +64,6 @@ def patched():
     adapter.patch(*adapter.PARTS)
     yield
     adapter.unpatch()
-
-
-TOLERANCES = {torch.float64: (1e-12, 1e-14), torch.float32: (2e-6, 1e-6)}
-
-
-def assert_near(ours, own, dtype):
-    rtol, atol = TOLERANCES[dtype]
-    for mine, theirs in zip(ours, own, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=rtol, atol=atol)
 
 
 def both(name, batch, mode, config):
@@ -340,67 +339,6 @@ def test_ten_steps_of_the_engine(name, process_group, calls, monkeypatch):
         assert mine["metrics"].keys() == theirs["metrics"].keys()
 
 
-# ---- advantages ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.99, 0.95), (0.9, 0.0)])
-def test_gae_equals_verl(gamma, lam, dtype):
-    generator = torch.Generator().manual_seed(0)
-    rewards, values = torch.randn(2, 6, 9, generator=generator, dtype=torch.float64).to(dtype)
-    mask = policy_batch(0)["response_mask"].long()
-    arguments = {
-        "token_level_rewards": rewards,
-        "values": values,
-        "response_mask": mask,
-        "gamma": gamma,
-        "lam": lam,
-    }
-    own = core_algos.compute_gae_advantage_return(**arguments)
-    adapter.patch("gae")
-    try:
-        assert core_algos.compute_gae_advantage_return is adapter._gae
-        ours = core_algos.compute_gae_advantage_return(**arguments)
-    finally:
-        adapter.unpatch()
-    assert_near(ours, own, dtype)
-
-
-def grouped_batch(dtype):
-    """Ragged groups of string ids that interleave, one of a single answer."""
-    ids = np.array([f"{k}f3-{k}" for k in (0, 1, 0, 2, 5, 1, 0, 2, 1, 0, 2)], dtype=object)
-    generator = torch.Generator().manual_seed(7)
-    rewards = torch.randn(len(ids), 6, generator=generator, dtype=torch.float64).to(dtype)
-    mask = (torch.arange(6) < torch.randint(1, 7, (len(ids), 1), generator=generator)).long()
-    return {"token_level_rewards": rewards, "response_mask": mask, "index": ids}
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("name", ["grpo", "rloo", "opo"])
-def test_groups_equal_verl(name, norm, dtype):
-    batch, config = grouped_batch(dtype), AlgoConfig(norm_adv_by_std_in_grpo=norm)
-    settings = {"norm_adv_by_std_in_grpo": norm} if name == "grpo" else {}
-    own = core_algos.get_adv_estimator_fn(name)(**batch, **settings)
-    ours = core_algos.get_adv_estimator_fn(f"tether_{name}")(**batch, config=config)
-    assert_near(ours, own, dtype)
-
-
-def test_groups_in_verls_trainer_and_without_ids():
-    from verl import DataProto
-    from verl.trainer.ppo.ray_trainer import compute_advantage
-
-    batch = grouped_batch(torch.float32)
-    tensors = {name: batch[name] for name in ("token_level_rewards", "response_mask")}
-    found = {}
-    for name in ("tether_rloo", "rloo"):
-        data = DataProto.from_dict(dict(tensors), non_tensors={"uid": batch["index"]})
-        found[name] = compute_advantage(data, name, config=AlgoConfig()).batch["advantages"]
-    torch.testing.assert_close(*found.values(), rtol=2e-6, atol=1e-6)
-    with pytest.raises(ValueError, match=r"^tether.verl: index \(uid\) must be given"):
-        core_algos.get_adv_estimator_fn("tether_opo")(**tensors)
-
-
 # ---- patches ------------------------------------------------------------------------------------
 
 
@@ -415,20 +353,23 @@ def test_patches_reach_every_module_and_are_taken_back():
     adapter.patch()
     assert transformer_impl.logprobs_from_logits is adapter._logprobs_from_logits
     assert torch_functional.logprobs_from_logits is adapter._logprobs_from_logits
-    assert core_algos.ADV_ESTIMATOR_REGISTRY["gae"] is adapter._gae
-    assert ray_trainer.core_algos.compute_grpo_outcome_advantage is adapter._grpo
+    assert core_algos.ADV_ESTIMATOR_REGISTRY["gae"] is estimators.gae
+    assert core_algos.ADV_ESTIMATOR_REGISTRY["remax"] is estimators.remax
+    assert ray_trainer.core_algos.compute_grpo_outcome_advantage is estimators.grpo
     assert losses.kl_penalty is before
     adapter.patch("kl")
     assert losses.kl_penalty is core_algos.kl_penalty is adapter._kl_penalty
     adapter.unpatch("kl")
-    assert losses.kl_penalty is before and core_algos.ADV_ESTIMATOR_REGISTRY["gae"] is adapter._gae
+    assert losses.kl_penalty is before
+    assert core_algos.ADV_ESTIMATOR_REGISTRY["gae"] is estimators.gae
     adapter.unpatch()
     adapter.unpatch()
     assert transformer_impl.logprobs_from_logits is torch_functional.logprobs_from_logits is own
     assert core_algos.ADV_ESTIMATOR_REGISTRY["gae"] is core_algos.compute_gae_advantage_return
+    assert core_algos.ADV_ESTIMATOR_REGISTRY["remax"] is core_algos.compute_remax_outcome_advantage
     with pytest.raises(ValueError) as caught:
         adapter.patch("adam")
-    known = "logps, entropies, gae, grpo, kl"
+    known = "logps, entropies, gae, grpo, advantages, kl"
     assert str(caught.value) == f'tether.verl: parts must be of {known}, got "adam"'
     with pytest.raises(TypeError) as caught:
         adapter.patch(["logps"])

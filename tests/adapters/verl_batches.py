@@ -1,5 +1,6 @@
 """Batches and configurations as verl's engine hands them to a policy loss."""
 
+import numpy as np
 import torch
 from verl.trainer.ppo import core_algos
 from verl.workers.config import ActorConfig, PolicyLossConfig
@@ -58,6 +59,26 @@ def policy_batch(seed, *, weighted=False, dtype=torch.float64, spread=0.5):
     }
     batch = {name: None if each is None else each.to(dtype) for name, each in batch.items()}
     return batch | {"response_mask": mask}
+
+
+def grouped_batch(dtype, alone=True):
+    """Ragged groups of string ids that interleave, one of a single answer unless said."""
+    ids = np.array([f"{k}f3-{k}" for k in (0, 1, 0, 2, 5, 1, 0, 2, 1, 0, 2)], dtype=object)
+    generator = torch.Generator().manual_seed(7)
+    rewards = torch.randn(len(ids), 6, generator=generator, dtype=torch.float64).to(dtype)
+    mask = (torch.arange(6) < torch.randint(1, 7, (len(ids), 1), generator=generator)).long()
+    kept = np.arange(len(ids)) != (-1 if alone else 4)
+    arrays = {"token_level_rewards": rewards, "response_mask": mask, "index": ids}
+    return {name: each[kept] for name, each in arrays.items()}
+
+
+TOLERANCES = {torch.float64: (1e-12, 1e-14), torch.float32: (2e-6, 1e-6)}
+
+
+def assert_near(ours, own, dtype):
+    rtol, atol = TOLERANCES[dtype]
+    for mine, theirs in zip(ours, own, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=rtol, atol=atol)
 
 
 def outcome(loss_mode, batch, mode, config):

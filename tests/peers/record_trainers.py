@@ -228,7 +228,7 @@ def skyrl_cases():
     return cases
 
 
-def maxrl_case(seed, successes):
+def maxrl_case(seed, successes, shift=0.0):
     """Rewards at the last slot, of 0 and 1 or of any size; SkyRL's means are float32."""
     generator = torch.Generator().manual_seed(seed)
     ids = [0, 1, 0, 2, 5, 1, 0, 2, 1, 0, 2]
@@ -236,6 +236,7 @@ def maxrl_case(seed, successes):
     if successes:
         rewards = (rewards > 0.75).double()
         rewards[torch.tensor(ids) == 1] = 0
+    rewards = rewards + shift
     mask = recording.ragged_mask(generator, len(ids), 4, empty_row=False)
     arrays = {"token_level_rewards": torch.nn.functional.pad(rewards[:, None], (3, 0))}
     advantages, _ = SKYRL.compute_maxrl_advantage(**arrays, response_mask=mask, index=ids)
@@ -260,7 +261,7 @@ def main():
         SKYRL.masked_mean,
     ]
     recording.write("skyrl_policy.json", "skyrl", functions, skyrl_cases())
-    cases = [maxrl_case(0, successes=True), maxrl_case(1, successes=False)]
+    cases = [maxrl_case(seed, successes=seed == 0, shift=-4.0 * (seed == 2)) for seed in range(3)]
     recording.write("skyrl_advantages.json", "skyrl", [SKYRL.compute_maxrl_advantage], cases)
 
 

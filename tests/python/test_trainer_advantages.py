@@ -18,12 +18,17 @@ def advantages(rule, rewards, **options):
 
 @named(recording("skyrl_advantages")["cases"])
 def test_maxrl(case):
-    """An answer that is alone keeps its reward there. Its means are float32."""
+    """An answer that is alone keeps its reward there, and where the mean is below 0 the signs are
+    the other way round. Its means are float32."""
     mask, ids = torch.tensor(case["response_mask"]), torch.tensor(case["ids"])
     rewards, theirs = tensor(case["rewards"]), tensor(case["advantages"])
     found = advantages("max_rl", rewards, groups=ids)
     alone = torch.bincount(ids)[ids] == 1
     assert (found[alone] == 0).all()
+    if (rewards < 0).all():
+        centred = advantages("dr_grpo", rewards, groups=ids)
+        assert (found == 0).all() and ((theirs[:, 0] * centred)[~alone] < 0).all()
+        return
     found = torch.where(alone, rewards, found)
     torch.testing.assert_close(found[:, None] * mask, theirs, rtol=1e-6, atol=1e-6)
 

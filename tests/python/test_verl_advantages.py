@@ -1,11 +1,14 @@
 """tether's advantages against verl's own functions, as recorded by record_verl_advantages.py: what
-docs/advantages.md says of verl's names, and where verl's number is another one.
+docs/advantages.md says of verl's names, where verl's number is another one, and the adapter's.
 """
+
+from types import SimpleNamespace as Namespace
 
 import pytest
 import tether
 import torch
 from recordings import recording, tensor
+from tether import _verl_advantages
 
 CASES = recording("verl_estimators")["cases"]
 
@@ -152,3 +155,37 @@ def test_token_baselines(case):
     assert differs.sum() == 4
     assert ((theirs == returns) | (theirs.abs() < 1e-12))[differs].all()
     assert (out == returns)[differs & (theirs.abs() < 1e-12)].all()
+
+
+# ---- the adapter's, called as verl calls its own -------------------------------------------------
+
+ARRAYS = ("token_level_rewards", "response_mask", "old_log_probs", "sum_pi_squared",
+          "rollout_is_weights", "reward_baselines")  # fmt: skip
+OPTIONS = ("epsilon", "handle_zero_tail")
+
+
+class Config(dict):
+    """verl's, with `get` and attributes."""
+
+    __getattr__ = dict.__getitem__
+
+
+@cases(*{case["estimator"] for case in CASES})
+def test_the_adapter(case, monkeypatch):
+    verl = Namespace(masked_whiten=whiten)
+    monkeypatch.setattr(_verl_advantages, "module_of", lambda trainer, name: verl)
+    name, settings = case["estimator"], case["settings"]
+    words = {each: tensor(case[each]) for each in ARRAYS if each in case}
+    words |= {each: settings[each] for each in OPTIONS if each in settings}
+    words |= {"index": [f"prompt {each}" for each in case["ids"]], "config": Config(settings)}
+    if name == "gdpo":
+        keys = ["accuracy", "format"]
+        words |= {"batch": {}, "non_tensor_batch": {key: tensor(case[key]).numpy() for key in keys}}
+        words["config"] = Config(gdpo_reward_keys=keys, gdpo_reward_weights=settings["weights"])
+    advantages, _ = getattr(_verl_advantages, name)(**words)
+    mask = words["response_mask"]
+    assert (advantages[mask == 0] == 0).all()
+    narrow = name in ("gdpo", "grpo_vectorized")
+    tolerance = {"rtol": 1e-6, "atol": 1e-6} if narrow else {"rtol": 1e-12, "atol": 1e-14}
+    if name != "optimal_token_baseline" or not settings["holes"]:  # above
+        assert_near(advantages, case, mask, **tolerance)
