@@ -23,6 +23,7 @@ from tether._catalogue import (
     objectives,
     weights,
 )
+from tether._checks import check_ids
 from tether._support import Support, support
 from tether.advantages import (
     AdvantageEstimator,
@@ -44,7 +45,6 @@ from tether.estimators import (
     moments,
     whiten,
 )
-from tether.id_checks import check_ids
 from tether.linear import (
     LinearPolicyOutput,
     linear_policy_loss,

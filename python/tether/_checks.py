@@ -56,7 +56,7 @@ def check_given(where: str, tensor: Tensor | None) -> None:
         raise TypeError(f"{where} must be a dense tensor, got {got}")
 
 
-def check_ids(where: str, tensor: Tensor | None) -> None:
+def check_id_type(where: str, tensor: Tensor | None) -> None:
     check_given(where, tensor)
     if tensor.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{where} must be int32 or int64, got {dtype_text(tensor.dtype)}")
@@ -342,11 +342,29 @@ def check_asked_ids(where: str, ids: Tensor, vocabulary: int, ignore_index: int)
         check_id_values(where, ids, vocabulary, ignore_index)
 
 
-def look_at_ids(enabled: bool) -> bool:
-    """The value of before."""
-    global _ids_on_devices
-    before, _ids_on_devices = _ids_on_devices, enabled
-    return before
+class check_ids:
+    """Whether ids on a device are looked at: one out of range is an IndexError with its place, as
+    on the CPU, in place of NaN for its token.
+
+        with tether.check_ids():  # or tether.check_ids(True), until tether.check_ids(False)
+            trainer.train()
+
+    For finding a fault: every call waits for its device. It holds for all threads, for the targets
+    of token_logps and linear_*, kept ids, and the ids of top_k_kl and head_logps; a compiled graph
+    looks at nothing.
+    """
+
+    def __init__(self, enabled: bool = True):
+        global _ids_on_devices
+        check_flags("check_ids", enabled=enabled)
+        self._before, _ids_on_devices = _ids_on_devices, enabled
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_) -> None:
+        global _ids_on_devices
+        _ids_on_devices = self._before
 
 
 def check_offset_values(function: str, offsets: Tensor, name: str, size: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tether import _ops
 from tether._checks import (
     check_device,
-    check_ids,
+    check_id_type,
     check_integers,
     check_offset_values,
     kind_of,
@@ -70,8 +70,8 @@ def support(
     """
     function = "support"
     check_integers(function, ignore_index=ignore_index)
-    check_ids(f"{function}: targets", targets)
-    check_ids(f"{function}: token_ids", token_ids)
+    check_id_type(f"{function}: targets", targets)
+    check_id_type(f"{function}: token_ids", token_ids)
     check_device(f"{function}: token_ids", token_ids, "targets", targets)
     y = targets.to(torch.int64)
     if offsets is None:
@@ -116,7 +116,7 @@ def _check_on_a_device(function: str, targets: Tensor) -> None:
 
 def _padded(function: str, targets: Tensor, token_ids: Tensor, offsets: Tensor) -> Tensor:
     """[..., K] of ids that lie one token after the other."""
-    check_ids(f"{function}: offsets", offsets)
+    check_id_type(f"{function}: offsets", offsets)
     check_device(f"{function}: offsets", offsets, "targets", targets)
     count = targets.numel()
     if token_ids.dim() != 1:

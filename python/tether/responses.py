@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import check_device, check_given, check_ids, dtype_text, shape_text
+from tether._checks import check_device, check_given, check_id_type, dtype_text, shape_text
 
 _FUNCTION = "response_targets"
 
@@ -68,8 +68,8 @@ def response_targets(
 
 
 def _check(input_ids: Tensor, prompt_lengths: Tensor, attention_mask: Tensor | None) -> None:
-    check_ids(f"{_FUNCTION}: input_ids", input_ids)
-    check_ids(f"{_FUNCTION}: prompt_lengths", prompt_lengths)
+    check_id_type(f"{_FUNCTION}: input_ids", input_ids)
+    check_id_type(f"{_FUNCTION}: prompt_lengths", prompt_lengths)
     if input_ids.dim() != 2 or input_ids.shape[1] < 1:
         raise ValueError(
             f"{_FUNCTION}: input_ids must be [B, L] with L at least 1, got {shape_text(input_ids)}"
