@@ -31,11 +31,13 @@ struct RowParameters {
   ConstLogits logits;
   const int64_t* targets;  // or null
   int64_t ignore_index;
+  int64_t first_id, ids;   // of the columns, as in RowOptions, and of all shards together
   float multiplier;        // of x / T with respect to the final logit
   float slope_multiplier;  // with respect to the stored one, but for FinalLogit::slope
   rows::FinalLogit<float, kCapped> final_logit;
 
   TETHER_TEAM float k() const { return multiplier * kLog2E; }
+  TETHER_TEAM bool is_shard() const { return ids > logits.vocabulary; }
   TETHER_TEAM bool is_ignored(int64_t row) const {
     return targets != nullptr && targets[row] == ignore_index;
   }
@@ -47,6 +49,8 @@ RowParameters<kCapped> row_parameters(const ConstLogits& logits, const int64_t* 
   return {logits,
           targets,
           options.ignore_index,
+          options.first_id,
+          options.ids > 0 ? options.ids : logits.vocabulary,
           static_cast<float>(rows::multiplier(options)),
           static_cast<float>(options.scale / options.temperature),
           rows::FinalLogit<float, kCapped>::of(options)};

@@ -152,13 +152,14 @@ TETHER_TEAM ColumnSums<kAll> sums_of_row(const Team& team, const RowParameters<k
   return merged<kAll>(team, local, in.k());
 }
 
-// The column of the target, or what there is instead.
+// The column of the target, or what there is instead: none, or that of another shard; no id.
 inline constexpr int64_t kNoTarget = -1, kNoId = -2;
 template <bool kCapped>
 TETHER_TEAM int64_t target_of(const RowParameters<kCapped>& in, int64_t row) {
   if (in.targets == nullptr) return kNoTarget;
-  const int64_t target = in.targets[row];
-  return target >= 0 && target < in.logits.vocabulary ? target : kNoId;
+  const int64_t id = in.targets[row], column = id - in.first_id;
+  if (id < 0 || id >= in.ids) return kNoId;
+  return column >= 0 && column < in.logits.vocabulary ? column : kNoTarget;
 }
 
 template <class Number>
@@ -188,8 +189,8 @@ TETHER_TEAM RowState state_of(const RowParameters<kCapped>& in, const ColumnSums
     state.logit_sum = target == kNoId ? kNaN : sums.logit_sum;
     state.columns = sums.columns;
   }
-  // 0: no column is above -inf.
-  if (target == kNoId || state.sum == 0) state.sum = kNaN;
+  // 0: no column is above -inf, here.
+  if (target == kNoId || (state.sum == 0 && !in.is_shard())) state.sum = kNaN;
   return state;
 }
 

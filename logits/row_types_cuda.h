@@ -19,9 +19,10 @@ inline void check_rows(const std::string& function, const ConstLogits& logits,
     return function + ": logits must have a vocabulary of at least 1, got " +
            text(logits.vocabulary);
   });
-  require(options.ids == 0, [&] {
-    return function + ": ids must be 0 on a CUDA device, which has no shards, got " +
-           text(options.ids);
+  const int64_t last = options.ids > 0 ? options.ids - logits.vocabulary : 0;
+  require(options.first_id >= 0 && options.first_id <= last, [&] {
+    return function + ": first_id must be in [0, " + text(last) + "], got " +
+           text(options.first_id);
   });
   require(is_floating(logits.dtype) && logits.dtype != DType::float64, [&] {
     return function + ": logits must be float32, bfloat16 or float16 on a CUDA device, got " +

@@ -49,9 +49,13 @@ struct RowResults {
   float* mean_logits = nullptr;  // of x / T, above -inf
 };
 
-// Throws Error, before anything is launched, for options out of range, a vocabulary of 0, shards,
-// a type of logits without kernels, results that options.sums does not ask for; and where CUDA
-// refuses the launch.
+// Of a shard of the vocabulary (RowOptions) the states are those of its own columns, of none
+// perhaps; those of all shards are to be merged as RowStatistics are, and the merged ones have the
+// gradient of each shard. The other results mean nothing there.
+//
+// Throws Error, before anything is launched, for options out of range, a vocabulary of 0, a type of
+// logits without kernels, results that options.sums does not ask for; and where CUDA refuses the
+// launch.
 void row_statistics(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
                     const RowResults& results, Stream stream);
 

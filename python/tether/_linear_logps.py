@@ -56,7 +56,7 @@ def walk_of(
             torch._dynamo.graph_break(
                 msg=f"{function}: shard must be None under fullgraph=True, got one"
             )
-        if not has_kernel(*linear):
+        if not _has_kernel(linear):
             raise ValueError(f"{function}: shard must be None for tensors on a device")
         weight = linear.weight
         check_shard(f"{function}: shard", shard, "weight", weight, weight.shape[0])
@@ -104,7 +104,7 @@ def _logps_of_chunks(
     ignore_index = settings.numbers["ignore_index"]
     entropies, statistics = _flags(settings).values()
     check_no_tangents(function, **linear._asdict())
-    if not (has_kernel(*linear) or _cuda.has_kernel("token_logps_forward", linear)):
+    if not _has_kernel(linear):
         return _logps_by_torch(function, linear, targets, settings, support)
     if shard is not None:
         vocabulary = shard.ids
@@ -131,6 +131,10 @@ def _logps_of_chunks(
     logps, found, sums = out
     further = token_statistics(sums, linear.hidden, settings) if statistics else ()
     return TokenLogps(logps, found, *further)
+
+
+def _has_kernel(linear: Linear) -> bool:
+    return has_kernel(*linear) or _cuda.has_kernel("token_logps_forward", linear)
 
 
 def _flags(settings: Settings) -> dict[str, bool]:

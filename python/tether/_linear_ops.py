@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tether import _ops
 from tether._checks import dtype_text, result_dtype, savable, shape_text
+from tether._cuda_shards import block_of, merged
 from tether._logits_ops import again, doubles, gathered, new_statistics
 from tether._ops import ops, scaled
 
@@ -106,6 +107,12 @@ def logps_of_shards(
 ):
     """The same where the weight has a part of the vocabulary; what its logits leave behind goes to
     all ranks in one gather."""
+    if _ops.on_cuda(hidden):
+        part = (hidden, weight, bias, targets, support, words, False, active, chunk, keeps_logits)
+        *_, states, kept = logps_of_chunks(*part)
+        block = block_of(states, weight.shape[0], targets, words)
+        logps, entropies, states = merged(gathered(shard, block), targets, words)
+        return logps, (entropies if with_entropies else None), states, kept
     shape, targets = targets.shape, targets.reshape(-1)
     rows, kept = hidden.reshape(-1, hidden.shape[-1]), None
     # The header is that of all rows; of their logits it says how many columns there are.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tether import _ops
 from tether._checks import dtype_text, kind_of, result_dtype, savable, shape_text
+from tether._cuda_shards import block_of, merged
 from tether._ops import ops
 
 STATISTICS, _KL_STATISTICS = 8, 9  # float64 numbers a row
@@ -155,6 +156,10 @@ class TokenLogpsOfCaller(torch.autograd.Function):
             ctx.version = None if buffer.is_inference() else buffer._version
         if shard is None:
             out = ops.token_logps_forward(logits, targets, support, *words)
+        elif _ops.on_cuda(logits):
+            states = ops.token_logps_forward(logits, targets, support, *words)[2]
+            ours = block_of(states, logits.shape[-1], targets, words)
+            out = merged(gathered(shard, ours), targets, words)
         else:
             ours = ops.shard_statistics(logits, targets, support, *words)
             out = ops.token_logps_of_shards(gathered(shard, ours), targets, logits, *words)
@@ -194,7 +199,7 @@ def gathered(shard, ours: Tensor) -> Tensor:
     right = shards.dim() == 3 and shards.shape[0] >= 1 and shards.shape[1:] == ours.shape
     if not right or shards.dtype != ours.dtype or shards.device != ours.device:
         raise ValueError(
-            f"{where} float64 [shards, {ours.shape[0]}, {STATISTICS}] on cpu, got "
+            f"{where} float64 [shards, {ours.shape[0]}, {STATISTICS}] on {ours.device}, got "
             f"{dtype_text(shards.dtype)} {shape_text(shards)} on {shards.device}"
         )
     return shards.contiguous()

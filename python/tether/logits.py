@@ -125,7 +125,7 @@ def token_logps(
     call = FUNCTIONS[function].call({"logits": logits, "targets": targets}, settings)
     check_no_tangents(function, logits=logits)
     targets = call.tensors["targets"].to(torch.int64).contiguous()
-    on_cuda = shard is None and _cuda.has_kernel("token_logps_forward", (logits,))
+    on_cuda = _cuda.has_kernel("token_logps_forward", (logits,))
     if not has_kernel(logits) and not on_cuda:
         _check_none(function, gradient_buffer=gradient_buffer, shard=shard)
         if support is not None:

@@ -72,6 +72,10 @@ void policy_loss_of_logits(const ConstLogits& logits, const int64_t* targets,
                            const TokensOfLogits& found, const MutableLogits& dlogits,
                            PolicyTotals* totals, void* workspace, Stream stream) {
   check_rows(kFunction, logits, options);
+  require(options.ids == 0, [&] {
+    return std::string(kFunction) + ": ids must be 0, as a loss of logits takes no shard, got " +
+           text(options.ids);
+  });
   check_objective_of_logits(batch, objective);
   check_tokens(logits, targets, batch, objective, found, dlogits, totals != nullptr);
   PolicyArrays of_tokens = batch;

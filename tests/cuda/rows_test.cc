@@ -17,8 +17,9 @@ TEST(CudaRows, RefuseWhatHasNoKernel) {
   };
   EXPECT_EQ(statistics({.temperature = 0}),
             "row_statistics: temperature must be in [1e-06, 1e+06], got 0");
-  EXPECT_EQ(statistics({.ids = 16}),
-            "row_statistics: ids must be 0 on a CUDA device, which has no shards, got 16");
+  EXPECT_EQ(statistics({.first_id = 9, .ids = 16}),
+            "row_statistics: first_id must be in [0, 8], got 9");
+  EXPECT_EQ(statistics({.first_id = 1}), "row_statistics: first_id must be in [0, 0], got 1");
   EXPECT_EQ(statistics({}, {.mean_logits = &number}),
             "row_statistics: sums must be all for sums_of_squared_p and mean_logits, got less");
   EXPECT_EQ(message([&] {

@@ -7,6 +7,7 @@ import tether
 import torch
 from kept_sets import V, absent_columns, kept_sets, normal, upstream
 from test_cuda_linear import NoWait
+from test_shards import Left, by_shards
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -204,6 +205,121 @@ def test_a_graph_has_kept_ids():
         (gradient,) = torch.autograd.grad(got, x)
     assert len(calls) == 4
     assert_same([got.detach(), gradient], [want.detach(), slope])
+
+
+# ---- shards of the vocabulary -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bounds", [(0, V), (0, 13, V), (0, 1, V - 1, V)])
+@pytest.mark.parametrize("kept", [False, True])
+def test_shards_are_the_whole(dtype, bounds, kept):
+    targets, ids = kept_sets()
+    logits = normal(3, 4, V, seed=1).to(dtype)
+    logits[..., 7] = -torch.inf
+    targets[0, 0], targets[1, 1], targets[1, 2] = 0, V - 1, 13
+    options = {"temperature": 0.8, "scale": 1.3}
+    if kept:
+        options["support"] = tether.support(targets, ids)
+    x = logits.detach().clone().requires_grad_()
+    whole = tether.token_logps(x, targets, entropies=True, **options)
+    weights = torch.linspace(0.5, 2, 12, dtype=torch.float64).view(3, 4)
+    loss = (weights * whole.logps + (1.7 - weights) * whole.entropies).sum()
+    (want,) = torch.autograd.grad(loss, x)
+    with host_operators.kernels_of("cpu") as calls, NoWait():
+        ranks = by_shards(logits, targets, bounds, **options)
+    assert set(calls) == {"token_logps_forward", "token_logps_backward"}
+    for each in ranks:
+        assert_same(each[:2], [whole.logps.detach(), whole.entropies.detach()], dtype)
+        assert torch.equal(each[0], ranks[0][0])
+    assert_same([torch.cat([each[2] for each in ranks], -1)], [want], dtype)
+
+
+def statistics_of_shards(run):
+    """What run(rank, gather) gives of both ranks."""
+    blocks = []
+
+    def leave(ours):
+        blocks.append(ours.clone())
+        raise Left
+
+    for rank in range(2):
+        with pytest.raises(Left):
+            run(rank, leave)
+    return [run(rank, lambda _: torch.stack(blocks)) for rank in range(2)]
+
+
+def test_further_statistics_of_shards_are_those_of_the_whole():
+    targets, _ = kept_sets()
+    logits = normal(3, 4, V, seed=1).float()
+    settings = {"statistics": True, "temperature": 0.8}
+    want = tether.token_logps(logits, targets, **settings)
+
+    def run(rank, gather):
+        own = logits[..., 15 * rank : 15 if rank == 0 else V]
+        shard = tether.VocabularyShard(15 * rank, V, gather)
+        return tether.token_logps(own, targets, shard=shard, **settings)
+
+    with host_operators.kernels_of("cpu"), NoWait():
+        ranks = statistics_of_shards(run)
+    for each in ranks:
+        assert_same(each, want)
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, V * 4 * 5])
+@pytest.mark.parametrize("kept", [False, True])
+def test_shards_of_a_head_are_the_whole(chunk_bytes, kept):
+    targets, ids = kept_sets()
+    support = tether.support(targets, ids) if kept else None
+    settings = {"entropies": True, "chunk_bytes": chunk_bytes, "support": support}
+    hidden, weight = normal(3, 4, 6, seed=2).float(), normal(V, 6, seed=3).float()
+
+    def run(rank, gather, bounds=(0, 15, V)):
+        own = weight[bounds[rank] : bounds[rank + 1]]
+        leaves = [x.detach().clone().requires_grad_() for x in (hidden, own)]
+        shard = tether.VocabularyShard(bounds[rank], V, gather) if gather else None
+        out = tether.linear_token_logps(*leaves, targets, shard=shard, **settings)
+        return results(out, *leaves)
+
+    want = run(0, None, (0, V))
+    with host_operators.kernels_of("cpu"), NoWait():
+        ranks = statistics_of_shards(run)
+    for each in ranks:
+        assert_same(each[:2], want[:2])
+    of_hidden, of_weight = (each[-2] for each in ranks), [each[-1] for each in ranks]
+    assert_same([sum(of_hidden), torch.cat(of_weight)], want[-2:])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"first_id": 14},
+        {"first_id": 16},
+        {"ids": V + 1},
+        {"temperature": 0.9},
+        {"scale": 1.1},
+        {"softcap": 9.0},
+        {"ignore_index": -1},
+        {"targets": torch.zeros(3, 4, dtype=torch.int64)},
+        {},
+    ],
+)
+def test_ranks_that_do_not_fit_together_give_nan(wrong):
+    """Nobody looks at it there; the CPU refuses them."""
+    targets, _ = kept_sets()
+    logits = normal(3, 4, V, seed=1).float()
+
+    def run(rank, gather):
+        first, own = 15 * rank, logits[..., 15 * rank : 15 if rank == 0 else V]
+        options = {"targets": targets, **(wrong if rank else {})}
+        place = (options.pop("first_id", first), options.pop("ids", V), gather)
+        own = own[..., : place[1] - place[0]]
+        return tether.token_logps(own, shard=tether.VocabularyShard(*place), **options)
+
+    with host_operators.kernels_of("cpu"), NoWait():
+        (mine, _) = statistics_of_shards(run)
+    assert bool(mine.logps[targets != -100].isnan().all()) == bool(wrong)
+    assert mine.logps[0, 1] == 0
 
 
 # ---- what nobody looks at -----------------------------------------------------------------------
