@@ -22,8 +22,8 @@ ARCHITECTURE = "sm_90"
 # over them is how many threads a multiprocessor holds.
 REGISTERS = {
     "support_statistics_kernel": 64,
-    "support_gradient_kernel": 64,
-    "support_kl_kernel": 128,
+    "support_gradient_kernel": 128,
+    "support_kl_kernel": 96,
     "statistics_kernel<.*true, (true|false)>": 64,
     "statistics_kernel": 32,
     "gradient_kernel<.*true>": 64,
