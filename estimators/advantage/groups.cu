@@ -11,9 +11,12 @@
 namespace tether::cuda {
 namespace {
 
+// 8: of its own accord ptxas makes room for more blocks, by spills.
 template <class Rule>
-__global__ __launch_bounds__(kGroupThreads) void group_kernel(
-    Rule rule, const __grid_constant__ GroupParameters in, int64_t first) {
+__global__ __launch_bounds__(kGroupThreads,
+                             8) void group_kernel(Rule rule,
+                                                  const __grid_constant__ GroupParameters in,
+                                                  int64_t first) {
   group_program(DeviceTeam<kGroupThreads>{}, rule, in, first + blockIdx.x);
 }
 
