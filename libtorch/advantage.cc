@@ -6,6 +6,7 @@
 #include "estimators/advantage/groups.h"
 #include "estimators/advantage/row_scan.h"
 #include "libtorch/arrays.h"
+#include "libtorch/cuda/kernels.h"
 #include "libtorch/executor.h"
 
 namespace tether {
@@ -14,6 +15,10 @@ namespace {
 AdvantagesAndReturns scanned(std::string_view function, const AdvantageBatch& given,
                              const Recursion& recursion) {
   return detail::with_public_errors([&] {
+    if (const auto* kernels = detail::cuda_kernels(given.rewards)) {
+      const AdvantageBatch batch = detail::checked(function, given, detail::Offsets::as_they_are);
+      if (const auto found = kernels->advantage(function, batch, recursion)) return *found;
+    }
     const AdvantageBatch batch = detail::on_host(detail::checked(function, given));
     const auto like = [&] {
       return at::empty(batch.rewards.sizes(), at::dtype(batch.rewards.scalar_type()));
@@ -29,7 +34,11 @@ AdvantagesAndReturns scanned(std::string_view function, const AdvantageBatch& gi
 
 at::Tensor grouped(std::string_view function, const GroupBatch& given, const GroupRule& rule) {
   return detail::with_public_errors([&] {
-    const GroupBatch batch = detail::on_host(detail::checked(function, given));
+    const GroupBatch checked = detail::checked(function, given);
+    if (const auto* kernels = detail::cuda_kernels(given.rewards)) {
+      if (const auto found = kernels->group_advantage(function, checked, rule)) return *found;
+    }
+    const GroupBatch batch = detail::on_host(checked);
     const auto contiguous = [](const at::Tensor& tensor, at::ScalarType type) {
       return tensor.defined() ? tensor.to(type).contiguous() : tensor;
     };

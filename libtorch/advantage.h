@@ -20,8 +20,8 @@ struct AdvantagesAndReturns {
 // advantage(batch, Gae{.lambda = 0.95}). Tensors are [B, T], or packed [N] with offsets [B + 1],
 // int32 or int64.
 //
-// Constants all. On the CPU, rows in parallel; tensors elsewhere come over and the results go back.
-// Throws c10::ValueError or TypeError before any work is done.
+// Constants all. On the CPU, rows in parallel, or by kernels (docs/cuda.md); else tensors come
+// over. Throws c10::ValueError or TypeError before any work is done.
 AdvantagesAndReturns advantage(const AdvantageBatch& batch, const Recursion& recursion);
 
 // Advantages of rewards [B] by any rule of groups (estimators/advantage/group_rule.h), in the dtype

@@ -29,7 +29,8 @@ struct CategoricalKl {
 //
 // q_logits, p_logits [..., V]: the same type (float32, float64, bfloat16, float16) and shape, any
 // strides. Results are float32 (float64 for float64). Differentiable in both, once; memory: 56
-// bytes a position and the gradients. On other devices than the CPU torch's own operations.
+// bytes a position and the gradients. On other devices than the CPU, but for those with kernels
+// (docs/cuda.md), torch's own operations.
 CategoricalKl categorical_kl(const at::Tensor& q_logits, const at::Tensor& p_logits,
                              const CategoricalKlOptions& options = {});
 

@@ -20,8 +20,8 @@ std::vector<int64_t> unravelled(int64_t i, at::IntArrayRef sizes) {
 
 }  // namespace
 
-at::Tensor empty_statistics(int64_t rows) {
-  return at::empty({rows, kStatistics}, at::dtype(at::kDouble));
+at::Tensor empty_statistics(int64_t rows, at::Device device) {
+  return at::empty({rows, kStatistics}, at::dtype(at::kDouble).device(device));
 }
 
 RowStatistics* statistics_of(const at::Tensor& tensor) {

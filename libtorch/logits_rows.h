@@ -20,7 +20,7 @@ namespace tether::detail {
 inline constexpr int64_t kStatistics = sizeof(RowStatistics) / sizeof(double);
 static_assert(sizeof(RowStatistics) == kStatistics * sizeof(double));
 
-at::Tensor empty_statistics(int64_t rows);
+at::Tensor empty_statistics(int64_t rows, at::Device device = at::kCPU);
 RowStatistics* statistics_of(const at::Tensor& tensor);
 
 // The rows of a tensor [..., V]: leading dimensions that lie end to end are one. A vocabulary of 0

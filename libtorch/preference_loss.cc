@@ -16,6 +16,7 @@
 #include <cmath>
 
 #include "libtorch/arrays.h"
+#include "libtorch/cuda/kernels.h"
 #include "libtorch/executor.h"
 #include "libtorch/flat_batch.h"
 #include "libtorch/fused_loss.h"
@@ -286,10 +287,22 @@ detail::FusedResult compute_on_tensors(const PreferenceBatch& batch,
 
 // ---- the function -------------------------------------------------------------------------------
 
+// By the kernels for CUDA; what they have none for by torch's operations.
+detail::FusedResult compute_on_cuda(const PreferenceBatch& batch,
+                                    const PreferenceObjective& objective,
+                                    const PairNormalizer& normalizer, bool with_gradient) {
+  const detail::CudaKernels* kernels = detail::cuda_kernels(batch.logps);
+  auto found = kernels->preference_loss(batch, objective, normalizer, with_gradient);
+  if (found) return *found;
+  return compute_on_tensors(detail::looked_at(Names::kFunction, batch), objective, normalizer,
+                            with_gradient);
+}
+
 PreferenceOutput run(const PreferenceBatch& unchecked, const PreferenceObjective& objective,
-                     const PairNormalizer& normalizer, PreferenceLoss::Compute compute) {
+                     const PairNormalizer& normalizer, PreferenceLoss::Compute compute,
+                     detail::Offsets offsets = detail::Offsets::looked_at) {
   return detail::with_public_errors([&] {
-    const PreferenceBatch batch = detail::checked(Names::kFunction, as_rows(unchecked));
+    const PreferenceBatch batch = detail::checked(Names::kFunction, as_rows(unchecked), offsets);
     check_objective(Names::kFunction, objective);
     check_needs(Names::kFunction, presence_of(batch), face::count_rows(batch), objective);
     check_denominators(Names::kFunction, normalizer, objective);
@@ -325,6 +338,9 @@ std::map<std::string, double> PreferenceMetricTensors::to_map() const { return t
 
 PreferenceOutput preference_loss(const PreferenceBatch& batch, const PreferenceObjective& objective,
                                  const PairNormalizer& normalizer) {
+  if (detail::cuda_kernels(batch.logps)) {
+    return run(batch, objective, normalizer, compute_on_cuda, detail::Offsets::as_they_are);
+  }
   const bool on_cpu = !batch.logps.defined() || batch.logps.is_cpu();
   return run(batch, objective, normalizer, on_cpu ? compute_on_cpu : compute_on_tensors);
 }

@@ -35,7 +35,8 @@ struct PreferenceOutput {
 // The loss of a preference objective (rl/preference_objective.h), its gradient and its metrics;
 // backward is a scaling, a second derivative raises. The mean is over the pairs of `normalizer`
 // (the whole optimizer step's, see local_counts), else of this batch. On the CPU by the fused
-// kernel, with the same bits for any number of threads; on other devices by torch's operations.
+// kernel, with the same bits for any number of threads; on others by torch, or kernels
+// (docs/cuda.md).
 //
 // Throws c10::ValueError or TypeError before any work is done.
 PreferenceOutput preference_loss(const PreferenceBatch& batch, const PreferenceObjective& objective,

@@ -16,6 +16,7 @@
 #include <string>
 
 #include "libtorch/arrays.h"
+#include "libtorch/cuda/kernels.h"
 #include "libtorch/executor.h"
 #include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
@@ -37,9 +38,17 @@ using detail::statistics_of;
 
 constexpr const char* kName = "token_logps";
 
+// The kernels for CUDA, where they are for these rows.
+const detail::CudaKernels* kernels_of(const at::Tensor& logits, const RowOptions& row,
+                                      bool of_support) {
+  const bool none =
+      of_support || row.ids != 0 || row.sums == RowSums::all || logits.scalar_type() == at::kDouble;
+  return none ? nullptr : detail::cuda_kernels(logits);
+}
+
 // ---- checks -------------------------------------------------------------------------------------
 
-void check_buffer(const at::Tensor& buffer, const at::Tensor& logits) {
+void check_buffer(const at::Tensor& buffer, const at::Tensor& logits, bool has_kernels) {
   if (!buffer.defined()) return;
   using Rule = Argument<TokenLogpsInputs<at::Tensor>, at::Tensor>;
   face::check_argument(kName,
@@ -49,7 +58,8 @@ void check_buffer(const at::Tensor& buffer, const at::Tensor& logits) {
   const auto must = [](bool holds, std::string_view rule) {
     require(holds, [&] { return named(kName, "gradient_buffer must ") + std::string(rule); });
   };
-  must(logits.is_cpu(), "be absent for logits on " + logits.device().str() + ", got a tensor");
+  must(logits.is_cpu() || has_kernels,
+       "be absent for logits on " + logits.device().str() + ", got a tensor");
   bool apart = rows_of(buffer).vocabulary != 0 || buffer.numel() == 0;
   for (int64_t d = 0; d < buffer.dim(); ++d) apart &= buffer.size(d) < 2 || buffer.stride(d) != 0;
   must(apart,
@@ -133,10 +143,14 @@ class TokenLogpsGradient : public Function<TokenLogpsGradient> {
     const at::Tensor in = in_place ? logits : detail::with_rows(logits);
     const at::Tensor dlogits =
         buffer.defined() ? buffer : at::empty_like(logits, at::MemoryFormat::Contiguous);
-    const at::Tensor upstreams[] = {detail::doubles(dlogps), detail::doubles(dentropies)};
-    detail::gradients_of_rows(in, targets, support.value_or(at::Tensor()), options,
-                              statistics_of(statistics), {data(upstreams[0]), data(upstreams[1])},
-                              dlogits);
+    if (const auto* kernels = kernels_of(logits, options, support.has_value())) {
+      kernels->token_logps_gradient(in, targets, options, statistics, dlogps, dentropies, dlogits);
+    } else {
+      const at::Tensor upstreams[] = {detail::doubles(dlogps), detail::doubles(dentropies)};
+      detail::gradients_of_rows(in, targets, support.value_or(at::Tensor()), options,
+                                statistics_of(statistics), {data(upstreams[0]), data(upstreams[1])},
+                                dlogits);
+    }
     // Whoever else has saved the tensor learns that it has changed.
     if (buffer.defined()) buffer.unsafeGetTensorImpl()->bump_version();
     return buffer.defined() ? buffer.detach() : dlogits;
@@ -152,6 +166,20 @@ class TokenLogpsGradient : public Function<TokenLogpsGradient> {
   }
 };
 
+// What has a gradient; `statistics` is filled.
+variable_list values_of(const at::Tensor& logits, const at::Tensor& targets,
+                        const at::Tensor& support, const at::Tensor& statistics,
+                        const RowOptions& row, const TokenLogpsOptions& options) {
+  const at::Tensor rows = detail::with_rows(logits);
+  if (const auto* kernels = kernels_of(logits, row, support.defined())) {
+    return kernels->token_logps(rows, targets, row, statistics);
+  }
+  detail::statistics_of_rows(rows, targets, support, row, statistics_of(statistics));
+  gather_shards(options.shard, logits.size(-1), targets, support, row, statistics);
+  return detail::values_of(statistics, targets.sizes(), detail::result_type(logits), row,
+                           options.entropies);
+}
+
 int64_t version_of(const at::Tensor& tensor) {
   return tensor.is_inference() ? 0 : static_cast<int64_t>(tensor._version());
 }
@@ -163,10 +191,8 @@ class TokenLogpsFunction : public Function<TokenLogpsFunction> {
                                const at::Tensor& targets, const std::optional<at::Tensor>& kept,
                                const at::Tensor& statistics, const RowOptions& row,
                                const TokenLogpsOptions* options) {
-    const at::Tensor support = kept.value_or(at::Tensor());
-    detail::statistics_of_rows(detail::with_rows(logits), targets, support, row,
-                               statistics_of(statistics));
-    gather_shards(options->shard, logits.size(-1), targets, support, row, statistics);
+    const variable_list values =
+        values_of(logits, targets, kept.value_or(at::Tensor()), statistics, row, *options);
     context->save_for_backward({detail::savable(logits), detail::savable(targets), statistics});
     context->saved_data["support"] = kept ? c10::IValue(*kept) : c10::IValue();
     context->saved_data["row"] = detail::packed(row);
@@ -176,8 +202,7 @@ class TokenLogpsFunction : public Function<TokenLogpsFunction> {
     context->saved_data["version"] = buffer.defined() ? version_of(buffer) : int64_t{0};
     context->saved_data["view_of_leaf"] = logits.is_view() && logits._base().is_leaf();
     context->set_materialize_grads(false);
-    return detail::values_of(statistics, targets.sizes(), detail::result_type(logits), row,
-                             options->entropies);
+    return values;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
@@ -253,15 +278,16 @@ TokenLogps token_logps_any_device(const at::Tensor& logits, const at::Tensor& ta
 TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
                        const TokenLogpsOptions& options, const at::Tensor& support) {
   face::check_arguments(kName, TokenLogpsInputs<at::Tensor>{.logits = logits, .targets = targets});
-  check_buffer(options.gradient_buffer, logits);
+  const RowOptions row = tether::row_options(options);
+  const bool has_kernels = kernels_of(logits, row, support.defined()) != nullptr;
+  check_buffer(options.gradient_buffer, logits, has_kernels);
   check_shard(options.shard, logits);
   check_fields(kName, options.row);
   const at::Tensor ids = targets.to(at::kLong).contiguous();
   const int64_t vocabulary = options.shard.ids > 0 ? options.shard.ids : logits.size(-1);
-  check_ids(kName, "targets", ids, vocabulary, options.row.ignore_index);
-  if (!logits.is_cpu()) return token_logps_any_device(logits, ids, options);
-  const RowOptions row = tether::row_options(options);
-  const at::Tensor statistics = empty_statistics(ids.numel());
+  if (!has_kernels) check_ids(kName, "targets", ids, vocabulary, options.row.ignore_index);
+  if (!logits.is_cpu() && !has_kernels) return token_logps_any_device(logits, ids, options);
+  const at::Tensor statistics = empty_statistics(ids.numel(), logits.device());
   return token_logps_of(
       TokenLogpsFunction::apply(logits, ids, input_of_graph(support), statistics, row, &options),
       statistics, row);

@@ -20,8 +20,9 @@ namespace tether {
 // Memory beyond the logits: 64 bytes a row, and in backward the gradient, a contiguous tensor like
 // logits, unless there is a buffer. Positions with upstream gradients of exactly 0, and ignored
 // ones, are not read there. Differentiable in logits, once: a second backward raises. On other
-// devices than the CPU torch's own operations give the same results at torch's speed (no buffer and
-// no shards there); checking the ids waits for the device.
+// devices than the CPU, but for those with kernels (docs/cuda.md), torch's own operations give the
+// same results at torch's speed (no buffer and no shards there); checking the ids waits for the
+// device. The kernels do not look at them: another id gives NaN for its row.
 //
 // Of a shard, results are those of the whole vocabulary and the gradient that of its own columns.
 TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,

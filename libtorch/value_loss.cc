@@ -13,6 +13,7 @@
 #include <string>
 
 #include "libtorch/arrays.h"
+#include "libtorch/cuda/kernels.h"
 #include "libtorch/executor.h"
 #include "libtorch/flat_batch.h"
 #include "libtorch/fused_loss.h"
@@ -118,10 +119,20 @@ detail::FusedResult compute_on_tensors(const ValueBatch& batch, const ValueObjec
   return out;
 }
 
+// By the kernels for CUDA; what they have none for by torch's operations.
+detail::FusedResult compute_on_cuda(const ValueBatch& batch, const ValueObjective& objective,
+                                    const Normalizer& normalizer, bool with_gradient) {
+  const detail::CudaKernels* kernels = detail::cuda_kernels(batch.values);
+  if (auto found = kernels->value_loss(batch, objective, normalizer, with_gradient)) return *found;
+  return compute_on_tensors(detail::looked_at(Names::kFunction, batch), objective, normalizer,
+                            with_gradient);
+}
+
 ValueOutput run(const ValueBatch& given, const ValueObjective& objective,
-                const Normalizer& normalizer, ValueLoss::Compute compute) {
+                const Normalizer& normalizer, ValueLoss::Compute compute,
+                detail::Offsets offsets = detail::Offsets::looked_at) {
   return detail::with_public_errors([&] {
-    const ValueBatch batch = detail::checked(Names::kFunction, given);
+    const ValueBatch batch = detail::checked(Names::kFunction, given, offsets);
     check_objective(Names::kFunction, objective);
     ValueOutput out;
     out.loss = ValueLoss::apply(*detail::input_of_graph(batch.values), compute, &batch, &objective,
@@ -142,6 +153,9 @@ std::map<std::string, double> ValueMetricTensors::to_map() const { return to_hos
 
 ValueOutput value_loss(const ValueBatch& batch, const ValueObjective& objective,
                        const Normalizer& normalizer) {
+  if (detail::cuda_kernels(batch.values)) {
+    return run(batch, objective, normalizer, compute_on_cuda, detail::Offsets::as_they_are);
+  }
   const bool on_cpu = !batch.values.defined() || batch.values.is_cpu();
   return run(batch, objective, normalizer, on_cpu ? compute_on_cpu : compute_on_tensors);
 }
@@ -156,6 +170,7 @@ at::Tensor whiten(const at::Tensor& values, const at::Tensor& response_mask,
   return detail::with_public_errors([&] {
     const auto batch = detail::checked(
         "whiten", WhiteningInputs<at::Tensor>{.values = values, .response_mask = response_mask});
+    if (const auto* kernels = detail::cuda_kernels(values)) return kernels->whiten(batch, options);
     detail::check_value(values.is_cpu(),
                         "whiten: values must be on cpu, got " + values.device().str());
     const at::Tensor out = at::empty(values.sizes(), at::dtype(values.scalar_type()));

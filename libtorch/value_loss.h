@@ -31,12 +31,13 @@ struct ValueOutput {
 // The loss of a value objective (rl/value_objective.h), its gradient and its metrics in one pass;
 // backward is a scaling, a second derivative raises. Denominators from `normalizer`, else of this
 // batch. On the CPU by the fused kernel, with the same bits for any number of threads; on other
-// devices by torch's operations.
+// devices by torch's operations, or kernels (docs/cuda.md).
 ValueOutput value_loss(const ValueBatch& batch, const ValueObjective& objective = {},
                        const Normalizer& normalizer = {});
 
 // Values at active slots with mean 0 and variance 1 (estimators/advantage/whitening.h), in their
-// dtype; for advantages [B, T] or packed [N]. CPU only; the moments are those of this tensor.
+// dtype; for advantages [B, T] or packed [N]. On the CPU or, with kernels, CUDA; by its own
+// moments.
 at::Tensor whiten(const at::Tensor& values, const at::Tensor& response_mask,
                   const Whitening& options = {});
 

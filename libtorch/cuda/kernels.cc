@@ -2,13 +2,20 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <vector>
 
+#include "estimators/advantage/groups_cuda.h"
+#include "estimators/advantage/row_scan_cuda.h"
+#include "estimators/advantage/whitening_cuda.h"
 #include "face/device_arrays.h"
 #include "face/loss_on_device.h"
 #include "libtorch/arrays.h"
 #include "libtorch/cuda/on_device.h"
+#include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
+#include "logits/pair_kl_cuda.h"
+#include "logits/rows_cuda.h"
 
 namespace tether::detail {
 namespace {
@@ -51,6 +58,39 @@ std::optional<ComputedLoss> policy_loss_on_cuda(const PolicyBatch& batch,
   return out;
 }
 
+// Of a loss with one gradient, in a block of metrics.
+template <class Arrays, class Objective, class Denominators>
+std::optional<FusedResult> fused_on_cuda(const at::Tensor& input, const Arrays& arrays,
+                                         const Objective& objective, const Denominators& normalizer,
+                                         bool with_gradient) {
+  if (!face::has_loss_on_device(arrays, objective, normalizer)) return std::nullopt;
+  const face::LossOnDevice loss(arrays, objective, normalizer);
+  FusedResult out;
+  std::vector<MutableArray> gradients(1);
+  out.gradient = gradient_memory(with_gradient, input, gradients[0]);
+  const at::Tensor totals = totals_of(loss, input, gradients);
+  out.loss = loss_in(totals);
+  out.sums = totals.narrow(0, 1, loss.kNumbers - 1);
+  return out;
+}
+
+std::optional<FusedResult> preference_loss_on_cuda(const PreferenceBatch& batch,
+                                                   const PreferenceObjective& objective,
+                                                   const PairNormalizer& normalizer,
+                                                   bool with_gradient) {
+  auto out =
+      fused_on_cuda(batch.logps, face::device_arrays(batch), objective, normalizer, with_gradient);
+  if (out) out->sums = out->sums.view({PreferenceMetrics::kSums, 2});
+  return out;
+}
+
+std::optional<FusedResult> value_loss_on_cuda(const ValueBatch& batch,
+                                              const ValueObjective& objective,
+                                              const Normalizer& normalizer, bool with_gradient) {
+  return fused_on_cuda(batch.values, face::device_arrays(batch), objective, normalizer,
+                       with_gradient);
+}
+
 std::optional<at::Tensor> local_counts_on_cuda(const PolicyBatch& batch,
                                                const PolicyObjective& objective) {
   const PolicyArrays arrays = face::device_arrays(batch);
@@ -64,11 +104,149 @@ std::optional<at::Tensor> local_counts_on_cuda(const PolicyBatch& batch,
   return counts;
 }
 
+// ---- rows of logits -----------------------------------------------------------------------------
+
+constexpr const char* kRows = "token_logps";
+
+at::Tensor floats_beside(const at::Tensor& tensor, at::IntArrayRef sizes) {
+  return at::empty(sizes, at::dtype(at::kFloat).device(tensor.device()));
+}
+
+// [N] float32 side by side; undefined if it was not used.
+at::Tensor floats(const Upstream& upstream) {
+  return upstream ? upstream->reshape({-1}).to(at::kFloat).contiguous() : at::Tensor();
+}
+const float* data_of(const at::Tensor& numbers) {
+  return numbers.defined() ? numbers.const_data_ptr<float>() : nullptr;
+}
+
+cuda::RowState* states_in(const at::Tensor& states) {
+  static_assert(sizeof(cuda::RowState) <= sizeof(RowStatistics));
+  return reinterpret_cast<cuda::RowState*>(states.data_ptr<double>());
+}
+
+std::vector<at::Tensor> token_logps_on_cuda(const at::Tensor& logits, const at::Tensor& targets,
+                                            const RowOptions& options, const at::Tensor& states) {
+  const OnDevice device(kRows, logits);
+  std::vector<at::Tensor> out{floats_beside(logits, targets.sizes())};
+  if (options.sums == RowSums::entropy) out.push_back(floats_beside(logits, targets.sizes()));
+  cuda::row_statistics(rows_of(logits), targets.const_data_ptr<int64_t>(), options,
+                       {.states = states_in(states),
+                        .logps = out[0].data_ptr<float>(),
+                        .entropies = out.size() > 1 ? out[1].data_ptr<float>() : nullptr},
+                       device.stream);
+  return out;
+}
+
+void token_logps_gradient_on_cuda(const at::Tensor& logits, const at::Tensor& targets,
+                                  const RowOptions& options, const at::Tensor& states,
+                                  const Upstream& dlogps, const Upstream& dentropies,
+                                  const at::Tensor& dlogits) {
+  const OnDevice device(kRows, logits);
+  const at::Tensor of_logps = floats(dlogps), of_entropies = floats(dentropies);
+  cuda::row_gradients(rows_of(logits), targets.const_data_ptr<int64_t>(), options,
+                      states_in(states), data_of(of_logps), data_of(of_entropies),
+                      writable(dlogits), device.stream);
+}
+
+// ---- the KL of two rows -------------------------------------------------------------------------
+
+constexpr const char* kPairs = "categorical_kl";
+
+std::vector<at::Tensor> categorical_kl_on_cuda(const at::Tensor& q, const at::Tensor& p,
+                                               double temperature, const at::Tensor& mask) {
+  const OnDevice device(kPairs, q);
+  std::vector<at::Tensor> out(3);
+  for (at::Tensor& each : out) each = floats_beside(q, positions_of(q));
+  const auto* active =
+      mask.defined() ? static_cast<const uint8_t*>(mask.const_data_ptr()) : nullptr;
+  cuda::logits_kl(rows_of(q), rows_of(p), temperature, active,
+                  {out[0].data_ptr<float>(), out[1].data_ptr<float>(), out[2].data_ptr<float>()},
+                  device.stream);
+  return out;
+}
+
+void categorical_kl_gradients_on_cuda(const at::Tensor& q, const at::Tensor& p, double temperature,
+                                      const std::vector<Upstream>& upstreams, const at::Tensor& dq,
+                                      const at::Tensor& dp) {
+  const OnDevice device(kPairs, q);
+  const at::Tensor kl = floats(upstreams[0]), reverse_kl = floats(upstreams[1]),
+                   entropies = floats(upstreams[2]);
+  const auto rows_in = [](const at::Tensor& wanted) {
+    return wanted.defined() ? writable(wanted) : MutableLogits{};
+  };
+  cuda::logits_kl_gradients(rows_of(q), rows_of(p), temperature, /*active=*/nullptr,
+                            {data_of(kl), data_of(reverse_kl), data_of(entropies)}, {}, rows_in(dq),
+                            rows_in(dp), device.stream);
+}
+
+// ---- advantages ---------------------------------------------------------------------------------
+
+at::Tensor like(const at::Tensor& tensor) {
+  return at::empty(tensor.sizes(), at::dtype(tensor.scalar_type()).device(tensor.device()));
+}
+
+std::optional<AdvantagesAndReturns> advantage_on_cuda(std::string_view function,
+                                                      const AdvantageBatch& batch,
+                                                      const Recursion& recursion) {
+  if (chosen(recursion) == kRecursionNames.size()) return std::nullopt;
+  const OnDevice device(function, batch.rewards);
+  const AdvantagesAndReturns out{like(batch.rewards), like(batch.rewards)};
+  cuda::scan_rows(function, face::device_arrays(batch), recursion,
+                  face::mutable_token_array(out.advantages), face::mutable_token_array(out.returns),
+                  device.stream);
+  return out;
+}
+
+std::optional<at::Tensor> group_advantage_on_cuda(std::string_view function,
+                                                  const GroupBatch& batch, const GroupRule& rule) {
+  const at::ScalarType dtype = batch.rewards.scalar_type();
+  if (chosen(rule) == kGroupRuleNames.size() || dtype == at::kDouble) return std::nullopt;
+  const OnDevice device(function, batch.rewards);
+  const auto contiguous = [](const at::Tensor& tensor, at::ScalarType type) {
+    return tensor.defined() ? tensor.detach().to(type).contiguous() : tensor;
+  };
+  const at::Tensor rewards = contiguous(batch.rewards, at::kFloat);
+  const at::Tensor ids = contiguous(batch.group_ids, at::kLong);
+  const at::Tensor lengths = contiguous(batch.lengths, at::kFloat);
+  const at::Tensor out = like(rewards), of_batch = doubles_beside(rewards, 1);
+  cuda::advantages_of_groups(function,
+                             {.rewards = rewards.const_data_ptr<float>(),
+                              .group_ids = ids.defined() ? ids.const_data_ptr<int64_t>() : nullptr,
+                              .lengths = data_of(lengths),
+                              .group_size = batch.group_size,
+                              .count = rewards.numel(),
+                              .batch_std = of_batch.data_ptr<double>()},
+                             rule, out.data_ptr<float>(), device.stream);
+  return out.to(dtype);
+}
+
+at::Tensor whiten_on_cuda(const WhiteningInputs<at::Tensor>& batch, const Whitening& options) {
+  const OnDevice device("whiten", batch.values);
+  const WhiteningArrays arrays = face::device_arrays(batch);
+  static_assert(sizeof(Moments) == 3 * sizeof(double));
+  const int64_t parts = std::max<int64_t>(cuda::moments_workspace(arrays.layout), 1);
+  const at::Tensor memory = doubles_beside(batch.values, 3 * parts), out = like(batch.values);
+  auto* const step = reinterpret_cast<Moments*>(memory.data_ptr<double>());
+  cuda::moments(arrays, step, /*out=*/step, device.stream);
+  cuda::whiten(arrays, step, options, face::mutable_token_array(out), device.stream);
+  return out;
+}
+
 }  // namespace
 
 const CudaKernels kCudaKernels{
     .policy_loss = policy_loss_on_cuda,
     .local_counts = local_counts_on_cuda,
+    .preference_loss = preference_loss_on_cuda,
+    .value_loss = value_loss_on_cuda,
+    .token_logps = token_logps_on_cuda,
+    .token_logps_gradient = token_logps_gradient_on_cuda,
+    .categorical_kl = categorical_kl_on_cuda,
+    .categorical_kl_gradients = categorical_kl_gradients_on_cuda,
+    .advantage = advantage_on_cuda,
+    .group_advantage = group_advantage_on_cuda,
+    .whiten = whiten_on_cuda,
 };
 
 }  // namespace tether::detail

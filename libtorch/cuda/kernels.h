@@ -3,20 +3,57 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string_view>
+#include <vector>
 
+#include "../../logits/statistics.h"
+#include "../advantage.h"
+#include "../fused_loss.h"
 #include "../policy_inputs.h"
+#include "../preference_loss.h"
+#include "../value_loss.h"
 
 // The calls on CUDA tensors that have kernels (tether::cuda), where the build has them.
 
 namespace tether::detail {
 
-// Of checked arguments, whose offsets nobody has looked at; nothing waits for the device. None
-// where there is no kernel for the call: torch's operations do it.
+// The gradient of a loss by a result, undefined where that was not used.
+using Upstream = std::optional<at::Tensor>;
+
+// Of checked arguments, whose offsets and ids nobody has looked at; nothing waits for the device.
+// None where there is no kernel for the call: torch's operations do it.
 struct CudaKernels {
   std::optional<ComputedLoss> (*policy_loss)(const PolicyBatch&, const PolicyObjective&,
                                              const Normalizer&, WantedGradients);
   // [3]: tokens under the surrogate, under the penalty, rows with tokens.
   std::optional<at::Tensor> (*local_counts)(const PolicyBatch&, const PolicyObjective&);
+
+  std::optional<FusedResult> (*preference_loss)(const PreferenceBatch&, const PreferenceObjective&,
+                                                const PairNormalizer&, bool with_gradient);
+  std::optional<FusedResult> (*value_loss)(const ValueBatch&, const ValueObjective&,
+                                           const Normalizer&, bool with_gradient);
+
+  // Of logits [..., V] as rows.h takes them, not float64: log-probabilities and, if they are asked
+  // for, entropies. `states` [N, kStatistics]: memory for what backward needs.
+  std::vector<at::Tensor> (*token_logps)(const at::Tensor& logits, const at::Tensor& targets,
+                                         const RowOptions&, const at::Tensor& states);
+  void (*token_logps_gradient)(const at::Tensor& logits, const at::Tensor& targets,
+                               const RowOptions&, const at::Tensor& states, const Upstream& dlogps,
+                               const Upstream& dentropies, const at::Tensor& dlogits);
+
+  // Of two such tensors, the three of CategoricalKl. The mask is undefined or contiguous; so are
+  // the gradients that are wanted.
+  std::vector<at::Tensor> (*categorical_kl)(const at::Tensor& q, const at::Tensor& p,
+                                            double temperature, const at::Tensor& mask);
+  void (*categorical_kl_gradients)(const at::Tensor& q, const at::Tensor& p, double temperature,
+                                   const std::vector<Upstream>& upstreams, const at::Tensor& dq,
+                                   const at::Tensor& dp);
+
+  std::optional<AdvantagesAndReturns> (*advantage)(std::string_view function, const AdvantageBatch&,
+                                                   const Recursion&);
+  std::optional<at::Tensor> (*group_advantage)(std::string_view function, const GroupBatch&,
+                                               const GroupRule&);
+  at::Tensor (*whiten)(const WhiteningInputs<at::Tensor>&, const Whitening&);
 };
 extern const CudaKernels kCudaKernels;
 

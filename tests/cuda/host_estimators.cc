@@ -19,6 +19,7 @@ namespace tether::cuda {
 
 void scan_rows(std::string_view function, const AdvantageArrays& batch, const Recursion& recursion,
                const MutableArray& advantages, const MutableArray& returns, Stream) {
+  check_formula(function, recursion);
   check_reads(function, presence_of(batch), recursion);
   const auto in = scan_parameters(batch, recursion, advantages, returns);
   for_each_recursion([&]<class Formula>(const FormulaRow<Formula>&) {
@@ -32,7 +33,9 @@ void scan_rows(std::string_view function, const AdvantageArrays& batch, const Re
 
 void advantages_of_groups(std::string_view function, const GroupBatch& batch, const GroupRule& rule,
                           float* advantages, Stream) {
+  check_formula(function, rule);
   check_sizes(function, batch.group_ids != nullptr, batch.group_size, batch.count);
+  check_reads(function, {.lengths = batch.lengths != nullptr || batch.count == 0}, rule);
   const auto in = group_parameters(batch, rule, advantages);
   for_each_group_rule([&]<class Rule>(const FormulaRow<Rule>&) {
     const Rule* formula = rule.target<Rule>();
@@ -60,6 +63,7 @@ void moments(const WhiteningArrays& batch, Moments* workspace, Moments* out, Str
 
 void whiten(const WhiteningArrays& batch, const Moments* step, const Whitening& options,
             const MutableArray& out, Stream) {
+  check_fields("whiten", options);
   const int64_t pieces = pieces_of_rows(batch.layout);
   const WhiteningParameters in{batch, out, options.epsilon, options.shift_mean, pieces};
   HostRun<kWhiteningThreads>{}(batch.layout.rows * pieces, [&](const auto& team, int64_t i) {

@@ -1,7 +1,5 @@
 #include "tests/libtorch_cuda/host_door.h"
 
-#include <optional>
-
 #include "libtorch/cuda/on_device.h"
 
 namespace tether {
@@ -12,25 +10,35 @@ using detail::CudaKernels;
 const CudaKernels* forced = nullptr;
 int calls_taken = 0;
 
-template <class Result>
-bool has_kernel(const std::optional<Result>& result) {
-  return result.has_value();
-}
-
+// A call of the kernels, counted unless they leave it to others.
 template <auto kMember>
 struct Counted;
 template <class Result, class... Arguments, Result (*CudaKernels::*kMember)(Arguments...)>
 struct Counted<kMember> {
   static Result call(Arguments... arguments) {
-    Result result = (detail::kCudaKernels.*kMember)(arguments...);
-    calls_taken += has_kernel(result);
-    return result;
+    ++calls_taken;
+    if constexpr (requires(Result result) { result.has_value(); }) {
+      Result result = (detail::kCudaKernels.*kMember)(arguments...);
+      if (!result.has_value()) --calls_taken;
+      return result;
+    } else {
+      return (detail::kCudaKernels.*kMember)(arguments...);
+    }
   }
 };
 
 const CudaKernels kCounted{
     .policy_loss = Counted<&CudaKernels::policy_loss>::call,
     .local_counts = Counted<&CudaKernels::local_counts>::call,
+    .preference_loss = Counted<&CudaKernels::preference_loss>::call,
+    .value_loss = Counted<&CudaKernels::value_loss>::call,
+    .token_logps = Counted<&CudaKernels::token_logps>::call,
+    .token_logps_gradient = Counted<&CudaKernels::token_logps_gradient>::call,
+    .categorical_kl = Counted<&CudaKernels::categorical_kl>::call,
+    .categorical_kl_gradients = Counted<&CudaKernels::categorical_kl_gradients>::call,
+    .advantage = Counted<&CudaKernels::advantage>::call,
+    .group_advantage = Counted<&CudaKernels::group_advantage>::call,
+    .whiten = Counted<&CudaKernels::whiten>::call,
 };
 
 }  // namespace
