@@ -211,12 +211,24 @@ def scalar(value: Number) -> Number:
     return float(value) if isinstance(value, int) and abs(value) >= 2**63 else value
 
 
+def stands_for_another(tensor: Tensor) -> bool:
+    """As those of vmap do, and all where something is traced."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return True
+    of_its_own = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return of_its_own or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def holds_numbers(tensor: Tensor) -> bool:
+    """Whether they can be looked at without waiting for a device."""
+    return tensor.device.type == "cpu" and not stands_for_another(tensor)
+
+
 def number_of(value: Number) -> float | None:
     """What is known of it without waiting for a device or breaking a graph."""
     if not isinstance(value, Tensor):
         return value
-    known = value.device.type == "cpu" and not torch.compiler.is_compiling()
-    return value.item() if known and type(value) is Tensor else None
+    return value.item() if holds_numbers(value) else None
 
 
 def check_number(function: str, name: str, value: Number) -> None:
@@ -293,7 +305,7 @@ def check_merged(one: Any, other: Any) -> None:
 
 def check_weight_values(function: str, mask: Tensor) -> None:
     """Weights in [0, 1], where they are on the host; the operators do it for their calls."""
-    if not mask.is_floating_point() or mask.device.type != "cpu" or torch.compiler.is_compiling():
+    if not mask.is_floating_point() or not holds_numbers(mask):
         return
     weights = mask.detach().double()
     bad = ~(((weights >= SMALLEST_WEIGHT) & (weights <= 1)) | (weights == 0))
@@ -315,9 +327,7 @@ def check_id_values(
     """Where they are on the host; the operators do it for their calls. On devices where that is
     asked for."""
     looked_at = ids.device.type == "cpu" or (_ids_on_devices and ids.device.type != "meta")
-    if torch.compiler.is_compiling() or not looked_at:
-        return
-    if type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids):
+    if not looked_at or stands_for_another(ids):
         return
     bad = (ids < 0) | (ids >= vocabulary)
     bad = bad if ignore_index is None else bad & (ids != ignore_index)
@@ -373,7 +383,7 @@ def check_offset_values(function: str, offsets: Tensor, name: str, size: int) ->
         raise ValueError(
             f"{function}: offsets must run from 0 to {size}, the size of {name}, got one number"
         )
-    if offsets.device.type != "cpu" or torch.compiler.is_compiling():
+    if not holds_numbers(offsets):
         return
     numbers = offsets.tolist()
     if numbers[0] != 0 or numbers[-1] != size:

@@ -14,7 +14,7 @@ from tether._linear_ops import Chunk, LinearTokenLogps, chunk_of
 from tether._linear_tracing import traced_logps
 from tether._lists import Settings
 from tether._logits_ops import again, token_statistics
-from tether._ops import has_kernel, once_differentiable
+from tether._ops import has_eager_kernel, once_differentiable
 from tether._support import (
     Support,
     by_rows,
@@ -134,7 +134,7 @@ def _logps_of_chunks(
 
 
 def _has_kernel(linear: Linear) -> bool:
-    return has_kernel(*linear) or _cuda.has_kernel("token_logps_forward", linear)
+    return has_eager_kernel(*linear) or _cuda.has_kernel("token_logps_forward", linear)
 
 
 def _flags(settings: Settings) -> dict[str, bool]:

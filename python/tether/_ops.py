@@ -42,6 +42,11 @@ def has_kernel(tensor: torch.Tensor, *others: torch.Tensor | None) -> bool:
     return not any(each is not None and is_tracked(each) for each in (tensor, *others))
 
 
+def has_eager_kernel(tensor: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """The same of what torch.func cannot map: walks over chunks, and what gives numbers."""
+    return has_kernel(tensor, *others) and not torch._C._are_functorch_transforms_active()
+
+
 def on_cuda(tensor: torch.Tensor) -> bool:
     """Then nothing waits for what it holds, and operators read float32."""
     return tensor.device.type == "cuda"

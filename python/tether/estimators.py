@@ -20,7 +20,7 @@ from tether._checks import (
 )
 from tether._functions import FUNCTIONS, Call
 from tether._lists import Numbers, Settings
-from tether._ops import has_kernel
+from tether._ops import has_eager_kernel
 
 
 class Moments(NamedTuple):
@@ -80,14 +80,15 @@ class MismatchReport(NamedTuple):
 def moments(values: Tensor, response_mask: Tensor) -> Moments:
     """Of the values at active slots; [B, T] or [N].
 
-    Numbers; of other devices than the CPU tensors of one number, so that nothing waits for them.
+    Numbers; tensors of one number on other devices than the CPU, so that nothing waits for them,
+    and under torch.func.
     """
     tensors = {"values": values, "response_mask": response_mask}
     call = FUNCTIONS["moments"].call(tensors, {}).detached()
     on_cuda = _cuda.call_on_cuda(call)
     if on_cuda is not None:
         return Moments(*on_cuda.run().unbind())
-    if has_kernel(values):
+    if has_eager_kernel(values):
         return Moments(*call.run().tolist())
     return Moments(*reference.moments(**call.tensors))
 
@@ -114,7 +115,7 @@ def whiten(
     on_cuda = _cuda.call_on_cuda(call.with_numbers(sums))
     if on_cuda is not None:
         return (on_cuda if sums else _cuda.by_moments_of_batch(on_cuda)).run()
-    if not has_kernel(values):
+    if not has_eager_kernel(values):
         call.check_settings(function)
         return reference.whiten(**call.tensors, step=step, **settings)
     if step is None:
@@ -150,7 +151,8 @@ def kl_report(
     log_ratios  [B, T], or packed [N] with offsets
     estimator   k1, k2, k3 or k_lambda = -d + lambda (e^d - 1); its lambda None: fitted on the batch
 
-    Numbers; of other devices than the CPU tensors of one number, so that nothing waits for them.
+    Numbers; tensors of one number on other devices than the CPU, so that nothing waits for them,
+    and under torch.func.
     """
     function = "kl_report"
     tensors = {"log_ratios": log_ratios, "response_mask": response_mask, "offsets": offsets}
@@ -161,7 +163,7 @@ def kl_report(
             raise ValueError(f"{function}: lambda_ must not be given for {estimator}, got one")
         settings["lambda_"] = lambda_
     call = FUNCTIONS[function].call(tensors, settings).detached()
-    if has_kernel(log_ratios):
+    if has_eager_kernel(log_ratios):
         return KlReport(*call.run().tolist())
     call.check_settings(function)
     options = {"estimator": estimator, "lambda_": -1 if lambda_ is None else lambda_}
@@ -181,7 +183,8 @@ def mismatch_report(
     old_logps        [B, T], or packed [N] with offsets [nats]: the trainer's, before the step
     rollout_logps    like it, of the engine
 
-    Numbers; of other devices than the CPU tensors of one number, so that nothing waits for them.
+    Numbers; tensors of one number on other devices than the CPU, so that nothing waits for them,
+    and under torch.func.
     """
     tensors = {
         "old_logps": old_logps,
@@ -190,7 +193,7 @@ def mismatch_report(
         "offsets": offsets,
     }
     call = FUNCTIONS["mismatch_report"].call(tensors, {}).detached()
-    if has_kernel(old_logps):
+    if has_eager_kernel(old_logps):
         out = call.run().tolist()
     else:
         out = reference.mismatch_report(**call.tensors).unbind()

@@ -24,7 +24,7 @@ from tether._linear_ops import Chunk, LinearPolicyLoss
 from tether._linear_tracing import traced_loss
 from tether._lists import Numbers, Settings, Value
 from tether._objectives import Weights, levels_of, objective_call, resolved
-from tether._ops import has_kernel
+from tether._ops import has_eager_kernel
 from tether._support import Support
 from tether.logits import RowSettings, TokenLogps, VocabularyShard, with_index_error
 from tether.objective import PolicyObjective, PreferenceObjective
@@ -208,7 +208,7 @@ def _loss_in_one_walk(
 ) -> LinearPolicyOutput | None:
     """Loss and gradients in one walk over the chunks; None where there is no kernel for it."""
     function, counts = "linear_policy_loss", None
-    if not has_kernel(*linear):
+    if not has_eager_kernel(*linear):
         on_cuda = loss_call(call, linear)
         if on_cuda is None:
             return None

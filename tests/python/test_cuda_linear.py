@@ -51,7 +51,7 @@ def linear_on_cuda(host, monkeypatch):
             patch.setattr("tether._ops.on_cuda", lambda _: True)
             patch.setattr("tether._ops._number", lambda _: math.nan)
             for module in ("linear", "_linear_logps"):
-                patch.setattr(f"tether.{module}.has_kernel", lambda *_: False)
+                patch.setattr(f"tether.{module}.has_eager_kernel", lambda *_: False)
             for module in ("_linear_ops", "_cuda_linear"):
                 patch.setattr(f"tether.{module}.ops", ops)
             return call(), ops.calls
