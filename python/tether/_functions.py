@@ -25,6 +25,7 @@ from tether._lists import (
     numbers_of,
     of_numbers,
     options_of,
+    shown,
 )
 from tether._ops import Arriving, is_eager, once_differentiable, ops, scaled
 
@@ -100,7 +101,7 @@ class Call(NamedTuple):
     def named_settings(self) -> dict[str, Value]:
         """As `tether.reference` takes them; a normalizer is an argument of its own there."""
         numbers, choices = self.settings
-        named = {k: each for k, each in numbers.items() if not k.startswith("normalizer.")}
+        named = {shown(k): v for k, v in numbers.items() if not k.startswith("normalizer.")}
         return named | choices | self.own
 
     def check_settings(self, function: str, rows: int = 0) -> None:

@@ -141,14 +141,14 @@ def checked_settings(
         else:
             what, known = ("choice", choices) if isinstance(value, str) else ("option", options)
             rule = (
-                f"must be one of {', '.join(map(_shown, known))}" if known else "must not be given"
+                f"must be one of {', '.join(map(shown, known))}" if known else "must not be given"
             )
-            meant = hint(name, map(_shown, (*options, *choices)))
+            meant = hint(name, map(shown, (*options, *choices)))
             raise ValueError(f'{function}: {what} {rule}, got "{name}"{meant}')
     return Settings(numbers, names)
 
 
-def _shown(option: str) -> str:
+def shown(option: str) -> str:
     """As Python writes it."""
     return option + "_" * keyword.iskeyword(option)
 

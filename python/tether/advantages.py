@@ -127,7 +127,8 @@ def _of_rows(
     on_cuda = _cuda.call_on_cuda(call)
     if on_cuda is None and not has_kernel(tensors["rewards"]):
         call.check_settings(function)
-        return AdvantagesAndReturns(*reference.advantage(estimator, **call.tensors, **options))
+        out = reference.advantage(**call.tensors, **call.named_settings())
+        return AdvantagesAndReturns(*out)
     return AdvantagesAndReturns(*in_name_of(function, call.function.name, (on_cuda or call).run))
 
 
@@ -148,7 +149,7 @@ def _of_groups(
         call = call.with_numbers({"group_size": int(groups)})
     on_cuda = _cuda.call_on_cuda(call.detached())
     if on_cuda is None and not has_kernel(rewards):
-        return _of_groups_by_torch(function, estimator, call.detached(), groups, options)
+        return _of_groups_by_torch(function, call.detached(), groups)
 
     def run():
         there = on_cuda or call.detached()
@@ -161,13 +162,7 @@ def _of_groups(
     return in_name_of(function, "group_advantage", run)
 
 
-def _of_groups_by_torch(
-    function: str,
-    estimator: str,
-    call: Call,
-    groups: Groups | None,
-    options: Mapping[str, Value],
-) -> Tensor:
+def _of_groups_by_torch(function: str, call: Call, groups: Groups | None) -> Tensor:
     """On other devices, without waiting: numbers are not looked at."""
     call.check_settings(function)
     rewards, ids, lengths = call.tensors.values()
@@ -179,8 +174,9 @@ def _of_groups_by_torch(
                 "ids for ragged groups"
             )
         ids = torch.arange(count, device=rewards.device) // size
-    options = {"nan_reward": "error", **options}
-    return reference.group_advantage(rewards, ids, estimator=estimator, lengths=lengths, **options)
+    options = {"nan_reward": "error", **call.named_settings()}
+    options.pop("group_size", None)
+    return reference.group_advantage(rewards, ids, lengths=lengths, **options)
 
 
 def _rewards_of(rewards: Numbers, groups: Groups | None) -> Tensor:

@@ -14,9 +14,11 @@ from tether._checks import (
     check_merged,
     check_number,
     check_positive,
+    check_strings,
     in_name_of,
     kind_of,
     number_of,
+    scalar,
 )
 from tether._functions import FUNCTIONS, Call
 from tether._lists import Numbers, Settings
@@ -111,12 +113,14 @@ def whiten(
     tensors = {"values": values, "response_mask": response_mask}
     settings = {"epsilon": epsilon, "shift_mean": shift_mean}
     call = FUNCTIONS[function].call(tensors, settings).detached()
+    settings |= call.settings.numbers
     sums = {} if step is None else _checked_moments(function, step)
     on_cuda = _cuda.call_on_cuda(call.with_numbers(sums))
     if on_cuda is not None:
         return (on_cuda if sums else _cuda.by_moments_of_batch(on_cuda)).run()
     if not has_eager_kernel(values):
         call.check_settings(function)
+        step = Moments(*sums.values()) if sums else None
         return reference.whiten(**call.tensors, step=step, **settings)
     if step is None:
         of_step = Call(FUNCTIONS["moments"], call.tensors, Settings({}, {}))
@@ -135,7 +139,7 @@ def _checked_moments(function: str, step: Moments) -> dict[str, Number]:
         check_number(function, name, each)
         if name != "step.mean" and (number_of(each) or 0) < 0:
             raise ValueError(f"{function}: {name} must be at least 0, got {number_of(each):g}")
-    return sums
+    return {name: scalar(each) for name, each in sums.items()}
 
 
 def kl_report(
@@ -158,6 +162,7 @@ def kl_report(
     tensors = {"log_ratios": log_ratios, "response_mask": response_mask, "offsets": offsets}
     settings = {"estimator": estimator}
     if lambda_ is not None:
+        check_strings(function, estimator=estimator)
         check_positive(function, "lambda_", lambda_, zero=True)
         if estimator != "k_lambda":
             raise ValueError(f"{function}: lambda_ must not be given for {estimator}, got one")
@@ -166,8 +171,7 @@ def kl_report(
     if has_eager_kernel(log_ratios):
         return KlReport(*call.run().tolist())
     call.check_settings(function)
-    options = {"estimator": estimator, "lambda_": -1 if lambda_ is None else lambda_}
-    return KlReport(*reference.kl_report(**call.tensors, **options))
+    return KlReport(*reference.kl_report(**call.tensors, **call.named_settings()))
 
 
 def mismatch_report(

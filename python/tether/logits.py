@@ -123,6 +123,7 @@ def token_logps(
     asked = (entropies, statistics)
     settings = RowSettings(temperature, scale, softcap, ignore_index, *asked)._asdict()
     call = FUNCTIONS[function].call({"logits": logits, "targets": targets}, settings)
+    settings |= call.settings.numbers
     check_no_tangents(function, logits=logits)
     targets = call.tensors["targets"].to(torch.int64).contiguous()
     on_cuda = _cuda.has_kernel("token_logps_forward", (logits,))
@@ -230,7 +231,7 @@ def categorical_kl(
         support, mask = support_of_logits(function, support, "q_logits", q_logits, mask)
     on_cuda = _cuda.has_kernel("categorical_kl_forward", (q_logits, p_logits))
     if not (on_cuda or has_kernel(q_logits, p_logits)):
-        options = {"mask": mask, "temperature": temperature}
+        options = {"mask": mask, **call.settings.numbers}
         return CategoricalKl(*_kl_by_torch(q_logits, p_logits, support, options))
     if support is not None and looks_at_ids():
         support = with_ids_below(function, support, q_logits.shape[-1])

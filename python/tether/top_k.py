@@ -83,7 +83,7 @@ def top_k_kl(
     if not has_kernel(q_logits):
         _check_ids(function, head_ids, q_logits.shape[-1], targets, ignore_index)
         q = once_differentiable(function, q_logits, again(function))
-        return reference.top_k_kl(**tensors | {"q_logits": q}, **settings)
+        return reference.top_k_kl(**tensors | {"q_logits": q}, **settings | call.settings.numbers)
     try:
         return ops.top_k_kl_forward(
             q_logits,
@@ -110,7 +110,7 @@ def head_logps(logits: Tensor, head_ids: Tensor, *, temperature: float = 1.0) ->
     wide = result_dtype(logits)
     if not has_kernel(logits):
         _check_ids(function, head_ids, logits.shape[-1])
-        return logps_of_ids(logits.detach(), head_ids, temperature=temperature)
+        return logps_of_ids(logits.detach(), head_ids, **call.settings.numbers)
     ids = head_ids.to(torch.int64).contiguous()
     rows = ids.view(-1, ids.shape[-1]) if ids.numel() else ids.new_empty(logits[..., 0].numel(), 0)
     try:
