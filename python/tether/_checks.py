@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.parameter import UninitializedTensorMixin
 
 Number = float | Tensor
 
@@ -45,7 +46,7 @@ def result_dtype(tensor: Tensor) -> torch.dtype:
 def check_given(where: str, tensor: Tensor | None) -> None:
     if tensor is None:
         raise ValueError(f"{where} must be given, got none")
-    if not isinstance(tensor, Tensor):
+    if not isinstance(tensor, Tensor) or isinstance(tensor, UninitializedTensorMixin):
         raise TypeError(f"{where} must be a tensor, got {kind_of(tensor)}")
     if type(tensor).__name__ == "DTensor" and tensor.device.type == "cpu":
         raise TypeError(
@@ -215,8 +216,11 @@ def stands_for_another(tensor: Tensor) -> bool:
     """As those of vmap do, and all where something is traced."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
+    functorch = torch._C._functorch
+    while functorch.is_gradtrackingtensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
     of_its_own = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
-    return of_its_own or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return of_its_own or functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def holds_numbers(tensor: Tensor) -> bool:
@@ -303,7 +307,7 @@ def check_merged(one: Any, other: Any) -> None:
 # ---- offsets -------------------------------------------------------------------------------------
 
 
-def check_weight_values(function: str, mask: Tensor) -> None:
+def check_weight_values(where: str, mask: Tensor) -> None:
     """Weights in [0, 1], where they are on the host; the operators do it for their calls."""
     if not mask.is_floating_point() or not holds_numbers(mask):
         return
@@ -314,7 +318,7 @@ def check_weight_values(function: str, mask: Tensor) -> None:
         weight = weights[tuple(place)].item()
         tiny = 0 < weight < SMALLEST_WEIGHT
         rule = f"0 or at least {SMALLEST_WEIGHT:g}" if tiny else "in [0, 1]"
-        raise ValueError(f"{function}: response_mask must be {rule}, got {weight:g} at {place}")
+        raise ValueError(f"{where} must be {rule}, got {weight:g} at {place}")
 
 
 def check_id_values(

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import INTEGERS, Number, check_given, check_no_tangents, number_of, result_dtype
+from tether._checks import (
+    INTEGERS,
+    Number,
+    check_given,
+    check_no_tangents,
+    check_weight_values,
+    number_of,
+    result_dtype,
+)
 from tether._lists import (
     Argument,
     Like,
@@ -109,6 +117,10 @@ class Call(NamedTuple):
         options are not waited for; where a graph is traced nothing can be asked."""
         if torch.compiler.is_compiling():
             return
+        for name in ("response_mask", "nll_mask"):
+            mask = self.tensors.get(name)
+            if mask is not None:
+                check_weight_values(f"{function}: {name}", mask)
         numbers = {k: v for k, v in self.settings.numbers.items() if number_of(v) is not None}
         given = [name for name, each in self.tensors.items() if each is not None]
         words = self.settings._replace(numbers=numbers).words()

@@ -15,7 +15,6 @@ from tether._checks import (
     check_number,
     check_offset_values,
     check_positive,
-    check_weight_values,
     in_name_of,
     kind_of,
     scalar,
@@ -270,7 +269,6 @@ def policy_token_losses(
     )
     if offsets is not None:
         check_offset_values(function, call.tensors["offsets"], "logps", logps.shape[0])
-    check_weight_values(function, call.tensors["response_mask"])
     call.check_settings(function)
     looks = turn_ids is not None or takes_tokens_out(call.settings.choices)
     if has_kernel(logps) and looks:  # at what they hold

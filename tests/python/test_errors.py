@@ -423,6 +423,9 @@ NUMBERS_IN_TENSORS = {
     "policy_loss: offsets must be a tensor, got str": lambda: tether.policy_loss(
         X, ADVANTAGES, ROWS, offsets="x"
     ),
+    "linear_token_logps: weight must be a tensor, got UninitializedParameter": lambda: (
+        tether.linear_token_logps(LINEAR[0], torch.nn.LazyLinear(4).weight, IDS)
+    ),
     "moments: values must be a dense tensor, got a nested one": lambda: tether.moments(
         torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), ROWS
     ),

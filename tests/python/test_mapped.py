@@ -76,3 +76,17 @@ def test_traced_functions_look_at_no_number():
         return tether.policy_token_losses(logps, ADVANTAGES, MASKS[0], old_logps=OLD)
 
     torch.testing.assert_close(make_fx(run)(LOGPS[0])(LOGPS[0]), run(LOGPS[0]))
+
+
+def test_weights_on_the_host_are_looked_at_under_torch_func():
+    losses = {
+        "policy_loss": lambda x, m: tether.policy_loss(x, ADVANTAGES, m).loss,
+        "value_loss": lambda x, m: tether.value_loss(x, OLD, m).loss,
+        "preference_loss": lambda x, m: tether.preference_loss(x, OLD, m).loss,
+        "aggregate": tether.aggregate,
+    }
+    for name, run in losses.items():
+        with pytest.raises(ValueError) as error:
+            torch.func.grad(run)(LOGPS[0], torch.full((4, 3), 2.0))
+        expected = f"{name}: response_mask must be in [0, 1], got 2 at [0, 0]"
+        assert str(error.value) == expected
