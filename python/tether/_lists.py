@@ -191,10 +191,14 @@ def of_numbers(value: Any, kind: str, like: Any = None) -> Any:
         if any(isinstance(each, Tensor) and each.requires_grad for each in value):
             return torch.stack([torch.as_tensor(each) for each in value])  # refused as such
         made = torch.tensor(value, device=device)
-        if kind in ("ids", "flags", "mask", "counts") and not made.is_floating_point():
+        as_it_is = kind in ("ids", "flags", "mask", "counts") and not made.is_floating_point()
+        if as_it_is or made.is_complex():
             return made
         if isinstance(like, Tensor):
             return torch.tensor(value, dtype=result_dtype(like), device=device)
+        if not hasattr(value, "__array__"):  # numbers of Python are not rounded to half
+            wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+            return torch.tensor(value, dtype=wide, device=device)
         return made if made.is_floating_point() else made.float()
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return value  # no numbers: refused by its type

@@ -215,9 +215,12 @@ def _ids_of(function: str, groups: Groups | None, rewards: Tensor) -> Tensor | N
             got = f"one that is a tensor {list(each.shape)}"
             raise TypeError(f"{function}: groups must be {what}, got {got}")
     try:
-        return ids_of_labels(labels).to(rewards.device, non_blocking=True)
+        ids = ids_of_labels(labels)
     except TypeError:
         raise TypeError(f"{function}: groups must be {what}, got one without a hash") from None
+    if any(each != each for each in labels):  # and so in a group with no other
+        raise ValueError(f"{function}: groups must be {what}, got NaN as one")
+    return ids.to(rewards.device, non_blocking=True)
 
 
 def _check_size(function: str, groups: int) -> None:

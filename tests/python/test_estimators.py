@@ -518,6 +518,17 @@ def test_strided_inputs_give_the_same_bits(stride):
             "without a hash",
         ),
         (
+            lambda: tether.group_advantage(torch.zeros(2), np.array([np.nan, np.nan])),
+            ValueError,
+            "group_advantage: groups must be a size, a tensor of ids or labels, got NaN as one",
+        ),
+        (
+            lambda: tether.group_advantage(np.array([1j, 2.0]), 2),
+            TypeError,
+            "group_advantage: rewards must be float32, float64, bfloat16 or float16, got "
+            "complex128",
+        ),
+        (
             lambda: tether.group_advantage(torch.zeros(2), (torch.tensor([0, 1]),)),
             TypeError,
             "group_advantage: groups must be a size, a tensor of ids or labels, got one that is a "

@@ -144,3 +144,16 @@ def test_a_list_of_what_requires_a_gradient_is_refused():
         "policy_loss: advantages must not require grad, got a tensor that does. It is a constant "
         "of the loss: pass advantages.detach()"
     )
+
+
+def test_numbers_of_python_are_not_rounded_to_half():
+    """In bfloat16 1000 and 1001 are one number: both advantages were 0."""
+    rewards = [1000.0, 1001.0]
+    expected = tether.group_advantage(torch.tensor(rewards), 2)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = tether.group_advantage(rewards, 2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+    assert (expected != 0).all()
