@@ -14,6 +14,7 @@ from tether._checks import (
     check_integers,
     check_no_tangents,
     check_strings,
+    holds_numbers,
     result_dtype,
     savable,
 )
@@ -82,6 +83,7 @@ def top_k_kl(
     check_no_tangents(function, q_logits=q_logits)
     if not has_kernel(q_logits):
         _check_ids(function, head_ids, q_logits.shape[-1], targets, ignore_index)
+        _check_different(function, head_ids, targets, ignore_index)
         q = once_differentiable(function, q_logits, again(function))
         return reference.top_k_kl(**tensors | {"q_logits": q}, **settings | call.settings.numbers)
     try:
@@ -184,6 +186,24 @@ def _check_ids(
         check_id_values(f"{function}: targets", targets, vocabulary, ignore_index)
     active = None if targets is None else (targets != ignore_index)[..., None]
     check_id_values(f"{function}: head_ids", head_ids, vocabulary, active=active)
+
+
+def _check_different(
+    function: str, head_ids: Tensor, targets: Tensor | None, ignore_index: int
+) -> None:
+    """Of each row that counts, where they are on the host; the operator does it for its calls."""
+    if not holds_numbers(head_ids) or not head_ids.numel():
+        return
+    ids, places = head_ids.reshape(-1, head_ids.shape[-1]).sort(dim=-1, stable=True)
+    again = ids[:, 1:] == ids[:, :-1]
+    if targets is not None and holds_numbers(targets):
+        again = again & (targets != ignore_index).reshape(-1, 1)
+    if again.any():
+        row, i = again.nonzero()[0].tolist()
+        raise ValueError(
+            f"{function}: head_ids must be all different in a row, got {ids[row, i].item()} again "
+            f"at [{row}, {places[row, i + 1].item()}]"
+        )
 
 
 def _with_place(error: ValueError, *arguments: Any) -> Exception:

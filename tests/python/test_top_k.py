@@ -222,11 +222,20 @@ def bad_ids(value):
         (4, None, ValueError, "top_k_kl: target_logps must be given, got none"),
     ],
 )  # fmt: skip
-def test_refuses(place, value, error, message):
+def test_refuses(place, value, error, message, monkeypatch):
     arguments = [*GOOD[:place], value, *GOOD[place + 1 :]]
-    with pytest.raises(error) as raised:
-        tether.top_k_kl(*arguments)
-    assert str(raised.value) == message
+    for kernels in (tether._ops.KERNELS, frozenset()):
+        monkeypatch.setattr(tether._ops, "KERNELS", kernels)
+        with pytest.raises(error) as raised:
+            tether.top_k_kl(*arguments)
+        assert str(raised.value) == message
+
+
+def test_ids_of_ignored_positions_may_be_equal(monkeypatch):
+    ids, targets = torch.zeros(2, 3, 4, dtype=torch.int64), torch.full((2, 3), -100)
+    for kernels in (tether._ops.KERNELS, frozenset()):
+        monkeypatch.setattr(tether._ops, "KERNELS", kernels)
+        assert (tether.top_k_kl(GOOD[0], ids, GOOD[2], targets, GOOD[4]) == 0).all()
 
 
 def test_refuses_options():
