@@ -6,8 +6,12 @@
 #include <utility>
 
 #include "batch.h"
+#include "select.h"
 
 namespace tether {
+
+// A number of a token within the bounds; NaN where it is not finite.
+inline double bounded_or_nan(double x, double largest) { return bounded(x, largest) + 0 * x; }
 
 // visit(weight, number...) for every active token of a row, in double, in their order: a number for
 // each of the arrays.

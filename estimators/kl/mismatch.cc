@@ -13,11 +13,6 @@ namespace {
 
 constexpr double kLargest = 300, kLargestSum = 1e140;
 
-// Within the bounds; NaN where x is not finite.
-double bounded(double x, double largest = kLargest) {
-  return std::clamp(x, -largest, largest) + 0 * x;
-}
-
 // The sum of ratios and of their squares, in units of the largest one: however far they are.
 struct UnitSums {
   double largest = -infinity, sum = 0, squares = 0;  // its logarithm
@@ -41,7 +36,7 @@ struct Ratios {
   UnitSums units;
 
   void add(double weight, double log_ratio) {
-    const double r = std::exp(bounded(log_ratio));
+    const double r = std::exp(bounded_or_nan(log_ratio, kLargest));
     count += weight;
     sum += weight * r;
     squares += weight * r * r;
@@ -70,8 +65,8 @@ struct Sums {
     const double x = logp - rollout_logp;
     const double distance = std::abs(std::exp(logp) - std::exp(rollout_logp)) + 0 * x;
     token.add(weight, x);
-    k1 -= weight * bounded(x, kLargestSum);
-    k3 += weight * tether::k3(Constant<double>{bounded(x)}).value;
+    k1 -= weight * bounded_or_nan(x, kLargestSum);
+    k3 += weight * tether::k3(Constant<double>{bounded_or_nan(x, kLargest)}).value;
     gap += weight * distance;
     gap_max = std::max(gap_max, distance) + 0 * distance;
     sequence.tokens += weight;
@@ -82,8 +77,8 @@ struct Sums {
   void add_sequence(const Sequence& sequence) {
     const double n = sequence.tokens;
     if (n == 0) return;
-    perplexity += std::exp(bounded(-sequence.logp / n));
-    rollout_perplexity += std::exp(bounded(-sequence.rollout_logp / n));
+    perplexity += std::exp(bounded_or_nan(-sequence.logp / n, kLargest));
+    rollout_perplexity += std::exp(bounded_or_nan(-sequence.rollout_logp / n, kLargest));
     sequence_mean.add(1, sequence.log_ratio / n);
     sequence_sum.add(1, sequence.log_ratio);
   }

@@ -17,11 +17,11 @@ namespace {
 // Log-ratios and estimates beyond this count as this: the squares of their sums stay finite.
 constexpr double kLargest = 1e140;
 
-// visit(weight, log_ratio) for every token of the row.
+// visit(weight, log_ratio) for every token of the row; NaN where it is infinite.
 template <class Visit>
 void for_each_token(const KlReportArrays& batch, int64_t row, Visit visit) {
   const auto bounded_visit = [&](double weight, double d) {
-    visit(weight, saturated(d, kLargest));
+    visit(weight, bounded_or_nan(d, kLargest));
   };
   for_each_active(batch.layout, row, batch.response_mask, bounded_visit, batch.log_ratios);
 }
@@ -50,7 +50,7 @@ struct LambdaSums {
     dh += weight * (log_ratio - first_d - d / w) * deviation;
     hh += weight * deviation * deviation;
   }
-  double lambda() const { return hh > 0 ? dh / hh * unit : 1; }
+  double lambda() const { return hh == 0 ? 1 : dh / hh * unit; }
 };
 
 double estimate(const KlReportOptions& options, double lambda, double log_ratio) {
@@ -111,7 +111,7 @@ KlReport kl_report(const KlReportArrays& batch, const KlReportOptions& options) 
     Sequence sequence;
     for_each_token(batch, row, [&](double weight, double d) {
       sequence.tokens += weight;
-      sequence.sum += weight * saturated(estimate(options, out.lambda, d), kLargest) + 0 * d;
+      sequence.sum += weight * bounded(estimate(options, out.lambda, d), kLargest);
     });
     return sequence;
   };

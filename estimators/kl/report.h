@@ -56,8 +56,10 @@ struct KlReport {
   double tokens = 0, sequences = 0;
 };
 
-// Ratios saturate (core/number.h). The mean is sum w k / sum w, its standard error that of a ratio
-// of two sums over sequences: sqrt(n / (n - 1) sum_i (S_i - mean n_i)^2) / sum w.
+// Ratios saturate (core/number.h). A log-ratio that is NaN or infinite makes all but the counts and
+// a lambda that was given NaN: -inf too, where the ratio of 0 would have hidden it. The mean is sum
+// w k / sum w, its standard error that of a ratio of two sums over sequences: sqrt(n / (n - 1)
+// sum_i (S_i - mean n_i)^2) / sum w.
 KlReport kl_report(const KlReportArrays& batch, const KlReportOptions& options = {});
 
 }  // namespace tether

@@ -133,14 +133,14 @@ def kl_report(
 
     The mean of k1, k2, k3 or k_lambda = -d + lambda (e^d - 1) over tokens, and its standard error
     over sequences: of a ratio of sums, sqrt(n / (n - 1) sum_i (S_i - mean n_i)^2) / sum_i n_i. A
-    lambda below 0 is fitted on the batch, Cov(d, r) / Var(r).
+    lambda below 0 is fitted on the batch, Cov(d, r) / Var(r). A log-ratio that is no finite number
+    makes all NaN but the counts and a lambda that was given.
     """
     rows = Rows.of("kl_report", "log_ratios", log_ratios, offsets)
     weight = rows.weights(response_mask, torch.float64)
     seen = weight != 0
     d = torch.where(seen, log_ratios.double(), 0.0)
-    bad = 0 * d
-    d = d.clamp(-_LARGEST_SUM, _LARGEST_SUM)
+    d = d.clamp(-_LARGEST_SUM, _LARGEST_SUM) + 0 * d
     ends = torch.cat([torch.where(seen, d, -math.inf).reshape(-1), d.new_full((1,), -math.inf)])
     top = ends.max()
     # Ratios in units of the largest one, so that no square overflows.
@@ -150,7 +150,7 @@ def kl_report(
     def mean(terms: Tensor) -> Tensor:
         return (weight * terms).sum() / tokens
 
-    excess = torch.expm1(saturate(d, below=False)) * unit + bad
+    excess = torch.expm1(saturate(d, below=False)) * unit
     r = torch.where(seen, exp(d - top), 0.0)
     ess = (weight * r).sum().square() / (weight * r.square()).sum()
 
@@ -161,15 +161,15 @@ def kl_report(
 
     deviation = deviations(excess)
     variance = mean(deviation.square())
-    slope = mean(deviations(d) * deviation) / torch.where(variance > 0, variance, 1.0) * unit
-    fitted = torch.where(variance > 0, slope, 1.0)
+    slope = mean(deviations(d) * deviation) / torch.where(variance == 0, 1.0, variance) * unit
+    fitted = torch.where(variance == 0, 1.0, slope)
     given = torch.zeros_like(tokens) + lambda_
     is_fitted = (given < 0) & (estimator == "k_lambda")
     weight_of_r = torch.where(is_fitted, fitted, given.clamp_min(0))
     k = {"k1": k1, "k2": k2, "k3": k3}.get(
         estimator, lambda x: weight_of_r * torch.expm1(saturate(x, below=False)) - x
     )(d)
-    sums = rows.sum(weight * (k.clamp(-_LARGEST_SUM, _LARGEST_SUM) + bad))
+    sums = rows.sum(weight * k.clamp(-_LARGEST_SUM, _LARGEST_SUM))
     n_of = rows.sum(weight)
     n = (n_of > 0).sum().double()
     average = sums.sum() / tokens

@@ -98,13 +98,26 @@ TEST(KlEstimator, IsFiniteForAnyFiniteLogRatio) {
   }
 }
 
-TEST(KlEstimator, ALogRatioThatIsNotFiniteMakesTheMeanNan) {
+TEST(KlEstimator, ALogRatioThatIsNotFiniteMakesAllButTheCountsNan) {
   for (const double broken : {double(NAN), infinity, -infinity}) {
-    Gaussians batch(0.5, 3, 4);
-    for (double& weight : batch.mask) weight = 1;
-    batch.log_ratios[5] = broken;
-    for (int i = 0; i < 4; ++i) {
-      EXPECT_TRUE(std::isnan(batch.report({.estimator = static_cast<KlEstimator>(i)}).mean));
+    for (const size_t place : {0u, 5u}) {
+      Gaussians batch(0.5, 3, 4);
+      batch.mask.assign(12, 1);
+      batch.log_ratios.assign(12, -0.1);
+      batch.log_ratios[place] = broken;
+      for (int i = 0; i < 4; ++i) {
+        for (const double lambda : {-1.0, 0.5}) {
+          const KlEstimator estimator = static_cast<KlEstimator>(i);
+          const KlReport out = batch.report({.estimator = estimator, .lambda = lambda});
+          for (double each : {out.mean, out.standard_error, out.ratio_excess, out.ess}) {
+            EXPECT_TRUE(std::isnan(each)) << broken << " " << i;
+          }
+          const bool fitted = estimator == KlEstimator::k_lambda && lambda < 0;
+          EXPECT_EQ(std::isnan(out.lambda), fitted);
+          EXPECT_EQ(out.tokens, 12);
+          EXPECT_EQ(out.sequences, 3);
+        }
+      }
     }
   }
 }

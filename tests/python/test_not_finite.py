@@ -1,0 +1,46 @@
+"""What is no finite number comes out alike by the kernels and on the path of other devices."""
+
+import math
+
+import pytest
+import tether
+import torch
+
+BROKEN = pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+NAN, INF = math.nan, math.inf
+
+
+def on_both_paths(run, monkeypatch):
+    first = run()
+    monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    return first, run()
+
+
+def assert_same(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+
+
+# ---- estimators ----------------------------------------------------------------------------------
+
+
+@BROKEN
+@pytest.mark.parametrize("place", [0, 4])
+@pytest.mark.parametrize(
+    "options", [("k1", None), ("k3", None), ("k_lambda", None), ("k_lambda", 0.5)]
+)
+def test_a_log_ratio_makes_all_of_a_report_nan(broken, place, options, monkeypatch):
+    log_ratios = torch.tensor([[0.1, -0.3, 7.0], [0.2, 0.4, -0.1]], dtype=torch.float64)
+    log_ratios.view(-1)[place] = broken
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    estimator, lambda_ = options
+
+    def run():
+        report = tether.kl_report(log_ratios, mask, estimator=estimator, lambda_=lambda_)
+        return torch.tensor(report, dtype=torch.float64)
+
+    first, second = on_both_paths(run, monkeypatch)
+    fitted = estimator == "k_lambda" and lambda_ is None
+    known = {"k_lambda": NAN if fitted else 0.5}.get(estimator, 0.0)
+    wanted = torch.tensor([NAN, NAN, known, NAN, NAN, 5, 2], dtype=torch.float64)
+    assert_same((first, second), (wanted, wanted))
