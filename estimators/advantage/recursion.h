@@ -31,8 +31,8 @@ namespace tether {
 // without reward: V = gamma V_{t+1} and x = keep x_{t+1}, keep as of a token whose ratio is 1. What
 // follows the last token is padding. Masked slots are not looked at and come out as 0.
 //
-// NaN or infinity at a token comes out as NaN there and before it; what overflows is bounded at
-// 1e300.
+// NaN or infinity at a token comes out as NaN there and before it, up to an end, by discounts of 0
+// too; what overflows is bounded at 1e300.
 enum class MaskGap { carry, decay };
 inline constexpr std::array<std::string_view, 2> kMaskGapNames{"carry", "decay"};
 

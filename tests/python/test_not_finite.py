@@ -44,3 +44,35 @@ def test_a_log_ratio_makes_all_of_a_report_nan(broken, place, options, monkeypat
     known = {"k_lambda": NAN if fitted else 0.5}.get(estimator, 0.0)
     wanted = torch.tensor([NAN, NAN, known, NAN, NAN, 5, 2], dtype=torch.float64)
     assert_same((first, second), (wanted, wanted))
+
+
+@BROKEN
+@pytest.mark.parametrize("estimator", ["gae", "returns", "vtrace"])
+@pytest.mark.parametrize("gap", ["carry", "decay"])
+@pytest.mark.parametrize("nothing", ["gamma", "lambda_", "lambdas", "c_bar", "none"])
+@pytest.mark.parametrize("name", ["rewards", "values", "log_ratios", "bootstrap"])
+def test_a_token_makes_those_before_it_nan(broken, estimator, gap, nothing, name, monkeypatch):
+    row = tether.advantages()[estimator]
+    tokens = {
+        each: torch.arange(1.0, 8.0)[None] / 8 for each in ("rewards", "values", "log_ratios")
+    }
+    tokens["bootstrap"] = torch.tensor([0.5])
+    tokens[name][..., -1] = broken  # the last token, and what is behind it
+    tokens["done"] = torch.arange(7)[None] == 1
+    options = {"gamma": 0.9, "gap": gap}
+    if nothing == "lambdas":
+        tokens["lambdas"] = torch.zeros(1, 7)
+    elif nothing == "gamma" or nothing in row.options:
+        options[nothing] = 0.0
+    mask = torch.tensor([[1, 1, 1, 0, 1, 0, 1]])
+
+    def run():
+        return tether.advantage(estimator, response_mask=mask, **tokens, **options)
+
+    first, second = on_both_paths(run, monkeypatch)
+    read = {"gae": {"values"}, "returns": set(), "vtrace": {"values", "log_ratios"}}[estimator]
+    spoils = name in read | {"rewards", "bootstrap"}
+    wanted = [spoils and place in (2, 4, 6) for place in range(7)]
+    for each in (*first, *second):
+        assert each[0].isnan().tolist() == wanted
+    assert_same(second, first)

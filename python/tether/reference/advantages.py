@@ -280,7 +280,8 @@ def advantage(
     V after the last token is `bootstrap`, 0 after a token that is done, truncation_values at one
     that is truncated; x is 0 after all three. Over masked slots between tokens nothing passes; with
     gap="decay" each is a step without reward: V = gamma V_{t+1}, x = keep x_{t+1} at ratio 1. What
-    overflows is bounded. Nothing waits for a device.
+    overflows is bounded. What is no finite number makes its token and those before it NaN, up to an
+    end. Nothing waits for a device.
     """
     rows = Rows.of("advantage", "rewards", rewards, offsets)
 
@@ -320,11 +321,15 @@ def advantage(
         ends, after = ends | is_done, torch.where(is_done, 0.0, after)
     keep = torch.where(token, torch.where(ends, 0.0, step.keep * one), one)
     keep = torch.where(decays, step.keep * one, keep)
-    x = scan.backwards(torch.where(token, _base_of(step, after) + unsound, 0.0), keep, zero)
+    base = torch.where(token, _base_of(step, after) + unsound, 0.0)
+    # NaN passes what is kept of nothing, as 0 NaN, but no end.
+    passes = torch.where(token & ends, zero, one)
+    spoiled = scan.backwards((base + 0 * keep).isnan().to(base.dtype), passes, zero) > 0
+    x = torch.where(spoiled, math.nan, scan.backwards(base, keep, zero))
     own = x
     if step.own is not None:
         x_after = torch.where(ends, 0.0, scan.behind(x, zero))
-        own = _base_of(step.own, after) + _product(step.own.keep, x_after) + unsound
+        own = _base_of(step.own, after) + bounded(step.own.keep * x_after) + unsound
     out = (torch.where(token, each, 0.0) for each in (own, x + value))
     return tuple(each.reshape(rewards.shape).to(rewards.dtype) for each in out)
 

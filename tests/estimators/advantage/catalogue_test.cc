@@ -141,6 +141,24 @@ TEST(Recursions, NaNAtATokenComesOutThereAndBefore) {
   });
 }
 
+// Of what is not kept too: 0 times it is NaN.
+TEST(Recursions, NaNPassesDiscountsOfNothing) {
+  for_each_case([](Recursion recursion) {
+    recursion.for_each_field([](std::string_view, double& option, const Range&) { option = 0; });
+    Rows rows;
+    rows.mask.assign(rows.mask.size(), 1);
+    for (size_t gap : {10u, 100u, 101u}) rows.mask[gap] = 0;
+    rows.rewards[200] = kNaN;
+    AdvantageArrays batch = rows.arrays();
+    batch.done = batch.truncated = batch.truncation_values = {};
+    const RowResults out = rows.run(recursion, batch);
+    for (size_t i = 0; i < 600; ++i) {
+      ASSERT_EQ(std::isnan(out.advantages[i]), i <= 200 && rows.mask[i] != 0) << i;
+      ASSERT_EQ(std::isnan(out.returns[i]), i <= 200 && rows.mask[i] != 0) << i;
+    }
+  });
+}
+
 TEST(Recursions, InfinityAtATokenIsNaN) {
   for_each_case([](const Recursion& recursion) {
     Rows rows;
