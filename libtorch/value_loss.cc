@@ -72,12 +72,14 @@ at::Tensor token_factors(const ValueBatch& batch, const at::Tensor& weight,
 at::Tensor sums_of(const FlatValues& flat, const at::Tensor& loss, const at::Tensor& dloss) {
   using M = ValueMetrics;
   std::vector<at::Tensor> each(M::kSums);
-  const at::Tensor value = flat.value.detach(), error = flat.target - value;
+  const auto number = [](const at::Tensor& x) { return x + 0 * x; };  // infinity is NaN
+  const at::Tensor value = flat.value.detach(), target = number(flat.target);
+  const at::Tensor error = number(flat.target - value);
   each[M::kTokens] = at::ones_like(value);
   each[M::kLoss] = loss;
   each[M::kClipped] = (dloss == 0).logical_and(loss > 0);
-  each[M::kReturn] = flat.target;
-  each[M::kReturnSquared] = flat.target.square();
+  each[M::kReturn] = target;
+  each[M::kReturnSquared] = target.square();
   each[M::kError] = error;
   each[M::kErrorSquared] = error.square();
   const at::Tensor n = flat.weight.to(at::kDouble).sum();
@@ -85,7 +87,7 @@ at::Tensor sums_of(const FlatValues& flat, const at::Tensor& loss, const at::Ten
     const at::Tensor mean = (flat.weight * x).to(at::kDouble).sum() / n;
     return at::where(n > 0, x - mean, 0.0).square();
   };
-  each[M::kReturnSpread] = deviation(flat.target.to(at::kDouble));
+  each[M::kReturnSpread] = deviation(target.to(at::kDouble));
   each[M::kErrorSpread] = deviation(error.to(at::kDouble));
   for (at::Tensor& sum : each) sum = (flat.weight * sum).to(at::kDouble).sum();
   return at::stack(each);

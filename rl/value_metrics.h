@@ -7,7 +7,7 @@
 namespace tether {
 
 // Sums over active tokens. Those of micro-batches and ranks may be added up; merge() loses nothing.
-//
+// A return or an error that is NaN or infinite makes its sums NaN.
 // A variance is not E[x^2] - E[x]^2, which cancels, but of the deviations from the mean of a batch:
 // kReturnSpread = sum w (R - mean)^2. Where sums were added up, the squares say in addition what
 // the means of the batches vary by, as far as their rounding lets it be seen.

@@ -48,6 +48,7 @@ ValueMetrics metrics_of(const ValueSums& totals, const Pivot& pivot) {
   M out;
   for (size_t i = 0; i < totals.size(); ++i) out.sums[i] = totals[i].total();
   const auto move = [&](M::Sum sum, M::Sum squared, M::Sum spread, double to) {
+    out.sums[sum] += 0 * out.sums[sum];  // infinity is NaN
     const double n = out.sums[M::kTokens], shift = n > 0 ? out.sums[sum] / n : 0;
     out.sums[spread] = std::max(out.sums[squared] - shift * out.sums[sum], 0.0);
     out.sums[sum] += n * to;

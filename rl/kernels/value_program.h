@@ -88,6 +88,7 @@ struct ValueSums {
     ValueNumbers out = numbers;
     out.loss = out.sums[M::kTokens] == 0 ? 0 : factor * out.sums[M::kLoss];
     const auto move = [&](M::Sum sum, M::Sum squared, M::Sum spread, double to) {
+      out.sums[sum] += 0 * out.sums[sum];  // infinity is NaN
       const double n = out.sums[M::kTokens], shift = n > 0 ? out.sums[sum] / n : 0;
       const double within = out.sums[squared] - shift * out.sums[sum];
       out.sums[spread] = within < 0 ? 0 : within;

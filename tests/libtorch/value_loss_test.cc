@@ -74,6 +74,26 @@ TEST(ValueLossFace, EveryDevicePathEqualsTheKernel) {
   }
 }
 
+TEST(ValueLossFace, EveryDevicePathHasTheNanOfTheKernel) {
+  for (at::Tensor ValueBatch::* array :
+       {&ValueBatch::values, &ValueBatch::returns, &ValueBatch::old_values}) {
+    for (const double broken : {double(NAN), double(INFINITY), -double(INFINITY)}) {
+      ValueBatch batch = random_batch(at::kDouble);
+      batch.response_mask = at::ones_like(batch.response_mask);
+      batch.values = at::nan_to_num(batch.values.detach(), 0);
+      batch.returns = at::nan_to_num(batch.returns, 0);
+      batch.old_values = at::nan_to_num(batch.old_values, 0);
+      (batch.*array).select(0, 1).select(0, 2) = broken;
+      const auto want = value_loss(batch, {}).metrics.to_host();
+      const auto got = detail::value_loss_any_device(batch, {}, {}).metrics.to_host();
+      for (size_t i = 0; i < want.sums.size(); ++i) {
+        EXPECT_EQ(std::isnan(got.sums[i]), std::isnan(want.sums[i])) << i;
+        EXPECT_FALSE(std::isinf(got.sums[i])) << i;
+      }
+    }
+  }
+}
+
 TEST(ValueLossFace, WhiteningOfPackedAndPaddedTokens) {
   const ValueBatch batch = random_batch(at::kFloat);
   const at::Tensor out = whiten(batch.returns, batch.response_mask, {.epsilon = 0});

@@ -76,3 +76,34 @@ def test_a_token_makes_those_before_it_nan(broken, estimator, gap, nothing, name
     for each in (*first, *second):
         assert each[0].isnan().tolist() == wanted
     assert_same(second, first)
+
+
+# ---- the loss of a value head --------------------------------------------------------------------
+
+
+@BROKEN
+@pytest.mark.parametrize("place", [0, 4])
+@pytest.mark.parametrize("name", ["values", "returns", "old_values"])
+def test_a_token_makes_the_metrics_of_values_nan(broken, place, name, monkeypatch):
+    arrays = {
+        "values": torch.tensor([[0.1, 0.7, 9.0], [0.3, -0.2, 0.4]]),
+        "returns": torch.tensor([[0.2, 0.4, 9.0], [0.9, -0.1, 0.3]]),
+        "old_values": torch.tensor([[0.1, 0.2, 9.0], [0.9, -0.1, 0.3]]),
+    }
+    arrays[name].view(-1)[place] = broken
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+
+    def run():
+        out = tether.value_loss(**arrays, response_mask=mask)
+        return out.loss, out.metrics.sums, out.metrics.to_dict()
+
+    first, second = on_both_paths(run, monkeypatch)
+    assert_same(second[:2], first[:2])
+    assert second[2] == pytest.approx(first[2], nan_ok=True, rel=1e-6)
+    loss, sums, metrics = first
+    of_returns, of_errors = name == "returns", name != "old_values"
+    assert loss.isnan() and math.isnan(metrics["value_loss"])
+    assert sums.isnan().tolist() == [
+        *(False, True, False, of_returns, of_returns, of_errors, of_errors, of_returns, of_errors)
+    ]
+    assert math.isnan(metrics["explained_variance"]) == of_errors

@@ -132,7 +132,17 @@ TEST(ValueLoss, InfinityAtAnActiveSlotIsNaNThoughErrorsSaturate) {
       batch.mask = {1, 1, 1, 0};
       (batch.*array)[1] = infinite;
       (batch.*array)[3] = infinite;
-      EXPECT_TRUE(std::isnan(batch.run({}).loss));
+      const ValueTotals out = batch.run({});
+      EXPECT_TRUE(std::isnan(out.loss));
+      using M = ValueMetrics;
+      const bool returns = array == &ValueRows<float>::returns;
+      const bool errors = array != &ValueRows<float>::old_values;
+      for (M::Sum sum : {M::kReturn, M::kReturnSquared, M::kReturnSpread}) {
+        EXPECT_EQ(std::isnan(out.metrics.sums[sum]), returns) << sum;
+      }
+      for (M::Sum sum : {M::kError, M::kErrorSquared, M::kErrorSpread}) {
+        EXPECT_EQ(std::isnan(out.metrics.sums[sum]), errors) << sum;
+      }
       EXPECT_TRUE(std::isnan(batch.dvalues[1]));
       EXPECT_TRUE(std::isfinite(batch.dvalues[0]));
       EXPECT_EQ(batch.dvalues[3], 0);

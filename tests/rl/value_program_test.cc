@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "rl/catalogue.h"
@@ -104,24 +105,36 @@ TEST(ValueProgram, PackedRowsWithoutOldValues) {
   });
 }
 
+// The first token that a thread sees, and its second.
+constexpr size_t kFirst = 3, kSecond = kFirst + cuda::kValueThreads;
+
 TEST(ValueProgram, BrokenTokensSpoilTheLossAndTheirOwnGradient) {
   for_each_objective([](const ValueObjective& objective) {
     for (auto member : {&ValueRows<float>::values, &ValueRows<float>::old_values,
                         &ValueRows<float>::returns, &ValueRows<float>::mask}) {
-      for (const float broken : {kNan, HUGE_VALF}) {
-        ValueRows<float> batch(2, 50);
-        batch.mask[3] = 1;
-        batch.values[3] = batch.old_values[3] = batch.returns[3] = 0;
-        (batch.*member)[3] = broken;
-        const double counts[] = {80, 2};
-        std::vector<float> dvalues(100);
+      for (const auto& [place, broken] : std::vector<std::pair<size_t, float>>{
+               {kFirst, kNan}, {kFirst, HUGE_VALF}, {kSecond, HUGE_VALF}}) {
+        ValueRows<float> batch(2, 300);
+        for (const size_t each : {kFirst, kSecond}) {
+          batch.mask[each] = 1;
+          batch.values[each] = batch.old_values[each] = batch.returns[each] = 0;
+        }
+        (batch.*member)[place] = broken;
+        const double counts[] = {480, 2};
+        std::vector<float> dvalues(600);
         const bool by_length =
             objective.aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
-        const ValueTotals out = run_program(batch.arrays(), objective, to(dvalues, 50), counts);
-        EXPECT_TRUE(std::isnan(out.loss) && std::isnan(dvalues[3]));
+        const ValueTotals out = run_program(batch.arrays(), objective, to(dvalues, 300), counts);
+        EXPECT_TRUE(std::isnan(out.loss) && std::isnan(dvalues[place]));
+        if (member != &ValueRows<float>::mask) {  // which the CPU kernel refuses
+          const ValueTotals want = batch.run(objective);
+          for (size_t i = 0; i < out.metrics.sums.size(); ++i) {
+            EXPECT_EQ(std::isnan(out.metrics.sums[i]), std::isnan(want.metrics.sums[i])) << i;
+          }
+        }
         const bool spoils_its_row = by_length && member == &ValueRows<float>::mask;
-        for (size_t i = 4; i < (spoils_its_row ? 4u : 100u); ++i) {
-          EXPECT_FALSE(std::isnan(dvalues[i]));
+        for (size_t i = spoils_its_row ? 300 : 0; i < 600; ++i) {
+          EXPECT_EQ(std::isnan(dvalues[i]), i == place) << i;
         }
       }
     }

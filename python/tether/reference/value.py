@@ -99,7 +99,8 @@ def value_loss(
     factors = narrowed(world_size * factors, wide)
     loss = (rows.spread(factors) * weight * each).sum()
     with torch.no_grad():
-        weight, target, error = weight.double(), target.double(), (target - value).double()
+        weight = weight.double()
+        target, error = (x + 0 * x for x in (target.double(), (target - value).double()))
         parts = (
             torch.ones_like(weight),
             each.double(),
