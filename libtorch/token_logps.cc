@@ -8,6 +8,7 @@
 #include <ATen/ops/exp.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/tanh.h>
+#include <ATen/ops/where.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <bit>
@@ -238,13 +239,13 @@ constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 at::Tensor final_logits(const at::Tensor& logits, const RowOptions& row) {
   const at::Tensor stored = logits.to(detail::result_type(logits));
   at::Tensor x = stored * row.scale;
-  const at::Tensor absent = x == kMinusInfinity;
+  const at::Tensor absent = x == kMinusInfinity, infinite = stored == -kMinusInfinity;
   if (rows::is_capped(row)) {
     const TensorNumber known{stored.masked_fill(absent, 0)};
     const TensorNumber slope{rows::capped_slope(known.value.detach(), row)};
     x = with_gradient_of({rows::capped(known.value, row)}, slope * known).value;
   }
-  return x.masked_fill(absent, kMinusInfinity) / row.temperature;
+  return at::where(infinite, stored, x.masked_fill(absent, kMinusInfinity)) / row.temperature;
 }
 
 }  // namespace

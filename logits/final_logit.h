@@ -9,7 +9,7 @@
 #include "statistics.h"
 
 // The final logit of a stored one, in the words of RowStatistics: itself or, where there is a cap,
-// softcap tanh(scale logit / softcap). A logit of -inf stays there.
+// softcap tanh(scale logit / softcap). An infinite logit stays there.
 
 namespace tether::rows {
 
@@ -35,7 +35,7 @@ Number capped_slope(const Number& logit, const RowOptions& options) {
 }
 
 inline double final_logit(double logit, const RowOptions& options) {
-  return is_capped(options) && logit != -infinity ? capped(logit, options) : logit;
+  return is_capped(options) && std::abs(logit) < infinity ? capped(logit, options) : logit;
 }
 inline double final_slope(double logit, const RowOptions& options) {
   return is_capped(options) ? capped_slope(logit, options) : 1;
@@ -59,7 +59,8 @@ struct FinalLogit {
 
   TETHER_INLINE Real operator()(Real logit) const {
     if constexpr (!kCapped) return logit;
-    return logit > -math::detail::Format<Real>::kInfinity ? cap * tanh(logit) : logit;
+    constexpr Real kInfinity = math::detail::Format<Real>::kInfinity;
+    return (logit < Real(0) ? -logit : logit) < kInfinity ? cap * tanh(logit) : logit;
   }
   TETHER_INLINE Real slope(Real logit) const {
     if constexpr (!kCapped) return Real(1);

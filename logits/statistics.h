@@ -13,7 +13,7 @@ enum class RowSums { logp, entropy, all };
 struct RowOptions {
   double temperature = 1;       // logits are divided by it; in [1e-6, 1e6]
   double scale = 1;             // and multiplied by this before the softcap; in [1e-6, 1e6]
-  double softcap = 0;           // > 0: logits become softcap tanh(scale logits / softcap)
+  double softcap = 0;           // > 0: finite logits become softcap tanh(scale logits / softcap)
   int64_t ignore_index = -100;  // rows with this target: logp 0, entropy 0, gradient 0, not read
   RowSums sums = RowSums::entropy;
   // A shard of the vocabulary holds the columns of the ids [first_id, first_id + V) of `ids`

@@ -116,6 +116,20 @@ TEST(TokenLogps, AnyDevicePathGivesTheSame) {
   }
 }
 
+TEST(TokenLogps, AnInfiniteLogitIsNanUnderACapToo) {
+  for (double softcap : {0.0, 5.0}) {
+    for (Call call : {token_logps, detail::token_logps_any_device}) {
+      const at::Tensor logits = random_logits({2, 40}, at::kFloat);
+      logits[0][3] = kInfinity;
+      const at::Tensor targets = at::ones({2}, at::kLong);
+      for (const at::Tensor& each : results(call, logits, targets, {.row = {.softcap = softcap}})) {
+        EXPECT_TRUE(each[0].isnan().all().item<bool>()) << softcap;
+        EXPECT_TRUE(each[1].isfinite().all().item<bool>()) << softcap;
+      }
+    }
+  }
+}
+
 TEST(TokenLogps, ScaleAndSoftcap) {
   at::manual_seed(5);
   for (at::ScalarType type : {at::kFloat, at::kDouble, at::kBFloat16}) {

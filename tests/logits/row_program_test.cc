@@ -268,11 +268,12 @@ TEST(RowProgram, IgnoredRowsAndRowsWithoutUpstreamAreNotRead) {
 }
 
 // A row of these logits, and whether every number of its gradient is NaN.
-void expect_nan(const Doubles& logits, int64_t target) {
+void expect_nan(const Doubles& logits, int64_t target, double softcap = 0) {
   Batch batch = {.dtype = DType::float32,
                  .vocabulary = static_cast<int64_t>(logits.size()),
                  .logits = logits,
                  .targets = {target},
+                 .options = {.softcap = softcap},
                  .dlogps = {1},
                  .dentropies = {0}};
   Memory memory(batch.dtype, batch.logits);
@@ -287,6 +288,7 @@ void expect_nan(const Doubles& logits, int64_t target) {
 TEST(RowProgram, NanAndInfinityAndBadTargetsComeOutAsNan) {
   expect_nan({0, kNan, 1, 2, 3, 4, 5}, 0);
   expect_nan({0, 1, infinity, 2, -infinity}, 1);
+  expect_nan({0, 1, infinity, 2, -infinity}, 1, 5);
   expect_nan(Doubles(9, -infinity), 1);
   expect_nan({0, 1, 2}, 3);
   expect_nan({0, 1, 2}, -1);

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/bit_cast.h"
@@ -460,8 +461,10 @@ TEST(Rows, TargetOfMinusInfinity) {
 
 TEST(Rows, BadRowIsNanAndItsNeighboursAreNot) {
   for (DType dtype : kAllTypes) {
-    for (double poison : {kNan, infinity, -infinity}) {
-      const Batch clean = random_batch(dtype, 3, 2500, 1);
+    for (const auto& [poison, softcap] : std::vector<std::pair<double, double>>{
+             {kNan, 0}, {infinity, 0}, {-infinity, 0}, {kNan, 5}, {infinity, 5}, {-infinity, 5}}) {
+      Batch clean = random_batch(dtype, 3, 2500, 1);
+      clean.options.softcap = softcap;
       Batch bad = clean;
       // One NaN or +inf is enough; a row is empty only when all of it is -inf.
       const int64_t begin = poison == -infinity ? 2500 : 2500 + 2400;

@@ -107,3 +107,25 @@ def test_a_token_makes_the_metrics_of_values_nan(broken, place, name, monkeypatc
         *(False, True, False, of_returns, of_returns, of_errors, of_errors, of_returns, of_errors)
     ]
     assert math.isnan(metrics["explained_variance"]) == of_errors
+
+
+# ---- rows of logits ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("place", [0, 40, 2050])
+@pytest.mark.parametrize("others", [0.0, -INF])
+def test_an_infinite_logit_is_no_number_whatever_the_cap(softcap, place, others, monkeypatch):
+    logits = torch.full((2, 2100), others)
+    logits[:, 1], logits[0, place] = 1.0, INF
+    logits.requires_grad_()
+
+    def run():
+        options = {"softcap": softcap, "entropies": True, "statistics": True}
+        out = tether.token_logps(logits, torch.tensor([1, 1]), **options)
+        (gradient,) = torch.autograd.grad((out.logps + 2 * out.entropies).sum(), logits)
+        return *out[:3], gradient
+
+    first, second = on_both_paths(run, monkeypatch)
+    assert_same(second, first)
+    assert all(each[0].isnan().all() and each[1].isfinite().all() for each in first)
