@@ -10,6 +10,8 @@ namespace tether::detail {
 
 namespace {
 
+constexpr int64_t kMostRows = 0x7FFFFFFF;  // of a matrix product
+
 LinearInputs in_one_type(const LinearInputs& given) {
   const auto& [hidden, weight, bias, targets, support] = given;
   at::ScalarType type = c10::promoteTypes(hidden.scalar_type(), weight.scalar_type());
@@ -27,15 +29,15 @@ LinearInputs in_one_type(const LinearInputs& given) {
 LinearInputs checked_linear(std::string_view function, const at::Tensor& hidden,
                             const LinearHead& head, const at::Tensor& targets,
                             const LinearOptions& options) {
-  const auto at_least = [&](std::string_view name, int64_t least, int64_t value) {
-    require(value >= least, [&] {
-      return named(function, name) + " must be at least " + text(least) + ", got " + text(value);
-    });
-  };
   const LinearInputs given{hidden, head.weight, head.bias, targets};
   face::check_arguments(function, given);
-  at_least("chunk_bytes", 1, options.chunk_bytes);
-  at_least("rows_per_chunk", 0, options.rows_per_chunk);
+  require(options.chunk_bytes >= 1, [&] {
+    return named(function, "chunk_bytes") + " must be at least 1, got " + text(options.chunk_bytes);
+  });
+  require(options.rows_per_chunk >= 0 && options.rows_per_chunk <= kMostRows, [&] {
+    return named(function, "rows_per_chunk") + " must be in [0, " + text(kMostRows) + "], got " +
+           text(options.rows_per_chunk);
+  });
   check_fields(function, options.row);
   return in_one_type(given);
 }

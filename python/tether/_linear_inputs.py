@@ -14,6 +14,7 @@ from tether.logits import RowSettings
 
 _MADE_HERE = ("logps", "entropies", "turn_ids")  # or known not to be needed
 _LISTED = [each.name for each in FUNCTIONS["policy_loss"].arguments]
+_MOST_ROWS = 2**31 - 1  # of a matrix product
 LOSS_ARRAYS = (*(name for name in _LISTED if name not in _MADE_HERE), "offsets")
 
 
@@ -61,6 +62,8 @@ def checked_linear(
     call = FUNCTIONS["linear_token_logps"].call(tensors, settings._asdict(), function)
     if chunk_bytes is not None and chunk_bytes < 1:
         raise ValueError(f"{function}: chunk_bytes must be at least 1, got {chunk_bytes}")
-    if rows_per_chunk < 0:
-        raise ValueError(f"{function}: rows_per_chunk must be at least 0, got {rows_per_chunk}")
+    if not 0 <= rows_per_chunk <= _MOST_ROWS:
+        raise ValueError(
+            f"{function}: rows_per_chunk must be in [0, {_MOST_ROWS}], got {rows_per_chunk}"
+        )
     return linear.in_one_dtype(), targets.to(torch.int64).contiguous(), call

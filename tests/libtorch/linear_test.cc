@@ -606,13 +606,20 @@ TEST(Linear, BadInputIsRefused) {
 
 TEST(Linear, RowsPerChunkIsChecked) {
   const Inputs in = random_inputs();
-  try {
-    linear_token_logps(in.hidden, in.head(), in.targets, {.rows_per_chunk = -1});
-    ADD_FAILURE() << "no error";
-  } catch (const c10::ValueError& error) {
-    EXPECT_STREQ(error.what_without_backtrace(),
-                 "linear_token_logps: rows_per_chunk must be at least 0, got -1");
+  for (const int64_t rows : {int64_t{-1}, int64_t{1000000000000}}) {
+    try {
+      linear_token_logps(in.hidden, in.head(), in.targets, {.rows_per_chunk = rows});
+      ADD_FAILURE() << "no error";
+    } catch (const c10::ValueError& error) {
+      EXPECT_EQ(std::string(error.what_without_backtrace()),
+                "linear_token_logps: rows_per_chunk must be in [0, 2147483647], got " +
+                    std::to_string(rows));
+    }
   }
+  const int64_t largest = std::numeric_limits<int64_t>::max();
+  EXPECT_TRUE(at::equal(
+      linear_token_logps(in.hidden, in.head(), in.targets, {.chunk_bytes = largest}).logps,
+      linear_token_logps(in.hidden, in.head(), in.targets).logps));
 }
 
 TEST(Linear, BadLossesAreRefused) {

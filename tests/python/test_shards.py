@@ -462,5 +462,14 @@ def test_fixed_chunks_are_the_same_loss(rows):
         total = out.loss + logps.square().sum()
         outcomes.append((total.detach(), *torch.autograd.grad(total, leaves)))
     torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-12, atol=1e-12)
-    with pytest.raises(ValueError, match="rows_per_chunk must be at least 0, got -1"):
-        tether.linear_token_logps(*leaves, targets, rows_per_chunk=-1)
+
+
+@pytest.mark.parametrize("rows", [-1, 10**12])
+def test_rows_of_a_chunk_are_those_of_a_product(rows):
+    arguments = torch.zeros(3, 5, 6), torch.zeros(40, 6), torch.zeros(3, 5, dtype=torch.int64)
+    with pytest.raises(ValueError) as raised:
+        tether.linear_token_logps(*arguments, rows_per_chunk=rows)
+    sentence = f"rows_per_chunk must be in [0, 2147483647], got {rows}"
+    assert str(raised.value) == f"linear_token_logps: {sentence}"
+    out = tether.linear_token_logps(*arguments, chunk_bytes=2**63 - 1)
+    assert torch.equal(out.logps, tether.linear_token_logps(*arguments).logps)
