@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <initializer_list>
 #include <optional>
 #include <sstream>
@@ -64,6 +65,17 @@ struct Words {
   Tensor option_values;
   std::vector<Name> choice_names, choice_values;
 };
+
+// The public function that is called by way of this one is a choice like others.
+inline void take_caller(Words& words, std::string& caller) {
+  for (size_t i = 0; i < words.choice_names.size() && i < words.choice_values.size(); ++i) {
+    if (words.choice_names[i].text != "function") continue;
+    caller = words.choice_values[i].text;
+    words.choice_names.erase(words.choice_names.begin() + static_cast<std::ptrdiff_t>(i));
+    words.choice_values.erase(words.choice_values.begin() + static_cast<std::ptrdiff_t>(i));
+    return;
+  }
+}
 
 // A schema in which WORDS stands for the arguments that are words.
 inline std::string with_words(std::string schema) {
@@ -229,8 +241,9 @@ class Operator {
   }
 
   static void boxed(StableIValue* stack, uint64_t, uint64_t) {
-    put_results(stack, with_public_errors([&] {
-                  Call<Function> call = popped(Arguments(stack));
+    std::string caller{Function::kName};
+    put_results(stack, in_name_of(caller, Function::kName, [&] {
+                  Call<Function> call = popped(Arguments(stack), caller);
                   return Function::run(call);
                 }));
   }
@@ -257,12 +270,13 @@ class Operator {
     }
   }
 
-  static Call<Function> popped(Arguments arguments) {
+  static Call<Function> popped(Arguments arguments, std::string& caller) {
     Inputs tensors;
     arguments.arrays(tensors, kAllArrays);
     std::optional<Tensor> more;
     if constexpr (requires { Function::kMore; }) more = arguments.next<std::optional<Tensor>>();
-    const Words words = arguments.words();
+    Words words = arguments.words();
+    take_caller(words, caller);
     bool with_gradient = false;
     if constexpr (Function::kGradient) with_gradient = arguments.next<bool>();
     face::check_arguments(Function::kName, tensors);

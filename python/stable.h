@@ -57,6 +57,18 @@ auto with_public_errors(Body body) {
   }
 }
 
+// body(); its errors, which begin with the name of the callee, begin with the caller's.
+template <class Body>
+auto in_name_of(const std::string& caller, std::string_view callee, Body body) {
+  try {
+    return body();
+  } catch (const Error& error) {
+    std::string sentence = error.what();
+    if (sentence.starts_with(std::string(callee) + ":")) sentence.replace(0, callee.size(), caller);
+    throw std::invalid_argument(sentence);
+  }
+}
+
 inline Executor torch_executor() {
   return {.run = [](void*, int64_t tasks, Executor::Task task, void* argument) {
     torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {

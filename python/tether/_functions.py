@@ -16,6 +16,7 @@ from tether._checks import (
     check_given,
     check_no_tangents,
     check_weight_values,
+    in_name_of,
     number_of,
     result_dtype,
 )
@@ -47,18 +48,24 @@ class Call(NamedTuple):
     # A surrogate of one's own, which no operator knows, and its options.
     own: Mapping[str, Any] = {}
     more: tuple[Tensor, ...] = ()  # that the operator takes beside those of its list
+    caller: str = ""  # the public function, in whose name errors are; empty: the function's own
+
+    def name(self) -> str:
+        return self.caller or self.function.name
 
     def arguments(self) -> tuple:
-        return (*self.tensors.values(), *self.more, *self.settings.words())
+        settings = self.settings
+        if self.name() != self.function.name:
+            settings = settings._replace(choices={**settings.choices, "function": self.caller})
+        return (*self.tensors.values(), *self.more, *settings.words())
 
     def run(self) -> tuple[Tensor, ...] | Tensor:
         return self.function.operator(*self.arguments())
 
-    def run_with_gradient(self, name: str = "") -> tuple[Tensor, ...]:
-        """Differentiable once in the arguments that the list says. `name`: of the function that a
-        second derivative is refused by."""
+    def run_with_gradient(self) -> tuple[Tensor, ...]:
+        """Differentiable once in the arguments that the list says."""
         named = self.leaves()
-        check_no_tangents(self.function.name, **named)
+        check_no_tangents(self.name(), **named)
         leaves = named.values()
         wanted = torch.is_grad_enabled() and any(
             each is not None and each.requires_grad for each in leaves
@@ -69,7 +76,7 @@ class Call(NamedTuple):
         if not wanted:
             return function.direct(*arguments, False)
         others = []
-        whose = (function, name or function.name)
+        whose = (function, self.name())
         loss = _Differentiated.apply(whose, (*arguments, True), others, *leaves)
         return loss, *others
 
@@ -87,23 +94,28 @@ class Call(NamedTuple):
         """What the result is differentiable in."""
         return {name: self.tensors[name] for name in self.function.leaves}
 
+    def in_name_of(self, run: Callable) -> Any:
+        """run(), of what knows the function's own name."""
+        return in_name_of(self.name(), self.function.name, run)
+
     def once_differentiable(
-        self, function: str, *, forward_mode: bool = False, arriving: Arriving | None = None
+        self, *, forward_mode: bool = False, arriving: Arriving | None = None
     ) -> dict[str, Tensor | None]:
         """The tensors, for torch's own operations."""
+        function, leaves = self.name(), self.leaves()
         if not forward_mode:
-            check_no_tangents(function, **self.leaves())
-        leaves = self.leaves().items()
+            check_no_tangents(function, **leaves)
         return self.tensors | {
-            name: once_differentiable(function, each, arriving=arriving) for name, each in leaves
+            name: once_differentiable(function, each, arriving=arriving)
+            for name, each in leaves.items()
         }
 
-    def on_tensors(self, function: str, reference: Callable, *, rows: int = 0, **further: Any):
+    def on_tensors(self, reference: Callable, *, rows: int = 0, **further: Any):
         """What the function of `tether.reference` gives, its loss differentiable once."""
-        self.check_settings(function, rows)
+        self.check_settings(rows)
         arriving = Arriving(others=bool(self.own)) if is_eager() else None
-        tensors = self.once_differentiable(function, arriving=arriving)
-        out = reference(**tensors, **further, **self.named_settings())
+        tensors = self.once_differentiable(arriving=arriving)
+        out = self.in_name_of(lambda: reference(**tensors, **further, **self.named_settings()))
         return out if arriving is None else out._replace(loss=arriving.at(out.loss))
 
     def named_settings(self) -> dict[str, Value]:
@@ -112,7 +124,7 @@ class Call(NamedTuple):
         named = {shown(k): v for k, v in numbers.items() if not k.startswith("normalizer.")}
         return named | choices | self.own
 
-    def check_settings(self, function: str, rows: int = 0) -> None:
+    def check_settings(self, rows: int = 0) -> None:
         """The rules between options and arrays, where no operator checks them. Tensors among the
         options are not waited for; where a graph is traced nothing can be asked."""
         if torch.compiler.is_compiling():
@@ -120,13 +132,13 @@ class Call(NamedTuple):
         for name in ("response_mask", "nll_mask"):
             mask = self.tensors.get(name)
             if mask is not None:
-                check_weight_values(f"{function}: {name}", mask)
+                check_weight_values(f"{self.name()}: {name}", mask)
         numbers = {k: v for k, v in self.settings.numbers.items() if number_of(v) is not None}
         given = [name for name, each in self.tensors.items() if each is not None]
         words = self.settings._replace(numbers=numbers).words()
         if type(words[1]) is not Tensor:  # of a mode in which tensors hold nothing
             return
-        ops.check_settings(function, self.function.name, given, rows, *words)
+        ops.check_settings(self.name(), self.function.name, given, rows, *words)
 
 
 class Function:
@@ -220,7 +232,7 @@ class Function:
         function = function or self.name
         checked = self.checked(tensors, function)
         settings = checked_settings(function, self.options, self.choices, values)
-        return Call(self, checked, settings)
+        return Call(self, checked, settings, caller=function)
 
 
 def _as_taken(argument: Argument, tensor: Tensor, like: Like) -> Tensor:

@@ -163,7 +163,7 @@ def objective_call(
         numbers={**settings.numbers, **of_weights.numbers, **denominators},
         choices={"objective": row.name, **settings.choices, **of_weights.choices},
     )
-    return Call(loss, checked, settings, own)
+    return Call(loss, checked, settings, own, caller=function)
 
 
 def _check_denominators(

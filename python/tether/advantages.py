@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tether import _cuda, reference
-from tether._checks import check_given, check_known, in_name_of, kind_of
+from tether._checks import check_given, check_known, kind_of
 from tether._functions import ADVANTAGES, FUNCTIONS, Call
 from tether._lists import Choice, Numbers, Option, Value, checked_settings, of_numbers
 from tether._ops import has_kernel
@@ -126,10 +126,10 @@ def _of_rows(
     call = _call(function, estimator, tensors, options).detached()
     on_cuda = _cuda.call_on_cuda(call)
     if on_cuda is None and not has_kernel(tensors["rewards"]):
-        call.check_settings(function)
+        call.check_settings()
         out = reference.advantage(**call.tensors, **call.named_settings())
         return AdvantagesAndReturns(*out)
-    return AdvantagesAndReturns(*in_name_of(function, call.function.name, (on_cuda or call).run))
+    return AdvantagesAndReturns(*(on_cuda or call).run())
 
 
 def _of_groups(
@@ -151,20 +151,17 @@ def _of_groups(
     if on_cuda is None and not has_kernel(rewards):
         return _of_groups_by_torch(function, call.detached(), groups)
 
-    def run():
-        there = on_cuda or call.detached()
-        number = torch.float32 if on_cuda else torch.float64
-        types = {"rewards": number, "groups": torch.int64, "lengths": number}
-        for name, each in there.tensors.items():
-            there.tensors[name] = None if each is None else each.to(types[name]).contiguous()
-        return there.run().to(rewards)
-
-    return in_name_of(function, "group_advantage", run)
+    there = on_cuda or call.detached()
+    number = torch.float32 if on_cuda else torch.float64
+    types = {"rewards": number, "groups": torch.int64, "lengths": number}
+    for name, each in there.tensors.items():
+        there.tensors[name] = None if each is None else each.to(types[name]).contiguous()
+    return there.run().to(rewards)
 
 
 def _of_groups_by_torch(function: str, call: Call, groups: Groups | None) -> Tensor:
     """On other devices, without waiting: numbers are not looked at."""
-    call.check_settings(function)
+    call.check_settings()
     rewards, ids, lengths = call.tensors.values()
     if ids is None:
         count, size = len(rewards), int(groups)
@@ -240,7 +237,7 @@ def _call(
     checked = callee.checked(tensors, function)
     settings = checked_settings(function, row.options, row.choices, options)
     choices = {"estimator": estimator, **settings.choices}
-    return Call(callee, checked, settings._replace(choices=choices))
+    return Call(callee, checked, settings._replace(choices=choices), caller=function)
 
 
 # ---- by name -------------------------------------------------------------------------------------

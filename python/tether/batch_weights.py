@@ -80,5 +80,5 @@ def batch_weights(
     call = Call(FUNCTIONS[function], checked, settings._replace(choices=choices)).detached()
     if has_kernel(logps):
         return call.run()
-    call.check_settings(function)
+    call.check_settings()
     return reference.batch_weights(**call.tensors, **call.named_settings())

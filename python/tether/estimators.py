@@ -15,7 +15,6 @@ from tether._checks import (
     check_number,
     check_positive,
     check_strings,
-    in_name_of,
     kind_of,
     number_of,
     scalar,
@@ -119,12 +118,12 @@ def whiten(
     if on_cuda is not None:
         return (on_cuda if sums else _cuda.by_moments_of_batch(on_cuda)).run()
     if not has_eager_kernel(values):
-        call.check_settings(function)
+        call.check_settings()
         step = Moments(*sums.values()) if sums else None
         return reference.whiten(**call.tensors, step=step, **settings)
     if step is None:
-        of_step = Call(FUNCTIONS["moments"], call.tensors, Settings({}, {}))
-        step = Moments(*in_name_of(function, "moments", of_step.run).tolist())
+        of_step = Call(FUNCTIONS["moments"], call.tensors, Settings({}, {}), caller=function)
+        step = Moments(*of_step.run().tolist())
         if not all(map(math.isfinite, step)):
             return reference.whiten(**call.tensors, **settings)
         sums = {f"step.{name}": each for name, each in step._asdict().items()}
@@ -170,7 +169,7 @@ def kl_report(
     call = FUNCTIONS[function].call(tensors, settings).detached()
     if has_eager_kernel(log_ratios):
         return KlReport(*call.run().tolist())
-    call.check_settings(function)
+    call.check_settings()
     return KlReport(*reference.kl_report(**call.tensors, **call.named_settings()))
 
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tether import policy, preference
 from tether._checks import (
     Number,
     check_asked_ids,
     check_given,
     check_no_tangents,
-    in_name_of,
     number_of,
     shape_text,
 )
@@ -28,8 +28,8 @@ from tether._ops import has_eager_kernel
 from tether._support import Support
 from tether.logits import RowSettings, TokenLogps, VocabularyShard, with_index_error
 from tether.objective import PolicyObjective, PreferenceObjective
-from tether.policy import Normalizer, PolicyMetrics, denominators, policy_loss
-from tether.preference import PreferenceLoss, preference_call, preference_loss
+from tether.policy import Normalizer, PolicyMetrics, denominators
+from tether.preference import PreferenceLoss, preference_call
 from tether.surrogate import Surrogate
 
 
@@ -170,7 +170,7 @@ def linear_policy_loss(
             return out
     made = logps_of(function, linear, active, rows.settings, walk, support)
     settings = {"objective": objective, "normalizer": normalizer, "weights": weights}
-    return _loss_of_logps(function, made, bonus, batch, settings | options)
+    return _loss_of_logps(function, made, bonus, batch, settings | {"options": options})
 
 
 def _check_rows(function: str, targets: Tensor, offsets: Numbers | None) -> None:
@@ -196,10 +196,8 @@ def _loss_of_logps(
     found = None if made.entropies is None else made.entropies.detach()
     entropies = made.entropies if bonus else found
 
-    def run():
-        return policy_loss(made.logps, entropies=entropies, **batch, **settings)
-
-    out = in_name_of(function, "policy_loss", run)
+    tensors = {"logps": made.logps, "entropies": entropies, **batch}
+    out = policy.loss_of(function, tensors, **settings)
     return LinearPolicyOutput(out.loss, out.metrics, made.logps.detach(), found)
 
 
@@ -295,8 +293,5 @@ def linear_preference_loss(
     active = targets.masked_fill(masked.view(targets.shape), ignore_index)
     walk = walk_of(function, linear, chunk_bytes, rows_per_chunk, shard)
     made = logps_of(function, linear, active, rows.settings, walk, support=None)
-
-    def run():
-        return preference_loss(made.logps, objective=objective, **batch, **counts, **options)
-
-    return in_name_of(function, "preference_loss", run)
+    tensors = {"logps": made.logps, **batch}
+    return preference.loss_of(function, tensors, objective, options, counts)

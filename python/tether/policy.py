@@ -15,7 +15,6 @@ from tether._checks import (
     check_number,
     check_offset_values,
     check_positive,
-    in_name_of,
     kind_of,
     scalar,
 )
@@ -191,7 +190,6 @@ def policy_loss(
     CUDA where the package has its kernels (docs/cuda.md). It also runs a `Surrogate`. Raises
     ValueError or TypeError before any work is done.
     """
-    function = "policy_loss"
     tensors = {
         "logps": logps,
         "advantages": advantages,
@@ -207,9 +205,23 @@ def policy_loss(
         "row_tokens": row_tokens,
         "offsets": offsets,
     }
+    return loss_of("policy_loss", tensors, objective, options, normalizer, weights)
+
+
+def loss_of(
+    function: str,
+    tensors: dict[str, Tensor | None],
+    objective: str | PolicyObjective | Surrogate,
+    options: dict[str, Value],
+    normalizer: Normalizer | None,
+    weights: Weights | None = None,
+) -> PolicyLoss:
+    """policy_loss in the name of `function`."""
     counts = denominators(function, normalizer)
-    call = objective_call(function, tensors, objective, options, counts, weights=weights)
-    fused = has_kernel(logps, entropies)
+    call = objective_call(
+        "policy_loss", tensors, objective, options, counts, weights=weights, function=function
+    )
+    fused = has_kernel(tensors["logps"], tensors.get("entropies"))
     if call.own and fused:
         call.detached().run_with_gradient()  # which looks at what the arrays hold
     on_device = None if fused else _cuda.call_on_cuda(call)
@@ -217,7 +229,7 @@ def policy_loss(
         call = on_device
     elif call.own or not fused:
         step = of_denominators(counts)
-        out = call.on_tensors(function, reference.policy_loss, normalizer=step)
+        out = call.on_tensors(reference.policy_loss, normalizer=step)
         return PolicyLoss(out.loss, PolicyMetrics(out.sums, out.maxima))
     loss, _, _, sums, maxima = call.run_with_gradient()
     return PolicyLoss(loss, PolicyMetrics(sums, maxima))
@@ -269,17 +281,14 @@ def policy_token_losses(
     )
     if offsets is not None:
         check_offset_values(function, call.tensors["offsets"], "logps", logps.shape[0])
-    call.check_settings(function)
+    call.check_settings()
     looks = turn_ids is not None or takes_tokens_out(call.settings.choices)
     if has_kernel(logps) and looks:  # at what they hold
-        in_name_of(function, "policy_loss", call.detached().run_with_gradient)
-
-    def run():
-        return reference.policy_token_losses(
-            **call.once_differentiable(function, forward_mode=True), **call.named_settings()
-        )
-
-    return in_name_of(function, "policy_loss", run)
+        call.detached().run_with_gradient()
+    tensors = call.once_differentiable(forward_mode=True)
+    return call.in_name_of(
+        lambda: reference.policy_token_losses(**tensors, **call.named_settings())
+    )
 
 
 def local_counts(
@@ -324,7 +333,7 @@ def local_counts(
     }
     call = objective_call(function, tensors, objective, options, {}, weights=weights)
     if not has_kernel(logps) and _cuda.call_on_cuda(call) is None:
-        call.check_settings(function)
+        call.check_settings()
         counts = reference.local_counts(**call.detached().tensors, **call.named_settings())
     else:
         counts = call.detached().run()

@@ -16,7 +16,6 @@ from tether._checks import (
     check_floating,
     check_merged,
     check_positive,
-    in_name_of,
     number_of,
     result_dtype,
     scalar,
@@ -120,10 +119,10 @@ def preference_loss(
         "offsets": offsets,
     }
     counts = {"pairs": pairs, "tokens": tokens, "world_size": world_size, "loss_scale": loss_scale}
-    return _loss_of("preference_loss", tensors, objective, options, counts)
+    return loss_of("preference_loss", tensors, objective, options, counts)
 
 
-def _loss_of(
+def loss_of(
     function: str,
     tensors: dict[str, Tensor | None],
     objective: str | PreferenceObjective,
@@ -136,15 +135,15 @@ def _loss_of(
 
     def run():
         if ready is not None:
-            loss, _, sums = ready.run_with_gradient(function)
+            loss, _, sums = ready.run_with_gradient()
             return loss, sums
         logps, offsets = call.tensors["logps"], call.tensors["offsets"]
         rows = len(logps) if offsets is None else len(offsets) - 1
         step = {name: scalar(each) for name, each in counts.items()}
-        return call.on_tensors(function, reference.preference_loss, rows=rows, **step)
+        return call.on_tensors(reference.preference_loss, rows=rows, **step)
 
     try:
-        loss, sums = in_name_of(function, "preference_loss", run)
+        loss, sums = run()
     except ValueError as error:
         words = str(error).replace("normalizer.scale", "loss_scale").replace("normalizer.", "")
         raise ValueError(words) from None
@@ -271,4 +270,4 @@ def dpo_loss(
     tensors |= {name: settings.pop(name, None) for name in _FURTHER}
     counts = {name: settings.pop(name, default) for name, default in _COUNTS.items()}
     options = {"beta": beta, "label_smoothing": label_smoothing, **settings}
-    return _loss_of("dpo_loss", tensors, "dpo", options, counts)
+    return loss_of("dpo_loss", tensors, "dpo", options, counts)

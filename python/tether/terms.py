@@ -11,7 +11,7 @@ from torch import Tensor
 from tether._checks import Number, check_floating, check_given, in_name_of
 from tether._lists import Numbers, of_numbers
 from tether._ops import once_differentiable
-from tether.policy import Normalizer, policy_loss, policy_token_losses
+from tether.policy import Normalizer, loss_of, policy_token_losses
 
 
 def aggregate(
@@ -38,22 +38,16 @@ def aggregate(
     check_floating("aggregate: terms", terms)
     terms = once_differentiable("aggregate", terms)
     offsets = of_numbers(offsets, "ids", terms)
-
-    def run():
-        return policy_loss(
-            terms,
-            -_of_rows(terms, offsets),
-            response_mask,
-            objective="reinforce",
-            aggregation=aggregation,
-            constant=constant,
-            row_tokens=row_tokens,
-            offsets=offsets,
-            normalizer=normalizer,
-        ).loss
-
+    tensors = {
+        "logps": terms,
+        "advantages": -_of_rows(terms, offsets),
+        "response_mask": response_mask,
+        "row_tokens": row_tokens,
+        "offsets": offsets,
+    }
+    options = {"aggregation": aggregation, "constant": constant}
     try:
-        return in_name_of("aggregate", "policy_loss", run)
+        return loss_of("aggregate", tensors, "reinforce", options, normalizer).loss
     except (ValueError, TypeError, NotImplementedError) as error:
         raise type(error)(re.sub(r"\blogps\b", "terms", str(error))) from None
 

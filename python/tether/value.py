@@ -95,7 +95,7 @@ def value_loss(
     ready = call if has_kernel(values) else _cuda.call_on_cuda(call)
     if ready is None:
         step = of_denominators(counts)
-        out = call.on_tensors(function, reference.value_loss, normalizer=step)
+        out = call.on_tensors(reference.value_loss, normalizer=step)
         return ValueLoss(out.loss, ValueMetrics(out.sums))
     loss, _, sums = ready.run_with_gradient()
     return ValueLoss(loss, ValueMetrics(sums))

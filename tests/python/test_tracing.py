@@ -129,6 +129,29 @@ def test_errors_of_compiled_code_are_the_same():
     assert str(caught.value) == "policy_loss: response_mask must be in [0, 1], got 2 at [0, 0]"
 
 
+# By torch's operations, which do not look while they are traced.
+UNSEEN = ("kl_terms", "policy_token_losses")
+MASKED = [name for name, each in CALLS.items() if "response_mask" in each and name not in UNSEEN]
+
+
+@pytest.mark.parametrize("function", [*MASKED, "linear_policy_loss of rows"])
+def test_a_bad_mask_is_refused_in_the_name_of_the_function_in_compiled_code_too(function):
+    name, _, level = function.partition(" of ")
+    arguments = CALLS[name] | ({"objective": "gspo"} if level else {})
+    arguments["response_mask"] = 2.0 * arguments["response_mask"]
+
+    def said(call):
+        with pytest.raises(ValueError) as caught:
+            call(**arguments)
+        return str(caught.value)
+
+    torch._dynamo.reset()
+    call = getattr(tether, name)
+    sentence = said(torch.compile(call, backend="aot_eager"))
+    assert sentence == said(call)
+    assert sentence.startswith(f"{name}: response_mask must be in [0, 1], got 2 at [")
+
+
 @pytest.mark.parametrize("layout", [dict, packed])
 def test_the_path_of_other_devices_compiles_into_one_graph(layout):
     batch = layout(padded_batch())

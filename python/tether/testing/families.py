@@ -145,7 +145,7 @@ class Oracle:
             weights=self.weights,
             function=self.where,
         )
-        call.check_settings(self.where, len(next(iter(call.tensors.values()))))
+        call.check_settings(len(next(iter(call.tensors.values()))))
         return call
 
     def loss(self) -> Loss:
