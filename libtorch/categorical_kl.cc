@@ -1,27 +1,18 @@
 #include "libtorch/categorical_kl.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/isfinite.h>
-#include <ATen/ops/log_softmax.h>
-#include <ATen/ops/where.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <limits>
 #include <optional>
-#include <utility>
 #include <vector>
 
-#include "estimators/kl/forms.h"
 #include "libtorch/arrays.h"
 #include "libtorch/cuda/kernels.h"
 #include "libtorch/executor.h"
 #include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
-#include "libtorch/tensor_number.h"
 #include "logits/inputs.h"
 #include "logits/pair_kl.h"
 #include "logits/support.h"
@@ -182,42 +173,6 @@ CategoricalKl categorical_kl(const at::Tensor& q_logits, const at::Tensor& p_log
   const variable_list out =
       CategoricalKlFunction::apply(q_logits, p_logits, input_of_graph(support), &options);
   return {out[0], out[1], out[2]};
-}
-
-CategoricalKl categorical_kl_any_device(const at::Tensor& q_logits, const at::Tensor& p_logits,
-                                        const CategoricalKlOptions& options) {
-  const double minus_infinity = -std::numeric_limits<double>::infinity();
-  const auto log_softmax = [&](const at::Tensor& logits) {
-    at::Tensor x = logits.to(result_type(logits));
-    // Filling -inf with -inf cuts the gradient there.
-    x = x.masked_fill(x == minus_infinity, minus_infinity);
-    if (options.mask.defined()) x = x.masked_fill(options.mask.logical_not().unsqueeze(-1), 0);
-    return at::log_softmax(x / options.temperature, -1);
-  };
-  const at::Tensor log_q = log_softmax(q_logits), log_p = log_softmax(p_logits);
-  const auto expectation = [](const at::Tensor& log_of, const at::Tensor& what) {
-    const at::Tensor absent = log_of == -std::numeric_limits<double>::infinity();
-    return (log_of.exp() * what.masked_fill(absent, 0)).sum(-1);
-  };
-  // With sum_v (p_v - q_v) = 0 added to the value: no term is below 0, and none cancels.
-  const auto divergence = [&](const at::Tensor& log_of, const at::Tensor& log_other) {
-    const at::Tensor total = expectation(log_of, log_of - log_other);
-    const at::NoGradGuard constant;
-    const at::Tensor d = log_of - log_other, near = d.abs() < 0.5, zero = at::zeros_like(d);
-    const at::Tensor q = log_of.exp(), p = log_other.exp();
-    const at::Tensor far = (p - q) + q * d.masked_fill(q == 0, 0);
-    const at::Tensor small = q * k3(TensorNumber{at::where(near, -d, zero)}).value;
-    const at::Tensor value = at::where(near, small, far).sum(-1);
-    return std::pair(total, at::where(at::isfinite(total), value - total, at::zeros_like(total)));
-  };
-  const auto sum = [](const std::pair<at::Tensor, at::Tensor>& each) {
-    return each.first + each.second;
-  };
-  const auto masked = [&](const at::Tensor& value) {
-    return options.mask.defined() ? value.masked_fill(options.mask.logical_not(), 0) : value;
-  };
-  return {masked(sum(divergence(log_q, log_p))), masked(sum(divergence(log_p, log_q))),
-          masked(-expectation(log_q, log_q))};
 }
 
 }  // namespace detail

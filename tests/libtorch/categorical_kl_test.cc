@@ -7,6 +7,7 @@
 
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/libtorch/kl_results.h"
@@ -83,6 +84,53 @@ TEST(CategoricalKl, GradientOnlyWhereAsked) {
   EXPECT_FALSE(categorical_kl(p, p).kl.requires_grad());
 }
 
+// A column that one row has not, beside a probability below 2^-100; logits of any size.
+TEST(CategoricalKl, EveryDevicePathHasTheEdgesOfTheKernel) {
+  const auto row = [](std::vector<double> logits) { return at::tensor(logits, at::kDouble); };
+  const std::vector<std::pair<at::Tensor, at::Tensor>> pairs = {
+      {row({0, 1, -80}), row({1, 0, -kInfinity})},
+      {row({0, 1, -60}), row({1, 0, -kInfinity})},
+      {row({1e200, -1e200, 0}), row({-1e200, 1e200, 1})},
+      {row({1e200, 0.5, 0}), row({1e200, 0, 1})},
+      {row({0, 1, 2}), row({1, -kInfinity, 0})},  // an infinite divergence, either way
+      {row({1, -kInfinity, 0}), row({0, 1, 2})},
+      {row({0, kInfinity, 2}), row({1, 0, -kInfinity})}};
+  for (const double temperature : {1e-6, 1.0, 1e6}) {
+    for (const auto& [q, p] : pairs) {
+      const CategoricalKlOptions options{.temperature = temperature};
+      const auto want = results(categorical_kl, q.unsqueeze(0), p.unsqueeze(0), options);
+      const auto got =
+          results(detail::categorical_kl_any_device, q.unsqueeze(0), p.unsqueeze(0), options);
+      for (size_t i = 0; i < want.size(); ++i) {
+        EXPECT_TRUE(at::allclose(got[i], want[i], 1e-12, 1e-13, /*equal_nan=*/true))
+            << temperature << "\n"
+            << q << "\nresult " << i << "\n"
+            << got[i] << "\n"
+            << want[i];
+      }
+    }
+  }
+}
+
+// What is exactly 0, as of columns that are not there, stays 0 under an infinite gradient; a
+// divergence that is infinite has none under one of 0.
+TEST(CategoricalKl, ZerosStayZerosOnEveryDevice) {
+  at::Tensor q = at::randn({2, 30}, at::kDouble), p = at::randn({2, 30}, at::kDouble);
+  q.select(1, 4).fill_(-kInfinity);
+  p.select(1, 4).fill_(-kInfinity);
+  p[1][5] = -kInfinity;  // KL(q || p) is infinite
+  const at::Tensor upstream = at::tensor({kInfinity, 0.0}, at::kDouble);
+  for (Call call : {categorical_kl, detail::categorical_kl_any_device}) {
+    const at::Tensor x = leaf(q), y = leaf(p);
+    const auto out = torch::autograd::grad({call(x, y, {}).kl}, {x, y}, {upstream});
+    for (const at::Tensor& each : out) {
+      EXPECT_EQ(each[0].isinf().sum().item<int64_t>(), 29);
+      EXPECT_EQ(each[0][4].item<double>(), 0);
+      EXPECT_EQ(each[1].abs().max().item<double>(), 0);
+    }
+  }
+}
+
 TEST(CategoricalKl, ThreadsChangeNoBit) {
   const at::Tensor q = at::randn({64, 3000}), p = at::randn({64, 3000});
   const int threads = at::get_num_threads();
@@ -96,6 +144,9 @@ TEST(CategoricalKl, ThreadsChangeNoBit) {
 
 TEST(CategoricalKl, SecondBackwardIsRefused) {
   const at::Tensor q = leaf(at::randn({3, 20}, at::kDouble)), p = at::randn({3, 20}, at::kDouble);
+  const at::Tensor elsewhere = torch::autograd::grad(
+      {detail::categorical_kl_any_device(q, p, {}).kl.square().sum()}, {q}, {}, true, true)[0];
+  EXPECT_THROW(torch::autograd::grad({elsewhere.sum()}, {q}), c10::Error);
   const at::Tensor first = torch::autograd::grad({categorical_kl(q, p).kl.square().sum()}, {q}, {},
                                                  {}, /*create_graph=*/true)[0];
   EXPECT_THROW(first.square().sum().backward(), c10::NotImplementedError);

@@ -129,3 +129,40 @@ def test_an_infinite_logit_is_no_number_whatever_the_cap(softcap, place, others,
     first, second = on_both_paths(run, monkeypatch)
     assert_same(second, first)
     assert all(each[0].isnan().all() and each[1].isfinite().all() for each in first)
+
+
+def kl_gradients(q, p, upstream):
+    q, p = (each.clone().requires_grad_() for each in (q, p))
+    out = tether.categorical_kl(q, p)
+    loss = sum((each * x).sum() for each, x in zip(out, upstream, strict=True) if x is not None)
+    return torch.autograd.grad(loss, (q, p), materialize_grads=True)
+
+
+@pytest.mark.parametrize("entropy", [None, 2.0])
+def test_an_infinite_upstream_gradient_of_a_kl_leaves_zeros_alone(entropy, monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    q, p = (torch.randn(3, 40, generator=generator) for _ in range(2))
+    q[:, 5] = p[:, 5] = -INF  # there in neither row
+    q[:, 6] = p[:, 6] = -900.0  # of probability 0 in both
+    other = None if entropy is None else torch.tensor([entropy, 1, 0])
+    sign = None if entropy is None else torch.tensor([0.0, 1, 0])
+    upstream = torch.tensor([INF, 0.5, -INF]), None, other
+    signs = torch.tensor([1.0, 0.5, -1]), None, sign
+
+    first, second = on_both_paths(lambda: kl_gradients(q, p, upstream), monkeypatch)
+    for each, finite in zip(second, kl_gradients(q, p, signs), strict=True):
+        large = torch.where(finite == 0, 0.0, finite.sign() * INF)
+        torch.testing.assert_close(each, torch.stack([large[0], finite[1], large[2]]))
+        assert (each[:, 5:7] == 0).all()
+    assert_same(second, first)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_gradients_of_an_infinite_kl(swapped, monkeypatch):
+    q, p = torch.tensor([[0.0, 1, 2], [1, 2, 0]]), torch.tensor([[1.0, -INF, 0], [2, 0, 1]])
+    q, p = (p, q) if swapped else (q, p)
+    for upstream in ([1, None, None], [None, 1, None], [None, None, 1], [1, 1, 1], [0, 1, 1]):
+        given = [None if each is None else torch.full((2,), float(each)) for each in upstream]
+        with monkeypatch.context() as patch:
+            first, second = on_both_paths(lambda each=given: kl_gradients(q, p, each), patch)
+        assert_same(second, first)

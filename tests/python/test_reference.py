@@ -334,6 +334,19 @@ def test_divergences_are_nan_for_no_finite_logits(dtype, temperature):
                 assert not value.isnan().any() and not q.grad.isnan().any(), (size, log_p, tail)
 
 
+def test_a_kl_may_be_differentiated_twice():
+    generator = torch.Generator().manual_seed(4)
+    q, p = (torch.randn(2, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    q[0, 1] += 5  # most of the row
+    q, p = q.requires_grad_(), p.requires_grad_()
+    for i in range(3):
+
+        def of(q, p, i=i):
+            return reference.categorical_kl(q, p, temperature=0.7)[i]
+
+        assert torch.autograd.gradcheck(of, (q, p)) and torch.autograd.gradgradcheck(of, (q, p))
+
+
 def test_columns_at_minus_infinity_beside_almost_nothing_add_nothing():
     for dtype in (torch.float32, torch.float64):
         q = torch.tensor([0.0, 1, -200], dtype=dtype)

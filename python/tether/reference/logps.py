@@ -152,35 +152,77 @@ def categorical_kl(
     """KL(q || p), KL(p || q) and H(q), q = softmax(q_logits / temperature); [..., V] to [...].
 
     KL(q || p) = sum_v q_v (log q_v - log p_v). Columns at -inf in both are not there; one at
-    -inf in one of them adds nothing where the other is below 2^-100. Positions with mask False get
-    zeros and no gradient. Never negative: what rounding leaves below 0 is 0.
+    -inf in one of them adds nothing where the other is below 2^-100, and else makes the divergence
+    infinite, and its gradients by its own row NaN. Positions with mask False get zeros and no
+    gradient. Never negative: what rounding leaves below 0 is 0.
     """
 
-    def expectation(log_of, what):
-        p = log_of.exp()
-        nothing = (p == 0) | ((p < 2.0**-100) & what.isinf())
-        what = what.masked_fill(nothing, 0)
-        return p * what, what
-
-    def divergence(log_q, log_p):
-        """With sum_v (p_v - q_v) = 0 added to the value: no term is below 0, and none cancels."""
-        terms, d = expectation(log_q, log_q - log_p)
-        total = terms.sum(-1)
-        with torch.no_grad():
-            q, p, near = log_q.exp(), log_p.exp(), (log_q - log_p).abs() < 0.5
-            value = torch.where(near, q * k3(torch.where(near, -d, 0.0)), (p - q) + terms)
-            cancelled = torch.where(total.isfinite(), value.sum(-1) - total, 0.0)
-        return total + cancelled
-
     inactive = None if mask is None else ~mask
-    log_q, log_p = (_log_softmax(each, inactive, temperature) for each in (q_logits, p_logits))
-    entropy = expectation(log_q, -log_q)[0].sum(-1)
+    both = q_logits, p_logits
+    log_q, log_p = (_log_softmax(each, inactive, temperature) for each in both)
+    x, y = (each.to(log_q.dtype) / temperature for each in both)
+    q, p = log_q.exp(), log_p.exp()
+    kl, by_q = _divergence(log_q, log_p)
+    reverse_kl, by_p = _divergence(log_p, log_q)
+    moved = _summing_to_0(p - q, torch.minimum(q, p))
+    log_q = log_q.masked_fill(q == 0, 0)
+    entropy = -(q * log_q).sum(-1)
+    of_entropy = _summing_to_0(-q * (log_q + entropy[..., None]), q)
     values = (
-        divergence(log_q, log_p),
-        divergence(log_p, log_q),
-        torch.where(entropy < 0, entropy - entropy.detach(), entropy),
+        _with_slopes(_with_slopes(kl.detach(), by_q, x), moved, y),
+        _with_slopes(_with_slopes(reverse_kl.detach(), by_p, y), -moved, x),
+        _with_slopes(torch.where(entropy < 0, 0.0, entropy).detach(), of_entropy, x),
     )
     return values if mask is None else tuple(each.masked_fill(~mask, 0) for each in values)
+
+
+def _divergence(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(q || p) and its slopes by the logits of q, q_v (log q_v - log p_v - KL); NaN where it is
+    infinite and q_v is not 0."""
+    q, p, d = log_q.exp(), log_p.exp(), log_q - log_p
+    near = d.abs() < 0.5
+    d = d.masked_fill((q == 0) | ((q < 2.0**-100) & d.isinf()), 0)
+    terms = q * d
+    total = terms.sum(-1)
+    # With sum_v (p_v - q_v) = 0 added: no term is below 0, and none cancels.
+    value = torch.where(near, q * k3(torch.where(near, -d, 0.0)), (p - q) + terms).sum(-1)
+    value = torch.where(total.isfinite(), value, total)
+    away = d - (value + 0 * value)[..., None]
+    return value, _summing_to_0(torch.where(q == 0, 0 * q, q * away), q)
+
+
+def _summing_to_0(slopes: Tensor, weight: Tensor) -> Tensor:
+    """The slopes of a row. That of a column with most of the weight, whose terms cancel, is minus
+    the sum of the others."""
+    largest = weight.argmax(-1, keepdim=True)
+    others = slopes.scatter(-1, largest, 0.0).sum(-1, keepdim=True)
+    own = torch.where(weight.gather(-1, largest) > 0.5, -others, slopes.gather(-1, largest))
+    return slopes.scatter(-1, largest, own)
+
+
+class _WithSlopes(torch.autograd.Function):
+    """Values [...] of rows [..., V] with slopes, which may have a derivative. A slope or upstream
+    gradient of exactly 0 gives 0, whatever the other one is."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value, slopes, x):
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (slopes,) = ctx.saved_tensors
+        each = upstream[..., None]
+        return upstream, None, torch.where((each == 0) | (slopes == 0), 0.0, each * slopes)
+
+
+def _with_slopes(value: Tensor, slopes: Tensor, x: Tensor) -> Tensor:
+    return _WithSlopes.apply(value, slopes, x)
 
 
 def top_k_kl(
