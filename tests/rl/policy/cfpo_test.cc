@@ -85,5 +85,21 @@ TEST(Drpo, IsTheMeanOverTokens) {
       {slope(1.1, 2) / 4, slope(1.5, 2) / 4, slope(0.5, 2) / 4, slope(0.5, -2) / 4, 0, 0});
 }
 
+// Two tokens of probability 1/2 and 1/8 whose mean ratio is 2: their old probabilities count as
+// 1/4 and 1/16, though the policies' own were 1/8 (ratio 4) and 1/8 (ratio 1).
+TEST(Drpo, TheOldProbabilityIsWhatTheRatioOfAnAnswerTellsOf) {
+  Batch<double> batch(1, 2);
+  batch.mask = {1, 1};
+  batch.advantages = {3, 3};
+  batch.logps = {std::log(0.5), std::log(0.125)};
+  batch.old_logps = {std::log(0.125), std::log(0.125)};
+  PolicyObjective objective = presets::drpo(0.25);
+  objective.level = RatioLevel::sequence_token;
+  const auto loss = [](double w) { return loss_of(2, 3, w / 0.5); };
+  const auto slope = [](double w) { return slope_of(2, 3, w / 0.5); };
+  expect_loss_and_slopes(batch, objective, (loss(0.25) + loss(0.0625)) / 2,
+                         {slope(0.25) / 2, slope(0.0625) / 2});
+}
+
 }  // namespace
 }  // namespace tether
