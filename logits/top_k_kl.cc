@@ -12,6 +12,7 @@
 #include "core/check.h"
 #include "core/macros.h"
 #include "core/math.h"
+#include "core/select.h"
 #include "core/sum.h"
 #include "logits/lanes.h"
 #include "logits/stored_rows.h"
@@ -105,12 +106,7 @@ double saturation_of(DType dtype) {
 }
 
 // Finite log-probabilities beyond this count as this: no difference of two is infinite.
-constexpr double kFarthest = -1e290;
-
-TETHER_INLINE double saturated(double logp) {
-  const double near = logp < kFarthest ? kFarthest : logp;
-  return logp == -infinity ? logp : near;
-}
+constexpr double kFarthest = 1e290;
 
 // +inf and NaN are not.
 bool is_logp(double number) { return number < infinity; }
@@ -132,7 +128,8 @@ TETHER_CLONES void add_terms(const double* log_q, const double* log_p, int64_t s
                              double* slopes, double* q, double* p) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < size; ++i) {  // VECTOR
-    const auto term = head_kl(Dual<double>{log_q[i], 1}, Constant<double>{saturated(log_p[i])});
+    const auto term =
+        head_kl(Dual<double>{log_q[i], 1}, Constant<double>{saturated(log_p[i], kFarthest)});
     kl[i] = term.value;
     slopes[i] = term.grad;
     q[i] = math::exp(log_q[i]);
@@ -200,7 +197,7 @@ RowKl kl_of_row(const TopKHeads& heads, const TopKKlOptions& options, int64_t ro
   HeadTerms head = head_terms(options.tail, log_q, p_logps, k);
   const bool sampled = is_sampled(options.tail);
   const bool inside = sampled && std::find(ids, ids + k, heads.targets[row]) != ids + k;
-  const double log_p_y = sampled ? saturated(heads.p_target_logps[row]) : 0;
+  const double log_p_y = sampled ? saturated(heads.p_target_logps[row], kFarthest) : 0;
   const double log_q_y = sampled ? drawn(log_q[k]) : 0;
   const Tail tail = tail_kl(options.tail, Tail{mass_beside(head.q, log_q), {{1, 0}}},
                             Constant<double>{mass_beside(head.p, p_logps)}, options.precision,
@@ -226,7 +223,7 @@ std::vector<double> log_q_of_row(const TopKHeads& heads, const TopKKlOptions& op
   const auto add = [&](int64_t id) {
     const auto logit = widened<double>(data[id * heads.q.stride]);
     const double logp = logp_of(logit);
-    out.push_back(logit == -infinity ? logp : std::max(logp, kFarthest));
+    out.push_back(logit == -infinity ? logp : std::max(logp, -kFarthest));
   };
   for (int64_t i = 0; i < heads.size; ++i) add(heads.ids[row * heads.size + i]);
   if (is_sampled(options.tail)) add(heads.targets[row]);
