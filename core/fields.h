@@ -26,6 +26,8 @@ struct Range {
 };
 
 inline std::string text(const Range& range) {
+  if (range.low == -largest_finite && range.high == largest_finite) return "finite";
+  if (range.low == -infinity && range.high == infinity && !range.above) return "a number";
   if (range.high >= largest_finite) {
     const std::string low = (range.above ? "greater than " : "at least ") + text(range.low);
     return range.high == largest_finite ? low + " and finite" : low;

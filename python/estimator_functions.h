@@ -120,9 +120,9 @@ struct WhitenFunction : Estimator {
 template <class Visit>
 void for_each_option(WhitenFunction::Options& options, Visit visit) {
   for_each_field(options.rule, visit);
-  visit("step.count", options.step.count, Range{});
-  visit("step.mean", options.step.mean, Range{});
-  visit("step.squares", options.step.squares, Range{});
+  visit("step.count", options.step.count, Range{0, largest_finite});
+  visit("step.mean", options.step.mean, Range{-largest_finite, largest_finite});
+  visit("step.squares", options.step.squares, Range{0, largest_finite});
 }
 template <class Visit>
 void for_each_choice(WhitenFunction::Options& options, Visit visit) {

@@ -12,15 +12,13 @@ from tether import _cuda, reference
 from tether._checks import (
     Number,
     check_merged,
-    check_number,
     check_positive,
     check_strings,
     kind_of,
-    number_of,
     scalar,
 )
 from tether._functions import FUNCTIONS, Call
-from tether._lists import Numbers, Settings
+from tether._lists import Numbers, Settings, check_range
 from tether._ops import has_eager_kernel
 
 
@@ -135,9 +133,7 @@ def _checked_moments(function: str, step: Moments) -> dict[str, Number]:
         raise TypeError(f"{function}: step must be Moments, got {kind_of(step)}")
     sums = {f"step.{name}": each for name, each in step._asdict().items()}
     for name, each in sums.items():
-        check_number(function, name, each)
-        if name != "step.mean" and (number_of(each) or 0) < 0:
-            raise ValueError(f"{function}: {name} must be at least 0, got {number_of(each):g}")
+        check_range(function, name, each, FUNCTIONS[function].options[name])
     return {name: scalar(each) for name, each in sums.items()}
 
 

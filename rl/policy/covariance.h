@@ -57,7 +57,7 @@ struct ClipCovPicks {
   static constexpr BatchNeeds needs{.logps = true, .old_logps = true, .advantages = true};
   static constexpr auto fields() {
     using Self = ClipCovPicks;
-    constexpr Range kAny{-largest_finite, infinity};
+    constexpr Range kAny{-infinity, infinity, true};
     return std::tuple{field("share", &Self::share, {0, 1}),
                       field("low", &Self::low, kAny),
                       field("high", &Self::high, kAny),

@@ -406,8 +406,17 @@ NUMBERS_IN_TENSORS = {
     "generalized_advantage_estimation: lambda_ must be in [0, 1], got 2": lambda: (
         tether.generalized_advantage_estimation(X, X, ROWS, lambda_=torch.tensor(2.0))
     ),
-    "whiten: step.count must be at least 0, got -1": lambda: tether.whiten(
+    "whiten: step.count must be at least 0 and finite, got -1": lambda: tether.whiten(
         X, ROWS, step=tether.Moments(-1.0, 0.0, 1.0)
+    ),
+    "whiten: step.mean must be finite, got nan": lambda: tether.whiten(
+        X, ROWS, step=tether.Moments(3, math.nan, 1.0)
+    ),
+    "whiten: step.squares must be at least 0 and finite, got inf": lambda: tether.whiten(
+        X, ROWS, step=tether.Moments(3, 0.0, torch.tensor(math.inf))
+    ),
+    "batch_weights: low must be greater than -inf, got nan": lambda: tether.batch_weights(
+        "clip_cov", X, ROWS, old_logps=X, advantages=X, low=math.nan
     ),
     "policy_loss: normalizer.scale must be a number, got NoneType": lambda: tether.policy_loss(
         X, ADVANTAGES, ROWS, normalizer=tether.Normalizer(scale=None)
