@@ -212,20 +212,20 @@ def scalar(value: Number) -> Number:
     return float(value) if isinstance(value, int) and abs(value) >= 2**63 else value
 
 
-def stands_for_another(tensor: Tensor) -> bool:
-    """As those of vmap do, and all where something is traced."""
+def stands_in(tensor: Tensor) -> bool:
+    """Whether it cannot be looked at: it stands for another, as those of vmap do, or is traced."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
     functorch = torch._C._functorch
     while functorch.is_gradtrackingtensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
-    of_its_own = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
-    return of_its_own or functorch.is_functorch_wrapped_tensor(tensor)
+    others = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return others or functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def holds_numbers(tensor: Tensor) -> bool:
     """Whether they can be looked at without waiting for a device."""
-    return tensor.device.type == "cpu" and not stands_for_another(tensor)
+    return tensor.device.type == "cpu" and not stands_in(tensor)
 
 
 def number_of(value: Number) -> float | None:
@@ -331,7 +331,7 @@ def check_id_values(
     """Where they are on the host; the operators do it for their calls. On devices where that is
     asked for."""
     looked_at = ids.device.type == "cpu" or (_ids_on_devices and ids.device.type != "meta")
-    if not looked_at or stands_for_another(ids):
+    if not looked_at or stands_in(ids):
         return
     bad = (ids < 0) | (ids >= vocabulary)
     bad = bad if ignore_index is None else bad & (ids != ignore_index)

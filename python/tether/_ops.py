@@ -43,8 +43,13 @@ def has_kernel(tensor: torch.Tensor, *others: torch.Tensor | None) -> bool:
 
 
 def has_eager_kernel(tensor: torch.Tensor, *others: torch.Tensor | None) -> bool:
-    """The same of what torch.func cannot map: walks over chunks, and what gives numbers."""
+    """The same of walks over chunks, which torch.func cannot map."""
     return has_kernel(tensor, *others) and not torch._C._are_functorch_transforms_active()
+
+
+def gives_numbers(tensor: torch.Tensor) -> bool:
+    """Whether what its kernel finds can be numbers of Python."""
+    return has_kernel(tensor) and is_eager()
 
 
 def on_cuda(tensor: torch.Tensor) -> bool:

@@ -19,7 +19,7 @@ from tether._checks import (
 )
 from tether._functions import FUNCTIONS, Call
 from tether._lists import Numbers, Settings, check_range
-from tether._ops import has_eager_kernel
+from tether._ops import gives_numbers
 
 
 class Moments(NamedTuple):
@@ -80,14 +80,14 @@ def moments(values: Tensor, response_mask: Tensor) -> Moments:
     """Of the values at active slots; [B, T] or [N].
 
     Numbers; tensors of one number on other devices than the CPU, so that nothing waits for them,
-    and under torch.func.
+    under torch.func and in compiled code.
     """
     tensors = {"values": values, "response_mask": response_mask}
     call = FUNCTIONS["moments"].call(tensors, {}).detached()
     on_cuda = _cuda.call_on_cuda(call)
     if on_cuda is not None:
         return Moments(*on_cuda.run().unbind())
-    if has_eager_kernel(values):
+    if gives_numbers(values):
         return Moments(*call.run().tolist())
     return Moments(*reference.moments(**call.tensors))
 
@@ -115,7 +115,7 @@ def whiten(
     on_cuda = _cuda.call_on_cuda(call.with_numbers(sums))
     if on_cuda is not None:
         return (on_cuda if sums else _cuda.by_moments_of_batch(on_cuda)).run()
-    if not has_eager_kernel(values):
+    if not gives_numbers(values):
         call.check_settings()
         step = Moments(*sums.values()) if sums else None
         return reference.whiten(**call.tensors, step=step, **settings)
@@ -151,7 +151,7 @@ def kl_report(
     estimator   k1, k2, k3 or k_lambda = -d + lambda (e^d - 1); its lambda None: fitted on the batch
 
     Numbers; tensors of one number on other devices than the CPU, so that nothing waits for them,
-    and under torch.func.
+    under torch.func and in compiled code.
     """
     function = "kl_report"
     tensors = {"log_ratios": log_ratios, "response_mask": response_mask, "offsets": offsets}
@@ -163,7 +163,7 @@ def kl_report(
             raise ValueError(f"{function}: lambda_ must not be given for {estimator}, got one")
         settings["lambda_"] = lambda_
     call = FUNCTIONS[function].call(tensors, settings).detached()
-    if has_eager_kernel(log_ratios):
+    if gives_numbers(log_ratios):
         return KlReport(*call.run().tolist())
     call.check_settings()
     return KlReport(*reference.kl_report(**call.tensors, **call.named_settings()))
@@ -183,7 +183,7 @@ def mismatch_report(
     rollout_logps    like it, of the engine
 
     Numbers; tensors of one number on other devices than the CPU, so that nothing waits for them,
-    and under torch.func.
+    under torch.func and in compiled code.
     """
     tensors = {
         "old_logps": old_logps,
@@ -192,7 +192,7 @@ def mismatch_report(
         "offsets": offsets,
     }
     call = FUNCTIONS["mismatch_report"].call(tensors, {}).detached()
-    if has_eager_kernel(old_logps):
+    if gives_numbers(old_logps):
         out = call.run().tolist()
     else:
         out = reference.mismatch_report(**call.tensors).unbind()

@@ -7,7 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import check_device, check_given, check_id_type, dtype_text, shape_text
+from tether._checks import (
+    check_device,
+    check_given,
+    check_id_type,
+    dtype_text,
+    shape_text,
+    stands_in,
+)
 
 _FUNCTION = "response_targets"
 
@@ -49,7 +56,8 @@ def response_targets(
         logps = token_logps(logits[:, :-1], targets).logps
 
     targets.masked_fill(~response_mask, -100) spares the reading of logits outside of the response.
-    On any device; checking the prompt lengths waits for it. Raises ValueError or TypeError.
+    On any device; checking the prompt lengths waits for it, and is left out in compiled code and
+    under torch.vmap. Raises ValueError or TypeError.
     """
     _check(input_ids, prompt_lengths, attention_mask)
     position = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -83,6 +91,8 @@ def _check(input_ids: Tensor, prompt_lengths: Tensor, attention_mask: Tensor | N
                 f"{where} must be bool or integer, got {dtype_text(attention_mask.dtype)}"
             )
         _check_like("attention_mask", attention_mask, input_ids, list(input_ids.shape))
+    if stands_in(prompt_lengths):
+        return
     for row, length in enumerate(prompt_lengths.tolist()):
         if not 1 <= length <= input_ids.shape[1]:
             raise ValueError(

@@ -38,6 +38,26 @@ def test_arrays_are_mapped(name):
     torch.testing.assert_close(masks_alone[0], apart[0])
 
 
+@pytest.mark.parametrize("name", ["whiten", "moments", "kl_report", "mismatch_report"])
+def test_estimators_compile_into_one_graph(name):
+    run = OF_MASKS[name]
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    expected = torch.as_tensor(run(LOGPS[0], MASKS[0])).double()
+    torch.testing.assert_close(compiled(LOGPS[0], MASKS[0]), expected)
+
+
+def test_targets_of_responses_are_mapped_and_compiled():
+    ids = torch.arange(24).view(2, 2, 6)
+    lengths, attended = torch.tensor([[2, 3], [1, 6]]), torch.rand(2, 2, 6) > 0.2
+    apart = [tether.response_targets(*each) for each in zip(ids, lengths, attended, strict=True)]
+    mapped = torch.vmap(tether.response_targets)(ids, lengths, attended)
+    compiled = torch.compile(tether.response_targets, fullgraph=True, backend="aot_eager")
+    for i, expected in enumerate(apart):
+        for name in expected._fields:
+            assert torch.equal(getattr(mapped, name)[i], getattr(expected, name))
+    assert torch.equal(compiled(ids[0], lengths[0], attended[0])[1], apart[0].response_mask)
+
+
 def test_hidden_states_are_mapped():
     def logps(hidden):
         return tether.linear_token_logps(hidden, HEAD, TARGETS).logps
