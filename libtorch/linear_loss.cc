@@ -118,6 +118,12 @@ LinearPolicyOutput loss_by_sweep(const LinearInputs& inputs, const PolicyBatch& 
   return {loss, detail::metric_tensors(result.totals.metrics), result.logps, result.entropies};
 }
 
+// Its offsets, which were looked at on the host, are where its rows are again.
+template <class Batch>
+void offsets_beside_rows(Batch& batch) {
+  if (batch.offsets.defined()) batch.offsets = batch.offsets.to(batch.logps.device());
+}
+
 LinearPolicyOutput loss_of_logps(const LinearInputs& inputs, const PolicyBatch& given,
                                  const PolicyObjective& objective, const Normalizer& normalizer,
                                  const LinearOptions& options) {
@@ -130,6 +136,7 @@ LinearPolicyOutput loss_of_logps(const LinearInputs& inputs, const PolicyBatch& 
   PolicyBatch batch = given;
   batch.logps = made.logps;
   batch.entropies = made.entropies;
+  offsets_beside_rows(batch);
   const LossOutput out = policy_loss(batch, objective, normalizer);
   return {out.loss, out.metrics, made.logps.detach(),
           options.entropies ? made.entropies.detach() : at::Tensor()};
@@ -202,6 +209,7 @@ PreferenceOutput linear_preference_loss(const at::Tensor& hidden, const LinearHe
     if (batch.nll_mask.defined()) read = read.logical_or(batch.nll_mask != 0);
     ignore_masked(kPreference, read, asked, inputs);
     batch.logps = detail::linear_token_logps(inputs, asked).logps.view(batch.logps.sizes());
+    offsets_beside_rows(batch);
     return preference_loss(batch, objective, normalizer);
   });
 }
