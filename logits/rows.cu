@@ -44,7 +44,7 @@ void row_statistics(const ConstLogits& logits, const int64_t* targets, const Row
   check_sums(function, options, results);
   with_types(logits.dtype, options, [&]<class Stored, bool kCapped>() {
     const auto in = row_parameters<kCapped>(logits, targets, options);
-    // Few softcaps are in use: one kind of sums is enough for them.
+    // Few cap their logits: one kind of sums is enough for them.
     const auto launch = [&]<bool kAll>(std::bool_constant<kAll>) {
       launch_tasks(function, logits.rows, 1, [&](int64_t first, unsigned blocks) {
         statistics_kernel<Stored, kCapped, kAll>

@@ -23,7 +23,7 @@ from tether._catalogue import (
     objectives,
     weights,
 )
-from tether._checks import check_ids
+from tether._ids import check_ids
 from tether._support import Support, support
 from tether.advantages import (
     AdvantageEstimator,

@@ -19,7 +19,6 @@ Number = float | Tensor
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SMALLEST_WEIGHT = 2.0**-126  # below it the inverse of a weight is no float
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_ids_on_devices = False
 
 
 def kind_of(value: Any) -> str:
@@ -55,12 +54,6 @@ def check_given(where: str, tensor: Tensor | None) -> None:
     if tensor.layout != torch.strided or tensor.is_nested:
         got = "a nested one" if tensor.is_nested else dtype_text(tensor.layout)
         raise TypeError(f"{where} must be a dense tensor, got {got}")
-
-
-def check_id_type(where: str, tensor: Tensor | None) -> None:
-    check_given(where, tensor)
-    if tensor.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{where} must be int32 or int64, got {dtype_text(tensor.dtype)}")
 
 
 def check_floating(where: str, tensor: Tensor) -> None:
@@ -319,66 +312,6 @@ def check_weight_values(where: str, mask: Tensor) -> None:
         tiny = 0 < weight < SMALLEST_WEIGHT
         rule = f"0 or at least {SMALLEST_WEIGHT:g}" if tiny else "in [0, 1]"
         raise ValueError(f"{where} must be {rule}, got {weight:g} at {place}")
-
-
-def check_id_values(
-    where: str,
-    ids: Tensor,
-    vocabulary: int,
-    ignore_index: int | None = None,
-    active: Tensor | None = None,
-) -> None:
-    """Where they are on the host; the operators do it for their calls. On devices where that is
-    asked for."""
-    looked_at = ids.device.type == "cpu" or (_ids_on_devices and ids.device.type != "meta")
-    if not looked_at or stands_in(ids):
-        return
-    bad = (ids < 0) | (ids >= vocabulary)
-    bad = bad if ignore_index is None else bad & (ids != ignore_index)
-    bad = bad if active is None else bad & active
-    if bad.any():
-        place = bad.nonzero()[0].tolist()
-        ignored = "" if ignore_index is None else f" or ignore_index {ignore_index}"
-        raise IndexError(
-            f"{where} must be in [0, {vocabulary}){ignored}, got {ids[tuple(place)].item()} at "
-            f"{place}"
-        )
-
-
-def looks_at_ids() -> bool:
-    """On devices too."""
-    return _ids_on_devices
-
-
-def check_asked_ids(where: str, ids: Tensor, vocabulary: int, ignore_index: int) -> None:
-    """Where a kernel runs, which refuses them on the CPU alone."""
-    if _ids_on_devices:
-        check_id_values(where, ids, vocabulary, ignore_index)
-
-
-class check_ids:
-    """Whether ids on a device are looked at: one out of range is an IndexError with its place, as
-    on the CPU, in place of NaN for its token.
-
-        with tether.check_ids():  # or tether.check_ids(True), until tether.check_ids(False)
-            trainer.train()
-
-    For finding a fault: every call waits for its device. It holds for all threads, for the targets
-    of token_logps and linear_*, kept ids, and the ids of top_k_kl and head_logps; a compiled graph
-    looks at nothing.
-    """
-
-    def __init__(self, enabled: bool = True):
-        global _ids_on_devices
-        check_flags("check_ids", enabled=enabled)
-        self._before, _ids_on_devices = _ids_on_devices, enabled
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_) -> None:
-        global _ids_on_devices
-        _ids_on_devices = self._before
 
 
 def check_offset_values(function: str, offsets: Tensor, name: str, size: int) -> None:

@@ -8,16 +8,17 @@ import math
 import torch
 from torch import Tensor
 
-_HEADER = ("first_id", "", "ids", "temperature", "scale", "softcap", "ignore_index")
+from tether.reference.logps import multiplier
 
 
 def block_of(states: Tensor, columns: int, targets: Tensor, words: tuple) -> Tensor:
-    """[1 + N, 8] of this rank, which has so many columns."""
-    numbers = _numbers(words) | {"": columns}
+    """[1 + N, 8] of this rank, which has so many columns: first its place and settings."""
+    numbers = _numbers(words)
+    own = (numbers.pop("first_id"), columns, numbers.pop("ids"))
     block = states.new_zeros(1 + len(states), 8, dtype=torch.float64)
     block[1:, :7] = states
-    for i, name in enumerate(_HEADER):
-        block[0, i] = numbers[name]
+    for i, number in enumerate((*own, *numbers.values())):
+        block[0, i] = number
     # A sum that others hardly have: of whole numbers, exact.
     places = torch.arange(1, 1 + len(states), device=states.device)
     block[0, 7] = (targets.view(-1) * places).sum()
@@ -27,12 +28,11 @@ def block_of(states: Tensor, columns: int, targets: Tensor, words: tuple) -> Ten
 def merged(blocks: Tensor, targets: Tensor, words: tuple) -> tuple[Tensor, Tensor, Tensor]:
     """logps, entropies and states of blocks [shards, 1 + N, 8], as of the whole rows."""
     numbers = _numbers(words)
-    scale = 1.0 if numbers["softcap"] > 0 else numbers["scale"]
-    multiplier = scale / numbers["temperature"]
+    factor = multiplier(**numbers)
     parts = blocks[:, 1:, :7]
     reference, total, weighted, target, squares, *counts = parts.unbind(-1)
     top = reference.amax(0)
-    shift = ((reference - top) * (multiplier * math.log2(math.e))).clamp_min(-1100)
+    shift = ((reference - top) * (factor * math.log2(math.e))).clamp_min(-1100)
     power = shift.exp2()
     sums = (total * power, (weighted + total * shift) * power, squares * power.square(), *counts)
     total, weighted, *others = (each.sum(0) for each in sums)
@@ -44,7 +44,7 @@ def merged(blocks: Tensor, targets: Tensor, words: tuple) -> tuple[Tensor, Tenso
     states[:, 1].masked_fill_(broken, math.nan)
     top, total, weighted, target = states[:, :4].unbind(-1)
     log_total = total.log()
-    logps = ((target - top) * multiplier - log_total).clamp_max(0)
+    logps = ((target - top) * factor - log_total).clamp_max(0)
     entropies = (log_total - math.log(2) * weighted / total).clamp_min(0)
     shaped = (each.float().view(targets.shape) for each in (logps, entropies))
     return *shaped, states.float()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tether import _cuda, _ops
-from tether._checks import check_asked_ids, check_no_tangents, in_name_of, savable
+from tether._checks import check_no_tangents, in_name_of, savable
+from tether._ids import check_asked_ids
 from tether._linear_inputs import Linear
 from tether._linear_ops import Chunk, LinearTokenLogps, chunk_of
 from tether._linear_tracing import traced_logps

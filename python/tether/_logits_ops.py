@@ -11,6 +11,7 @@ from tether import _ops
 from tether._checks import dtype_text, kind_of, result_dtype, savable, shape_text
 from tether._cuda_shards import block_of, merged
 from tether._ops import ops
+from tether.reference.logps import multiplier
 
 STATISTICS, _KL_STATISTICS = 8, 9  # float64 numbers a row
 _ON_CUDA = 7  # float32: the RowState of logits/rows_cuda.h
@@ -83,8 +84,7 @@ def token_statistics(statistics, inputs, settings):
 
 def _token_statistics_on_cuda(statistics, shape, numbers):
     reference, total, _, target, squares, logits, columns = statistics.unbind(-1)
-    scale = 1.0 if numbers["softcap"] > 0 else numbers["scale"]
-    means = logits / columns * (scale / numbers["temperature"])
+    means = logits / columns * multiplier(**numbers)
     found = squares / total.square(), means, target >= reference
     return tuple(each.view(shape) for each in found)
 

@@ -11,14 +11,13 @@ from torch import Tensor
 from tether import _ops
 from tether._checks import (
     check_device,
-    check_id_type,
     check_integers,
     check_offset_values,
     kind_of,
-    looks_at_ids,
     savable,
     shape_text,
 )
+from tether._ids import check_id_type, looks_at_ids
 from tether._ops import once_differentiable
 
 _ABSENT = -1  # in ids

@@ -8,16 +8,10 @@ import torch
 from torch import Tensor
 
 from tether import policy, preference
-from tether._checks import (
-    Number,
-    check_asked_ids,
-    check_given,
-    check_no_tangents,
-    number_of,
-    shape_text,
-)
+from tether._checks import Number, check_given, check_no_tangents, number_of, shape_text
 from tether._cuda_linear import loss_call, walk_over
 from tether._functions import Call
+from tether._ids import check_asked_ids
 from tether._linear_inputs import LOSS_ARRAYS, Linear, checked_linear, stand_in
 from tether._linear_logps import logps_of, walk_of
 from tether._linear_ops import Chunk, LinearPolicyLoss

@@ -10,19 +10,17 @@ from torch import Tensor
 
 from tether import _cuda, reference
 from tether._checks import (
-    check_asked_ids,
     check_device,
     check_given,
-    check_id_values,
     check_integers,
     check_no_tangents,
     dtype_text,
     in_name_of,
     kind_of,
-    looks_at_ids,
     shape_text,
 )
 from tether._functions import FUNCTIONS, Call
+from tether._ids import check_asked_ids, check_id_values, looks_at_ids
 from tether._logits_ops import TokenLogpsOfCaller, again, token_statistics
 from tether._ops import has_kernel, once_differentiable, ops
 from tether._support import (

@@ -7,14 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import (
-    check_device,
-    check_given,
-    check_id_type,
-    dtype_text,
-    shape_text,
-    stands_in,
-)
+from tether._checks import check_device, check_given, dtype_text, shape_text, stands_in
+from tether._ids import check_id_type
 
 _FUNCTION = "response_targets"
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from tether import reference
 from tether._checks import (
     check_given,
-    check_id_values,
     check_integers,
     check_no_tangents,
     check_strings,
@@ -19,6 +18,7 @@ from tether._checks import (
     savable,
 )
 from tether._functions import FUNCTIONS
+from tether._ids import check_id_values
 from tether._logits_ops import STATISTICS, again, like_result
 from tether._ops import has_kernel, once_differentiable, ops
 from tether.reference.logps import logps_of_ids

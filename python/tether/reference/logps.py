@@ -130,6 +130,11 @@ def mass_beside(logps: Tensor) -> Tensor:
     return with_gradient_of(-torch.expm1(most), -most.exp()) - others
 
 
+def multiplier(*, temperature: float, scale: float, softcap: float, **_: float) -> float:
+    """Of the numbers that a kernel sums, which has the scale inside a softcap."""
+    return (1.0 if softcap > 0 else scale) / temperature
+
+
 def _final_logits(
     logits: Tensor, ignored: Tensor, temperature: float, scale: float, softcap: float
 ) -> Tensor:
