@@ -64,7 +64,8 @@ FlatBatch flattened(const PolicyBatch& batch, const std::vector<TokenWeight>& we
   out.entropy = at::zeros_like(out.logp);
   if (batch.entropies.defined()) {
     const at::Tensor entropies = batch.entropies.detach().to(dtype).reshape({-1});
-    out.entropy = at::where(out.active, entropies, out.entropy);
+    out.entropy = batch.entropy_weights.defined() ? selected(batch.entropies)
+                                                  : at::where(out.active, entropies, out.entropy);
   }
   out.advantage =
       selected(per_row ? batch.advantages.select(1, 0).index_select(0, out.row) : batch.advantages);

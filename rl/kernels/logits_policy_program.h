@@ -76,7 +76,8 @@ TETHER_TEAM RowUpstream upstream_of_token(const Formula& formula, const PolicyPa
   TokenSums sums;
   RowUpstream out{add_token(formula, in, factors, RowRatio{}, at.row, at.column, token, sums), 0};
   if (in.entropy_coefficient != 0) {
-    out.dentropy = -narrow<float>(terms.entropy) * entropy_weight(in, at.row, at.column, w);
+    out.dentropy =
+        bounded(-narrow<float>(terms.entropy) * entropy_weight(in, at.row, at.column, w));
   }
   return out;
 }

@@ -233,6 +233,7 @@ void row_entropy(const Call& call, int64_t row, T factor, TokenBlock<T>& block,
     if (batch.entropy_weights) {
       load(batch.entropy_weights, block.weight, block.given_entropy_weight);
       saturate_column(Largest<T>::kWeight, block.size, block.given_entropy_weight);
+      saturate_column(Largest<T>::kInput, block.size, block.entropy);
     } else {
       std::fill_n(block.given_entropy_weight, block.size, T(1));
     }

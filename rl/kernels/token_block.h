@@ -328,7 +328,7 @@ TETHER_CLONES void sum_entropies(T factor, TokenBlock<T>& block, MetricSums& met
       const T w = block.weight[i] * block.given_entropy_weight[i];
       const T entropy = w * block.entropy[i];
       sum += double(entropy) + double(entropy) * 0;  // infinity is NaN
-      block.dentropy[i] = -factor * w;
+      block.dentropy[i] = bounded(-factor * w);
       count += keep(mask<T>(entropy - entropy != T(0)), T(1));
       start += kLanes;
     } while (start < block.size);

@@ -251,10 +251,12 @@ TETHER_TEAM float entropy_weight(const PolicyParameters& in, int64_t row, int64_
 TETHER_TEAM float add_entropy(const PolicyParameters& in, float factor, int64_t row, int64_t column,
                               float w, TokenSums& sums) {
   const float weight = entropy_weight(in, row, column, w);
-  const float entropy = weight * load(in.layout, in.entropies, row, column);
+  const float given = load(in.layout, in.entropies, row, column);
+  const float entropy =
+      weight * (in.entropy_weights ? saturated(given, Largest<float>::kInput) : given);
   sums.entropy += static_cast<double>(entropy + entropy * 0);  // infinity is NaN
   sums.metrics[PolicyMetrics::kNonfinite] += entropy - entropy != 0 ? 1 : 0;
-  return -factor * weight;
+  return bounded(-factor * weight);
 }
 
 }  // namespace tether::cuda

@@ -186,6 +186,28 @@ def test_entropies_that_nothing_uses_have_a_gradient_of_zero(monkeypatch):
             assert (other[2] == 0).all() and other[0].isfinite()
 
 
+@pytest.mark.parametrize("dtype, largest", [(torch.float32, 3e38), (torch.float64, 1e300)])
+@pytest.mark.parametrize("coefficient", [0.0, 0.01])
+@pytest.mark.parametrize("normalizer", [None, tether.Normalizer(1e-30, 1e-30, 1e-30)])
+def test_weighed_entropies_of_any_size(dtype, largest, coefficient, normalizer, monkeypatch):
+    weights = [1e12, 1.0, 0.0, 1e12] if dtype == torch.float32 else [1e40, 1.0, 0.0, 1e40]
+
+    def run():
+        return loss_of(
+            "ppo",
+            dtype,
+            advantages=[1.0, -1.0, 0.5, 2.0],
+            entropies=[largest, 0.3, 1e3, -1e2],
+            entropy_weights=weights,
+            entropy_coef=coefficient,
+            normalizer=normalizer,
+        )
+
+    one, other = on_both_paths(run, monkeypatch)
+    assert all(each.isfinite().all() for each in one)
+    assert_alike(one, other, rtol=5e-3)  # the largest number of bfloat16, and of float32
+
+
 ROWS = {
     "only -inf": [-INFINITY] * 4,
     "an inf": [INFINITY, 0.0, 1.0, -INFINITY],

@@ -226,7 +226,9 @@ def selected_tokens(rows: Rows, batch: Batch) -> Tokens:
     weights = (
         given(each) for each in (batch.token_weights, batch.kl_weights, batch.entropy_weights)
     )
-    return Tokens(weight, logp, old_logp, *further, active(batch.entropies), *weights)
+    # As they are but for a product, which may overflow.
+    entropy = (active if batch.entropy_weights is None else select)(batch.entropies)
+    return Tokens(weight, logp, old_logp, *further, entropy, *weights)
 
 
 def segments_of(
