@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <iterator>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "../../core/arguments.h"
@@ -103,12 +104,19 @@ struct EpisodeEnd {
   bool ends = false;
   double after = 0;  // V behind the end: 0 where the episode is over, NaN for no finite number
 
-  TETHER_FORMULA static constexpr EpisodeEnd of(double done, double truncated, double value) {
-    if (truncated == 0 || done != 0) return {done != 0, 0};
-    return {true, value + value * 0};
+  // number(place): what the array there holds, the place a constant.
+  template <class Number>
+  TETHER_FORMULA static EpisodeEnd of(const Number& number) {
+    const bool done = number(Place<0>{}) != 0, truncated = number(Place<1>{}) != 0;
+    if (!truncated || done) return {done, 0};
+    const double after = number(Place<2>{});
+    return {true, after + after * 0};
   }
+
+ private:
+  template <size_t i>
+  using Place = std::integral_constant<size_t, i>;
 };
-using EndArrayIndices = std::make_index_sequence<std::size(kEndArrays)>;
 
 template <class Number>
 struct Step {

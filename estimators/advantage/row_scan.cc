@@ -173,10 +173,9 @@ TETHER_CLONES void fill_own_advantages(int count, ScanBlock& block) {
   }
 }
 
-template <size_t... k>
-void fill_ends(int count, ScanBlock& block, std::index_sequence<k...>) {
+void fill_ends(int count, ScanBlock& block) {
   for (int i = 0; i < count; ++i) {
-    const EpisodeEnd end = EpisodeEnd::of(block.end_numbers[k][i]...);
+    const auto end = EpisodeEnd::of([&](size_t place) { return block.end_numbers[place][i]; });
     block.ends[i] = mask<double>(end.ends);
     block.after[i] = end.after;
   }
@@ -224,7 +223,7 @@ class RowScan {
     if (!ends && !decays) (own ? scan<true, true> : scan<true, false>)(1, inside, state, block);
     if (ends || decays || !fill_returns(inside, block)) {
       state = before;
-      fill_ends(inside, block, EndArrayIndices{});
+      fill_ends(inside, block);
       const double gap_gamma = decays ? recursion_.gamma() : 1;
       (own ? scan<false, true> : scan<false, false>)(gap_gamma, inside, state, block);
       fill_returns(inside, block);

@@ -79,11 +79,13 @@ TETHER_TEAM Behind Passage::operator()(const Behind& behind) const {
 // A slot: a token, a masked slot between tokens that decays, or one that changes nothing.
 enum class SlotKind : int { nothing, gap, token };
 
+// Flat: with an EpisodeEnd inside, a thread takes twice the registers.
 struct Slot {
   RecursionToken<Constant<double>> token = {};
-  double seen = 0;  // or NaN, where something of it is no finite number
+  double seen = 0;   // or NaN, where something of it is no finite number
+  double after = 0;  // V behind the end of an episode
   SlotKind kind = SlotKind::nothing;
-  EpisodeEnd end = {};
+  bool ends = false;
 };
 
 template <class Formula>
@@ -98,16 +100,12 @@ TETHER_TEAM double lambda_of(const ScanParameters& in, int64_t row, int64_t colu
   return lambda >= 0 && lambda <= 1 ? lambda : double{kNaN};
 }
 
-template <size_t k>
-TETHER_TEAM double end_number(const ScanParameters& in, int64_t row, int64_t column) {
-  constexpr ConstArray AdvantageArrays::* kArray = kEndArrays[k];
-  const ConstArray& array = in.batch.*kArray;
-  return array ? load<double>(in.batch.layout, array, row, column) : 0;
-}
-template <size_t... k>
-TETHER_TEAM EpisodeEnd read_end(const ScanParameters& in, int64_t row, int64_t column,
-                                std::index_sequence<k...>) {
-  return EpisodeEnd::of(end_number<k>(in, row, column)...);
+TETHER_TEAM EpisodeEnd read_end(const ScanParameters& in, int64_t row, int64_t column) {
+  return EpisodeEnd::of([&](auto place) {
+    constexpr ConstArray AdvantageArrays::* kArray = kEndArrays[decltype(place)::value];
+    const ConstArray& array = in.batch.*kArray;
+    return array ? load<double>(in.batch.layout, array, row, column) : 0;
+  });
 }
 
 template <class Formula, size_t k>
@@ -139,7 +137,9 @@ TETHER_TEAM Slot slot_at(const ScanParameters& in, int64_t row, int64_t column, 
   slot.token.lambda = {lambda_of<Formula>(in, row, column)};
   read_numbers<Formula>(in, row, column, slot, TokenNumberIndices{});
   slot.kind = SlotKind::token;
-  slot.end = read_end(in, row, column, EndArrayIndices{});
+  const EpisodeEnd end = read_end(in, row, column);
+  slot.ends = end.ends;
+  slot.after = end.after;
   return slot;
 }
 
@@ -149,8 +149,8 @@ TETHER_TEAM Passage passage_of(const Formula& formula, const ScanParameters& in,
   const Step<Constant<double>> step = formula.step(slot.token);
   if (slot.kind == SlotKind::gap) return {0, in.gamma, 0, 0, step.keep.value, 1};
   const double base = within_scan(step.base.value) + slot.seen;
-  if (!slot.end.ends) return {slot.token.value.value, 0, base, step.next.value, step.keep.value, 1};
-  return {slot.token.value.value, 0, base + within_scan(step.next.value * slot.end.after), 0, 0, 0};
+  if (!slot.ends) return {slot.token.value.value, 0, base, step.next.value, step.keep.value, 1};
+  return {slot.token.value.value, 0, base + within_scan(step.next.value * slot.after), 0, 0, 0};
 }
 
 // A of a token that sees `behind`.
@@ -163,7 +163,7 @@ TETHER_TEAM double advantage_of(const Formula& formula, const Slot& slot, const 
       return formula.step(slot.token);
     }
   }();
-  const Behind seen = slot.end.ends ? Behind{slot.end.after, 0} : behind;
+  const Behind seen = slot.ends ? Behind{slot.after, 0} : behind;
   return (within_scan(step.base.value) + slot.seen + within_scan(step.next.value * seen.value)) +
          within_scan(step.keep.value * seen.x);
 }
