@@ -11,20 +11,10 @@
 #include "rl/kernels/logits_policy_calls.h"
 #include "rl/kernels/loss_doors_cuda.h"
 #include "rl/kernels/policy_loss_cuda.h"
+#include "tests/device_types.h"
 #include "tests/rl/host_launch.h"
 
 namespace tether::cuda {
-namespace {
-
-template <class Body>
-void with_types(DType dtype, Body body) {
-  if (dtype == DType::float32) body(float{});
-  if (dtype == DType::bfloat16) body(BFloat16{});
-  if (dtype == DType::float16) body(Float16{});
-}
-
-}  // namespace
-
 void check_supported(const char* function, const PolicyArrays& batch,
                      const PolicyObjective& objective) {
   bool known = false;
@@ -61,7 +51,7 @@ void policy_loss(const PolicyArrays& batch, const PolicyObjective& objective, co
 void row_statistics(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
                     const RowResults& results, Stream) {
   const auto in = row_parameters<false>(logits, targets, options);
-  with_types(logits.dtype, [&]<class Stored>(Stored) {
+  with_device_type(logits.dtype, [&]<class Stored>(Stored) {
     for (int64_t row = 0; row < logits.rows; ++row) {
       const HostTeam<kForwardThreads> team;
       if (options.sums == RowSums::all) {
@@ -77,7 +67,7 @@ void row_gradients(const ConstLogits& logits, const int64_t* targets, const RowO
                    const RowState* states, const float* dlogps, const float* dentropies,
                    const MutableLogits& dlogits, Stream) {
   const auto in = row_parameters<false>(logits, targets, options);
-  with_types(logits.dtype, [&]<class Stored>(Stored) {
+  with_device_type(logits.dtype, [&]<class Stored>(Stored) {
     for (int64_t row = 0; row < logits.rows; ++row) {
       row_gradient_program<Stored, false>(HostTeam<kBackwardThreads>{}, in, row, 0, 1, states,
                                           dlogps, dentropies, dlogits);
@@ -97,7 +87,7 @@ struct LogitsLaunch : HostLaunch<OneThread> {
   void tokens(const Surrogate& surrogate, const PolicyParameters& in) const {
     const CataloguedSurrogate formula(surrogate);
     const auto rows = row_parameters<false>(logits, targets, options);
-    with_types(logits.dtype, [&]<class Stored>(Stored) {
+    with_device_type(logits.dtype, [&]<class Stored>(Stored) {
       for (int64_t row = 0; row < logits.rows; ++row) {
         token_of_logits_program<Stored, false, kHeldVectors<Stored, false>>(
             HostCluster<kHeldThreads>{}, formula, in, rows, row, found, dlogits);

@@ -2,17 +2,11 @@
 
 #include "logits/support_cuda.h"
 #include "logits/support_program.h"
+#include "tests/device_types.h"
 #include "tests/host_team.h"
 
 namespace tether::cuda {
 namespace {
-
-template <class Body>
-void with_type(DType dtype, Body body) {
-  if (dtype == DType::float32) body(float{});
-  if (dtype == DType::bfloat16) body(BFloat16{});
-  if (dtype == DType::float16) body(Float16{});
-}
 
 constexpr HostRun<kSupportThreads> kRun;
 
@@ -21,7 +15,7 @@ constexpr HostRun<kSupportThreads> kRun;
 void support_statistics(const ConstLogits& logits, const int64_t* targets, const KeptIds& kept,
                         const RowOptions& options, const RowResults& results, Stream) {
   const auto in = row_parameters<false>(logits, targets, options);
-  with_type(logits.dtype, [&]<class Stored>(Stored) {
+  with_device_type(logits.dtype, [&]<class Stored>(Stored) {
     kRun(logits.rows, [&](const auto& team, int64_t row) {
       support_statistics_program<Stored>(team, in, kept, row, results);
     });
@@ -33,7 +27,7 @@ void support_gradients(const ConstLogits& logits, const int64_t* targets, const 
                        const float* dentropies, float* memory, const MutableLogits& dlogits,
                        Stream) {
   const auto in = row_parameters<false>(logits, targets, options);
-  with_type(logits.dtype, [&]<class Stored>(Stored) {
+  with_device_type(logits.dtype, [&]<class Stored>(Stored) {
     kRun(logits.rows, [&](const auto& team, int64_t row) {
       support_gradient_program<Stored>(team, in, kept, row, 1, states, dlogps, dentropies, memory,
                                        dlogits);
@@ -46,7 +40,7 @@ void support_kl(const ConstLogits& q, const ConstLogits& p, const KeptIds& kept,
                 const PairKlArrays<float>& values, float* memory, const MutableLogits& dq,
                 const MutableLogits& dp, Stream) {
   const auto in = pair_parameters(q, p, temperature, active);
-  with_type(q.dtype, [&]<class Stored>(Stored) {
+  with_device_type(q.dtype, [&]<class Stored>(Stored) {
     for (int64_t row = 0; row < q.rows; ++row) {
       support_kl_program<Stored>(HostCluster<kSupportThreads>{}, in, kept, row, upstream, values,
                                  memory, dq, dp);

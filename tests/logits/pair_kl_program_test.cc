@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "logits/held_pair_program.h"
+#include "tests/device_types.h"
 #include "tests/host_team.h"
 #include "tests/logits/pairs_reference.h"
 #include "tests/thread_team.h"
@@ -20,16 +21,6 @@ namespace tether {
 namespace {
 
 using namespace pairs_test;
-
-constexpr DType kDeviceTypes[] = {DType::float32, DType::bfloat16, DType::float16};
-
-// body(Stored{})
-template <class Body>
-void with_type(DType dtype, Body body) {
-  if (dtype == DType::float32) body(float{});
-  if (dtype == DType::bfloat16) body(BFloat16{});
-  if (dtype == DType::float16) body(Float16{});
-}
 
 struct Floats {
   std::vector<float> kl, reverse_kl, entropy;
@@ -52,7 +43,7 @@ Floats run_values(const ConstLogits& q, const ConstLogits& p, double temperature
                   const uint8_t* active = nullptr, bool backwards = false) {
   Floats out(q.rows);
   const auto in = cuda::pair_parameters(q, p, temperature, active);
-  with_type(q.dtype, [&]<class Stored>(Stored) {
+  with_device_type(q.dtype, [&]<class Stored>(Stored) {
     const HostTeam<cuda::kPairThreads> team{backwards};
     for (int64_t row = 0; row < q.rows; ++row) {
       cuda::pair_kl_program<Stored>(team, in, row, out.out());
@@ -66,7 +57,7 @@ void run_held(const ConstLogits& q, const ConstLogits& p, double temperature,
               const MutableLogits& dq, const MutableLogits& dp, const uint8_t* active = nullptr,
               bool backwards = false, bool clusters = true) {
   const auto in = cuda::pair_parameters(q, p, temperature, active);
-  with_type(q.dtype, [&]<class Stored>(Stored) {
+  with_device_type(q.dtype, [&]<class Stored>(Stored) {
     const HostCluster<cuda::kHeldPairThreads<Stored>> team{
         .blocks = cuda::blocks_of_held_pair<Stored>(q.vocabulary, clusters),
         .backwards = backwards};

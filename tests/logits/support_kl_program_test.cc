@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "logits/support_program.h"
+#include "tests/device_types.h"
 #include "tests/host_team.h"
 #include "tests/logits/pairs_reference.h"
 #include "tests/logits/support_batch.h"
@@ -18,16 +19,7 @@ namespace {
 
 using namespace rows_test;
 
-constexpr DType kDeviceTypes[] = {DType::float32, DType::bfloat16, DType::float16};
 constexpr int kThreads = cuda::kSupportThreads;
-
-// body(Stored{})
-template <class Body>
-void with_type(DType dtype, Body body) {
-  if (dtype == DType::float32) body(float{});
-  if (dtype == DType::bfloat16) body(BFloat16{});
-  if (dtype == DType::float16) body(Float16{});
-}
 
 using pairs_test::Pairs, pairs_test::PairResult;
 
@@ -64,7 +56,7 @@ PairResult run_pairs(const Pairs& in, const Sets& sets, bool in_place, const uin
   Memory& q_out = in_place ? q : dq;
   Memory& p_out = in_place ? p : dp;
   const auto parameters = cuda::pair_parameters(view(in, q), view(in, p), in.temperature, active);
-  with_type(in.dtype, [&]<class Stored>(Stored) {
+  with_device_type(in.dtype, [&]<class Stored>(Stored) {
     run_rows([&](const auto& team, int row) {
       cuda::support_kl_program<Stored>(team, parameters, kept.view, row, {}, alone.out(), nullptr,
                                        {}, {});

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/device_types.h"
 #include "tests/host_team.h"
 #include "tests/logits/support_batch.h"
 #include "tests/thread_team.h"
@@ -19,16 +20,7 @@ namespace {
 
 using namespace rows_test;
 
-constexpr DType kDeviceTypes[] = {DType::float32, DType::bfloat16, DType::float16};
 constexpr int kThreads = cuda::kSupportThreads;
-
-// body(Stored{})
-template <class Body>
-void with_type(DType dtype, Body body) {
-  if (dtype == DType::float32) body(float{});
-  if (dtype == DType::bfloat16) body(BFloat16{});
-  if (dtype == DType::float16) body(Float16{});
-}
 
 std::vector<float> floats(const Doubles& values) { return {values.begin(), values.end()}; }
 
@@ -118,7 +110,7 @@ Result run_program(const Batch& batch, const KeptIds& kept, const How& how = {})
                                                    out);
           }
         };
-        with_type(batch.dtype, [&]<class Stored>(Stored) {
+        with_device_type(batch.dtype, [&]<class Stored>(Stored) {
           batch.options.softcap > 0 ? with_cap.template operator()<Stored, true>()
                                     : with_cap.template operator()<Stored, false>();
         });
