@@ -63,6 +63,10 @@ def of_groups(
     return out, out
 
 
+def _grpo_rule(scaled: bool, epsilon: float) -> tuple[str, dict[str, float]]:
+    return ("grpo", {"epsilon": epsilon}) if scaled else ("dr_grpo", {})
+
+
 def grpo(
     token_level_rewards: Tensor,
     response_mask: Tensor,
@@ -71,10 +75,8 @@ def grpo(
     norm_adv_by_std_in_grpo: bool = True,
     config: Any = None,
 ) -> Result:
-    batch = (token_level_rewards, response_mask, index)
-    if norm_adv_by_std_in_grpo:
-        return of_groups("grpo", *batch, epsilon=epsilon)
-    return of_groups("dr_grpo", *batch)
+    rule, options = _grpo_rule(norm_adv_by_std_in_grpo, epsilon)
+    return of_groups(rule, token_level_rewards, response_mask, index, **options)
 
 
 def grpo_vectorized(*batch: Any, **options: Any) -> Result:
@@ -144,8 +146,8 @@ def gdpo(
             )
         like = {"dtype": torch.float32, "device": response_mask.device}
         rewards = [torch.as_tensor(non_tensor_batch[key].astype(float), **like) for key in keys]
-    rule = ("grpo", {"epsilon": epsilon}) if norm_adv_by_std_in_grpo else ("dr_grpo", {})
-    each = [_of_rewards(rule[0], r, response_mask, index, **rule[1]) for r in rewards]
+    rule, options = _grpo_rule(norm_adv_by_std_in_grpo, epsilon)
+    each = [_of_rewards(rule, r, response_mask, index, **options) for r in rewards]
     weights = [1.0] * len(each) if weights is None else weights
     total = sum(w * x for w, x in zip(weights, each, strict=True))
     out = _whitened(total, response_mask)
