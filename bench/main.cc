@@ -87,7 +87,7 @@ int main(int argc, char** argv) {
   // Memory once used is kept: what a fresh page costs is the machine's affair, and would hide the
   // arithmetic of whoever allocates.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, 2147483647);
+  mallopt(M_TRIM_THRESHOLD, -1);
   at::set_num_threads(1);
   tether::bench::add_context();
   benchmark::RegisterBenchmark("machine/read", tether::bench::machine_read);
