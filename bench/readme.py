@@ -3,8 +3,9 @@
 
 usage: readme.py README.md SPEED.md LOGITS.json PEERS.json ...
 
-LOGITS.json is of `./dev bench logits`, each PEERS.json of a run of `./dev bench peers`. SPEED.md
-gets all tables, README.md the first one, between the two comments that name this script.
+LOGITS.json is of `./dev bench logits`, each PEERS.json of a run of `./dev bench peers`: of a
+configuration that several measured, the last counts. SPEED.md gets all tables, README.md the first
+one, between the two comments that name this script.
 """
 
 import json
@@ -20,16 +21,15 @@ def number(value, digits=0):
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def configuration(result):
+    return result["kind"], result["shape"], result["dtype"], result["threads"]
+
+
 def peers(results, kind, shape, dtype):
     """{method: (forward ms, both ms, peak MB)} of one thread."""
     out = {}
     for result in results["results"]:
-        if (result["kind"], result["shape"], result["dtype"], result["threads"]) != (
-            kind,
-            shape,
-            dtype,
-            1,
-        ):
+        if configuration(result) != (kind, shape, dtype, 1):
             continue
         for row in result["rows"]:
             forward, both, peak = out.get(row["method"], (None, None, None))
@@ -132,7 +132,8 @@ def write(path, lines):
 def main():
     readme, speed, logits_path, *peers_paths = map(pathlib.Path, sys.argv[1:])
     runs = [json.loads(path.read_text()) for path in peers_paths]
-    results = runs[0] | {"results": [each for run in runs for each in run["results"]]}
+    last = {configuration(each): each for run in runs for each in run["results"]}
+    results = runs[0] | {"results": list(last.values())}
     times = table.medians(json.loads(logits_path.read_text()))
     write(readme, first_table(results))
     write(speed, all_tables(results, times))
