@@ -17,6 +17,7 @@
 namespace tether::face {
 
 // The kernels of a loss:
+//   has(batch, objective, normalizer)     whether there are any
 //   check(batch, objective, normalizer)   throws where there are none
 //   bytes(batch, objective)               the memory that they work in
 //   step(objective, normalizer)           the denominators that the call states; empty: the batch's
@@ -32,6 +33,9 @@ struct LossKernels<PolicyObjective> {
   static constexpr const char* kFunction = "policy_loss";
   static constexpr int64_t kCounts = 3;
 
+  static bool has(const Arrays& batch, const PolicyObjective& objective, const Normalizer&) {
+    return cuda::is_supported(batch, objective);
+  }
   static void check(const Arrays& batch, const PolicyObjective& objective, const Normalizer&) {
     cuda::check_supported(kFunction, batch, objective);
   }
@@ -59,10 +63,16 @@ struct LossKernels<PreferenceObjective> {
   static constexpr const char* kFunction = "preference_loss";
   static constexpr int64_t kCounts = 2;
 
+  // The pairs of the batch are not known beside the tokens of the step.
+  static bool is_stated(const PairNormalizer& given) { return given.pairs || !given.tokens; }
+  static bool has(const Arrays& batch, const PreferenceObjective& objective,
+                  const PairNormalizer& given) {
+    return is_stated(given) && cuda::is_supported(batch, objective);
+  }
   static void check(const Arrays& batch, const PreferenceObjective& objective,
                     const PairNormalizer& given) {
     cuda::check_supported(kFunction, batch, objective);
-    require(given.pairs || !given.tokens, [&] {
+    require(is_stated(given), [&] {
       return named(kFunction, "normalizer.pairs") +
              " must be given where normalizer.tokens is, on a CUDA device, got none";
     });
@@ -92,6 +102,9 @@ struct LossKernels<ValueObjective> {
   static constexpr const char* kFunction = "value_loss";
   static constexpr int64_t kCounts = 2;
 
+  static bool has(const Arrays& batch, const ValueObjective& objective, const Normalizer&) {
+    return cuda::is_supported(batch, objective);
+  }
   static void check(const Arrays& batch, const ValueObjective& objective, const Normalizer&) {
     cuda::check_supported(kFunction, batch, objective);
   }
@@ -148,17 +161,5 @@ class LossOnDevice {
   double factor_;
   std::vector<double> step_;
 };
-
-// Whether there is one for it: the one place that says what takes another path.
-template <class Arrays, class Objective, class Denominators>
-bool has_loss_on_device(const Arrays& batch, const Objective& objective,
-                        const Denominators& normalizer) {
-  try {
-    LossKernels<Objective>::check(batch, objective, normalizer);
-  } catch (const Error&) {
-    return false;
-  }
-  return true;
-}
 
 }  // namespace tether::face

@@ -353,7 +353,16 @@ PreferenceOutput detail::preference_loss_any_device(const PreferenceBatch& batch
 
 PairNormalizer local_counts(const PreferenceBatch& given) {
   const auto function = "local_counts";
-  return detail::with_public_errors([&] {
+  return detail::with_public_errors([&]() -> PairNormalizer {
+    if (const auto* kernels = detail::cuda_kernels(given.logps)) {
+      const auto batch = detail::checked(function, as_rows(given), detail::Offsets::as_they_are);
+      check_rows(function, batch.labels.defined(), face::count_rows(batch));
+      if (const auto found = kernels->pair_counts(batch)) {
+        const at::Tensor counts = found->cpu();
+        const double* each = counts.const_data_ptr<double>();
+        return {.pairs = each[0], .tokens = each[1]};
+      }
+    }
     const PreferenceBatch batch = detail::on_host(detail::checked(function, as_rows(given)));
     return local_counts(face::arrays_of(function, batch), torch_executor());
   });

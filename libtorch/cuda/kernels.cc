@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/cuda_doors.h"
 #include "estimators/advantage/groups_cuda.h"
 #include "estimators/advantage/row_scan_cuda.h"
 #include "estimators/advantage/whitening_cuda.h"
@@ -44,7 +45,8 @@ std::optional<ComputedLoss> policy_loss_on_cuda(const PolicyBatch& batch,
                                                 const Normalizer& normalizer,
                                                 WantedGradients wanted) {
   const PolicyArrays arrays = face::device_arrays(batch);
-  if (!face::has_loss_on_device(arrays, objective, normalizer)) return std::nullopt;
+  using Kernels = face::LossKernels<PolicyObjective>;
+  if (!Kernels::has(arrays, objective, normalizer)) return std::nullopt;
   const face::LossOnDevice loss(arrays, objective, normalizer);
   ComputedLoss out;
   std::vector<MutableArray> gradients(2);
@@ -63,7 +65,7 @@ template <class Arrays, class Objective, class Denominators>
 std::optional<FusedResult> fused_on_cuda(const at::Tensor& input, const Arrays& arrays,
                                          const Objective& objective, const Denominators& normalizer,
                                          bool with_gradient) {
-  if (!face::has_loss_on_device(arrays, objective, normalizer)) return std::nullopt;
+  if (!face::LossKernels<Objective>::has(arrays, objective, normalizer)) return std::nullopt;
   const face::LossOnDevice loss(arrays, objective, normalizer);
   FusedResult out;
   std::vector<MutableArray> gradients(1);
@@ -94,13 +96,24 @@ std::optional<FusedResult> value_loss_on_cuda(const ValueBatch& batch,
 std::optional<at::Tensor> local_counts_on_cuda(const PolicyBatch& batch,
                                                const PolicyObjective& objective) {
   const PolicyArrays arrays = face::device_arrays(batch);
-  if (!face::has_loss_on_device(arrays, objective, Normalizer{})) return std::nullopt;
+  if (!cuda::is_supported(arrays, objective)) return std::nullopt;
   const OnDevice device("local_counts", batch.logps);
   const at::Tensor counts = doubles_beside(batch.logps, 3);
   const int64_t bytes = cuda::policy_workspace_bytes(arrays, objective);
   const at::Tensor memory = doubles_beside(batch.logps, (bytes + 7) / 8);
   cuda::local_counts(arrays, objective, counts.data_ptr<double>(), memory.data_ptr(),
                      device.stream);
+  return counts;
+}
+
+std::optional<at::Tensor> pair_counts_on_cuda(const PreferenceBatch& batch) {
+  const PreferenceArrays arrays = face::device_arrays(batch);
+  if (cuda::lacks_types(arrays, cuda::Numbers::narrow)) return std::nullopt;
+  const OnDevice device("local_counts", batch.logps);
+  const at::Tensor counts = doubles_beside(batch.logps, 2);
+  const int64_t bytes = cuda::preference_workspace_bytes(arrays);
+  const at::Tensor memory = doubles_beside(batch.logps, (bytes + 7) / 8);
+  cuda::preference_counts(arrays, counts.data_ptr<double>(), memory.data_ptr(), device.stream);
   return counts;
 }
 
@@ -238,6 +251,7 @@ at::Tensor whiten_on_cuda(const WhiteningInputs<at::Tensor>& batch, const Whiten
 const CudaKernels kCudaKernels{
     .policy_loss = policy_loss_on_cuda,
     .local_counts = local_counts_on_cuda,
+    .pair_counts = pair_counts_on_cuda,
     .preference_loss = preference_loss_on_cuda,
     .value_loss = value_loss_on_cuda,
     .token_logps = token_logps_on_cuda,

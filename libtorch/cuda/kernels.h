@@ -28,6 +28,8 @@ struct CudaKernels {
   // [3]: tokens under the surrogate, under the penalty, rows with tokens.
   std::optional<at::Tensor> (*local_counts)(const PolicyBatch&, const PolicyObjective&);
 
+  // [2]: pairs, or answers with labels, and tokens of the NLL.
+  std::optional<at::Tensor> (*pair_counts)(const PreferenceBatch&);
   std::optional<FusedResult> (*preference_loss)(const PreferenceBatch&, const PreferenceObjective&,
                                                 const PairNormalizer&, bool with_gradient);
   std::optional<FusedResult> (*value_loss)(const ValueBatch&, const ValueObjective&,

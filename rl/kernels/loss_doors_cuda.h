@@ -1,5 +1,9 @@
 #pragma once
 
+#include <optional>
+#include <string_view>
+#include <utility>
+
 #include "../../core/check.h"
 #include "../../core/cuda_doors.h"
 #include "../catalogue.h"
@@ -7,6 +11,8 @@
 #include "../weight_catalogue.h"
 #include "arrays.h"
 #include "policy_checks.h"
+#include "preference_loss.h"
+#include "surrogate_table.h"
 
 // What the losses on CUDA have no kernels for: check_supported of each, for the .cu files and for
 // what stands in their place on the host. Nothing is looked at but the host's memory.
@@ -34,60 +40,81 @@ inline bool has_kernel(const ValueFormula& loss) {
   return known;
 }
 
-inline void check_weights_supported(const char* function, const PolicyObjective& objective) {
-  for (const TokenWeight& weight : objective.weights) {
-    require_kernel(has_kernel(weight), function, "weights must be those of the catalogue",
-                   "another type");
-    require_kernel(rule_of(weight.level).segment != Segment::turn, function,
-                   "weights must be of tokens or sequences", rule_of(weight.level).name);
+// Why a loss has no kernel, if it has none: the first rule that does not hold.
+class Lacks {
+ public:
+  explicit Lacks(std::optional<NoKernel> first) : first_(std::move(first)) {}
+
+  Lacks& unless(bool holds, std::string_view rule, std::string_view got = "another type") {
+    if (!first_) first_ = no_kernel_unless(holds, rule, got);
+    return *this;
   }
+  operator std::optional<NoKernel>() const { return first_; }
+
+ private:
+  std::optional<NoKernel> first_;
+};
+
+inline std::optional<NoKernel> lacks_kernel(const PolicyArrays& batch,
+                                            const PolicyObjective& objective) {
+  Lacks out(lacks_types(batch, Numbers::narrow));
+  out.unless(has_kernels(objective.surrogate.type()),
+             "surrogate must be one of the catalogue or of a TETHER_CUDA_SURROGATE");
+  const LevelRule& level = rule_of(objective.level);
+  out.unless(level.segment != Segment::turn, "level must be of tokens or sequences", level.name);
+  for (const TokenWeight& weight : objective.weights) {
+    const WeightLevelRule& rule = rule_of(weight.level);
+    out.unless(has_kernel(weight), "weights must be those of the catalogue");
+    out.unless(rule.segment != Segment::turn, "weights must be of tokens or sequences", rule.name);
+  }
+  const KlPenalty& kl = objective.kl;
+  if (kl.beta == 0) return out;
+  out.unless(has_kernel(kl.estimator) && has_kernel(kl.gradient),
+             "kl_estimator and kl_gradient must be forms of the catalogue");
+  const bool by_level_ratio = kl.correction == KlCorrection::level_ratio;
+  out.unless(!shares_ratio(objective.level) || !by_level_ratio,
+             "kl_correction must not be level_ratio where a sequence shares its ratio", "it");
+  return out;
 }
 
 inline void check_loss(const char* function, const PolicyArrays& batch,
-                       const PolicyObjective& objective, bool has_surrogate) {
+                       const PolicyObjective& objective) {
   check_objective(function, objective);
   check_device_inputs(function, batch, Numbers::narrow);
-  require_kernel(has_surrogate, function,
-                 "surrogate must be one of the catalogue or of a TETHER_CUDA_SURROGATE",
-                 "another type");
-  const LevelRule& level = rule_of(objective.level);
-  require_kernel(level.segment != Segment::turn, function, "level must be of tokens or sequences",
-                 level.name);
-  check_weights_supported(function, objective);
-  if (objective.kl.beta == 0) return;
-  require_kernel(has_kernel(objective.kl.estimator) && has_kernel(objective.kl.gradient), function,
-                 "kl_estimator and kl_gradient must be forms of the catalogue", "another type");
-  require_kernel(!level.shared || objective.kl.correction != KlCorrection::level_ratio, function,
-                 "kl_correction must not be level_ratio where a sequence shares its ratio", "it");
+  require_kernel(function, lacks_kernel(batch, objective));
 }
 
 // Of answers, whatever the objective.
 inline void check_answers(const char* function, const PreferenceArrays& batch) {
   check_device_inputs(function, batch, Numbers::narrow);
-  const bool odd = !batch.labels && batch.layout.rows % 2 != 0;
-  require(!odd, [&] {
-    return named(function, "logps") +
-           " must have an even number of rows, chosen answers before rejected ones, got " +
-           text(batch.layout.rows);
-  });
+  check_rows(function, bool(batch.labels), batch.layout.rows);
+}
+
+inline std::optional<NoKernel> lacks_kernel(const PreferenceArrays& batch,
+                                            const PreferenceObjective& objective) {
+  return Lacks(lacks_types(batch, Numbers::narrow))
+      .unless(has_kernel(objective.loss), "objective must be one of the catalogue")
+      .unless(chosen(objective.link) < kLinkNames.size(), "link must be one of the catalogue");
 }
 
 inline void check_loss(const char* function, const PreferenceArrays& batch,
                        const PreferenceObjective& objective) {
   check_objective(function, objective);
   check_answers(function, batch);
-  require_kernel(has_kernel(objective.loss), function, "objective must be one of the catalogue",
-                 "another type");
-  require_kernel(chosen(objective.link) < kLinkNames.size(), function,
-                 "link must be one of the catalogue", "another type");
+  require_kernel(function, lacks_kernel(batch, objective));
+}
+
+inline std::optional<NoKernel> lacks_kernel(const ValueArrays& batch,
+                                            const ValueObjective& objective) {
+  return Lacks(lacks_types(batch, Numbers::narrow))
+      .unless(has_kernel(objective.loss), "objective must be one of the catalogue");
 }
 
 inline void check_loss(const char* function, const ValueArrays& batch,
                        const ValueObjective& objective) {
   check_objective(function, objective);
   check_device_inputs(function, batch, Numbers::narrow);
-  require_kernel(has_kernel(objective.loss), function, "objective must be one of the catalogue",
-                 "another type");
+  require_kernel(function, lacks_kernel(batch, objective));
 }
 
 }  // namespace tether::cuda

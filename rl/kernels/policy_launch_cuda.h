@@ -2,13 +2,13 @@
 
 #include <cstdint>
 #include <optional>
-#include <typeindex>
 
 #include "../../core/cuda_launch.h"
 #include "../../logits/logits.h"
 #include "../../logits/statistics.h"
 #include "logits_policy_loss_cuda.h"
 #include "policy_calls.h"
+#include "surrogate_table.h"
 
 // The kernels of a policy loss (policy_calls.h) on a device, for .cu files.
 
@@ -42,9 +42,7 @@ struct SurrogateKernels {
   void (*tokens)(const LogitsLaunch&, const Surrogate&, const PolicyParameters&);
 };
 
-// Of the catalogue, and of formulas that were added, from any thread.
 std::optional<SurrogateKernels> kernels_of(const Surrogate& surrogate);
-void add_kernels(std::type_index formula, const SurrogateKernels& kernels);
 // Those of the catalogue share a kernel.
 void launch_catalogued_tokens(const LogitsLaunch& launch, const Surrogate& surrogate,
                               const PolicyParameters& in);

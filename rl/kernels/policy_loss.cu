@@ -63,6 +63,8 @@ std::optional<SurrogateKernels> kernels_of(const Surrogate& surrogate) {
   return table().find(surrogate.type());
 }
 
+bool has_kernels(std::type_index formula) { return table().find(formula).has_value(); }
+
 void add_kernels(std::type_index formula, const SurrogateKernels& kernels) {
   table().add(formula, kernels);
 }
@@ -100,9 +102,13 @@ void DeviceLaunch::add_counts(const double* rows, double* out) const {
   require_launched(function);
 }
 
+bool is_supported(const PolicyArrays& batch, const PolicyObjective& objective) {
+  return !lacks_kernel(batch, objective);
+}
+
 void check_supported(const char* function, const PolicyArrays& batch,
                      const PolicyObjective& objective) {
-  check_loss(function, batch, objective, kernels_of(objective.surrogate).has_value());
+  check_loss(function, batch, objective);
 }
 
 int64_t policy_workspace_bytes(const PolicyArrays& batch, const PolicyObjective&) {

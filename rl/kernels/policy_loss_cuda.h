@@ -19,9 +19,13 @@
 
 namespace tether::cuda {
 
-// Throws Error where there is no kernel: float64, levels and weights of turns, a penalty weighed by
-// the shared ratio of a row with its gradient (kl_correction level_ratio), formulas of a user's.
-// The layout of packed rows has offsets on the device and, in `columns`, the last of them.
+// Whether there is a kernel: not for float64, nor for levels and weights of turns, nor for a penalty
+// weighed by the shared ratio of a row with its gradient (kl_correction level_ratio), nor for
+// formulas of a user's but those of a TETHER_CUDA_SURROGATE. The layout of packed rows has offsets on the device and, in `columns`, the
+// last of them.
+bool is_supported(const PolicyArrays& batch, const PolicyObjective& objective);
+
+// Throws Error where there is none, or where an option or array is wrong.
 void check_supported(const char* function, const PolicyArrays& batch,
                      const PolicyObjective& objective);
 

@@ -204,14 +204,6 @@ class LossOfExamples {
   double share_, nll_share_ = 0, nll_count_ = 0;
 };
 
-void check_rows(std::string_view function, bool has_labels, int64_t rows) {
-  require(has_labels || rows % 2 == 0, [&] {
-    return named(function, "logps") +
-           " must have an even number of rows, chosen answers before rejected ones, got " +
-           text(rows);
-  });
-}
-
 // Of a link that takes log-probabilities.
 void check_scores(std::string_view function, const std::vector<AnswerSums>& answers) {
   for (size_t row = 0; row < answers.size(); ++row) {
@@ -240,6 +232,14 @@ void check_normalizer(const PairNormalizer& normalizer, const PreferenceObjectiv
 }
 
 }  // namespace
+
+void check_rows(std::string_view function, bool has_labels, int64_t rows) {
+  require(has_labels || rows % 2 == 0, [&] {
+    return named(function, "logps") +
+           " must have an even number of rows, chosen answers before rejected ones, got " +
+           text(rows);
+  });
+}
 
 void check_denominators(std::string_view function, const PairNormalizer& normalizer,
                         const PreferenceObjective& objective) {

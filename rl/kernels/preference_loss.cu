@@ -65,6 +65,10 @@ struct PreferenceLaunch {
 
 }  // namespace
 
+bool is_supported(const PreferenceArrays& batch, const PreferenceObjective& objective) {
+  return !lacks_kernel(batch, objective);
+}
+
 void check_supported(const char* function, const PreferenceArrays& batch,
                      const PreferenceObjective& objective) {
   check_loss(function, batch, objective);

@@ -26,6 +26,9 @@ PreferenceTotals preference_loss(const PreferenceArrays& batch,
 // log-probabilities.
 inline constexpr double kLogProbabilityRounding = 1e-3;
 
+// Answers without labels are pairs.
+void check_rows(std::string_view function, bool has_labels, int64_t rows);
+
 // What the objective needs of a batch with so many rows.
 void check_needs(std::string_view function, const PreferenceInputs<bool>& given, int64_t rows,
                  const PreferenceObjective& objective);

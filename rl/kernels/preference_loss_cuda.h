@@ -20,7 +20,10 @@
 
 namespace tether::cuda {
 
-// Throws Error where there is no kernel: float64, losses and links of a user's.
+// Whether there is a kernel: not for float64, nor for losses and links of a user's.
+bool is_supported(const PreferenceArrays& batch, const PreferenceObjective& objective);
+
+// Throws Error where there is none, or where an option or array is wrong.
 void check_supported(const char* function, const PreferenceArrays& batch,
                      const PreferenceObjective& objective);
 

@@ -67,6 +67,10 @@ struct ValueLaunch {
 
 }  // namespace
 
+bool is_supported(const ValueArrays& batch, const ValueObjective& objective) {
+  return !lacks_kernel(batch, objective);
+}
+
 void check_supported(const char* function, const ValueArrays& batch,
                      const ValueObjective& objective) {
   check_loss(function, batch, objective);

@@ -18,7 +18,10 @@
 
 namespace tether::cuda {
 
-// Throws Error where there is no kernel: float64 values, formulas of a user's.
+// Whether there is a kernel: not for float64, nor for formulas of a user's.
+bool is_supported(const ValueArrays& batch, const ValueObjective& objective);
+
+// Throws Error where there is none, or where an option or array is wrong.
 void check_supported(const char* function, const ValueArrays& batch,
                      const ValueObjective& objective);
 

@@ -15,12 +15,19 @@
 #include "tests/rl/host_launch.h"
 
 namespace tether::cuda {
+bool has_kernels(std::type_index formula) {
+  bool known = false;
+  for_each_surrogate([&]<class Formula>(Formula) { known |= formula == typeid(Formula); });
+  return known;
+}
+
+bool is_supported(const PolicyArrays& batch, const PolicyObjective& objective) {
+  return !lacks_kernel(batch, objective);
+}
+
 void check_supported(const char* function, const PolicyArrays& batch,
                      const PolicyObjective& objective) {
-  bool known = false;
-  for_each_surrogate(
-      [&]<class Formula>(Formula) { known |= objective.surrogate.target<Formula>() != nullptr; });
-  check_loss(function, batch, objective, known);
+  check_loss(function, batch, objective);
 }
 
 int64_t policy_workspace_bytes(const PolicyArrays& batch, const PolicyObjective&) {

@@ -8,6 +8,10 @@
 
 namespace tether::cuda {
 
+bool is_supported(const PreferenceArrays& batch, const PreferenceObjective& objective) {
+  return !lacks_kernel(batch, objective);
+}
+
 void check_supported(const char* function, const PreferenceArrays& batch,
                      const PreferenceObjective& objective) {
   check_loss(function, batch, objective);
@@ -17,12 +21,22 @@ int64_t preference_workspace_bytes(const PreferenceArrays& batch) {
   return PreferenceWorkspace::bytes(batch.layout);
 }
 
+void preference_counts(const PreferenceArrays& batch, double* counts, void* workspace, Stream) {
+  check_answers("preference_counts", batch);
+  run_preference_counts(batch, PreferenceWorkspace(workspace, batch.layout), counts,
+                        PreferenceHostLaunch<HostRun<kPreferenceThreads>>{});
+}
+
 void preference_loss(const PreferenceArrays& batch, const PreferenceObjective& objective,
                      const double* counts, double factor, const MutableArray& dlogps,
                      PreferenceTotals* totals, void* workspace, Stream) {
   run_preference_loss(batch, objective, counts, factor, dlogps, totals,
                       PreferenceWorkspace(workspace, batch.layout),
                       PreferenceHostLaunch<HostRun<kPreferenceThreads>>{});
+}
+
+bool is_supported(const ValueArrays& batch, const ValueObjective& objective) {
+  return !lacks_kernel(batch, objective);
 }
 
 void check_supported(const char* function, const ValueArrays& batch,

@@ -100,6 +100,18 @@ TEST(CudaPreferenceLoss, RefusesWhatHasNoKernelAndWhatIsMissing) {
             "float64");
 }
 
+TEST(CudaLosses, SayWhatHasAKernel) {
+  Unread unread;
+  EXPECT_TRUE(cuda::is_supported(unread.values, {}));
+  EXPECT_FALSE(cuda::is_supported(unread.values, {.loss = OwnValue{}}));
+  EXPECT_TRUE(cuda::is_supported(unread.pairs, presets::dpo()));
+  EXPECT_FALSE(cuda::is_supported(unread.pairs, {.loss = OwnPair{}}));
+  EXPECT_FALSE(cuda::is_supported(unread.pairs, {.link = OwnLink{}, .loss = LogisticPair{}}));
+  unread.values.returns.dtype = unread.pairs.ref_logps.dtype = DType::float64;
+  EXPECT_FALSE(cuda::is_supported(unread.values, {}));
+  EXPECT_FALSE(cuda::is_supported(unread.pairs, presets::dpo()));
+}
+
 TEST(CudaLosses, EveryObjectiveGetsAsFarAsTheLaunch) {
   int devices = 0;
   if (cudaGetDeviceCount(&devices) == cudaSuccess) GTEST_SKIP() << "there is a device";

@@ -30,6 +30,7 @@ struct Counted<kMember> {
 const CudaKernels kCounted{
     .policy_loss = Counted<&CudaKernels::policy_loss>::call,
     .local_counts = Counted<&CudaKernels::local_counts>::call,
+    .pair_counts = Counted<&CudaKernels::pair_counts>::call,
     .preference_loss = Counted<&CudaKernels::preference_loss>::call,
     .value_loss = Counted<&CudaKernels::value_loss>::call,
     .token_logps = Counted<&CudaKernels::token_logps>::call,

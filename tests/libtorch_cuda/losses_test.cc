@@ -191,6 +191,36 @@ TEST(LossesOnCuda, TakeTorchWhereThereIsNoKernel) {
   expect(wide, presets::dpo(), {});
 }
 
+TEST(LocalCountsOnCuda, OfPairsAreThoseOfTheCpu) {
+  PreferenceBatch with_nll = answers_of(at::kFloat, presets::dpo());
+  with_nll.nll_mask = torch::rand({6, 9}) > 0.5;
+  for (const PreferenceBatch& padded : {answers_of(at::kBFloat16, presets::dpo()),
+                                        answers_of(at::kFloat, presets::kto()), with_nll}) {
+    for (const PreferenceBatch& batch : {padded, packed(padded, kOfAnswers, at::kInt)}) {
+      const auto counts = [&]() -> Results {
+        const PairNormalizer found = local_counts(batch);
+        return {at::tensor({*found.pairs, *found.tokens}, at::kDouble)};
+      };
+      expect_as_on_cpu(counts, 1, 0, "counts");
+    }
+  }
+  PreferenceBatch wide = with_nll;
+  wide.logps = with_nll.logps.to(at::kDouble);
+  expect_as_on_cpu([&]() -> Results { return {at::tensor(*local_counts(wide).tokens)}; }, 0, 0,
+                   "float64");
+  PreferenceBatch odd = with_nll;
+  for (at::Tensor* each : {&odd.logps, &odd.ref_logps, &odd.response_mask, &odd.nll_mask}) {
+    *each = each->narrow(0, 0, 5);
+  }
+  for (at::Tensor* each : {&odd.baselines, &odd.answer_weights}) each->reset();
+  const std::string want = message([&] { local_counts(odd); });
+  EXPECT_EQ(want,
+            "local_counts: logps must have an even number of rows, chosen answers before rejected "
+            "ones, got 5");
+  const OnCuda door;
+  EXPECT_EQ(message([&] { local_counts(odd); }), want);
+}
+
 TEST(LossesOnCuda, LookAtOffsetsWhereTorchDoes) {
   const ValueBatch values = packed(values_of(at::kFloat), {0, 5, 5, 20, 20}, at::kLong);
   const PreferenceBatch answers =
