@@ -101,14 +101,12 @@ _BY_DEVICE = {
 
 def call_on_cuda(call: Call) -> Call | None:
     """The call as an operator on CUDA takes it. None where there is no kernel: for arrays in
-    float64, at levels of turns, for a surrogate of one's own, for a likelihood by the tokens of the
-    step and the pairs of the batch, and for settings on the device, which would have to be waited
-    for."""
+    float64, for a surrogate of one's own, for a likelihood by the tokens of the step and the pairs
+    of the batch, and for settings on the device, which would have to be waited for."""
     name, (numbers, choices) = call.function.name, call.settings
     if call.own or not has_kernel(name, call.tensors.values()) or _has_wide_arrays(call):
         return None
-    of_turns = any(each.startswith("turn_") for each in choices.values())
-    if of_turns or choices.get("kl_correction") == "level_ratio":
+    if choices.get("kl_correction") == "level_ratio":
         return None
     if "normalizer.tokens" in numbers and "normalizer.pairs" not in numbers:
         return None

@@ -27,8 +27,7 @@ void run_logits_policy_loss(const PolicyArrays& batch, const PolicyObjective& ob
     launch.add_counts(lengths, workspace.counts);
     counts = workspace.counts;
   }
-  const PolicyArrays weighed = with_weights(false, gated, objective, workspace.weights,
-                                            [&](const auto&... each) { launch.weight(each...); });
+  const PolicyArrays weighed = run_weights(false, gated, objective, workspace, launch);
   const auto in = policy_parameters(weighed, objective, factor, counts, {});
   PolicyParameters of_tokens = in;
   if (!in.row_tokens) {

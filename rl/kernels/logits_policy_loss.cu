@@ -94,7 +94,7 @@ void policy_loss_of_logits(const ConstLogits& logits, const int64_t* targets,
                             dlogits};
   run_logits_policy_loss(of_tokens, objective, counts, factor,
                          reinterpret_cast<FlatTotals*>(totals),
-                         PolicyWorkspace(workspace, batch.layout), launch);
+                         PolicyWorkspace(workspace, batch.layout, objective), launch);
 }
 
 }  // namespace tether::cuda

@@ -74,7 +74,8 @@ TETHER_TEAM RowUpstream upstream_of_token(const Formula& formula, const PolicyPa
   const RowFactors factors{narrow<float>(terms.loss), narrow<float>(terms.kl)};
   const LoadedToken token(in, at.row, at.column, w, logp);
   TokenSums sums;
-  RowUpstream out{add_token(formula, in, factors, RowRatio{}, at.row, at.column, token, sums), 0};
+  const SegmentRatio own;
+  RowUpstream out{add_token(formula, in, factors, own, at.row, at.column, token, sums).logp, 0};
   if (in.entropy_coefficient != 0) {
     out.dentropy =
         bounded(-narrow<float>(terms.entropy) * entropy_weight(in, at.row, at.column, w));

@@ -60,12 +60,8 @@ inline std::optional<NoKernel> lacks_kernel(const PolicyArrays& batch,
   Lacks out(lacks_types(batch, Numbers::narrow));
   out.unless(has_kernels(objective.surrogate.type()),
              "surrogate must be one of the catalogue or of a TETHER_CUDA_SURROGATE");
-  const LevelRule& level = rule_of(objective.level);
-  out.unless(level.segment != Segment::turn, "level must be of tokens or sequences", level.name);
   for (const TokenWeight& weight : objective.weights) {
-    const WeightLevelRule& rule = rule_of(weight.level);
     out.unless(has_kernel(weight), "weights must be those of the catalogue");
-    out.unless(rule.segment != Segment::turn, "weights must be of tokens or sequences", rule.name);
   }
   const KlPenalty& kl = objective.kl;
   if (kl.beta == 0) return out;
@@ -73,7 +69,7 @@ inline std::optional<NoKernel> lacks_kernel(const PolicyArrays& batch,
              "kl_estimator and kl_gradient must be forms of the catalogue");
   const bool by_level_ratio = kl.correction == KlCorrection::level_ratio;
   out.unless(!shares_ratio(objective.level) || !by_level_ratio,
-             "kl_correction must not be level_ratio where a sequence shares its ratio", "it");
+             "kl_correction must not be level_ratio where tokens share their ratio", "it");
   return out;
 }
 

@@ -1,41 +1,54 @@
 #pragma once
 
-#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 #include "../policy_objective.h"
 #include "arrays.h"
 #include "policy_program.h"
+#include "turn_program.h"
 #include "weight_program.h"
 
 // A policy loss as a list of kernels, and the parts of the workspace that they work in.
 
 namespace tether::cuda {
 
-// In the caller's memory, one after the other.
+// Whether a ratio or a weight of the objective is that of a turn.
+inline bool looks_at_turns(const PolicyObjective& objective) {
+  return rule_of(objective.level).segment == Segment::turn || any_of_turns(objective.weights);
+}
+
+// In the caller's memory, one after the other, those of whole doubles first. Without memory it says
+// how much there must be.
 struct PolicyWorkspace {
-  double* counts;   // [3]
-  RowTotals* rows;  // [rows pieces]; the counts of rows before them
-  float* mask;      // like the tokens
-  float* weights;   // like the tokens
+  double* counts = nullptr;   // [3]
+  RowTotals* rows = nullptr;  // [rows pieces]; the counts of rows before them
+  TurnTable turns = {};       // of objectives that look at them
+  float* mask = nullptr;      // like the tokens
+  float* weights = nullptr;   // like the tokens
+  int64_t bytes = 0;          // of all
 
   static int64_t tokens(const RowLayout& layout) {
     return layout.packed() ? layout.columns : layout.rows * layout.columns;
   }
-  // Whatever the objective.
-  static int64_t totals(const RowLayout& layout) {
-    return layout.rows * pieces_of_tokens(layout, /*by_row=*/false);
+
+  PolicyWorkspace(void* memory, const RowLayout& layout, const PolicyObjective& objective) {
+    const auto part = [&]<class T>(T*& begin, int64_t count) {
+      if (memory != nullptr) begin = reinterpret_cast<T*>(static_cast<std::byte*>(memory) + bytes);
+      bytes += count * static_cast<int64_t>(sizeof(T));
+    };
+    const int64_t n = tokens(layout);
+    part(counts, 4);
+    part(rows, layout.rows * pieces_of_tokens(layout, Segment::token));  // whatever the objective
+    if (looks_at_turns(objective)) {
+      part(turns.counts, layout.rows);
+      part(turns.begins, n);
+      part(turns.ratios, n);
+      part(turns.sums, n);
+    }
+    part(mask, n);
+    part(weights, n);
   }
-  static int64_t bytes(const RowLayout& layout) {
-    return static_cast<int64_t>(sizeof(double)) * 4 +
-           totals(layout) * static_cast<int64_t>(sizeof(RowTotals)) +
-           2 * tokens(layout) * static_cast<int64_t>(sizeof(float));
-  }
-  PolicyWorkspace(void* memory, const RowLayout& layout)
-      : counts(static_cast<double*>(memory)),
-        rows(reinterpret_cast<RowTotals*>(counts + 4)),
-        mask(reinterpret_cast<float*>(rows + totals(layout))),
-        weights(mask + tokens(layout)) {}
 };
 
 template <class Array, class Byte>
@@ -58,16 +71,18 @@ inline const ConstArray& anchor_of(const PolicyArrays& batch, KlReference refere
 // Of the loss of a batch, whose mask and weights are W where `weighted`.
 inline PolicyParameters policy_parameters(const PolicyArrays& batch,
                                           const PolicyObjective& objective, double factor,
-                                          const double* counts, const PolicyGradients& gradients) {
+                                          const double* counts, const PolicyGradients& gradients,
+                                          const TurnTable& turns = {}) {
   const LevelRule& level = rule_of(objective.level);
   PolicyParameters out{};
   static_cast<PolicyArrays&>(out) = batch;
   out.anchor_logps = anchor_of(batch, objective.kl.reference);
   out.dlogps = gradients.logps;
   out.dentropies = gradients.entropies;
-  out.by_row = level.segment == Segment::row;
+  out.segment = level.segment;
   out.is_mean = level.is_mean;
-  out.pieces = pieces_of_tokens(batch.layout, out.by_row);
+  if (level.segment == Segment::turn) out.turns = turns;
+  out.pieces = pieces_of_tokens(batch.layout, level.segment);
   out.is_shared = level.shared;
   if (clips_log_ratios(objective)) out.clip = objective.log_ratio_clip;
   out.truncation = objective.surrogate.truncation();
@@ -84,7 +99,8 @@ inline PolicyParameters policy_parameters(const PolicyArrays& batch,
 }
 
 inline WeightParameters weight_parameters(const PolicyArrays& batch, const TokenWeight& weight,
-                                          const ConstArray& before, const MutableArray& out) {
+                                          const ConstArray& before, const MutableArray& out,
+                                          const TurnTable& turns) {
   const WeightLevelRule& rule = rule_of(weight.level);
   return {.layout = batch.layout,
           .mask = batch.response_mask,
@@ -96,32 +112,49 @@ inline WeightParameters weight_parameters(const PolicyArrays& batch, const Token
           .before = before,
           .out = out,
           .segment = rule.segment,
+          .turns = rule.segment == Segment::turn ? turns : TurnTable{},
+          .measures = false,
           .reduction = rule.reduction,
           .leaves = weight.formula.traits().leaves};
 }
 
-// Calls run(weight, parameters) for the weights that leave, or for the others, and returns the
-// batch with what they made.
-template <class Run>
-PolicyArrays with_weights(bool leave, const PolicyArrays& batch, const PolicyObjective& objective,
-                          float* memory, Run run) {
+// The kernels of a loss, in their order, by a `Launch` that runs each: on a device, or in the
+// tests on the host.
+
+template <class Launch>
+void run_weight(const TokenWeight& weight, const WeightParameters& in, const Launch& launch) {
+  if (in.turns) {
+    WeightParameters of_tokens = in;
+    of_tokens.measures = true;
+    launch.weight(weight, of_tokens);
+    launch.turn_statistics(in);
+  }
+  launch.weight(weight, in);
+}
+
+// The batch with what weights make of it: those that leave, or the others.
+template <class Launch>
+PolicyArrays run_weights(bool leave, const PolicyArrays& batch, const PolicyObjective& objective,
+                         const PolicyWorkspace& workspace, const Launch& launch) {
   PolicyArrays out = batch;
   ConstArray& made = leave ? out.response_mask : out.token_weights;
+  float* const memory = leave ? workspace.mask : workspace.weights;
   const auto own = tokens_of<MutableArray>(batch.layout, memory);
   for (const TokenWeight& weight : weights_that(leave, objective.weights)) {
-    run(weight, weight_parameters(batch, weight, made, own));
+    run_weight(weight, weight_parameters(batch, weight, made, own, workspace.turns), launch);
     made = tokens_of<ConstArray, const void>(batch.layout, memory);
   }
   return out;
 }
 
-// The kernels of a loss, in their order, by a `Launch` that runs each: on a device, or in the
-// tests on the host.
+// Turns are those of the caller's mask.
 template <class Launch>
 PolicyArrays run_gates(const PolicyArrays& batch, const PolicyObjective& objective,
                        const PolicyWorkspace& workspace, const Launch& launch) {
-  return with_weights(true, batch, objective, workspace.mask,
-                      [&](const auto&... each) { launch.weight(each...); });
+  if (workspace.turns) {
+    launch.turns({batch.layout, batch.turn_ids, batch.response_mask, workspace.turns.begins});
+  }
+  return run_weights(true, batch, objective, workspace, launch);
 }
 
 template <class Launch>
@@ -143,10 +176,11 @@ void run_policy_loss(const PolicyArrays& batch, const PolicyObjective& objective
     run_counts(gated, workspace, workspace.counts, launch);
     counts = workspace.counts;
   }
-  const PolicyArrays weighed = with_weights(false, gated, objective, workspace.weights,
-                                            [&](const auto&... each) { launch.weight(each...); });
-  const auto in = policy_parameters(weighed, objective, factor, counts, gradients);
+  const PolicyArrays weighed = run_weights(false, gated, objective, workspace, launch);
+  const auto in = policy_parameters(weighed, objective, factor, counts, gradients, workspace.turns);
+  if (in.turns) launch.turn_ratios(in);
   launch.rows(objective.surrogate, in, workspace.rows);
+  if (in.turns && in.is_shared && in.dlogps) launch.turn_gradients(in);
   launch.add_rows(workspace.rows, in, totals);
 }
 

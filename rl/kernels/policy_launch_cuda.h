@@ -9,6 +9,7 @@
 #include "logits_policy_loss_cuda.h"
 #include "policy_calls.h"
 #include "surrogate_table.h"
+#include "turn_program.h"
 
 // The kernels of a policy loss (policy_calls.h) on a device, for .cu files.
 
@@ -21,6 +22,10 @@ struct DeviceLaunch {
 
   void rows(const Surrogate& surrogate, const PolicyParameters& in, RowTotals* out) const;
   void weight(const TokenWeight& weight, const WeightParameters& in) const;
+  void turns(const TurnParameters& in) const;
+  void turn_statistics(const WeightParameters& in) const;
+  void turn_ratios(const PolicyParameters& in) const;
+  void turn_gradients(const PolicyParameters& in) const;
   void count_rows(const PolicyParameters& in, double* out) const;
   void add_rows(const RowTotals* rows, const PolicyParameters& in, FlatTotals* out) const;
   void add_counts(const double* rows, double* out) const;

@@ -16,24 +16,28 @@ namespace {
 using Team = DeviceTeam<kPolicyThreads>;
 
 template <class Formula>
-__global__ __launch_bounds__(kPolicyThreads) void weight_kernel(
-    Formula formula, const __grid_constant__ WeightParameters in, int64_t first) {
+__global__ __launch_bounds__(kPolicyThreads,
+                             6) void weight_kernel(Formula formula,
+                                                   const __grid_constant__ WeightParameters in,
+                                                   int64_t first) {
   weight_program(Team{}, formula, in, first + blockIdx.x);
 }
 
-__global__ __launch_bounds__(kPolicyThreads) void add_rows_kernel(const RowTotals* rows,
-                                                                  int64_t count, bool by_row,
-                                                                  bool weighted, FlatTotals* out) {
-  add_rows_program(Team{}, rows, count, by_row, weighted, out);
+__global__ __launch_bounds__(kPolicyThreads,
+                             4) void add_rows_kernel(const RowTotals* rows, int64_t count,
+                                                     const __grid_constant__ PolicyParameters in,
+                                                     FlatTotals* out) {
+  add_rows_program(Team{}, rows, count, in, out);
 }
 
-__global__ __launch_bounds__(kPolicyThreads) void count_rows_kernel(
-    const __grid_constant__ PolicyParameters in, int64_t first, double* rows) {
+__global__ __launch_bounds__(kPolicyThreads,
+                             8) void count_rows_kernel(const __grid_constant__ PolicyParameters in,
+                                                       int64_t first, double* rows) {
   count_row_program(Team{}, in, first + blockIdx.x, rows);
 }
 
 __global__ __launch_bounds__(kPolicyThreads) void add_counts_kernel(const double* rows,
-                                                                    int64_t count, double* out) {
+                                                                       int64_t count, double* out) {
   add_counts_program(Team{}, rows, count, out);
 }
 
@@ -92,8 +96,7 @@ void DeviceLaunch::count_rows(const PolicyParameters& in, double* out) const {
 
 void DeviceLaunch::add_rows(const RowTotals* rows, const PolicyParameters& in,
                             FlatTotals* out) const {
-  add_rows_kernel<<<1, kPolicyThreads, 0, stream>>>(rows, count * in.pieces, in.by_row,
-                                                    bool(in.token_weights), out);
+  add_rows_kernel<<<1, kPolicyThreads, 0, stream>>>(rows, count * in.pieces, in, out);
   require_launched(function);
 }
 
@@ -111,8 +114,8 @@ void check_supported(const char* function, const PolicyArrays& batch,
   check_loss(function, batch, objective);
 }
 
-int64_t policy_workspace_bytes(const PolicyArrays& batch, const PolicyObjective&) {
-  return PolicyWorkspace::bytes(batch.layout);
+int64_t policy_workspace_bytes(const PolicyArrays& batch, const PolicyObjective& objective) {
+  return PolicyWorkspace(nullptr, batch.layout, objective).bytes;
 }
 
 void local_counts(const PolicyArrays& batch, const PolicyObjective& objective, double* counts,
@@ -122,7 +125,7 @@ void local_counts(const PolicyArrays& batch, const PolicyObjective& objective, d
   check_weight_needs(function, presence_of(batch), weights_that(true, objective.weights));
   require_memory(function, "workspace", workspace);
   require_memory(function, "counts", counts);
-  const PolicyWorkspace parts(workspace, batch.layout);
+  const PolicyWorkspace parts(workspace, batch.layout, objective);
   const DeviceLaunch launch{function, batch.layout.rows, static_cast<cudaStream_t>(stream)};
   run_counts(run_gates(batch, objective, parts, launch), parts, counts, launch);
 }
@@ -139,8 +142,8 @@ void policy_loss(const PolicyArrays& batch, const PolicyObjective& objective, co
   require_memory(function, "totals", totals);
   const DeviceLaunch launch{function, batch.layout.rows, static_cast<cudaStream_t>(stream)};
   run_policy_loss(batch, objective, counts, factor, gradients,
-                  reinterpret_cast<FlatTotals*>(totals), PolicyWorkspace(workspace, batch.layout),
-                  launch);
+                  reinterpret_cast<FlatTotals*>(totals),
+                  PolicyWorkspace(workspace, batch.layout, objective), launch);
 }
 
 }  // namespace tether::cuda

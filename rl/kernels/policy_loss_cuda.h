@@ -12,16 +12,17 @@
 //
 // Every objective of the catalogue and every product of its parts is there, but for those that
 // check_supported refuses. Values cannot be refused where the memory is a device's: a weight
-// outside [0, 1] gives NaN, and so does a gate that is no number.
+// outside [0, 1] gives NaN, and so does a gate that is no number; an id of a turn that is smaller
+// than the one before it begins another turn.
 //
 // These kernels have been compiled, and their programs executed on the host; none has run on a GPU
 // yet (docs/cuda.md).
 
 namespace tether::cuda {
 
-// Whether there is a kernel: not for float64, nor for levels and weights of turns, nor for a penalty
-// weighed by the shared ratio of a row with its gradient (kl_correction level_ratio), nor for
-// formulas of a user's but those of a TETHER_CUDA_SURROGATE. The layout of packed rows has offsets on the device and, in `columns`, the
+// Whether there is a kernel: not for float64, nor for a penalty weighed by a shared ratio with its
+// gradient (kl_correction level_ratio), nor for formulas of a user's but those of a
+// TETHER_CUDA_SURROGATE. The layout of packed rows has offsets on the device and, in `columns`, the
 // last of them.
 bool is_supported(const PolicyArrays& batch, const PolicyObjective& objective);
 

@@ -12,42 +12,48 @@ namespace tether::cuda {
 
 inline constexpr int kPolicyThreads = 256;
 
-// Of a row whose tokens share nothing but its length.
-inline int64_t pieces_of_tokens(const RowLayout& layout, bool by_row) {
-  return by_row ? 1 : pieces_of_rows(layout);
+// Of a row whose tokens share nothing but its length, or what is known of their turns.
+inline int64_t pieces_of_tokens(const RowLayout& layout, Segment segment) {
+  return segment == Segment::row ? 1 : pieces_of_rows(layout);
 }
 
 // What a piece of a row adds to the loss and the metrics.
 struct RowTotals {
   double loss;
   double tokens;
-  double segments;  // with a ratio of their own
+  double sequences;  // with tokens
   double sums[PolicyMetrics::kSums];
   double maxima[PolicyMetrics::kMaxima];
 };
 
-// Of one thread: w, w logp, w log_ratio.
+// Of some tokens: w, w logp, w log_ratio.
 struct LevelSums {
   double n = 0, logp = 0, log_ratio = 0;
+
+  static TETHER_TEAM LevelSums of(const LevelSums& a, const LevelSums& b) {
+    return {a.n + b.n, a.logp + b.logp, a.log_ratio + b.log_ratio};
+  }
 };
 
-// Of the row.
+TETHER_TEAM LevelSums level_sums_of(const PolicyParameters& in, const LoadedToken& token) {
+  const double w = token.w;
+  if (w == 0) return {};
+  const double u = static_cast<double>(token.logp) - static_cast<double>(token.old_logp);
+  return {w, w * static_cast<double>(token.logp),
+          w * (in.clip.is_on() ? clipped(u, token.advantage, in.clip) : u)};
+}
+
+// Of the row; where its tokens do not share a ratio, w alone.
 template <class Team>
 TETHER_TEAM LevelSums level_sums(const Team& team, const PolicyParameters& in, int64_t row) {
   typename Team::template Local<LevelSums> local;
   team.each(local, [&](int thread, LevelSums& own) {
     for (int64_t i = thread; i < in.layout.length(row); i += Team::kThreads) {
-      if (!in.by_row) {
+      if (in.segment == Segment::row) {
+        own = LevelSums::of(own, level_sums_of(in, LoadedToken(in, row, i)));
+      } else {
         own.n += static_cast<double>(load_mask(in.layout, in.response_mask, row, i));
-        continue;
       }
-      const LoadedToken token(in, row, i);
-      const double w = token.w;
-      if (w == 0) continue;
-      const double u = static_cast<double>(token.logp) - static_cast<double>(token.old_logp);
-      own.n += w;
-      own.logp += w * static_cast<double>(token.logp);
-      own.log_ratio += w * (in.clip.is_on() ? clipped(u, token.advantage, in.clip) : u);
     }
   });
   const auto all = team.template reduce<Sum>(local, [](const LevelSums& own) {
@@ -62,12 +68,15 @@ TETHER_TEAM double level_scale(const PolicyParameters& in, double n) {
   return n > 0 ? 1 / n : 0;
 }
 
-TETHER_TEAM RowRatio row_ratio_of(const PolicyParameters& in, const LevelSums& sums) {
-  if (!in.by_row) return {};
+TETHER_TEAM SegmentRatio segment_ratio_of(const PolicyParameters& in, const LevelSums& sums) {
   const double scale = level_scale(in, sums.n);
   constexpr float kLargest = Largest<float>::kInput;
   return {narrow(scale * sums.logp, kLargest), narrow(scale * sums.log_ratio, kLargest),
           narrow<float>(sums.n > 0 ? 1 / sums.n : 1)};
+}
+
+TETHER_TEAM bool divides_by_length(const PolicyParameters& in) {
+  return in.aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
 }
 
 // What the terms of a row are multiplied by.
@@ -127,7 +136,7 @@ TETHER_TEAM RowTotals row_totals(const Team& team, Local& local, const TermFacto
 template <class Team, class Local>
 TETHER_TEAM void write_shared_gradients(const Team& team, Local& local, const PolicyParameters& in,
                                         int64_t row, const RowFactors& factors,
-                                        const RowRatio& row_ratio, double scale) {
+                                        const SegmentRatio& shared, double scale) {
   const double slopes =
       team.template reduce<Sum>(local,
                                 [](const TokenSums& own) { return Several<double, 1>{own.slope}; })
@@ -137,7 +146,7 @@ TETHER_TEAM void write_shared_gradients(const Team& team, Local& local, const Po
     for (int64_t i = thread; i < in.layout.length(row); i += Team::kThreads) {
       const LoadedToken token(in, row, i);
       const float gradient =
-          token.w == 0 ? 0 : shared_gradient(in, factors, row_ratio, slope, row, i, token);
+          token.w == 0 ? 0 : shared_gradient(in, factors, shared, slope, row, i, token);
       store(in.layout, in.dlogps, row, i, gradient);
     }
   });
@@ -149,9 +158,9 @@ TETHER_TEAM void policy_row_program(const Team& team, const Formula& formula,
                                     RowTotals* totals_of) {
   const TokenPiece piece(in.layout, index, in.pieces);
   const int64_t row = piece.row;
-  const bool by_length = in.aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
-  const LevelSums level = in.by_row || by_length ? level_sums(team, in, row) : LevelSums{};
-  const RowRatio row_ratio = row_ratio_of(in, level);
+  const bool by_row = in.segment == Segment::row;
+  const LevelSums level = by_row || divides_by_length(in) ? level_sums(team, in, row) : LevelSums{};
+  const SegmentRatio of_row = by_row ? segment_ratio_of(in, level) : SegmentRatio{};
   const TermFactors terms(in, row, level.n);
   const RowFactors factors{narrow<float>(terms.loss), narrow<float>(terms.kl)};
   typename Team::template Local<TokenSums> local;
@@ -159,20 +168,28 @@ TETHER_TEAM void policy_row_program(const Team& team, const Formula& formula,
     for (int64_t i = piece.begin + thread; i < piece.end; i += Team::kThreads) {
       const LoadedToken token(in, row, i);
       const bool active = token.w != 0;
-      const float gradient =
-          active ? add_token(formula, in, factors, row_ratio, row, i, token, own) : 0;
-      if (in.dlogps && !in.is_shared) store(in.layout, in.dlogps, row, i, gradient);
+      TokenSlopes slopes;
+      if (active) {
+        const SegmentRatio shared =
+            in.turns ? in.turns.ratios[in.turns.turn_of(in.layout, row, i)] : of_row;
+        slopes = add_token(formula, in, factors, shared, row, i, token, own);
+        own.slope += static_cast<double>(slopes.ratio);
+      }
+      if (in.dlogps && !in.is_shared) store(in.layout, in.dlogps, row, i, slopes.logp);
+      if (in.dlogps && in.is_shared && in.turns) {
+        in.turns.sums[TurnTable::slot(in.layout, row, i)] = slopes.ratio;
+      }
       if (!in.entropies) continue;
       const float dentropy =
           active ? add_entropy(in, narrow<float>(terms.entropy), row, i, token.w, own) : 0;
       if (in.dentropies) store(in.layout, in.dentropies, row, i, dentropy);
     }
   });
-  if (in.dlogps && in.is_shared) {
-    write_shared_gradients(team, local, in, row, factors, row_ratio, level_scale(in, level.n));
+  if (in.dlogps && in.is_shared && by_row) {
+    write_shared_gradients(team, local, in, row, factors, of_row, level_scale(in, level.n));
   }
   RowTotals totals = row_totals(team, local, terms);
-  totals.segments = totals.tokens > 0 ? 1 : 0;
+  totals.sequences = totals.tokens > 0 ? 1 : 0;
   team.each(local, [&](int thread, TokenSums&) {
     if (thread == 0) totals_of[index] = totals;
   });
@@ -187,7 +204,7 @@ struct FlatTotals {
 
 template <class Team>
 TETHER_TEAM void add_rows_program(const Team& team, const RowTotals* rows, int64_t count,
-                                  bool by_row, bool weighted, FlatTotals* out) {
+                                  const PolicyParameters& in, FlatTotals* out) {
   using M = PolicyMetrics;
   constexpr int kSums = M::kSums + 3;
   struct Totals {
@@ -200,11 +217,14 @@ TETHER_TEAM void add_rows_program(const Team& team, const RowTotals* rows, int64
       const RowTotals& each = rows[row];
       own.sums.each[M::kSums] += each.loss;
       own.sums.each[M::kSums + 1] += each.tokens;
-      own.sums.each[M::kSums + 2] += each.segments;
+      if (!in.turns) own.sums.each[M::kSums + 2] += each.sequences;
       for (int i = 0; i < M::kSums; ++i) own.sums.each[i] += each.sums[i];
       for (int i = 0; i < M::kMaxima; ++i) {
         own.maxima.each[i] = Max::of(own.maxima.each[i], each.maxima[i]);
       }
+    }
+    for (int64_t row = thread; in.turns && row < in.layout.rows; row += Team::kThreads) {
+      own.sums.each[M::kSums + 2] += in.turns.counts[row];
     }
   });
   const auto sums = team.template reduce<Sum>(local, [](const Totals& own) { return own.sums; });
@@ -215,12 +235,12 @@ TETHER_TEAM void add_rows_program(const Team& team, const RowTotals* rows, int64
     const double tokens = sums.each[M::kSums + 1], segments = sums.each[M::kSums + 2];
     out->loss = sums.each[M::kSums];
     for (int i = 0; i < M::kSums; ++i) {
-      const bool by_segment = by_row && M::is_of_ratio(i);
+      const bool by_segment = in.segment != Segment::token && M::is_of_ratio(i);
       out->sums[2 * i] = sums.each[i];
       out->sums[2 * i + 1] = by_segment ? segments : tokens;
     }
     for (int i = 0; i < M::kMaxima; ++i) out->maxima[i] = maxima.each[i];
-    if (weighted) return;
+    if (in.token_weights) return;
     out->sums[2 * M::kWeight] = out->sums[2 * M::kWeightSquared] = tokens;
     if (tokens > 0) out->maxima[M::kWeightMax] = 1;
   });
@@ -231,7 +251,7 @@ template <class Team>
 TETHER_TEAM void count_row_program(const Team& team, const PolicyParameters& in, int64_t row,
                                    double* rows) {
   PolicyParameters by_token = in;
-  by_token.by_row = false;
+  by_token.segment = Segment::token;
   const double n = level_sums(team, by_token, row).n;
   typename Team::template Local<NoState> local;
   team.each(local, [&](int thread, NoState&) {

@@ -18,6 +18,7 @@
 #include "../surrogate.h"
 #include "arrays.h"
 #include "bounds.h"
+#include "turn_table.h"
 
 // What one token adds to a policy loss on a CUDA device: as the loops over blocks have it
 // (token_block.h, penalty_block.h), in float, always within their bounds.
@@ -30,9 +31,11 @@ struct PolicyParameters : PolicyArrays {
   ConstArray anchor_logps;  // of the policy that the penalty ties to; absent: logps
   MutableArray dlogps, dentropies;
 
-  bool by_row, is_mean, is_shared;  // of the level
-  int64_t pieces;                   // of a row
-  LogRatioClip clip;                // off where log-ratios are not clipped
+  Segment segment;          // of the level
+  bool is_mean, is_shared;  // likewise
+  TurnTable turns;          // where the segment is a turn
+  int64_t pieces;           // of a row
+  LogRatioClip clip;        // off where log-ratios are not clipped
   RatioInterval truncation;
   double beta;
   int estimator, gradient;  // of the penalty, in the order of the catalogue
@@ -79,12 +82,6 @@ struct LoadedToken {
   }
 };
 
-// What the tokens of a row share where its level is the row's (rl/level.h).
-struct RowRatio {
-  float logp = 0, log_ratio = 0;
-  float share = 1;  // 1 / n: of a token in the metrics of the ratio
-};
-
 struct RowFactors {
   float loss, kl;
 };
@@ -119,11 +116,11 @@ struct CataloguedKlForm {
 
 // v rho K(d) with its gradient; v is the caller's weight.
 TETHER_TEAM Dual<float> penalty_of(const PolicyParameters& in, const LoadedToken& token,
-                                   const RowRatio& row_ratio, float v) {
+                                   const SegmentRatio& shared, float v) {
   const Dual<float> logp{token.logp, 1};
-  const bool of_row = in.by_row && of_level(in.correction);
+  const bool of_segment = in.segment != Segment::token && of_level(in.correction);
   const Dual<float> log_ratio =
-      of_row ? Dual<float>{row_ratio.log_ratio, 0} : logp - Constant<float>{token.old_logp};
+      of_segment ? Dual<float>{shared.log_ratio, 0} : logp - Constant<float>{token.old_logp};
   const Dual<float> k =
       kl_term(CataloguedKlForm{in.estimator}, CataloguedKlForm{in.gradient}, in.correction, logp,
               log_ratio, Constant<float>{token.anchor_logp}, in.bounds);
@@ -173,12 +170,12 @@ struct TokenSums {
   }
 };
 
-// The surrogate of a token: its own log-ratio, or that of its row.
+// The surrogate of a token: its own log-ratio, or that of its segment.
 template <class Formula>
 TETHER_TEAM Dual<float> surrogate_of(const Formula& formula, const PolicyParameters& in,
-                                     const LoadedToken& token, const RowRatio& row_ratio,
+                                     const LoadedToken& token, const SegmentRatio& shared,
                                      float log_ratio, float ratio) {
-  const float logp = in.is_shared ? row_ratio.logp : token.logp;
+  const float logp = in.is_shared ? shared.logp : token.logp;
   const float advantage = beside_ratio(token.advantage, ratio);
   const Token<Dual<float>, Constant<float>> seen{{logp, 1},   {log_ratio, 1},   {ratio, ratio},
                                                  {advantage}, {token.old_logp}, {token.ref_logp}};
@@ -186,17 +183,23 @@ TETHER_TEAM Dual<float> surrogate_of(const Formula& formula, const PolicyParamet
   return {bounded(loss.value), bounded(loss.grad)};
 }
 
-// Adds a token of weight w > 0, or NaN, and returns its gradient, where no other token has a part
-// in it.
+// What the loss changes by with one token.
+struct TokenSlopes {
+  float logp = 0;   // d loss / d logp, where no other token has a part in it
+  float ratio = 0;  // w W dS/dL
+};
+
+// Adds a token of weight w > 0, or NaN.
 template <class Formula>
-TETHER_TEAM float add_token(const Formula& formula, const PolicyParameters& in,
-                            const RowFactors& factors, const RowRatio& row_ratio, int64_t row,
-                            int64_t column, const LoadedToken& token, TokenSums& sums) {
+TETHER_TEAM TokenSlopes add_token(const Formula& formula, const PolicyParameters& in,
+                                  const RowFactors& factors, const SegmentRatio& shared,
+                                  int64_t row, int64_t column, const LoadedToken& token,
+                                  TokenSums& sums) {
   const float w = token.w;
-  const float d = in.by_row ? row_ratio.log_ratio : token.logp - token.old_logp;
+  const float d = in.segment == Segment::token ? token.logp - token.old_logp : shared.log_ratio;
   constexpr float kBound = kSaturation<float>;
   const auto both = math::exp_and_expm1_minus(d, -kBound, kBound);
-  const Dual<float> S = surrogate_of(formula, in, token, row_ratio, d, both.exp);
+  const Dual<float> S = surrogate_of(formula, in, token, shared, d, both.exp);
   float loss = S.value, slope = S.grad, trace = w * 0;
   if (in.token_weights) {
     const float W = load_weight(in.layout, in.token_weights, row, column);
@@ -208,7 +211,7 @@ TETHER_TEAM float add_token(const Formula& formula, const PolicyParameters& in,
   float gradient = bounded(factors.loss * slope);
   if (in.beta > 0) {
     const float v = load_weight(in.layout, in.kl_weights, row, column);
-    const Dual<float> K = penalty_of(in, token, row_ratio, v);
+    const Dual<float> K = penalty_of(in, token, shared, v);
     gradient = bounded(gradient + bounded(factors.kl * K.grad));
     trace += K.value * 0 + token.anchor_logp * 0;
     sums.kl += static_cast<double>(w * K.value);
@@ -217,17 +220,17 @@ TETHER_TEAM float add_token(const Formula& formula, const PolicyParameters& in,
   const bool broken = trace != 0;
   sums.tokens += w;
   sums.loss += static_cast<double>(broken ? kNaN : w * loss);
-  sums.slope += static_cast<double>(broken ? kNaN : w * slope);
   sums.metrics[PolicyMetrics::kNonfinite] += broken ? 1 : 0;
-  const float of_ratio = w * row_ratio.share;
+  const float of_ratio = w * shared.share;
   sums.add_clipped(in.truncation, of_ratio, d, both.exp, token.advantage, S.grad);
   sums.add_ratio(of_ratio, d, both.exp, both.expm1_minus, !broken);
-  return broken ? kNaN : w * gradient;
+  if (broken) return {kNaN, kNaN};
+  return {w * gradient, w * slope};
 }
 
-// The gradient of a token whose ratio is its row's: `slope` is d loss / d logp of any over w.
+// The gradient of a token that shares its ratio: `slope` is d loss / d logp of any over w.
 TETHER_TEAM float shared_gradient(const PolicyParameters& in, const RowFactors& factors,
-                                  const RowRatio& row_ratio, float slope, int64_t row,
+                                  const SegmentRatio& shared, float slope, int64_t row,
                                   int64_t column, const LoadedToken& token) {
   const double u = static_cast<double>(token.logp) - static_cast<double>(token.old_logp);
   const bool beyond = clipped(u, token.advantage, in.clip) != u && u == u;
@@ -235,7 +238,7 @@ TETHER_TEAM float shared_gradient(const PolicyParameters& in, const RowFactors& 
   bool broken = false;
   if (in.beta > 0) {
     const float v = load_weight(in.layout, in.kl_weights, row, column);
-    const float dkl = penalty_of(in, token, row_ratio, v).grad;
+    const float dkl = penalty_of(in, token, shared, v).grad;
     gradient = bounded(gradient + bounded(factors.kl * dkl));
     broken = zero_or_nan(token.anchor_logp, dkl, 0.0f, 0.0f) != 0;
   }

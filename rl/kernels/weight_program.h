@@ -4,6 +4,7 @@
 #include "../token_weight.h"
 #include "measures.h"
 #include "token_program.h"
+#include "turn_table.h"
 
 // A weight of a row's tokens (rl/token_weight.h) as a program of a team: its product with those
 // before it, in an array of the workspace.
@@ -17,6 +18,8 @@ struct WeightParameters {
   ConstArray before;  // what it is multiplied with; absent: 1
   MutableArray out;
   Segment segment;
+  TurnTable turns;  // where the segment is a turn
+  bool measures;    // no weight is made: the measures of the tokens go to the turns
   Reduction reduction;
   bool leaves;  // out is a mask, of the tokens that stay
 };
@@ -51,6 +54,12 @@ TETHER_TEAM float measure_of(const Formula& formula, const WeightToken<Constant<
   return formula.measure(token).value + trace;
 }
 
+// Of a segment.
+TETHER_TEAM float statistic_of(const WeightParameters& in, const MeasureTotals& all) {
+  if (all.n == 0) return 0;
+  return narrow(all.reduced(in.reduction), Largest<float>::kInput);
+}
+
 // Over the active tokens of a row.
 template <class Formula, class Team>
 TETHER_TEAM float statistic_of_row(const Team& team, const Formula& formula,
@@ -69,14 +78,26 @@ TETHER_TEAM float statistic_of_row(const Team& team, const Formula& formula,
   const auto extremes = team.template reduce<Max>(local, [](const MeasureTotals& own) {
     return Several<double, 2>{own.largest, -own.smallest};
   });
-  const MeasureTotals all{sums.each[0], sums.each[1], extremes.each[0], -extremes.each[1]};
-  if (all.n == 0) return 0;
-  return narrow(all.reduced(in.reduction), Largest<float>::kInput);
+  return statistic_of(in, {sums.each[0], sums.each[1], extremes.each[0], -extremes.each[1]});
+}
+
+template <class Formula, class Team>
+TETHER_TEAM void measure_program(const Team& team, const Formula& formula,
+                                 const WeightParameters& in, int64_t row) {
+  typename Team::template Local<NoState> local;
+  team.each(local, [&](int thread, NoState&) {
+    for (int64_t i = thread; i < in.layout.length(row); i += Team::kThreads) {
+      const bool active = load_mask(in.layout, in.mask, row, i) != 0;
+      in.turns.sums[TurnTable::slot(in.layout, row, i)] =
+          active ? measure_of(formula, weight_token<Formula>(in, row, i)) : 0;
+    }
+  });
 }
 
 template <class Formula, class Team>
 TETHER_TEAM void weight_program(const Team& team, const Formula& formula,
                                 const WeightParameters& in, int64_t row) {
+  if (in.measures) return measure_program(team, formula, in, row);
   const bool by_row = in.segment == Segment::row;
   const float of_row = by_row ? statistic_of_row(team, formula, in, row) : 0;
   typename Team::template Local<NoState> local;
@@ -86,7 +107,9 @@ TETHER_TEAM void weight_program(const Team& team, const Formula& formula,
       const float before = load_weight(in.layout, in.before, row, i);
       if (load_mask(in.layout, in.mask, row, i) != 0) {
         const auto token = weight_token<Formula>(in, row, i);
-        const float statistic = by_row ? of_row : measure_of(formula, token);
+        const float statistic = in.turns ? in.turns.sums[in.turns.turn_of(in.layout, row, i)]
+                                : by_row ? of_row
+                                         : measure_of(formula, token);
         const float own = formula(token, Constant<float>{statistic}).value + statistic * 0;
         if (in.leaves) {
           weight = before == 0 || own == 0 ? 0 : before + own * 0;

@@ -30,15 +30,15 @@ void check_supported(const char* function, const PolicyArrays& batch,
   check_loss(function, batch, objective);
 }
 
-int64_t policy_workspace_bytes(const PolicyArrays& batch, const PolicyObjective&) {
-  return PolicyWorkspace::bytes(batch.layout);
+int64_t policy_workspace_bytes(const PolicyArrays& batch, const PolicyObjective& objective) {
+  return PolicyWorkspace(nullptr, batch.layout, objective).bytes;
 }
 
 void local_counts(const PolicyArrays& batch, const PolicyObjective& objective, double* counts,
                   void* workspace, Stream) {
   check_supported("local_counts", batch, objective);
   check_weight_needs("local_counts", presence_of(batch), weights_that(true, objective.weights));
-  const PolicyWorkspace parts(workspace, batch.layout);
+  const PolicyWorkspace parts(workspace, batch.layout, objective);
   const HostLaunch<OneThread> launch{batch.layout.rows};
   run_counts(run_gates(batch, objective, parts, launch), parts, counts, launch);
 }
@@ -51,8 +51,8 @@ void policy_loss(const PolicyArrays& batch, const PolicyObjective& objective, co
                  double factor, const PolicyGradients& gradients, PolicyTotals* totals,
                  void* workspace, Stream) {
   run_policy_loss(batch, objective, counts, factor, gradients,
-                  reinterpret_cast<FlatTotals*>(totals), PolicyWorkspace(workspace, batch.layout),
-                  HostLaunch<OneThread>{batch.layout.rows});
+                  reinterpret_cast<FlatTotals*>(totals),
+                  PolicyWorkspace(workspace, batch.layout, objective), HostLaunch<OneThread>{batch.layout.rows});
 }
 
 void row_statistics(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
@@ -117,7 +117,7 @@ void policy_loss_of_logits(const ConstLogits& logits, const int64_t* targets,
   }
   run_logits_policy_loss(
       of_tokens, objective, counts, factor, reinterpret_cast<FlatTotals*>(totals),
-      PolicyWorkspace(workspace, batch.layout),
+      PolicyWorkspace(workspace, batch.layout, objective),
       LogitsLaunch{{batch.layout.rows}, logits, targets, options, found, dlogits});
 }
 

@@ -40,18 +40,23 @@ struct Unread {
 TEST(CudaPolicyLoss, RefusesWhatHasNoKernel) {
   Unread unread;
   PolicyObjective objective = presets::grpo();
-  objective.level = RatioLevel::turn_mean;
-  EXPECT_EQ(unread.run(objective),
-            "policy_loss: level must be of tokens or sequences on a CUDA device, got turn_mean");
-  objective = presets::gspo();
   objective.kl = {.beta = 0.1, .correction = KlCorrection::level_ratio};
-  EXPECT_EQ(unread.run(objective),
-            "policy_loss: kl_correction must not be level_ratio where a sequence shares its ratio "
-            "on a CUDA device, got it");
-  objective = presets::ppo();
-  objective.weights.emplace_back(TruncatedImportance{}, WeightLevel::turn_max);
-  EXPECT_EQ(unread.run(objective),
-            "policy_loss: weights must be of tokens or sequences on a CUDA device, got turn_max");
+  for (const RatioLevel level :
+       {RatioLevel::sequence_mean, RatioLevel::turn_mean, RatioLevel::turn_sum}) {
+    objective.level = level;
+    EXPECT_FALSE(cuda::is_supported(unread.batch, objective));
+    EXPECT_EQ(unread.run(objective),
+              "policy_loss: kl_correction must not be level_ratio where tokens share their ratio "
+              "on a CUDA device, got it");
+  }
+  unread.batch.turn_ids = unread.batch.logps;
+  EXPECT_EQ(unread.run(presets::ppo()),
+            "policy_loss: turn_ids must be int32 or int64 on a CUDA device, got float32");
+  unread.batch.turn_ids.dtype = DType::int32;
+  unread.batch.turn_ids.data = nullptr;
+  EXPECT_EQ(unread.run(presets::ppo()),
+            "policy_loss: turn_ids must have memory on the device, got none");
+  unread.batch.turn_ids = {};
   unread.batch.logps.dtype = DType::float64;
   EXPECT_EQ(unread.run(presets::ppo()),
             "policy_loss: logps must be float32, bfloat16 or float16 on a CUDA device, got "
@@ -142,6 +147,7 @@ TEST(CudaPolicyLoss, TakesFormulasWithKernelsOfAUsers) {
   PolicyObjective objective = presets::grpo(0.04);
   for (const Surrogate& own : {Surrogate(OwnSurrogate{}), made_beside_its_kernels(0.5)}) {
     objective.surrogate = own;
+    EXPECT_TRUE(cuda::is_supported(unread.batch, objective));
     EXPECT_EQ(message([&] { cuda::check_supported("f", unread.batch, objective); }), "no error");
   }
   objective.surrogate = made_beside_its_kernels(11);
@@ -158,14 +164,27 @@ TEST(CudaPolicyLoss, HasAKernelForEveryRowOfTheCatalogue) {
   }
   int devices = 0;
   if (cudaGetDeviceCount(&devices) == cudaSuccess) return;
-  EXPECT_THAT(unread.run(presets::ppo()),
-              testing::StartsWith("policy_loss: CUDA must accept the launch, got "));
+  PolicyObjective of_turns = presets::ppo();
+  for (const RatioLevel level :
+       {RatioLevel::token, RatioLevel::turn_mean, RatioLevel::turn_token, RatioLevel::turn_sum}) {
+    of_turns.level = level;
+    EXPECT_THAT(unread.run(of_turns),
+                testing::StartsWith("policy_loss: CUDA must accept the launch, got "));
+  }
 }
 
 TEST(CudaPolicyLoss, TheWorkspaceHoldsARowOfTotalsAndTwoNumbersAToken) {
   Unread unread;
-  EXPECT_EQ(cuda::policy_workspace_bytes(unread.batch, presets::ppo()),
-            32 + 2 * 20 * 8 + 2 * 8 * 4);
+  constexpr int64_t kBytes = 32 + 2 * 20 * 8 + 2 * 8 * 4;
+  EXPECT_EQ(cuda::policy_workspace_bytes(unread.batch, presets::ppo()), kBytes);
+  // And a count a row, a place and four numbers a token.
+  constexpr int64_t kOfTurns = 2 * 8 + 8 * (8 + 4 * 4);
+  PolicyObjective objective = presets::ppo();
+  objective.level = RatioLevel::turn_mean;
+  EXPECT_EQ(cuda::policy_workspace_bytes(unread.batch, objective), kBytes + kOfTurns);
+  objective = presets::ppo();
+  objective.weights.emplace_back(TruncatedImportance{}, WeightLevel::turn_max);
+  EXPECT_EQ(cuda::policy_workspace_bytes(unread.batch, objective), kBytes + kOfTurns);
 }
 
 }  // namespace

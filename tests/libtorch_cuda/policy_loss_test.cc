@@ -99,6 +99,25 @@ TEST(PolicyLossOnCuda, IsThatOfTheCpuForEveryAggregationAndNormalizer) {
   }
 }
 
+TEST(PolicyLossOnCuda, IsThatOfTheCpuAtLevelsOfTurns) {
+  for (const at::ScalarType index : {at::kInt, at::kLong}) {
+    PolicyBatch batch = batch_of(at::kFloat);
+    batch.turn_ids = at::tensor({0, 0, 2, 2, 2, 5, 6, 6, 6}, at::dtype(index)).expand({4, 9});
+    PolicyBatch by_runs = batch;
+    by_runs.turn_ids.reset();
+    for (const RatioLevel level :
+         {RatioLevel::turn_mean, RatioLevel::turn_token, RatioLevel::turn_sum}) {
+      PolicyObjective objective = with_every_term(presets::grpo());
+      objective.level = level;
+      objective.weights.emplace_back(RatioGate{.high = 1.2}, WeightLevel::turn_max);
+      objective.weights.emplace_back(TruncatedImportance{.high = 1.01}, WeightLevel::turn_mean);
+      for (const PolicyBatch& each : {batch, by_runs, packed(by_runs, index)}) {
+        expect_as_on_cpu([&] { return evaluated(each, objective); }, 1, 2e-5, "turns");
+      }
+    }
+  }
+}
+
 TEST(PolicyLossOnCuda, IsThatOfTheCpuForMasksOfIntegersAndEmptyBatches) {
   PolicyBatch batch = batch_of(at::kFloat);
   batch.response_mask = batch.response_mask.to(at::kLong);
@@ -134,13 +153,7 @@ void expect_by_torch(const PolicyBatch& batch, const PolicyObjective& objective,
 
 TEST(PolicyLossOnCuda, TakesTorchWhereThereIsNoKernel) {
   const PolicyBatch batch = packed(batch_of(at::kFloat), at::kLong);
-  PolicyObjective objective = presets::ppo();
-  objective.level = RatioLevel::turn_mean;
-  expect_by_torch(batch, objective, "a level of turns");
-  objective = presets::ppo();
-  objective.weights.emplace_back(TruncatedImportance{}, WeightLevel::turn_max);
-  expect_by_torch(batch, objective, "weights of turns");
-  objective = presets::gspo();
+  PolicyObjective objective = presets::gspo();
   objective.kl = {.beta = 0.1, .correction = KlCorrection::level_ratio};
   expect_by_torch(batch, objective, "level_ratio");
   objective = presets::ppo();
@@ -157,9 +170,9 @@ TEST(PolicyLossOnCuda, LooksAtOffsetsWhereTorchDoes) {
   const OnCuda door;
   EXPECT_EQ(message([&] { policy_loss(batch, presets::ppo()); }), "no error");
   EXPECT_EQ(door.taken(), 1);
-  PolicyObjective by_turns = presets::ppo();
-  by_turns.level = RatioLevel::turn_mean;
-  EXPECT_EQ(message([&] { policy_loss(batch, by_turns); }),
+  PolicyObjective by_torch = presets::ppo();
+  by_torch.surrogate = on_any_device(OwnSurrogate{});
+  EXPECT_EQ(message([&] { policy_loss(batch, by_torch); }),
             "policy_loss: offsets must run from 0 to 36, the size of logps, got 0 to 20");
 }
 
@@ -183,11 +196,17 @@ TEST(PolicyLossOnCuda, RefusesWithTheSentenceOfTheCpu) {
   expect_same_sentence(presets::ppo(), {});
 }
 
+PolicyObjective gated_by_turns() {
+  PolicyObjective objective = presets::ppo();
+  objective.weights.emplace_back(RatioGate{.high = 1.05}, WeightLevel::turn_mean);
+  return objective;
+}
+
 TEST(LocalCountsOnCuda, AreThoseOfTheCpu) {
   for (const at::ScalarType index : {at::kInt, at::kLong}) {
     const PolicyBatch batch = packed(batch_of(at::kFloat), index);
     for (const PolicyObjective& objective :
-         {presets::ppo(), weighed(presets::ppo(), RatioGate{.high = 1.05})}) {
+         {presets::ppo(), weighed(presets::ppo(), RatioGate{.high = 1.05}), gated_by_turns()}) {
       const auto counts = [&]() -> Results {
         const Normalizer found = local_counts(batch, objective);
         return {at::tensor({*found.policy, *found.kl, *found.sequences})};

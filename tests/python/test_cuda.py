@@ -69,8 +69,7 @@ def test_a_policy_loss_has_a_kernel_by_its_settings(monkeypatch):
         assert has({"beta": torch.ones((), device="cpu")}, {})
         assert not has({"beta": fake()}, {})
         assert not has({"normalizer.scale": fake()}, {})
-        assert not has({}, {"level": "turn_mean"})
-        assert not has({}, {"tv_mask.level": "turn_max"})
+        assert has({}, {"level": "turn_mean", "tv_mask.level": "turn_max"})
         assert not has({}, {"kl_correction": "level_ratio"})
         assert not has({}, {}, own={"surrogate": None})
 
@@ -78,7 +77,6 @@ def test_a_policy_loss_has_a_kernel_by_its_settings(monkeypatch):
 def test_no_objective_needs_what_has_no_kernel():
     for name, row in tether.objectives("policy").items():
         for choice in row.choices.values():
-            assert not choice.default.startswith("turn_"), name
             assert choice.default != "level_ratio", name
 
 
@@ -144,6 +142,14 @@ CASES = {
     "ppo": {"normalizer": tether.Normalizer(policy=50, kl=40, world_size=4, scale=0.5)},
     "gspo": {"weights": {"truncated_importance": {"high": 1.01}}},
     "dr_grpo": {"normalizer": tether.Normalizer(policy=9, sequences=7), "constant": 30.0},
+    "gmpo": {"level": "turn_mean", "log_ratio_high": 0.05, "beta": 0.1},
+    "cispo": {
+        "level": "turn_token",
+        "weights": {
+            "ratio_gate": {"high": 1.05, "level": "turn_max"},
+            "truncated_importance": {"high": 1.01, "level": "turn_mean"},
+        },
+    },
 }
 
 
@@ -182,7 +188,8 @@ def test_denominators_may_be_on_the_device(host, monkeypatch):
 
 
 def test_counts_are_those_of_the_cpu(host):
-    for arguments in ({}, {"weights": {"ratio_gate": {"high": 1.05}}}):
+    gates = [{"ratio_gate": {"high": 1.05, "level": level}} for level in ("token", "turn_mean")]
+    for arguments in ({}, *({"weights": each} for each in gates)):
         batch = batch_of(packed=torch.int64)
         got, want = (of_key(key, "local_counts", batch, **arguments) for key in (CUDA, CPU))
         assert torch.equal(got, want)
@@ -255,7 +262,10 @@ def test_the_library_loads_without_a_driver_and_says_what_is_missing():
         warnings.simplefilter("error")
         assert _cuda.load(INSTALLED) == _cuda.KERNELS
     for options, rule in (
-        ({"level": "turn_mean"}, "level must be of tokens or sequences on a CUDA device"),
+        (
+            {"level": "turn_mean", "kl_correction": "level_ratio", "beta": 0.1},
+            "kl_correction must not be level_ratio where tokens share their ratio on a CUDA device",
+        ),
         ({"dtype": torch.float64}, "logps must be float32, bfloat16 or float16 on a CUDA device"),
     ):
         batch = batch_of(options.pop("dtype", torch.float32))

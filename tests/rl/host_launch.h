@@ -39,13 +39,27 @@ struct HostLaunch {
           [&](const auto& team, int64_t row) { cuda::weight_program(team, *formula, in, row); });
     });
   }
+  void turns(const cuda::TurnParameters& in) const {
+    run(count, [&](const auto& team, int64_t row) { cuda::find_turns_program(team, in, row); });
+  }
+  void turn_statistics(const cuda::WeightParameters& in) const {
+    run(count, [&](const auto& team, int64_t row) { cuda::turn_statistic_program(team, in, row); });
+  }
+  void turn_ratios(const cuda::PolicyParameters& in) const {
+    run(count, [&](const auto& team, int64_t row) { cuda::turn_ratio_program(team, in, row); });
+  }
+  void turn_gradients(const cuda::PolicyParameters& in) const {
+    run(count, [&](const auto& team, int64_t row) { cuda::turn_slope_program(team, in, row); });
+    run(count * in.pieces,
+        [&](const auto& team, int64_t piece) { cuda::turn_gradient_program(team, in, piece); });
+  }
   void count_rows(const cuda::PolicyParameters& in, double* out) const {
     run(count, [&](const auto& team, int64_t row) { cuda::count_row_program(team, in, row, out); });
   }
   void add_rows(const cuda::RowTotals* rows, const cuda::PolicyParameters& in,
                 cuda::FlatTotals* out) const {
     run(1, [&](const auto& team, int64_t) {
-      cuda::add_rows_program(team, rows, count * in.pieces, in.by_row, bool(in.token_weights), out);
+      cuda::add_rows_program(team, rows, count * in.pieces, in, out);
     });
   }
   void add_counts(const double* rows, double* out) const {

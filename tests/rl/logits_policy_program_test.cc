@@ -189,16 +189,16 @@ Found by_program(const Tokens& tokens, const PolicyObjective& objective, const W
   PolicyArrays arrays = in.arrays();
   arrays.logps = column_of<const void>(out.logps.data(), in);
   arrays.entropies = column_of<const void>(out.entropies.data(), in);
-  std::vector<double> memory(static_cast<size_t>(cuda::PolicyWorkspace::bytes(arrays.layout) + 7) /
-                             8);
+  const int64_t bytes = cuda::PolicyWorkspace(nullptr, arrays.layout, objective).bytes;
+  std::vector<double> memory(static_cast<size_t>(bytes + 7) / 8);
   const TokensLaunch launch{{arrays.layout.rows, {{way.backwards}}},
                             in,
                             {out.logps.data(), out.entropies.data()},
                             in.view<void>(way.in_place ? in.logits : out.gradient),
                             way.clusters};
-  cuda::run_logits_policy_loss(arrays, objective, way.counts, way.factor,
-                               reinterpret_cast<cuda::FlatTotals*>(&out.totals),
-                               cuda::PolicyWorkspace(memory.data(), arrays.layout), launch);
+  cuda::run_logits_policy_loss(
+      arrays, objective, way.counts, way.factor, reinterpret_cast<cuda::FlatTotals*>(&out.totals),
+      cuda::PolicyWorkspace(memory.data(), arrays.layout, objective), launch);
   if (way.in_place) out.gradient = in.logits;
   return out;
 }
