@@ -16,7 +16,8 @@
 //   TETHER_CUDA_SURROGATE(MySurrogate);
 //
 // From then on tether::cuda::policy_loss and policy_loss_of_logits take objectives with it, as
-// those with a formula of the catalogue, in every file of the program that knows the type.
+// those with a formula of the catalogue, in every file of the program that knows the type. For
+// tensors of LibTorch: libtorch/cuda/surrogate.h.
 
 namespace tether::cuda {
 
@@ -71,18 +72,23 @@ void launch_tokens(const LogitsLaunch& launch, const Surrogate& surrogate,
   launch_tokens_of(launch, *surrogate.target<Formula>(), in);
 }
 
+template <TokenFormula Formula>
+SurrogateKernels kernels_for() {
+  return {&launch_rows<Formula>, &launch_tokens<Formula>};
+}
+
 // What TETHER_CUDA_SURROGATE does when the program is loaded. A linker drops the macro's file from
 // a static library of which nothing else is called: call this there. A library whose formulas are
 // registered must stay loaded.
 template <TokenFormula Formula>
 void register_surrogate() {
-  add_kernels(typeid(Formula), {&launch_rows<Formula>, &launch_tokens<Formula>});
+  add_kernels(typeid(Formula), kernels_for<Formula>());
 }
 
 }  // namespace tether::cuda
 
-#define TETHER_CUDA_SURROGATE(...) TETHER_CUDA_SURROGATE_AT(__COUNTER__, __VA_ARGS__)
-#define TETHER_CUDA_SURROGATE_AT(line, ...) TETHER_CUDA_SURROGATE_NAMED(line, __VA_ARGS__)
-#define TETHER_CUDA_SURROGATE_NAMED(line, ...)                      \
-  [[maybe_unused]] static const bool tether_cuda_surrogate_##line = \
-      (::tether::cuda::register_surrogate<__VA_ARGS__>(), true)
+#define TETHER_CUDA_SURROGATE(...) \
+  TETHER_CUDA_LOADED(__COUNTER__, ::tether::cuda::register_surrogate, __VA_ARGS__)
+#define TETHER_CUDA_LOADED(line, call, ...) TETHER_CUDA_LOADED_AS(line, call, __VA_ARGS__)
+#define TETHER_CUDA_LOADED_AS(line, call, ...) \
+  [[maybe_unused]] static const bool tether_cuda_surrogate_##line = (call<__VA_ARGS__>(), true)

@@ -4,22 +4,43 @@
 
 #include <algorithm>
 #include <string_view>
+#include <typeinfo>
 #include <vector>
 
 #include "core/cuda_numbers.h"
+#include "core/type_table.h"
 #include "logits/row_program.h"
 #include "rl/kernels/logits_policy_calls.h"
 #include "rl/kernels/loss_doors_cuda.h"
 #include "rl/kernels/policy_loss_cuda.h"
+#include "tests/cuda/host_surrogate.h"
 #include "tests/device_types.h"
-#include "tests/rl/host_launch.h"
 
 namespace tether::cuda {
-bool has_kernels(std::type_index formula) {
-  bool known = false;
-  for_each_surrogate([&]<class Formula>(Formula) { known |= formula == typeid(Formula); });
-  return known;
+namespace {
+
+TypeTable<SurrogateKernels>& table() {
+  static TypeTable<SurrogateKernels>* const all = [] {
+    auto* out = new TypeTable<SurrogateKernels>;
+    for_each_surrogate(
+        [&]<class Formula>(Formula) { out->add(typeid(Formula), kernels_on_host<Formula>()); });
+    return out;
+  }();
+  return *all;
 }
+
+struct Launch : HostLaunch<OneThread> {
+  void rows(const Surrogate& surrogate, const PolicyParameters& in, RowTotals* out) const {
+    table().find(surrogate.type())->rows(count, surrogate, in, out);
+  }
+};
+
+}  // namespace
+
+void add_kernels(std::type_index formula, const SurrogateKernels& kernels) {
+  table().add(formula, kernels);
+}
+bool has_kernels(std::type_index formula) { return table().find(formula).has_value(); }
 
 bool is_supported(const PolicyArrays& batch, const PolicyObjective& objective) {
   return !lacks_kernel(batch, objective);
@@ -39,7 +60,7 @@ void local_counts(const PolicyArrays& batch, const PolicyObjective& objective, d
   check_supported("local_counts", batch, objective);
   check_weight_needs("local_counts", presence_of(batch), weights_that(true, objective.weights));
   const PolicyWorkspace parts(workspace, batch.layout, objective);
-  const HostLaunch<OneThread> launch{batch.layout.rows};
+  const Launch launch{{batch.layout.rows}};
   run_counts(run_gates(batch, objective, parts, launch), parts, counts, launch);
 }
 
@@ -52,7 +73,7 @@ void policy_loss(const PolicyArrays& batch, const PolicyObjective& objective, co
                  void* workspace, Stream) {
   run_policy_loss(batch, objective, counts, factor, gradients,
                   reinterpret_cast<FlatTotals*>(totals),
-                  PolicyWorkspace(workspace, batch.layout, objective), HostLaunch<OneThread>{batch.layout.rows});
+                  PolicyWorkspace(workspace, batch.layout, objective), Launch{{batch.layout.rows}});
 }
 
 void row_statistics(const ConstLogits& logits, const int64_t* targets, const RowOptions& options,
@@ -84,7 +105,7 @@ void row_gradients(const ConstLogits& logits, const int64_t* targets, const RowO
 
 namespace {
 
-struct LogitsLaunch : HostLaunch<OneThread> {
+struct LogitsLaunch : Launch {
   const ConstLogits& logits;
   const int64_t* targets;
   const RowOptions& options;
@@ -118,7 +139,7 @@ void policy_loss_of_logits(const ConstLogits& logits, const int64_t* targets,
   run_logits_policy_loss(
       of_tokens, objective, counts, factor, reinterpret_cast<FlatTotals*>(totals),
       PolicyWorkspace(workspace, batch.layout, objective),
-      LogitsLaunch{{batch.layout.rows}, logits, targets, options, found, dlogits});
+      LogitsLaunch{{{batch.layout.rows}}, logits, targets, options, found, dlogits});
 }
 
 }  // namespace tether::cuda

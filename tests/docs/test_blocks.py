@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMPILED = {
     "cpp": [*ROOT.glob("tests/docs/*.cc"), *ROOT.glob("tests/consumers/no_torch/*.cc"),
-            *ROOT.glob("tests/cuda/*.cc"), *ROOT.glob("tests/consumers/cuda/*.cu"),
+            *ROOT.glob("tests/cuda/*.cc"), *ROOT.glob("tests/consumers/*cuda/*.cu"),
             ROOT / "examples/consumer/main.cc"],
     "cmake": [*ROOT.glob("tests/consumers/*/CMakeLists.txt"),
               ROOT / "examples/consumer/CMakeLists.txt"],

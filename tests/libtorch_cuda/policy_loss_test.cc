@@ -6,8 +6,10 @@
 #include <limits>
 #include <string>
 
+#include "libtorch/cuda/surrogate_table.h"
 #include "rl/policy/importance.h"
 #include "rl/policy/rejection.h"
+#include "tests/cuda/host_surrogate.h"
 #include "tests/libtorch/message.h"
 #include "tests/libtorch_cuda/host_door.h"
 #include "tests/rl/own_surrogate.h"
@@ -138,6 +140,24 @@ TEST(PolicyLossOnCuda, WithoutAGradientNoneIsStored) {
   expect_as_on_cpu(constant, 1, 2e-5, "constants");
   const c10::InferenceMode inference;
   expect_as_on_cpu(constant, 1, 2e-5, "of inference mode");
+}
+
+// Another type than that of the test below.
+struct Registered : OwnSurrogate {};
+
+TEST(PolicyLossOnCuda, TakesFormulasOfAUsersThatHaveKernels) {
+  EXPECT_FALSE(has_cuda_kernels(typeid(Registered)));
+  add_cuda_kernels(typeid(Registered), cuda::kernels_on_host<Registered>());
+  EXPECT_TRUE(has_cuda_kernels(typeid(Registered)));
+  const PolicyBatch batch = batch_of(at::kFloat);
+  for (const RatioLevel level :
+       {RatioLevel::token, RatioLevel::sequence_mean, RatioLevel::turn_mean}) {
+    PolicyObjective objective = with_every_term(presets::grpo());
+    objective.level = level;
+    objective.surrogate = Registered{{.strength = 0.7}};
+    expect_as_on_cpu([&] { return evaluated(batch, objective); }, 1, 2e-5,
+                     "a formula of one's own");
+  }
 }
 
 // What the kernels leave is as torch's operations have it, bit for bit.
