@@ -9,7 +9,8 @@
 
 #include "check.h"
 
-// Launches of kernels, for .cu files.
+// Launches of kernels, for .cu files. The second number of their __launch_bounds__ is how many
+// blocks a multiprocessor shall hold: of its own accord ptxas makes room for more, by spills.
 
 namespace tether::cuda {
 

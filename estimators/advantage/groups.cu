@@ -11,7 +11,6 @@
 namespace tether::cuda {
 namespace {
 
-// 8: of its own accord ptxas makes room for more blocks, by spills.
 template <class Rule>
 __global__ __launch_bounds__(kGroupThreads,
                              8) void group_kernel(Rule rule,
@@ -20,8 +19,8 @@ __global__ __launch_bounds__(kGroupThreads,
   group_program(DeviceTeam<kGroupThreads>{}, rule, in, first + blockIdx.x);
 }
 
-__global__ __launch_bounds__(kGroupThreads) void batch_std_kernel(
-    const __grid_constant__ GroupParameters in) {
+__global__ __launch_bounds__(kGroupThreads,
+                             8) void batch_std_kernel(const __grid_constant__ GroupParameters in) {
   batch_std_program(DeviceTeam<kGroupThreads>{}, in);
 }
 

@@ -9,18 +9,19 @@ namespace {
 
 using Team = DeviceTeam<kWhiteningThreads>;
 
-__global__ __launch_bounds__(kWhiteningThreads) void moments_kernel(
-    const __grid_constant__ WhiteningArrays batch, int64_t pieces, int64_t first, Moments* parts) {
+__global__ __launch_bounds__(kWhiteningThreads,
+                             4) void moments_kernel(const __grid_constant__ WhiteningArrays batch,
+                                                    int64_t pieces, int64_t first, Moments* parts) {
   moments_program(Team{}, batch, pieces, first + blockIdx.x, parts);
 }
 
-__global__ __launch_bounds__(kWhiteningThreads) void merge_moments_kernel(const Moments* parts,
-                                                                          int64_t count,
-                                                                          Moments* out) {
+__global__ __launch_bounds__(kWhiteningThreads, 4) void merge_moments_kernel(const Moments* parts,
+                                                                             int64_t count,
+                                                                             Moments* out) {
   merge_moments_program(Team{}, parts, count, out);
 }
 
-__global__ __launch_bounds__(kWhiteningThreads) void whitening_kernel(
+__global__ __launch_bounds__(kWhiteningThreads, 6) void whitening_kernel(
     const __grid_constant__ WhiteningParameters in, const Moments* step, int64_t first) {
   whitening_program(Team{}, in, step, first + blockIdx.x);
 }

@@ -36,7 +36,7 @@ __global__ __launch_bounds__(kPolicyThreads,
   count_row_program(Team{}, in, first + blockIdx.x, rows);
 }
 
-__global__ __launch_bounds__(kPolicyThreads) void add_counts_kernel(const double* rows,
+__global__ __launch_bounds__(kPolicyThreads, 8) void add_counts_kernel(const double* rows,
                                                                        int64_t count, double* out) {
   add_counts_program(Team{}, rows, count, out);
 }

@@ -11,24 +11,25 @@ namespace {
 
 using Team = DeviceTeam<kPreferenceThreads>;
 
-__global__ __launch_bounds__(kPreferenceThreads) void answers_kernel(
-    const __grid_constant__ PreferenceParameters in, int64_t first, AnswerState* answers) {
+__global__ __launch_bounds__(kPreferenceThreads,
+                             4) void answers_kernel(const __grid_constant__ PreferenceParameters in,
+                                                    int64_t first, AnswerState* answers) {
   answer_program(Team{}, in, first + blockIdx.x, answers);
 }
 
-__global__ __launch_bounds__(kPreferenceThreads) void count_examples_kernel(
+__global__ __launch_bounds__(kPreferenceThreads, 6) void count_examples_kernel(
     const __grid_constant__ PreferenceParameters in, const AnswerState* answers, double* counts) {
   count_examples_program(Team{}, in, answers, counts);
 }
 
-__global__ __launch_bounds__(kPreferenceThreads) void examples_kernel(
+__global__ __launch_bounds__(kPreferenceThreads, 1) void examples_kernel(
     const __grid_constant__ CataloguedPreference formula,
     const __grid_constant__ CataloguedLink link, const __grid_constant__ PreferenceParameters in,
     const AnswerState* answers, const double* local_counts, AnswerSlopes* slopes, double* totals) {
   examples_program(Team{}, formula, link, in, answers, local_counts, slopes, totals);
 }
 
-__global__ __launch_bounds__(kPreferenceThreads) void answer_gradient_kernel(
+__global__ __launch_bounds__(kPreferenceThreads, 6) void answer_gradient_kernel(
     const __grid_constant__ PreferenceParameters in, int64_t first, const AnswerState* answers,
     const AnswerSlopes* slopes) {
   answer_gradient_program(Team{}, in, first + blockIdx.x, answers, slopes);

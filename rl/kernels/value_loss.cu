@@ -19,20 +19,21 @@ __global__ __launch_bounds__(kValueThreads,
   value_row_program(Team{}, formula, in, first + blockIdx.x, pieces);
 }
 
-__global__ __launch_bounds__(kValueThreads) void count_values_kernel(
-    const __grid_constant__ ValueArrays batch, int64_t first, double* rows) {
+__global__ __launch_bounds__(kValueThreads,
+                             6) void count_values_kernel(const __grid_constant__ ValueArrays batch,
+                                                         int64_t first, double* rows) {
   count_values_program(Team{}, batch, first + blockIdx.x, rows);
 }
 
-__global__ __launch_bounds__(kValueThreads) void add_value_counts_kernel(const double* rows,
-                                                                         int64_t count,
-                                                                         double* counts) {
+__global__ __launch_bounds__(kValueThreads, 6) void add_value_counts_kernel(const double* rows,
+                                                                            int64_t count,
+                                                                            double* counts) {
   add_value_counts_program(Team{}, rows, count, counts);
 }
 
-__global__ __launch_bounds__(kValueThreads) void merge_values_kernel(const ValueNumbers* pieces,
-                                                                     int64_t count,
-                                                                     ValueNumbers* out) {
+__global__ __launch_bounds__(kValueThreads, 2) void merge_values_kernel(const ValueNumbers* pieces,
+                                                                        int64_t count,
+                                                                        ValueNumbers* out) {
   merge_values_program(Team{}, pieces, count, out);
 }
 
