@@ -270,7 +270,7 @@ def measure_policy(doors, repetitions, rows=512, columns=4096):
         ((loss * mask).sum() / mask.sum()).backward()
 
     methods = {"ppo eager": (eager_ppo, 0)}
-    for name in ("ppo", "grpo", "gspo", "decoupled_ppo"):
+    for name in ("ppo", "grpo", "gspo", "turn_mean", "decoupled_ppo"):
         arguments = (name, [logps, *others], mask, dlogps, workspace)
         doors.policy_loss(*arguments)
         graph = torch.cuda.CUDAGraph()

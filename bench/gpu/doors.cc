@@ -27,6 +27,19 @@ PolicyArrays arrays(int64_t rows, int64_t columns, const float* const* data, con
           .rollout_logps = view(data[3])};
 }
 
+// A row of the catalogue; by the name of a level of turns GRPO there, with weights of turns.
+PolicyObjective objective_of(std::string_view name) {
+  for (size_t i = 0; i < kLevelRules.size(); ++i) {
+    if (kLevelRules[i].segment != Segment::turn || kLevelRules[i].name != name) continue;
+    PolicyObjective out = presets::grpo(0.04);
+    out.level = static_cast<RatioLevel>(i);
+    out.weights = {TokenWeight(RatioGate{.high = 1.04}, WeightLevel::turn_max),
+                   TokenWeight(TruncatedImportance{.high = 1.005}, WeightLevel::turn_mean)};
+    return out;
+  }
+  return preset("gpu", name);
+}
+
 }  // namespace
 }  // namespace tether
 
@@ -66,14 +79,19 @@ const char* tether_objectives() {
   static const std::string names = [] {
     std::vector<std::string_view> out;
     for (const CatalogueRow& row : kCatalogue) out.push_back(row.name);
+    for (const LevelRule& rule : kLevelRules) {
+      if (rule.segment == Segment::turn) out.push_back(rule.name);
+    }
     return spaced(out);
   }();
   return names.c_str();
 }
 
+// For every objective: those of turns ask for most.
 int64_t tether_policy_workspace_bytes(int64_t rows, int64_t columns) {
   const float* none[5] = {};
-  return cuda::policy_workspace_bytes(arrays(rows, columns, none, nullptr), presets::ppo());
+  return cuda::policy_workspace_bytes(arrays(rows, columns, none, nullptr),
+                                      objective_of("turn_mean"));
 }
 
 int64_t tether_policy_totals_bytes() { return sizeof(PolicyTotals); }
@@ -88,9 +106,9 @@ const char* tether_policy_loss(const char* objective, int64_t rows, int64_t colu
     const PolicyGradients gradients{.logps = {dlogps, DType::float32, columns, 1}};
     auto* out = static_cast<PolicyTotals*>(totals);
     if (workspace == nullptr) {
-      *out = policy_loss(batch, preset("gpu", objective), {}, gradients);
+      *out = policy_loss(batch, objective_of(objective), {}, gradients);
     } else {
-      cuda::policy_loss(batch, preset("gpu", objective), nullptr, 1, gradients, out, workspace,
+      cuda::policy_loss(batch, objective_of(objective), nullptr, 1, gradients, out, workspace,
                         stream);
     }
   });
@@ -108,7 +126,7 @@ const char* tether_policy_loss_of_logits(const char* objective, double entropy_c
     const float* const all[] = {nullptr, data[0], data[1], data[2], data[3]};
     PolicyArrays batch = arrays(rows, columns, all, mask);
     batch.logps = {};
-    PolicyObjective chosen = preset("gpu", objective);
+    PolicyObjective chosen = objective_of(objective);
     chosen.entropy.coefficient = entropy_coefficient;
     const auto type = static_cast<DType>(dtype);
     cuda::policy_loss_of_logits({logits, type, rows * columns, vocabulary, row_stride}, targets,

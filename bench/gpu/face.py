@@ -68,6 +68,15 @@ def loss_and_gradients(tether, batch, objective):
     return out.loss, *(each.grad for each in leaves.values()), *out.metrics
 
 
+def turns_and_gradients(tether, batch, ids, level):
+    gate = {"ratio_gate": {"high": 1.2, "level": "turn_max"}}
+    leaf = batch["logps"].detach().requires_grad_()
+    rest = {k: x for k, x in batch.items() if k not in ("entropies", "entropy_coef")}
+    out = tether.policy_loss(**rest | {"logps": leaf}, turn_ids=ids, level=level, weights=gate)
+    (out.loss * 3).backward()
+    return out.loss, leaf.grad, *out.metrics
+
+
 def rows_and_gradients(tether, logits, targets, buffer=False):
     leaf = logits.detach().clone().requires_grad_()
     memory = torch.empty_like(logits) if buffer else None
@@ -113,6 +122,23 @@ def check_losses(tether, without_kernels, device):
             error = gap(*results)
             found.append({"objective": objective, "dtype": str(dtype), "error": error,
                           "passed": error < bound})  # fmt: skip
+    return found
+
+
+def check_turns(tether, without_kernels, device):
+    found = []
+    of_slots = torch.arange(500, device=device).div(30, rounding_mode="floor").repeat(64, 1)
+    for dtype, bound in BOUNDS.items():
+        batch = batch_of(dtype, device)
+        for level in ("turn_mean", "turn_token", "turn_sum"):
+            for ids in (None, of_slots):
+                results = both(
+                    without_kernels,
+                    lambda b=batch, i=ids, x=level: turns_and_gradients(tether, b, i, x),
+                )
+                error = gap(*results)
+                found.append({"level": level, "ids": ids is not None, "dtype": str(dtype),
+                              "error": error, "passed": error < bound})  # fmt: skip
     return found
 
 
@@ -196,13 +222,14 @@ def main():
         report = {
             "kernels": sorted(tether._cuda.KERNELS),
             "losses": check_losses(*arguments),
+            "turns": check_turns(*arguments),
             "rows": check_rows(*arguments) if chosen.device == "cuda" else [],
             "linear": check_linear(*arguments),
             "doors": face_doors.check(*arguments, BOUNDS, gap),
             "times": measure(*arguments)
             | {"ms of doors": face_doors.measure(*arguments, milliseconds)},
         }
-    parts = ("losses", "rows", "linear", "doors")
+    parts = ("losses", "turns", "rows", "linear", "doors")
     failed = [each for part in parts for each in report[part] if not each["passed"]]
     if chosen.json:
         chosen.json.write_text(json.dumps(report | {"failed": failed}, indent=1))
