@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn.parameter import UninitializedTensorMixin
 
@@ -175,13 +176,39 @@ def check_no_tangents(function: str, **tensors: Tensor | None) -> None:
 
 
 def check_no_tangent(where: str, tensor: Tensor) -> None:
-    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
-        return
-    if forward_ad.unpack_dual(tensor).tangent is not None:
+    if has_tangent(tensor):
         raise NotImplementedError(
             f"{where} must have no tangent, got one. Forward-mode derivatives are not supported: "
             "use backward"
         )
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """At any level of torch.func: in a hessian the gradient's own level hides that of forward mode
+    below it."""
+    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
+        return False
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        return True
+    functorch = torch._C._functorch
+    level = functorch.maybe_current_level()
+    if level is None:
+        return False
+    if functorch.is_functorch_wrapped_tensor(tensor) and functorch.maybe_get_level(tensor) == level:
+        tensor = functorch.get_unwrapped(tensor)
+    with temporarily_pop_interpreter_stack():
+        return has_tangent(tensor)
+
+
+def is_differentiated_twice(tensor: Tensor) -> bool:
+    """Whether torch.func takes a second derivative by it, one of which in forward mode."""
+    if not has_tangent(tensor):
+        return False
+    functorch, levels = torch._C._functorch, 0
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        levels += functorch.is_gradtrackingtensor(tensor)
+        tensor = functorch.get_unwrapped(tensor)
+    return levels > 1
 
 
 def check_constant(where: str, name: str, tensor: Tensor) -> None:

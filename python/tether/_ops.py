@@ -8,6 +8,8 @@ import re
 
 import torch
 
+from tether._checks import is_differentiated_twice
+
 _OLDEST = (2, 10)
 _SECOND_DERIVATIVE = "backward must run once, got a second derivative. The loss has none"
 
@@ -234,6 +236,11 @@ def once_differentiable(
     arriving: Arriving | None = None,
 ) -> torch.Tensor | None:
     """The tensor, for torch's own operations. `sentence`: what a second derivative raises."""
-    if tensor is None or not tensor.requires_grad or torch.compiler.is_compiling():
+    if tensor is None or torch.compiler.is_compiling():
         return tensor
-    return _Once.apply(tensor, sentence or f"{function}: {_SECOND_DERIVATIVE}", arriving)
+    sentence = sentence or f"{function}: {_SECOND_DERIVATIVE}"
+    if is_differentiated_twice(tensor):  # forward mode has no backward to refuse in
+        raise NotImplementedError(sentence)
+    if not tensor.requires_grad:
+        return tensor
+    return _Once.apply(tensor, sentence, arriving)

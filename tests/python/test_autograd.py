@@ -605,6 +605,27 @@ def test_a_second_derivative_is_refused_however_it_is_asked_for(name, on_cpu, mo
             assert re.search("must (run once|not be differentiated)", rule)
 
 
+NESTED = {
+    "hessian": torch.func.hessian,
+    "jacrev of jacrev": lambda f: torch.func.jacrev(torch.func.jacrev(f)),
+    "jacfwd of jacfwd": lambda f: torch.func.jacfwd(torch.func.jacfwd(f)),
+    "grad of jvp": lambda f: torch.func.grad(
+        lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]
+    ),
+}
+
+
+@pytest.mark.parametrize("nested", NESTED)
+@pytest.mark.parametrize("name", [name for name in NAMES if "buffer" not in name])
+def test_second_derivatives_of_torch_func_are_refused_in_our_words(name, nested):
+    function, (leaf, *others), constants = functions()[name]
+    with pytest.raises(NotImplementedError) as caught:
+        NESTED[nested](lambda x: function(x, *others, **constants))(leaf)
+    called, rule = str(caught.value).split(": ", 1)
+    assert called == name.split(" of ")[0]
+    assert re.search("must (run once|not be differentiated|have no tangent)", rule)
+
+
 @pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("name", [name for name in NAMES if "buffer" not in name])
 def test_gradients_of_a_graph_that_stays_are_the_callers(name, on_cpu, monkeypatch):
