@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "../core/batch.h"
 #include "../core/check.h"
 #include "../core/fields.h"
 #include "../core/macros.h"
@@ -72,13 +73,19 @@ struct TermCounts {
 
 namespace detail {
 
+// Of the step, where this batch has `local`: 0 counts nothing, and neither does what is smaller
+// than the smallest weight of a token.
+inline void check_count(std::string_view function, std::string_view name, double count,
+                        double local) {
+  check_range(function, name, count, Range{0, largest_finite});
+  check_range(function, name, count, Range{0, largest_finite, /*above=*/local > 0});
+  check_range(function, name, count, Range{count == 0 ? 0 : kSmallestWeight, largest_finite});
+}
+
 inline double step_count(std::string_view function, std::string_view name,
                          const std::optional<double>& given, double local) {
-  if (!given) return local;
-  const std::string count = "normalizer." + std::string(name);
-  check_range(function, count, *given, Range{0, largest_finite});
-  check_range(function, count, *given, Range{0, largest_finite, /*above=*/local > 0});
-  return *given;
+  if (given) check_count(function, "normalizer." + std::string(name), *given, local);
+  return given.value_or(local);
 }
 
 }  // namespace detail

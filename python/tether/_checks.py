@@ -288,6 +288,16 @@ def check_positive(function: str, name: str, value: Number, *, zero: bool = Fals
     raise ValueError(f"{function}: {name} must be {rule} and finite, got {number:g}")
 
 
+def check_count(function: str, name: str, value: Number) -> None:
+    """Of tokens or sequences: 0, or no smaller than the weight of a token may be."""
+    check_positive(function, name, value, zero=True)
+    number = number_of(value)
+    if number is not None and 0 < number < SMALLEST_WEIGHT:
+        raise ValueError(
+            f"{function}: {name} must be at least {SMALLEST_WEIGHT:g} and finite, got {number:g}"
+        )
+
+
 def check_integers(function: str, **values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int):

@@ -172,8 +172,9 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         if ctx.arriving is not None:
-            narrow = ctx.tensor.dtype == torch.bfloat16  # whose largest number is smaller
-            largest = torch.finfo(torch.bfloat16 if narrow else gradient.dtype).max
+            # As kernels have it, which may store a bfloat16.
+            wide = gradient.dtype == torch.float64
+            largest = 1e300 if wide else torch.finfo(torch.bfloat16).max
             gradient = _product(gradient.clamp(-largest, largest), ctx.arriving.upstream)
             gradient = gradient.to(ctx.tensor.dtype)
         if torch.is_grad_enabled():

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tether import _cuda, reference
 from tether._checks import (
     Number,
+    check_count,
     check_merged,
     check_number,
     check_offset_values,
@@ -18,10 +20,12 @@ from tether._checks import (
     kind_of,
     scalar,
 )
+from tether._functions import Call
 from tether._lists import Numbers, Value
 from tether._objectives import Weights, objective_call, takes_tokens_out
-from tether._ops import has_kernel, ops
+from tether._ops import Arriving, has_kernel, is_eager, ops
 from tether.objective import PolicyObjective
+from tether.reference.rows import LEVELS
 from tether.surrogate import Surrogate
 
 
@@ -285,10 +289,21 @@ def policy_token_losses(
     looks = turn_ids is not None or takes_tokens_out(call.settings.choices)
     if has_kernel(logps) and looks:  # at what they hold
         call.detached().run_with_gradient()
-    tensors = call.once_differentiable(forward_mode=True)
-    return call.in_name_of(
+    arriving = _arriving_at_tokens(call)
+    tensors = call.once_differentiable(forward_mode=True, arriving=arriving)
+    losses = call.in_name_of(
         lambda: reference.policy_token_losses(**tensors, **call.named_settings())
     )
+    return losses if arriving is None else arriving.at(losses)
+
+
+def _arriving_at_tokens(call: Call) -> Arriving | None:
+    """What arrives at each token, where it meets no gradient but that token's."""
+    if call.own or not is_eager() or forward_ad._current_level >= 0:
+        return None
+    choices = call.settings.choices
+    level = choices.get("level", reference.OBJECTIVES[choices["objective"]].level)
+    return None if LEVELS[level].shared else Arriving(others=False)
 
 
 def local_counts(
@@ -353,7 +368,7 @@ def denominators(function: str, normalizer: Normalizer | None) -> dict[str, Numb
     for name in (*_COUNTS, "world_size", "scale"):
         value, is_count = getattr(normalizer, name), name in _COUNTS
         if value is not None or not is_count:
-            check_positive(function, f"normalizer.{name}", value, zero=is_count)
+            (check_count if is_count else check_positive)(function, f"normalizer.{name}", value)
             out[f"normalizer.{name}"] = scalar(value)
     return out
 

@@ -12,6 +12,7 @@ from tether._catalogue import FAMILIES
 from tether._checks import (
     Number,
     check_constant,
+    check_count,
     check_device,
     check_floating,
     check_merged,
@@ -161,7 +162,7 @@ def preference_call(
     for name, value in counts.items():
         of_step = name in ("pairs", "tokens")
         if value is not None or not of_step:
-            check_positive(function, name, value, zero=of_step)
+            (check_count if of_step else check_positive)(function, name, value)
     logps = tensors["logps"]
     tensors = tensors | {"offsets": of_numbers(tensors["offsets"], "ids", logps)}
     if isinstance(logps, Tensor) and logps.dim() == 1 and tensors["offsets"] is None:

@@ -24,8 +24,8 @@ TETHER_CLONES void fill_two_gradients(T score_slope, T nll_slope, AnswerBlock<T>
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
     const T w = block.weight[i], q = block.nll_weight[i];
-    block.dlogp[i] =
-        keep(mask<T>(w != T(0)), w * score_slope) + keep(mask<T>(q != T(0)), q * nll_slope);
+    block.dlogp[i] = bounded(keep(mask<T>(w != T(0)), w * score_slope) +
+                             keep(mask<T>(q != T(0)), q * nll_slope));
   }
 }
 

@@ -159,9 +159,10 @@ TETHER_CLONES void fill_inside(const LogRatioClip& clip_in, TokenBlock<T>& block
   const int size = block.size / kLanes * kLanes;
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
-    const double u = double(block.logp[i]) - double(block.old_logp[i]);
+    const double logp = double(block.logp[i]), old_logp = double(block.old_logp[i]);
+    const double u = logp - old_logp, trace = logp * 0 + old_logp * 0;  // 0, or NaN
     const bool beyond = clipped(u, double(block.advantage[i]), clip) != u;
-    block.inside[i] = beyond & (u == u) ? T(0) : T(1);
+    block.inside[i] = beyond & (trace == 0) ? T(0) : T(1);
   }
 }
 

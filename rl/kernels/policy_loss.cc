@@ -205,7 +205,7 @@ void store_shared_gradient(const Call& call, int64_t row, const RowFactors<T>& f
     }
     for_each_part(factors.segments, place, block.size, [&](auto& each, int begin, int end) {
       const double count = level_count(call.level(), each.n);
-      const T slope = narrow<T>(double(factors.token.loss) * (1 / count) * each.slope);
+      const T slope = narrow<T>(bounded(double(factors.token.loss) * bounded(each.slope / count)));
       if (penalty && shares_penalty(objective.kl, objective.level))
         add_shared_penalty(count, each.kl, begin, end, block);
       with_terms(penalty, clips, [&]<bool kPenalty, bool kClipped>() {
@@ -254,8 +254,10 @@ double row_loss(const Call& call, int64_t row, RatioSegments<T>& segments,
       !is_per_token(objective) || aggregation.mode == Aggregation::Mode::sequence_mean_token_mean;
   const double n = needs_tokens ? row_tokens<T>(call.batch, row) : 0;
   const double length = length_of(call.batch, row, n);
-  const double loss_factor = call.factor * row_factor(aggregation, call.counts.policy, length);
-  const double kl_factor = call.factor * beta * row_factor(aggregation, call.counts.kl, length);
+  const double loss_factor =
+      bounded(call.factor * row_factor(aggregation, call.counts.policy, length));
+  const double kl_factor =
+      bounded(bounded(call.factor * beta) * row_factor(aggregation, call.counts.kl, length));
 
   const RowFactors<T> factors{
       {.loss = narrow<T>(loss_factor), .kl = narrow<T>(kl_factor)}, segments, weights};
@@ -276,13 +278,13 @@ double row_loss(const Call& call, int64_t row, RatioSegments<T>& segments,
     if (call.level().segment == Segment::row) segments[0].slope = slopes.total();
     store_shared_gradient(call, row, factors, block);
   }
-  const double entropy_factor = objective.entropy.coefficient * loss_factor;
+  const double entropy_factor = bounded(objective.entropy.coefficient * loss_factor);
   if (call.batch.entropies) row_entropy(call, row, narrow<T>(entropy_factor), block, metrics);
   const MetricSums::Row sums = metrics.take_row();
-  double loss = loss_factor * sums.loss;
-  if (beta > 0) loss += kl_factor * sums.kl;
-  if (entropy_factor != 0) loss -= entropy_factor * sums.entropy;
-  return loss;
+  double loss = bounded(loss_factor * sums.loss);
+  if (beta > 0) loss += bounded(kl_factor * sums.kl);
+  if (entropy_factor != 0) loss -= bounded(entropy_factor * sums.entropy);
+  return bounded(loss);
 }
 
 template <bool kBounded, class T>
@@ -361,7 +363,7 @@ PolicyTotals policy_loss(const PolicyArrays& batch, const PolicyObjective& objec
                   turns,
                   gradients,
                   step_counts("policy_loss", normalizer, local, objective.aggregation),
-                  normalizer.factor(),
+                  bounded(normalizer.factor()),
                   local.tokens};
   return wide ? total_loss<double>(call, executor) : total_loss<float>(call, executor);
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "rl/aggregation.h"
 #include "rl/kernels/answer_sums.h"
 #include "rl/kernels/token_rows.h"
 #include "rl/preference/dpo.h"
@@ -111,7 +112,7 @@ class LossOfExamples {
       : objective_(objective), examples_(examples) {
     const auto share = [&](const std::optional<double>& of_step, double local) {
       const double count = of_step.value_or(local);
-      return count > 0 ? bounded(normalizer.factor() / count) : 0;
+      return count > 0 ? bounded(bounded(normalizer.factor()) / count) : 0;
     };
     share_ = share(normalizer.pairs, examples.count());
     if (objective.nll.coefficient == 0) return;
@@ -217,18 +218,12 @@ void check_scores(std::string_view function, const std::vector<AnswerSums>& answ
 
 void check_normalizer(const PairNormalizer& normalizer, const PreferenceObjective& objective,
                       const Examples& examples) {
-  const auto check = [](std::string_view name, double value, bool above) {
-    check_range("preference_loss", name, value, Range{0, largest_finite, above});
+  const auto check = [&](std::string_view name, const std::optional<double>& count, double local) {
+    if (count) detail::check_count("preference_loss", name, *count, local);
   };
-  const auto check_count = [&](std::string_view name, const std::optional<double>& count,
-                               double local) {
-    if (!count) return;
-    check(name, *count, false);
-    check(name, *count, local > 0);
-  };
-  check_count("normalizer.pairs", normalizer.pairs, examples.count());
+  check("normalizer.pairs", normalizer.pairs, examples.count());
   const bool divides = objective.nll.coefficient != 0 && objective.nll.mean == NllMean::token;
-  check_count("normalizer.tokens", normalizer.tokens, divides ? examples.nll_tokens() : 0);
+  check("normalizer.tokens", normalizer.tokens, divides ? examples.nll_tokens() : 0);
 }
 
 }  // namespace

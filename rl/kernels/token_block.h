@@ -194,7 +194,9 @@ TETHER_INLINE Mask<T> add_loss(T loss_factor, T kl_factor, int i, TokenBlock<T>&
     slope = bounded_if<kBounded>(W * slope);
     trace = W * T(0);
   }
-  T gradient = bounded_if<kBounded>(loss_factor * slope);
+  // Where something overflowed w comes first, which may bring a product back.
+  const T before = kBounded ? w : T(1), after = kBounded ? T(1) : w;
+  T gradient = bounded_if<kBounded>(before * loss_factor * slope);
   const Mask<T> active = mask<T>(w != T(0));
   if constexpr (kPenalty) {
     if constexpr (kBounded) {
@@ -202,7 +204,7 @@ TETHER_INLINE Mask<T> add_loss(T loss_factor, T kl_factor, int i, TokenBlock<T>&
       block.dkl[i] = bounded(block.dkl[i]);
     }
     const T kl = block.kl[i];
-    gradient += bounded_if<kBounded>(kl_factor * block.dkl[i]);
+    gradient += bounded_if<kBounded>(before * kl_factor * block.dkl[i]);
     trace += kl * T(0) + block.anchor_logp[i] * T(0);
     lane.kl += double(keep(active, w * kl));
   }
@@ -210,7 +212,7 @@ TETHER_INLINE Mask<T> add_loss(T loss_factor, T kl_factor, int i, TokenBlock<T>&
   trace += zero_or_nan(block.log_ratio[i], block.advantage[i], loss, gradient);
   const Mask<T> broken = active & mask<T>(trace != T(0));
   lane.loss += double(spoil(broken, keep(active, w * loss)));
-  block.dlogp[i] = spoil(broken, keep(active, w * gradient));
+  block.dlogp[i] = spoil(broken, keep(active, after * gradient));
   lane.nonfinite += keep(broken, T(1));
   return broken;
 }

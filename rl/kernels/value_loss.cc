@@ -99,7 +99,7 @@ TETHER_CLONES void sum_values(T factor, const Pivot& pivot_in, ValueBlock<T>& bl
       errors += weight * error;
       error_squares += weight * error * error;
       clipped += keep(mask<T>(dloss == T(0)) & mask<T>(block.loss[i] > T(0)), w);
-      block.dvalue[i] = keep(active, w * bounded(factor * dloss));
+      block.dvalue[i] = keep(active, bounded(w * factor * dloss));
       start += kLanes;
     } while (start < block.size);
     sums[M::kTokens][lane] = tokens;
@@ -167,7 +167,7 @@ void add_row(const ValueArrays& batch, const ValueObjective& objective, int64_t 
     sum_values(narrow<T>(factor), pivot, block, sums);
     if (dvalues) store_block(batch.layout, dvalues, row, column, count, block.dvalue);
   });
-  part.loss += factor * sums[ValueMetrics::kLoss].total();
+  part.loss += bounded(factor * sums[ValueMetrics::kLoss].total());
   part.metrics.merge(metrics_of(sums, pivot));
 }
 

@@ -105,6 +105,31 @@ void expect_finite_policy_losses() {
 TEST(FiniteInputs, GiveNoNaNInPolicyLossesInFloat) { expect_finite_policy_losses<float>(); }
 TEST(FiniteInputs, GiveNoNaNInPolicyLossesInDouble) { expect_finite_policy_losses<double>(); }
 
+TEST(FiniteInputs, OfAnyFactorGiveFinitePolicyLosses) {
+  std::mt19937 random(12);
+  const double factors[] = {0x1p-126, 1e-30, 1, 1e30, largest_finite};
+  const auto factor = [&] { return factors[random() % 5]; };
+  for (int trial = 0; trial < 100; ++trial) {
+    Batch<double> batch = wild_batch<double>(random);
+    for (double& weight : batch.mask) weight *= random() % 3 ? 1 : kSmallestWeight;
+    const Normalizer normalizer{.policy = factor(),
+                                .kl = factor(),
+                                .sequences = factor(),
+                                .world_size = factor(),
+                                .scale = factor()};
+    for (const CatalogueRow& row : kCatalogue) {
+      PolicyObjective objective = row.preset();
+      objective.level = RatioLevel(random() % kRatioLevelNames.size());
+      objective.kl.beta = random() % 2 ? 0 : 0.5;
+      const PolicyTotals out = batch.run(objective, normalizer);
+      EXPECT_TRUE(std::isfinite(out.loss)) << row.name << " " << trial;
+      for (const double each : batch.dlogps) {
+        EXPECT_TRUE(std::isfinite(each)) << row.name << " " << trial;
+      }
+    }
+  }
+}
+
 // What four answers say of themselves, of any size, and other tokens for the NLL.
 template <class T>
 struct PreferenceSides {

@@ -281,6 +281,9 @@ TEST(PolicyLoss, BadInputGetsOneClearErrorBeforeAnythingIsWritten) {
               "policy_loss: normalizer.world_size" + rule);
     EXPECT_EQ(error(presets::ppo(), {.scale = count}), "policy_loss: normalizer.scale" + rule);
   }
+  EXPECT_EQ(
+      error(presets::ppo(), {.policy = 5e-324}),
+      "policy_loss: normalizer.policy must be at least 1.17549e-38 and finite, got 4.94066e-324");
   batch.mask[11] = -1;
   EXPECT_EQ(error(presets::ppo()),
             "policy_loss: response_mask must be in [0, 1], got -1 at [1, 5]");

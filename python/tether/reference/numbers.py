@@ -72,10 +72,14 @@ def with_gradient_of(value: Tensor, source: Tensor) -> Tensor:
     return value.detach() + torch.nan_to_num(source - source.detach(), nan=0.0)
 
 
+# What overflows counts as this: float32 as the largest bfloat16, which gradients are stored in.
+LARGEST_RESULT = {torch.float32: torch.finfo(torch.bfloat16).max, torch.float64: 1e300}
 # Finite inputs beyond this count as this: their squares stay finite.
 LARGEST_INPUT = {torch.float32: 1e18, torch.float64: 1e140}
 # So does an advantage, as a surrogate sees it, beyond this over its ratio.
 _LARGEST_OF_RATIO = {torch.float32: 3e38, torch.float64: 1e300}
+# A larger ratio counts as this in metrics: its square stays finite.
+LARGEST_RATIO = {torch.float32: 1e17, torch.float64: 1e150}
 
 
 def saturated(x: Tensor, largest: float) -> Tensor:
@@ -95,9 +99,27 @@ def beside_ratio(advantage: Tensor, log_ratio: Tensor) -> Tensor:
     return advantage.clamp(-largest, largest)
 
 
+class _Spoil(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(spoil, x):
+        return spoil.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None, ctx.saved_tensors[0]
+
+
 def spoil_of(sound: Tensor, x: Tensor) -> Tensor:
-    """0, or NaN with a gradient of NaN by x: saturation and clips hide what is not sound."""
-    return torch.where(sound, torch.zeros_like(x), math.nan).detach() * x
+    """0, or NaN, with the same as its gradient by x, whatever arrives: saturation and clips hide
+    what is not sound."""
+    spoil = torch.where(sound, torch.zeros_like(x), math.nan).detach()
+    return _Spoil.apply(spoil, x) if forward_ad._current_level < 0 else spoil * x
 
 
 def spoiling(sound: Tensor, like: Tensor) -> Tensor:
@@ -131,15 +153,68 @@ def of_sound_rows(x: Tensor, sound: Tensor) -> Tensor:
 def bounded(x: Tensor, source: Tensor | None = None) -> Tensor:
     """What overflowed counts as the largest number; NaN stays NaN. With the gradient of `source`,
     or of x."""
-    largest = 1e300 if x.dtype == torch.float64 else torch.finfo(torch.bfloat16).max
-    return with_gradient_of(x.clamp(-largest, largest), x if source is None else source)
+    return with_gradient_of(within(x), x if source is None else source)
+
+
+def within(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """In the dtype, x's own unless said, what is beyond its largest result as this."""
+    dtype = dtype or x.dtype
+    largest = LARGEST_RESULT[dtype]
+    return x.clamp(-largest, largest).to(dtype)
+
+
+class _WithScaledGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, scale):
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (scale,) = ctx.saved_tensors
+        product = torch.where(gradient.isfinite(), within(gradient * scale), gradient * scale)
+        return torch.where((scale == 0) & ~gradient.isnan(), 0.0, product), None
+
+
+def with_scaled_gradient(x: Tensor, scale: Tensor) -> Tensor:
+    """x with `scale` times its gradient, within bounds unless an infinite one arrives. What
+    multiplies a loss meets known slopes here: on its way it may overflow beside a 0."""
+    if forward_ad._current_level < 0:
+        return _WithScaledGradient.apply(x, scale.detach())
+    return with_slope(x, scale, x)
+
+
+class _Widened(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.to(torch.float64, copy=True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx, gradient):
+        within_it = within(gradient, ctx.dtype)
+        return torch.where(gradient.isfinite(), within_it, gradient.to(ctx.dtype))
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float64; what is too large for x of its gradient counts as the largest."""
+    return _Widened.apply(x) if forward_ad._current_level < 0 else x.double()
 
 
 def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Sums in float64 in the dtype of results: what is too large for it counts as its largest."""
     largest = torch.finfo(dtype).max
-    within = x.detach().clamp(-largest, largest) + (x - x.detach())
-    return torch.where(x.isfinite(), within, x).to(dtype)
+    return with_gradient_of(x.clamp(-largest, largest), x).to(dtype)
 
 
 def with_slope(value: Tensor, slope: Tensor | Number, x: Tensor) -> Tensor:

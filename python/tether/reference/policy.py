@@ -11,26 +11,32 @@ from torch import Tensor
 from tether._checks import savable
 from tether.reference.kl import KL_SETTINGS, k1, k3, kl_term
 from tether.reference.numbers import (
+    LARGEST_RATIO,
+    Number,
     beside_ratio,
     bounded,
     exp,
     narrowed,
     spoil_of,
     wide_dtype,
-    with_slope,
+    with_gradient_of,
+    with_scaled_gradient,
 )
 from tether.reference.objectives import OBJECTIVES, Row
 from tether.reference.rows import (
     LEVELS,
     LOG_RATIO_CLIP,
     Batch,
+    Factors,
     Level,
     Rows,
     SharedRatio,
     Tokens,
     levelled,
+    of_loss,
     row_factors,
     segments_of,
+    with_factors,
 )
 from tether.reference.surrogate import Formula
 from tether.reference.weights import WEIGHTS, chosen_weights, kept_tokens, product_of_weights
@@ -65,6 +71,17 @@ def policy_loss(
     """
     beta, entropy_coef = savable(beta), savable(entropy_coef)
     batch = Batch.of(logps, advantages, response_mask, options)
+    rule = aggregation or row_of(objective).aggregation
+    policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
+    step = {"lengths": savable(batch.row_tokens), "constant": constant, "sequences": sequences}
+
+    def factors_of(rows: Rows, n: Tensor, beta: Number) -> Factors:
+        def each(count: Number | None, coefficient: Number) -> Tensor:
+            return of_loss(row_factors(rule, n, tokens=count, **step), world_size, coefficient)
+
+        of_policy = each(policy, 1)
+        return Factors(of_policy, each(kl_tokens, beta), of_loss(of_policy, entropy_coef))
+
     terms = _terms(
         batch,
         options,
@@ -72,31 +89,15 @@ def policy_loss(
         beta=beta,
         entropy_coef=entropy_coef,
         level=level,
-        is_aggregated=True,
+        factors_of=factors_of,
     )
-    rows, tokens, n, row = terms.rows, terms.tokens, terms.n, row_of(objective)
-    policy, kl_tokens, sequences, world_size = _step_counts(normalizer)
-
-    def mean(terms: Tensor, count: float | Tensor | None, coefficient: float | Tensor) -> Tensor:
-        factors = row_factors(
-            aggregation or row.aggregation,
-            n,
-            lengths=savable(batch.row_tokens),
-            constant=constant,
-            tokens=count,
-            sequences=sequences,
-        )
-        weighted = torch.where(tokens.active(), tokens.weight * terms, 0.0).double()
-        largest = torch.finfo(wide_dtype(logps.dtype)).max
-        factors = (world_size * coefficient * factors).clamp(-largest, largest)
-        return (rows.spread(factors) * weighted).sum()
-
-    total = mean(terms.weighted() + terms.spoil(), policy, 1)
-    total = total + mean(terms.kl, kl_tokens, terms.beta)
+    factors = terms.factors
+    total = terms.sum(terms.weighted() + terms.spoil(), factors.policy, through=terms.is_own)
+    total = total + terms.sum(terms.kl, factors.kl)
     if terms.entropic:
-        total = total - mean(terms.entropy(), policy, entropy_coef)
+        total = total - terms.sum(terms.entropy(), factors.entropy)
     elif batch.entropies is not None:  # a gradient of 0, as the kernels have it
-        total = total + (0 * tokens.entropy.nan_to_num(0, 0, 0)).sum()
+        total = total + (0 * terms.tokens.entropy.nan_to_num(0, 0, 0)).sum()
     with torch.no_grad():
         sums, maxima = _metrics(terms)
     return PolicyTotals(narrowed(total, wide_dtype(logps.dtype)), sums, maxima)
@@ -109,9 +110,7 @@ def row_of(objective: str | Any) -> Row:
 class Terms(NamedTuple):
     """What every token adds to a policy loss, before weights and aggregation."""
 
-    rows: Rows
     tokens: Tokens
-    n: Tensor  # weights of each row
     level: Level
     segments: Rows  # of the level
     segment_n: Tensor
@@ -125,6 +124,17 @@ class Terms(NamedTuple):
     sound: Tensor  # finite inputs, and nothing that is NaN
     beta: float | Tensor
     entropic: bool
+    is_own: bool  # a formula of the caller's, which may have parameters with a gradient
+    rows: Rows
+    factors: Factors | None
+
+    def sum(self, terms: Tensor, factors: Tensor, *, through: bool = False) -> Tensor:
+        """What the terms add up to in the loss. Masks and factors are in the gradients of what the
+        terms are made of, or `through`: go through the terms."""
+        terms = torch.where(self.tokens.active(), terms, 0.0)
+        sums = self.rows.sum((self.tokens.weight * terms).double())
+        total = bounded(factors * sums).sum()
+        return total if through else with_gradient_of(total, terms.sum().double())
 
     def spoil(self) -> Tensor:
         return spoil_of(self.sound, self.logp)
@@ -136,11 +146,12 @@ class Terms(NamedTuple):
     def weighted(self) -> Tensor:
         """W S. Its slope is W times that of S where the gradient of S arrives at a token: before,
         as torch would have it, the product with an advantage may overflow."""
-        return bounded(self.weight * self.loss, self.loss)
+        weighted = self.weight * self.loss
+        return bounded(weighted, weighted if self.is_own else self.loss)
 
 
 def _terms(
-    batch: Batch, options: dict, *, objective, beta, entropy_coef, level, is_aggregated
+    batch: Batch, options: dict, *, objective, beta, entropy_coef, level, factors_of=None
 ) -> Terms:
     row = row_of(objective)
     beta = row.beta if beta is None else beta
@@ -155,20 +166,25 @@ def _terms(
         rows, tokens, n, level.segment, batch.response_mask, batch.turn_ids
     )
     clip = {name: options.pop(name, row.log_ratio_clip) for name in LOG_RATIO_CLIP}
-    logp, log_ratio = levelled(segments, tokens, segment_n, level, **clip)
+    is_own = isinstance(row.surrogate, Formula)
+    factors = None if factors_of is None else factors_of(rows, n, beta)
+    of_policy, of_kl, tokens = with_factors(rows, tokens, factors, level, is_own)
+    logp, log_ratio = levelled(segments, of_policy, segment_n, level, **clip)
     staying = [each for each in weights if not each[0].leaves]
     weight = tokens.token_weight * product_of_weights(rows, tokens, n, batch, staying)
     seen = tokens._replace(advantage=beside_ratio(tokens.advantage, log_ratio))
-    sources = (with_slope(each, weight, each) for each in (logp, log_ratio))
+    sources = [logp, log_ratio]
+    if level.shared and factors is not None and not is_own:
+        sources = [with_scaled_gradient(each, tokens.weight) for each in sources]
+    if not is_own:
+        sources = [with_scaled_gradient(each, weight) for each in sources]
     loss, clipped = _surrogate(row, batch, seen, *sources, options)
-    sharing = (segments, tokens.weight, segment_n, level, is_aggregated)
-    kl, anchor = _penalty(batch, tokens, log_ratio, beta, sharing, **penalty)
+    sharing = (segments, tokens.weight, segment_n, level, factors is not None)
+    kl, anchor = _penalty(batch, of_kl, log_ratio, beta, sharing, **penalty)
     entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, batch.entropies)
     sound = _sound(tokens, weight, log_ratio, loss, kl, anchor)
     return Terms(
-        rows=rows,
         tokens=tokens,
-        n=n,
         level=level,
         segments=segments,
         segment_n=segment_n,
@@ -182,6 +198,9 @@ def _terms(
         sound=sound,
         beta=beta,
         entropic=entropic,
+        is_own=is_own,
+        rows=rows,
+        factors=factors,
     )
 
 
@@ -264,7 +283,6 @@ def policy_token_losses(
         beta=beta,
         entropy_coef=entropy_coef,
         level=level,
-        is_aggregated=False,
     )
     each = terms.weighted() + terms.spoil() + terms.beta * terms.kl
     if terms.entropic:
@@ -332,16 +350,11 @@ def _sound(
     return torch.stack(right).all(0)
 
 
-def _largest_ratio(dtype: torch.dtype) -> float:
-    """A larger ratio counts as this: its square stays finite."""
-    return 1e150 if dtype == torch.float64 else 1e17
-
-
 def _of_ratio(terms: Terms) -> list[Tensor]:
     """What is averaged over ratios, in the order of PolicyMetrics."""
     log_ratio, clipped, advantage = terms.log_ratio, terms.clipped, terms.tokens.advantage
     ratio, (low, high) = exp(log_ratio), terms.inside
-    seen = ratio.clamp_max(_largest_ratio(log_ratio.dtype))
+    seen = ratio.clamp_max(LARGEST_RATIO[log_ratio.dtype])
     # CISPO truncates for either sign, on either side of 1.
     is_below = (ratio < low) | (~(ratio > high) & (log_ratio < 0))
     is_above = (ratio > high) | (~(ratio < low) & (log_ratio > 0))
@@ -358,7 +371,7 @@ def _of_ratio(terms: Terms) -> list[Tensor]:
 
 def _metrics(terms: Terms) -> tuple[Tensor, Tensor]:
     tokens, log_ratio = terms.tokens, terms.log_ratio
-    largest_weight = _largest_ratio(log_ratio.dtype)
+    largest_weight = LARGEST_RATIO[log_ratio.dtype]
     weight = terms.weight.clamp(-largest_weight, largest_weight)
     count = tokens.weight.sum(dtype=torch.float64)
     # What is said of the ratio of a segment counts the segment: each token for 1 / n of it.

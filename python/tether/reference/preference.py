@@ -17,8 +17,11 @@ from tether.reference.numbers import (
     number_beside,
     saturated,
     wide_dtype,
+    widened,
     with_gradient_of,
+    with_scaled_gradient,
     with_slope,
+    within,
 )
 from tether.reference.pair_losses import (
     LARGEST_VALUE,
@@ -28,7 +31,7 @@ from tether.reference.pair_losses import (
     PreferenceRow,
     double,
 )
-from tether.reference.rows import Rows
+from tether.reference.rows import Rows, of_loss
 
 
 def forward_kl(score: Tensor) -> Tensor:
@@ -100,21 +103,21 @@ def preference_loss(
     rows = Rows.of("preference_loss", "logps", logps, offsets)
     labelled = row.takes_labels
     answers = _answers(rows, logps, ref_logps, response_mask, nll_mask, labelled, settings)
-    examples = _examples(row, answers, labels, baselines, answer_weights, settings)
-    terms, present, finite = examples.loss, examples.present, examples.finite
-    spoil = torch.where(finite, 1.0, math.nan)
-    terms = torch.where(present, spoil * terms, 0.0)
-    nll = torch.where(present, spoil * examples.nll, 0.0)
+    present = _present(row, answers.n)
     count = present.sum().double()
+    share = of_loss(_share(pairs, count), world_size, loss_scale)
+    examples = _examples(row, answers, labels, baselines, answer_weights, share, settings)
+    spoil = torch.where(examples.finite, 1.0, math.nan)
+    terms = torch.where(present, spoil * examples.loss, 0.0)
+    nll = torch.where(present, spoil * examples.nll, 0.0)
     of_tokens = settings["nll_mean"] == "token"
     nll_count = torch.where(present, examples.nll_n, 0.0).sum() if of_tokens else count
-    factor = double(world_size, count) * double(loss_scale, count)
-    share = (_share(pairs, count) * factor).clamp(max=LARGEST_VALUE)
-    loss = share * terms.sum()
+    loss = with_gradient_of(within(share * terms).sum(), terms.sum())
     with_nll = number_of(settings["nll_coef"]) != 0
     if with_nll:
-        nll_share = _share(tokens if of_tokens else pairs, nll_count) * settings["nll_coef"]
-        loss = loss + (nll_share * factor).clamp(max=LARGEST_VALUE) * nll.sum()
+        nll_share = _share(tokens if of_tokens else pairs, nll_count)
+        nll_share = of_loss(nll_share, world_size, loss_scale, settings["nll_coef"])
+        loss = loss + with_gradient_of(within(nll_share * nll).sum(), (nll_share * nll).sum())
     with torch.no_grad():
         blocks = _metrics(answers, examples, terms, settings["beta"], pairs=not labelled)
         zero = torch.zeros_like(count)
@@ -160,7 +163,7 @@ def _answers(
         each = torch.where(active != 0, tensor.to(wide), 0.0)
         if wide == torch.float64:  # sums of float32 do not overflow there
             each = saturated(each, LARGEST_INPUT[wide])
-        return rows.sum((of * each).double())
+        return rows.sum(of.double() * widened(each))
 
     def over(sums: Tensor, n: Tensor) -> Tensor:
         return sums / torch.where(n > 0, n, 1.0)
@@ -210,8 +213,10 @@ def _examples(
     labels: Tensor | None,
     baselines: Tensor | None,
     answer_weights: Tensor | None,
+    share: Tensor,
     settings: dict[str, Number | str],
 ) -> _Examples:
+    """share: of the loss of each in that of the batch. It is in their gradients, not values."""
     n, score = answers.n, answers.score
     count = n.shape[0] if row.takes_labels else n.shape[0] // 2
     first, second = slice(count), slice(count, None)
@@ -224,17 +229,20 @@ def _examples(
     own = {k: v for k, v in settings.items() if k not in shared}
     baseline = saturated(given(baselines, 0), LARGEST_VALUE)
     weight, label = given(answer_weights, 1), given(labels, 1)
-    above = LINKS[settings["link"]](score, **of_link) - baseline
+    weights = weight if row.takes_labels else within(weight[first] * weight[second])
+    weights = within(weights * settings["loss_weight"])
+    # With slopes that are known: on its way the product may overflow beside a 0.
+    live = with_scaled_gradient(score, share)
+    live = with_scaled_gradient(live, weights if row.takes_labels else weights.repeat(2))
+    above = LINKS[settings["link"]](live, **of_link) - baseline
     beta, good = settings["beta"], label[first] > 0.5
     if row.takes_labels:
         loss = row.loss(LabelledAnswer(above, label, beta), **own)
-        present, weights = n != 0, weight
     else:
         loss = row.loss(Pair(above[first], above[second], beta), **own)
-        present = (n[first] != 0) | (n[second] != 0)
-        weights = (weight[first] * weight[second]).clamp(max=LARGEST_VALUE)
+    loss = bounded(loss)
     sound = torch.isfinite(loss)
-    loss = bounded(loss * (weights * settings["loss_weight"]).clamp(max=LARGEST_VALUE))
+    loss = bounded(loss * weights, loss)
     nll = torch.where(good, answers.nll[first], 0.0)
     nll_n = torch.where(good, answers.nll_n[first], 0.0)
     inputs = torch.stack([score, baseline, label, weight]).isfinite().all(0)
@@ -243,7 +251,15 @@ def _examples(
         finite = finite & inputs[second]
     if number_of(settings["nll_coef"]) != 0:
         finite = finite & torch.isfinite(nll)
-    return _Examples(loss, nll, nll_n, good, present, finite)
+    return _Examples(loss, nll, nll_n, good, _present(row, n), finite)
+
+
+def _present(row: PreferenceRow, n: Tensor) -> Tensor:
+    """Which examples are not padding."""
+    if row.takes_labels:
+        return n != 0
+    chosen, rejected = n.view(2, -1)
+    return (chosen != 0) | (rejected != 0)
 
 
 def _metrics(

@@ -15,7 +15,10 @@ from tether.reference.numbers import (
     clamp,
     saturated,
     wide_dtype,
+    widened,
     with_gradient_of,
+    with_scaled_gradient,
+    within,
 )
 
 
@@ -93,17 +96,28 @@ def row_factors(
     tokens = row_tokens.sum() if tokens is None else tokens
     sequences = (row_tokens > 0).sum() if sequences is None else sequences
     one = torch.ones_like(row_tokens)
-    denominator = {
-        "token_mean": one * tokens,
-        "sequence_mean_token_mean": (row_tokens if lengths is None else lengths.double())
-        * sequences,
-        "sequence_mean_token_sum": one * sequences,
-        "sequence_sum_over_constant": one * sequences * constant,
-        "token_sum": one,
+    count, size = {
+        "token_mean": (one * tokens, one),
+        "sequence_mean_token_mean": (
+            one * sequences,
+            row_tokens if lengths is None else lengths.double(),
+        ),
+        "sequence_mean_token_sum": (one * sequences, one),
+        "sequence_sum_over_constant": (one * sequences, one * constant),
+        "token_sum": (one, one),
     }[aggregation]
     # A row with tokens whose denominator from the caller is no positive number spoils the loss.
+    legal = (count * size > 0) & count.isfinite() & size.isfinite()
     otherwise = torch.where(row_tokens > 0, math.nan, 0.0)
-    return torch.where((denominator > 0) & denominator.isfinite(), 1 / denominator, otherwise)
+    return torch.where(legal, 1 / (count * size), otherwise)
+
+
+def of_loss(factors: Tensor, *scales: Number) -> Tensor:
+    """Factors of rows times those of the whole loss, within bounds: infinity times 0 is NaN."""
+    product = factors.new_ones(())
+    for scale in scales:
+        product = within(product * scale)
+    return within(product * within(factors))
 
 
 class Level(NamedTuple):
@@ -199,6 +213,31 @@ class Tokens(NamedTuple):
         return self.weight != 0
 
 
+class Factors(NamedTuple):
+    """Of the terms of each row in a policy loss, float64."""
+
+    policy: Tensor
+    kl: Tensor
+    entropy: Tensor
+
+
+def with_factors(
+    rows: Rows, tokens: Tokens, factors: Factors | None, level: Level, is_own: bool
+) -> tuple[Tokens, Tokens, Tokens]:
+    """Those of the surrogate, of the penalty and of the entropies, with masks and the factors of
+    the loss in their gradients. Where a ratio is shared, the mask is in what adds up before."""
+    if factors is None:
+        return tokens, tokens, tokens
+    weight, logp = tokens.weight, tokens.logp
+    policy, kl, entropy = (within(rows.spread(each), weight.dtype) for each in factors)
+    of_policy = policy if level.shared else weight * policy
+    return (
+        tokens if is_own else tokens._replace(logp=with_scaled_gradient(logp, of_policy)),
+        tokens._replace(logp=with_scaled_gradient(logp, weight * kl)),
+        tokens._replace(entropy=with_scaled_gradient(tokens.entropy, weight * entropy)),
+    )
+
+
 def selected_tokens(rows: Rows, batch: Batch) -> Tokens:
     wide = wide_dtype(batch.logps.dtype)
     weight = rows.weights(batch.response_mask, wide)
@@ -288,17 +327,18 @@ def levelled(
         above = clamp(log_ratio, -log_ratio_low, math.inf)
         below = clamp(log_ratio, -math.inf, log_ratio_high)
         clipped = torch.where(tokens.advantage < 0, above, below)
-        log_ratio = clipped + 0 * log_ratio.detach()  # infinity is no bound
+        clipped = torch.where(log_ratio.isfinite(), clipped, log_ratio)  # infinity is no bound
+        log_ratio = clipped + 0 * log_ratio.detach()
         logp = with_gradient_of(logp, log_ratio)
     if level.segment == "token":
         return tokens.logp, log_ratio
 
     def spread(values: Tensor) -> Tensor:
-        sums = segments.sum((tokens.weight * values).double())
+        sums = segments.sum(tokens.weight.double() * widened(values))
         if level.is_mean:
             sums = sums / torch.where(n > 0, n, 1.0)
-        shared = saturated(sums.to(values.dtype), LARGEST_INPUT[values.dtype])
-        return segments.spread(shared).expand_as(values)
+        shared = segments.spread(sums).expand_as(values)  # gradients are added up in float64
+        return saturated(shared.to(values.dtype), LARGEST_INPUT[values.dtype])
 
     if not level.shared:
         return tokens.logp, with_gradient_of(spread(log_ratio), log_ratio)

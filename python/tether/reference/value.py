@@ -19,9 +19,11 @@ from tether.reference.numbers import (
     saturated,
     spoil_of,
     wide_dtype,
+    with_gradient_of,
     with_slope,
+    within,
 )
-from tether.reference.rows import Rows, row_factors
+from tether.reference.rows import Rows, of_loss, row_factors
 
 # Of a value, the value at the start of the step and the return: the loss, and its slope by the
 # value.
@@ -96,8 +98,10 @@ def value_loss(
         tokens, sequences = normalizer.policy, normalizer.sequences
         world_size = normalizer.factor
     factors = row_factors(aggregation, n, constant=constant, tokens=tokens, sequences=sequences)
-    factors = narrowed(world_size * factors, wide)
-    loss = (rows.spread(factors) * weight * each).sum()
+    factors = rows.spread(of_loss(factors, world_size))
+    terms = within(factors * (weight.double() * each.double())).sum()
+    slopes = (within(factors, wide) * weight * each).sum()
+    loss = narrowed(with_gradient_of(terms, slopes.double()), wide)
     with torch.no_grad():
         weight = weight.double()
         target, error = (x + 0 * x for x in (target.double(), (target - value).double()))
