@@ -15,6 +15,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
+#include <limits>
 
 #include "libtorch/arrays.h"
 #include "libtorch/tensor_number.h"
@@ -185,6 +186,13 @@ at::Tensor bounded(const at::Tensor& x) {
   const bool wide = x.scalar_type() == at::kDouble;
   const double largest = wide ? Largest<double>::kResult : double(Largest<float>::kResult);
   return with_gradient_of({x.detach().clamp(-largest, largest)}, TensorNumber{x}).value;
+}
+
+at::Tensor narrowed(const at::Tensor& sum, const at::Tensor& input) {
+  const at::ScalarType type = result_type(input);
+  const double largest = type == at::kDouble ? std::numeric_limits<double>::max()
+                                             : double(std::numeric_limits<float>::max());
+  return sum.detach().clamp(-largest, largest).to(type);
 }
 
 // d value / d x; 0 where value does not depend on x, which torch takes for a mistake.

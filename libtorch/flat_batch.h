@@ -71,6 +71,8 @@ at::Tensor row_factors(const Aggregation& aggregation, const std::optional<doubl
 
 // What overflowed as the largest number, with the gradient as it is (rl/kernels/token_block.h).
 at::Tensor bounded(const at::Tensor& x);
+// A sum in double as the result for `input`: beyond its type the largest number of that.
+at::Tensor narrowed(const at::Tensor& sum, const at::Tensor& input);
 
 // d value / d x, 0 where it does not depend on it.
 at::Tensor derivative(const at::Tensor& value, const at::Tensor& x);

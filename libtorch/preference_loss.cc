@@ -90,11 +90,14 @@ class RowSums {
   at::Tensor row_;
 };
 
-// A column of the batch in the type of the arithmetic, with 0 where the mask is 0; a constant.
+// A column of the batch in the type of the arithmetic, with 0 where the mask is 0; a constant. Sums
+// of float do not overflow in double.
 at::Tensor selected(const PreferenceBatch& batch, const at::Tensor& mask,
                     const at::Tensor& tensor) {
   const at::Tensor values = tensor.detach().to(detail::result_type(batch.logps));
-  return at::where(mask != 0, values, at::zeros_like(values));
+  const at::Tensor each = at::where(mask != 0, values, at::zeros_like(values));
+  const bool wide = each.scalar_type() == at::kDouble;
+  return wide ? detail::saturated(each, detail::largest_input(wide)) : each;
 }
 
 // What an answer's row says of it, [rows] in float64; `absent` without it.
@@ -155,7 +158,7 @@ AnswerTerms answers_of(const PreferenceBatch& batch, const PreferenceObjective& 
 
 // What every example has, side by side [examples].
 struct ExampleTerms {
-  bool pairs;
+  at::Tensor phi, weight;  // of which the loss is the product
   at::Tensor loss, nll, nll_n;
   at::Tensor good;     // whether the first answer is one of the chosen
   at::Tensor present;  // not padding
@@ -194,11 +197,12 @@ ExampleTerms examples_of(const PreferenceBatch& batch, const PreferenceObjective
   out.nll_n = at::where(out.good, part(answers.nll_n, 0), none);
   at::Tensor weight = part(weights, 0);
   if (!labelled) weight = (weight * part(weights, second)).clamp_max(kLargestResult);
-  const at::Tensor loss = detail::bounded(detail::on_tensors(objective.loss, example));
-  out.loss = detail::bounded(loss * (weight * objective.loss_weight).clamp_max(kLargestResult));
+  out.phi = detail::bounded(detail::on_tensors(objective.loss, example));
+  out.weight = (weight * objective.loss_weight).clamp_max(kLargestResult);
+  out.loss = detail::bounded(out.phi * out.weight).detach();
   out.present = (part(answers.n, 0) > 0).logical_or(part(answers.n, second) > 0);
   out.finite = all_finite({part(answers.score, 0), part(answers.score, second), part(baselines, 0),
-                           part(baselines, second), weight, label, loss,
+                           part(baselines, second), weight, label, out.phi,
                            objective.nll.coefficient != 0 ? out.nll : none});
   if (!objective.link.traits().of_log_ratio) {  // but for rounding, a log-probability
     const at::Tensor legal = (answers.score <= kLogProbabilityRounding).logical_or(answers.n == 0);
@@ -226,8 +230,9 @@ at::Tensor sums_of(const PreferenceObjective& objective, bool pairs, const Answe
   };
   const at::Tensor good = present.logical_and(examples.good);
   const at::Tensor bad = pairs ? present : present.logical_and(examples.good.logical_not());
-  const at::Tensor rewards = objective.beta * answers.score;
-  const at::Tensor margin = first(rewards) - other(rewards);
+  const at::Tensor rewards = detail::bounded(objective.beta * answers.score);
+  const at::Tensor gap = first(answers.score) - other(answers.score);
+  const at::Tensor margin = detail::bounded(objective.beta * gap);
   const at::Tensor compared = pairs ? present : at::zeros_like(present);
   out[M::kLoss] = block_of(losses, present);
   out[M::kRewardChosen] = block_of(first(rewards), good);
@@ -248,6 +253,16 @@ at::Tensor share_of(const std::optional<double>& of_step, const at::Tensor& loca
                    at::where(local > 0, at::full_like(count, NAN), at::zeros_like(count)));
 }
 
+// d loss / d score of each row. What multiplies the loss of an example is multiplied with known
+// slopes: on its way the product may overflow beside a 0.
+at::Tensor score_slopes(const ExampleTerms& examples, const at::Tensor& phi,
+                        const at::Tensor& score, const at::Tensor& share) {
+  const at::Tensor slope = detail::bounded(detail::derivative(phi.sum(), score));
+  const bool pairs = score.size(0) > examples.weight.size(0);
+  const at::Tensor weight = pairs ? examples.weight.repeat({2}) : examples.weight;
+  return detail::bounded(detail::bounded(slope * weight) * share);
+}
+
 detail::FusedResult compute_on_tensors(const PreferenceBatch& batch,
                                        const PreferenceObjective& objective,
                                        const PairNormalizer& normalizer, bool with_gradient) {
@@ -259,27 +274,37 @@ detail::FusedResult compute_on_tensors(const PreferenceBatch& batch,
   const AnswerTerms answers = answers_of(batch, objective, logp);
   const ExampleTerms examples = examples_of(batch, objective, answers);
   const at::Tensor none = at::zeros_like(examples.loss);
-  const at::Tensor spoil = at::where(examples.finite, at::ones_like(none.detach()), NAN);
-  const at::Tensor losses = at::where(examples.present, examples.loss * spoil, none);
+  const at::Tensor spoil = at::where(examples.finite, at::ones_like(none), NAN);
+  const auto seen = [&](const at::Tensor& each) {
+    return at::where(examples.present, each * spoil, none);
+  };
+  const at::Tensor losses = seen(examples.loss);
   const at::Tensor count = examples.present.sum().to(at::kDouble);
-  at::Tensor total = losses.sum() * share_of(normalizer.pairs, count, normalizer.factor());
+  const at::Tensor share = share_of(normalizer.pairs, count, bounded(normalizer.factor()));
+  at::Tensor total = detail::bounded(losses * share).sum();
+  std::vector<at::Tensor> of_rows{answers.score};
+  std::vector<at::Tensor> slopes{score_slopes(examples, seen(examples.phi), answers.score, share)};
   at::Tensor nll = at::zeros({2}, count.options());
   if (objective.nll.coefficient != 0) {
     const bool of_tokens = objective.nll.mean == NllMean::token;
     const at::Tensor tokens = at::where(examples.present, examples.nll_n, none).sum().detach();
     const at::Tensor over = of_tokens ? tokens : count;
-    const at::Tensor sum = at::where(examples.present, examples.nll * spoil, none).sum();
+    const at::Tensor each = seen(examples.nll), sum = each.sum();
     const auto& of_step = of_tokens ? normalizer.tokens : normalizer.pairs;
-    const double factor = normalizer.factor() * objective.nll.coefficient;
-    total = total + sum * share_of(of_step, over, factor);
+    const at::Tensor nll_share =
+        share_of(of_step, over, bounded(normalizer.factor() * objective.nll.coefficient));
+    total = total + detail::bounded(each.detach() * nll_share).sum();
+    of_rows.push_back(answers.nll);
+    slopes.push_back(detail::derivative(sum, answers.nll) * nll_share);
     nll = at::stack({sum.detach(), over});
   }
 
   detail::FusedResult out;
-  const auto dtype = logp.scalar_type();
-  if (with_gradient) out.gradient = torch::autograd::grad({total}, {logp}, {}, true)[0].to(dtype);
+  if (with_gradient) {
+    out.gradient = detail::bounded(torch::autograd::grad(of_rows, {logp}, slopes, true)[0]);
+  }
   at::AutoGradMode disabled(false);
-  out.loss = total.detach().to(dtype);
+  out.loss = detail::narrowed(total, batch.logps);
   const bool pairs = !batch.labels.defined();
   out.sums = sums_of(objective, pairs, answers, examples, losses.detach(), nll);
   return out;

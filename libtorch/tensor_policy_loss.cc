@@ -43,7 +43,8 @@ Levelled levelled(const PolicyObjective& objective, const FlatSegments& segments
     const auto& [low, high] = objective.log_ratio_clip;
     const TensorNumber bounded =
         select(TensorNumber{batch.advantage} < 0, max(u, -low), min(u, high));
-    log_ratio = bounded.value + 0 * log_ratio.detach();  // infinity is no bound
+    const at::Tensor clipped = at::where(at::isfinite(log_ratio), bounded.value, log_ratio);
+    log_ratio = clipped + 0 * log_ratio.detach();  // infinity is no bound
     logp = with_gradient_of({logp}, TensorNumber{log_ratio}).value;
   }
   if (level.segment == Segment::token) return {logp, log_ratio};
@@ -254,16 +255,39 @@ PolicyMetricTensors metrics_of(const PolicyObjective& objective, const FlatBatch
           .maxima = maxima_of(batch.active, sound, d, W)};
 }
 
-// The sum of terms over the tokens; `tokens`: what a mean over tokens divides by.
-at::Tensor aggregated(const at::Tensor& terms, const std::optional<double>& tokens,
-                      const Aggregation& aggregation, const Normalizer& normalizer,
-                      const FlatBatch& batch, const at::Tensor& row_tokens) {
-  const at::Tensor& n = batch.row_tokens;
-  const at::Tensor lengths = row_tokens.defined() ? row_tokens.to(n.scalar_type()) : n;
+// The factors of the terms of each row in the loss, in double; `tokens`: what a mean over tokens
+// divides by.
+at::Tensor factors_of(const std::optional<double>& tokens, const Aggregation& aggregation,
+                      const Normalizer& normalizer, double coefficient, const FlatBatch& batch,
+                      const at::Tensor& row_tokens) {
+  const at::Tensor n = batch.row_tokens.to(at::kDouble);
+  const at::Tensor lengths = row_tokens.defined() ? row_tokens.to(at::kDouble) : n;
   const at::Tensor factors = row_factors(aggregation, tokens, normalizer.sequences, n, lengths);
-  const at::Tensor factor = factors.index_select(0, batch.row) * normalizer.factor();
-  return at::where(batch.active, terms * batch.weight * factor, at::zeros_like(terms)).sum();
+  const double scale = tether::bounded(tether::bounded(normalizer.factor()) * coefficient);
+  return bounded(bounded(factors) * scale);
 }
+
+// Terms that a loss adds up. Their gradients are found without the factors: on its way the product
+// with one may overflow beside a 0.
+struct LossTerms {
+  const FlatBatch& batch;
+  at::Tensor terms, factors;
+
+  at::Tensor value() const {
+    const at::Tensor weighted = (batch.weight * seen().detach()).to(at::kDouble);
+    return bounded(row_sums(batch, weighted) * factors).sum();
+  }
+  // `shared`: tokens add up what they give x, each with its weight.
+  at::Tensor gradient(const at::Tensor& x, bool shared) const {
+    const at::Tensor each = shared ? batch.weight * seen() : seen();
+    const at::Tensor slope = bounded(derivative(each.sum(), x));
+    const at::Tensor factor = bounded(factors.to(slope.scalar_type())).index_select(0, batch.row);
+    return bounded((shared ? factor : batch.weight * factor) * slope);
+  }
+
+ private:
+  at::Tensor seen() const { return at::where(batch.active, terms, at::zeros_like(terms)); }
+};
 
 // Infinity is NaN.
 at::Tensor weighted_entropy(const FlatBatch& batch, const at::Tensor& entropy) {
@@ -317,22 +341,31 @@ ComputedLoss tensor_policy_loss(const PolicyBatch& given, const PolicyObjective&
   const at::Tensor sound =
       sound_tokens(flat, level.log_ratio.detach(), loss.detach(), dloss, kl.detach(), objective.kl);
   const at::Tensor spoil = spoiled(sound, level.logp);
-  const auto total = [&](const at::Tensor& terms, const std::optional<double>& tokens) {
-    return aggregated(terms, tokens, objective.aggregation, normalizer, flat, batch.row_tokens);
+  const auto sum_of = [&](const at::Tensor& terms, const std::optional<double>& tokens,
+                          double coefficient) {
+    return LossTerms{
+        flat, terms,
+        factors_of(tokens, objective.aggregation, normalizer, coefficient, flat, batch.row_tokens)};
   };
-  at::Tensor sum = total(bounded(flat.token_weight * loss) + spoil, normalizer.policy);
-  if (objective.kl.beta > 0) {
-    sum = sum + total(kl, normalizer.kl ? normalizer.kl : normalizer.policy) * objective.kl.beta;
-  }
-  if (const double coef = objective.entropy.coefficient; coef != 0) {
-    sum = sum - total(weighted_entropy(flat, entropy), normalizer.policy) * coef;
-  }
+  const auto& kl_tokens = normalizer.kl ? normalizer.kl : normalizer.policy;
+  const LossTerms surrogates =
+      sum_of(bounded(flat.token_weight * loss) + spoil, normalizer.policy, 1);
+  const LossTerms penalties = sum_of(kl, kl_tokens, objective.kl.beta);
+  LossTerms bonus = sum_of(weighted_entropy(flat, entropy), normalizer.policy, 1);
+  bonus.factors = bounded(bonus.factors * -objective.entropy.coefficient);
+  at::Tensor total = surrogates.value();
+  if (objective.kl.beta > 0) total = total + penalties.value();
+  if (objective.entropy.coefficient != 0) total = total + bonus.value();
 
   ComputedLoss out;
-  if (wanted.logps) out.dlogps = bounded(derivative(sum, logp)).view(batch.logps.sizes());
-  if (wanted.entropies) out.dentropies = derivative(sum, entropy).view(batch.logps.sizes());
+  if (wanted.logps) {
+    out.dlogps = surrogates.gradient(logp, shares_ratio(objective.level));
+    if (objective.kl.beta > 0) out.dlogps = bounded(out.dlogps + penalties.gradient(logp, false));
+    out.dlogps = out.dlogps.view(batch.logps.sizes());
+  }
+  if (wanted.entropies) out.dentropies = bonus.gradient(entropy, false).view(batch.logps.sizes());
   at::AutoGradMode disabled(false);
-  out.loss = sum.detach();
+  out.loss = narrowed(total, batch.logps);
   out.metrics = metrics_of(objective, flat, segments, level.log_ratio.detach(), loss.detach(),
                            dloss, kl.detach(), sound);
   return out;

@@ -56,16 +56,16 @@ FlatValues flattened(const ValueBatch& batch) {
   return out;
 }
 
-// What the terms of each token are multiplied by, [N].
+// What the terms of each token are multiplied by beside its weight, [N] in double.
 at::Tensor token_factors(const ValueBatch& batch, const at::Tensor& weight,
                          const Aggregation& aggregation, const Normalizer& normalizer) {
   const int64_t rows = face::count_rows(batch);
   const detail::FlatSegments of_rows{
       detail::row_of_tokens(batch.values, batch.offsets, rows), rows, {}};
-  const at::Tensor n = of_rows.sums(weight);
+  const at::Tensor n = of_rows.sums(weight.to(at::kDouble));
   const at::Tensor factors =
       detail::row_factors(aggregation, normalizer.policy, normalizer.sequences, n, n);
-  return weight * of_rows.spread(factors) * normalizer.factor();
+  return of_rows.spread(detail::bounded(detail::bounded(factors) * bounded(normalizer.factor())));
 }
 
 // The sums of ValueMetrics.
@@ -107,16 +107,16 @@ detail::FusedResult compute_on_tensors(const ValueBatch& batch, const ValueObjec
                                .logical_and(at::isfinite(flat.target));
   const at::Tensor terms = loss + detail::spoiled(sound, flat.value);
   const at::Tensor factors = token_factors(batch, flat.weight, objective.aggregation, normalizer);
-  const at::Tensor total =
-      at::where(flat.weight != 0, terms * factors, at::zeros_like(terms)).sum();
-
   detail::FusedResult out;
   if (with_gradient) {
-    out.gradient =
-        detail::bounded(detail::derivative(total, flat.value)).view(batch.values.sizes());
+    const at::Tensor slope = detail::bounded(detail::derivative(terms.sum(), flat.value));
+    const at::Tensor factor = flat.weight * detail::bounded(factors.to(slope.scalar_type()));
+    out.gradient = detail::bounded(factor * slope).view(batch.values.sizes());
   }
   at::AutoGradMode disabled(false);
-  out.loss = total.detach();
+  const at::Tensor each = detail::bounded((flat.weight * terms).to(at::kDouble) * factors);
+  const at::Tensor active = flat.weight != 0;
+  out.loss = detail::narrowed(at::where(active, each, at::zeros_like(each)).sum(), batch.values);
   out.sums = sums_of(flat, terms.detach(), dloss);
   return out;
 }

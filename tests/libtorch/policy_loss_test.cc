@@ -187,6 +187,31 @@ TEST(PolicyLossFace, EveryDevicePathCountsNonfiniteTokensLikeTheKernel) {
   }
 }
 
+// A product with a factor that overflows on its way beside a slope of 0.
+TEST(PolicyLossFace, EveryDevicePathHasFiniteGradientsOfAnyFactor) {
+  const at::Tensor logps = torch::tensor({{-0.5f, -0.8f, -0.1f, -3.0f}}).requires_grad_(true);
+  const PolicyBatch batch{.logps = logps,
+                          .advantages = torch::tensor({{1e18f, -1e18f, 1e18f, -1e18f}}),
+                          .response_mask = torch::tensor({{1.0f, 0.5f, 1.0f, 1.0f}}),
+                          .old_logps = logps.detach() - torch::tensor({{0.1f, -0.2f, 1.0f, -1.0f}}),
+                          .rollout_logps = logps.detach()};
+  for (const double count : {0x1p-126, 1e-30, 1e10}) {
+    const Normalizer normalizer{.policy = count, .sequences = count, .world_size = 1e30};
+    for (const CatalogueRow& row : kCatalogue) {
+      PolicyObjective objective = row.preset();
+      objective.kl.beta = 0;
+      const auto gradient = [&](const LossOutput& out) {
+        EXPECT_TRUE(std::isfinite(out.loss.item<double>())) << row.name;
+        return torch::autograd::grad({out.loss}, {logps})[0];
+      };
+      const at::Tensor expected = gradient(policy_loss(batch, objective, normalizer));
+      const at::Tensor found =
+          gradient(detail::policy_loss_any_device(batch, objective, normalizer));
+      EXPECT_TRUE(at::allclose(found, expected, 1e-3)) << row.name << found << expected;
+    }
+  }
+}
+
 TEST(PolicyLossFace, AColumnOfAdvantagesIsPerRowThoughThereAreAsManyTokens) {
   const PolicyBatch batch{.logps = torch::tensor({-1., -2.}),
                           .advantages = torch::tensor({{1.}, {5.}}),
