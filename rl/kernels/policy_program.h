@@ -90,11 +90,11 @@ struct TermFactors {
             : n;
     const TermCounts policy{in.counts[0], in.counts[2]}, penalty{in.counts[1], in.counts[2]};
     const auto factor = [&](const TermCounts& step) {
-      return in.factor * checked_row_factor(in.aggregation, step, length);
+      return bounded(bounded(in.factor) * checked_row_factor(in.aggregation, step, length));
     };
     loss = factor(policy);
-    kl = in.beta == 0 ? 0 : in.beta * factor(penalty);
-    entropy = in.entropy_coefficient * loss;
+    kl = in.beta == 0 ? 0 : bounded(in.beta * factor(penalty));
+    entropy = bounded(in.entropy_coefficient * loss);
   }
 };
 
@@ -126,9 +126,9 @@ TETHER_TEAM RowTotals row_totals(const Team& team, Local& local, const TermFacto
   out.sums[M::kEntropy] = terms.each[2];
   out.loss = 0;
   if (out.tokens == 0) return out;
-  out.loss = factors.loss * terms.each[0];
-  if (factors.kl != 0) out.loss += factors.kl * terms.each[1];
-  if (factors.entropy != 0) out.loss -= factors.entropy * terms.each[2];
+  out.loss = bounded(factors.loss * terms.each[0]);
+  if (factors.kl != 0) out.loss += bounded(factors.kl * terms.each[1]);
+  if (factors.entropy != 0) out.loss -= bounded(factors.entropy * terms.each[2]);
   return out;
 }
 
@@ -141,7 +141,7 @@ TETHER_TEAM void write_shared_gradients(const Team& team, Local& local, const Po
       team.template reduce<Sum>(local,
                                 [](const TokenSums& own) { return Several<double, 1>{own.slope}; })
           .each[0];
-  const float slope = narrow<float>(static_cast<double>(factors.loss) * scale * slopes);
+  const float slope = narrow<float>(static_cast<double>(factors.loss) * (scale * slopes));
   team.each(local, [&](int thread, TokenSums&) {
     for (int64_t i = thread; i < in.layout.length(row); i += Team::kThreads) {
       const LoadedToken token(in, row, i);

@@ -115,7 +115,7 @@ struct PreferenceShares {
 
   TETHER_TEAM PreferenceShares(const PreferenceParameters& in, const double* local) {
     const auto share = [&](int i) {
-      if (in.counts[i] > 0) return bounded(in.factor / in.counts[i]);
+      if (in.counts[i] > 0) return bounded(bounded(in.factor) / in.counts[i]);
       return local[i] > 0 ? double{kNaN} : 0;
     };
     const bool of_tokens = in.nll.mean == NllMean::token;

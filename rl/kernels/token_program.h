@@ -208,11 +208,11 @@ TETHER_TEAM TokenSlopes add_token(const Formula& formula, const PolicyParameters
     trace += W * 0;
     sums.add_weight(w, W);
   }
-  float gradient = bounded(factors.loss * slope);
+  float gradient = bounded(w * factors.loss * slope);
   if (in.beta > 0) {
     const float v = load_weight(in.layout, in.kl_weights, row, column);
     const Dual<float> K = penalty_of(in, token, shared, v);
-    gradient = bounded(gradient + bounded(factors.kl * K.grad));
+    gradient = bounded(gradient + bounded(w * factors.kl * K.grad));
     trace += K.value * 0 + token.anchor_logp * 0;
     sums.kl += static_cast<double>(w * K.value);
   }
@@ -225,7 +225,7 @@ TETHER_TEAM TokenSlopes add_token(const Formula& formula, const PolicyParameters
   sums.add_clipped(in.truncation, of_ratio, d, both.exp, token.advantage, S.grad);
   sums.add_ratio(of_ratio, d, both.exp, both.expm1_minus, !broken);
   if (broken) return {kNaN, kNaN};
-  return {w * gradient, w * slope};
+  return {gradient, w * slope};
 }
 
 // The gradient of a token that shares its ratio: `slope` is d loss / d logp of any over w.
@@ -233,7 +233,7 @@ TETHER_TEAM float shared_gradient(const PolicyParameters& in, const RowFactors& 
                                   const SegmentRatio& shared, float slope, int64_t row,
                                   int64_t column, const LoadedToken& token) {
   const double u = static_cast<double>(token.logp) - static_cast<double>(token.old_logp);
-  const bool beyond = clipped(u, token.advantage, in.clip) != u && u == u;
+  const bool beyond = clipped(u, token.advantage, in.clip) != u && u - u == 0;
   float gradient = beyond ? 0 : slope;
   bool broken = false;
   if (in.beta > 0) {

@@ -86,7 +86,7 @@ struct ValueSums {
   TETHER_TEAM ValueNumbers moved(double factor) const {
     using M = ValueMetrics;
     ValueNumbers out = numbers;
-    out.loss = out.sums[M::kTokens] == 0 ? 0 : factor * out.sums[M::kLoss];
+    out.loss = out.sums[M::kTokens] == 0 ? 0 : bounded(factor * out.sums[M::kLoss]);
     const auto move = [&](M::Sum sum, M::Sum squared, M::Sum spread, double to) {
       out.sums[sum] += 0 * out.sums[sum];  // infinity is NaN
       const double n = out.sums[M::kTokens], shift = n > 0 ? out.sums[sum] / n : 0;
@@ -114,7 +114,7 @@ TETHER_TEAM float add_value(const Formula& formula, const ValueParameters& in, f
   const float broken = zero_or_nan(value, old_value, target, w);  // or 0
   const float loss = bounded(found.value) + broken, dloss = bounded(found.grad) + broken;
   sums.add(w, value, target, loss, dloss == 0 && found.value > 0);
-  return w * bounded(factor * dloss);
+  return bounded(w * factor * dloss);
 }
 
 // The tokens of a row.
