@@ -32,12 +32,6 @@ KlStatistics* rows_in(const at::Tensor& statistics) {
   return reinterpret_cast<KlStatistics*>(statistics.data_ptr<double>());
 }
 
-// The kernels for CUDA, where they are for these rows.
-const detail::CudaKernels* kernels_of(const at::Tensor& q, bool of_support) {
-  const bool none = of_support || q.scalar_type() == at::kDouble;
-  return none ? nullptr : detail::cuda_kernels(q);
-}
-
 // ---- on the CPU ---------------------------------------------------------------------------------
 
 using Upstream = std::optional<at::Tensor>;  // none where a result was not used
@@ -65,7 +59,7 @@ variable_list values_on_cpu(const at::Tensor& q, const at::Tensor& p, const Upst
 
 void fill(const Upstream& upstream, double LogitsKl::* member, std::vector<LogitsKl>& out) {
   if (!upstream) return;
-  const at::Tensor values = detail::doubles(upstream);
+  const at::Tensor values = detail::upstream_row(upstream, at::kDouble);
   const double* data = values.const_data_ptr<double>();
   for (size_t i = 0; i < out.size(); ++i) out[i].*member = data[i];
 }
@@ -107,8 +101,9 @@ class CategoricalKlGradient : public Function<CategoricalKlGradient> {
     const at::Tensor dq = memory(with_q, q), dp = memory(with_p, p);
     const at::Tensor q_rows = detail::with_rows(q), p_rows = detail::with_rows(p);
     const std::vector<Upstream> upstreams{kl, reverse_kl, entropy};
-    if (const auto* kernels = kernels_of(q, support.has_value())) {
-      kernels->categorical_kl_gradients(q_rows, p_rows, temperature, upstreams, dq, dp);
+    if (const auto* kernels = detail::row_kernels(q)) {
+      kernels->categorical_kl_gradients(q_rows, p_rows, support.value_or(at::Tensor()), temperature,
+                                        upstreams, dq, dp);
     } else {
       gradients_on_cpu(q_rows, p_rows, support, temperature, statistics, upstreams, dq, dp);
     }
@@ -126,7 +121,7 @@ class CategoricalKlFunction : public Function<CategoricalKlFunction> {
   static variable_list forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& p,
                                const std::optional<at::Tensor>& support,
                                const CategoricalKlOptions* options) {
-    const auto* kernels = kernels_of(q, support.has_value());
+    const auto* kernels = detail::row_kernels(q);
     // The kernels read the rows again instead.
     const int64_t rows = kernels ? 0 : q.numel() / q.size(-1);
     const at::Tensor statistics = at::empty({rows, kSums}, at::dtype(at::kDouble));
@@ -137,7 +132,10 @@ class CategoricalKlFunction : public Function<CategoricalKlFunction> {
     context->saved_data["temperature"] = options->temperature;
     context->set_materialize_grads(false);
     const at::Tensor q_rows = detail::with_rows(q), p_rows = detail::with_rows(p);
-    if (kernels) return kernels->categorical_kl(q_rows, p_rows, options->temperature, mask);
+    if (kernels) {
+      return kernels->categorical_kl(q_rows, p_rows, support.value_or(at::Tensor()),
+                                     options->temperature, mask);
+    }
     return values_on_cpu(q_rows, p_rows, support, options->temperature, mask, statistics);
   }
 
@@ -182,7 +180,7 @@ CategoricalKl categorical_kl(const at::Tensor& q_logits, const at::Tensor& p_log
   return detail::with_public_errors([&]() -> CategoricalKl {
     face::check_arguments(kName, CategoricalKlInputs<at::Tensor>{q_logits, p_logits, options.mask});
     check_fields(kName, options);
-    if (!q_logits.is_cpu() && !kernels_of(q_logits, /*of_support=*/false)) {
+    if (!q_logits.is_cpu() && !detail::row_kernels(q_logits)) {
       return detail::categorical_kl_any_device(q_logits, p_logits, options);
     }
     return detail::categorical_kl(q_logits, p_logits, options, {});

@@ -59,7 +59,8 @@ detail::LinearGradient backward_sweep(const LinearInputs& inputs, const LinearOp
                                       const std::optional<at::Tensor>& dentropies,
                                       const at::Tensor& kept, detail::WantedLinear wanted) {
   const RowOptions row = detail::row_options(options);
-  const at::Tensor upstreams[] = {detail::doubles(dlogps), detail::doubles(dentropies)};
+  const at::Tensor upstreams[] = {detail::upstream_row(dlogps, at::kDouble),
+                                  detail::upstream_row(dentropies, at::kDouble)};
   at::Tensor active = at::zeros(inputs.targets.sizes(), at::dtype(at::kBool));
   for (const at::Tensor& upstream : upstreams) {
     if (upstream.defined()) active = active.logical_or(upstream != 0);
@@ -73,15 +74,11 @@ detail::LinearGradient backward_sweep(const LinearInputs& inputs, const LinearOp
     const int64_t end = chunk.begin + chunk.logits.size(0);
     const at::Tensor places = rows.slice(0, chunk.begin, end);
     const at::Tensor part = statistics.index_select(0, places);
-    at::Tensor parts[2];
-    const double* data[2] = {};
-    for (int k = 0; k < 2; ++k) {
-      if (!upstreams[k].defined()) continue;
-      parts[k] = upstreams[k].index_select(0, places);
-      data[k] = parts[k].const_data_ptr<double>();
-    }
-    detail::gradients_of_rows(chunk.logits, chunk.targets, chunk.support, row, statistics_of(part),
-                              {data[0], data[1]}, chunk.logits);
+    const auto at_places = [&](const at::Tensor& each) {
+      return each.defined() ? each.index_select(0, places) : each;
+    };
+    detail::gradients_of_rows(chunk.logits, chunk.targets, chunk.support, row, part,
+                              {at_places(upstreams[0]), at_places(upstreams[1])}, chunk.logits);
     sum.add(chunk);
   }
   return sum.take();

@@ -1,12 +1,15 @@
 #include "libtorch/logits_rows.h"
 
+#include <ATen/TensorOperators.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "libtorch/arrays.h"
+#include "libtorch/cuda/kernels.h"
 #include "libtorch/executor.h"
+#include "logits/final_logit.h"
 
 namespace tether::detail {
 namespace {
@@ -18,10 +21,43 @@ std::vector<int64_t> unravelled(int64_t i, at::IntArrayRef sizes) {
   return index;
 }
 
+// Of states that kernels for CUDA have left.
+void add_further_on_device(const at::Tensor& states, const RowOptions& options, TokenLogps& out) {
+  const auto number = [&](int64_t i) { return states.select(1, i).view(out.logps.sizes()); };
+  const at::Tensor reference = number(0), sum = number(1), target = number(3);
+  const at::Tensor squares = number(4), logits = number(5), columns = number(6);
+  out.sum_of_squared_p = squares / (sum * sum);
+  out.mean_logits = logits / columns * rows::multiplier(options);
+  out.target_is_largest = target >= reference;
+}
+
+const double* data(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<double>() : nullptr;
+}
+
 }  // namespace
 
-at::Tensor empty_statistics(int64_t rows, at::Device device) {
-  return at::empty({rows, kStatistics}, at::dtype(at::kDouble).device(device));
+at::Tensor empty_statistics(int64_t rows) {
+  return at::empty({rows, kStatistics}, at::dtype(at::kDouble));
+}
+
+const CudaKernels* row_kernels(const at::Tensor& logits) {
+  return logits.scalar_type() == at::kDouble ? nullptr : cuda_kernels(logits);
+}
+
+std::vector<at::Tensor> RowsOnDevice::values() const {
+  if (!entropies.defined()) return {logps};
+  return {logps, entropies};
+}
+
+at::Tensor empty_statistics(int64_t rows, const at::Tensor& logits) {
+  if (row_kernels(logits) == nullptr) return empty_statistics(rows);
+  return at::empty({rows, kRowState}, logits.options().dtype(at::kFloat));
+}
+
+RowsOnDevice rows_on_device(const at::Tensor& states, at::IntArrayRef sizes, bool entropies) {
+  const auto numbers = [&] { return at::empty(sizes, states.options()); };
+  return {states, numbers(), entropies ? numbers() : at::Tensor()};
 }
 
 RowStatistics* statistics_of(const at::Tensor& tensor) {
@@ -69,17 +105,22 @@ void statistics_of_rows(const at::Tensor& logits, const at::Tensor& targets,
 
 void gradients_of_rows(const at::Tensor& logits, const at::Tensor& targets,
                        const at::Tensor& support, const RowOptions& options,
-                       const RowStatistics* statistics, RowUpstreams upstreams,
+                       const at::Tensor& statistics, const RowUpstreams& upstreams,
                        const at::Tensor& dlogits) {
-  const auto& [dlogps, dentropies] = upstreams;
+  if (const CudaKernels* kernels = row_kernels(logits)) {
+    return kernels->row_gradients(logits, targets, support, options, statistics, upstreams,
+                                  dlogits);
+  }
+  const RowStatistics* of_rows = statistics_of(statistics);
+  const double *dlogps = data(upstreams.dlogps), *dentropies = data(upstreams.dentropies);
   const ConstLogits in = rows_of(logits);
   const MutableLogits out = writable(dlogits);
   const int64_t* ids = targets.const_data_ptr<int64_t>();
   if (support.defined()) {
-    support_gradients(in, ids, kept_ids(support), options, statistics, dlogps, dentropies, out,
+    support_gradients(in, ids, kept_ids(support), options, of_rows, dlogps, dentropies, out,
                       torch_executor());
   } else {
-    row_gradients(in, ids, options, statistics, dlogps, dentropies, out, torch_executor());
+    row_gradients(in, ids, options, of_rows, dlogps, dentropies, out, torch_executor());
   }
 }
 
@@ -97,6 +138,10 @@ TokenLogps token_logps_of(const std::vector<at::Tensor>& values, const at::Tenso
   TokenLogps out = {.logps = values[0]};
   if (values.size() > 1) out.entropies = values[1];
   if (options.sums != RowSums::all) return out;
+  if (statistics.scalar_type() == at::kFloat) {
+    add_further_on_device(statistics, options, out);
+    return out;
+  }
   const RowStatistics* rows = statistics_of(statistics);
   const at::IntArrayRef sizes = values[0].sizes();
   const at::ScalarType type = values[0].scalar_type();
@@ -112,8 +157,8 @@ std::optional<at::Tensor> upstream_of(const std::vector<at::Tensor>& upstreams, 
   return used ? std::optional(upstreams[output]) : std::nullopt;
 }
 
-at::Tensor doubles(const std::optional<at::Tensor>& upstream) {
-  return upstream ? upstream->reshape({-1}).to(at::kDouble).contiguous() : at::Tensor();
+at::Tensor upstream_row(const std::optional<at::Tensor>& upstream, at::ScalarType type) {
+  return upstream ? upstream->reshape({-1}).to(type).contiguous() : at::Tensor();
 }
 
 void check_ids(std::string_view function, std::string_view name, const at::Tensor& ids,

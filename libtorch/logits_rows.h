@@ -20,8 +20,26 @@ namespace tether::detail {
 inline constexpr int64_t kStatistics = sizeof(RowStatistics) / sizeof(double);
 static_assert(sizeof(RowStatistics) == kStatistics * sizeof(double));
 
-at::Tensor empty_statistics(int64_t rows, at::Device device = at::kCPU);
+at::Tensor empty_statistics(int64_t rows);
 RowStatistics* statistics_of(const at::Tensor& tensor);
+
+struct CudaKernels;
+// Those for rows of such logits; null: the kernels of the CPU, or torch's operations.
+const CudaKernels* row_kernels(const at::Tensor& logits);
+
+// What they leave of rows: states [N, kRowState], a RowState each (logits/rows_cuda.h), and what
+// has a gradient, entropies undefined if they are not asked for. All in float32, side by side.
+inline constexpr int64_t kRowState = 7;
+struct RowsOnDevice {
+  at::Tensor states, logps, entropies;
+
+  std::vector<at::Tensor> values() const;
+};
+
+// Memory for what backward needs of rows of such logits: RowStatistics, or those states.
+at::Tensor empty_statistics(int64_t rows, const at::Tensor& logits);
+// And, beside states, for what has a gradient.
+RowsOnDevice rows_on_device(const at::Tensor& states, at::IntArrayRef sizes, bool entropies);
 
 // The rows of a tensor [..., V]: leading dimensions that lie end to end are one. A vocabulary of 0
 // says that more than two are left, which rows cannot express.
@@ -32,16 +50,17 @@ MutableLogits writable(const at::Tensor& logits);
 at::Tensor with_rows(const at::Tensor& logits);
 
 // row_statistics and row_gradients or, with kept ids [N, K] in int64, those over a support. targets
-// [N]: int64; both contiguous.
+// [N]: int64; both contiguous. The statistics are those of the CPU; gradients are by the kernels
+// that have left theirs.
 void statistics_of_rows(const at::Tensor& logits, const at::Tensor& targets,
                         const at::Tensor& support, const RowOptions& options,
                         RowStatistics* statistics);
 struct RowUpstreams {
-  const double *dlogps, *dentropies;  // either may be null
+  at::Tensor dlogps, dentropies;  // [N], of upstream_row; undefined: 0
 };
 void gradients_of_rows(const at::Tensor& logits, const at::Tensor& targets,
                        const at::Tensor& support, const RowOptions& options,
-                       const RowStatistics* statistics, RowUpstreams upstreams,
+                       const at::Tensor& statistics, const RowUpstreams& upstreams,
                        const at::Tensor& dlogits);
 // The ids of a support as the kernels take them.
 KeptIds kept_ids(const at::Tensor& support);
@@ -65,9 +84,9 @@ std::vector<at::Tensor> values_of(const at::Tensor& statistics, at::IntArrayRef 
 TokenLogps token_logps_of(const std::vector<at::Tensor>& values, const at::Tensor& statistics,
                           const RowOptions& options);
 
-// The gradient of an output, if it was used; the same as a row of float64, or undefined.
+// The gradient of an output, if it was used; the same as a row of such numbers, or undefined.
 std::optional<at::Tensor> upstream_of(const std::vector<at::Tensor>& upstreams, size_t output);
-at::Tensor doubles(const std::optional<at::Tensor>& upstream);
+at::Tensor upstream_row(const std::optional<at::Tensor>& upstream, at::ScalarType type);
 
 // ids: int64, contiguous. IndexError with the place of the first that is neither in [0, vocabulary)
 // nor `ignored`.

@@ -24,6 +24,7 @@
 #include "libtorch/flat_batch.h"
 #include "libtorch/linear_checks.h"
 #include "libtorch/linear_token_logps.h"
+#include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
 #include "libtorch/support_checks.h"
 #include "libtorch/token_logps.h"
@@ -131,6 +132,18 @@ Support checked(std::string_view function, const Support& support, const at::Ten
   });
   return {ids, support.position.masked_fill(ignored, kNowhere),
           support.whole.logical_and(ignored.logical_not()), support.added};
+}
+
+// Its ids as kernels for CUDA take them, whom nobody waits to look at them: a set of another target
+// makes its row NaN.
+at::Tensor unseen_ids(std::string_view function, const Support& support, const at::Tensor& targets,
+                      int64_t ignore_index) {
+  detail::check_support(function, support, "targets", targets, false);
+  // Of a target that was ignored when the sets were made: another's id, in place of the whole.
+  const at::Tensor unmade =
+      (support.position == kNowhere) & ~support.whole & (targets != ignore_index);
+  const at::Tensor other = (targets == 0).to(at::kLong).unsqueeze(-1);
+  return at::where(unmade.unsqueeze(-1), other, support.ids).contiguous();
 }
 
 // token_logps of the kept logits, and where there is no set, of_whole().
@@ -318,6 +331,10 @@ TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
                           TokenLogpsInputs<at::Tensor>{.logits = logits, .targets = targets});
     const at::Tensor y = targets.to(at::kLong);
     const int64_t ignore_index = options.row.ignore_index;
+    if (detail::row_kernels(logits)) {
+      const at::Tensor ids = unseen_ids(kFunction, given, y, ignore_index);
+      return detail::token_logps(logits, targets, options, ids);
+    }
     const int64_t vocabulary = options.shard.ids > 0 ? options.shard.ids : logits.size(-1);
     const Support support = checked(kFunction, given, y, vocabulary, ignore_index);
     if (logits.is_cpu()) {

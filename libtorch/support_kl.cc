@@ -3,6 +3,7 @@
 
 #include "libtorch/arrays.h"
 #include "libtorch/categorical_kl.h"
+#include "libtorch/logits_rows.h"
 #include "libtorch/support.h"
 #include "libtorch/support_checks.h"
 #include "logits/inputs.h"
@@ -36,13 +37,14 @@ CategoricalKl categorical_kl(const at::Tensor& q_logits, const at::Tensor& p_log
     face::check_arguments(kName, CategoricalKlInputs<at::Tensor>{q_logits, p_logits, given.mask});
     check_fields(kName, given);
     detail::check_support(kName, support, "q_logits", q_logits, true);
-    const at::Tensor known = (support.position >= 0).logical_or(support.whole);
+    const at::Tensor known = (support.position >= 0) | support.whole;
     CategoricalKlOptions options = given;
-    options.mask = given.mask.defined() ? known.logical_and(given.mask) : known;
+    options.mask = given.mask.defined() ? known & given.mask : known;
     Support kept = support;
-    kept.ids = support.ids.masked_fill(options.mask.logical_not().unsqueeze(-1), -1);
-    detail::check_kept_ids(kName, kept.ids, q_logits.size(-1));
-    if (q_logits.is_cpu()) {
+    kept.ids = support.ids.masked_fill((~options.mask).unsqueeze(-1), -1);
+    const bool has_kernels = detail::row_kernels(q_logits) != nullptr;
+    if (!has_kernels) detail::check_kept_ids(kName, kept.ids, q_logits.size(-1));
+    if (q_logits.is_cpu() || has_kernels) {
       return detail::categorical_kl(q_logits, p_logits, options, kept.ids.contiguous());
     }
     return detail::categorical_kl_any_device(q_logits, p_logits, options, kept);

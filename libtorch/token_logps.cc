@@ -39,14 +39,6 @@ using detail::statistics_of;
 
 constexpr const char* kName = "token_logps";
 
-// The kernels for CUDA, where they are for these rows.
-const detail::CudaKernels* kernels_of(const at::Tensor& logits, const RowOptions& row,
-                                      bool of_support) {
-  const bool none =
-      of_support || row.ids != 0 || row.sums == RowSums::all || logits.scalar_type() == at::kDouble;
-  return none ? nullptr : detail::cuda_kernels(logits);
-}
-
 // ---- checks -------------------------------------------------------------------------------------
 
 void check_buffer(const at::Tensor& buffer, const at::Tensor& logits, bool has_kernels) {
@@ -144,14 +136,10 @@ class TokenLogpsGradient : public Function<TokenLogpsGradient> {
     const at::Tensor in = in_place ? logits : detail::with_rows(logits);
     const at::Tensor dlogits =
         buffer.defined() ? buffer : at::empty_like(logits, at::MemoryFormat::Contiguous);
-    if (const auto* kernels = kernels_of(logits, options, support.has_value())) {
-      kernels->token_logps_gradient(in, targets, options, statistics, dlogps, dentropies, dlogits);
-    } else {
-      const at::Tensor upstreams[] = {detail::doubles(dlogps), detail::doubles(dentropies)};
-      detail::gradients_of_rows(in, targets, support.value_or(at::Tensor()), options,
-                                statistics_of(statistics), {data(upstreams[0]), data(upstreams[1])},
-                                dlogits);
-    }
+    const auto type = statistics.scalar_type();
+    detail::gradients_of_rows(
+        in, targets, support.value_or(at::Tensor()), options, statistics,
+        {detail::upstream_row(dlogps, type), detail::upstream_row(dentropies, type)}, dlogits);
     // Whoever else has saved the tensor learns that it has changed.
     if (buffer.defined()) buffer.unsafeGetTensorImpl()->bump_version();
     return buffer.defined() ? buffer.detach() : dlogits;
@@ -160,11 +148,6 @@ class TokenLogpsGradient : public Function<TokenLogpsGradient> {
   static variable_list backward(AutogradContext*, const variable_list&) {
     detail::refuse_second_backward(kName);
   }
-
- private:
-  static const double* data(const at::Tensor& tensor) {
-    return tensor.defined() ? tensor.const_data_ptr<double>() : nullptr;
-  }
 };
 
 // What has a gradient; `statistics` is filled.
@@ -172,8 +155,10 @@ variable_list values_of(const at::Tensor& logits, const at::Tensor& targets,
                         const at::Tensor& support, const at::Tensor& statistics,
                         const RowOptions& row, const TokenLogpsOptions& options) {
   const at::Tensor rows = detail::with_rows(logits);
-  if (const auto* kernels = kernels_of(logits, row, support.defined())) {
-    return kernels->token_logps(rows, targets, row, statistics);
+  if (const auto* kernels = detail::row_kernels(logits)) {
+    const auto found = detail::rows_on_device(statistics, targets.sizes(), options.entropies);
+    kernels->row_statistics(rows, targets, support, row, found);
+    return found.values();
   }
   detail::statistics_of_rows(rows, targets, support, row, statistics_of(statistics));
   gather_shards(options.shard, logits.size(-1), targets, support, row, statistics);
@@ -280,7 +265,7 @@ TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
                        const TokenLogpsOptions& options, const at::Tensor& support) {
   face::check_arguments(kName, TokenLogpsInputs<at::Tensor>{.logits = logits, .targets = targets});
   const RowOptions row = tether::row_options(options);
-  const bool has_kernels = kernels_of(logits, row, support.defined()) != nullptr;
+  const bool has_kernels = row_kernels(logits) != nullptr;
   check_buffer(options.gradient_buffer, logits, has_kernels);
   check_shard(options.shard, logits);
   check_fields(kName, options.row);
@@ -288,7 +273,7 @@ TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
   const int64_t vocabulary = options.shard.ids > 0 ? options.shard.ids : logits.size(-1);
   if (!has_kernels) check_ids(kName, "targets", ids, vocabulary, options.row.ignore_index);
   if (!logits.is_cpu() && !has_kernels) return token_logps_any_device(logits, ids, options);
-  const at::Tensor statistics = empty_statistics(ids.numel(), logits.device());
+  const at::Tensor statistics = empty_statistics(ids.numel(), logits);
   return token_logps_of(
       TokenLogpsFunction::apply(logits, ids, input_of_graph(support), statistics, row, &options),
       statistics, row);

@@ -79,7 +79,7 @@ class TopKKlGradient : public Function<TopKKlGradient> {
                             const at::Tensor& upstream, const Batch* batch,
                             const TopKKlOptions* options) {
     const at::Tensor rows = detail::with_rows(q);
-    const at::Tensor factors = detail::doubles(upstream);
+    const at::Tensor factors = detail::upstream_row(upstream, at::kDouble);
     const at::Tensor dq = at::empty_like(q, at::MemoryFormat::Contiguous);
     top_k_kl_gradients(heads(*batch, rows), *options, statistics_of(statistics),
                        factors.const_data_ptr<double>(), detail::writable(dq), torch_executor());

@@ -17,6 +17,7 @@
 #include "libtorch/stored_gradient.h"
 #include "logits/pair_kl_cuda.h"
 #include "logits/rows_cuda.h"
+#include "logits/support_cuda.h"
 
 namespace tether::detail {
 namespace {
@@ -133,33 +134,51 @@ const float* data_of(const at::Tensor& numbers) {
   return numbers.defined() ? numbers.const_data_ptr<float>() : nullptr;
 }
 
+float* memory_of(const at::Tensor& numbers) {
+  return numbers.defined() ? numbers.data_ptr<float>() : nullptr;
+}
+
 cuda::RowState* states_in(const at::Tensor& states) {
-  static_assert(sizeof(cuda::RowState) <= sizeof(RowStatistics));
-  return reinterpret_cast<cuda::RowState*>(states.data_ptr<double>());
+  static_assert(sizeof(cuda::RowState) == kRowState * sizeof(float));
+  return reinterpret_cast<cuda::RowState*>(states.data_ptr<float>());
 }
 
-std::vector<at::Tensor> token_logps_on_cuda(const at::Tensor& logits, const at::Tensor& targets,
-                                            const RowOptions& options, const at::Tensor& states) {
-  const OnDevice device(kRows, logits);
-  std::vector<at::Tensor> out{floats_beside(logits, targets.sizes())};
-  if (options.sums == RowSums::entropy) out.push_back(floats_beside(logits, targets.sizes()));
-  cuda::row_statistics(rows_of(logits), targets.const_data_ptr<int64_t>(), options,
-                       {.states = states_in(states),
-                        .logps = out[0].data_ptr<float>(),
-                        .entropies = out.size() > 1 ? out[1].data_ptr<float>() : nullptr},
-                       device.stream);
-  return out;
+// So many floats for each kept id, where there are any.
+at::Tensor memory_of_kept(const at::Tensor& support, int64_t each) {
+  return support.defined() ? floats_beside(support, {each * support.numel()}) : at::Tensor();
 }
 
-void token_logps_gradient_on_cuda(const at::Tensor& logits, const at::Tensor& targets,
-                                  const RowOptions& options, const at::Tensor& states,
-                                  const Upstream& dlogps, const Upstream& dentropies,
-                                  const at::Tensor& dlogits) {
+void row_statistics_on_cuda(const at::Tensor& logits, const at::Tensor& targets,
+                            const at::Tensor& support, const RowOptions& options,
+                            const RowsOnDevice& out) {
   const OnDevice device(kRows, logits);
-  const at::Tensor of_logps = floats(dlogps), of_entropies = floats(dentropies);
-  cuda::row_gradients(rows_of(logits), targets.const_data_ptr<int64_t>(), options,
-                      states_in(states), data_of(of_logps), data_of(of_entropies),
-                      writable(dlogits), device.stream);
+  const int64_t* ids = targets.const_data_ptr<int64_t>();
+  const cuda::RowResults results{.states = states_in(out.states),
+                                 .logps = memory_of(out.logps),
+                                 .entropies = memory_of(out.entropies)};
+  if (support.defined()) {
+    cuda::support_statistics(rows_of(logits), ids, kept_ids(support), options, results,
+                             device.stream);
+  } else {
+    cuda::row_statistics(rows_of(logits), ids, options, results, device.stream);
+  }
+}
+
+void row_gradients_on_cuda(const at::Tensor& logits, const at::Tensor& targets,
+                           const at::Tensor& support, const RowOptions& options,
+                           const at::Tensor& states, const RowUpstreams& upstreams,
+                           const at::Tensor& dlogits) {
+  const OnDevice device(kRows, logits);
+  const int64_t* ids = targets.const_data_ptr<int64_t>();
+  const float *dlogps = data_of(upstreams.dlogps), *dentropies = data_of(upstreams.dentropies);
+  const at::Tensor kept = memory_of_kept(support, 1);
+  if (support.defined()) {
+    cuda::support_gradients(rows_of(logits), ids, kept_ids(support), options, states_in(states),
+                            dlogps, dentropies, memory_of(kept), writable(dlogits), device.stream);
+  } else {
+    cuda::row_gradients(rows_of(logits), ids, options, states_in(states), dlogps, dentropies,
+                        writable(dlogits), device.stream);
+  }
 }
 
 // ---- the KL of two rows -------------------------------------------------------------------------
@@ -167,19 +186,25 @@ void token_logps_gradient_on_cuda(const at::Tensor& logits, const at::Tensor& ta
 constexpr const char* kPairs = "categorical_kl";
 
 std::vector<at::Tensor> categorical_kl_on_cuda(const at::Tensor& q, const at::Tensor& p,
-                                               double temperature, const at::Tensor& mask) {
+                                               const at::Tensor& support, double temperature,
+                                               const at::Tensor& mask) {
   const OnDevice device(kPairs, q);
   std::vector<at::Tensor> out(3);
   for (at::Tensor& each : out) each = floats_beside(q, positions_of(q));
   const auto* active =
       mask.defined() ? static_cast<const uint8_t*>(mask.const_data_ptr()) : nullptr;
-  cuda::logits_kl(rows_of(q), rows_of(p), temperature, active,
-                  {out[0].data_ptr<float>(), out[1].data_ptr<float>(), out[2].data_ptr<float>()},
-                  device.stream);
+  const cuda::PairKlArrays<float> values{memory_of(out[0]), memory_of(out[1]), memory_of(out[2])};
+  if (support.defined()) {
+    cuda::support_kl(rows_of(q), rows_of(p), kept_ids(support), temperature, active, {}, values,
+                     nullptr, {}, {}, device.stream);
+  } else {
+    cuda::logits_kl(rows_of(q), rows_of(p), temperature, active, values, device.stream);
+  }
   return out;
 }
 
-void categorical_kl_gradients_on_cuda(const at::Tensor& q, const at::Tensor& p, double temperature,
+void categorical_kl_gradients_on_cuda(const at::Tensor& q, const at::Tensor& p,
+                                      const at::Tensor& support, double temperature,
                                       const std::vector<Upstream>& upstreams, const at::Tensor& dq,
                                       const at::Tensor& dp) {
   const OnDevice device(kPairs, q);
@@ -188,9 +213,16 @@ void categorical_kl_gradients_on_cuda(const at::Tensor& q, const at::Tensor& p, 
   const auto rows_in = [](const at::Tensor& wanted) {
     return wanted.defined() ? writable(wanted) : MutableLogits{};
   };
-  cuda::logits_kl_gradients(rows_of(q), rows_of(p), temperature, /*active=*/nullptr,
-                            {data_of(kl), data_of(reverse_kl), data_of(entropies)}, {}, rows_in(dq),
-                            rows_in(dp), device.stream);
+  const cuda::PairKlArrays<const float> arriving{data_of(kl), data_of(reverse_kl),
+                                                 data_of(entropies)};
+  const at::Tensor kept = memory_of_kept(support, 2);
+  if (support.defined()) {
+    cuda::support_kl(rows_of(q), rows_of(p), kept_ids(support), temperature, /*active=*/nullptr,
+                     arriving, {}, memory_of(kept), rows_in(dq), rows_in(dp), device.stream);
+  } else {
+    cuda::logits_kl_gradients(rows_of(q), rows_of(p), temperature, /*active=*/nullptr, arriving, {},
+                              rows_in(dq), rows_in(dp), device.stream);
+  }
 }
 
 // ---- advantages ---------------------------------------------------------------------------------
@@ -254,8 +286,8 @@ const CudaKernels kCudaKernels{
     .pair_counts = pair_counts_on_cuda,
     .preference_loss = preference_loss_on_cuda,
     .value_loss = value_loss_on_cuda,
-    .token_logps = token_logps_on_cuda,
-    .token_logps_gradient = token_logps_gradient_on_cuda,
+    .row_statistics = row_statistics_on_cuda,
+    .row_gradients = row_gradients_on_cuda,
     .categorical_kl = categorical_kl_on_cuda,
     .categorical_kl_gradients = categorical_kl_gradients_on_cuda,
     .advantage = advantage_on_cuda,

@@ -9,6 +9,7 @@
 #include "../../logits/statistics.h"
 #include "../advantage.h"
 #include "../fused_loss.h"
+#include "../logits_rows.h"
 #include "../policy_inputs.h"
 #include "../preference_loss.h"
 #include "../value_loss.h"
@@ -35,19 +36,21 @@ struct CudaKernels {
   std::optional<FusedResult> (*value_loss)(const ValueBatch&, const ValueObjective&,
                                            const Normalizer&, bool with_gradient);
 
-  // Of logits [..., V] as rows.h takes them, not float64: log-probabilities and, if they are asked
-  // for, entropies. `states` [N, kStatistics]: memory for what backward needs.
-  std::vector<at::Tensor> (*token_logps)(const at::Tensor& logits, const at::Tensor& targets,
-                                         const RowOptions&, const at::Tensor& states);
-  void (*token_logps_gradient)(const at::Tensor& logits, const at::Tensor& targets,
-                               const RowOptions&, const at::Tensor& states, const Upstream& dlogps,
-                               const Upstream& dentropies, const at::Tensor& dlogits);
+  // Of logits [..., V] as rows.h takes them, not float64, over kept ids [..., K] in int64, side by
+  // side, or, undefined, over all.
+  void (*row_statistics)(const at::Tensor& logits, const at::Tensor& targets,
+                         const at::Tensor& support, const RowOptions&, const RowsOnDevice& out);
+  void (*row_gradients)(const at::Tensor& logits, const at::Tensor& targets,
+                        const at::Tensor& support, const RowOptions&, const at::Tensor& states,
+                        const RowUpstreams&, const at::Tensor& dlogits);
 
   // Of two such tensors, the three of CategoricalKl. The mask is undefined or contiguous; so are
   // the gradients that are wanted.
   std::vector<at::Tensor> (*categorical_kl)(const at::Tensor& q, const at::Tensor& p,
-                                            double temperature, const at::Tensor& mask);
-  void (*categorical_kl_gradients)(const at::Tensor& q, const at::Tensor& p, double temperature,
+                                            const at::Tensor& support, double temperature,
+                                            const at::Tensor& mask);
+  void (*categorical_kl_gradients)(const at::Tensor& q, const at::Tensor& p,
+                                   const at::Tensor& support, double temperature,
                                    const std::vector<Upstream>& upstreams, const at::Tensor& dq,
                                    const at::Tensor& dp);
 

@@ -1,5 +1,7 @@
 #include "tests/libtorch_cuda/host_door.h"
 
+#include <torch/library.h>
+
 #include "libtorch/cuda/on_device.h"
 
 namespace tether {
@@ -33,14 +35,21 @@ const CudaKernels kCounted{
     .pair_counts = Counted<&CudaKernels::pair_counts>::call,
     .preference_loss = Counted<&CudaKernels::preference_loss>::call,
     .value_loss = Counted<&CudaKernels::value_loss>::call,
-    .token_logps = Counted<&CudaKernels::token_logps>::call,
-    .token_logps_gradient = Counted<&CudaKernels::token_logps_gradient>::call,
+    .row_statistics = Counted<&CudaKernels::row_statistics>::call,
+    .row_gradients = Counted<&CudaKernels::row_gradients>::call,
     .categorical_kl = Counted<&CudaKernels::categorical_kl>::call,
     .categorical_kl_gradients = Counted<&CudaKernels::categorical_kl_gradients>::call,
     .advantage = Counted<&CudaKernels::advantage>::call,
     .group_advantage = Counted<&CudaKernels::group_advantage>::call,
     .whiten = Counted<&CudaKernels::whiten>::call,
 };
+
+// For tensors without memory, of which torch has this one in Python alone.
+at::Tensor where_without_memory(const at::Tensor& condition, const at::Tensor& a,
+                                const at::Tensor& b) {
+  return (a + b) * condition;
+}
+TORCH_LIBRARY_IMPL(aten, Meta, library) { library.impl("where.self", where_without_memory); }
 
 }  // namespace
 

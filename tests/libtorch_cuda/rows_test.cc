@@ -58,6 +58,31 @@ TEST(TokenLogpsOnCuda, AreThoseOfTheCpu) {
   }
 }
 
+// Columns that are not there, a target that is the largest.
+TEST(TokenLogpsOnCuda, FurtherStatisticsAreThoseOfTheCpu) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    Rows rows(dtype);
+    rows.logits.select(0, 1).select(0, 2).slice(0, 3, 9).fill_(
+        -std::numeric_limits<double>::infinity());
+    rows.logits[2][1][rows.targets[2][1].item<int64_t>()] = 30;
+    for (const bool entropies : {false, true}) {
+      const TokenLogpsOptions options{.row = {.temperature = 0.7, .scale = 1.3},
+                                      .statistics = true};
+      const auto run = [&] {
+        Results out = evaluated(rows, options, true, entropies);
+        const TokenLogps found = token_logps(rows.logits, rows.targets, options);
+        out.insert(out.end(), {found.sum_of_squared_p, found.mean_logits,
+                               found.target_is_largest.to(at::kFloat)});
+        EXPECT_EQ(found.target_is_largest.scalar_type(), at::kBool);
+        EXPECT_TRUE(found.target_is_largest[2][1].item<bool>());
+        EXPECT_FALSE(found.entropies.defined());
+        return out;
+      };
+      expect_as_on_cpu(run, 3, dtype == at::kFloat ? 1e-5 : 1e-2, "statistics");
+    }
+  }
+}
+
 TEST(TokenLogpsOnCuda, TakeTargetsOfInt32AndNoRows) {
   Rows rows(at::kFloat);
   rows.targets = rows.targets.to(at::kInt);
@@ -84,10 +109,10 @@ TEST(TokenLogpsOnCuda, WriteTheirGradientIntoABuffer) {
 TEST(TokenLogpsOnCuda, TakeAnotherWayWhereThereIsNoKernel) {
   const Rows rows(at::kFloat);
   const OnCuda door;
-  token_logps(rows.logits, rows.targets, {.statistics = true});
-  token_logps(rows.logits.to(at::kDouble), rows.targets);
+  const at::Tensor wide = rows.logits.to(at::kDouble);
+  token_logps(wide, rows.targets, {.statistics = true});
   const Support kept = support(rows.targets, torch::randint(31, {3, 3, 4}, at::kLong));
-  token_logps(rows.logits, rows.targets, {}, kept);
+  token_logps(wide, rows.targets, {}, kept);
   EXPECT_EQ(door.taken(), 0);
 }
 
