@@ -11,7 +11,6 @@
 #include <ATen/ops/where.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <bit>
 #include <limits>
 #include <optional>
 #include <string>
@@ -22,10 +21,9 @@
 #include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
 #include "libtorch/tensor_number.h"
+#include "libtorch/vocabulary_shards.h"
 #include "logits/final_logit.h"
 #include "logits/inputs.h"
-#include "logits/rows.h"
-#include "logits/vocabulary_shards.h"
 
 namespace tether {
 namespace {
@@ -64,52 +62,6 @@ void check_buffer(const at::Tensor& buffer, const at::Tensor& logits, bool has_k
        "be logits themselves or share no memory with them, got an overlap");
   must(buffer.is_same(logits) || !buffer.requires_grad(),
        "not require a gradient, got one that does");
-}
-
-void check_shard(const VocabularyShard& shard, const at::Tensor& logits) {
-  const auto must = [](bool holds, const auto& sentence) {
-    require(holds, [&] { return named(kName, "shard") + sentence(); });
-  };
-  must(shard.ids != 0 || (shard.first_id == 0 && !shard.gather),
-       [] { return ".ids must be given with first_id or gather, got 0"; });
-  if (shard.ids == 0) return;
-  must(logits.is_cpu(),
-       [&] { return " must be absent for logits on " + logits.device().str() + ", got one"; });
-  must(shard.ids >= logits.size(-1), [&] {
-    return ".ids must be at least " + text(logits.size(-1)) + " like logits " +
-           detail::shape_text(logits.sizes()) + ", got " + text(shard.ids);
-  });
-  const int64_t last = shard.ids - logits.size(-1);
-  must(0 <= shard.first_id && shard.first_id <= last,
-       [&] { return ".first_id must be in [0, " + text(last) + "], got " + text(shard.first_id); });
-  must(bool(shard.gather), [] { return ".gather must be given, got none"; });
-}
-
-// `statistics` of this rank, whose logits have so many columns, become those of all.
-void gather_shards(const VocabularyShard& shard, int64_t columns, const at::Tensor& targets,
-                   const at::Tensor& support, const RowOptions& options,
-                   const at::Tensor& statistics) {
-  using namespace detail;
-  if (shard.ids == 0) return;
-  const at::Tensor block = empty_statistics(1 + statistics.size(0));
-  const int64_t rows = statistics.size(0);
-  const int64_t* ids = targets.const_data_ptr<int64_t>();
-  const KeptIds kept = support.defined() ? kept_ids(support) : KeptIds{};
-  *statistics_of(block) = std::bit_cast<RowStatistics>(
-      shard_header(options, columns, ids, rows, support.defined() ? &kept : nullptr));
-  block.slice(0, 1).copy_(statistics);
-  const at::Tensor all = shard.gather(block);
-  const std::string shape = text(1 + rows) + ", " + text(kStatistics) + "]";
-  const std::string where = named(kName, "shard.gather must return ");
-  require(all.defined(), [&] { return where + "a tensor, got none"; });
-  const bool good = all.scalar_type() == at::kDouble && all.is_cpu() && all.dim() == 3 &&
-                    all.size(0) >= 1 && all.sizes().slice(1) == block.sizes();
-  require(good, [&] {
-    return where + "float64 [shards, " + shape + " on cpu, got " + dtype_text(all.scalar_type()) +
-           " " + shape_text(all.sizes()) + " on " + all.device().str();
-  });
-  const at::Tensor in = all.contiguous();
-  merge_shards(kName, statistics_of(in), in.size(0), rows, ids, options, statistics_of(statistics));
 }
 
 // ---- autograd -----------------------------------------------------------------------------------
@@ -158,10 +110,15 @@ variable_list values_of(const at::Tensor& logits, const at::Tensor& targets,
   if (const auto* kernels = detail::row_kernels(logits)) {
     const auto found = detail::rows_on_device(statistics, targets.sizes(), options.entropies);
     kernels->row_statistics(rows, targets, support, row, found);
+    if (row.ids > 0) {
+      detail::gather_on_device(options.shard, logits.size(-1), targets, support, row, found);
+    }
     return found.values();
   }
   detail::statistics_of_rows(rows, targets, support, row, statistics_of(statistics));
-  gather_shards(options.shard, logits.size(-1), targets, support, row, statistics);
+  if (row.ids > 0) {
+    detail::gather_shards(options.shard, logits.size(-1), targets, support, row, statistics);
+  }
   return detail::values_of(statistics, targets.sizes(), detail::result_type(logits), row,
                            options.entropies);
 }

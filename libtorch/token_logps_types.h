@@ -11,12 +11,13 @@ namespace tether {
 
 // Where the vocabulary is split over ranks (tensor parallel): logits [..., V] hold the columns of
 // the ids [first_id, first_id + V). Targets are ids of the whole, the same on every rank, as must
-// be the gradients that arrive and the options, which is checked. Communication is the caller's.
+// be the gradients that arrive and the options, which is checked. Communication is the caller's. By
+// kernels for CUDA (docs/cuda.md) ranks that do not fit together get NaN: nothing waits to tell.
 struct VocabularyShard {
   int64_t first_id = 0;
   int64_t ids = 0;  // of all shards together; 0: not a shard
-  // An all-gather of float64: [1 + N, 8] of this rank to [shards, 1 + N, 8] of all, in the same
-  // order on every rank. Called once, in forward.
+  // An all-gather of float64 on the device of the logits: [1 + N, 8] of this rank to
+  // [shards, 1 + N, 8] of all, in the same order on every rank. Called once, in forward.
   std::function<at::Tensor(const at::Tensor& statistics)> gather = {};
 };
 
