@@ -17,7 +17,8 @@ LinearInputs in_one_type(const LinearInputs& given) {
   at::ScalarType type = c10::promoteTypes(hidden.scalar_type(), weight.scalar_type());
   if (bias.defined()) type = c10::promoteTypes(type, bias.scalar_type());
   const at::DeviceType device = hidden.device().type();
-  if (at::autocast::is_autocast_enabled(device) && type != at::kDouble) {
+  const bool may_be_cast = at::autocast::is_autocast_available(device) && type != at::kDouble;
+  if (may_be_cast && at::autocast::is_autocast_enabled(device)) {
     type = at::autocast::get_autocast_dtype(device);
   }
   return {hidden.to(type), weight.to(type), bias.defined() ? bias.to(type) : bias,
@@ -31,8 +32,9 @@ LinearInputs checked_linear(std::string_view function, const at::Tensor& hidden,
                             const LinearOptions& options) {
   const LinearInputs given{hidden, head.weight, head.bias, targets};
   face::check_arguments(function, given);
-  require(options.chunk_bytes >= 1, [&] {
-    return named(function, "chunk_bytes") + " must be at least 1, got " + text(options.chunk_bytes);
+  require(options.chunk_bytes.value_or(1) >= 1, [&] {
+    return named(function, "chunk_bytes") + " must be at least 1, got " +
+           text(*options.chunk_bytes);
   });
   require(options.rows_per_chunk >= 0 && options.rows_per_chunk <= kMostRows, [&] {
     return named(function, "rows_per_chunk") + " must be in [0, " + text(kMostRows) + "], got " +
@@ -44,6 +46,7 @@ LinearInputs checked_linear(std::string_view function, const at::Tensor& hidden,
 
 void check_targets(std::string_view function, const LinearInputs& inputs,
                    const LinearOptions& options) {
+  if (row_kernels(inputs.hidden) != nullptr) return;
   check_ids(function, "targets", inputs.targets, inputs.weight.size(0), options.row.ignore_index);
 }
 

@@ -15,7 +15,8 @@ LinearInputs checked_linear(std::string_view function, const at::Tensor& hidden,
                             const LinearHead& head, const at::Tensor& targets,
                             const LinearOptions& options);
 
-// IndexError unless every target is in [0, V) or ignored.
+// IndexError unless every target is in [0, V) or ignored. Kernels for CUDA make a row with another
+// one NaN: it would have to be waited for.
 void check_targets(std::string_view function, const LinearInputs& inputs,
                    const LinearOptions& options);
 

@@ -3,7 +3,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/index_copy.h>
-#include <ATen/ops/nonzero.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -55,11 +54,13 @@ SweepResult policy_sweep(const LinearInputs& inputs, const LinearOptions& option
   ChunkedPolicyLoss loss(kPolicy, arrays, type == at::kDouble ? DType::float64 : DType::float32,
                          objective, normalizer, torch_executor());
 
-  const at::Tensor places = at::nonzero(batch.response_mask.reshape({-1})).view({-1});
+  const auto rows =
+      detail::VisitedRows::where(batch.response_mask.reshape({-1}) != 0, inputs);
+  const at::Tensor& places = rows.places;
   const at::Tensor logps = at::empty({places.numel()}, at::dtype(at::kDouble));
   const at::Tensor entropies =
       options.entropies ? at::empty({places.numel()}, at::dtype(at::kDouble)) : at::Tensor();
-  LinearSweep sweep(inputs, places, options);
+  LinearSweep sweep(inputs, rows, options);
   detail::LinearGradientSum sum(inputs, wanted, sweep.chunks());
   for (int64_t i = 0; i < sweep.chunks(); ++i) {
     const LinearSweep::Chunk chunk = sweep.load(i);

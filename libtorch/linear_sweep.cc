@@ -8,21 +8,35 @@
 #include <ATen/ops/index_copy.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/nonzero.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 
+#include "libtorch/logits_rows.h"
+
 namespace tether::detail {
 
-LinearSweep::LinearSweep(const LinearInputs& inputs, const at::Tensor& rows,
+int64_t bytes_of_chunk(const LinearInputs& inputs, const LinearOptions& options) {
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  return options.chunk_bytes.value_or(row_kernels(inputs.hidden) ? 1024 * kMiB : 256 * kMiB);
+}
+
+VisitedRows VisitedRows::where(const at::Tensor& active, const LinearInputs& inputs) {
+  if (row_kernels(inputs.hidden)) return {.places = {}, .others = ~active};
+  return {.places = at::nonzero(active).view({-1}), .others = {}};
+}
+
+LinearSweep::LinearSweep(const LinearInputs& inputs, const VisitedRows& rows,
                          const LinearOptions& options, const at::Tensor& kept)
     : inputs_(inputs),
-      count_(rows.numel()),
-      padded_(options.rows_per_chunk),
-      kept_(kept.defined()) {
-  if (count_ < inputs.hidden.size(0)) rows_ = rows;
+      others_(rows.others),
+      count_(rows.places.defined() ? rows.places.numel() : inputs.hidden.size(0)),
+      padded_(options.rows_per_chunk) {
+  if (count_ < inputs.hidden.size(0)) rows_ = rows.places;
+  kept_ = kept.defined() && kept.size(0) == count_;
   if (kept_) {
     chunks_ = 1;
     buffer_ = kept;
@@ -31,27 +45,33 @@ LinearSweep::LinearSweep(const LinearInputs& inputs, const at::Tensor& rows,
   const int64_t vocabulary = inputs.weight.size(0);
   const int64_t row_bytes = vocabulary * static_cast<int64_t>(inputs.weight.element_size());
   const int64_t fitting =
-      padded_ > 0 ? padded_ : std::max<int64_t>(options.chunk_bytes / row_bytes, 1);
+      padded_ > 0 ? padded_ : std::max<int64_t>(bytes_of_chunk(inputs, options) / row_bytes, 1);
   chunks_ = (count_ + fitting - 1) / fitting;
   const int64_t largest = chunks_ > 0 ? (count_ + chunks_ - 1) / chunks_ : 0;
   buffer_ = at::empty({padded_ > 0 ? padded_ : largest, vocabulary}, inputs.weight.options());
+}
+
+at::Tensor LinearSweep::Chunk::of(const at::Tensor& all) const {
+  if (!all.defined()) return all;
+  return rows.defined() ? at::index_select(all, 0, rows) : all.narrow(0, begin, count);
 }
 
 LinearSweep::Chunk LinearSweep::load(int64_t chunk) {
   const int64_t begin = padded_ > 0 ? chunk * padded_ : count_ * chunk / chunks_;
   const int64_t end =
       padded_ > 0 ? std::min(begin + padded_, count_) : count_ * (chunk + 1) / chunks_;
-  Chunk out{.begin = begin, .hidden = {}, .logits = {}, .targets = {}, .rows = {}, .support = {}};
-  if (rows_.defined()) {
-    out.rows = rows_.slice(0, begin, end);
-    out.hidden = at::index_select(inputs_.hidden, 0, out.rows);
-    out.targets = at::index_select(inputs_.targets, 0, out.rows);
-    if (inputs_.support.defined()) out.support = at::index_select(inputs_.support, 0, out.rows);
-  } else {
-    out.hidden = inputs_.hidden.slice(0, begin, end);
-    out.targets = inputs_.targets.slice(0, begin, end);
-    if (inputs_.support.defined()) out.support = inputs_.support.slice(0, begin, end);
-  }
+  Chunk out{.begin = begin,
+            .count = end - begin,
+            .hidden = {},
+            .logits = {},
+            .targets = {},
+            .rows = rows_.defined() ? rows_.slice(0, begin, end) : rows_,
+            .support = {}};
+  out.hidden = out.of(inputs_.hidden);
+  out.targets = out.of(inputs_.targets);
+  out.support = out.of(inputs_.support);
+  // 0 times NaN would reach the gradient of the weight.
+  if (others_.defined()) out.hidden = out.hidden.masked_fill(out.of(others_).unsqueeze(-1), 0);
   out.logits = buffer_.slice(0, 0, end - begin);
   if (kept_) return out;
   at::Tensor product = padded_ > 0 ? buffer_ : out.logits;
@@ -72,12 +92,14 @@ LinearGradientSum::LinearGradientSum(const LinearInputs& inputs, WantedLinear wa
                                      int64_t chunks)
     : inputs_(inputs) {
   const bool halves = inputs.weight.element_size() == 2;
-  const auto wide = at::dtype(halves ? at::kFloat : inputs.weight.scalar_type());
+  const auto wide =
+      inputs.weight.options().dtype(halves ? at::kFloat : inputs.weight.scalar_type());
+  widens_ = halves && chunks > 1 && row_kernels(inputs.weight) != nullptr;
   if (wanted.hidden) sums_.hidden = at::zeros_like(inputs.hidden);
   if (wanted.weight) {
     sums_.weight = chunks > 1 ? at::empty(inputs.weight.sizes(), wide)
                               : at::empty(inputs.weight.sizes(), inputs.weight.options());
-    if (halves && chunks > 1) product_ = at::empty_like(inputs.weight);
+    if (halves && chunks > 1 && !widens_) product_ = at::empty_like(inputs.weight);
     if (chunks == 0) sums_.weight.zero_();
   }
   if (wanted.bias) sums_.bias = at::zeros(inputs.bias.sizes(), wide);
@@ -91,18 +113,25 @@ void LinearGradientSum::add(const LinearSweep::Chunk& chunk) {
     at::Tensor out = sums_.hidden.narrow(0, chunk.begin, dlogits.size(0));
     at::mm_out(out, dlogits, inputs_.weight);
   }
-  if (sums_.weight.defined()) {
-    if (product_.defined()) {
-      at::mm_out(product_, dlogits.t(), chunk.hidden);
-      first_ ? sums_.weight.copy_(product_) : sums_.weight.add_(product_);
-    } else if (first_) {
-      at::mm_out(sums_.weight, dlogits.t(), chunk.hidden);
-    } else {
-      sums_.weight.addmm_(dlogits.t(), chunk.hidden);
-    }
-  }
+  if (sums_.weight.defined()) add_to_weight(dlogits.t(), chunk.hidden);
   if (sums_.bias.defined()) sums_.bias.add_(at::sum(dlogits, {0}, false, sums_.bias.scalar_type()));
   first_ = false;
+}
+
+void LinearGradientSum::add_to_weight(const at::Tensor& a, const at::Tensor& b) {
+  at::Tensor& sum = sums_.weight;
+  if (widens_ && first_) {
+    at::mm_out(sum, a, b, sum.scalar_type());
+  } else if (widens_) {
+    at::addmm_out(sum, sum, a, b, sum.scalar_type());
+  } else if (product_.defined()) {
+    at::mm_out(product_, a, b);
+    first_ ? sum.copy_(product_) : sum.add_(product_);
+  } else if (first_) {
+    at::mm_out(sum, a, b);
+  } else {
+    sum.addmm_(a, b);
+  }
 }
 
 LinearGradient LinearGradientSum::take() {

@@ -2,14 +2,15 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/linear.h>
-#include <ATen/ops/nonzero.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <optional>
 #include <vector>
 
 #include "libtorch/arrays.h"
+#include "libtorch/cuda/kernels.h"
 #include "libtorch/linear_checks.h"
 #include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
@@ -27,30 +28,50 @@ using torch::autograd::variable_list;
 
 constexpr const char* kName = "linear_token_logps";
 
-at::Tensor rows_where(const at::Tensor& condition) { return at::nonzero(condition).view({-1}); }
+// Every row is made, and those that are ignored are not read.
+variable_list sweep_on_device(const LinearInputs& inputs, const LinearOptions& options,
+                              const at::Tensor& statistics, at::IntArrayRef sizes,
+                              at::Tensor& kept) {
+  const detail::CudaKernels* kernels = detail::row_kernels(inputs.hidden);
+  const auto all = detail::rows_on_device(statistics, inputs.targets.sizes(), options.entropies);
+  LinearSweep sweep(inputs, {}, options);
+  for (int64_t i = 0; i < sweep.chunks(); ++i) {
+    const LinearSweep::Chunk chunk = sweep.load(i);
+    kernels->row_statistics(chunk.logits, chunk.targets, chunk.support,
+                            detail::row_options(options),
+                            {chunk.of(all.states), chunk.of(all.logps), chunk.of(all.entropies)});
+    if (sweep.chunks() == 1) kept = chunk.logits;
+  }
+  variable_list values = all.values();
+  for (at::Tensor& each : values) each = each.view(sizes);
+  return values;
+}
 
-// Returns the logits if they are one chunk.
-at::Tensor forward_sweep(const LinearInputs& inputs, const LinearOptions& options,
-                         const at::Tensor& statistics) {
+// What has a gradient; `statistics` is filled. `kept` gets the logits if they are one chunk.
+variable_list forward_sweep(const LinearInputs& inputs, const LinearOptions& options,
+                            const at::Tensor& statistics, at::IntArrayRef sizes, at::Tensor& kept) {
+  if (detail::row_kernels(inputs.hidden)) {
+    return sweep_on_device(inputs, options, statistics, sizes, kept);
+  }
   const RowOptions row = detail::row_options(options);
   RowStatistics* all = statistics_of(statistics);
   const int64_t* ids = inputs.targets.const_data_ptr<int64_t>();
-  const at::Tensor rows = rows_where(inputs.targets != row.ignore_index);
+  const auto rows = detail::VisitedRows::where(inputs.targets != row.ignore_index, inputs);
   for (int64_t i = 0; i < inputs.targets.numel(); ++i) {
     if (ids[i] == row.ignore_index) all[i] = ignored_row();
   }
   LinearSweep sweep(inputs, rows, options);
-  const int64_t* places = rows.const_data_ptr<int64_t>();
+  const int64_t* places = rows.places.const_data_ptr<int64_t>();
   std::vector<RowStatistics> part;
-  at::Tensor logits;
   for (int64_t i = 0; i < sweep.chunks(); ++i) {
     const LinearSweep::Chunk chunk = sweep.load(i);
     part.resize(static_cast<size_t>(chunk.logits.size(0)));
     detail::statistics_of_rows(chunk.logits, chunk.targets, chunk.support, row, part.data());
     for (size_t k = 0; k < part.size(); ++k) all[places[chunk.begin + int64_t(k)]] = part[k];
-    logits = chunk.logits;
+    if (sweep.chunks() == 1) kept = chunk.logits;
   }
-  return sweep.chunks() == 1 ? logits : at::Tensor();
+  return detail::values_of(statistics, sizes, detail::result_type(inputs.hidden), row,
+                           options.entropies);
 }
 
 detail::LinearGradient backward_sweep(const LinearInputs& inputs, const LinearOptions& options,
@@ -59,26 +80,21 @@ detail::LinearGradient backward_sweep(const LinearInputs& inputs, const LinearOp
                                       const std::optional<at::Tensor>& dentropies,
                                       const at::Tensor& kept, detail::WantedLinear wanted) {
   const RowOptions row = detail::row_options(options);
-  const at::Tensor upstreams[] = {detail::upstream_row(dlogps, at::kDouble),
-                                  detail::upstream_row(dentropies, at::kDouble)};
-  at::Tensor active = at::zeros(inputs.targets.sizes(), at::dtype(at::kBool));
-  for (const at::Tensor& upstream : upstreams) {
-    if (upstream.defined()) active = active.logical_or(upstream != 0);
+  const auto type = statistics.scalar_type();
+  const detail::RowUpstreams upstreams{detail::upstream_row(dlogps, type),
+                                       detail::upstream_row(dentropies, type)};
+  at::Tensor active = at::zeros_like(inputs.targets, at::kBool);
+  for (const at::Tensor& upstream : {upstreams.dlogps, upstreams.dentropies}) {
+    if (upstream.defined()) active = active | (upstream != 0);
   }
-  const at::Tensor rows = rows_where(active.logical_and(inputs.targets != row.ignore_index));
-  const bool same_rows = kept.defined() && kept.size(0) == rows.numel();
-  LinearSweep sweep(inputs, rows, options, same_rows ? kept : at::Tensor());
+  active = active & (inputs.targets != row.ignore_index);
+  LinearSweep sweep(inputs, detail::VisitedRows::where(active, inputs), options, kept);
   detail::LinearGradientSum sum(inputs, wanted, sweep.chunks());
   for (int64_t i = 0; i < sweep.chunks(); ++i) {
     const LinearSweep::Chunk chunk = sweep.load(i);
-    const int64_t end = chunk.begin + chunk.logits.size(0);
-    const at::Tensor places = rows.slice(0, chunk.begin, end);
-    const at::Tensor part = statistics.index_select(0, places);
-    const auto at_places = [&](const at::Tensor& each) {
-      return each.defined() ? each.index_select(0, places) : each;
-    };
-    detail::gradients_of_rows(chunk.logits, chunk.targets, chunk.support, row, part,
-                              {at_places(upstreams[0]), at_places(upstreams[1])}, chunk.logits);
+    detail::gradients_of_rows(chunk.logits, chunk.targets, chunk.support, row, chunk.of(statistics),
+                              {chunk.of(upstreams.dlogps), chunk.of(upstreams.dentropies)},
+                              chunk.logits);
     sum.add(chunk);
   }
   return sum.take();
@@ -118,7 +134,8 @@ class LinearTokenLogps : public Function<LinearTokenLogps> {
                                const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                                const LinearInputs* rows, const LinearOptions* options,
                                const at::Tensor& statistics, at::IntArrayRef sizes) {
-    const at::Tensor logits = forward_sweep(*rows, *options, statistics);
+    at::Tensor logits;
+    const variable_list values = forward_sweep(*rows, *options, statistics, sizes, logits);
     const bool differentiated =
         hidden.requires_grad() || weight.requires_grad() || (bias && bias->requires_grad());
     context->saved_data["logits"] = differentiated ? logits : at::Tensor();
@@ -130,8 +147,7 @@ class LinearTokenLogps : public Function<LinearTokenLogps> {
     context->saved_data["statistics"] = statistics;
     context->saved_data["options"] = detail::packed(*options);
     context->set_materialize_grads(false);
-    return detail::values_of(statistics, sizes, detail::result_type(hidden),
-                             detail::row_options(*options), options->entropies);
+    return values;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
@@ -174,11 +190,11 @@ TokenLogps linear_token_logps_any_device(const at::Tensor& hidden, const LinearH
 
 TokenLogps linear_token_logps(const LinearInputs& inputs, const LinearOptions& options) {
   const auto& [hidden, weight, bias, targets, support] = inputs;
-  if (!hidden.is_cpu()) {
+  if (!hidden.is_cpu() && !row_kernels(hidden)) {
     return linear_token_logps_any_device(hidden, {weight, bias}, targets, options);
   }
   const LinearInputs rows = as_rows(inputs);
-  const at::Tensor statistics = empty_statistics(targets.numel());
+  const at::Tensor statistics = empty_statistics(targets.numel(), hidden);
   const variable_list values =
       LinearTokenLogps::apply(*input_of_graph(hidden), *input_of_graph(weight),
                               input_of_graph(bias), &rows, &options, statistics, targets.sizes());

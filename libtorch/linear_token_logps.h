@@ -22,7 +22,9 @@ namespace tether {
 // The gradient of a weight in bfloat16 or float16 is added up in float32. Memory beyond inputs and
 // gradients: chunk_bytes (at least one row of logits), the hidden states of a chunk where positions
 // are skipped, 64 bytes a token, and for half weights 6 bytes an element of the weight in backward.
-// A second backward raises. On other devices than the CPU all logits are held.
+// A second backward raises. By kernels for CUDA (docs/cuda.md), which do not wait to look at the
+// ids, ignored and skipped positions are multiplied too, as zeros. On other devices all logits are
+// held.
 TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
                               const at::Tensor& targets, const LinearOptions& options = {});
 

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 
 #include "../logits/statistics.h"
 
@@ -18,8 +19,8 @@ struct LinearOptions {
   RowOptions row = {};  // these three as in TokenLogpsOptions
   bool entropies = false;
   bool statistics = false;
-  // Of logits at a time; below 256 rows of them is slower.
-  int64_t chunk_bytes = int64_t{256} << 20;
+  // Of logits at a time, unless said 256 MiB, on CUDA 1 GiB; below 256 rows of them is slower.
+  std::optional<int64_t> chunk_bytes = {};
   // 0: chunks of about equal size, as few as chunk_bytes allow. Else every matrix product has this
   // many rows, padded where fewer are left: the bits of a token's results then do not depend on the
   // tokens beside it, so that old and new log-probabilities from batches of different sizes give a

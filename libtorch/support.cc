@@ -352,6 +352,12 @@ TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
   return detail::with_public_errors([&] {
     const LinearInputs inputs = detail::checked_linear(kLinear, hidden, head, targets, options);
     const int64_t ignore_index = options.row.ignore_index;
+    if (detail::row_kernels(inputs.hidden)) {
+      // All rows of the head: which tokens have a set would have to be waited for.
+      LinearInputs kept = inputs;
+      kept.support = unseen_ids(kLinear, given, inputs.targets, ignore_index);
+      return detail::linear_token_logps(kept, options);
+    }
     const Support support =
         checked(kLinear, given, inputs.targets, inputs.weight.size(0), ignore_index);
     if (options.rows_per_chunk > 0 || !by_rows(inputs.weight, support.ids.size(-1))) {
@@ -360,7 +366,7 @@ TokenLogps linear_token_logps(const at::Tensor& hidden, const LinearHead& head,
     const at::Tensor kept = LinearOfSupport::apply(
         *detail::input_of_graph(inputs.hidden), *detail::input_of_graph(inputs.weight),
         detail::input_of_graph(inputs.bias), support.ids, support.position != kNowhere,
-        options.chunk_bytes);
+        detail::bytes_of_chunk(inputs, options));
     return of_support(
         support, kept,
         {.row = options.row, .entropies = options.entropies, .statistics = options.statistics},
