@@ -25,7 +25,7 @@ struct LinearPolicyOutput {
 // Where the ratio is that of a token, loss and gradients come in one sweep over chunks of tokens:
 // three matrix products, backward is a scaling. Ratios of sequences need the log-probabilities of
 // all tokens first: backward makes the logits again, four products, unless they are one chunk.
-// Memory as linear_token_logps.
+// Memory, and what is other on CUDA, as linear_token_logps.
 LinearPolicyOutput linear_policy_loss(const at::Tensor& hidden, const LinearHead& head,
                                       const at::Tensor& targets, const PolicyBatch& batch,
                                       const PolicyObjective& objective,

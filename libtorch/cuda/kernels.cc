@@ -18,12 +18,17 @@
 #include "logits/pair_kl_cuda.h"
 #include "logits/rows_cuda.h"
 #include "logits/support_cuda.h"
+#include "rl/kernels/logits_policy_loss_cuda.h"
 
 namespace tether::detail {
 namespace {
 
 at::Tensor doubles_beside(const at::Tensor& tensor, int64_t count) {
   return at::empty({count}, at::dtype(at::kDouble).device(tensor.device()));
+}
+
+float* memory_of(const at::Tensor& numbers) {
+  return numbers.defined() ? numbers.data_ptr<float>() : nullptr;
 }
 
 // ---- losses -------------------------------------------------------------------------------------
@@ -59,6 +64,30 @@ std::optional<ComputedLoss> policy_loss_on_cuda(const PolicyBatch& batch,
   out.metrics.sums = totals.narrow(0, 1, kSums).view({PolicyMetrics::kSums, 2});
   out.metrics.maxima = totals.narrow(0, 1 + kSums, PolicyMetrics::kMaxima);
   return out;
+}
+
+template <class Batch, class Objective, class Denominators>
+bool has_loss(const Batch& batch, const Objective& objective, const Denominators& normalizer) {
+  return face::LossKernels<Objective>::has(face::device_arrays(batch), objective, normalizer);
+}
+
+void policy_gradient_of_logits_on_cuda(const PolicyBatch& batch, const PolicyObjective& objective,
+                                       const Normalizer& normalizer, const LogitsOfTokens& chunk) {
+  constexpr const char* kFunction = "linear_policy_loss";
+  PolicyArrays arrays = face::device_arrays(batch);
+  arrays.logps = arrays.entropies = {};
+  const OnDevice device(kFunction, chunk.logits);
+  const std::vector<double> step = face::LossKernels<PolicyObjective>::step(objective, normalizer);
+  const auto stated = static_cast<int64_t>(step.size());
+  const int64_t bytes = cuda::policy_workspace_bytes(arrays, objective);
+  const at::Tensor memory = doubles_beside(chunk.logits, stated + (bytes + 7) / 8);
+  auto* const numbers = memory.data_ptr<double>();
+  if (stated > 0) cuda::set_numbers(kFunction, step, numbers, device.stream);
+  cuda::policy_loss_of_logits(
+      rows_of(chunk.logits), chunk.targets.const_data_ptr<int64_t>() + chunk.first, chunk.row,
+      arrays, objective, stated > 0 ? numbers : nullptr, normalizer.factor(),
+      {memory_of(chunk.logps), memory_of(chunk.entropies), chunk.first}, writable(chunk.logits),
+      /*totals=*/nullptr, numbers + stated, device.stream);
 }
 
 // Of a loss with one gradient, in a block of metrics.
@@ -132,10 +161,6 @@ at::Tensor floats(const Upstream& upstream) {
 }
 const float* data_of(const at::Tensor& numbers) {
   return numbers.defined() ? numbers.const_data_ptr<float>() : nullptr;
-}
-
-float* memory_of(const at::Tensor& numbers) {
-  return numbers.defined() ? numbers.data_ptr<float>() : nullptr;
 }
 
 cuda::RowState* states_in(const at::Tensor& states) {
@@ -282,9 +307,12 @@ at::Tensor whiten_on_cuda(const WhiteningInputs<at::Tensor>& batch, const Whiten
 
 const CudaKernels kCudaKernels{
     .policy_loss = policy_loss_on_cuda,
+    .has_policy_loss = has_loss<PolicyBatch, PolicyObjective, Normalizer>,
+    .policy_gradient_of_logits = policy_gradient_of_logits_on_cuda,
     .local_counts = local_counts_on_cuda,
     .pair_counts = pair_counts_on_cuda,
     .preference_loss = preference_loss_on_cuda,
+    .has_preference_loss = has_loss<PreferenceBatch, PreferenceObjective, PairNormalizer>,
     .value_loss = value_loss_on_cuda,
     .row_statistics = row_statistics_on_cuda,
     .row_gradients = row_gradients_on_cuda,

@@ -21,11 +21,26 @@ namespace tether::detail {
 // The gradient of a loss by a result, undefined where that was not used.
 using Upstream = std::optional<at::Tensor>;
 
+// Some rows of logits of a batch.
+struct LogitsOfTokens {
+  at::Tensor logits;            // [C, V], contiguous, of the tokens `first`, `first` + 1 ...
+  at::Tensor targets;           // int64 [N], contiguous, of all tokens, as these in float32:
+  at::Tensor logps, entropies;  // the latter undefined if they are not asked for
+  int64_t first;
+  RowOptions row;
+};
+
 // Of checked arguments, whose offsets and ids nobody has looked at; nothing waits for the device.
 // None where there is no kernel for the call: torch's operations do it.
 struct CudaKernels {
   std::optional<ComputedLoss> (*policy_loss)(const PolicyBatch&, const PolicyObjective&,
                                              const Normalizer&, WantedGradients);
+  bool (*has_policy_loss)(const PolicyBatch&, const PolicyObjective&, const Normalizer&);
+  // The logits become the gradient of the loss there, and what they give is written beside. The
+  // batch has no logps, whatever stands there. For losses that has_policy_loss, of tokens by
+  // themselves and constants.
+  void (*policy_gradient_of_logits)(const PolicyBatch&, const PolicyObjective&, const Normalizer&,
+                                    const LogitsOfTokens&);
   // [3]: tokens under the surrogate, under the penalty, rows with tokens.
   std::optional<at::Tensor> (*local_counts)(const PolicyBatch&, const PolicyObjective&);
 
@@ -33,6 +48,8 @@ struct CudaKernels {
   std::optional<at::Tensor> (*pair_counts)(const PreferenceBatch&);
   std::optional<FusedResult> (*preference_loss)(const PreferenceBatch&, const PreferenceObjective&,
                                                 const PairNormalizer&, bool with_gradient);
+  bool (*has_preference_loss)(const PreferenceBatch&, const PreferenceObjective&,
+                              const PairNormalizer&);
   std::optional<FusedResult> (*value_loss)(const ValueBatch&, const ValueObjective&,
                                            const Normalizer&, bool with_gradient);
 

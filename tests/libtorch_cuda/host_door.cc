@@ -31,9 +31,12 @@ struct Counted<kMember> {
 
 const CudaKernels kCounted{
     .policy_loss = Counted<&CudaKernels::policy_loss>::call,
+    .has_policy_loss = detail::kCudaKernels.has_policy_loss,
+    .policy_gradient_of_logits = Counted<&CudaKernels::policy_gradient_of_logits>::call,
     .local_counts = Counted<&CudaKernels::local_counts>::call,
     .pair_counts = Counted<&CudaKernels::pair_counts>::call,
     .preference_loss = Counted<&CudaKernels::preference_loss>::call,
+    .has_preference_loss = detail::kCudaKernels.has_preference_loss,
     .value_loss = Counted<&CudaKernels::value_loss>::call,
     .row_statistics = Counted<&CudaKernels::row_statistics>::call,
     .row_gradients = Counted<&CudaKernels::row_gradients>::call,
