@@ -214,20 +214,26 @@ NAMES = (
         (
             lambda: check_loss(lambda logps: logps.sum(-1).expand(2)),
             TypeError,
-            "check_loss: the loss must return a tensor of one number, or a tuple that begins with "
-            "it, got [2]",
+            "check_loss: the loss must return a tensor without dimensions, or a tuple that begins "
+            "with it, got [2]",
         ),
         (
             lambda: check_loss(lambda logps, advantages: -logps * advantages),
             TypeError,
-            "check_loss: the loss must return a tensor of one number, or a tuple that begins with "
-            "it, got [1, 1]",
+            "check_loss: the loss must return a tensor without dimensions, or a tuple that begins "
+            "with it, got [1, 1]",
+        ),
+        (
+            lambda: check_loss(lambda logps, advantages: (-logps * advantages).sum(1)),
+            TypeError,
+            "check_loss: the loss must return a tensor without dimensions, or a tuple that begins "
+            "with it, got [1]",
         ),
         (
             lambda: check_loss(lambda logps: 1.0),
             TypeError,
-            "check_loss: the loss must return a tensor of one number, or a tuple that begins with "
-            "it, got float",
+            "check_loss: the loss must return a tensor without dimensions, or a tuple that begins "
+            "with it, got float",
         ),
         (
             lambda: check_loss(right, epsilon_low=0.1),

@@ -48,8 +48,9 @@ def check_loss(
         report = check_loss(my_loss, objective="ppo", aggregation="token_mean")
         report.assert_ok()
 
-    user_loss   gives a tensor of one number, or a tuple that begins with it, differentiable in the
-                first of its arrays. It is given by name what its signature names, and nothing else:
+    user_loss   gives a tensor without dimensions, or a tuple that begins with it, differentiable in
+                the first of its arrays. It is given by name what its signature names, and nothing
+                else:
                 response_mask [B, T], weights in [0, 1] of the dtype of the rest, bool or int64;
                 offsets: packed rows are tried too, everything [N]; a padded call leaves it out
       policy    logps, old_logps, ref_logps, rollout_logps [B, T], nats; advantages [B, T], or [B]

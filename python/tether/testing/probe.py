@@ -64,14 +64,14 @@ class Loss:
     def __call__(self, given: Mapping[str, Any]) -> Tensor:
         out = self.function(**{name: given[name] for name in self.names if name in given})
         loss = out[0] if isinstance(out, tuple) else out
-        # [1, 1] is a loss that adds nothing up, of the simplest batch.
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.dim() > 1:
+        # [1] may be a loss that does not add rows up, of a batch of one.
+        if not isinstance(loss, Tensor) or loss.dim() > 0:
             got = shape_text(loss) if isinstance(loss, Tensor) else kind_of(loss)
             raise TypeError(
-                f"{self.where}: the loss must return a tensor of one number, or a tuple that "
+                f"{self.where}: the loss must return a tensor without dimensions, or a tuple that "
                 f"begins with it, got {got}"
             )
-        return loss.reshape(())
+        return loss
 
 
 class Step(NamedTuple):
