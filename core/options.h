@@ -84,7 +84,7 @@ namespace detail {
 }
 
 inline void append(std::string& list, std::string_view name) {
-  list += (list.empty() ? "" : ", ") + std::string(name);
+  list.append(list.empty() ? "" : ", ").append(name);
 }
 
 }  // namespace detail

@@ -203,10 +203,10 @@ void check_shape(const std::string& where, Shape shape, const Tensor& tensor,
 template <class Rule, class Tensor>
 void check_argument(std::string_view function, const Rule& rule, const Tensor& tensor,
                     const Like<Tensor>& like) {
-  const std::string where = named(function, rule.name);
   const bool given = tensor.defined();
-  require(given || rule.use == Use::optional, [&] { return where + " must be given, got none"; });
-  if (!given) return;
+  if (!given && rule.use == Use::optional) return;
+  const std::string where = named(function, rule.name);
+  require(given, [&] { return where + " must be given, got none"; });
   check_kind(where, rule.name, rule.kind, tensor, like);
   check_device(where, tensor, like);
   check_shape(where, rule.shape, tensor, like);
