@@ -43,7 +43,7 @@ def result_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def check_given(where: str, tensor: Tensor | None) -> None:
+def _check_class(where: str, tensor: Any) -> None:
     if tensor is None:
         raise ValueError(f"{where} must be given, got none")
     if not isinstance(tensor, Tensor) or isinstance(tensor, UninitializedTensorMixin):
@@ -52,6 +52,11 @@ def check_given(where: str, tensor: Tensor | None) -> None:
         raise TypeError(
             f"{where} must be a plain tensor, got a DTensor. Pass its to_local() or full_tensor()"
         )
+
+
+def check_given(where: str, tensor: Tensor | None) -> None:
+    if type(tensor) is not Tensor:
+        _check_class(where, tensor)
     if tensor.layout != torch.strided or tensor.is_nested:
         got = "a nested one" if tensor.is_nested else dtype_text(tensor.layout)
         raise TypeError(f"{where} must be a dense tensor, got {got}")

@@ -36,7 +36,14 @@ from tether._lists import (
     options_of,
     shown,
 )
-from tether._ops import Arriving, is_eager, once_differentiable, ops, scaled
+from tether._ops import (
+    Arriving,
+    below_autograd,
+    is_eager,
+    once_differentiable,
+    ops,
+    scaled,
+)
 
 
 class Call(NamedTuple):
@@ -74,7 +81,7 @@ class Call(NamedTuple):
         if not is_eager():
             return function.operator(*arguments, wanted)
         if not wanted:
-            return function.direct(*arguments, False)
+            return below_autograd(function.operator, *arguments, False)
         others = []
         whose = (function, self.name())
         loss = _Differentiated.apply(whose, (*arguments, True), others, *leaves)
@@ -169,11 +176,6 @@ class Function:
         if self.gradient:
             _register_autograd(self, name)
 
-    def direct(self, *arguments) -> tuple[Tensor, ...]:
-        """The operator, with nothing for autograd."""
-        with torch._C._AutoDispatchBelowAutograd():
-            return self.operator(*arguments)
-
     def by_operator(self, name: str) -> Function:
         """The same by another operator, which takes more tensors before the settings."""
         out = copy.copy(self)
@@ -195,11 +197,10 @@ class Function:
         not named is not given."""
         function = function or self.name
         first, *others = self.arguments
-        offsets = of_numbers(tensors.get("offsets"), "ids", tensors[first.name])
+        rows, offsets = tensors[first.name], tensors.get("offsets")
         if offsets is not None:
+            offsets = of_numbers(offsets, "ids", rows)
             check_given(f"{function}: offsets", offsets)
-        rows = tensors[first.name]
-        check_given(f"{function}: {first.name}", rows)
         like = Like(first.name, rows, offsets is not None, 0)
         check_argument(function, first, rows, like)
         if offsets is not None:
@@ -210,10 +211,8 @@ class Function:
         out = {first.name: rows}
         for each in others:
             tensor = tensors.get(each.name)
-            if tensor is not None and is_plain(each, tensor, like):
-                out[each.name] = tensor
-                continue
-            if tensor is not None or each.required:
+            absent = tensor is None and not each.required
+            if not (absent or is_plain(each, tensor, like)):
                 of = like._replace(name=each.like, tensor=tensors[each.like]) if each.like else like
                 tensor = numbers_of(each, tensor, of)
                 check_argument(function, each, tensor, of)
@@ -312,7 +311,7 @@ class _Differentiated(torch.autograd.Function):
     @staticmethod
     def forward(ctx, whose, arguments, others, *leaves):
         function, ctx.name = whose
-        loss, *rest = function.direct(*arguments)
+        loss, *rest = below_autograd(function.operator, *arguments)
         others.extend(rest)
         ctx.set_materialize_grads(False)
         needed = ctx.needs_input_grad[3:]

@@ -99,7 +99,7 @@ class Settings(NamedTuple):
 
 def packed(numbers: Sequence[Number]) -> Tensor:
     """Numbers and tensors of one number, side by side for an operator."""
-    if not any(isinstance(each, Tensor) for each in numbers):
+    if not [each for each in numbers if isinstance(each, Tensor)]:
         if is_eager():
             return _constants(tuple(numbers))
         return torch.tensor(numbers, dtype=torch.float64, device="cpu")
@@ -117,6 +117,8 @@ def _constants(numbers: Sequence[float]) -> Tensor:
 
 def check_range(function: str, name: str, value: Number, option: Option) -> None:
     """What a tensor holds is looked at where it is on the host."""
+    if type(value) is float and option.contains(value):  # the usual case
+        return
     check_number(function, name, value)
     number = number_of(value)
     if number is not None and not option.contains(number):
@@ -321,25 +323,41 @@ def check_argument(function: str, argument: Argument, tensor: Tensor | None, lik
         check_constant(where, argument.name, tensor)
 
 
+# By Argument.kind, beside the dtype of the rows.
+_PLAIN_DTYPES = {
+    "floating": FLOATING,
+    "narrow": tuple(each for each in FLOATING if each != torch.float64),
+    "mask": (*FLOATING, torch.bool),
+    "counts": FLOATING,
+    "same": (),
+}
+
+
 def is_plain(argument: Argument, tensor: Any, like: Like) -> bool:
-    """A constant of the rows' own type, size and device, as most arguments are: check_argument has
-    nothing to say of it, and would take three times as long."""
-    of = like.tensor
-    as_rows = argument.shape == "tokens" or (argument.shape == "either" and not like.packed)
+    """A constant beside the rows, of a dtype and shape that are taken as they are, as most
+    arguments are: check_argument has nothing to say of it, and would take four times as long."""
+    of, dtypes = like.tensor, _PLAIN_DTYPES.get(argument.kind)
     return (
-        as_rows
+        dtypes is not None
         and type(tensor) is Tensor
+        and (tensor.dtype in dtypes or tensor.dtype == of.dtype)
         and not argument.like
-        and argument.kind not in ("ids", "flags")
-        and tensor.dtype == of.dtype
-        and tensor.dtype in FLOATING
-        and tensor.shape == of.shape
+        and tensor.shape in _plain_shapes(argument.shape, like)
         and tensor.device == of.device
         and tensor.layout == torch.strided
         and not tensor.is_nested
         and not tensor.requires_grad
         and forward_ad._current_level < 0
     )
+
+
+def _plain_shapes(shape: str, like: Like) -> tuple:
+    if shape == "tokens":
+        return (like.tensor.shape,)
+    if shape == "either":  # packed ones like the rows may be read in two ways
+        column = (like.rows, 1)
+        return (column,) if like.packed else (column, like.tensor.shape)
+    return ()
 
 
 _OFFSETS = Argument("offsets", "offsets", "ids", False, False)

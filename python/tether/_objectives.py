@@ -71,16 +71,16 @@ def _merged(own: dict[str, Value], given: Any) -> Any:
     return {**own, **given} if isinstance(given, Mapping) else given
 
 
-def _weight_settings(function: str, weights: Weights | None, own: Mapping[str, str]) -> Settings:
+def _weight_settings(function: str, weights: Weights, own: Mapping[str, str]) -> Settings:
     """As the operators take them: the level under the weight's name, its options behind it. Of a
     weight that the objective has, the level is the objective's unless said."""
-    if weights is not None and not isinstance(weights, Mapping):
+    if not isinstance(weights, Mapping):
         raise TypeError(
             f"{function}: weights must be a list of those of tether.weight, or a dict, got "
             f"{kind_of(weights)}{_call_of(weights)}"
         )
     out = Settings({}, {})
-    for name, values in (weights or {}).items():
+    for name, values in weights.items():
         if not isinstance(name, str):
             raise TypeError(f"{function}: weights must be named, got {kind_of(name)} as a name")
         if name not in KNOWN_WEIGHTS:
@@ -145,24 +145,23 @@ def objective_call(
 ) -> Call:
     """A checked call of the loss `callee`, in the name of `function`."""
     function = function or callee
-    objective, options = named(objective, options)
     if family == "policy":
         objective, options, weights = resolved(objective, options, weights, function)
+    else:
+        objective, options = named(objective, options)
     loss = FUNCTIONS[callee]
     checked = loss.checked(tensors, function)
     row = row_of(function, objective, family)
-    settings = checked_settings(function, row.options, row.choices, options)
-    _check_denominators(function, row, settings.choices, denominators)
-    of_weights = _weight_settings(function, weights, row.weights)
+    numbers, choices = checked_settings(function, row.options, row.choices, options)
+    _check_denominators(function, row, choices, denominators)
     own = {}
     if isinstance(objective, Surrogate):
-        numbers = settings.numbers
         own = {k: numbers.pop(k) for k in objective.defaults if k in numbers}
         own["objective"] = objective
-    settings = settings._replace(
-        numbers={**settings.numbers, **of_weights.numbers, **denominators},
-        choices={"objective": row.name, **settings.choices, **of_weights.choices},
-    )
+    if weights is not None:
+        of_weights = _weight_settings(function, weights, row.weights)
+        numbers, choices = numbers | of_weights.numbers, choices | of_weights.choices
+    settings = Settings({**numbers, **denominators}, {"objective": row.name, **choices})
     return Call(loss, checked, settings, own, caller=function)
 
 
@@ -170,8 +169,10 @@ def _check_denominators(
     function: str, row: Objective, choices: Mapping[str, str], denominators: Mapping[str, Number]
 ) -> None:
     """A count that is not the one that the aggregation divides by would be of no use."""
+    if not denominators or "aggregation" not in row.choices:
+        return
     counts = {"normalizer.policy", "normalizer.kl", "normalizer.sequences"}
-    if not denominators or "aggregation" not in row.choices or not counts & set(denominators):
+    if not counts & set(denominators):
         return
     aggregation = choices.get("aggregation", row.choices["aggregation"].default)
     needed = {"token_mean": "normalizer.policy", "token_sum": None}
@@ -202,6 +203,7 @@ def row_of(function: str, objective: Any, family: str) -> Objective:
             f"{_call_of(objective)}"
         )
     rows = FAMILIES[family]
-    of_dialects = family == "policy" and "." in objective
-    check_known(function, "objective", objective, KNOWN_DIALECTS if of_dialects else rows)
+    if objective not in rows:
+        of_dialects = family == "policy" and "." in objective
+        check_known(function, "objective", objective, KNOWN_DIALECTS if of_dialects else rows)
     return rows[objective]

@@ -78,6 +78,13 @@ def is_eager() -> bool:
     )
 
 
+def below_autograd(operator, *arguments):
+    """The operator, with nothing for autograd: torch.library's way to it takes as long as a few
+    rows do."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
+
+
 # ---- the gradient: found with the loss, scaled in backward ---------------------------------------
 
 
@@ -127,6 +134,8 @@ def scaled(function, upstream, stored, tensor):
     if torch.is_grad_enabled():
         return _ScaledOnce.apply(stored, upstream, tensor, function)
     if _number(upstream) == 1:
+        if stored.dtype == tensor.dtype and not _graph_stays():
+            return stored
         # Of a graph that stays, a copy: the caller may change what it gets.
         return stored.to(tensor.dtype, copy=_graph_stays())
     return _product(stored, upstream).to(tensor.dtype)

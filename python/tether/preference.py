@@ -159,10 +159,10 @@ def preference_call(
     counts: dict[str, Number | None],
 ) -> Call:
     """A checked call in the name of `function`: whole answers become rows of one token."""
+    counts = {name: each for name, each in counts.items() if each is not _COUNTS[name]}
     for name, value in counts.items():
         of_step = name in ("pairs", "tokens")
-        if value is not None or not of_step:
-            (check_count if of_step else check_positive)(function, name, value)
+        (check_count if of_step else check_positive)(function, name, value)
     logps = tensors["logps"]
     tensors = tensors | {"offsets": of_numbers(tensors["offsets"], "ids", logps)}
     if isinstance(logps, Tensor) and logps.dim() == 1 and tensors["offsets"] is None:
@@ -173,11 +173,7 @@ def preference_call(
         if tensors["response_mask"] is None:
             ones = torch.ones_like(tensors["logps"], dtype=torch.bool, requires_grad=False)
             tensors["response_mask"] = ones
-    given = {
-        f"normalizer.{name.removeprefix('loss_')}": each
-        for name, each in counts.items()
-        if each is not None
-    }
+    given = {f"normalizer.{name.removeprefix('loss_')}": each for name, each in counts.items()}
 
     def call(tensors):
         return objective_call(
@@ -199,13 +195,13 @@ def preference_call(
     return out
 
 
-def _check_denominators(function: str, call: Call, counts: dict[str, Number | None]) -> None:
+def _check_denominators(function: str, call: Call, counts: dict[str, Number]) -> None:
     """A likelihood by tokens that fell back on those of the batch would depend on the split."""
     numbers, choices = call.settings
     row = FAMILIES["preference"][choices["objective"]]
     coefficient = number_of(numbers.get("nll_coef", row.options["nll_coef"].default))
     by_token = choices.get("nll_mean", row.choices["nll_mean"].default) == "token"
-    if counts["pairs"] is not None and counts["tokens"] is None and by_token and coefficient != 0:
+    if "pairs" in counts and "tokens" not in counts and by_token and coefficient != 0:
         raise ValueError(
             f"{function}: tokens must be given where pairs is, for a likelihood by tokens, got none"
         )

@@ -19,14 +19,17 @@ TENSORS = {
 }
 # Rules of their own on other devices, where there is no such thing.
 OF_KERNELS = {"gradient_buffer"}
-# What a fault is not: masks, labels and weights may have any type of numbers, groups may be a size;
-# of offsets, and of what they divide alone, the size is a matter of their numbers.
+# What a fault is not: masks, labels and weights may have any type of numbers; masks, labels, flags
+# may be bools, groups a size; of offsets, and of what they divide alone, the size is a matter of
+# their numbers.
 LEGAL = {
     ("response_mask", "another dtype"),
     ("nll_mask", "another dtype"),
     ("labels", "another dtype"),
     ("answer_weights", "another dtype"),
     ("attention_mask", "another dtype"),
+    *((mask, "bools") for mask in ("response_mask", "nll_mask", "labels", "mask")),
+    *((flag, "bools") for flag in ("done", "truncated", "attention_mask")),
     ("groups", "a number"),
     ("head_ids", "another size"),
     ("offsets", "another size"),
@@ -55,6 +58,7 @@ def wrong_tensors(tensor):
         "a string": "x",
         "an array of complex numbers": other,
         "another dtype": small.to(torch.int64) if floating else small,
+        "bools": small.bool(),
         "a dimension more": tensor[None].expand(2, *tensor.shape),
         "a dimension less": tensor.flatten()[:1].reshape(()),
         "another size": torch.cat([tensor.flatten(), tensor.flatten(), tensor.flatten()[:1]]),
