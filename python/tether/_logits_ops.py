@@ -143,8 +143,14 @@ def _backward(ctx, dlogps, dentropies, _):
 torch.library.register_autograd("tether::token_logps_forward", _backward, setup_context=_setup)
 
 
+def token_logps_forward(*arguments):
+    """Of tensors that are what they seem, where nothing is for autograd."""
+    return _ops.below_autograd(ops.token_logps_forward.default, *arguments)
+
+
 class TokenLogpsOfCaller(torch.autograd.Function):
-    """token_logps of a shard, which it gathers, or whose gradient goes to memory of the caller."""
+    """token_logps outside of graphs: of a shard, which it gathers, too, and with a gradient that
+    goes to memory of the caller."""
 
     @staticmethod
     def forward(ctx, logits, targets, support, words, with_entropies, buffer, shard):
@@ -155,7 +161,7 @@ class TokenLogpsOfCaller(torch.autograd.Function):
             ctx.view_of_leaf = logits._base is not None and logits._base.is_leaf
             ctx.version = None if buffer.is_inference() else buffer._version
         if shard is None:
-            out = ops.token_logps_forward(logits, targets, support, *words)
+            out = token_logps_forward(logits, targets, support, *words)
         elif _ops.on_cuda(logits):
             states = ops.token_logps_forward(logits, targets, support, *words)[2]
             ours = block_of(states, logits.shape[-1], targets, words)

@@ -237,9 +237,10 @@ def ids_for_kernel(
 
 
 def with_known_ids(
-    function: str, run: Callable, ids: Tensor | None, ignored: Tensor, vocabulary: int
+    function: str, run: Callable, ids: Tensor | None, ignored: Tensor | None, vocabulary: int
 ):
-    """run(); what an operator says of an unknown id becomes an IndexError."""
+    """run(); what an operator says of an unknown id becomes an IndexError. `ignored`: whose ids are
+    not meant; needed beside ids."""
     try:
         return run()
     except ValueError as error:

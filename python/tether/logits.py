@@ -21,8 +21,13 @@ from tether._checks import (
 )
 from tether._functions import FUNCTIONS, Call
 from tether._ids import check_asked_ids, check_id_values, looks_at_ids
-from tether._logits_ops import TokenLogpsOfCaller, again, token_statistics
-from tether._ops import has_kernel, once_differentiable, ops
+from tether._logits_ops import (
+    TokenLogpsOfCaller,
+    again,
+    token_logps_forward,
+    token_statistics,
+)
+from tether._ops import below_autograd, has_kernel, is_eager, once_differentiable, ops
 from tether._support import (
     NOWHERE,
     Support,
@@ -158,11 +163,15 @@ def _logps_by_kernel(
 
     def run():
         if buffer is None and shard is None:
-            return ops.token_logps_forward(logits, targets, ids, *words)
+            if not is_eager():
+                return ops.token_logps_forward(logits, targets, ids, *words)
+            if not (logits.requires_grad and torch.is_grad_enabled()):
+                return token_logps_forward(logits, targets, ids, *words)
         return TokenLogpsOfCaller.apply(logits, targets, ids, words, entropies, buffer, shard)
 
     def checked():
-        return with_known_ids(function, run, ids, targets == ignore_index, vocabulary)
+        ignored = None if ids is None else targets == ignore_index
+        return with_known_ids(function, run, ids, ignored, vocabulary)
 
     logps, found, sums = with_index_error(function, checked, targets, vocabulary, ignore_index)
     further = token_statistics(sums, logits, call.settings) if statistics else ()
@@ -236,7 +245,11 @@ def categorical_kl(
     ids = None if support is None else support.ids.contiguous()
 
     def run():
-        return ops.categorical_kl_forward(q_logits, p_logits, mask, ids, *call.settings.words())
+        arguments = (q_logits, p_logits, mask, ids, *call.settings.words())
+        wanted = torch.is_grad_enabled() and (q_logits.requires_grad or p_logits.requires_grad)
+        if wanted or not is_eager():
+            return ops.categorical_kl_forward(*arguments)
+        return below_autograd(ops.categorical_kl_forward.default, *arguments)
 
     def checked():
         ignored = None if mask is None else ~mask
