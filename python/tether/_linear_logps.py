@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tether import _cuda, _ops
 from tether._checks import check_no_tangents, in_name_of, savable
@@ -106,7 +108,7 @@ def _logps_of_chunks(
     entropies, statistics = _flags(settings).values()
     check_no_tangents(function, **linear._asdict())
     if not _has_kernel(linear):
-        return _logps_by_torch(function, linear, targets, settings, support)
+        return _logps_by_torch(function, linear, targets, settings, walk, support)
     if shard is not None:
         vocabulary = shard.ids
         own = {"first_id": shard.first_id, "ids": vocabulary}
@@ -143,14 +145,59 @@ def _flags(settings: Settings) -> dict[str, bool]:
 
 
 def _logps_by_torch(
-    function: str, linear: Linear, targets: Tensor, settings: Settings, support: Support | None
+    function: str,
+    linear: Linear,
+    targets: Tensor,
+    settings: Settings,
+    walk: Walk,
+    support: Support | None,
 ) -> TokenLogps:
     leaves = (once_differentiable(function, each, again(function)) for each in linear)
     hidden, weight, bias = leaves
-    # 0 times NaN would reach the gradient of the weight.
-    known = hidden.masked_fill((targets == settings.numbers["ignore_index"])[..., None], 0)
-    logits = torch.nn.functional.linear(known, savable(weight), savable(bias))
-    options = settings.numbers | _flags(settings)
-    return in_name_of(
-        function, "token_logps", lambda: token_logps(logits, targets, support=support, **options)
-    )
+    head, options = (savable(weight), savable(bias)), settings.numbers | _flags(settings)
+
+    def of_rows(hidden: Tensor, targets: Tensor, support: Support | None) -> TokenLogps:
+        # 0 times NaN would reach the gradient of the weight.
+        known = hidden.masked_fill((targets == options["ignore_index"])[..., None], 0)
+        logits = torch.nn.functional.linear(known, *head)
+        return token_logps(logits, targets, support=support, **options)
+
+    def run() -> TokenLogps:
+        return _by_pieces(of_rows, hidden, targets, support, walk.chunk)
+
+    return in_name_of(function, "token_logps", run)
+
+
+def _by_pieces(
+    of_rows: Callable[..., TokenLogps],
+    hidden: Tensor,
+    targets: Tensor,
+    support: Support | None,
+    chunk: Chunk,
+) -> TokenLogps:
+    """of_rows of some tokens at a time, which backward computes once more. In a graph and under
+    torch.func, which cannot do that, of all."""
+    pieces = chunk.pieces(targets.numel())
+    whole = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if whole or len(pieces) <= 1:
+        return of_rows(hidden, targets, support)
+    rows, y = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    sets = None if support is None else Support(*(_rows_of(each, targets) for each in support))
+    parts = []
+    for begin, end in pieces:
+        some = slice(begin, end)
+        kept = None if sets is None else Support(*(each[some] for each in sets))
+        part = checkpoint(
+            of_rows, rows[some], y[some], kept, use_reentrant=False, preserve_rng_state=False
+        )
+        parts.append(part)
+
+    def joined(column: tuple[Tensor | None, ...]) -> Tensor | None:
+        return None if column[0] is None else torch.cat(column).view_as(targets)
+
+    return TokenLogps(*map(joined, zip(*parts, strict=True)))
+
+
+def _rows_of(column: Tensor, targets: Tensor) -> Tensor:
+    """One row a target."""
+    return column.reshape(targets.numel(), *column.shape[targets.dim() :])
