@@ -12,23 +12,25 @@ using ReturnsBatch = ReturnsInputs<at::Tensor>;
 using GroupBatch = GroupInputs<at::Tensor>;
 
 struct AdvantagesAndReturns {
-  at::Tensor advantages;  // like rewards, in their dtype; 0 in masked slots
-  at::Tensor returns;     // what a value head learns: of GAE advantages + values
+  at::Tensor advantages;  // like rewards, in their dtype and on their device; 0 in masked slots
+  at::Tensor returns;     // likewise. What a value head learns: of GAE advantages + values
 };
 
 // Advantages by any recursion (estimators/advantage/recursion.h): one of catalogue.h or your own,
 // advantage(batch, Gae{.lambda = 0.95}). Tensors are [B, T], or packed [N] with offsets [B + 1],
 // int32 or int64.
 //
-// Constants all. On the CPU, rows in parallel, or by kernels (docs/cuda.md); else tensors come
-// over. Throws c10::ValueError or TypeError before any work is done.
+// Constants all. On the CPU, rows in parallel, in float64, or by kernels (docs/cuda.md); without
+// them tensors elsewhere come over to the CPU, and the results go back. Throws c10::ValueError or
+// TypeError before any work is done.
 AdvantagesAndReturns advantage(const AdvantageBatch& batch, const Recursion& recursion);
 
 // Advantages of rewards [B] by any rule of groups (estimators/advantage/group_rule.h), in the dtype
-// of the rewards. Ids are [B], int32 or int64; lengths [B].
+// and on the device of the rewards, elsewhere than on the CPU as above. Ids are [B], int32 or
+// int64; lengths [B].
 at::Tensor advantage(const GroupBatch& batch, const GroupRule& rule);
 
-// ---- by name ------------------------------------------------------------------------------------
+// ---- by name: the same --------------------------------------------------------------------------
 
 AdvantagesAndReturns generalized_advantage_estimation(const GaeBatch& batch,
                                                       const Gae& options = {});

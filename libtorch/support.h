@@ -35,7 +35,8 @@ Support support(const at::Tensor& targets, const at::Tensor& token_ids,
 
 // token_logps and linear_token_logps with the softmax over the kept ids, and so with what is
 // returned beside; others are not read and get no gradient. Of the head only the kept rows are
-// multiplied while the sets are small, up to V / 128 ids, unless rows_per_chunk is given. The
+// multiplied while the sets are small, up to V / 128 ids, unless rows_per_chunk is given; of larger
+// ones all logits of a chunk, and without kernels for their device of all tokens at once. The
 // support is of these targets, of which more may be ignored; kernels for CUDA (docs/cuda.md) do not
 // wait to look: a set of another target gives NaN for its row.
 TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,

@@ -6,8 +6,9 @@ namespace tether::presets {
 
 // GMPO: the geometric mean of the tokens' ratios, each clipped by itself.
 //
-//   s_i = exp(1/|o_i| sum_t v_t),   v_t = min(u_t, clip) where A_i > 0, max(u_t, -clip) where A_i <
-//   0 loss = -1/N sum_i s_i A_i,      u_t = logp_t - old_logp_t                              [nats]
+//   loss = -1/N sum_i s_i A_i,   s_i = exp(1/|o_i| sum_t v_t)
+//   v_t  = min(u_t, clip) where A_i >= 0,   max(u_t, -clip) where A_i < 0
+//   u_t  = logp_t - old_logp_t                                                              [nats]
 //
 // Zhao et al. 2025, arXiv:2507.20673, eq. 4; bounds of e^-0.4 and e^0.4 (section 4). A token beyond
 // its bound gets no gradient, the others of its sequence do.
