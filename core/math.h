@@ -30,6 +30,8 @@ inline constexpr double kExpm1Ulp = 1.25;  // 1.058, 1.149
 template <class T>
 inline constexpr double kLogUlp = 1;  // 0.918, 0.827
 template <class T>
+inline constexpr double kLogQuotientUlp = 2;  // 1.972, 1.931: of random numbers both
+template <class T>
 inline constexpr double kLog1pUlp = 1;  // 0.966, 0.798
 template <class T>
 inline constexpr double kSigmoidUlp = 2;  // 1.806, 1.674
@@ -145,6 +147,17 @@ TETHER_INLINE double log1p_minus(double f) {
                               0x1.c71c62d62d688p-3, 0x1.7462b907093b9p-3, 0x1.39fdcf94a70bap-3,
                               0x1.2b5f47c783df2p-3);
   return s * (half_square + z * p) - half_square;
+}
+
+// (log((1 + s) / (1 - s)) - 2 s) / s^3 at z = s^2 for |s| <= 0.2005; error relative to the
+// logarithm: 2^-30 and 2^-60.
+TETHER_INLINE float atanh_polynomial(float z) {
+  return polynomial(z, 0x1.555556p-1f, 0x1.999a7p-2f, 0x1.242b1ep-2f, 0x1.e69ed6p-3f);
+}
+TETHER_INLINE double atanh_polynomial(double z) {
+  return polynomial(z, 0x1.5555555555555p-1, 0x1.9999999999f6dp-2, 0x1.24924923d4f3dp-2,
+                    0x1.c71c72eba7680p-3, 0x1.745ca87f82f79p-3, 0x1.3b2a6674b2003p-3,
+                    0x1.0e80d16e0d7ecp-3, 0x1.16f4812d3f380p-3);
 }
 
 // 2^n for n in the normal range, n in two's complement.
@@ -264,6 +277,24 @@ TETHER_INLINE T log(T x) {
   return detail::log_of(x, T(-0.0));
 }
 
+// log(u / v) of normal u, v > 0 whose quotient and sum are normal too, for less than log(): near
+// u = v it is as good as elsewhere. Of other numbers anything.
+//   u / v = 2^k (1 + s) / (1 - s),   s = (u - w) / (u + w),   w = 2^k v
+// with a k that the bits of u and v tell, so that |s| < 0.2005.
+template <class T>
+TETHER_INLINE T log_quotient(T u, T v) {
+  using F = detail::Format<T>;
+  using Bits = detail::Bits<T>;
+  const Bits apart = bit_cast<Bits>(u) - bit_cast<Bits>(v);
+  const Bits biased = (apart + bit_cast<Bits>(T(1.5))) >> F::kMantissaBits;
+  const T w = v * bit_cast<T>(static_cast<Bits>(biased << F::kMantissaBits));
+  const T k =
+      bit_cast<T>(biased | bit_cast<Bits>(F::kIntegerBase)) - (F::kIntegerBase + T(F::kBias));
+  const T s = (u - w) / (u + w), z = s * s;
+  const T tail = s * z * detail::atanh_polynomial(z) + k * F::kLn2Low;
+  return k * F::kLn2High + ((s + s) + tail);
+}
+
 // log(1 + x), x > -1, without loss near 0: log(u) + c / u, where u + c is 1 + x without rounding.
 // log1p(+-0) = +-0, log1p(-1) = -inf, log1p(x < -1) = NaN, log1p(inf) = inf.
 template <class T>
@@ -312,6 +343,21 @@ TETHER_INLINE T log1mexp(T x) {
   const T near = detail::log_of(y, ((u - y) + c) / y);
   const T far = -detail::scale(T(1) + (e.r + e.w), e.n);
   return x < detail::Format<T>::kOneMinusExpMin ? far : near;
+}
+
+// e^x and 1 - e^x for x <= 0, the chance of an event and that of all others, from one reduction: as
+// in log1mexp, 1 - e^x = (1 - s) - s r - s w with s = 2^n. What is below `lowest`, a bound within
+// the range of normal results, counts as that. Errors: kExpUlp and kExpm1Ulp. NaN in, NaN out.
+template <class T>
+struct ExpAndOneMinus {
+  T exp, one_minus;
+};
+
+template <class T>
+TETHER_INLINE ExpAndOneMinus<T> exp_and_one_minus(T x, T lowest) {
+  const auto e = detail::reduce_exp(x, lowest, detail::Format<T>::kInfinity);
+  const T s = detail::power_of_two<T>(e.n);
+  return {s * (T(1) + (e.r + e.w)), ((T(1) - s) - s * e.r) - s * e.w};
 }
 
 // e^d - 1 - d, never negative: the k3 estimator of KL, without cancellation.

@@ -247,7 +247,11 @@ TETHER_INLINE Dual<T, N> clamp(const Dual<T, N>& x, double low, double high) {
 }
 template <class T, int N>
 TETHER_INLINE Dual<T, N> abs(const Dual<T, N>& x) {
-  return max(select(x.value == T(0), Constant<T>{x.value}, x), -x);
+  if constexpr (N == 0) {
+    return {x.value < T(0) ? -x.value : x.value};
+  } else {
+    return max(select(x.value == T(0), Constant<T>{x.value}, x), -x);
+  }
 }
 
 // ---- gradients by hand -------------------------------------------------------------------------
@@ -278,6 +282,20 @@ TETHER_INLINE Dual<T, N> exp(const Dual<T, N>& x) {
   return detail::make<T, N>(value, x.grad * value);
 }
 
+// The chance e^x of an event, x <= 0, and that of all others, 1 - e^x, neither by a difference that
+// cancels. Derivatives e^x and -e^x; saturated below.
+template <class Number>
+struct Chances {
+  Number own, others;
+};
+
+template <class T, int N>
+TETHER_INLINE Chances<Dual<T, N>> chances(const Dual<T, N>& x) {
+  const auto both = math::exp_and_one_minus(x.value, -kSaturation<T>);
+  return {detail::make<T, N>(both.exp, x.grad * both.exp),
+          detail::make<T, N>(both.one_minus, -(x.grad * both.exp))};
+}
+
 // e^x - 1, saturated above (below it is -1 to the last bit).
 template <class T, int N>
 TETHER_INLINE Dual<T, N> expm1(const Dual<T, N>& x) {
@@ -295,6 +313,13 @@ TETHER_INLINE Dual<T, N> expm1_minus(const Dual<T, N>& x) {
 template <class T, int N>
 TETHER_INLINE Dual<T, N> log(const Dual<T, N>& x) {
   return detail::make<T, N>(math::log(x.value), x.grad * (T(1) / x.value));
+}
+
+// log(a / b) of numbers of about the range of chances, positive and not tiny (core/math.h).
+template <class T, int N>
+TETHER_INLINE Dual<T, N> log_quotient(const Dual<T, N>& a, const Dual<T, N>& b) {
+  return detail::make<T, N>(math::log_quotient(a.value, b.value),
+                            a.grad * (T(1) / a.value) + -(b.grad * (T(1) / b.value)));
 }
 
 template <class T, int N>

@@ -125,6 +125,8 @@ TensorNumber exp(const TensorNumber& x) {
   return chain(value, value, x);
 }
 
+Chances<TensorNumber> chances(const TensorNumber& x) { return {exp(x), -expm1(x)}; }
+
 TensorNumber expm1(const TensorNumber& x) {
   const at::Tensor bounded = saturated(x.value.detach());
   return chain(at::expm1(bounded), at::exp(bounded), x);
@@ -139,6 +141,8 @@ TensorNumber log(const TensorNumber& x) {
   const at::Tensor constant = x.value.detach();
   return chain(at::log(constant), 1 / constant, x);
 }
+
+TensorNumber log_quotient(const TensorNumber& a, const TensorNumber& b) { return log(a / b); }
 
 TensorNumber log1p(const TensorNumber& x) {
   const at::Tensor constant = x.value.detach();

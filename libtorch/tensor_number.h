@@ -2,6 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "../core/number.h"
+
 namespace tether {
 
 // A tensor as a number of a formula (core/number.h): the formulas of the library run on any device
@@ -47,9 +49,11 @@ TensorNumber stop_gradient(const TensorNumber& x);
 TensorNumber with_gradient_of(const TensorNumber& value, const TensorNumber& gradient_source);
 
 TensorNumber exp(const TensorNumber& x);
+Chances<TensorNumber> chances(const TensorNumber& x);
 TensorNumber expm1(const TensorNumber& x);
 TensorNumber expm1_minus(const TensorNumber& x);
 TensorNumber log(const TensorNumber& x);
+TensorNumber log_quotient(const TensorNumber& a, const TensorNumber& b);
 TensorNumber log1p(const TensorNumber& x);
 TensorNumber sigmoid(const TensorNumber& x);
 TensorNumber log_sigmoid(const TensorNumber& x);

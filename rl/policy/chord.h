@@ -22,7 +22,8 @@ struct Uncertainty {
   }
   template <class Number>
   TETHER_FORMULA Number operator()(const WeightToken<Number>&, const Number& x) const {
-    return exp_or_zero(x) * -expm1(x);
+    const auto p = chances(x);
+    return select(x < -double(kSaturation<float>), 0 * x, p.own * p.others);
   }
 };
 

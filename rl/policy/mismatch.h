@@ -24,8 +24,8 @@ TETHER_INLINE Number mismatch(const WeightToken<Number>& token) {
 template <class Number>
 TETHER_INLINE Number bernoulli_kl(const Number& log_p, const Number& log_q) {
   const Number a = min(log_p, 0.0), b = min(log_q, 0.0);
-  const Number other_p = -expm1(a), other_q = -expm1(b);
-  return (1 - other_p) * (a - b) + other_p * log((other_p + 1e-8) / (other_q + 1e-8));
+  const Number other_p = chances(a).others, other_q = chances(b).others;
+  return (1 - other_p) * (a - b) + other_p * log_quotient(other_p + 1e-8, other_q + 1e-8);
 }
 
 // `inside` where low <= ratio <= high, else `outside`.

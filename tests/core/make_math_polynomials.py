@@ -16,6 +16,11 @@ half_log2 = log(mpf(2)) / 2 * (1 + mpf(2) ** -12)  # the reduction's n is rounde
 log_low = sqrt(mpf(1) / 2) * (1 - mpf(2) ** -20) - 1
 log_high = sqrt(mpf(2)) * (1 + mpf(2) ** -20) - 1
 z_high = (log_high / (2 + log_high)) ** 2 * (1 + mpf(2) ** -10)
+# log2 x by its bits, linear between powers of two, is too small by at most this; so is, or too
+# large, that of a quotient, whose k is the nearest whole number.
+bits_error = mpf(1) - (1 + log(log(mpf(2)))) / log(mpf(2))
+quotient = mpf(2) ** (mpf(1) / 2 + bits_error) * (1 + mpf(2) ** -10)
+quotient_z = ((quotient - 1) / (quotient + 1)) ** 2
 
 
 def exp_tail(order):
@@ -41,6 +46,8 @@ POLYNOMIALS = [
     ("cubic_polynomial", False, exp_tail(3), (-0.5, 0.5), 11, [], lambda d: d / exp_tail(2)(d)),
     ("log1p_minus", True, log_tail, (log_low, log_high), 8, [], lambda f: f**3 / log(1 + f)),
     ("log1p_minus", False, atanh_tail, (mpf(10) ** -40, z_high), 6, [], lambda z: z / 2),
+    ("atanh_polynomial", True, atanh_tail, (mpf(10) ** -40, quotient_z), 3, [], lambda z: z / 2),
+    ("atanh_polynomial", False, atanh_tail, (mpf(10) ** -40, quotient_z), 7, [], lambda z: z / 2),
 ]
 
 

@@ -110,8 +110,14 @@ TEST(Dual, FunctionsHaveTheirDerivatives) {
   for (double x : {-7.0, -1.3, -0.2, -0.05}) {
     check([](auto n) { return log1mexp(n); }, x);
   }
+  for (double x : {-7.0, -1.3, -0.2, -0.05}) {
+    check([](auto n) { return chances(n).own; }, x);
+    check([](auto n) { return chances(n).others; }, x);
+  }
   for (double x : {0.05, 0.4, 1.0, 9.0}) {
     check([](auto n) { return log(n); }, x);
+    check([](auto n) { return log_quotient(n, Dual<double>{2, 0}); }, x);
+    check([](auto n) { return log_quotient(Dual<double>{2, 0}, n); }, x);
   }
   for (double x : {-0.7, -1e-3, 0.0, 0.4, 5.0}) {
     check([](auto n) { return log1p(n); }, x);
