@@ -32,8 +32,9 @@
 // For a vector loop in a header: the options of the library's own files (cmake/TetherTargets.cmake)
 // whatever the including file is compiled with, so that it has the same bits and the same speed.
 #if defined(__GNUC__) && !defined(__clang__)
-#define TETHER_HEADER_CLONES \
-  [[gnu::optimize("O3", "no-math-errno", "no-trapping-math", "fp-contract=off")]] TETHER_CLONES
+#define TETHER_HEADER_CLONES                                                    \
+  [[gnu::optimize("O3", "no-math-errno", "no-trapping-math", "fp-contract=off", \
+                  "no-thread-jumps")]] TETHER_CLONES
 #else
 #define TETHER_HEADER_CLONES TETHER_CLONES
 #endif

@@ -96,11 +96,11 @@ TETHER_HEADER_CLONES void fill_measures(const Formula& formula_in, const WeightC
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
     constexpr Traits kReads = detail::traits_of<Formula>();
-    T trace = in.old_logp[i] * T(0) + in.advantage[i] * T(0);
-    if constexpr (kReads.reads_policy) trace += in.logp[i] * T(0);
-    if constexpr (kReads.needs_ref_logps) trace += in.ref_logp[i] * T(0);
-    if constexpr (kReads.needs_rollout_logps) trace += in.rollout_logp[i] * T(0);
-    measure[i] = formula.measure(in.at(i)).value + trace;
+    T seen = in.old_logp[i] + in.advantage[i];
+    if constexpr (kReads.reads_policy) seen += in.logp[i];
+    if constexpr (kReads.needs_ref_logps) seen += in.ref_logp[i];
+    if constexpr (kReads.needs_rollout_logps) seen += in.rollout_logp[i];
+    measure[i] = formula.measure(in.at(i)).value + seen * T(0);
   }
 }
 

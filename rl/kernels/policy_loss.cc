@@ -117,7 +117,8 @@ void evaluate_block(const Call& call, const Place& place, const RowFactors<T>& r
     sum_block<kPenalty, kWeighted, kBounded>(row.token, ratio_weight, block, metrics);
   });
   const RatioInterval inside = call.objective.surrogate.truncation();
-  if (inside.low > 0 || inside.high < infinity) {
+  const bool truncates = inside.low > 0 || inside.high < infinity;
+  if (truncates && any_truncated(inside, block)) {
     sum_truncated(inside, ratio_weight, block, metrics);
   }
 }

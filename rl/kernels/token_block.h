@@ -282,6 +282,18 @@ TETHER_CLONES void sum_block(const TokenFactors<T>& factors, const T* ratio_weig
   metrics.maxima[M::kNegLogRatioMax].add(lowest);
 }
 
+// Whether a ratio of the block is outside of the interval.
+template <class T>
+TETHER_CLONES bool any_truncated(const RatioInterval& inside, const TokenBlock<T>& block) {
+  const T lowest = T(inside.low), highest = T(inside.high);
+  const int size = block.size / kLanes * kLanes;
+  Mask<T> outside = 0;
+  for (int i = 0; i < size; ++i) {  // VECTOR
+    outside |= mask<T>(block.ratio[i] < lowest) | mask<T>(block.ratio[i] > highest);
+  }
+  return outside != 0;
+}
+
 // Adds the tokens whose weight is truncated outside of an interval of ratios, although they keep a
 // gradient, to those that are clipped.
 template <class T>
