@@ -16,24 +16,34 @@ int64_t place_of(const RowLayout& layout, int64_t row, int64_t column) {
   return (layout.packed() ? layout.offset(row) : row * layout.columns) + column;
 }
 
-// Whether none of them is NaN.
+// The mask of those that the gates leave in a block. Whether all are numbers.
+template <class T>
+TETHER_CLONES bool fill_block(const TokenBlock<T>& block, int count, T* out) {
+  Mask<T> broken = 0;
+#pragma GCC ivdep
+  for (int i = 0; i < count; ++i) {  // VECTOR
+    const T w = block.weight[i], gate = block.token_weight[i];
+    const T left = keep(mask<T>(w != T(0)) & mask<T>(gate != T(0)), w + gate * T(0));
+    broken |= mask<T>(left - left != T(0));
+    out[i] = left;
+  }
+  return broken == 0;
+}
+
+// Likewise of a row.
 template <class T>
 bool fill_row(const PolicyArrays& batch, const std::vector<TokenWeight>& gates,
               const TurnMarks& turns, int64_t row, TokenBlock<T>& block,
               WeightStatistics<T>& statistics, T* mask) {
-  T trace = 0;
+  bool sound = true;
   find_statistics<true>(batch, gates, turns, row, row_tokens<T>(batch, row), block, statistics);
   for_each_block(batch, row, block, [&](const Place& place) {
     saturate(batch, block);
     fill_weights(gates, place, statistics, /*given=*/false, block);
     T* out = mask + place_of(batch.layout, place.row, place.column);
-    for (int i = 0; i < place.count; ++i) {
-      const T w = block.weight[i], gate = block.token_weight[i];
-      out[i] = w == T(0) || gate == T(0) ? T(0) : w + gate * T(0);
-      trace += out[i] * T(0);
-    }
+    sound &= fill_block(block, place.count, out);
   });
-  return trace == T(0);
+  return sound;
 }
 
 }  // namespace

@@ -13,6 +13,9 @@ struct MeasureTotals {
   TETHER_INLINE void add(double w, double x) {
     n += w;
     sum += w * x;
+    extend(x);
+  }
+  TETHER_INLINE void extend(double x) {
     largest = x > largest ? x : largest;
     smallest = x < smallest ? x : smallest;
   }
