@@ -22,18 +22,18 @@ CORRECTION = parts.load("verl.trainer.ppo.rollout_corr_helper")
 SPPO = parts.load("sppo.dp_actor", root=RECIPES)
 
 
-def normalized_case(seed, high):
+def normalized_case(seed, high, level="token"):
     """Weights of active tokens; old / engine truncated, over their mean."""
     batch = policy_batch(seed)
     gap = batch["old_logps"] - batch["rollout_logps"]
     weights, _ = CORRECTION.compute_rollout_correction_weights(
         gap,
         batch["response_mask"],
-        rollout_is="token",
+        rollout_is=level,
         rollout_is_threshold=high,
         rollout_is_batch_normalize=True,
     )
-    case = {"name": f"high {high:g}", "settings": {"high": high}}
+    case = {"name": f"{level}, high {high:g}", "settings": {"high": high, "level": level}}
     return case | batch | {"weights": weights}
 
 
@@ -50,6 +50,7 @@ def sppo_case(seed, eta):
 
 def main():
     cases = [normalized_case(seed, high) for seed, high in enumerate((2.0, 1.1, 0.9))]
+    cases += [normalized_case(3 + i, high, "sequence") for i, high in enumerate((2.0, 1.1))]
     functions = [CORRECTION.compute_rollout_correction_weights]
     recording.write("verl_normalized.json", "verl", functions, cases)
     cases = [sppo_case(seed, eta) for seed, eta in enumerate((1.0, 2.5))]

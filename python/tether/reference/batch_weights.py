@@ -150,9 +150,17 @@ def fipo(
     return torch.where(is_runaway, weight.clamp(0.8, 1), weight)
 
 
-def normalized_importance(tokens: BatchTokens, *, low: Number = 0, high: Number = 2) -> Tensor:
+def normalized_importance(
+    tokens: BatchTokens, *, low: Number = 0, high: Number = 2, level: str = "token"
+) -> Tensor:
     """rho / mean rho, rho = clamp(e^x, low, high), x = old_logp - rollout_logp. verl."""
     x = tokens.old_logp - tokens.rollout_logp
+    if level != "token":
+        n = tokens.rows.sum(tokens.weight)
+        n = tokens.rows.spread(torch.where(n > 0, n, 1.0))
+        x = tokens.rows.spread(tokens.rows.sum(tokens.weight * x))
+        x = x / n if level == "sequence_mean" else x
+        tokens = tokens._replace(weight=tokens.weight / n)  # those of an answer count as one
     rho = clamp(torch.exp(x.clamp(-60, 60)), low, high)
     return rho / tokens.mean(rho)
 

@@ -24,6 +24,23 @@ TEST(NormalizedImportance, IsTheTruncatedRatioOverItsMean) {
   EXPECT_THAT(weights_by(NormalizedImportance{}, tokens), ElementsAre(near(1), near(2), near(0.5)));
 }
 
+// Answers of two tokens and of one: products 2 and 1/2, of which the mean is 5/4; geometric means
+// sqrt 2 and 1/2. By tokens the first would count twice.
+TEST(NormalizedImportance, AnswersHaveOneWeightAndCountOnce) {
+  BatchTokens tokens{.logp = {0, 0, 0},
+                     .old_logp = {-1, -1, -1},
+                     .rollout_logp = {-1 - std::log(4), -1 + std::log(2), -1 + std::log(2)},
+                     .row_ends = {2, 3}};
+  const NormalizedImportance product{.level = ImportanceLevel::sequence_sum};
+  EXPECT_THAT(weights_by(product, tokens), ElementsAre(near(1.6), near(1.6), near(0.4)));
+  const double root = std::sqrt(2), mean = (root + 0.5) / 2;
+  const NormalizedImportance geometric{.level = ImportanceLevel::sequence_mean};
+  EXPECT_THAT(weights_by(geometric, tokens),
+              ElementsAre(near(root / mean), near(root / mean), near(0.5 / mean)));
+  tokens.weight = {1, 0.5, 1};  // x = log 4 - log(2) / 2: 2^(3/2) is truncated at 2
+  EXPECT_THAT(weights_by(product, tokens), ElementsAre(near(1.6), near(1.6), near(0.4)));
+}
+
 TEST(NormalizedImportance, SaturatesAndHasAMeanOfOne) {
   const BatchTokens tokens{
       .logp = {0, 0, 0}, .old_logp = {-1000, -1, 0}, .rollout_logp = {0, -1, -1000}};
