@@ -238,6 +238,14 @@ void check_rows(std::string_view function, bool has_labels, int64_t rows) {
 
 void check_denominators(std::string_view function, const PairNormalizer& normalizer,
                         const PreferenceObjective& objective) {
+  const Range positive{0, largest_finite, true};
+  check_range(function, "normalizer.world_size", normalizer.world_size, positive);
+  check_range(function, "normalizer.scale", normalizer.scale, positive);
+  const auto check = [&](std::string_view name, const std::optional<double>& count) {
+    if (count) detail::check_count(function, name, *count, /*local=*/0);
+  };
+  check("normalizer.pairs", normalizer.pairs);
+  check("normalizer.tokens", normalizer.tokens);
   const bool divides = objective.nll.coefficient != 0 && objective.nll.mean == NllMean::token;
   require(!divides || !normalizer.pairs || normalizer.tokens, [&] {
     return named(function, "normalizer.tokens") +
@@ -279,14 +287,11 @@ PreferenceTotals preference_loss(const PreferenceArrays& batch,
   check_inputs(function, batch);
   check_array(function, "dlogps", batch.layout, dlogps);
   check_needs(function, presence_of(batch), batch.layout.rows, objective);
-  const Range positive{0, largest_finite, true};
-  check_range(function, "normalizer.world_size", normalizer.world_size, positive);
-  check_range(function, "normalizer.scale", normalizer.scale, positive);
+  check_denominators(function, normalizer, objective);
   const std::vector<AnswerSums> answers = answer_sums(function, batch, objective, executor);
   const Examples examples(batch, answers);
   examples.check(function);
   if (!objective.link.traits().of_log_ratio) check_scores(function, answers);
-  check_denominators("preference_loss", normalizer, objective);
   check_normalizer(normalizer, objective, examples);
   std::vector<AnswerSlopes> slopes(answers.size());
   const PreferenceTotals out = LossOfExamples(objective, examples, normalizer).total(slopes);

@@ -33,7 +33,8 @@ void check_rows(std::string_view function, bool has_labels, int64_t rows);
 void check_needs(std::string_view function, const PreferenceInputs<bool>& given, int64_t rows,
                  const PreferenceObjective& objective);
 
-// Throws where the pairs of the step are given but not the tokens that a likelihood divides by.
+// Throws where a denominator is no count, or where the pairs of the step are given but not the
+// tokens that a likelihood divides by. A count of 0 is looked at beside the batch.
 void check_denominators(std::string_view function, const PairNormalizer& normalizer,
                         const PreferenceObjective& objective);
 

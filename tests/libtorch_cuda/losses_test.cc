@@ -140,6 +140,32 @@ TEST(LossesOnCuda, TakeTheDenominatorsOfTheStep) {
   }
 }
 
+// By kernels of the CPU, by those for CUDA, and by torch's operations.
+TEST(LossesOnCuda, RefuseDenominatorsThatAreNone) {
+  const ValueBatch values = values_of(at::kFloat);
+  const PreferenceBatch answers = answers_of(at::kFloat, presets::dpo());
+  const auto expect_refused = [](auto call, auto by_torch) {
+    const std::string want = message(call);
+    EXPECT_NE(want, "no error");
+    EXPECT_EQ(message(by_torch), want);
+    const OnCuda door;
+    EXPECT_EQ(message(call), want);
+  };
+  for (const PairNormalizer& step :
+       {PairNormalizer{.pairs = -1}, PairNormalizer{.pairs = kNaN}, PairNormalizer{.pairs = 1e-300},
+        PairNormalizer{.pairs = 1, .tokens = -1}, PairNormalizer{.world_size = 0},
+        PairNormalizer{.scale = -1}}) {
+    expect_refused([&] { preference_loss(answers, presets::dpo(), step); },
+                   [&] { detail::preference_loss_any_device(answers, presets::dpo(), step); });
+  }
+  for (const Normalizer& step :
+       {Normalizer{.policy = -1}, Normalizer{.policy = kNaN}, Normalizer{.policy = 1e-300},
+        Normalizer{.world_size = 0}, Normalizer{.scale = -1}}) {
+    expect_refused([&] { value_loss(values, {}, step); },
+                   [&] { detail::value_loss_any_device(values, {}, step); });
+  }
+}
+
 // (V - R)^4, a formula of a user's own.
 struct Fourth {
   template <class Number>
