@@ -233,7 +233,7 @@ def _examples(
     weights = within(weights * settings["loss_weight"])
     # With slopes that are known: on its way the product may overflow beside a 0.
     live = with_scaled_gradient(score, share)
-    live = with_scaled_gradient(live, weights if row.takes_labels else weights.repeat(2))
+    live = with_scaled_gradient(live, weights if row.takes_labels else weights.repeat(2)[: len(n)])
     above = LINKS[settings["link"]](live, **of_link) - baseline
     beta, good = settings["beta"], label[first] > 0.5
     if row.takes_labels:
@@ -258,8 +258,8 @@ def _present(row: PreferenceRow, n: Tensor) -> Tensor:
     """Which examples are not padding."""
     if row.takes_labels:
         return n != 0
-    chosen, rejected = n.view(2, -1)
-    return (chosen != 0) | (rejected != 0)
+    count = n.shape[0] // 2
+    return (n[:count] != 0) | (n[count:] != 0)
 
 
 def _metrics(
