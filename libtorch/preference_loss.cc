@@ -123,31 +123,30 @@ at::Tensor score_weights(const RowSums& sum_rows, const at::Tensor& weight, doub
   return at::where(tail, weight * ld_alpha, weight);
 }
 
+// Of log-probabilities in float64.
 AnswerTerms answers_of(const PreferenceBatch& batch, const PreferenceObjective& objective,
                        const at::Tensor& logps) {
   const RowSums sum_rows(batch);
-  const auto type = logps.scalar_type();
   const auto zeros = at::zeros_like(logps);
-  const at::Tensor weight = batch.response_mask.to(type);
+  const at::Tensor weight = batch.response_mask.to(at::kDouble);
   const at::Tensor logp = at::where(weight != 0, logps, zeros);
   AnswerTerms out;
-  out.n = sum_rows(weight).to(at::kDouble);
+  out.n = sum_rows(weight);
   const at::Tensor one = at::ones_like(out.n);
   const at::Tensor over =
       objective.score == PairScore::mean ? at::where(out.n > 0, out.n, one) : one;
-  out.logp = sum_rows((weight * logp).to(at::kDouble));
+  out.logp = sum_rows(weight * logp);
   const at::Tensor of_score = score_weights(sum_rows, weight, objective.ld_alpha);
   at::Tensor score = logp;
   if (objective.reference) score = logp - selected(batch, weight, batch.ref_logps);
-  out.score = sum_rows((of_score * score).to(at::kDouble)) / over;
+  out.score = sum_rows(of_score * score) / over;
   out.nll_n = out.n;
   out.nll = -out.logp;
   if (objective.nll.coefficient == 0) return out;
   if (batch.nll_mask.defined()) {
-    const at::Tensor of_nll = batch.nll_mask.to(type);
-    out.nll_n = sum_rows(of_nll).to(at::kDouble);
-    const at::Tensor terms = at::where(of_nll != 0, of_nll * logps, zeros);
-    out.nll = -sum_rows(terms.to(at::kDouble));
+    const at::Tensor of_nll = batch.nll_mask.to(at::kDouble);
+    out.nll_n = sum_rows(of_nll);
+    out.nll = -sum_rows(at::where(of_nll != 0, of_nll * logps, zeros));
   }
   if (objective.nll.mean == NllMean::sequence_mean) {
     out.nll = at::where(out.nll_n > 0, out.nll / at::where(out.nll_n > 0, out.nll_n, one),
@@ -270,7 +269,9 @@ detail::FusedResult compute_on_tensors(const PreferenceBatch& batch,
   at::AutoGradMode enabled(true);
   const at::Tensor read =
       batch.nll_mask.defined() ? batch.response_mask + batch.nll_mask : batch.response_mask;
-  const at::Tensor logp = selected(batch, read, batch.logps).requires_grad_(true);
+  // In float64, as the slopes of answers are: those of score and likelihood meet before they are
+  // narrowed.
+  const at::Tensor logp = selected(batch, read, batch.logps).to(at::kDouble).requires_grad_(true);
   const AnswerTerms answers = answers_of(batch, objective, logp);
   const ExampleTerms examples = examples_of(batch, objective, answers);
   const at::Tensor none = at::zeros_like(examples.loss);
@@ -295,13 +296,14 @@ detail::FusedResult compute_on_tensors(const PreferenceBatch& batch,
         share_of(of_step, over, bounded(normalizer.factor() * objective.nll.coefficient));
     total = total + detail::bounded(each.detach() * nll_share).sum();
     of_rows.push_back(answers.nll);
-    slopes.push_back(detail::derivative(sum, answers.nll) * nll_share);
+    slopes.push_back(detail::bounded(detail::derivative(sum, answers.nll) * nll_share));
     nll = at::stack({sum.detach(), over});
   }
 
   detail::FusedResult out;
   if (with_gradient) {
-    out.gradient = detail::bounded(torch::autograd::grad(of_rows, {logp}, slopes, true)[0]);
+    const at::Tensor slope = torch::autograd::grad(of_rows, {logp}, slopes, true)[0];
+    out.gradient = detail::bounded(slope.to(detail::result_type(batch.logps)));
   }
   at::AutoGradMode disabled(false);
   out.loss = detail::narrowed(total, batch.logps);

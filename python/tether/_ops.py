@@ -176,7 +176,9 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.tensor, ctx.sentence, ctx.arriving = inputs
+        tensor, ctx.sentence, ctx.arriving = inputs
+        ctx.dtype = tensor.dtype
+        ctx.save_for_backward(tensor)  # a checkpoint lets go of it
 
     @staticmethod
     def backward(ctx, gradient):
@@ -185,9 +187,9 @@ class _Once(torch.autograd.Function):
             wide = gradient.dtype == torch.float64
             largest = 1e300 if wide else torch.finfo(torch.bfloat16).max
             gradient = _product(gradient.clamp(-largest, largest), ctx.arriving.upstream)
-            gradient = gradient.to(ctx.tensor.dtype)
+            gradient = gradient.to(ctx.dtype)
         if torch.is_grad_enabled():
-            gradient = _Refused.apply(gradient, ctx.tensor, ctx.sentence)
+            gradient = _Refused.apply(gradient, *ctx.saved_tensors, ctx.sentence)
         return gradient, None, None
 
     @staticmethod

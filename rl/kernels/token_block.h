@@ -150,6 +150,12 @@ TETHER_INLINE T spoil(Mask<T> where, T value) {
   return bit_cast<T>(where | bit_cast<Mask<T>>(value));
 }
 
+template <class T>
+TETHER_INLINE T either(Mask<T> where, T value, T otherwise) {
+  return bit_cast<T>(bit_cast<Mask<T>>(keep(where, value)) |
+                     bit_cast<Mask<T>>(keep(~where, otherwise)));
+}
+
 // What the tokens of a row share in the sums.
 template <class T>
 struct TokenFactors {
@@ -194,9 +200,7 @@ TETHER_INLINE Mask<T> add_loss(T loss_factor, T kl_factor, int i, TokenBlock<T>&
     slope = bounded_if<kBounded>(W * slope);
     trace = W * T(0);
   }
-  // Where something overflowed w comes first, which may bring a product back.
-  const T before = kBounded ? w : T(1), after = kBounded ? T(1) : w;
-  T gradient = bounded_if<kBounded>(before * loss_factor * slope);
+  T gradient = loss_factor * slope, early = bounded_if<kBounded>(w * loss_factor * slope);
   const Mask<T> active = mask<T>(w != T(0));
   if constexpr (kPenalty) {
     if constexpr (kBounded) {
@@ -204,15 +208,22 @@ TETHER_INLINE Mask<T> add_loss(T loss_factor, T kl_factor, int i, TokenBlock<T>&
       block.dkl[i] = bounded(block.dkl[i]);
     }
     const T kl = block.kl[i];
-    gradient += bounded_if<kBounded>(before * kl_factor * block.dkl[i]);
+    gradient += kl_factor * block.dkl[i];
+    early += bounded_if<kBounded>(w * kl_factor * block.dkl[i]);
     trace += kl * T(0) + block.anchor_logp[i] * T(0);
     lane.kl += double(keep(active, w * kl));
   }
-  gradient = bounded_if<kBounded>(gradient);
-  trace += zero_or_nan(block.log_ratio[i], block.advantage[i], loss, gradient);
+  const T seen = kBounded ? bounded(early) : gradient;
+  T weighted = w * gradient;
+  if constexpr (kBounded) {
+    // Where the product overflows w comes first, which may bring it back. Elsewhere the bits are
+    // those of a block in which nothing does.
+    weighted = either(mask<T>(gradient - gradient != T(0)), seen, weighted);
+  }
+  trace += zero_or_nan(block.log_ratio[i], block.advantage[i], loss, seen);
   const Mask<T> broken = active & mask<T>(trace != T(0));
   lane.loss += double(spoil(broken, keep(active, w * loss)));
-  block.dlogp[i] = spoil(broken, keep(active, after * gradient));
+  block.dlogp[i] = spoil(broken, keep(active, weighted));
   lane.nonfinite += keep(broken, T(1));
   return broken;
 }

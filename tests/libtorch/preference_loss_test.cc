@@ -180,6 +180,24 @@ TEST(PreferenceLossFace, AnswersPaddedAndPackedGiveTheSame) {
   }
 }
 
+// Beyond float32 the slopes of score and likelihood are of opposite sign.
+TEST(PreferenceLossFace, LargeSlopesMeetBeforeTheyAreNarrowed) {
+  const at::Tensor logps = torch::tensor({{-0.5f, -0.25f}, {-9.0f, -8.0f}});
+  const PreferenceBatch batch{.logps = logps.clone().requires_grad_(),
+                              .ref_logps = torch::tensor({{-0.5f, -0.25f}, {-0.5f, -0.25f}}),
+                              .response_mask = torch::tensor({{1.0f, 1e-6f}, {1.0f, 1e-6f}})};
+  PreferenceObjective objective = presets::apo_down();
+  objective.nll.coefficient = 1;
+  for (const double factor : {1.0, 1e42}) {
+    const PairNormalizer step{.world_size = factor};
+    const at::Tensor want = gradient(preference_loss(batch, objective, step).loss, batch.logps);
+    const PreferenceOutput out = detail::preference_loss_any_device(batch, objective, step);
+    const at::Tensor got = gradient(out.loss, batch.logps);
+    EXPECT_TRUE(at::isfinite(got).all().item<bool>()) << got;
+    EXPECT_TRUE(at::allclose(got[0][0], want[0][0], 1e-5)) << got << want;
+  }
+}
+
 TEST(PreferenceLossFace, SecondDerivativesAreRefused) {
   const PreferenceBatch batch = random_batch(2, 5);
   const at::Tensor loss = dpo_loss(batch).loss;

@@ -239,3 +239,30 @@ def test_parameters_of_a_formula_see_the_weights_of_tokens(function, monkeypatch
 
     for found in on_both_paths(run, monkeypatch):
         torch.testing.assert_close(found, -(weights * advantages[:, None]).mean())
+
+
+# ---- bits ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["ppo", "grpo", "cispo", "gspo"])
+def test_a_row_that_is_not_sound_changes_no_bit_of_another(objective):
+    torch.manual_seed(0)
+    logps, old_logps, ref_logps = (-torch.rand(3, 50) for _ in range(3))
+    broken = logps.clone()
+    broken[2, 7] = NAN
+
+    def gradient(logps):
+        leaf = logps.clone().requires_grad_()
+        tether.policy_loss(
+            leaf,
+            torch.tensor([0.7, -1.3, 0.4]),
+            torch.rand(3, 50, generator=torch.Generator().manual_seed(1)),
+            objective=objective,
+            old_logps=old_logps,
+            ref_logps=ref_logps,
+            beta=0.3,
+        ).loss.backward()
+        return leaf.grad
+
+    assert gradient(broken)[2].isnan().any()
+    assert torch.equal(gradient(broken)[:2], gradient(logps)[:2])

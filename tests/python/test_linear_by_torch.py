@@ -1,5 +1,7 @@
 """linear_token_logps by torch's operations, of devices without kernels: in chunks too."""
 
+import weakref
+
 import pytest
 import tether
 import torch
@@ -90,6 +92,22 @@ def test_logits_of_a_chunk_are_all_that_is_held(has_support):
     largest, kept = held(chunk_bytes=7 * ROW)
     assert 6 * V <= largest <= 7 * V and kept < N * V
     assert min(held()) >= N * V
+
+
+def test_logits_of_a_chunk_are_gone_when_the_next_are_made(monkeypatch):
+    alive, linear = [], torch.nn.functional.linear
+
+    def watched(*arguments):
+        out = linear(*arguments)
+        alive.append(weakref.ref(out))
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    arrays, _ = batch()
+    out = tether.linear_token_logps(*arrays, entropies=True, chunk_bytes=7 * ROW)
+    assert len(alive) == 6 and not any(each() is not None for each in alive)
+    out.logps.sum().backward()
+    assert not any(each() is not None for each in alive)
 
 
 def test_unread_rows_may_hold_anything_and_errors_are_those_of_the_function():
