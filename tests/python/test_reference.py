@@ -228,6 +228,14 @@ def test_token_logps_by_hand():
     assert x.grad[1].tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("largest", [1e30, 2e38])
+def test_entropies_of_far_columns_have_no_slope_at_any_upstream_gradient(largest):
+    logits = torch.tensor([[0.0, largest]], requires_grad=True)
+    _, entropies = reference.token_logps(logits, torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(entropies, logits, torch.tensor([1e9]))
+    assert gradient.tolist() == [[0, 0]]
+
+
 def test_token_statistics_by_hand():
     logits = doubles(math.log(1), math.log(3), -math.inf, math.log(4)).expand(4, 4)
     squares, means, largest = reference.token_statistics(logits, torch.tensor([3, 1, -100, 2]))

@@ -38,8 +38,9 @@ def token_logps(
     log_sum = torch.log1p(rest)
     y, known = _known(targets.masked_fill(ignored, 0), x)
     logps = (below.gather(-1, y[..., None])[..., 0] - log_sum) * spoiling(known, log_sum)
-    finite = below.masked_fill(below == -math.inf, 0)
-    entropies = log_sum - (below.exp() * finite).sum(-1) / (1 + rest)
+    p = below.exp()
+    # Of a column with p = 0 there is nothing to add, and a large slope to overflow beside a 0.
+    entropies = log_sum - (p * below.masked_fill(p == 0, 0)).sum(-1) / (1 + rest)
     return logps.masked_fill(ignored, 0), entropies.masked_fill(ignored, 0)
 
 
