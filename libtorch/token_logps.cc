@@ -203,8 +203,9 @@ TokenLogps token_logps_any_device(const at::Tensor& logits, const at::Tensor& ta
   const at::Tensor index = targets.masked_fill(ignored, 0).unsqueeze(-1);
   TokenLogps out = {.logps = log_p.gather(-1, index).squeeze(-1).masked_fill(ignored, 0)};
   if (options.entropies) {
-    const at::Tensor finite = log_p.masked_fill(log_p == kMinusInfinity, 0);
-    out.entropies = -(log_p.exp() * finite).sum(-1).masked_fill(ignored, 0);
+    const at::Tensor p = log_p.exp();
+    // Of a column with p = 0 there is nothing to add, and a large slope to overflow beside a 0.
+    out.entropies = -(p * log_p.masked_fill(p == 0, 0)).sum(-1).masked_fill(ignored, 0);
   }
   if (options.statistics) {
     const at::Tensor constant = x.detach(), absent = constant == kMinusInfinity;

@@ -89,6 +89,16 @@ TEST(TokenLogps, MatchesLogSoftmaxInDouble) {
   }
 }
 
+TEST(TokenLogps, EntropiesOfFarColumnsHaveNoSlopeAtAnyUpstreamGradient) {
+  const at::Tensor target = at::tensor({0}, at::kLong), upstream = at::tensor({1e9f});
+  for (Call call : {token_logps, detail::token_logps_any_device}) {
+    const at::Tensor logits = at::tensor({0.0f, 1e30f}).view({1, 2}).requires_grad_(true);
+    const at::Tensor out = call(logits, target, {.entropies = true}).entropies;
+    const at::Tensor got = torch::autograd::grad({out}, {logits}, {upstream})[0];
+    EXPECT_TRUE(at::equal(got, at::zeros({1, 2}))) << got;
+  }
+}
+
 TEST(TokenLogps, AnyDevicePathGivesTheSame) {
   at::manual_seed(2);
   for (at::ScalarType type : {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf}) {
