@@ -25,6 +25,16 @@ class OnCuda {
   int taken() const;  // calls that had a kernel
 };
 
+// The kernels, of which those for rows of logits do nothing: they take tensors without memory.
+inline detail::CudaKernels without_rows() {
+  detail::CudaKernels out = detail::kCudaKernels;
+  out.row_statistics = [](const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                          const RowOptions&, const detail::RowsOnDevice&) {};
+  out.row_gradients = [](const at::Tensor&, const at::Tensor&, const at::Tensor&, const RowOptions&,
+                         const at::Tensor&, const detail::RowUpstreams&, const at::Tensor&) {};
+  return out;
+}
+
 using Results = std::vector<at::Tensor>;
 
 inline void expect_same(const Results& got, const Results& want, double tolerance,

@@ -261,17 +261,12 @@ TEST(LinearPolicyLossOnCuda, LooksAtOffsetsWhereTorchDoes) {
 
 // Tensors without memory: whoever looks into one throws.
 TEST(LinearPolicyLossOnCuda, TheDoorWaitsForNothing) {
-  detail::CudaKernels kernels = detail::kCudaKernels;
+  detail::CudaKernels kernels = without_rows();
   kernels.has_policy_loss = [](const PolicyBatch&, const PolicyObjective&, const Normalizer&) {
     return true;
   };
   kernels.policy_gradient_of_logits = [](const PolicyBatch&, const PolicyObjective&,
                                          const Normalizer&, const detail::LogitsOfTokens&) {};
-  kernels.row_statistics = [](const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                              const RowOptions&, const detail::RowsOnDevice&) {};
-  kernels.row_gradients = [](const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                             const RowOptions&, const at::Tensor&, const detail::RowUpstreams&,
-                             const at::Tensor&) {};
   kernels.policy_loss = [](const PolicyBatch& batch, const PolicyObjective&, const Normalizer&,
                            detail::WantedGradients) -> std::optional<detail::ComputedLoss> {
     return detail::ComputedLoss{

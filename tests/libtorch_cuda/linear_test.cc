@@ -257,12 +257,7 @@ TEST(LinearTokenLogpsOnCuda, RefuseWithTheSentenceOfTheCpu) {
 
 // Tensors without memory: whoever looks into one throws.
 TEST(LinearTokenLogpsOnCuda, TheDoorWaitsForNothing) {
-  detail::CudaKernels kernels = detail::kCudaKernels;
-  kernels.row_statistics = [](const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                              const RowOptions&, const detail::RowsOnDevice&) {};
-  kernels.row_gradients = [](const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                             const RowOptions&, const at::Tensor&, const detail::RowUpstreams&,
-                             const at::Tensor&) {};
+  detail::CudaKernels kernels = without_rows();
   Linear in(at::kFloat);
   for (at::Tensor* each : {&in.hidden, &in.weight, &in.bias, &in.targets}) {
     *each = each->to(at::kMeta);

@@ -171,12 +171,7 @@ TEST(SupportOnCuda, RefusesWithTheSentenceOfTheCpu) {
 
 // Tensors without memory: whoever looks into one throws.
 TEST(SupportOnCuda, TheDoorWaitsForNothing) {
-  detail::CudaKernels kernels = detail::kCudaKernels;
-  kernels.row_statistics = [](const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                              const RowOptions&, const detail::RowsOnDevice&) {};
-  kernels.row_gradients = [](const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                             const RowOptions&, const at::Tensor&, const detail::RowUpstreams&,
-                             const at::Tensor&) {};
+  detail::CudaKernels kernels = without_rows();
   kernels.categorical_kl = [](const at::Tensor& q, const at::Tensor&, const at::Tensor&, double,
                               const at::Tensor&) {
     return std::vector<at::Tensor>(3, q.select(-1, 0).clone());

@@ -6,6 +6,7 @@ import pytest
 import tether
 import torch
 import torch.distributed.tensor
+from paths import on_both_paths
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
@@ -330,12 +331,6 @@ def test_a_bad_id_is_nan_where_nobody_looks():
     assert logps.isnan().tolist() == [False, True, True] and entropies.isfinite().all()
     kl = tether.reference.top_k_kl(logits, targets[:, None], logits[:, :1] - 9, tail="bucket")
     assert kl.isnan().tolist() == [False, True, True]
-
-
-def on_both_paths(run, monkeypatch):
-    first = run()
-    monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
-    return first, run()
 
 
 @pytest.mark.parametrize("objective", ["cispo", "dppo_tv"])

@@ -6,18 +6,10 @@ import math
 import pytest
 import tether
 import torch
+from paths import on_both_paths
 
 INFINITY, NAN = math.inf, math.nan
 SIZES = (1.0, -1.0, 0.5, -2.0)
-PATHS = (frozenset({"cpu"}), frozenset())
-
-
-def on_both_paths(run, monkeypatch):
-    out = []
-    for kernels in PATHS:
-        monkeypatch.setattr(tether._ops, "KERNELS", kernels)
-        out.append(run())
-    return out
 
 
 def assert_alike(one, other, rtol=1e-5, where=""):

@@ -5,15 +5,10 @@ import math
 import pytest
 import tether
 import torch
+from paths import on_both_paths
 
 BROKEN = pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 NAN, INF = math.nan, math.inf
-
-
-def on_both_paths(run, monkeypatch):
-    first = run()
-    monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
-    return first, run()
 
 
 def assert_same(actual, expected):

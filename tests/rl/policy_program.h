@@ -109,4 +109,20 @@ struct Teams64 {
   }
 };
 
+// Real threads of a team give what one thread gives that takes their turns.
+inline void expect_no_race(Batch<float>& batch, const PolicyObjective& objective) {
+  const size_t slots = batch.mask.size();
+  std::vector<float> gradients(slots), expected(slots);
+  const auto into = [&](std::vector<float>& memory) {
+    return PolicyGradients{.logps = {memory.data(), DType::float32, batch.columns, 1}};
+  };
+  const PolicyTotals got =
+      run_program(batch.arrays(), objective, into(gradients), nullptr, 1, Teams64<true>{});
+  const PolicyTotals want =
+      run_program(batch.arrays(), objective, into(expected), nullptr, 1, Teams64<false>{});
+  EXPECT_EQ(got.loss, want.loss);
+  EXPECT_EQ(got.metrics.sums, want.metrics.sums);
+  EXPECT_EQ(gradients, expected);
+}
+
 }  // namespace tether

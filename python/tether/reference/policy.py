@@ -174,10 +174,9 @@ def _terms(
     weight = tokens.token_weight * product_of_weights(rows, tokens, n, batch, staying)
     seen = tokens._replace(advantage=beside_ratio(tokens.advantage, log_ratio))
     sources = [logp, log_ratio]
-    if level.shared and factors is not None and not is_own:
-        sources = [with_scaled_gradient(each, tokens.weight) for each in sources]
     if not is_own:
-        sources = [with_scaled_gradient(each, weight) for each in sources]
+        of_shared = tokens.weight if level.shared and factors is not None else None
+        sources = [_with_weights(each, of_shared, weight) for each in sources]
     loss, clipped = _surrogate(row, batch, seen, *sources, options)
     sharing = (segments, tokens.weight, segment_n, level, factors is not None)
     kl, anchor = _penalty(batch, of_kl, log_ratio, beta, sharing, **penalty)
@@ -202,6 +201,12 @@ def _terms(
         rows=rows,
         factors=factors,
     )
+
+
+def _with_weights(source: Tensor, mask: Tensor | None, weight: Tensor) -> Tensor:
+    """With the mask and then the weights in its gradient, each within bounds."""
+    source = source if mask is None else with_scaled_gradient(source, mask)
+    return with_scaled_gradient(source, weight)
 
 
 def _surrogate(
