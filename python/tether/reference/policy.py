@@ -20,7 +20,6 @@ from tether.reference.numbers import (
     spoil_of,
     wide_dtype,
     with_gradient_of,
-    with_scaled_gradient,
 )
 from tether.reference.objectives import OBJECTIVES, Row
 from tether.reference.rows import (
@@ -37,6 +36,7 @@ from tether.reference.rows import (
     row_factors,
     segments_of,
     with_factors,
+    with_weights,
 )
 from tether.reference.surrogate import Formula
 from tether.reference.weights import WEIGHTS, chosen_weights, kept_tokens, product_of_weights
@@ -176,7 +176,7 @@ def _terms(
     sources = [logp, log_ratio]
     if not is_own:
         of_shared = tokens.weight if level.shared and factors is not None else None
-        sources = [_with_weights(each, of_shared, weight) for each in sources]
+        sources = [with_weights(each, of_shared, weight) for each in sources]
     loss, clipped = _surrogate(row, batch, seen, *sources, options)
     sharing = (segments, tokens.weight, segment_n, level, factors is not None)
     kl, anchor = _penalty(batch, of_kl, log_ratio, beta, sharing, **penalty)
@@ -201,12 +201,6 @@ def _terms(
         rows=rows,
         factors=factors,
     )
-
-
-def _with_weights(source: Tensor, mask: Tensor | None, weight: Tensor) -> Tensor:
-    """With the mask and then the weights in its gradient, each within bounds."""
-    source = source if mask is None else with_scaled_gradient(source, mask)
-    return with_scaled_gradient(source, weight)
 
 
 def _surrogate(

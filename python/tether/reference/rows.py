@@ -238,6 +238,12 @@ def with_factors(
     )
 
 
+def with_weights(source: Tensor, mask: Tensor | None, weight: Tensor) -> Tensor:
+    """With the mask and then the weights in its gradient, each within bounds."""
+    source = source if mask is None else with_scaled_gradient(source, mask)
+    return with_scaled_gradient(source, weight)
+
+
 def selected_tokens(rows: Rows, batch: Batch) -> Tokens:
     wide = wide_dtype(batch.logps.dtype)
     weight = rows.weights(batch.response_mask, wide)
