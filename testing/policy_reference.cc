@@ -248,21 +248,35 @@ double reduced(Reduction reduction, const WeightFormula& formula, const Tokens& 
   }
 }
 
+// What a weight looks at, for each token of a row: a segment's own is measured once.
+std::vector<double> statistics_of(const Tokens& in, const Row& row, const TokenWeight& weight) {
+  const auto& [name, segment, reduction] = rule_of(weight.level);
+  std::map<const Row*, double> of_segments;
+  std::vector<double> out;
+  for (const size_t i : row.slots) {
+    if (segment == Segment::token) {
+      out.push_back(measured(weight.formula, in, i));
+      continue;
+    }
+    const Row& around = in.segment_of(segment, i, row);
+    const auto [found, is_new] = of_segments.try_emplace(&around);
+    if (is_new) found->second = reduced(reduction, weight.formula, in, around);
+    out.push_back(found->second);
+  }
+  return out;
+}
+
 // W of the tokens of a row.
 std::vector<double> token_weights(const Tokens& in, const Row& row,
                                   const std::vector<TokenWeight>& weights) {
   std::vector<double> out(row.slots.size(), 1);
-  for (const auto& [formula, level] : weights) {
-    const auto& [name, segment, reduction] = rule_of(level);
+  for (const TokenWeight& each : weights) {
+    const std::vector<double> statistics = statistics_of(in, row, each);
     for (size_t k = 0; k < out.size(); ++k) {
-      const size_t i = row.slots[k];
       double statistic[16], weight[16];
-      std::fill_n(statistic, 16,
-                  segment == Segment::token
-                      ? measured(formula, in, i)
-                      : reduced(reduction, formula, in, in.segment_of(segment, i, row)));
+      std::fill_n(statistic, 16, statistics[k]);
       std::fill_n(weight, 16, out[k]);
-      formula.multiply(column_of(in, i).columns(), statistic, weight);
+      each.formula.multiply(column_of(in, row.slots[k]).columns(), statistic, weight);
       out[k] = weight[0];
     }
   }
