@@ -15,7 +15,6 @@ from tether._checks import (
     Number,
     check_given,
     check_no_tangents,
-    check_weight_values,
     in_name_of,
     number_of,
     result_dtype,
@@ -44,6 +43,7 @@ from tether._ops import (
     ops,
     scaled,
 )
+from tether._values import check_values
 
 
 class Call(NamedTuple):
@@ -136,10 +136,7 @@ class Call(NamedTuple):
         options are not waited for; where a graph is traced nothing can be asked."""
         if torch.compiler.is_compiling():
             return
-        for name in ("response_mask", "nll_mask"):
-            mask = self.tensors.get(name)
-            if mask is not None:
-                check_weight_values(f"{self.name()}: {name}", mask)
+        check_values(self.name(), self.tensors)
         numbers = {k: v for k, v in self.settings.numbers.items() if number_of(v) is not None}
         given = [name for name, each in self.tensors.items() if each is not None]
         words = self.settings._replace(numbers=numbers).words()

@@ -59,10 +59,10 @@ def walk_of(
             torch._dynamo.graph_break(
                 msg=f"{function}: shard must be None under fullgraph=True, got one"
             )
-        if not _has_kernel(linear):
-            raise ValueError(f"{function}: shard must be None for tensors on a device")
         weight = linear.weight
         check_shard(f"{function}: shard", shard, "weight", weight, weight.shape[0])
+        if not _has_kernel(linear):
+            raise ValueError(f"{function}: shard must be None for tensors on a device")
     return Walk(chunk_of(linear.weight, chunk_bytes, rows_per_chunk), chunk_bytes, shard)
 
 

@@ -12,13 +12,13 @@ from tether import _ops
 from tether._checks import (
     check_device,
     check_integers,
-    check_offset_values,
     kind_of,
     savable,
     shape_text,
 )
 from tether._ids import check_id_type, looks_at_ids
 from tether._ops import once_differentiable
+from tether._values import check_offset_values
 
 _ABSENT = -1  # in ids
 NOWHERE = -100  # in positions

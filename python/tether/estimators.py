@@ -89,6 +89,7 @@ def moments(values: Tensor, response_mask: Tensor) -> Moments:
         return Moments(*on_cuda.run().unbind())
     if gives_numbers(values):
         return Moments(*call.run().tolist())
+    call.check_settings()
     return Moments(*reference.moments(**call.tensors))
 
 
@@ -195,6 +196,7 @@ def mismatch_report(
     if gives_numbers(old_logps):
         out = call.run().tolist()
     else:
+        call.check_settings()
         out = reference.mismatch_report(**call.tensors).unbind()
     levels = (RatioSpread(*out[begin : begin + 5]) for begin in (8, 13, 18))
     return MismatchReport(*out[:8], *levels)

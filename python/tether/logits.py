@@ -130,6 +130,8 @@ def token_logps(
     check_no_tangents(function, logits=logits)
     targets = call.tensors["targets"].to(torch.int64).contiguous()
     on_cuda = _cuda.has_kernel("token_logps_forward", (logits,))
+    if shard is not None:
+        check_shard(f"{function}: shard", shard, "logits", logits, logits.shape[-1])
     if not has_kernel(logits) and not on_cuda:
         _check_none(function, gradient_buffer=gradient_buffer, shard=shard)
         if support is not None:
@@ -139,7 +141,6 @@ def token_logps(
     if gradient_buffer is not None:
         _check_buffer(f"{function}: gradient_buffer", gradient_buffer, logits)
     if shard is not None:
-        check_shard(f"{function}: shard", shard, "logits", logits, logits.shape[-1])
         call = call.with_numbers({"first_id": shard.first_id, "ids": shard.ids})
     return _logps_by_kernel(logits, targets, call, support, gradient_buffer, shard, *asked)
 

@@ -15,7 +15,6 @@ from tether._checks import (
     check_count,
     check_merged,
     check_number,
-    check_offset_values,
     check_positive,
     kind_of,
     scalar,
@@ -24,6 +23,7 @@ from tether._functions import Call
 from tether._lists import Numbers, Value
 from tether._objectives import Weights, objective_call, takes_tokens_out
 from tether._ops import Arriving, has_kernel, is_eager, ops
+from tether._values import check_offset_values
 from tether.objective import PolicyObjective
 from tether.reference.rows import LEVELS
 from tether.surrogate import Surrogate

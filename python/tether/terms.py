@@ -8,7 +8,7 @@ import re
 import torch
 from torch import Tensor
 
-from tether._checks import Number, check_floating, check_given, in_name_of
+from tether._checks import Number, check_flags, check_floating, check_given, in_name_of
 from tether._lists import Numbers, of_numbers
 from tether._ops import once_differentiable
 from tether.policy import Normalizer, loss_of, policy_token_losses
@@ -79,6 +79,7 @@ def kl_terms(
     check_given(f"{function}: logps", logps)
     check_given(f"{function}: ref_logps", ref_logps)
     check_floating(f"{function}: logps", logps)
+    check_flags(function, allow_biased_gradient=allow_biased_gradient)
     logps = once_differentiable(function, logps)
     offsets = of_numbers(offsets, "ids", logps)
     options = {

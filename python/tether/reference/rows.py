@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether._checks import check_offset_values, savable
+from tether._checks import savable
+from tether._values import check_offset_values
 from tether.reference.numbers import (
     LARGEST_INPUT,
     Number,
