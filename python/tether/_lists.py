@@ -342,10 +342,10 @@ def is_plain(argument: Argument, tensor: Any, like: Like) -> bool:
         and type(tensor) is Tensor
         and (tensor.dtype in dtypes or tensor.dtype == of.dtype)
         and not argument.like
+        and tensor.layout == torch.strided
+        and not tensor.is_nested  # which has no shape
         and tensor.shape in _plain_shapes(argument.shape, like)
         and tensor.device == of.device
-        and tensor.layout == torch.strided
-        and not tensor.is_nested
         and not tensor.requires_grad
         and forward_ad._current_level < 0
     )

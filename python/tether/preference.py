@@ -210,7 +210,8 @@ def _check_denominators(function: str, call: Call, counts: dict[str, Number]) ->
 def _is_of_answers(tensors: dict[str, Tensor | None]) -> bool:
     """Whether there is one number of the reference for each answer of several tokens."""
     logps, ref_logps, offsets = (tensors[name] for name in ("logps", "ref_logps", "offsets"))
-    if not all(isinstance(each, Tensor) for each in (logps, ref_logps)) or ref_logps.dim() != 1:
+    dense = (isinstance(each, Tensor) and not each.is_nested for each in (logps, ref_logps))
+    if not all(dense) or ref_logps.dim() != 1:
         return False
     if offsets is None:
         return logps.dim() == 2 and len(ref_logps) == len(logps)

@@ -108,6 +108,6 @@ def kl_terms(
 
 def _of_rows(tokens: Tensor, offsets: Tensor | None) -> Tensor:
     """Ones: [rows, 1] of packed ones, which may be as many as tokens."""
-    if isinstance(offsets, Tensor) and offsets.dim() == 1 and len(offsets) > 1:
-        return tokens.new_ones(len(offsets) - 1, 1)
+    if isinstance(offsets, Tensor) and offsets.dim() == 1 and offsets.numel() > 1:
+        return tokens.new_ones(offsets.numel() - 1, 1)
     return torch.ones_like(tokens)

@@ -39,10 +39,14 @@ PATHS = ("kernels", "other", "meta")
 ELSEWHERE = "on another device than the rest"
 
 
+def is_dense(each):
+    return isinstance(each, torch.Tensor) and not each.is_nested
+
+
 def on_meta(arguments, but):
     """All tensors on meta, but those of `but`, which are where they are meant to be."""
     return {
-        name: each.to("meta") if isinstance(each, torch.Tensor) and name not in but else each
+        name: each.to("meta") if is_dense(each) and name not in but else each
         for name, each in arguments.items()
     }
 
@@ -62,6 +66,7 @@ def wrong_tensors(tensor):
         "a dimension more": tensor[None].expand(2, *tensor.shape),
         "a dimension less": tensor.flatten()[:1].reshape(()),
         "another size": torch.cat([tensor.flatten(), tensor.flatten(), tensor.flatten()[:1]]),
+        "nested": torch.nested.nested_tensor([tensor, tensor]),
         "sparse": torch.zeros(tensor.shape, device=tensor.device).to_sparse(),
         "elsewhere": ELSEWHERE,
     }
@@ -154,6 +159,7 @@ def refusal(function, arguments):
     return f"taken: {type(out).__name__}"
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("function", CALLS)
 def test_every_wrong_call_is_refused_in_one_sentence(function, monkeypatch):
     calls = list(wrong_calls(function))
