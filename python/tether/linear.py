@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tether import policy, preference
+from tether._catalogue import FAMILIES
 from tether._checks import Number, check_given, check_no_tangents, number_of, shape_text
 from tether._cuda_linear import loss_call, walk_over
 from tether._functions import Call
@@ -20,6 +21,7 @@ from tether._lists import Numbers, Settings, Value
 from tether._objectives import Weights, levels_of, objective_call, resolved
 from tether._ops import has_eager_kernel
 from tether._support import Support
+from tether._typed import class_name
 from tether.logits import RowSettings, TokenLogps, VocabularyShard, with_index_error
 from tether.objective import PolicyObjective, PreferenceObjective
 from tether.policy import Normalizer, PolicyMetrics, denominators
@@ -127,6 +129,7 @@ def linear_policy_loss(
     `Surrogate` need all log-probabilities first: four products, or three where they are one chunk.
     """
     function = "linear_policy_loss"
+    _check_scale(function, objective, scale)
     objective, options, weights = resolved(objective, options, weights, function)
     settings = RowSettings(temperature, scale, softcap, ignore_index, entropies=entropies)
     if isinstance(objective, Surrogate):
@@ -171,6 +174,16 @@ def _check_rows(function: str, targets: Tensor, offsets: Numbers | None) -> None
     if offsets is None and targets.dim() != 2:
         raise ValueError(
             f"{function}: targets must be [B, T], or [N] with offsets, got {shape_text(targets)}"
+        )
+
+
+def _check_scale(function: str, objective: Any, scale: float) -> None:
+    """That of logits is not taken for an option of the objective."""
+    row = FAMILIES["policy"].get(objective) if isinstance(objective, str) else None
+    if row is not None and "scale" in row.options and scale != 1:
+        raise ValueError(
+            f"{function}: scale must be 1 beside the name of an objective with such an option, got "
+            f'{scale} of "{objective}". Pass tether.objective.{class_name(objective)}(scale=...)'
         )
 
 

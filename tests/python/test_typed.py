@@ -303,3 +303,24 @@ def test_pickled_settings_are_those_that_were_given():
     for value in (tether.objective.Dapo(epsilon_high=0.3), tether.weight.RingMask()):
         again = pickle.loads(pickle.dumps(value))
         assert (again, again.settings()) == (value, value.settings())
+
+
+@pytest.mark.parametrize("name", ["sppo", "a2po"])
+def test_the_scale_of_logits_is_none_of_an_objective(name):
+    kind = CLASSES[name]
+    generator = torch.Generator().manual_seed(2)
+    hidden, head = torch.randn(2, 3, 4, generator=generator), torch.randn(8, 4, generator=generator)
+    targets, mask = torch.tensor([[1, 0, 7], [3, 2, 2]]), torch.ones(2, 3)
+    batch = (torch.tensor([1.0, -0.5]), mask)
+    of_head = {"hidden": hidden, "weight": head, "targets": targets, "scale": 0.5}
+    logps = tether.linear_token_logps(**of_head).logps
+    given = {"old_logps": logps + 0.1, "objective": kind(scale=0.3)}
+    got = tether.linear_policy_loss(hidden, head, targets, *batch, scale=0.5, **given).loss
+    torch.testing.assert_close(got, tether.policy_loss(logps, *batch, **given).loss)
+
+    with pytest.raises(ValueError) as caught:
+        tether.linear_policy_loss(hidden, head, targets, *batch, objective=name, scale=0.5)
+    assert str(caught.value) == (
+        "linear_policy_loss: scale must be 1 beside the name of an objective with such an option, "
+        f'got 0.5 of "{name}". Pass tether.objective.{kind.__name__}(scale=...)'
+    )
