@@ -104,6 +104,53 @@ def test_a_token_makes_the_metrics_of_values_nan(broken, place, name, monkeypatc
     assert math.isnan(metrics["explained_variance"]) == of_errors
 
 
+# ---- pairs, and answers with labels --------------------------------------------------------------
+
+
+@BROKEN
+@pytest.mark.parametrize("objective", tether.objectives("preference"))
+@pytest.mark.parametrize("name", ["logps", "ref_logps", "baselines"])
+@pytest.mark.parametrize("ld_alpha", [1, 0])
+@pytest.mark.parametrize("link", ["reverse_kl", "js"])
+def test_every_slope_of_a_broken_answer_is_nan(
+    broken, objective, name, ld_alpha, link, monkeypatch
+):
+    labelled = objective == "kto"
+    if (name == "ref_logps" and objective == "orpo") or (labelled and ld_alpha == 0):
+        return
+    if name == "logps" and objective == "orpo" and broken == INF:
+        return  # refused
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.arange(4) < torch.tensor([[4], [2], [3], [3]])
+    batch = {each: -torch.rand(4, 4, generator=generator) - 0.1 for each in ("logps", "ref_logps")}
+    batch["baselines"] = torch.tensor([0.0, 0, 100, 0])  # far beyond the hinge
+    batch["link"] = "log_odds" if objective == "orpo" else link
+    batch[name][:1].view(-1)[0] = broken  # of the first answer
+    if labelled:
+        batch["labels"] = torch.tensor([False, True, True, False])
+    elif ld_alpha == 0:
+        batch["ld_alpha"] = 0
+
+    def run():
+        logps = batch["logps"].clone().requires_grad_()
+        given = batch | {"logps": logps, "nll_coef": 0.3 * ld_alpha}
+        loss, metrics = tether.preference_loss(response_mask=mask, objective=objective, **given)
+        loss.backward()
+        return logps.grad, metrics.sums[7], loss.detach()  # of the likelihood
+
+    wanted = torch.zeros(4, 4, dtype=torch.bool)
+    wanted[0] = mask[0]
+    wanted[0, 3] = ld_alpha != 0  # behind the end of the other answer
+    if not labelled:
+        wanted[2] = mask[2]
+    for slopes, likelihood, loss in on_both_paths(run, monkeypatch):
+        assert loss.isnan()
+        assert torch.equal(slopes.isnan(), wanted)
+        assert (slopes[~mask] == 0).all() and (slopes[mask & ~wanted] != 0).any()
+        # A bad answer has no likelihood to break.
+        assert likelihood[0].isnan() == (not labelled and ld_alpha != 0)
+
+
 # ---- rows of logits ------------------------------------------------------------------------------
 
 

@@ -9,7 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tether.reference.numbers import Number, number_beside, with_slope
+from tether.reference.numbers import (
+    Number,
+    number_beside,
+    with_gradient_of,
+    with_scaled_gradient,
+    with_slope,
+)
 
 # x = beta (g_c - g_r), of linked scores above baselines. The slopes of losses are written out:
 # torch would add up those of the parts, which for an infinite upstream gradient is NaN.
@@ -82,7 +88,9 @@ def ipo(pair: Pair) -> Tensor:
 
 def hinge(pair: Pair) -> Tensor:
     """max(0, 1 - x). arXiv:2309.06657, eq. 9."""
-    return torch.relu(1 - pair.margin)
+    x = pair.margin
+    slope = torch.where(x < 1, -1.0, torch.zeros_like(x))  # that of relu would hide NaN
+    return with_gradient_of(torch.relu(1 - x), with_scaled_gradient(x, slope))
 
 
 def robust(pair: Pair, *, label_smoothing: Number = 0.1) -> Tensor:

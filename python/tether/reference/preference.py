@@ -109,7 +109,7 @@ def preference_loss(
     examples = _examples(row, answers, labels, baselines, answer_weights, share, settings)
     spoil = torch.where(examples.finite, 1.0, math.nan)
     terms = torch.where(present, spoil * examples.loss, 0.0)
-    nll = torch.where(present, spoil * examples.nll, 0.0)
+    nll = torch.where(present & examples.good, spoil * examples.nll, 0.0)
     of_tokens = settings["nll_mean"] == "token"
     nll_count = torch.where(present, examples.nll_n, 0.0).sum() if of_tokens else count
     loss = with_gradient_of(within(share * terms).sum(), terms.sum())
@@ -163,7 +163,10 @@ def _answers(
         each = torch.where(active != 0, tensor.to(wide), 0.0)
         if wide == torch.float64:  # sums of float32 do not overflow there
             each = saturated(each, LARGEST_INPUT[wide])
-        return rows.sum(of.double() * widened(each))
+        terms = of.double() * widened(each)
+        if of is not active:  # what ld_alpha = 0 takes out has no slope, in a broken answer too
+            terms = with_gradient_of(terms, torch.where(of != 0, terms, 0.0))
+        return rows.sum(terms)
 
     def over(sums: Tensor, n: Tensor) -> Tensor:
         return sums / torch.where(n > 0, n, 1.0)
