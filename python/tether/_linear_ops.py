@@ -11,7 +11,7 @@ from torch import Tensor
 from tether import _ops
 from tether._checks import dtype_text, result_dtype, savable, shape_text
 from tether._cuda_shards import block_of, merged
-from tether._logits_ops import again, doubles, gathered, new_statistics
+from tether._logits_ops import again, check_no_batch, doubles, gathered, new_statistics
 from tether._ops import ops, scaled
 
 _IGNORED_ROW = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0)  # ignored_row() of logits/rows.h
@@ -320,6 +320,7 @@ class _LinearGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         *walk, shard, ctx.function = arguments
+        check_no_batch(ctx.function, *walk[6:8])
         dhidden, *others = gradient_of_chunks(*walk)
         return _reduced(ctx.function, shard, dhidden), *others
 

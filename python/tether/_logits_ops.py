@@ -24,6 +24,18 @@ def again(function: str) -> str:
     )
 
 
+def check_no_batch(function: str, *gradients: Tensor | None) -> None:
+    """Of gradients that arrive: what writes to memory cannot be mapped over them."""
+    if torch.compiler.is_compiling():
+        return
+    is_batch = torch._C._functorch.is_legacy_batchedtensor
+    if any(each is not None and is_batch(each) for each in gradients):
+        raise NotImplementedError(
+            f"{function}: gradients must arrive one at a time, got a batch of them. Use "
+            "torch.func.jacrev in place of is_grads_batched"
+        )
+
+
 def like_result(logits: Tensor) -> Tensor:
     return logits.new_empty(logits.shape[:-1], dtype=result_dtype(logits))
 
@@ -99,6 +111,7 @@ class TokenGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, targets, support, statistics, dlogps, dentropies, words, buffer):
+        check_no_batch("token_logps", dlogps, dentropies)
         dlogits = buffer
         if dlogits is None:
             dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)

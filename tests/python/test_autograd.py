@@ -627,6 +627,29 @@ def test_second_derivatives_of_torch_func_are_refused_in_our_words(name, nested)
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_of_gradients_is_each_of_them_or_refused(name, on_cpu, monkeypatch):
+    if not on_cpu:
+        if name == "token_logps of a buffer":
+            return  # on a CPU alone
+        monkeypatch.setattr(tether._ops, "KERNELS", frozenset())
+    function, leaves, constants = functions()[name]
+    leaves = [each.clone().requires_grad_() for each in leaves]
+    loss = function(*leaves, **constants)
+    upstream = torch.tensor([1.0, -2.0], dtype=loss.dtype)
+    try:
+        both = torch.autograd.grad(loss, leaves, upstream, retain_graph=True, is_grads_batched=True)
+    except NotImplementedError as error:
+        assert str(error) == (
+            f"{name.split(' of ')[0]}: gradients must arrive one at a time, got a batch of them. "
+            "Use torch.func.jacrev in place of is_grads_batched"
+        )
+    else:
+        for each, one in zip(both, torch.autograd.grad(loss, leaves), strict=True):
+            torch.testing.assert_close(each, torch.stack([one, -2 * one]))
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("name", [name for name in NAMES if "buffer" not in name])
 def test_gradients_of_a_graph_that_stays_are_the_callers(name, on_cpu, monkeypatch):
     if not on_cpu:
