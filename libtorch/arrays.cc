@@ -62,6 +62,7 @@ face::Element face::Access<at::Tensor>::element(const at::Tensor& tensor) {
 
 void face::Access<at::Tensor>::check_gradient(const std::string& where, std::string_view name,
                                               const at::Tensor& tensor, Flow flow) {
+  detail::check_type(!tensor.is_nested(), where + " must be a dense tensor, got a nested one");
   detail::check_type(tensor.layout() == at::kStrided,
                      where + " must be a dense tensor, got another layout");
   if (tensor._fw_grad(/*level=*/0).defined()) {

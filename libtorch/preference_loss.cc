@@ -139,7 +139,9 @@ AnswerTerms answers_of(const PreferenceBatch& batch, const PreferenceObjective& 
   const at::Tensor of_score = score_weights(sum_rows, weight, objective.ld_alpha);
   at::Tensor score = logp;
   if (objective.reference) score = logp - selected(batch, weight, batch.ref_logps);
-  out.score = sum_rows(of_score * score) / over;
+  const at::Tensor terms = of_score * score;
+  // What ld_alpha = 0 takes out has no slope, in a broken answer too.
+  out.score = sum_rows(at::where(of_score != 0, terms, terms.detach())) / over;
   out.nll_n = out.n;
   out.nll = -out.logp;
   if (objective.nll.coefficient == 0) return out;
@@ -290,7 +292,7 @@ detail::FusedResult compute_on_tensors(const PreferenceBatch& batch,
     const bool of_tokens = objective.nll.mean == NllMean::token;
     const at::Tensor tokens = at::where(examples.present, examples.nll_n, none).sum().detach();
     const at::Tensor over = of_tokens ? tokens : count;
-    const at::Tensor each = seen(examples.nll), sum = each.sum();
+    const at::Tensor each = at::where(examples.good, seen(examples.nll), none), sum = each.sum();
     const auto& of_step = of_tokens ? normalizer.tokens : normalizer.pairs;
     const at::Tensor nll_share =
         share_of(of_step, over, bounded(normalizer.factor() * objective.nll.coefficient));

@@ -318,6 +318,19 @@ TEST(Doors, TangentsAreRefusedOfConstantsToo) {
   torch::autograd::ForwardADLevel::release_idx(level);
 }
 
+TEST(Doors, NestedTensorsAreRefused) {
+  const at::Tensor rows = packed(8).view({2, 4}), mask = at::ones({2, 4});
+  const at::Tensor nested = at::_nested_tensor_from_tensor_list({packed(4), packed(4)});
+  const std::string rule = " must be a dense tensor, got a nested one";
+  PolicyBatch batch{.logps = rows, .advantages = rows, .response_mask = mask};
+  batch.advantages = nested;
+  EXPECT_EQ(message([&] { ppo_loss(batch); }), "policy_loss: advantages" + rule);
+  batch = {.logps = nested, .advantages = rows, .response_mask = mask};
+  EXPECT_EQ(message([&] { ppo_loss(batch); }), "policy_loss: logps" + rule);
+  EXPECT_EQ(message([&] { token_logps(nested, at::zeros({2}, at::kLong)); }),
+            "token_logps: logits" + rule);
+}
+
 // 1 - tanh^2 of 10 and 9 is below the last place of 1.
 TEST(Doors, TheSlopeOfASoftcapKeepsItsDigits) {
   const at::Tensor values = at::tensor({300.0, 270.0, -300.0}, at::kDouble).view({1, 3});

@@ -198,6 +198,26 @@ TEST(PreferenceLossFace, LargeSlopesMeetBeforeTheyAreNarrowed) {
   }
 }
 
+TEST(PreferenceLossFace, WhatCountsForNothingInABrokenAnswerHasNoSlope) {
+  PreferenceBatch batch = random_batch(3, 7);
+  batch.baselines = at::tensor({INFINITY, 0.f, 0.f, 0.f, 0.f, 0.f});
+  PreferenceObjective objective = presets::dpo();
+  objective.ld_alpha = 0;
+  const at::Tensor kernel = gradient(preference_loss(batch, objective).loss, batch.logps);
+  const at::Tensor tensors =
+      gradient(detail::preference_loss_any_device(batch, objective).loss, batch.logps);
+  EXPECT_TRUE(kernel.isnan().any().item<bool>());
+  EXPECT_FALSE(kernel.isnan().equal(batch.response_mask));
+  EXPECT_TRUE(at::allclose(kernel, tensors, 1e-11, 1e-14, /*equal_nan=*/true));
+
+  objective = presets::kto();
+  objective.nll.coefficient = 0.5;
+  batch.labels = at::tensor({0, 1, 1, 0, 1, 0});  // a bad answer has no likelihood
+  const auto nll = [](const PreferenceOutput& out) { return out.metrics.to_map().at("nll"); };
+  EXPECT_DOUBLE_EQ(nll(preference_loss(batch, objective)),
+                   nll(detail::preference_loss_any_device(batch, objective)));
+}
+
 TEST(PreferenceLossFace, SecondDerivativesAreRefused) {
   const PreferenceBatch batch = random_batch(2, 5);
   const at::Tensor loss = dpo_loss(batch).loss;
