@@ -204,7 +204,8 @@ def _ids_of(function: str, groups: Groups | None, rewards: Tensor) -> Tensor | N
         return None
     what = "a size, a tensor of ids or labels"
     unordered = isinstance(groups, (str, bytes, Set, Mapping))
-    if unordered or not isinstance(groups, Iterable):
+    single = getattr(groups, "shape", None) == ()  # an array of one, which is iterable by its class
+    if unordered or single or not isinstance(groups, Iterable):
         raise TypeError(f"{function}: groups must be {what}, got {kind_of(groups)}")
     labels = list(groups)
     for each in labels:

@@ -512,6 +512,11 @@ def test_strided_inputs_give_the_same_bits(stride):
             "group_advantage: groups must be a size, a tensor of ids or labels, got str",
         ),
         (
+            lambda: tether.group_advantage(torch.zeros(1), np.array("prompt")),
+            TypeError,
+            "group_advantage: groups must be a size, a tensor of ids or labels, got numpy.ndarray",
+        ),
+        (
             lambda: tether.group_advantage(torch.zeros(2), [["a"], ["b"]]),
             TypeError,
             "group_advantage: groups must be a size, a tensor of ids or labels, got one "
