@@ -18,6 +18,7 @@
 #include "libtorch/arrays.h"
 #include "libtorch/cuda/kernels.h"
 #include "libtorch/executor.h"
+#include "libtorch/flat_batch.h"
 #include "libtorch/logits_rows.h"
 #include "libtorch/stored_gradient.h"
 #include "libtorch/tensor_number.h"
@@ -176,18 +177,20 @@ class TokenLogpsFunction : public Function<TokenLogpsFunction> {
 
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
-// x / T of logits/rows.h. Filling -inf with -inf cuts the gradient there, as 0 does that of ignored
-// rows.
+// x / T of logits/rows.h; a finite one that overflows counts as the largest number. Filling -inf
+// with -inf cuts the gradient there, as 0 does that of ignored rows.
 at::Tensor final_logits(const at::Tensor& logits, const RowOptions& row) {
   const at::Tensor stored = logits.to(detail::result_type(logits));
   at::Tensor x = stored * row.scale;
-  const at::Tensor absent = x == kMinusInfinity, infinite = stored == -kMinusInfinity;
+  const at::Tensor absent = stored == kMinusInfinity, infinite = stored == -kMinusInfinity;
   if (rows::is_capped(row)) {
     const TensorNumber known{stored.masked_fill(absent, 0)};
     const TensorNumber slope{rows::capped_slope(known.value.detach(), row)};
     x = with_gradient_of({rows::capped(known.value, row)}, slope * known).value;
   }
-  return at::where(infinite, stored, x.masked_fill(absent, kMinusInfinity)) / row.temperature;
+  const TensorNumber quotient{x / row.temperature};
+  x = with_gradient_of({detail::narrowed(quotient.value, logits)}, quotient).value;
+  return at::where(infinite, stored, x.masked_fill(absent, kMinusInfinity));
 }
 
 }  // namespace
@@ -214,7 +217,8 @@ TokenLogps token_logps_any_device(const at::Tensor& logits, const at::Tensor& ta
                           .masked_fill(ignored, 0);
     const at::Tensor largest = constant.amax(-1);
     const at::Tensor reached = constant.gather(-1, index).squeeze(-1) >= largest;
-    out.target_is_largest = reached.logical_or(ignored);
+    const at::Tensor sound = at::isfinite(largest);
+    out.target_is_largest = reached.logical_and(sound).logical_or(ignored);
   }
   return out;
 }

@@ -201,7 +201,7 @@ TETHER_TEAM void put_results(const RowResults& out, int64_t row, const RowState&
   put(out.logps, row, logp_of(state, multiplier));
   put(out.entropies, row, entropy_of(state));
   put(out.logsumexps, row, fmaf(state.reference, multiplier, kLn2 * log2f(state.sum)));
-  put(out.target_is_largest, row, state.target_logit >= state.reference);
+  put(out.target_is_largest, row, state.target_logit >= state.reference && state.sum > 0);
   if constexpr (kAll) {
     put(out.sums_of_squared_p, row, state.sum_of_squares / (state.sum * state.sum));
     put(out.mean_logits, row, state.logit_sum / state.columns * multiplier);

@@ -75,7 +75,9 @@ double mean_logit(const RowStatistics& row, const RowOptions& options) {
   return row.logit_sum / row.columns * multiplier(options);
 }
 
-bool target_is_largest(const RowStatistics& row) { return row.target_logit >= row.max_logit; }
+bool target_is_largest(const RowStatistics& row) {
+  return row.target_logit >= row.max_logit && sum(row) > 0;  // not NaN
+}
 
 int64_t first_bad_target(const int64_t* targets, int64_t rows, int64_t vocabulary,
                          int64_t ignore_index) {

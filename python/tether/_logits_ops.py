@@ -97,7 +97,7 @@ def token_statistics(statistics, inputs, settings):
 def _token_statistics_on_cuda(statistics, shape, numbers):
     reference, total, _, target, squares, logits, columns = statistics.unbind(-1)
     means = logits / columns * multiplier(**numbers)
-    found = squares / total.square(), means, target >= reference
+    found = squares / total.square(), means, (target >= reference) & (total > 0)
     return tuple(each.view(shape) for each in found)
 
 

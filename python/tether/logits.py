@@ -45,7 +45,8 @@ class TokenLogps(NamedTuple):
     # None unless statistics=True, constants:
     sum_of_squared_p: Tensor | None = None  # sum_v p_v^2
     mean_logits: Tensor | None = None  # of x, over the columns above -inf
-    target_is_largest: Tensor | None = None  # bool: no other id is more probable
+    # bool: no other id is more probable; False where the row holds NaN
+    target_is_largest: Tensor | None = None
 
 
 class RowSettings(NamedTuple):

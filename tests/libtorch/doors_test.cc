@@ -331,6 +331,36 @@ TEST(Doors, NestedTensorsAreRefused) {
             "token_logps: logits" + rule);
 }
 
+TEST(Doors, LogitsThatOverflowOverTheTemperatureKeepTheirGradient) {
+  const at::Tensor logits =
+      at::tensor({3e38f, 1.f, 3e38f, -3e38f, -3e38f, -3e38f}).view({2, 3}).requires_grad_();
+  const at::Tensor targets = at::tensor({0, 1}, at::kLong);
+  const at::Tensor slopes = at::tensor({1.f, 0.f, -1.f, -2.f / 3, 4.f / 3, -2.f / 3}).view({2, 3});
+  for (const RowOptions& row : {RowOptions{.temperature = 0.5}, RowOptions{.scale = 2}}) {
+    const TokenLogpsOptions options{.row = row, .entropies = true, .statistics = true};
+    const TokenLogps kernel = token_logps(logits, targets, options);
+    const TokenLogps tensors = detail::token_logps_any_device(logits, targets, options);
+    for (const TokenLogps& each : {kernel, tensors}) {
+      EXPECT_TRUE(at::allclose(each.logps, -each.entropies));
+      EXPECT_TRUE(at::allclose(each.entropies, at::tensor({2.f, 3.f}).log()));
+      EXPECT_TRUE(
+          at::allclose(torch::autograd::grad({each.logps}, {logits}, {at::ones({2})})[0], slopes));
+      EXPECT_TRUE(each.target_is_largest.all().item<bool>());
+    }
+  }
+}
+
+TEST(Doors, NoTargetIsTheLargestOfARowWithNaN) {
+  at::Tensor logits = at::zeros({9, 9});
+  logits.fill_diagonal_(NAN);  // of each row another column
+  const at::Tensor targets = at::arange(9).roll(1);
+  const TokenLogpsOptions options{.statistics = true};
+  for (const TokenLogps& each : {token_logps(logits, targets, options),
+                                 detail::token_logps_any_device(logits, targets, options)}) {
+    EXPECT_FALSE(each.target_is_largest.any().item<bool>());
+  }
+}
+
 // 1 - tanh^2 of 10 and 9 is below the last place of 1.
 TEST(Doors, TheSlopeOfASoftcapKeepsItsDigits) {
   const at::Tensor values = at::tensor({300.0, 270.0, -300.0}, at::kDouble).view({1, 3});

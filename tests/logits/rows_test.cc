@@ -283,6 +283,28 @@ TEST(Rows, AllStatistics) {
   }
 }
 
+// Wherever NaN is: comparisons pass it over in one lane and not in another.
+TEST(Rows, NoTargetIsTheLargestOfABrokenRow) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (size_t columns : {2, 9, 40, 700}) {
+    Batch batch = random_batch(DType::float32, 2, static_cast<int64_t>(columns), 3);
+    for (size_t place = 0; place < columns; ++place) {
+      for (const double broken : {nan, infinity}) {
+        Doubles& logits = batch.logits;
+        logits.assign(2 * columns, 0);
+        logits[place] = broken;
+        std::fill(logits.begin() + static_cast<std::ptrdiff_t>(columns), logits.end(), -infinity);
+        batch.targets = {static_cast<int64_t>(place == 0), 0};
+        Memory memory(batch.dtype, logits);
+        std::vector<RowStatistics> rows(2);
+        row_statistics(batch.view(memory), batch.targets.data(), batch.options, rows.data());
+        EXPECT_FALSE(target_is_largest(rows[0])) << columns << " " << place << " " << broken;
+        EXPECT_FALSE(target_is_largest(rows[1]));
+      }
+    }
+  }
+}
+
 TEST(Rows, LogpsOfSeveralIds) {
   for (DType dtype : kAllTypes) {
     Batch batch = random_batch(dtype, 3, 2100, 2);

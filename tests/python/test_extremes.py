@@ -207,6 +207,27 @@ ROWS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{"temperature": 0.5}, {"scale": 4.0}])
+def test_logits_that_overflow_over_the_temperature_keep_their_gradient(dtype, options, monkeypatch):
+    logits = torch.tensor([[3e38, 1, 3e38], [-3e38, -3e38, -3e38]]).to(dtype)
+    weights = torch.tensor([1.0, -0.5])
+    slope = options.get("scale", 1) / options.get("temperature", 1)
+
+    def run():
+        leaf = logits.clone().requires_grad_()
+        out = tether.token_logps(leaf, torch.tensor([0, 1]), entropies=True, **options)
+        (weights * out.logps).sum().backward()
+        return out.logps.detach(), out.entropies.detach(), leaf.grad
+
+    sizes = torch.tensor([2.0, 3.0]).log()
+    rows = torch.tensor([[0.5, 0, -0.5], [1 / 6, -1 / 3, 1 / 6]])
+    for logps, entropies, gradient in on_both_paths(run, monkeypatch):
+        torch.testing.assert_close(logps, -sizes)
+        torch.testing.assert_close(entropies, sizes)
+        torch.testing.assert_close(gradient, (slope * rows).to(dtype))
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_broken_rows_of_logits_are_nan_and_so_is_their_gradient(row, monkeypatch):
     broken, sound = ROWS[row], [0.0, -INFINITY, 1.0, 2.0]

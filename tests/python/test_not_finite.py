@@ -154,6 +154,29 @@ def test_every_slope_of_a_broken_answer_is_nan(
 # ---- rows of logits ------------------------------------------------------------------------------
 
 
+@BROKEN
+@pytest.mark.parametrize("columns", [2, 9, 40])
+@pytest.mark.parametrize("kept", [False, True])
+def test_no_target_is_the_largest_of_a_broken_row(broken, columns, kept, monkeypatch):
+    logits = torch.zeros(columns, columns)  # of each row another column
+    logits.fill_diagonal_(broken)
+    targets = torch.arange(columns).roll(1)
+    ids = torch.arange(columns).expand(columns, columns)
+    nothing = torch.full((1, columns), -INF)
+    support = {"support": tether.support(targets, ids)} if kept else {}
+
+    def run():
+        out = tether.token_logps(logits, targets, statistics=True, **support)
+        first = tether.support(targets[:1], ids[:1]) if kept else None
+        last = tether.token_logps(nothing, targets[:1], statistics=True, support=first)
+        assert last.logps.isnan() and not last.target_is_largest
+        return out.target_is_largest, out.logps
+
+    for largest, logps in on_both_paths(run, monkeypatch):
+        assert logps.isnan().all() == (broken != -INF)
+        assert (largest == (broken == -INF)).all()
+
+
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
 @pytest.mark.parametrize("place", [0, 40, 2050])
 @pytest.mark.parametrize("others", [0.0, -INF])

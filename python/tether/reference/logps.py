@@ -56,7 +56,8 @@ def token_statistics(
     """sum_v p_v^2, the mean of x / temperature and whether no p_v is above that of the target.
 
     x and p as in token_logps; the mean is over the columns above -inf. Constants like targets, the
-    last one bool. Ignored targets get 1, 0 and True, those of a single column.
+    last one bool. Ignored targets get 1, 0 and True, those of a single column; the last
+    one is False in a row without a largest number.
     """
     ignored = targets == ignore_index
     x = _final_logits(logits.detach(), ignored, temperature, scale, softcap)
@@ -64,11 +65,11 @@ def token_statistics(
     p = torch.softmax(x, -1)
     mean = torch.where(present, x, 0).sum(-1) / present.sum(-1)
     y, _ = _known(targets.masked_fill(ignored, 0), x)
-    reached = x.gather(-1, y[..., None])[..., 0]
+    reached, largest = x.gather(-1, y[..., None])[..., 0], x.amax(-1)
     return (
         p.square().sum(-1).masked_fill(ignored, 1),
         mean.masked_fill(ignored, 0),
-        (reached >= x.amax(-1)) | ignored,
+        ((reached >= largest) & largest.isfinite()) | ignored,
     )
 
 
@@ -148,7 +149,8 @@ def _final_logits(
         q = torch.exp(-2 * z.detach().abs())  # 1 - tanh^2 = 4 q / (1 + q)^2
         x = with_gradient_of(softcap * torch.tanh(z), softcap * (4 * q / (1 + q) ** 2) * z)
     largest = torch.finfo(x.dtype).max  # of finite ones; their products may overflow
-    x = (x / temperature).clamp(-largest, largest)
+    x = x / temperature
+    x = with_gradient_of(x.clamp(-largest, largest), x)
     return x.masked_fill(absent, -math.inf).masked_fill(infinite, math.inf)
 
 
