@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <initializer_list>
 #include <optional>
+#include <span>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -319,54 +320,74 @@ inline std::string json_list(std::initializer_list<std::string> parts) {
   return json_list(parts, [](const std::string& part) { return part; });
 }
 
+inline std::string json_flag(bool value) { return value ? "true" : "false"; }
+
+inline void append_json(std::string& list, const std::string& item) {
+  list += (list.empty() ? "" : ", ") + item;
+}
+
+// What is said of one option, choice, argument or result is not a template: of the types of options
+// there are many, and the package would have a copy for each.
+
+inline std::string json_of_option(std::string_view name, double value, const Range& range) {
+  return json_list({json_text(name), number_text(value), number_text(range.low),
+                    number_text(range.high), json_flag(range.above), json_text(text(range))});
+}
+
+inline std::string json_of_choice(std::string_view name, size_t value,
+                                  std::span<const std::string_view> names) {
+  return json_list({json_text(name), json_text(names[value]), json_list(names, json_text)});
+}
+
 // "options": ..., "choices": ... of anything that has them.
 template <class Options>
 std::string json_of_options(Options options) {
   std::string numbers, choices;
   for_each_option(options, [&](std::string_view name, double value, const Range& range) {
-    numbers += (numbers.empty() ? "" : ", ") +
-               json_list({json_text(name), number_text(value), number_text(range.low),
-                          number_text(range.high), range.above ? "true" : "false",
-                          json_text(text(range))});
+    append_json(numbers, json_of_option(name, value, range));
   });
   for_each_choice(options, [&](std::string_view name, const auto& value, const auto& names) {
-    choices +=
-        (choices.empty() ? "" : ", ") +
-        json_list({json_text(name), json_text(names[chosen(value)]), json_list(names, json_text)});
+    append_json(choices, json_of_choice(name, chosen(value), names));
   });
-  std::string out = "\"options\": ";
-  out += in_brackets(numbers) + ", \"choices\": " + in_brackets(choices);
-  return out;
+  return "\"options\": " + in_brackets(numbers) + ", \"choices\": " + in_brackets(choices);
 }
 
-template <class Function>
-std::string json_of_function() {
-  using Inputs = typename Function::template Inputs<Tensor>;
+inline std::string json_of_argument(std::string_view name, Shape shape, Kind kind, Use use,
+                                    Flow flow, std::string_view like) {
   constexpr std::string_view kShapes[] = {"rows",      "tokens",  "per_row", "either",
                                           "elements",  "answers", "logits",  "hidden",
                                           "positions", "heads",   "weight",  "bias"};
   constexpr std::string_view kKinds[] = {"floating", "narrow", "mask", "counts",
                                          "flags",    "ids",    "same"};
-  const auto flag = [](bool value) { return std::string(value ? "true" : "false"); };
-  const std::string arguments = json_list(Inputs::arguments(), [&](const auto& each) {
-    return json_list({json_text(each.name), json_text(kShapes[static_cast<size_t>(each.shape)]),
-                      json_text(kKinds[static_cast<size_t>(each.kind)]),
-                      flag(each.use == Use::required), flag(each.flow == Flow::differentiable),
-                      json_text(each.like)});
-  });
-  const std::string results = json_list(Function::kResults, [&](const Result& each) {
+  return json_list({json_text(name), json_text(kShapes[static_cast<size_t>(shape)]),
+                    json_text(kKinds[static_cast<size_t>(kind)]), json_flag(use == Use::required),
+                    json_flag(flow == Flow::differentiable), json_text(like)});
+}
+
+inline std::string json_of_results(std::span<const Result> results) {
+  return json_list(results, [](const Result& each) {
     const auto size = [](int64_t n) { return text(n); };
     return json_list({json_text(each.name), json_text(each.kind), json_text(each.of),
                       json_list(each.sizes, size)});
   });
+}
+
+template <class Function>
+std::string json_of_function() {
+  using Inputs = typename Function::template Inputs<Tensor>;
+  std::string arguments;
+  for (const auto& each : Inputs::arguments()) {
+    append_json(arguments,
+                json_of_argument(each.name, each.shape, each.kind, each.use, each.flow, each.like));
+  }
   std::string options = "\"options\": [], \"choices\": []";
   if constexpr (std::is_default_constructible_v<typename Function::Options>) {
     options = json_of_options(typename Function::Options{});
   }
-  return json_text(Function::kName) + ": {\"arguments\": " + arguments +
-         ", \"packed\": " + flag(face::kHasOffsets<Inputs>) +
-         ", \"gradient\": " + flag(Function::kGradient) + ", \"results\": " + results + ", " +
-         options + "}";
+  return json_text(Function::kName) + ": {\"arguments\": " + in_brackets(arguments) +
+         ", \"packed\": " + json_flag(face::kHasOffsets<Inputs>) +
+         ", \"gradient\": " + json_flag(Function::kGradient) +
+         ", \"results\": " + json_of_results(Function::kResults) + ", " + options + "}";
 }
 
 }  // namespace python

@@ -61,15 +61,12 @@ bool check_settings(const Name& function, const Name& name, const std::vector<Na
 // Adds {"row": [...], options} to a list.
 template <class Options>
 void add_row(std::string& list, std::initializer_list<std::string> row, Options options) {
-  list += list.empty() ? "{\"row\": " : ", {\"row\": ";
-  list += json_list(row) + ", " + json_of_options(options) + "}";
+  append_json(list, "{\"row\": " + json_list(row) + ", " + json_of_options(options) + "}");
 }
 
 std::string functions_json() {
   std::string out;
-  const auto add = [&]<class Function>() {
-    out += (out.empty() ? "" : ", ") + json_of_function<Function>();
-  };
+  const auto add = [&]<class Function>() { append_json(out, json_of_function<Function>()); };
   for_each_function(add);
   for_each_row_function(add);
   return out;
@@ -96,11 +93,10 @@ std::string dialects_json() {
   for (const Dialect& each : kDialects) {
     std::string settings;
     for (const Setting& setting : settings_of(each)) {
-      settings += (settings.empty() ? "" : ", ") +
-                  json_list({json_text(setting.name), json_text(setting.value)});
+      append_json(settings, json_list({json_text(setting.name), json_text(setting.value)}));
     }
-    out += (out.empty() ? "" : ", ") +
-           json_list({json_text(each.name), json_text(each.objective), "[" + settings + "]"});
+    append_json(
+        out, json_list({json_text(each.name), json_text(each.objective), in_brackets(settings)}));
   }
   return out;
 }
