@@ -99,28 +99,38 @@ template <class Formula>
 concept BatchWeightFormula =
     SmallFormula<Formula> &&
     requires(const Formula rule, const BatchTokens tokens, std::span<double> out) {
-      { Formula::needs } -> std::convertible_to<BatchNeeds>;
       rule(tokens, out);
-    };
+    } &&
+    (requires { Formula::needs.turns; } || requires(const Formula rule) { rule.needs().turns; });
 
 namespace detail {
 
 struct BatchWeightCalls {
-  BatchNeeds needs;
+  BatchNeeds (*needs)(const void*);
   void (*fill)(const void*, const BatchTokens&, std::span<double>);
 
   template <class Formula>
   static constexpr BatchWeightCalls of() {
-    return {Formula::needs, [](const void* formula, const BatchTokens& in, std::span<double> out) {
+    return {&needs_of<Formula>,
+            [](const void* formula, const BatchTokens& in, std::span<double> out) {
               (*static_cast<const Formula*>(formula))(in, out);
             }};
+  }
+  template <class Formula>
+  static BatchNeeds needs_of(const void* formula) {
+    if constexpr (requires(const Formula rule) { rule.needs(); }) {
+      return static_cast<const Formula*>(formula)->needs();
+    } else {
+      return Formula::needs;
+    }
   }
 };
 
 }  // namespace detail
 
 // Any rule, the library's own (batch_weight_catalogue.h) or a user's, as a value: an option struct
-// with `static constexpr BatchNeeds needs` and
+// with `static constexpr BatchNeeds needs`, or `BatchNeeds needs() const` where its options decide,
+// and
 //   void operator()(const BatchTokens&, std::span<double> out) const
 // which changes the weights of the tokens, that are 1 before.
 class BatchWeight : public AnyFormula<detail::BatchWeightCalls> {
@@ -128,7 +138,7 @@ class BatchWeight : public AnyFormula<detail::BatchWeightCalls> {
   template <BatchWeightFormula Formula>
   BatchWeight(const Formula& rule) : AnyFormula(rule) {}
 
-  const BatchNeeds& needs() const { return calls().needs; }
+  BatchNeeds needs() const { return calls().needs(formula()); }
   void fill(const BatchTokens& tokens, std::span<double> out) const {
     calls().fill(formula(), tokens, out);
   }

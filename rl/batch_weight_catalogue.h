@@ -29,10 +29,11 @@ inline constexpr std::tuple kBatchWeightCatalogue{
                "arXiv:2510.01161, eq. 4", "rl/policy/second_moment.h", "AReaL m2po"},
     FormulaRow{"fipo", FutureKl{}, "clip(exp F, low, high), F = u + gamma F', u = logp - old_logp",
                "arXiv:2603.19835, eq. 7", "rl/policy/future_kl.h", "ms-swift fipo"},
-    FormulaRow{"normalized_importance", NormalizedImportance{},
-               "rho / mean rho, rho = clamp(e^x, low, high), x = old_logp - rollout_logp",
-               "verl, rollout_is_batch_normalize", "rl/policy/normalized_importance.h",
-               "verl rollout_is_batch_normalize"},
+    FormulaRow{
+        "normalized_importance", NormalizedImportance{},
+        "rho / mean rho, rho = clamp(e^x, low, high), or 0 beyond; x = old_logp - rollout_logp",
+        "verl, rollout_is_batch_normalize", "rl/policy/normalized_importance.h",
+        "verl rollout_is_batch_normalize"},
     FormulaRow{"turn_mean", TurnMean{}, "n / (turns n_turn): turns count alike", "ROLL",
                "rl/policy/turn_mean.h", "its definition"},
 };

@@ -121,7 +121,7 @@ void check_needs(std::string_view function, const BatchWeightInputs<bool>& given
       return named(function, array) + " must be given for " + std::string(name) + ", got none";
     });
   };
-  const BatchNeeds& needs = rule.needs();
+  const BatchNeeds needs = rule.needs();
   check(needs.old_logps, given.old_logps, "old_logps");
   check(needs.rollout_logps, given.rollout_logps, "rollout_logps");
   check(needs.advantages, given.advantages, "advantages");

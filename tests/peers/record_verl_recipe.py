@@ -22,18 +22,22 @@ CORRECTION = parts.load("verl.trainer.ppo.rollout_corr_helper")
 SPPO = parts.load("sppo.dp_actor", root=RECIPES)
 
 
-def normalized_case(seed, high, level="token"):
-    """Weights of active tokens; old / engine truncated, over their mean."""
+def normalized_case(seed, high, level="token", low=None):
+    """Weights of active tokens, over their mean; old / engine truncated at high, or 0 outside of
+    low .. high."""
     batch = policy_batch(seed)
     gap = batch["old_logps"] - batch["rollout_logps"]
     weights, _ = CORRECTION.compute_rollout_correction_weights(
         gap,
         batch["response_mask"],
         rollout_is=level,
-        rollout_is_threshold=high,
+        rollout_is_threshold=high if low is None else f"{low}_{high}",
         rollout_is_batch_normalize=True,
     )
     case = {"name": f"{level}, high {high:g}", "settings": {"high": high, "level": level}}
+    if low is not None:
+        case["name"] += f", low {low:g}"
+        case["settings"]["low"] = low
     return case | batch | {"weights": weights}
 
 
@@ -51,6 +55,7 @@ def sppo_case(seed, eta):
 def main():
     cases = [normalized_case(seed, high) for seed, high in enumerate((2.0, 1.1, 0.9))]
     cases += [normalized_case(3 + i, high, "sequence") for i, high in enumerate((2.0, 1.1))]
+    cases += [normalized_case(5, 1.25, low=0.875), normalized_case(6, 2.0, "sequence", low=0.5)]
     functions = [CORRECTION.compute_rollout_correction_weights]
     recording.write("verl_normalized.json", "verl", functions, cases)
     cases = [sppo_case(seed, eta) for seed, eta in enumerate((1.0, 2.5))]

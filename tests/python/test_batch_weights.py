@@ -158,6 +158,66 @@ def test_the_picks_of_a_seed_are_its_own():
     assert torch.equal(picks(1), picks(1)) and not torch.equal(picks(1), picks(2))
 
 
+LEVELS = tether.batch_weight_rules()["normalized_importance"].choices["level"].legal
+PATHS = (tether._ops.KERNELS, frozenset())
+
+
+@pytest.mark.parametrize("beyond", ["truncated", "masked"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kernels", PATHS, ids=["kernel", "torch"])
+def test_normalized_importance_is_its_definition(level, beyond, kernels, monkeypatch):
+    monkeypatch.setattr(tether._ops, "KERNELS", kernels)
+    batch = padded_batch(spread=0.5 if level.endswith("mean") else 0.15)
+    mask, ids = batch["response_mask"], batch["turn_ids"]
+    settings = {"low": 0.75, "high": 1.3125, "level": level, "beyond": beyond}
+    names = ("logps", "response_mask", "old_logps", "rollout_logps", "turn_ids")
+    arrays = {name: batch[name] for name in names}
+    ours = tether.batch_weights("normalized_importance", **arrays, **settings)
+    segments = {}  # the log-ratios of each
+    for i, t in mask.nonzero().tolist():
+        turn = int(ids[i, t])
+        key = {"token": (i, t), "sequence": i, "turn": (i, turn)}[level.split("_")[0]]
+        x = (batch["old_logps"] - batch["rollout_logps"])[i, t]
+        segments.setdefault(key, []).append(((i, t), x))
+    ratios = {}
+    for key, each in segments.items():
+        xs = torch.stack([x for _, x in each])
+        ratio = (xs.mean() if level.endswith("mean") else xs.sum()).exp()
+        inside = ratio.clamp(0.75, 1.3125)
+        ratios[key] = inside if beyond == "truncated" or inside == ratio else 0 * ratio
+    assert any(0.75 < r < 1.3125 for r in ratios.values())
+    assert any(r in (0, 0.75, 1.3125) for r in ratios.values())
+    mean = torch.stack(list(ratios.values())).mean()
+    for key, each in segments.items():
+        for place, _ in each:
+            assert ours[place].item() == pytest.approx((ratios[key] / mean).item(), rel=1e-12)
+    if level.startswith("turn"):  # runs of the mask
+        del arrays["turn_ids"]
+        runs = tether.batch_weights("normalized_importance", **arrays, **settings)
+        own = (mask.long() == 0).cumsum(1)
+        given = tether.batch_weights("normalized_importance", **arrays, turn_ids=own, **settings)
+        assert torch.equal(runs, given) and not torch.equal(runs, ours)
+
+
+def test_normalized_importance_looks_at_turns_where_its_level_does():
+    batch = batch_of_rule()
+    batch["turn_ids"] = batch["turn_ids"].flip(1)
+    weights = tether.batch_weights("normalized_importance", **batch)
+    assert weights.isfinite().all()
+    with pytest.raises(ValueError, match="turn_ids must not decrease"):
+        tether.batch_weights("normalized_importance", **batch, level="turn_mean")
+
+
+@pytest.mark.parametrize("kernels", PATHS, ids=["kernel", "torch"])
+def test_where_all_ratios_are_masked_nothing_weighs(kernels, monkeypatch):
+    monkeypatch.setattr(tether._ops, "KERNELS", kernels)
+    batch = batch_of_rule()
+    settings = {"low": 1e3, "high": 2e3, "beyond": "masked"}
+    for level in LEVELS:
+        weights = tether.batch_weights("normalized_importance", **batch, level=level, **settings)
+        assert (weights[batch["response_mask"]] == 0).all()
+
+
 def test_wrong_calls_get_one_clear_message():
     batch = batch_of_rule()
     calls = {
@@ -170,6 +230,12 @@ def test_wrong_calls_get_one_clear_message():
         "batch_weights: share must be in [0, 1], got 2": ("kl_cov", {"share": 2}),
         'batch_weights: option must be one of share, got "high"': ("kl_cov", {"high": 2}),
         "batch_weights: low must be at most high 1, got 5": ("fipo", {"low": 5, "high": 1}),
+        "batch_weights: level must be one of token, sequence_mean, sequence_sum, turn_mean, "
+        'turn_sum, got "turn"': ("normalized_importance", {"level": "turn"}),
+        'batch_weights: beyond must be one of truncated, masked, got "clip"': (
+            "normalized_importance",
+            {"beyond": "clip"},
+        ),
         "batch_weights: seed must be a whole number, got 0.5": ("clip_cov", {"seed": 0.5}),
     }
     for message, (rule, changes) in calls.items():

@@ -23,7 +23,7 @@ class BatchTokens(NamedTuple):
     rows: Rows
     last: Tensor  # where a row ends
     longest: int  # that a row may be
-    turns: tuple[Rows, Tensor] | None = None  # and the weights of each
+    turns: Callable[[], tuple[Rows, Tensor]]  # and the weights of each
     # What the rule reads.
     logp: Tensor | None = None
     old_logp: Tensor | None = None
@@ -151,23 +151,34 @@ def fipo(
 
 
 def normalized_importance(
-    tokens: BatchTokens, *, low: Number = 0, high: Number = 2, level: str = "token"
+    tokens: BatchTokens,
+    *,
+    low: Number = 0,
+    high: Number = 2,
+    level: str = "token",
+    beyond: str = "truncated",
 ) -> Tensor:
-    """rho / mean rho, rho = clamp(e^x, low, high), x = old_logp - rollout_logp. verl."""
+    """rho / mean rho, rho = clamp(e^x, low, high), x = old_logp - rollout_logp; masked: 0 beyond
+    the bounds. verl."""
     x = tokens.old_logp - tokens.rollout_logp
     if level != "token":
-        n = tokens.rows.sum(tokens.weight)
-        n = tokens.rows.spread(torch.where(n > 0, n, 1.0))
-        x = tokens.rows.spread(tokens.rows.sum(tokens.weight * x))
-        x = x / n if level == "sequence_mean" else x
-        tokens = tokens._replace(weight=tokens.weight / n)  # those of an answer count as one
-    rho = clamp(torch.exp(x.clamp(-60, 60)), low, high)
-    return rho / tokens.mean(rho)
+        segments = tokens.turns()[0] if level.startswith("turn") else tokens.rows
+        n = segments.sum(tokens.weight)
+        n = segments.spread(torch.where(n > 0, n, 1.0))
+        x = segments.spread(segments.sum(tokens.weight * x))
+        x = x / n if level.endswith("mean") else x
+        tokens = tokens._replace(weight=tokens.weight / n)  # those of a segment count as one
+    ratio = torch.exp(x.clamp(-60, 60))
+    rho = clamp(ratio, low, high)
+    if beyond == "masked":
+        rho = torch.where(ratio == rho, rho, 0.0)
+    mean = tokens.mean(rho)
+    return rho / torch.where(mean > 0, mean, 1.0)
 
 
 def turn_mean(tokens: BatchTokens, *, over: str = "row") -> Tensor:
     """n / (turns n_turn): turns count alike, of their row or of the batch."""
-    turns, turn_n = tokens.turns
+    turns, turn_n = tokens.turns()
     if over == "batch":
         each = tokens.weight.sum() / (turn_n > 0).sum()
     else:
@@ -181,7 +192,6 @@ def turn_mean(tokens: BatchTokens, *, over: str = "row") -> Tensor:
 class Rule(NamedTuple):
     formula: Callable[..., Tensor]
     reads: tuple[str, ...] = ()  # of BatchTokens
-    turns: bool = False
 
 
 _OF_POLICIES = ("logp", "old_logp", "advantage")
@@ -193,7 +203,7 @@ BATCH_WEIGHTS = {
     "m2po": Rule(m2po, _OF_MISMATCH),
     "fipo": Rule(fipo, _OF_POLICIES),
     "normalized_importance": Rule(normalized_importance, _OF_MISMATCH),
-    "turn_mean": Rule(turn_mean, turns=True),
+    "turn_mean": Rule(turn_mean),
 }
 
 
@@ -212,7 +222,7 @@ def batch_weights(
     the rule needs is not finite."""
     if not logps.numel():
         return torch.ones_like(logps)
-    formula, reads, needs_turns = BATCH_WEIGHTS[rule]
+    formula, reads = BATCH_WEIGHTS[rule]
     options = arrays_and_options
     given = {"logp": logps, "advantage": advantages, "entropy": entropies}
     given |= {name[:-1]: options.pop(name, None) for name in ("old_logps", "rollout_logps")}
@@ -226,12 +236,13 @@ def batch_weights(
         finite = finite & column.isfinite().all()
         columns[name] = column.clamp(-_LARGEST, _LARGEST)
     flat = _flat(rows, logps)
-    tokens = BatchTokens(weight.reshape(-1), *flat, **columns)
-    if needs_turns:
+
+    def turns() -> tuple[Rows, Tensor]:
+        ids = None if turn_ids is None else turn_ids.reshape(-1)
         n = flat[0].sum(tokens.weight)
-        of_turns = (response_mask, turn_ids)
-        of_turns = (None if each is None else each.reshape(-1) for each in of_turns)
-        tokens = tokens._replace(turns=segments_of(flat[0], tokens, n, "turn", *of_turns))
+        return segments_of(flat[0], tokens, n, "turn", response_mask.reshape(-1), ids)
+
+    tokens = BatchTokens(weight.reshape(-1), *flat, turns, **columns)
     out = torch.where(finite, formula(tokens, **options), math.nan).reshape(logps.shape)
     return torch.where(active, out, 1.0).to(logps.dtype)
 

@@ -41,6 +41,42 @@ TEST(NormalizedImportance, AnswersHaveOneWeightAndCountOnce) {
   EXPECT_THAT(weights_by(product, tokens), ElementsAre(near(1.6), near(1.6), near(0.4)));
 }
 
+// Turns of two tokens and of one in an answer: as those answers above.
+TEST(NormalizedImportance, TurnsHaveOneWeightAndCountOnce) {
+  const BatchTokens tokens{
+      .logp = {0, 0, 0, 0},
+      .old_logp = {-1, -1, -1, -1},
+      .rollout_logp = {-1 - std::log(4), -1 + std::log(2), -1 + std::log(2), -1 - std::log(1.25)},
+      .row_ends = {3, 4},
+      .turn_ends = {2, 3, 4}};
+  const NormalizedImportance product{.level = ImportanceLevel::turn_sum};  // 2, 1/2 and 5/4
+  EXPECT_THAT(weights_by(product, tokens), ElementsAre(near(1.6), near(1.6), near(0.4), near(1)));
+  const double root = std::sqrt(2), mean = (root + 0.5 + 1.25) / 3;
+  const NormalizedImportance geometric{.level = ImportanceLevel::turn_mean};
+  EXPECT_THAT(weights_by(geometric, tokens), ElementsAre(near(root / mean), near(root / mean),
+                                                         near(0.5 / mean), near(1.25 / mean)));
+}
+
+// Ratios 1, 4, 1/2 and 1/8 within [1/2, 2]: 1, 0, 1/2 and 0, of which the mean is 3/8; the bounds
+// are within. At the level of answers 4 and 1/16 leave nothing.
+TEST(NormalizedImportance, MasksRatiosBeyondItsBounds) {
+  const BatchTokens tokens{.logp = {0, 0, 0, 0},
+                           .old_logp = {0, 0, 0, 0},
+                           .rollout_logp = {0, -std::log(4), -std::log(0.5), -std::log(0.125)},
+                           .row_ends = {2, 4}};
+  NormalizedImportance rule{.low = 0.5, .high = 2, .beyond = BeyondBounds::masked};
+  EXPECT_THAT(weights_by(rule, tokens), ElementsAre(near(8.0 / 3), 0, near(4.0 / 3), 0));
+  rule.level = ImportanceLevel::sequence_sum;
+  EXPECT_THAT(weights_by(rule, tokens), ElementsAre(0, 0, 0, 0));
+  rule.level = ImportanceLevel::sequence_mean;  // 2 and 1/4
+  EXPECT_THAT(weights_by(rule, tokens), ElementsAre(near(2), near(2), 0, 0));
+}
+
+TEST(NormalizedImportance, LooksAtTurnsWhereItsLevelDoes) {
+  EXPECT_FALSE(BatchWeight(NormalizedImportance{}).needs().turns);
+  EXPECT_TRUE(BatchWeight(NormalizedImportance{.level = ImportanceLevel::turn_sum}).needs().turns);
+}
+
 TEST(NormalizedImportance, SaturatesAndHasAMeanOfOne) {
   const BatchTokens tokens{
       .logp = {0, 0, 0}, .old_logp = {-1000, -1, 0}, .rollout_logp = {0, -1, -1000}};
