@@ -84,8 +84,8 @@ FlatBatch flattened(const PolicyBatch& batch, const std::vector<TokenWeight>& we
   return out;
 }
 
-const at::Tensor& FlatBatch::anchor_logp(KlReference reference) const {
-  switch (reference) {
+const at::Tensor& FlatBatch::logp_of(KlReference policy) const {
+  switch (policy) {
     case KlReference::reference:
       return ref_logp;
     case KlReference::old:

@@ -22,7 +22,7 @@ struct FlatBatch {
   at::Tensor token_weight;               // [N], W
   at::Tensor kl_weight, entropy_weight;  // [N], of the caller
 
-  const at::Tensor& anchor_logp(KlReference reference) const;  // that the penalty ties to
+  const at::Tensor& logp_of(KlReference policy) const;
 };
 
 // Without masked slots' values, under these weights.

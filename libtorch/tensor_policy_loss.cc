@@ -104,10 +104,11 @@ at::Tensor kl_of(const PolicyObjective& objective, const FlatBatch& batch,
       wide ? kWeightSaturation<double> : kWeightSaturation<float>, penalty.ratio_high);
   const TensorKl estimator{penalty.estimator, "kl_estimator"};
   const TensorKl gradient{penalty.gradient, "kl_gradient"};
-  const TensorNumber number{logp}, ref_logp{batch.anchor_logp(penalty.reference)};
+  const TensorNumber number{logp}, ref_logp{batch.logp_of(penalty.reference)};
   const at::Tensor& v = batch.kl_weight;
-  const TensorNumber log_ratio{of_level(penalty.correction) ? level_log_ratio
-                                                            : logp - batch.old_logp};
+  const TensorNumber log_ratio{of_level(penalty.correction)
+                                   ? level_log_ratio
+                                   : logp - batch.logp_of(sampler_of(penalty.correction))};
   if (penalty.correction != KlCorrection::level_ratio || !shares_ratio(objective.level)) {
     return v * kl_term(estimator, gradient, penalty.correction, number, log_ratio, ref_logp, bounds)
                    .value;
@@ -159,12 +160,12 @@ TokenTerms terms_of(const PolicyObjective& objective, const FlatBatch& batch,
 at::Tensor sound_tokens(const FlatBatch& batch, const at::Tensor& log_ratio, const at::Tensor& loss,
                         const at::Tensor& dloss, const at::Tensor& kl, const KlPenalty& penalty) {
   at::Tensor sound = at::isfinite(log_ratio).logical_and(at::isfinite(batch.token_weight));
-  for (const at::Tensor& each :
-       {batch.logp, batch.old_logp, batch.advantage,
-        penalty.beta > 0 ? batch.anchor_logp(penalty.reference) : batch.advantage}) {
-    sound = sound.logical_and(at::isfinite(each));
+  std::vector<at::Tensor> seen{batch.logp, batch.old_logp, batch.advantage};
+  if (penalty.beta > 0) {
+    seen.insert(seen.end(), {batch.logp_of(penalty.reference),
+                             batch.logp_of(sampler_of(penalty.correction)), batch.kl_weight});
   }
-  if (penalty.beta > 0) sound = sound.logical_and(at::isfinite(batch.kl_weight));
+  for (const at::Tensor& each : seen) sound = sound.logical_and(at::isfinite(each));
   for (const at::Tensor& each : {loss, dloss, kl}) {
     sound = sound.logical_and(at::isnan(each).logical_not());
   }

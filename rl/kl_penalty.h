@@ -18,14 +18,25 @@ enum class KlCorrection {
   detached_ratio,
   level_ratio,
   detached_level_ratio,
-  on_policy
+  on_policy,
+  rollout_ratio,
+  detached_rollout_ratio
 };
-inline constexpr std::array<std::string_view, 6> kKlCorrectionNames{
-    "none", "ratio", "detached_ratio", "level_ratio", "detached_level_ratio", "on_policy"};
+inline constexpr std::array<std::string_view, 8> kKlCorrectionNames{
+    "none",      "ratio",         "detached_ratio",        "level_ratio", "detached_level_ratio",
+    "on_policy", "rollout_ratio", "detached_rollout_ratio"};
 
 // The policy that the penalty ties to.
 enum class KlReference { reference, old, rollout };
 inline constexpr std::array<std::string_view, 3> kKlReferenceNames{"reference", "old", "rollout"};
+
+// The policy that has sampled the tokens, where a token's own ratio weighs its penalty.
+TETHER_INLINE constexpr KlReference sampler_of(KlCorrection correction) {
+  return correction == KlCorrection::rollout_ratio ||
+                 correction == KlCorrection::detached_rollout_ratio
+             ? KlReference::rollout
+             : KlReference::old;
+}
 
 // Whether the ratio that weighs the penalty is that of the objective's level (rl/level.h).
 TETHER_INLINE constexpr bool of_level(KlCorrection correction) {
@@ -36,7 +47,7 @@ TETHER_INLINE constexpr bool of_level(KlCorrection correction) {
 // Whether the gradient flows through the ratio too.
 TETHER_INLINE constexpr bool through_ratio(KlCorrection correction) {
   return correction == KlCorrection::ratio || correction == KlCorrection::level_ratio ||
-         correction == KlCorrection::on_policy;
+         correction == KlCorrection::on_policy || correction == KlCorrection::rollout_ratio;
 }
 
 // Whether the ratio is another number than 1.
@@ -46,16 +57,17 @@ TETHER_INLINE constexpr bool weighs(KlCorrection correction) {
 
 // The penalty that ties the policy to its reference: beta times, for each token,
 //
-//   rho K(d),   d = ref_logp - logp,   rho = 1, or a ratio policy / old policy
+//   rho K(d),   d = ref_logp - logp,   rho = 1, or a ratio policy / sampler
 //
 // times the caller's weight of the token (kl_weights), where the ratio is the token's own, or that
 // of the objective's level: above the level of tokens one number for the segment, as TRL has it for
-// GSPO (use_bias_correction_kl). on_policy takes the samples for the policy's own: rho = e^(logp -
-// sg logp) is 1 and has the gradient of a ratio, as NeMo-RL has it. K is the estimator of KL(policy
-// || reference), a form of estimators/kl/catalogue.h or a user's own; the gradient may be another
+// GSPO (use_bias_correction_kl). NeMo-RL has two of a token: rollout_ratio, policy / engine (its
+// use_on_policy_kl_approximation), and on_policy, which takes the samples for the policy's own:
+// rho = e^(logp - sg logp) is 1 and has the gradient of a ratio. K is the estimator of KL(policy ||
+// reference), a form of estimators/kl/catalogue.h or a user's own; the gradient may be another
 // one's, straight through. The old policy or the engine's may stand for the reference. What the
-// gradient of rho G(d) is, in expectation over the old policy's samples (with rho = 1: over the
-// policy's own), where rho is the token's own:
+// gradient of rho G(d) is, in expectation over the samples of the ratio's denominator (with rho =
+// 1: over the policy's own), where rho is the token's own:
 //
 //   gradient \ correction   none                  ratio, on_policy      detached_ratio
 //   k1                      0, pure noise         KL(policy || ref)     0, pure noise
@@ -74,7 +86,9 @@ struct KlPenalty {
   double ratio_high = infinity;                    // a larger rho counts as this; OpenRLHF: 10
   bool allow_biased_gradient = false;
 
-  bool needs(KlReference policy) const { return beta > 0 && reference == policy; }
+  bool needs(KlReference policy) const {
+    return beta > 0 && (reference == policy || sampler_of(correction) == policy);
+  }
 };
 
 // A ratio beyond e^20 (float64: e^100) weighs as this one: rho e^60 must stay finite.

@@ -62,10 +62,10 @@ struct Penalty {
   double value = 0, own_slope = 0, shared_slope = 0;
 };
 
-Penalty penalty_of(const PolicyObjective& objective, double logp, double old_logp, double ref_logp,
-                   double level_log_ratio) {
+Penalty penalty_of(const PolicyObjective& objective, double logp, double sampler_logp,
+                   double ref_logp, double level_log_ratio) {
   const KlPenalty& kl = objective.kl;
-  const double log_ratio = of_level(kl.correction) ? level_log_ratio : logp - old_logp;
+  const double log_ratio = of_level(kl.correction) ? level_log_ratio : logp - sampler_logp;
   const double rho = weighs(kl.correction)
                          ? std::min(std::exp(std::clamp(log_ratio, -100.0, 100.0)), kl.ratio_high)
                          : 1;
@@ -147,10 +147,9 @@ struct Tokens {
   std::vector<size_t> turn_of;  // of each token
   double tokens = 0, sequences = 0;
 
-  // Of the policy that the penalty ties to.
-  const std::vector<double>& anchors(KlReference reference) const {
-    if (reference == KlReference::reference) return refs;
-    return reference == KlReference::old ? olds : rollouts;
+  const std::vector<double>& logps_of(KlReference policy) const {
+    if (policy == KlReference::reference) return refs;
+    return policy == KlReference::old ? olds : rollouts;
   }
   // What a level counts by, and the one of a token.
   double count(Segment segment) const {
@@ -312,8 +311,9 @@ void add_row(const Tokens& in, const Row& row, const PolicyObjective& objective,
     const Row& segment = in.segment_of(level.segment, i, row);
     const View view = view_of(level, segment, logp, logp - old);
     const Dual<double> loss = surrogate_of(objective, view, old, ref, A);
-    const double anchor = in.anchors(objective.kl.reference)[i];
-    const Penalty kl = penalty_of(objective, logp, old, anchor, view.log_ratio);
+    const double anchor = in.logps_of(objective.kl.reference)[i];
+    const double sampler = in.logps_of(sampler_of(objective.kl.correction))[i];
+    const Penalty kl = penalty_of(objective, logp, sampler, anchor, view.log_ratio);
     const double share = share_of(i, policy_tokens);
     const double kl_share = beta * share_of(i, step.kl.value_or(policy_tokens));
     out.loss += share * W * loss.value + kl_share * kl.value;

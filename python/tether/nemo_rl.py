@@ -233,8 +233,8 @@ class ClippedPGLossFn(nemo.ClippedPGLossFn):
             ref,
             arrays.mask,
             kl_estimator=self.reference_policy_kl_type,
-            kl_correction="on_policy" if engine is None else "ratio",
-            old_logps=engine,
+            kl_correction="on_policy" if engine is None else "rollout_ratio",
+            rollout_logps=engine,
             allow_biased_gradient=True,
         )
         if self.kl_output_clamp_value is not None:

@@ -45,6 +45,8 @@ KlCorrection: TypeAlias = Literal[
     "level_ratio",
     "detached_level_ratio",
     "on_policy",
+    "rollout_ratio",
+    "detached_rollout_ratio",
 ]
 KlReference: TypeAlias = Literal[
     "reference",

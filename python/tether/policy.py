@@ -166,8 +166,8 @@ def policy_loss(
     ref_logps        like logps, under the reference policy; needed when beta > 0
     entropies        like logps, of the policy; needed when entropy_coef is not 0, with their graph:
                      constants move the loss and teach nothing
-    rollout_logps    like logps, under the engine that sampled the tokens; needed by weights that
-                     compare with it
+    rollout_logps    like logps, under the engine that sampled the tokens; needed by weights and
+                     penalties that compare with it
     turn_ids         like logps, int32 or int64: which turn a token belongs to, for the levels of
                      turns; do not decrease along a row; None: each run of response_mask is a turn
     token_weights    like logps, of any kind of number, or bool: each token's S is multiplied by it,
@@ -185,9 +185,9 @@ def policy_loss(
                      instead, before everything
     options          of the objective, as epsilon_low=0.1 (see Normalizer for tensors), and its
                      choices, as aggregation="token_mean", level="sequence_mean" or "turn_mean",
-                     kl_estimator="k3", kl_gradient="k2", kl_correction="ratio",
-                     kl_ratio_high=10.0, kl_reference="old" (or "rollout": the penalty ties to
-                     the policy of old_logps, without ref_logps)
+                     kl_estimator="k3", kl_gradient="k2", kl_correction="ratio" (or
+                     "rollout_ratio", to the engine), kl_ratio_high=10.0, kl_reference="old" (or
+                     "rollout": the penalty ties to the policy of old_logps, without ref_logps)
 
     On the CPU: a fused kernel, the same bits for any number of threads. On other devices:
     `tether.reference`, at torch's speed, where weights and counts are taken as they are, but for

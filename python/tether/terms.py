@@ -62,6 +62,7 @@ def kl_terms(
     kl_correction: str = "none",
     kl_ratio_high: Number = math.inf,
     old_logps: Tensor | None = None,
+    rollout_logps: Tensor | None = None,
     offsets: Numbers | None = None,
     allow_biased_gradient: bool = False,
 ) -> Tensor:
@@ -71,7 +72,7 @@ def kl_terms(
     response_mask     like logps; 0 in masked slots, whatever they hold
     kl_gradient       whose gradient it has; None: that of kl_estimator. One that follows no KL is
                       refused where logps asks for a gradient, unless allow_biased_gradient
-    kl_correction     with the ratio to `old_logps`, as of policy_loss
+    kl_correction     with the ratio to `old_logps` or `rollout_logps`, as of policy_loss
 
     float32 (float64 for float64). By torch's operations on every device.
     """
@@ -99,6 +100,7 @@ def kl_terms(
             beta=1.0,
             old_logps=old_logps,
             ref_logps=ref_logps,
+            rollout_logps=rollout_logps,
             offsets=offsets,
             **options,
         )

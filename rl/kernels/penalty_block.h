@@ -11,13 +11,16 @@
 
 namespace tether {
 
-// Weighs K and its derivative by the token's own ratio.
+// Weighs K and its derivative by the token's own ratio, policy / sampler. A sampler's number that
+// is not finite makes NaN, which a bound would hide.
 template <class T>
-TETHER_CLONES void weigh_by_own_ratio(T lowest, T highest, TokenBlock<T>& block) {
+TETHER_CLONES void weigh_by_own_ratio(T lowest, T highest, const T* sampler_logp,
+                                      TokenBlock<T>& block) {
   const int size = block.size / kLanes * kLanes;
 #pragma GCC ivdep
   for (int i = 0; i < size; ++i) {  // VECTOR
-    const T rho = math::exp(block.logp[i] - block.old_logp[i], lowest, highest);
+    const T rho =
+        math::exp(block.logp[i] - sampler_logp[i], lowest, highest) + sampler_logp[i] * T(0);
     block.kl[i] *= rho;
     block.dkl[i] *= rho;
   }
@@ -63,10 +66,10 @@ void add_shared_penalty(double n, const CompensatedSum& total, int begin, int en
   }
 }
 
-// The column of the policy that the penalty ties to.
+// The column of a policy.
 template <class T>
-const T* anchor_of(KlReference reference, const TokenBlock<T>& block) {
-  switch (reference) {
+const T* logp_of(KlReference policy, const TokenBlock<T>& block) {
+  switch (policy) {
     case KlReference::reference:
       return block.ref_logp;
     case KlReference::old:
@@ -108,7 +111,8 @@ void fill_penalty(const KlPenalty& penalty, RatioLevel level, bool given, TokenB
     weigh(block.kl_weight, block.size, block.dkl);
   } else if (weighs(penalty.correction)) {
     const KlWeightBounds bounds = weight_bounds(kWeightSaturation<T>, penalty.ratio_high);
-    weigh_by_own_ratio(T(bounds.low), T(bounds.high), block);
+    weigh_by_own_ratio(T(bounds.low), T(bounds.high),
+                       logp_of(sampler_of(penalty.correction), block), block);
   }
 }
 

@@ -291,7 +291,7 @@ double row_loss(const Call& call, int64_t row, RatioSegments<T>& segments,
 template <bool kBounded, class T>
 PartTotals chunk_loss(const Call& call, const Chunks& chunks, int64_t chunk) {
   TokenBlock<T> block;
-  block.anchor_logp = anchor_of(call.objective.kl.reference, block);
+  block.anchor_logp = logp_of(call.objective.kl.reference, block);
   RatioSegments<T> segments;
   WeightStatistics<T> weights;
   MetricSums metrics;

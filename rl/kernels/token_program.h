@@ -116,15 +116,21 @@ struct CataloguedKlForm {
 
 // v rho K(d) with its gradient; v is the caller's weight.
 TETHER_TEAM Dual<float> penalty_of(const PolicyParameters& in, const LoadedToken& token,
-                                   const SegmentRatio& shared, float v) {
+                                   const SegmentRatio& shared, int64_t row, int64_t column) {
+  const float v = load_weight(in.layout, in.kl_weights, row, column);
   const Dual<float> logp{token.logp, 1};
   const bool of_segment = in.segment != Segment::token && of_level(in.correction);
+  const bool of_rollout = sampler_of(in.correction) == KlReference::rollout;
+  const float sampler_logp =
+      of_rollout ? saturated(load(in.layout, in.rollout_logps, row, column), Largest<float>::kInput)
+                 : token.old_logp;
   const Dual<float> log_ratio =
-      of_segment ? Dual<float>{shared.log_ratio, 0} : logp - Constant<float>{token.old_logp};
+      of_segment ? Dual<float>{shared.log_ratio, 0} : logp - Constant<float>{sampler_logp};
   const Dual<float> k =
       kl_term(CataloguedKlForm{in.estimator}, CataloguedKlForm{in.gradient}, in.correction, logp,
               log_ratio, Constant<float>{token.anchor_logp}, in.bounds);
-  return {bounded(k.value * v + v * 0), bounded(k.grad * v + v * 0)};
+  const float trace = v * 0 + sampler_logp * 0;
+  return {bounded(k.value * v + trace), bounded(k.grad * v + trace)};
 }
 
 // What the tokens of one thread add up to.
@@ -210,8 +216,7 @@ TETHER_TEAM TokenSlopes add_token(const Formula& formula, const PolicyParameters
   }
   float gradient = bounded(w * factors.loss * slope);
   if (in.beta > 0) {
-    const float v = load_weight(in.layout, in.kl_weights, row, column);
-    const Dual<float> K = penalty_of(in, token, shared, v);
+    const Dual<float> K = penalty_of(in, token, shared, row, column);
     gradient = bounded(gradient + bounded(w * factors.kl * K.grad));
     trace += K.value * 0 + token.anchor_logp * 0;
     sums.kl += static_cast<double>(w * K.value);
@@ -237,8 +242,7 @@ TETHER_TEAM float shared_gradient(const PolicyParameters& in, const RowFactors& 
   float gradient = beyond ? 0 : slope;
   bool broken = false;
   if (in.beta > 0) {
-    const float v = load_weight(in.layout, in.kl_weights, row, column);
-    const float dkl = penalty_of(in, token, shared, v).grad;
+    const float dkl = penalty_of(in, token, shared, row, column).grad;
     gradient = bounded(gradient + bounded(factors.kl * dkl));
     broken = zero_or_nan(token.anchor_logp, dkl, 0.0f, 0.0f) != 0;
   }

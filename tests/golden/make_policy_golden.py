@@ -229,6 +229,9 @@ def penalty_weights(row, frozen, level, correction, ratio_high):
     if correction == "on_policy":
         pairs = zip(row, frozen, strict=True)
         return [mp.exp(token["own_logp"] - held["own_logp"]) for token, held in pairs]
+    if "rollout" in correction:
+        frozen = [held | {"old_logp": held["rollout_logp"]} for held in frozen]
+        row = [token | {"old_logp": token["rollout_logp"]} for token in row]
     ratios = log_ratios(row, frozen, level if "level" in correction else "token")
     return [min(mp.exp(each), mpf(ratio_high)) for each in ratios]
 
@@ -253,7 +256,7 @@ def row_penalties(
     values = [r * KL[estimator](each)[0] for r, each in zip(rho, d, strict=True)]
     sources = [r * KL[gradient](each)[0] for r, each in zip(rho, d, strict=True)]
     slopes = [r * KL[gradient](each)[1] for r, each in zip(rho, d, strict=True)]
-    if correction in ("ratio", "level_ratio", "on_policy"):
+    if correction in ("ratio", "level_ratio", "on_policy", "rollout_ratio"):
         through = sources
         if correction == "level_ratio" and level in ("sequence_mean", "sequence_sum"):
             over = 1 if level == "sequence_sum" else len(row)
@@ -563,7 +566,7 @@ def batch(name, row, lengths=LENGTHS, columns=7, beta=None, mode=None, constant=
             for token in row_of_tokens:
                 turn += turns.choice([0, 0, 1, 4])
                 token["turn"] = turn
-    if weights or kl.get("reference") == "rollout":
+    if weights or any("rollout" in str(each) for each in kl.values()):
         rollouts, columns_of = (
             stream(f"{name} rollouts"),
             COLUMNS | {"rollout_logps": "rollout_logp"},
@@ -673,6 +676,15 @@ def penalty_batches():
             for estimator, gradient in (("k3", "k3"), ("k1", "k2"), ("k2", "k1")):
                 kl = kl_of(estimator, gradient, correction)
                 yield penalised(f"{correction}, {level}", (4, 0, 1, 3), level, kl)
+    for correction in ("rollout_ratio", "detached_rollout_ratio"):
+        for level in ("token", "sequence_mean"):
+            for estimator, gradient in (("k3", "k3"), ("k1", "k2"), ("k2", "k1")):
+                kl = kl_of(estimator, gradient, correction)
+                yield penalised(f"{correction}, {level}", (4, 0, 1, 3), level, kl)
+    kl = kl_of("k3", "k3", "detached_rollout_ratio") | {"ratio_high": 1.0625}
+    for reference in ("reference", "rollout"):
+        name = f"detached_rollout_ratio at most 1.0625, to {reference}"
+        yield penalised(name, (4, 0, 1, 3), "token", kl | {"reference": reference})
 
 
 def turn_batches():

@@ -104,6 +104,8 @@ TEST(BatchWeights, OfEachTermAreTheSameOnEveryPath) {
       objective.kl.reference = reference;
       objective.entropy.coefficient = 0.25;
       expect_same_paths(batch, objective);
+      objective.kl.correction = KlCorrection::rollout_ratio;
+      expect_same_paths(batch, objective);
       const auto metrics = policy_loss(batch, objective).metrics.to_host().to_map();
       EXPECT_NEAR(metrics.at("weight_mean"), 1.4375, 1e-15);
     }

@@ -291,6 +291,9 @@ SETTINGS = [
     {"beta": 0.5, "kl_reference": "rollout", "kl_estimator": "k1", "kl_gradient": "k2"},
     {"beta": 0.5, "kl_correction": "level_ratio", "level": "sequence_mean"},
     {"beta": 0.5, "kl_correction": "level_ratio", "level": "turn_sum"},
+    {"beta": 0.5, "kl_correction": "rollout_ratio", "kl_reference": "old"},
+    {"beta": 0.5, "kl_correction": "rollout_ratio", "level": "sequence_mean"},
+    {"beta": 0.5, "kl_correction": "detached_rollout_ratio", "level": "turn_sum"},
     {"level": "sequence_token", "aggregation": "token_mean"},
     {"objective": "kl_cov", "beta": 0.25},
     {"objective": "dppo_tv", "beta": 0.25, "entropy_coef": 0.5},
@@ -424,7 +427,7 @@ def test_the_penalty_asks_for_its_own_reference_alone():
         evaluated(batch | {"rollout_logps": None}, beta=0.5, kl_reference="rollout")
     assert str(caught.value) == (
         "policy_loss: rollout_logps must be given when beta is greater than 0 and kl_reference is "
-        "rollout, got none"
+        "rollout or kl_correction a rollout_ratio, got none"
     )
 
 

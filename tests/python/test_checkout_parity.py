@@ -248,11 +248,10 @@ def nemo(case, *, penalty):
     return shared | {
         "objective": "nemo_rl.grpo",
         "advantages": torch.zeros(len(case["logps"]), dtype=torch.float64),
-        "old_logps": tensor(case["rollout_logps"]),
         "beta": options["reference_policy_kl_penalty"],
         "kl_estimator": kind,
         "kl_gradient": kind,
-        "kl_correction": "ratio" if engine else "on_policy",
+        "kl_correction": "rollout_ratio" if engine else "on_policy",
         "allow_biased_gradient": True,
     }
 

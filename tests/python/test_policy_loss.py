@@ -634,7 +634,9 @@ KL_FORMS = tether.objectives()["grpo"].choices["kl_estimator"].legal
 
 
 @pytest.mark.parametrize("estimator", KL_FORMS)
-@pytest.mark.parametrize("correction", ["none", "ratio", "detached_ratio", "on_policy"])
+@pytest.mark.parametrize(
+    "correction", ["none", "ratio", "detached_ratio", "on_policy", "rollout_ratio"]
+)
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_choice_equals_reference(estimator, correction, level):
     batch = padded_batch(spread=0.4)
@@ -655,7 +657,9 @@ def test_every_choice_equals_reference(estimator, correction, level):
         assert_close(evaluated(batch, **settings), referenced(batch, **plain), 1e-12)
 
 
-@pytest.mark.parametrize("correction", ["ratio", "detached_ratio", "level_ratio"])
+@pytest.mark.parametrize(
+    "correction", ["ratio", "detached_ratio", "level_ratio", "detached_rollout_ratio"]
+)
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_bound_of_the_penaltys_ratio_equals_reference(correction, level):
     batch = padded_batch(spread=0.4)
@@ -668,6 +672,21 @@ def test_a_bound_of_the_penaltys_ratio_equals_reference(correction, level):
         assert out.loss != unbounded
     each = tether.policy_token_losses(**batch, **settings, kl_ratio_high=1.05)
     assert each.isfinite().all()
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("level", ["token", "sequence_mean", "turn_sum"])
+def test_what_is_not_finite_in_the_engines_ratio_is_seen(broken, level):
+    settings = {"objective": "grpo", "beta": 0.5, "level": level}
+    settings["kl_correction"] = "rollout_ratio"
+    batch = padded_batch(spread=0.4)
+    i, t = batch["response_mask"].nonzero()[1].tolist()
+    batch["rollout_logps"][i, t] = broken
+    for evaluate in (evaluated, referenced):
+        out = evaluate(batch, **settings)
+        assert out.loss.isnan() and out.dlogps[i, t].isnan()
+        assert out.sums[10, 0] == 1  # nonfinite
+        assert evaluate(batch, **settings | {"kl_correction": "ratio"}).loss.isfinite()
 
 
 def test_entropies_get_a_gradient():

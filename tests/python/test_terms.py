@@ -76,6 +76,43 @@ def test_the_gradient_of_the_kl_is_another_forms():
     torch.testing.assert_close(terms[mask].detach(), (ratio * tether.reference.k3(d))[mask])
 
 
+@pytest.mark.parametrize("correction, is_unbiased", [("rollout_ratio", True), ("ratio", False)])
+def test_the_ratio_to_the_engine_makes_a_penalty_of_its_samples_unbiased(correction, is_unbiased):
+    """Exactly, over all ids that the engine may sample."""
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(4, 7, generator=generator, dtype=torch.float64).log_softmax(-1)
+    policy, old, ref, engine = rows[:, None]
+    policy = policy.clone().requires_grad_()
+    exact = (policy.exp() * (policy - ref)).sum()
+    for form in ("k1", "k3"):
+        terms = tether.kl_terms(
+            *(policy, ref, torch.ones_like(ref)),
+            kl_estimator=form,
+            kl_correction=correction,
+            old_logps=old,
+            rollout_logps=engine,
+        )
+        expected = (engine.exp() * terms).sum()
+        ours, theirs = (
+            torch.autograd.grad(x, policy, retain_graph=True)[0] for x in (expected, exact)
+        )
+        # Of log-probabilities that add up to 1: but for a direction that none of them has.
+        gap = (ours - theirs) / policy.detach().exp()
+        assert torch.allclose(expected, exact) == is_unbiased
+        assert torch.allclose(gap, gap.mean(), atol=1e-12) == is_unbiased
+
+
+def test_the_ratio_to_the_engine_needs_its_log_probabilities():
+    terms, mask = torch.ones(2, 3), torch.ones(2, 3)
+    for name in ("rollout_ratio", "detached_rollout_ratio"):
+        with pytest.raises(ValueError) as caught:
+            tether.kl_terms(terms, terms, mask, kl_correction=name)
+        assert str(caught.value) == (
+            "kl_terms: rollout_logps must be given when beta is greater than 0 and kl_reference is "
+            "rollout or kl_correction a rollout_ratio, got none"
+        )
+
+
 def test_errors_speak_of_their_own_arguments():
     terms, mask = torch.ones(2, 3), torch.ones(2, 3)
     for wrong, message in (

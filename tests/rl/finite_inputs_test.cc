@@ -44,7 +44,8 @@ double size_of_option(std::mt19937& random) {
 template <class T>
 Batch<T> wild_batch(std::mt19937& random) {
   Batch<T> batch(4, 9);
-  for (auto* array : {&batch.logps, &batch.old_logps, &batch.ref_logps, &batch.advantages}) {
+  for (auto* array : {&batch.logps, &batch.old_logps, &batch.ref_logps, &batch.rollout_logps,
+                      &batch.advantages}) {
     for (T& each : *array) each = any_finite<T>(random);
   }
   for (T& weight : batch.mask) weight = T(random() % 4 != 0);

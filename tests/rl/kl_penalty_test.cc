@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "rl/kernels/policy_checks.h"
 #include "rl/policy/ppo.h"
 #include "tests/rl/policy_batch.h"
 
@@ -157,7 +158,8 @@ template <class T>
 void expect_own_form() {
   for (const KlCorrection correction :
        {KlCorrection::none, KlCorrection::ratio, KlCorrection::detached_ratio,
-        KlCorrection::level_ratio, KlCorrection::detached_level_ratio, KlCorrection::on_policy}) {
+        KlCorrection::level_ratio, KlCorrection::detached_level_ratio, KlCorrection::on_policy,
+        KlCorrection::rollout_ratio, KlCorrection::detached_rollout_ratio}) {
     for (const RatioLevel level : {RatioLevel::token, RatioLevel::sequence_mean,
                                    RatioLevel::sequence_token, RatioLevel::sequence_sum}) {
       Batch<T> batch = random_batch<T>(3, 37);
@@ -185,6 +187,71 @@ TEST(KlPenalty, OnPolicyHasTheValueWithoutARatioAndTheGradientOfOne) {
   batch.ref_logps = {-1};
   EXPECT_DOUBLE_EQ(batch.run(penalty_alone(K3{}, KlCorrection::on_policy)).loss, std::exp(1) - 2);
   EXPECT_DOUBLE_EQ(batch.dlogps[0], -1);
+}
+
+// rho = policy / engine is 3, policy / old 2; d = 1. NeMo-RL, use_on_policy_kl_approximation:
+// e^(logp - rollout_logp), in the graph.
+TEST(KlPenalty, TheEnginesRatioWeighsAtEveryLevel) {
+  Batch<double> batch(1, 1);
+  batch.mask = {1};
+  batch.logps = {-2};
+  batch.old_logps = {-2 - std::log(2)};
+  batch.rollout_logps = {-2 - std::log(3)};
+  batch.ref_logps = {-1};
+  for (const RatioLevel level : {RatioLevel::token, RatioLevel::sequence_mean,
+                                 RatioLevel::sequence_token, RatioLevel::turn_sum}) {
+    PolicyObjective live = penalty_alone(K3{}, KlCorrection::rollout_ratio);
+    live.level = level;
+    EXPECT_DOUBLE_EQ(batch.run(live).loss, 3 * (std::exp(1) - 2));
+    EXPECT_DOUBLE_EQ(batch.dlogps[0], -3);  // -rho d
+    live.kl.ratio_high = 2.5;
+    EXPECT_DOUBLE_EQ(batch.run(live).loss, 2.5 * (std::exp(1) - 2));
+    PolicyObjective detached = penalty_alone(K3{}, KlCorrection::detached_rollout_ratio);
+    detached.level = level;
+    EXPECT_DOUBLE_EQ(batch.run(detached).loss, 3 * (std::exp(1) - 2));
+    EXPECT_DOUBLE_EQ(batch.dlogps[0], 3 * (1 - std::exp(1)));  // rho (1 - e^d)
+  }
+}
+
+TEST(KlPenalty, WhatIsNotFiniteInTheEnginesRatioIsSeen) {
+  for (const double broken : {double(INFINITY), -double(INFINITY), double(NAN)}) {
+    for (const RatioLevel level : {RatioLevel::token, RatioLevel::sequence_mean}) {
+      Batch<double> batch(1, 2);
+      batch.mask = {1, 1};
+      batch.rollout_logps = {0, broken};
+      PolicyObjective objective = penalty_alone(K3{}, KlCorrection::rollout_ratio);
+      objective.level = level;
+      const PolicyTotals out = batch.run(objective);
+      EXPECT_TRUE(std::isnan(out.loss)) << broken;
+      EXPECT_TRUE(std::isnan(batch.dlogps[1])) << broken;
+      batch.mask = {1, 0};
+      EXPECT_TRUE(std::isfinite(batch.run(objective).loss)) << broken;
+    }
+  }
+}
+
+TEST(KlPenalty, TheEnginesRatioNeedsItsLogProbabilities) {
+  const auto message = [](const PolicyObjective& objective) -> std::string {
+    try {
+      check_needs("f", PolicyInputs<bool>{.ref_logps = true}, objective);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  PolicyObjective objective = penalty_alone(K3{}, KlCorrection::none);
+  EXPECT_EQ(message(objective), "no error");
+  const auto needed =
+      "f: rollout_logps must be given when beta is greater than 0 and kl_reference is rollout or "
+      "kl_correction a rollout_ratio, got none";
+  for (const KlCorrection correction :
+       {KlCorrection::rollout_ratio, KlCorrection::detached_rollout_ratio}) {
+    objective.kl.correction = correction;
+    objective.kl.beta = 1;
+    EXPECT_EQ(message(objective), needed);
+    objective.kl.beta = 0;
+    EXPECT_EQ(message(objective), "no error");
+  }
 }
 
 TEST(KlPenalty, ALargerRatioCountsAsItsBound) {

@@ -128,9 +128,9 @@ TEST(PolicyObjective, BiasedGradientsOfThePenaltyAreRefusedUnlessAllowed) {
       PolicyObjective objective = presets::grpo(0.04);
       objective.kl.gradient = gradient;
       objective.kl.correction = correction;
-      const bool through = correction == KlCorrection::ratio ||
-                           correction == KlCorrection::level_ratio ||
-                           correction == KlCorrection::on_policy;
+      const bool through =
+          correction == KlCorrection::ratio || correction == KlCorrection::level_ratio ||
+          correction == KlCorrection::on_policy || correction == KlCorrection::rollout_ratio;
       const bool biased =
           gradient == KlForm(KlAbs{}) || gradient == (through ? KlForm(K2{}) : KlForm(K1{}));
       EXPECT_EQ(message([&] { check_objective("f", objective); }) != "no error", biased);

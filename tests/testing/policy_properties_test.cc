@@ -170,6 +170,20 @@ TEST(Aggregations, KeepEveryPromiseWithPenaltyAndUnequalClip) {
   }
 }
 
+TEST(Penalties, WeighedByTheEnginesRatioKeepEveryPromise) {
+  for (const RatioLevel level : {RatioLevel::token, RatioLevel::sequence_mean}) {
+    const PolicyObjective objective{.level = level,
+                                    .surrogate = PpoClip{.epsilon_low = 0.2, .epsilon_high = 0.28},
+                                    .kl = {.beta = 0.3, .correction = KlCorrection::rollout_ratio},
+                                    .aggregation = token_mean()};
+    PolicyTraits traits = traits_of(objective);
+    EXPECT_TRUE(traits.needs_rollout_logps);
+    expect_good(objective, policy_loss, traits);
+    traits.bitwise = false;
+    expect_good(objective, detail::policy_loss_any_device, traits, {.batches = 2});
+  }
+}
+
 TEST(Penalties, WeighedByTheRatioOfTheLevelKeepEveryPromise) {
   for (const LevelRule& rule : kLevelRules) {
     SCOPED_TRACE(rule.name);

@@ -67,7 +67,7 @@ KL_SETTINGS = ("kl_estimator", "kl_gradient", "kl_correction", "kl_ratio_high")
 
 def kl_term(
     logp: Tensor,
-    old_logp: Tensor,
+    sampler_logp: Tensor,
     ref_logp: Tensor,
     *,
     kl_weight: Tensor | float = 1.0,
@@ -80,8 +80,9 @@ def kl_term(
 ) -> Tensor:
     """v rho K(ref_logp - logp) with the gradient of v rho G(ref_logp - logp), v = kl_weight.
 
-    rho = policy / old policy with kl_correction "ratio" (DeepSeek-V3.2, arXiv:2512.02556, eq. 7),
-    1 with "none" (GRPO, arXiv:2402.03300, eq. 4); of the log-ratio that the surrogate sees with
+    rho = policy / sampler with kl_correction "ratio", of the old policy (DeepSeek-V3.2,
+    arXiv:2512.02556, eq. 7), and "rollout_ratio", of the engine (NeMo-RL); 1 with "none" (GRPO,
+    arXiv:2402.03300, eq. 4); of the log-ratio that the surrogate sees with
     "level_ratio" (TRL's use_bias_correction_kl); its value alone with "detached_...". A ratio
     beyond kl_ratio_high, or e^20 (float64: e^100), weighs as this one. With "on_policy" the samples
     count as the policy's own: rho = e^(logp - sg logp) = 1, with its gradient.
@@ -96,7 +97,7 @@ def kl_term(
         return with_gradient_of(value, source)
     if kl_correction == "on_policy":
         return with_gradient_of(value, score * logp)
-    log_ratio = level_log_ratio if "level" in kl_correction else logp - old_logp
+    log_ratio = level_log_ratio if "level" in kl_correction else logp - sampler_logp
     bound = 100.0 if logp.dtype == torch.float64 else 20.0
     weighed = minimum(log_ratio.detach().clamp(-bound, bound), _log(kl_ratio_high, log_ratio))
     rho = torch.exp(weighed)

@@ -179,9 +179,9 @@ def _terms(
         sources = [with_weights(each, of_shared, weight) for each in sources]
     loss, clipped = _surrogate(row, batch, seen, *sources, options)
     sharing = (segments, tokens.weight, segment_n, level, factors is not None)
-    kl, anchor = _penalty(batch, of_kl, log_ratio, beta, sharing, **penalty)
+    kl, seen_by_kl = _penalty(batch, of_kl, log_ratio, beta, sharing, **penalty)
     entropic = _needs("entropies", "entropy_coef", "not 0", entropy_coef, batch.entropies)
-    sound = _sound(tokens, weight, log_ratio, loss, kl, anchor)
+    sound = _sound(tokens, weight, log_ratio, loss, kl, seen_by_kl)
     return Terms(
         tokens=tokens,
         level=level,
@@ -231,31 +231,34 @@ def _penalty(
     beta: float | Tensor,
     sharing: tuple,
     kl_reference: str = "reference",
+    kl_correction: str = "none",
     **settings: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """K, and the log-probabilities of the policy that it ties to, if there is one."""
-    anchor = _anchor(kl_reference, batch, tokens, beta)
+) -> tuple[Tensor, list[Tensor]]:
+    """K, and the constants that it is made of, if there is a penalty."""
+    anchor = _logp_of(kl_reference, batch, tokens, beta)
     if anchor is None:
-        return torch.zeros_like(log_ratio), None
+        return torch.zeros_like(log_ratio), []
+    sampler = _logp_of("rollout" if "rollout" in kl_correction else "old", batch, tokens, beta)
     kl = kl_term(
-        *(tokens.logp, tokens.old_logp, anchor),
+        *(tokens.logp, sampler, anchor),
+        kl_correction=kl_correction,
         kl_weight=tokens.kl_weight,
         level_log_ratio=log_ratio,
         shared=SharedRatio.of(*sharing),
         **settings,
     )
-    return bounded(kl), anchor
+    return bounded(kl), [anchor, sampler, tokens.kl_weight]
 
 
-def _anchor(kl_reference: str, batch: Batch, tokens: Tokens, beta: float | Tensor) -> Tensor | None:
-    """Log-probabilities of the policy that the penalty ties to, if there is one."""
-    anchor, needed = {
+def _logp_of(policy: str, batch: Batch, tokens: Tokens, beta: float | Tensor) -> Tensor | None:
+    """Under one of the policies that a penalty looks at, if there is a penalty."""
+    logp, needed = {
         "reference": (tokens.ref_logp, batch.ref_logps),
         "old": (tokens.old_logp, batch.logps),
         "rollout": (tokens.rollout_logp, batch.rollout_logps),
-    }[kl_reference]
-    name = "rollout_logps" if kl_reference == "rollout" else "ref_logps"
-    return anchor if _needs(name, "beta", "greater than 0", beta, needed) else None
+    }[policy]
+    name = "rollout_logps" if policy == "rollout" else "ref_logps"
+    return logp if _needs(name, "beta", "greater than 0", beta, needed) else None
 
 
 def policy_token_losses(
@@ -339,14 +342,12 @@ def _sound(
     log_ratio: Tensor,
     loss: Tensor,
     kl: Tensor,
-    anchor: Tensor | None,
+    seen_by_kl: list[Tensor],
 ) -> Tensor:
-    """Whether the inputs of a token are finite and nothing that comes of them is NaN. `anchor`: of
-    the policy that a penalty ties to."""
-    seen = [tokens.weight, weight, log_ratio, tokens.logp, tokens.old_logp, tokens.advantage]
-    seen += [] if anchor is None else [anchor, tokens.kl_weight]
-    right = [torch.isfinite(each) for each in seen] + [~torch.isnan(each) for each in (loss, kl)]
-    return torch.stack(right).all(0)
+    """Whether the inputs of a token are finite and nothing that comes of them is NaN."""
+    seen = (tokens.weight, weight, log_ratio, tokens.logp, tokens.old_logp, tokens.advantage)
+    finite = [torch.isfinite(each) for each in (*seen, *seen_by_kl)]
+    return torch.stack([*finite, ~torch.isnan(loss), ~torch.isnan(kl)]).all(0)
 
 
 def _of_ratio(terms: Terms) -> list[Tensor]:
