@@ -32,10 +32,11 @@ at::Tensor log_softmax(const at::Tensor& logits, const std::optional<at::Tensor>
                        double temperature) {
   at::Tensor x = logits.to(detail::result_type(logits));
   if (mask) x = x.masked_fill(mask->logical_not().unsqueeze(-1), 0);
-  // Of a finite logit over the temperature: no difference of two overflows.
+  // Less the largest, before the temperature multiplies rounding; over it no finite one overflows.
   const double farthest = x.scalar_type() == at::kDouble ? 0x1p900 : 0x1p110;
-  return at::log_softmax(detail::saturated(x, farthest * std::min(temperature, 1.0)) / temperature,
-                         -1);
+  const at::Tensor below = (x - x.amax(-1, true)).clamp_min(-farthest * std::min(temperature, 1.0));
+  const at::Tensor absent = x == -std::numeric_limits<double>::infinity();
+  return at::log_softmax(at::where(absent, x, below) / temperature, -1);
 }
 
 // The slopes of a row, which sum to 0. That of a column with most of the weight, whose terms
@@ -43,13 +44,13 @@ at::Tensor log_softmax(const at::Tensor& logits, const std::optional<at::Tensor>
 at::Tensor summing_to_0(const at::Tensor& slopes, const at::Tensor& weight) {
   const at::Tensor largest = weight.argmax(-1, /*keepdim=*/true);
   const at::Tensor others = slopes.scatter(-1, largest, 0).sum(-1, /*keepdim=*/true);
-  const at::Tensor own =
-      at::where(weight.gather(-1, largest) > 0.5, -others, slopes.gather(-1, largest));
+  const at::Tensor slope = slopes.gather(-1, largest);  // NaN stays
+  const at::Tensor own = at::where(weight.gather(-1, largest) > 0.5, 0 * slope - others, slope);
   return slopes.scatter(-1, largest, own);
 }
 
 // KL(q || p), and its slopes by the logits of q: q_v (log q_v - log p_v - KL), NaN where it is
-// infinite and q_v is not 0.
+// infinite and q_v does not count as 0.
 struct Divergence {
   at::Tensor value, slopes;
 
@@ -64,13 +65,15 @@ struct Divergence {
     const at::Tensor all = at::where(near, small, (p - q) + terms).sum(-1);
     value = at::where(at::isfinite(total), all, total);
     const at::Tensor away = d - (value + 0 * value).unsqueeze(-1);
-    slopes = summing_to_0(at::where(q == 0, 0 * q, q * away), q);
+    const double least = q.scalar_type() == at::kDouble ? 0x1p-998 : 0x1p-102;
+    slopes = summing_to_0(at::where(q < least, 0 * q, q * away), q);
   }
 };
 
 // Both rows, with the slopes over 1 / temperature.
 struct TensorPair {
   at::Tensor log_q, q, p;
+  at::Tensor broken;  // NaN where one of the rows is, else 0
   Divergence forward, reverse;
 
   TensorPair(const at::Tensor& q_logits, const at::Tensor& p_logits,
@@ -80,14 +83,17 @@ struct TensorPair {
 
   at::Tensor entropy() const { return -(q * log_q).sum(-1).clamp_max(0); }
   at::Tensor entropy_slopes() const {
-    return summing_to_0(-q * (log_q + entropy().unsqueeze(-1)), q);
+    return summing_to_0(-q * (log_q + entropy().unsqueeze(-1)), q) + broken;
   }
   // Of KL(q || p) by the logits of p, and minus those of KL(p || q) by q's.
-  at::Tensor moved() const { return summing_to_0(p - q, at::minimum(q, p)); }
+  at::Tensor moved() const { return summing_to_0(p - q, at::minimum(q, p)) + broken; }
 
  private:
   TensorPair(const at::Tensor& of_q, const at::Tensor& of_p)
       : q(of_q.exp()), p(of_p.exp()), forward(of_q, of_p), reverse(of_p, of_q) {
+    broken = 0 * (q + p);
+    forward.slopes = forward.slopes + broken;
+    reverse.slopes = reverse.slopes + broken;
     log_q = of_q.masked_fill(q == 0, 0);
   }
 };
@@ -111,7 +117,8 @@ class TensorKlGradient : public Function<TensorKlGradient> {
     const at::Tensor moved = pair.moved();
     const at::Tensor dq = times(kl, pair.forward.slopes) - times(reverse_kl, moved) +
                           times(entropy, pair.entropy_slopes());
-    const at::Tensor dp = times(kl, moved) + times(reverse_kl, pair.reverse.slopes);
+    const at::Tensor dp =
+        times(kl, moved) + times(reverse_kl, pair.reverse.slopes) + times(entropy, pair.broken);
     return {(dq / temperature).to(q.scalar_type()), (dp / temperature).to(p.scalar_type())};
   }
   static variable_list backward(AutogradContext*, const variable_list&) {

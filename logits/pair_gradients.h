@@ -43,7 +43,7 @@ struct HeldSlope {
   // Over size.
   TETHER_TEAM float at(float a, float b, float gap_of_column, float t) const {
     const float product = a * fmaf(gap, gap_of_column, fmaf(own, t, constant));
-    return fmaf(mixed, a - b, a == 0 ? 0.0f : product);
+    return fmaf(mixed, a - b, a < 0x1p-102f ? 0.0f : product);
   }
   // Below the smallest normal number it is 0; what is 0 stays it under a size of infinity.
   TETHER_TEAM float sized(float gradient) const {

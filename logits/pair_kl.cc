@@ -187,11 +187,12 @@ struct PairOutput {
     const bool found = of.power(largest).value * over_sum > Real(kMajority);
     if (found) majority = begin + column_of(block, largest);
   }
-  // After the last block.
+  // After the last block. Where there are no others it is 0, but for a divergence without slopes.
   template <class Real>
-  void write_majority(Real size) const {
+  void write_majority(const PairSlope<Real>& slope) const {
     if (majority == kNowhere) return;
-    row[majority * stride] = narrowed<Stored>(flushed(static_cast<Real>(-others * size)));
+    const double sum = others == 0 ? double{0 * slope.constant} : others * slope.size;
+    row[majority * stride] = narrowed<Stored>(flushed(static_cast<Real>(-sum)));
   }
 };
 
@@ -210,8 +211,8 @@ void write_gradients(const Stored* q, int64_t q_stride, const Stored* p, int64_t
     dq.write(q_buffer, begin, x.count);
     if constexpr (Pass::kBoth) dp.write(p_buffer, begin, y.count);
   }
-  dq.write_majority(row.dq.size);
-  if constexpr (Pass::kBoth) dp.write_majority(row.dp.size);
+  dq.write_majority(row.dq);
+  if constexpr (Pass::kBoth) dp.write_majority(row.dp);
 }
 
 // ---- all rows -----------------------------------------------------------------------------------

@@ -17,13 +17,14 @@
 //
 // A column at -inf in both rows is not there. A column at -inf in p alone makes KL(q || p)
 // infinite, and its gradients by x NaN, if q_v is above 2^-100, and else adds nothing; likewise
-// KL(p || q). Probabilities below 2^-100 may count as 0; one that is 0 in both has gradients of 0,
-// whatever the upstream ones are. Finite logits give no NaN. NaN or +inf, or nothing but -inf, make
-// everything NaN. Results are never negative. Gradients below the smallest normal number are
-// exactly 0. Arithmetic and sums as in logits/rows.h. Errors are those of logp, absolute: about
-// 1e-6 of the largest |x|. A divergence below 1e-3 (float64: 2e-12) is found in one pass more,
-// within about 1e-5 of itself and 1e-14 (1e-31); of rows that are a constant c apart, for |c| > 1,
-// times |c| and c^2.
+// KL(p || q). In gradients probabilities below 2^-102 (float64: 2^-998) count as 0: such a column
+// has no gradient by its own row of an infinite divergence either; one that is 0 in both has
+// gradients of 0, whatever the upstream ones are. Finite logits give no NaN. NaN or +inf, or
+// nothing but -inf, make everything NaN. Results are never negative. Gradients below the smallest
+// normal number are exactly 0. Arithmetic and sums as in logits/rows.h. Errors are those of logp,
+// absolute: about 1e-6 of the largest |x|. A divergence below 1e-3 (float64: 2e-12) is found in one
+// pass more, within about 1e-5 of itself and 1e-14 (1e-31); of rows that are a constant c apart,
+// for |c| > 1, times |c| and c^2.
 
 namespace tether {
 

@@ -281,8 +281,14 @@ TEST(PairKlProgram, NoGradientIsSubnormalAndAnAbsentColumnHasNone) {
       }
       EXPECT_GT(std::count(gradient.begin(), gradient.end(), 0.0), 10);
     }
-    EXPECT_EQ(std::isfinite(got.dq[1]), std::isfinite(upstream));
+    const bool finite =
+        std::ranges::all_of(got.dq, [](double each) { return std::isfinite(each); });
+    EXPECT_EQ(finite, std::isfinite(upstream));
   }
+}
+
+TEST(PairKlProgram, AnInfiniteDivergenceHasNoGradientWhereThereIsAProbability) {
+  expect_no_slopes_of_infinite([](const Pairs& in) { return run_program(in); }, DType::float32);
 }
 
 // Offsets, strides and one gradient alone; memory beside the rows stays as it is.

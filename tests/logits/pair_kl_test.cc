@@ -450,6 +450,12 @@ TEST(LogitsKl, AlmostAbsentColumnsBesideAbsentOnesHaveAlmostNoGradient) {
   }
 }
 
+TEST(LogitsKl, AnInfiniteDivergenceHasNoGradientWhereThereIsAProbability) {
+  for (DType dtype : kAllTypes) {
+    expect_no_slopes_of_infinite([](const Pairs& in) { return run(in); }, dtype);
+  }
+}
+
 TEST(LogitsKl, NoGradientIsSubnormal) {
   for (DType dtype : {DType::float32, DType::bfloat16, DType::float64}) {
     const double least = dtype == DType::float64 ? 0x1p-1022 : 0x1p-126;

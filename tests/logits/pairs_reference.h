@@ -136,4 +136,24 @@ inline void expect_close(const PairResult& got, const PairResult& want, const Pa
   }
 }
 
+// Columns of probability 1, 2^-111 (in gradients 0 but in float64) and 0 in one row; the other
+// lacks the first.
+template <class Run>
+void expect_no_slopes_of_infinite(Run run, DType dtype) {
+  Pairs in{.dtype = dtype,
+           .vocabulary = 3,
+           .q = {49, -28, -infinity},
+           .p = {-infinity, 9, -infinity},
+           .upstream = {{1, 0, 0}}};
+  const auto expect = [dtype](const Doubles& gradients) {
+    EXPECT_TRUE(std::isnan(gradients[0]));
+    EXPECT_EQ(std::isnan(gradients[1]), dtype == DType::float64);
+    EXPECT_EQ(gradients[2], 0);
+  };
+  expect(run(in).dq);
+  std::swap(in.q, in.p);
+  in.upstream = {{0, 1, 0}};
+  expect(run(in).dp);
+}
+
 }  // namespace tether::pairs_test

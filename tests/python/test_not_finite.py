@@ -231,3 +231,63 @@ def test_the_gradients_of_an_infinite_kl(swapped, monkeypatch):
         with monkeypatch.context() as patch:
             first, second = on_both_paths(lambda each=given: kl_gradients(q, p, each), patch)
         assert_same(second, first)
+
+
+# A row, one that lacks a column of it, and the columns without a gradient of the infinite
+# divergence: those of a probability that counts as more than 0.
+INFINITE = [
+    ([0.0, 1, 2], [1.0, -INF, 0], [1, 1, 1]),
+    ([49.0, -28, -INF], [-INF, 9, -INF], [1, 0, 0]),
+    ([30.0, -12, -45], [-INF, 0, 1], [1, 1, 0]),
+    ([0.0, -INF], [-INF, 0], [1, 0]),
+]
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 0.5, 1, 2])
+@pytest.mark.parametrize(("own", "other", "spoiled"), INFINITE)
+def test_an_infinite_kl_has_no_gradient_where_there_is_a_probability(
+    own, other, spoiled, temperature, monkeypatch
+):
+    own, other = (torch.tensor([each]) * temperature for each in (own, other))
+
+    def gradients(swapped):
+        x, y = (each.clone().requires_grad_() for each in (own, other))
+        pair = (y, x) if swapped else (x, y)
+        out = tether.categorical_kl(*pair, temperature=temperature)
+        kl = out.reverse_kl if swapped else out.kl
+        assert kl.item() == INF
+        return torch.autograd.grad(kl.sum(), (x, y))
+
+    for swapped in (False, True):
+        with monkeypatch.context() as patch:
+            both = on_both_paths(lambda swapped=swapped: gradients(swapped), patch)
+        for by_own, by_other in both:
+            assert by_own.isnan().tolist() == [[bool(each) for each in spoiled]]
+            assert by_own.nan_to_num().abs().max() == 0 and by_other.isfinite().all()
+
+
+@pytest.mark.parametrize("row", [[-INF, -INF, -INF], [NAN, 0, 1], [INF, 0, 1]])
+@pytest.mark.parametrize("of_q", [True, False])
+def test_a_broken_row_of_a_kl_spoils_the_gradients_of_both(row, of_q, monkeypatch):
+    rows = torch.tensor([row, [0, 1, 2]]), torch.tensor([[1.0, 2, 3], [2, 0, 1]])
+    q, p = rows if of_q else rows[::-1]
+    for upstream in ([1, None, None], [None, 1, None], [None, None, 1]):
+        given = [None if each is None else torch.full((2,), float(each)) for each in upstream]
+        with monkeypatch.context() as patch:
+            both = on_both_paths(lambda each=given: kl_gradients(q, p, each), patch)
+        for each in (*both[0], *both[1]):
+            assert each[0].isnan().all() and each[1].isfinite().all()
+
+
+def test_logits_far_beyond_a_small_temperature_keep_their_order(monkeypatch):
+    q, p = torch.tensor([[9e29, 7e29, -2e29]]), torch.tensor([[1e29, 2e29, 8e29]])
+
+    def results():
+        out = tether.categorical_kl(q, p, temperature=1e-6)
+        x = q.clone().requires_grad_()
+        (slopes,) = torch.autograd.grad(tether.categorical_kl(x, p, temperature=1e-6).kl, x)
+        return out.entropies, slopes, out.kl > 1e33
+
+    first, second = on_both_paths(results, monkeypatch)
+    assert_same(second, first)
+    assert second[0] == 0 and second[2]

@@ -107,7 +107,8 @@ def _sound(logits: Tensor, ignored: Tensor | None) -> Tensor:
     return of_sound_rows(logits, sound if ignored is None else sound | ignored)
 
 
-# Finite log-probabilities, and logits over the temperature, beyond this count as this.
+# Finite log-probabilities, and logits over the temperature less the largest, below minus this count
+# as that.
 _FARTHEST = {torch.float32: 2.0**110, torch.float64: 2.0**900}
 
 
@@ -118,7 +119,9 @@ def _log_softmax(logits: Tensor, inactive: Tensor | None, temperature: float) ->
     if inactive is not None:
         x = x.masked_fill(inactive[..., None], 0)
     largest = min(_FARTHEST[x.dtype] * temperature, torch.finfo(x.dtype).max)
-    below, rest = _below_largest(saturated(x, largest) / temperature)
+    lower = x - x.detach().amax(-1, keepdim=True)  # before the temperature multiplies rounding
+    near = with_gradient_of(lower.clamp_min(-largest), lower).masked_fill(x == -math.inf, -math.inf)
+    below, rest = _below_largest(near / temperature)
     return below - torch.log1p(rest)[..., None]
 
 
@@ -161,8 +164,10 @@ def categorical_kl(
 
     KL(q || p) = sum_v q_v (log q_v - log p_v). Columns at -inf in both are not there; one at
     -inf in one of them adds nothing where the other is below 2^-100, and else makes the divergence
-    infinite, and its gradients by its own row NaN. Positions with mask False get zeros and no
-    gradient. Never negative: what rounding leaves below 0 is 0.
+    infinite, and its gradients by its own row NaN, at the columns whose probability is not 0: below
+    2^-102 (float64: 2^-998) it counts as 0 there. Without a largest finite number in one row, the
+    gradients of both are NaN. Positions with mask False get zeros and no gradient. Never negative:
+    what rounding leaves below 0 is 0.
     """
 
     inactive = None if mask is None else ~mask
@@ -176,17 +181,21 @@ def categorical_kl(
     log_q = log_q.masked_fill(q == 0, 0)
     entropy = -(q * log_q).sum(-1)
     of_entropy = _summing_to_0(-q * (log_q + entropy[..., None]), q)
+    broken = 0 * (q + p)  # NaN where one of the rows is
+    by_q, by_p, moved, of_entropy = (each + broken for each in (by_q, by_p, moved, of_entropy))
     values = (
         _with_slopes(_with_slopes(kl.detach(), by_q, x), moved, y),
         _with_slopes(_with_slopes(reverse_kl.detach(), by_p, y), -moved, x),
-        _with_slopes(torch.where(entropy < 0, 0.0, entropy).detach(), of_entropy, x),
+        _with_slopes(
+            _with_slopes(torch.where(entropy < 0, 0.0, entropy).detach(), of_entropy, x), broken, y
+        ),
     )
     return values if mask is None else tuple(each.masked_fill(~mask, 0) for each in values)
 
 
 def _divergence(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
     """KL(q || p) and its slopes by the logits of q, q_v (log q_v - log p_v - KL); NaN where it is
-    infinite and q_v is not 0."""
+    infinite and q_v does not count as 0."""
     q, p, d = log_q.exp(), log_p.exp(), log_q - log_p
     near = d.abs() < 0.5
     d = d.masked_fill((q == 0) | ((q < 2.0**-100) & d.isinf()), 0)
@@ -196,7 +205,8 @@ def _divergence(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
     value = torch.where(near, q * k3(torch.where(near, -d, 0.0)), (p - q) + terms).sum(-1)
     value = torch.where(total.isfinite(), value, total)
     away = d - (value + 0 * value)[..., None]
-    return value, _summing_to_0(torch.where(q == 0, 0 * q, q * away), q)
+    none = q < torch.finfo(q.dtype).tiny * 2.0**24
+    return value, _summing_to_0(torch.where(none, 0 * q, q * away), q)
 
 
 def _summing_to_0(slopes: Tensor, weight: Tensor) -> Tensor:
@@ -204,7 +214,8 @@ def _summing_to_0(slopes: Tensor, weight: Tensor) -> Tensor:
     the sum of the others."""
     largest = weight.argmax(-1, keepdim=True)
     others = slopes.scatter(-1, largest, 0.0).sum(-1, keepdim=True)
-    own = torch.where(weight.gather(-1, largest) > 0.5, -others, slopes.gather(-1, largest))
+    own = slopes.gather(-1, largest)  # NaN stays
+    own = torch.where(weight.gather(-1, largest) > 0.5, 0 * own - others, own)
     return slopes.scatter(-1, largest, own)
 
 
