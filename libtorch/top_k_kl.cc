@@ -131,7 +131,7 @@ at::Tensor top_k_kl_any_device(const at::Tensor& q_logits, const TopKReference& 
       p.targets.defined() ? targets == options.ignore_index : targets.to(at::kBool);
   const at::Tensor whole_row = ignored.unsqueeze(-1);
   const double minus_infinity = -std::numeric_limits<double>::infinity();
-  at::Tensor x = q_logits.to(type);
+  at::Tensor x = q_logits.to(at::kDouble);  // what the head leaves of 1 is small
   // Filling -inf with -inf, and ignored rows with 0, cuts the gradient there.
   x = x.masked_fill(x == minus_infinity, minus_infinity).masked_fill(whole_row, 0);
   const at::Tensor log_softmax = at::log_softmax(x / options.temperature, -1);
@@ -139,12 +139,12 @@ at::Tensor top_k_kl_any_device(const at::Tensor& q_logits, const TopKReference& 
   const at::Tensor active_ids = ids.masked_fill(whole_row, 0);
   const at::Tensor y = targets.masked_fill(ignored, 0);
   const TensorNumber head_q{log_q(active_ids)};
-  const TensorNumber head_p{p.head_logps.to(type).masked_fill(whole_row, 0)};
+  const TensorNumber head_p{p.head_logps.to(at::kDouble).masked_fill(whole_row, 0)};
   const TensorNumber mass_q{1 - head_q.value.exp().sum(-1)};
   const TensorNumber mass_p{1 - head_p.value.exp().sum(-1)};
   const at::Tensor drawn = log_q(y.unsqueeze(-1)).squeeze(-1);
   const TensorNumber y_q{drawn.masked_fill(drawn == minus_infinity, NAN)};
-  const TensorNumber y_p{sampled ? p.target_logps.to(type).masked_fill(ignored, 0)
+  const TensorNumber y_p{sampled ? p.target_logps.to(at::kDouble).masked_fill(ignored, 0)
                                  : at::zeros_like(y_q.value)};
   const TensorCondition inside{(active_ids == y.unsqueeze(-1)).any(-1)};
   const at::Tensor tail =
@@ -157,7 +157,7 @@ at::Tensor top_k_kl_any_device(const at::Tensor& q_logits, const TopKReference& 
   const at::Tensor kl = terms.value.sum(-1) + tail;
   // Never negative, without cutting the gradient.
   const at::Tensor raised = options.tail == TailEstimate::k1 ? kl : kl - kl.detach().clamp_max(0);
-  return raised.masked_fill(ignored, 0);
+  return raised.masked_fill(ignored, 0).to(type);
 }
 
 }  // namespace detail

@@ -6,6 +6,7 @@ import pytest
 import tether
 import torch
 from batches import words
+from paths import on_both_paths
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TAILS = ("bucket", "k1", "k3", "reverse_bucket")
@@ -252,3 +253,20 @@ def test_refuses_options():
         tether.head_logps(GOOD[0], bad_ids(-1))
     with pytest.raises(ValueError, match=r"head_logps: temperature must be in"):
         tether.head_logps(GOOD[0], GOOD[1], temperature=-1)
+
+
+@pytest.mark.parametrize("tail", ["bucket", "k3", "reverse_bucket"])
+def test_a_small_tail_keeps_its_digits(tail, monkeypatch):
+    # float32 beside float64: 16 of 17 columns are the head, whose rest is a small difference.
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(400, 17, generator=generator)
+    log_p = torch.log_softmax(q.double() + 0.1 * torch.randn(q.shape, generator=generator), -1)
+    ids, y = q.topk(16).indices, q.argmin(-1)
+    log_p = log_p.float().double()  # rounded alike
+    p = ids, log_p.gather(-1, ids), y, log_p.gather(-1, y[:, None])[:, 0]
+    options = {"tail": tail, "precision": 2.0**-23}
+    wide = results(tether.reference.top_k_kl, (q.double(), *p), **options)
+    p = ids, p[1].float(), y, p[3].float()
+    for each in on_both_paths(lambda: results(tether.top_k_kl, (q, *p), **options), monkeypatch):
+        for got, want in zip(each, wide, strict=True):
+            assert (got.double() - want).square().mean().sqrt() < 1.5e-8

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from tether.reference.kl import k3
 from tether.reference.numbers import (
+    narrowed,
     of_sound_rows,
     saturated,
     spoiling,
     wide_dtype,
+    widened,
     with_gradient_of,
 )
 
@@ -114,6 +116,12 @@ _FARTHEST = {torch.float32: 2.0**110, torch.float64: 2.0**900}
 
 def _log_softmax(logits: Tensor, inactive: Tensor | None, temperature: float) -> Tensor:
     """Of rows of zeros where inactive."""
+    below, rest = _below_largest(_near(logits, inactive, temperature))
+    return below - torch.log1p(rest)[..., None]
+
+
+def _near(logits: Tensor, inactive: Tensor | None, temperature: float) -> Tensor:
+    """Less the largest of each row, over the temperature."""
     x = _sound(logits, inactive).to(wide_dtype(logits.dtype))
     x = x.masked_fill(x == -math.inf, -math.inf)
     if inactive is not None:
@@ -121,8 +129,7 @@ def _log_softmax(logits: Tensor, inactive: Tensor | None, temperature: float) ->
     largest = min(_FARTHEST[x.dtype] * temperature, torch.finfo(x.dtype).max)
     lower = x - x.detach().amax(-1, keepdim=True)  # before the temperature multiplies rounding
     near = with_gradient_of(lower.clamp_min(-largest), lower).masked_fill(x == -math.inf, -math.inf)
-    below, rest = _below_largest(near / temperature)
-    return below - torch.log1p(rest)[..., None]
+    return near / temperature
 
 
 def mass_beside(logps: Tensor) -> Tensor:
@@ -269,15 +276,18 @@ def top_k_kl(
     shape = q_logits.shape[:-1]
     y = head_ids.new_zeros(shape) if targets is None else targets.to(torch.int64)
     ignored = torch.zeros_like(y, dtype=torch.bool) if targets is None else y == ignore_index
-    log_softmax = _log_softmax(q_logits, ignored, temperature)
-    farthest = _FARTHEST[log_softmax.dtype]
-    head_logps = head_logps.to(log_softmax.dtype).masked_fill(ignored[..., None], 0)
-    ids, known = _known(head_ids.masked_fill(ignored[..., None], 0), log_softmax)
-    y, known_y = _known(y.masked_fill(ignored, 0), log_softmax)
-    sound = ~log_softmax.isnan().any(-1) & (head_logps < math.inf).all(-1) & known.all(-1)
+    below, rest = _below_largest(_near(q_logits, ignored, temperature))
+    bound = 600.0 if below.dtype == torch.float64 else 60.0  # of the log-ratio of k3
+    # What the head leaves of 1 is small: float64 from here on.
+    farthest = _FARTHEST[torch.float64]
+    log_sum = torch.log1p(widened(rest))[..., None]
+    head_logps = head_logps.double().masked_fill(ignored[..., None], 0)
+    ids, known = _known(head_ids.masked_fill(ignored[..., None], 0), below)
+    y, known_y = _known(y.masked_fill(ignored, 0), below)
+    sound = ~rest.isnan() & (head_logps < math.inf).all(-1) & known.all(-1)
     head_logps = saturated(head_logps, farthest)
 
-    log_q = log_softmax.gather(-1, ids)
+    log_q = widened(below.gather(-1, ids)) - log_sum
     reverse = tail == "reverse_bucket"
     weight = head_logps.exp() if reverse else log_q.exp()
     u = (log_q - head_logps).masked_fill(weight == 0, 0)
@@ -287,9 +297,10 @@ def top_k_kl(
     kl = -kl if reverse else kl
     if tail in ("k1", "k3"):
         inside = (ids == y[..., None]).any(-1)
-        log_q_y = log_softmax.gather(-1, y[..., None])[..., 0].masked_fill(inside, 0)
+        log_q_y = widened(below.gather(-1, y[..., None])) - log_sum
+        log_q_y = log_q_y[..., 0].masked_fill(inside, 0)
         sound = sound & (log_q_y > -math.inf)  # or q cannot have drawn it
-        target_logps = target_logps.to(log_softmax.dtype).masked_fill(ignored, 0)
+        target_logps = target_logps.double().masked_fill(ignored, 0)
         sound = sound & (target_logps < math.inf) & known_y
         held = log_q_y.detach()
         d = saturated(target_logps.masked_fill(inside, 0), farthest) - held + gap
@@ -297,8 +308,10 @@ def top_k_kl(
             sampled = (log_q_y - held).exp() * (log_q_y - held - d)
         else:
             # The derivative of rho k3 by log q_y, k3(d) - expm1(d), is -d.
-            sampled = k3(d) - torch.where(d.isfinite(), d, 0.0).detach() * (log_q_y - held)
+            near = with_gradient_of(d.clamp_max(bound), d)
+            sampled = k3(near) - torch.where(d.isfinite(), d, 0.0).detach() * (log_q_y - held)
         kl = kl + torch.where(inside, 0, sampled)
     if tail != "k1":
         kl = kl - kl.detach().clamp_max(0)
-    return (kl * spoiling(sound | ignored, kl)).masked_fill(ignored, 0)
+    kl = (kl * spoiling(sound | ignored, kl)).masked_fill(ignored, 0)
+    return narrowed(kl, below.dtype)
