@@ -141,6 +141,7 @@ struct Exponent {
   FinalLogit<Real, kCapped> final_logit = {};
   Real lowest = Exp2<Real>::kLowest;
   Real least = Exp2<Real>::kLeast;
+  Real highest = Exp2<Real>::kBias;  // under a cap; of gradients log2 of the sum: no p is above 1
 
   TETHER_INLINE Real t(Real x) const { return (x - reference) * scale; }
   TETHER_INLINE Real operator()(Real x) const {
@@ -309,7 +310,8 @@ TETHER_INLINE void gradient_lanes(const Stored* logits, const Exponent<Real, kCa
     const Real logit = in[i];
     const Real distance = exponent.t(exponent.final_logit(logit));
     const bool counts = !(distance < exponent.least);
-    const Real t = or_zero(distance, counts);
+    Real t = or_zero(distance, counts);
+    if constexpr (kCapped) t = t > exponent.highest ? exponent.highest : t;
     Real gradient = exp2_lean(t) * (line.constant + line.slope * t);
     if constexpr (kCapped) gradient *= exponent.final_logit.slope(logit);
     dx[i] = or_zero(gradient, counts & !is_subnormal(gradient));

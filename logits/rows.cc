@@ -119,6 +119,14 @@ Slope<double> slope_of_row(const RowStatistics& row, const RowUpstream& upstream
   return {weight * (upstream.dlogp - slope * mean), weight * slope};
 }
 
+// Beside infinite gradients, what is not is nothing: the signs of those.
+RowUpstream signs_of_infinite(const RowUpstream& upstream) {
+  const auto sign = [](double each) {
+    return std::isinf(each) ? std::copysign(1, each) : 0 * each;
+  };
+  return {sign(upstream.dlogp), sign(upstream.dentropy)};
+}
+
 // The power of two that makes a line one of the loops, else 1.
 template <class Real>
 double shrink_of(const Slope<double>& line) {
@@ -164,10 +172,13 @@ void gradient_of_row(const Stored* logits, int64_t vocabulary, int64_t stride,
   if (out.past_caches) finish_stores();
 }
 
+// What is 0 stays 0, by 0 too.
+double divided(double gradient, double by) { return gradient == 0 ? 0 : gradient / by; }
+
 template <class Stored>
 void divide_row(const Output<Stored>& out, int64_t vocabulary, double by) {
   for (int64_t i = 0; i < vocabulary * out.stride; i += out.stride) {
-    const double gradient = widened<double>(out.row[i]) / by;
+    const double gradient = divided(widened<double>(out.row[i]), by);
     out.row[i] = narrowed<Stored>(static_cast<RealOf<Stored>>(gradient));
   }
 }
@@ -215,8 +226,10 @@ struct Row {
     return out;
   }
 
-  void write_gradient(const RowStatistics& sums, const RowUpstream& upstream,
+  void write_gradient(const RowStatistics& sums, const RowUpstream& upstream_in,
                       const Output<Stored>& out) const {
+    const bool infinite = std::isinf(upstream_in.dlogp) || std::isinf(upstream_in.dentropy);
+    const RowUpstream upstream = infinite ? signs_of_infinite(upstream_in) : upstream_in;
     const bool present = target != kOutside && sums.target_logit != -infinity;
     const double logit = present ? target_logit() : 0;  // before it is overwritten
     const auto whole = slope_of_row(sums, upstream, options);
@@ -225,12 +238,15 @@ struct Row {
                               bounded<Real>(whole.slope * shrink)};
     auto exponent_of = exponent(sums.reference);
     exponent_of.least = least_exponent<Real>(line);
+    // A small temperature multiplies the rounding of a cap.
+    exponent_of.highest = static_cast<Real>(std::log2(sum(sums)));
     // A row that is NaN has no column that is absent.
     if (std::isnan(sum(sums))) exponent_of.reference = std::numeric_limits<Real>::quiet_NaN();
     gradient_of_row(data, logits.vocabulary, logits.stride, exponent_of, line, out);
-    if (shrink < 1) divide_row(out, logits.vocabulary, shrink);
+    if (infinite || shrink < 1) divide_row(out, logits.vocabulary, infinite ? 0 : shrink);
     if (!present) return;
-    const auto gradient = static_cast<Real>(gradient_of_target(sums, upstream, options, logit));
+    const double slope = gradient_of_target(sums, upstream, options, logit);
+    const auto gradient = static_cast<Real>(infinite ? divided(slope, 0) : slope);
     out.row[target * out.stride] = narrowed<Stored>(flushed(gradient));
   }
 };

@@ -6,6 +6,7 @@ import pytest
 import tether
 import torch
 from batches import words
+from paths import on_both_paths
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -873,3 +874,34 @@ def test_a_bad_id_in_compiled_code_is_refused_in_the_name_of_the_function():
     assert str(caught.value) == (
         "token_logps: targets must be in [0, 8) or ignore_index -100, got 9 at [1]"
     )
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0, 30.0])
+@pytest.mark.parametrize("temperature", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("size", [1.0, 10.0])
+def test_a_small_temperature_multiplies_the_rounding_of_logits_alone(
+    softcap, temperature, size, monkeypatch
+):
+    # Two ulp of the largest final logit over the temperature; no probability is above 1.
+    logits = random_logits(64, 50, dtype=torch.float32, seed=1, scale=size)
+    targets = logits.argmax(-1)
+    targets[::2] = 3
+    options = {"temperature": temperature, "softcap": softcap}
+
+    def results(function, x):
+        x = x.clone().requires_grad_()
+        logps = function(x, targets, **options)[0]
+        return logps.detach(), torch.autograd.grad(logps.sum(), x)[0]
+
+    wide = logits.double()
+    final = softcap * torch.tanh(wide / softcap) if softcap > 0 else wide
+    rounding = 2.0**-22 * final.abs().amax(-1) / temperature
+    want, slopes = results(tether.reference.token_logps, wide)
+    least = 2.0**-22 * (1 + want.abs())
+    part = torch.expm1(rounding).clamp_max(1)[:, None] + 2.0**-22
+    for got, gradient in on_both_paths(
+        lambda: results(lambda *a, **o: tether.token_logps(*a, **o, entropies=True), logits),
+        monkeypatch,
+    ):
+        assert ((got.double() - want).abs() <= rounding + least).all()
+        assert ((gradient.double() - slopes).abs() <= part / temperature).all()

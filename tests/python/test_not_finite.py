@@ -291,3 +291,50 @@ def test_logits_far_beyond_a_small_temperature_keep_their_order(monkeypatch):
     first, second = on_both_paths(results, monkeypatch)
     assert_same(second, first)
     assert second[0] == 0 and second[2]
+
+
+def logits_results(function, upstreams):
+    """The gradient of rows under the upstream gradients of each result of a function."""
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(4))
+    logits[:, 5] = -INF
+    logits[:, 6] = -900.0  # of probability 0
+    logits.requires_grad_()
+    given = [torch.tensor(each) for each in upstreams]
+    return torch.autograd.grad(function(logits), logits, given)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 8.0])
+@pytest.mark.parametrize("of_entropies", [0.5, -INF])
+def test_an_infinite_upstream_gradient_of_rows_leaves_zeros_alone(
+    softcap, of_entropies, monkeypatch
+):
+    def results(logits):
+        options = {"softcap": softcap, "entropies": True}
+        return tether.token_logps(logits, torch.tensor([3, -100, 7]), **options)[:2]
+
+    upstreams = [INF, INF, 0.5], [of_entropies] * 3
+    sign = math.copysign(1.0, of_entropies) if math.isinf(of_entropies) else 0.0
+    # Infinite, and times the sign of the slope: what is finite beside it is nothing.
+    signs = [1.0, 1, 0.0 if sign else 0.5], [sign, sign, sign or 0.5]
+    paths = on_both_paths(lambda: logits_results(results, upstreams)[0], monkeypatch)
+    slopes = logits_results(results, signs)[0]
+    grown = slopes.isfinite() & (slopes != 0)
+    for each in paths:
+        assert (each[1] == 0).all() and (each[:, 5] == 0).all()
+        assert torch.equal(each[0], torch.where(grown[0], slopes[0] * INF, 0.0))
+        assert each[2].isinf().any() == bool(sign)
+
+
+@pytest.mark.parametrize("tail", ["bucket", "k1", "k3", "reverse_bucket"])
+def test_an_infinite_upstream_gradient_of_top_k_kl_leaves_zeros_alone(tail, monkeypatch):
+    ids, y = torch.tensor([[0, 1, 2]] * 3), torch.tensor([1, -100, 7])
+    p = -torch.rand(3, 4, generator=torch.Generator().manual_seed(5)) - 2
+
+    def results(logits):
+        return (tether.top_k_kl(logits, ids, p[:, :3], y, p[:, 3], tail=tail),)
+
+    paths = on_both_paths(lambda: logits_results(results, [[INF, INF, 0.5]])[0], monkeypatch)
+    slopes = logits_results(results, [[1.0, 1, 0.5]])[0]
+    for each in paths:
+        assert torch.equal(each[0], torch.where(slopes[0] == 0, 0.0, slopes[0] * INF))
+        assert (each[1] == 0).all() and each[2].isfinite().all()

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from tether.reference.kl import k3
 from tether.reference.numbers import (
+    marked,
     narrowed,
+    of_marked,
     of_sound_rows,
     saturated,
     spoiling,
@@ -35,6 +37,7 @@ def token_logps(
     and no gradient.
     """
     ignored = targets == ignore_index
+    logits, mark = marked(logits)
     x = _final_logits(logits, ignored, temperature, scale, softcap)
     below, rest = _below_largest(x)
     log_sum = torch.log1p(rest)
@@ -43,7 +46,7 @@ def token_logps(
     p = below.exp()
     # Of a column with p = 0 there is nothing to add, and a large slope to overflow beside a 0.
     entropies = log_sum - (p * below.masked_fill(p == 0, 0)).sum(-1) / (1 + rest)
-    return logps.masked_fill(ignored, 0), entropies.masked_fill(ignored, 0)
+    return of_marked(mark, logps.masked_fill(ignored, 0), entropies.masked_fill(ignored, 0))
 
 
 def token_statistics(
@@ -276,6 +279,7 @@ def top_k_kl(
     shape = q_logits.shape[:-1]
     y = head_ids.new_zeros(shape) if targets is None else targets.to(torch.int64)
     ignored = torch.zeros_like(y, dtype=torch.bool) if targets is None else y == ignore_index
+    q_logits, mark = marked(q_logits)
     below, rest = _below_largest(_near(q_logits, ignored, temperature))
     bound = 600.0 if below.dtype == torch.float64 else 60.0  # of the log-ratio of k3
     # What the head leaves of 1 is small: float64 from here on.
@@ -314,4 +318,4 @@ def top_k_kl(
     if tail != "k1":
         kl = kl - kl.detach().clamp_max(0)
     kl = (kl * spoiling(sound | ignored, kl)).masked_fill(ignored, 0)
-    return narrowed(kl, below.dtype)
+    return of_marked(mark, narrowed(kl, below.dtype))[0]

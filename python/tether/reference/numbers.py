@@ -150,6 +150,53 @@ def of_sound_rows(x: Tensor, sound: Tensor) -> Tensor:
     return _OfSoundRows.apply(x, sound) if x.requires_grad else x
 
 
+class _Marked(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.view_as(x), torch.zeros_like(x[..., 0])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient, infinite):
+        signs = torch.where(gradient == 0, 0.0, gradient * math.inf)
+        return torch.where(infinite[..., None] > 0, signs, gradient)
+
+
+class _OfMarked(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mark, *values):
+        return tuple(each.clone() for each in values)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx, *upstreams):
+        infinite = torch.stack([each.isinf() for each in upstreams]).any(0)
+        signs = (torch.where(each.isinf(), each.sign(), 0 * each) for each in upstreams)
+        pairs = zip(signs, upstreams, strict=True)
+        return infinite.to(ctx.dtype), *(torch.where(infinite, *pair) for pair in pairs)
+
+
+def marked(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [..., V], and a mark [...] for of_marked."""
+    return _Marked.apply(x) if forward_ad._current_level < 0 else (x, x[..., 0])
+
+
+def of_marked(mark: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Values [...] of marked rows. Infinite upstream gradients arrive in the rows as they are,
+    beside which others are nothing: on their way they would meet zeros and each other."""
+    return _OfMarked.apply(mark, *values) if forward_ad._current_level < 0 else values
+
+
 def bounded(x: Tensor, source: Tensor | None = None) -> Tensor:
     """What overflowed counts as the largest number; NaN stays NaN. With the gradient of `source`,
     or of x."""
