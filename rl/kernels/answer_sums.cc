@@ -29,6 +29,15 @@ TETHER_CLONES void fill_two_gradients(T score_slope, T nll_slope, AnswerBlock<T>
   }
 }
 
+// The same of slopes beyond T: what overflows meets its weight first, which may bring it back.
+template <class T>
+void fill_far_gradients(const AnswerSlopes& slope, AnswerBlock<T>& block) {
+  for (int i = 0; i < block.size; ++i) {
+    const double w = double(block.weight[i]), q = double(block.nll_weight[i]);
+    block.dlogp[i] = narrow<T>((w == 0 ? 0 : w * slope.score) + (q == 0 ? 0 : q * slope.nll));
+  }
+}
+
 template <class T>
 class Answers {
  public:
@@ -52,10 +61,12 @@ class Answers {
   void store(const std::vector<AnswerSlopes>& slopes, const MutableArray& dlogps) const {
     for_each_row([&](int64_t row, AnswerBlock<T>& block) {
       const AnswerSlopes& slope = slopes[static_cast<size_t>(row)];
-      const T both = narrow<T>(slope.score + slope.nll);
+      const bool far = is_beyond<T>(slope.score) || is_beyond<T>(slope.nll) ||
+                       is_beyond<T>(slope.score + slope.nll);
       for_each_block(row, block, [&](int64_t column, int count, int64_t& seen) {
-        if (!has_nll_mask_ && shorter_.empty()) {
-          fill_shared_gradient<false, false>(both, T(0), 0, block.size, block);
+        if (!has_nll_mask_ && shorter_.empty() && !far) {
+          fill_shared_gradient<false, false>(T(slope.score + slope.nll), T(0), 0, block.size,
+                                             block);
         } else {
           if (has_nll_mask_) {
             load(batch_.nll_mask, row, column, count, nullptr, block.nll_weight);
@@ -63,7 +74,8 @@ class Answers {
             std::copy_n(block.weight, block.size, block.nll_weight);
           }
           weigh_tail(row, block, seen);
-          fill_two_gradients(narrow<T>(slope.score), narrow<T>(slope.nll), block);
+          far ? fill_far_gradients(slope, block)
+              : fill_two_gradients(T(slope.score), T(slope.nll), block);
         }
         store_block(batch_.layout, dlogps, row, column, count, block.dlogp);
       });

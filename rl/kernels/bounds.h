@@ -34,5 +34,10 @@ template <class T>
 TETHER_INLINE T narrow(double x, T largest = Largest<T>::kResult) {
   return T(saturated(x, double(largest)));
 }
+// Whether narrow changes it.
+template <class T>
+TETHER_INLINE bool is_beyond(double x) {
+  return x > double(Largest<T>::kResult) || x < -double(Largest<T>::kResult);
+}
 
 }  // namespace tether

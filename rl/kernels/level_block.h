@@ -167,7 +167,7 @@ TETHER_CLONES void fill_inside(const LogRatioClip& clip_in, TokenBlock<T>& block
 }
 
 // The gradient of tokens that share `slope`, d loss / dL dL / d logp over w, beside a penalty of
-// their own.
+// their own. What overflows meets w first, which may bring it back.
 template <bool kPenalty, bool kClipped, class T>
 TETHER_CLONES void fill_shared_gradient(T slope, T kl_factor, int begin, int end,
                                         TokenBlock<T>& block) {
@@ -177,13 +177,29 @@ TETHER_CLONES void fill_shared_gradient(T slope, T kl_factor, int begin, int end
     const Mask<T> active = mask<T>(w != T(0));
     T gradient = slope;
     if constexpr (kClipped) gradient = keep(mask<T>(block.inside[i] != T(0)), slope);
+    T weighted = w * gradient;
     Mask<T> broken = 0;
     if constexpr (kPenalty) {
       const T dkl = bounded(block.dkl[i]);
-      gradient = bounded(gradient + bounded(kl_factor * dkl));
+      const T early = bounded(bounded(w * gradient) + bounded(w * kl_factor * dkl));
+      const T both = gradient + kl_factor * dkl;
+      weighted = bounded(either(mask<T>(both - both != T(0)), early, w * both));
       broken = active & mask<T>(zero_or_nan(block.anchor_logp[i], dkl, T(0), T(0)) != T(0));
     }
-    block.dlogp[i] = spoil(broken, keep(active, w * gradient));
+    block.dlogp[i] = spoil(broken, keep(active, weighted));
+  }
+}
+
+// The same of a slope beyond T.
+template <class T>
+void fill_far_gradient(double slope, bool clips, double kl_factor, int begin, int end,
+                       TokenBlock<T>& block) {
+  for (int i = begin; i < end; ++i) {
+    const T w = block.weight[i], dkl = kl_factor != 0 ? bounded(block.dkl[i]) : T(0);
+    const T anchor = kl_factor != 0 ? block.anchor_logp[i] : T(0);
+    const double inside = clips && block.inside[i] == T(0) ? 0 : slope;
+    const T gradient = narrow<T>(double(w) * (inside + kl_factor * double(dkl)));
+    block.dlogp[i] = w == T(0) ? T(0) : gradient + zero_or_nan(anchor, dkl, T(0), T(0));
   }
 }
 

@@ -206,11 +206,16 @@ void store_shared_gradient(const Call& call, int64_t row, const RowFactors<T>& f
     }
     for_each_part(factors.segments, place, block.size, [&](auto& each, int begin, int end) {
       const double count = level_count(call.level(), each.n);
-      const T slope = narrow<T>(bounded(double(factors.token.loss) * bounded(each.slope / count)));
+      const double slope = bounded(double(factors.token.loss) * bounded(each.slope / count));
       if (penalty && shares_penalty(objective.kl, objective.level))
         add_shared_penalty(count, each.kl, begin, end, block);
+      const T kl_factor = factors.token.kl;
+      if (is_beyond<T>(slope)) {
+        fill_far_gradient(slope, clips, penalty ? double(kl_factor) : 0, begin, end, block);
+        return;
+      }
       with_terms(penalty, clips, [&]<bool kPenalty, bool kClipped>() {
-        fill_shared_gradient<kPenalty, kClipped>(slope, factors.token.kl, begin, end, block);
+        fill_shared_gradient<kPenalty, kClipped>(T(slope), kl_factor, begin, end, block);
       });
     });
     store_gradient(call, place, block);

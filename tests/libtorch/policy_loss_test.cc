@@ -207,10 +207,7 @@ TEST(PolicyLossFace, EveryDevicePathHasFiniteGradientsOfAnyFactor) {
       const at::Tensor expected = gradient(policy_loss(batch, objective, normalizer));
       const at::Tensor found =
           gradient(detail::policy_loss_any_device(batch, objective, normalizer));
-      EXPECT_TRUE(at::equal(found.sign(), expected.sign())) << row.name << found << expected;
-      // The kernel narrows the slope of a ratio that tokens share before it meets their masks.
-      const bool overflows = !is_per_token(objective) && (found.abs() > 1e38).any().item<bool>();
-      EXPECT_TRUE(overflows || at::allclose(found, expected, 1e-3)) << row.name << expected;
+      EXPECT_TRUE(at::allclose(found, expected, 1e-3)) << row.name << found << expected;
     }
   }
 }

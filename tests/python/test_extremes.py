@@ -281,3 +281,64 @@ def test_a_sample_that_the_policy_cannot_have_drawn_makes_nan(tail, monkeypatch)
         assert kl.isfinite() and dlogits.isfinite().all() and dlogits[0, 2] == 0
     for kl, _ in on_both_paths(lambda: run(3, -INFINITY), monkeypatch):
         assert kl == INFINITY  # a mass that the reference does not have
+
+
+# A step whose slopes are beyond float32, and whose gradients, by these masks, are not.
+SMALL_MASKS = torch.tensor([[1e-6, 1e-8, 1e-5, 0, 1e-10], [1e-3, 1e-4, 0, 1e-6, 1e-9]])
+
+
+def assert_as_in_float64(run, monkeypatch):
+    """run(dtype) gives a gradient; what is beyond float32 counts as its largest result."""
+    largest = torch.finfo(torch.bfloat16).max
+    want = run(torch.float64).clamp(-largest, largest)
+    assert want.abs().max() > 1e30
+    for got in on_both_paths(lambda: run(torch.float32), monkeypatch):
+        torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=0)
+
+
+def far_batch(rows):
+    generator = torch.Generator().manual_seed(0)
+    logps = -torch.rand(rows, 5, generator=generator) - 0.1
+    return logps, logps + 0.1 * torch.randn(logps.shape, generator=generator)
+
+
+@pytest.mark.parametrize("level", ["sequence_mean", "sequence_sum", "turn_mean", "turn_sum"])
+@pytest.mark.parametrize("objective", ["reinforce", "ppo", "gmpo"])
+@pytest.mark.parametrize("beta", [0.0, 1e3])
+def test_a_shared_slope_beyond_the_type_meets_the_mask_first(level, objective, beta, monkeypatch):
+    logps, old = far_batch(2)
+    advantages = torch.tensor([1e18, -1e18])
+
+    def run(dtype):
+        x = logps.to(dtype).requires_grad_()
+        loss = tether.policy_loss(
+            x,
+            advantages.to(dtype),
+            SMALL_MASKS.to(dtype),
+            objective=objective,
+            level=level,
+            old_logps=old.to(dtype),
+            ref_logps=old.flip(0).to(dtype),
+            beta=beta,
+            normalizer=tether.Normalizer(policy=1, kl=1, sequences=1, world_size=1e25),
+        ).loss
+        return torch.autograd.grad(loss, x)[0]
+
+    assert_as_in_float64(run, monkeypatch)
+
+
+@pytest.mark.parametrize("options", [{}, {"ld_alpha": 0.5}, {"nll_coef": 0.3}])
+@pytest.mark.parametrize("objective", ["dpo", "ipo", "hinge"])
+def test_slopes_of_answers_beyond_the_type_meet_their_masks_first(objective, options, monkeypatch):
+    logps, ref = far_batch(4)
+    mask = torch.cat([SMALL_MASKS, SMALL_MASKS.flip(0)])
+    mask[3, 2:] = 0
+
+    def run(dtype):
+        x = logps.to(dtype).requires_grad_()
+        loss = tether.preference_loss(
+            x, ref.to(dtype), mask.to(dtype), objective=objective, loss_scale=1e42, **options
+        ).loss
+        return torch.autograd.grad(loss, x)[0]
+
+    assert_as_in_float64(run, monkeypatch)
