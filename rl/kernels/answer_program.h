@@ -152,16 +152,16 @@ TETHER_TEAM void answer_gradient_program(const Team& team, const PreferenceParam
   const RowLayout& layout = in.batch.layout;
   const TokenPiece piece(layout, index, in.pieces);
   const int64_t tail = answers[piece.row].tail;
-  const float by_score = narrow<float>(slopes[piece.row].score);
-  const float by_nll = narrow<float>(slopes[piece.row].nll);
+  const AnswerSlopes slope = slopes[piece.row];
   typename Team::template Local<NoState> local;
   team.each(local, [&](int thread, NoState&) {
     for (int64_t i = piece.begin + thread; i < piece.end; i += Team::kThreads) {
       const float w = load_mask(layout, in.batch.response_mask, piece.row, i);
       const float q = in.has_nll_mask() ? load_mask(layout, in.batch.nll_mask, piece.row, i) : w;
-      const float v = i < tail ? w : w * static_cast<float>(in.ld_alpha);
-      const float gradient = (w == 0 ? 0 : v * by_score) + (q == 0 ? 0 : q * by_nll);
-      store(layout, in.dlogps, piece.row, i, bounded(gradient));
+      const double v = i < tail ? static_cast<double>(w) : static_cast<double>(w) * in.ld_alpha;
+      const double by_score = w == 0 ? 0 : v * slope.score;
+      const double by_nll = q == 0 ? 0 : static_cast<double>(q) * slope.nll;
+      store(layout, in.dlogps, piece.row, i, narrow<float>(by_score + by_nll));
     }
   });
 }

@@ -141,7 +141,7 @@ TETHER_TEAM void write_shared_gradients(const Team& team, Local& local, const Po
       team.template reduce<Sum>(local,
                                 [](const TokenSums& own) { return Several<double, 1>{own.slope}; })
           .each[0];
-  const float slope = narrow<float>(static_cast<double>(factors.loss) * (scale * slopes));
+  const double slope = bounded(static_cast<double>(factors.loss) * (scale * slopes));
   team.each(local, [&](int thread, TokenSums&) {
     for (int64_t i = thread; i < in.layout.length(row); i += Team::kThreads) {
       const LoadedToken token(in, row, i);

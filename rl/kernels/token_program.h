@@ -235,18 +235,18 @@ TETHER_TEAM TokenSlopes add_token(const Formula& formula, const PolicyParameters
 
 // The gradient of a token that shares its ratio: `slope` is d loss / d logp of any over w.
 TETHER_TEAM float shared_gradient(const PolicyParameters& in, const RowFactors& factors,
-                                  const SegmentRatio& shared, float slope, int64_t row,
+                                  const SegmentRatio& shared, double slope, int64_t row,
                                   int64_t column, const LoadedToken& token) {
   const double u = static_cast<double>(token.logp) - static_cast<double>(token.old_logp);
   const bool beyond = clipped(u, token.advantage, in.clip) != u && u - u == 0;
-  float gradient = beyond ? 0 : slope;
+  double gradient = beyond ? 0 : slope;  // what is beyond a float meets w first
   bool broken = false;
   if (in.beta > 0) {
     const float dkl = penalty_of(in, token, shared, row, column).grad;
-    gradient = bounded(gradient + bounded(factors.kl * dkl));
+    gradient += static_cast<double>(factors.kl) * static_cast<double>(dkl);
     broken = zero_or_nan(token.anchor_logp, dkl, 0.0f, 0.0f) != 0;
   }
-  return broken ? kNaN : token.w * gradient;
+  return broken ? kNaN : narrow<float>(static_cast<double>(token.w) * gradient);
 }
 
 // Of the entropy of a token.

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "libtorch/arrays.h"
+#include "tests/libtorch/message.h"
 #include "tests/rl/links.h"
 
 namespace tether {
@@ -47,6 +48,17 @@ TEST(PreferenceLossFace, EqualsThePlainExpressionInValueAndGradient) {
   EXPECT_NEAR(out.loss.item<double>(), plain.item<double>(), 1e-14);
   EXPECT_TRUE(at::allclose(gradient(2 * out.loss, batch.logps),
                            2 * gradient(plain, logps).nan_to_num(), 1e-12, 1e-16));
+}
+
+TEST(PreferenceLossFace, EveryDeviceRefusesDenominatorsThatAreNone) {
+  const PreferenceBatch batch = random_batch(2, 3);
+  const PreferenceObjective dpo = presets::dpo();
+  for (const double count : {-1.0, double{NAN}, 1e-300}) {
+    const PairNormalizer step{.pairs = count};
+    const std::string got = message([&] { detail::preference_loss_any_device(batch, dpo, step); });
+    EXPECT_EQ(got.rfind("preference_loss: normalizer.pairs must be", 0), 0) << got;
+    EXPECT_EQ(message([&] { preference_loss(batch, dpo, step); }), got);
+  }
 }
 
 TEST(PreferenceLossFace, ALossBeyondFloatIsItsLargestNumber) {
@@ -194,7 +206,7 @@ TEST(PreferenceLossFace, LargeSlopesMeetBeforeTheyAreNarrowed) {
     const PreferenceOutput out = detail::preference_loss_any_device(batch, objective, step);
     const at::Tensor got = gradient(out.loss, batch.logps);
     EXPECT_TRUE(at::isfinite(got).all().item<bool>()) << got;
-    EXPECT_TRUE(at::allclose(got[0][0], want[0][0], 1e-5)) << got << want;
+    EXPECT_TRUE(at::allclose(got, want, 1e-5)) << got << want;
   }
 }
 

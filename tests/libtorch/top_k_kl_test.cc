@@ -125,7 +125,9 @@ TEST(TopKKlTensors, ASmallTailKeepsItsDigits) {
   const at::Tensor log_p = at::log_softmax(q + 0.1 * at::randn_like(q), -1);
   for (TailEstimate tail : {TailEstimate::bucket, TailEstimate::reverse_bucket}) {
     const TopKKlOptions options{.tail = tail, .precision = 0x1p-23};
-    const TopKReference p{.head_ids = ids, .head_logps = log_p.gather(-1, ids)};
+    TopKReference p;
+    p.head_ids = ids;
+    p.head_logps = log_p.gather(-1, ids);
     const auto gradients = [&](Call call, at::ScalarType type) {
       const at::Tensor x = q.to(type).requires_grad_();
       const at::Tensor kl = call(x, p, options);

@@ -342,3 +342,34 @@ def test_slopes_of_answers_beyond_the_type_meet_their_masks_first(objective, opt
         return torch.autograd.grad(loss, x)[0]
 
     assert_as_in_float64(run, monkeypatch)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e10])
+@pytest.mark.parametrize("level", ["token", "sequence_mean", "turn_sum", "sequence_token"])
+def test_terms_that_overflow_are_within_the_largest_result(level, beta, monkeypatch):
+    # And the same on both paths where there is one term alone.
+    largest = torch.finfo(torch.bfloat16).max
+    generator = torch.Generator().manual_seed(7)
+    logps = -torch.rand(40, 4, generator=generator)
+    old, ref = (logps + torch.randn(logps.shape, generator=generator) for _ in range(2))
+    advantages = torch.randn(40, 4, generator=generator).clamp(-1, 1) * 1e18
+    mask = torch.rand(40, 4, generator=generator) * 10.0 ** -torch.arange(0, 40)[:, None].remainder(
+        9
+    )
+    options = {"objective": "reinforce", "level": level, "beta": beta}
+
+    def gradient(world_size):
+        x = logps.clone().requires_grad_()
+        step = tether.Normalizer(policy=1, kl=1, sequences=1, world_size=world_size)
+        arrays = {"old_logps": old, "ref_logps": ref, "normalizer": step}
+        loss = tether.policy_loss(x, advantages, mask, **arrays, **options).loss
+        return torch.autograd.grad(loss, x)[0]
+
+    for world_size in (1e23, 1e30, 1e50):
+        with monkeypatch.context() as patch:
+            one, other = on_both_paths(lambda each=world_size: gradient(each), patch)
+        for each in (one, other):
+            assert each.isfinite().all() and each.abs().max() <= largest
+        assert one.abs().max() == largest
+        if beta == 0:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
