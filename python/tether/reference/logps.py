@@ -10,7 +10,6 @@ from torch import Tensor
 from tether.reference.kl import k3
 from tether.reference.numbers import (
     marked,
-    narrowed,
     of_marked,
     of_sound_rows,
     saturated,
@@ -318,4 +317,4 @@ def top_k_kl(
     if tail != "k1":
         kl = kl - kl.detach().clamp_max(0)
     kl = (kl * spoiling(sound | ignored, kl)).masked_fill(ignored, 0)
-    return of_marked(mark, narrowed(kl, below.dtype))[0]
+    return of_marked(mark, kl.to(below.dtype))[0]
