@@ -118,6 +118,24 @@ TEST(PolicyProgram, CountsOfTheStepAndItsFactorAreThoseOfTheNormalizer) {
   }
 }
 
+TEST(PolicyProgram, ASlopeBeyondAFloatMeetsItsMaskFirst) {
+  Batch<float> batch = mixed_batch();
+  for (float& each : batch.mask) each *= 1e-9f;
+  for (float& each : batch.advantages) each *= 100;
+  PolicyObjective objective = presets::grpo(0.1);
+  objective.aggregation = token_mean();
+  objective.level = RatioLevel::sequence_mean;
+  const double counts[] = {1, 1, 1}, factor = 1e38;
+  batch.run(objective, {.policy = 1, .kl = 1, .world_size = factor});
+  std::vector<float> gradients(batch.dlogps.size());
+  run_program(batch.arrays(), objective,
+              {.logps = {gradients.data(), DType::float32, batch.columns, 1}}, counts, factor);
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    ASSERT_NEAR(gradients[i], batch.dlogps[i], 3e-6 * std::abs(batch.dlogps[i])) << i;
+  }
+  EXPECT_GT(*std::max_element(gradients.begin(), gradients.end()), 3.4e29f);  // beyond / 1e9
+}
+
 TEST(PolicyProgram, EntropiesAndGivenLengthsAreThoseOfTheCpuKernel) {
   Batch<float> batch = mixed_batch();
   std::vector<float> entropies(batch.mask.size()), weights(batch.mask.size()), lengths(6, 650);

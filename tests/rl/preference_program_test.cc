@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -133,6 +134,20 @@ TEST(PreferenceProgram, CountsOfTheStepAndAFactor) {
     const PreferenceTotals want =
         rows.run(objective, {.pairs = 100, .tokens = 7000, .world_size = 3});
     expect_near(run_program(rows, rows.arrays(), objective, counts, 3), want, rows.dlogps);
+  });
+}
+
+TEST(PreferenceProgram, SlopesBeyondAFloatMeetTheirMasksFirst) {
+  for_each_objective([](PreferenceObjective objective) {
+    objective.nll = {0.4};
+    PairRows<float> rows = batch_for(objective);
+    for (float& each : rows.mask) each *= 1e-9f;
+    const double counts[] = {1, 1};
+    const PreferenceTotals want =
+        rows.run(objective, {.pairs = 1, .tokens = 1, .world_size = 1e42});
+    expect_near(run_program(rows, rows.arrays(), objective, counts, 1e42), want, rows.dlogps);
+    const auto [least, most] = std::minmax_element(rows.dlogps.begin(), rows.dlogps.end());
+    EXPECT_GT(*most - *least, 3.4e29f);
   });
 }
 
