@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from library import DEVICE, pointers, stream_of
-from timing import interleaved
+from timing import of_tokens
 
 # ---- recursions over tokens ----------------------------------------------------------------------
 
@@ -51,8 +51,7 @@ def measure_scan(doors, repetitions, rows=8192, columns=2048):
     for name in ("gae", "vtrace"):
         call = lambda name=name: scan(doors, name, False, arrays, mask, done)  # noqa: E731
         methods[name] = (call, 0)
-    times, errors = interleaved(methods, repetitions)
-    return {"shape": [rows, columns], "ms": times, "errors": errors}
+    return of_tokens((rows, columns), methods, repetitions)
 
 
 # ---- groups and whitening ------------------------------------------------------------------------

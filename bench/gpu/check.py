@@ -6,7 +6,8 @@ usage: check.py DOORS [--json FILE] [--rows N] [--vocabulary V] [--repetitions N
 DOORS is gpu_doors.so of the build. --quick: small shapes and no times, for compute-sanitizer.
 Needs torch with CUDA and nothing else. Ends with 1 if an error is larger than its bound, or bits
 differ. Times are medians of interleaved repetitions by CUDA events; "copy" is torch's copy_ of the
-logits, read and written once, and GB/s are of what a method must read and write at least.
+logits, read and written once, and GB/s are of what a method must read and write at least; "target"
+and "reached" are those of timing.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import torch
 import torch.nn.functional as F
 from library import DEVICE, DTYPES, Library, pointers, stream, stream_of
-from timing import interleaved, of_logits
+from timing import of_logits, of_tokens
 
 IGNORE = -100
 # Relative to 1 + |x|, of float sums over a vocabulary; gradients to the largest, without rounding.
@@ -277,8 +278,7 @@ def measure_policy(doors, repetitions, rows=512, columns=4096):
         with torch.cuda.graph(graph):  # without the host's part
             doors.policy_loss(*arguments)
         methods[name] = (graph.replay, 0)
-    times, errors = interleaved(methods, repetitions)
-    return {"shape": [rows, columns], "ms": times, "errors": errors}
+    return of_tokens((rows, columns), methods, repetitions)
 
 
 # ---- report --------------------------------------------------------------------------------------

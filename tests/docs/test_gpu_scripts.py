@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOORS = ROOT / "build/no-torch/bench/gpu/gpu_doors.so"
@@ -29,3 +30,78 @@ def test_a_script_gets_as_far_as_the_launches_and_writes_its_report(script, tmp_
     assert {name for name, each in became.items() if each == "launched"} == LAUNCHED[script]
     parts = json.loads(report.read_text())
     assert [each for each in parts.values() if isinstance(each, dict) and "error" in each] == []
+
+
+class Event:
+    """Of a clock that stands but for takes()."""
+
+    now = 0.0
+
+    def __init__(self, **_):
+        self.at = None
+
+    def record(self):
+        self.at = Event.now
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+
+def takes(milliseconds):
+    def call():
+        Event.now += milliseconds
+
+    return call
+
+
+@pytest.fixture
+def timing(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench/gpu")
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    memory = iter(range(0, 1000, 7))
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: next(memory) * 10**6)
+    for name in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    import timing
+
+    return timing
+
+
+def test_rates_stand_beside_what_is_wanted_of_them(timing):
+    logits = torch.empty(1, 1, dtype=torch.bfloat16).expand(8192, 151936)
+
+    def absent():
+        raise RuntimeError("no compiler\nhere")
+
+    methods = {
+        "copy": (takes(2), 2),
+        "one": (takes(2.5), 2),
+        "forward": (takes(1), 1),
+        "three": (takes(4), 3),
+        "compiled": (absent, 1),
+    }
+    found = timing.of_logits(logits, methods, 5)
+    assert found["of_copy"] == {"copy": 1, "one": 0.8, "forward": 1, "three": 0.75}
+    assert found["GB/s"]["copy"] == pytest.approx(2 * 8192 * 151936 / 1e6)
+    assert found["target"] == {"one": 0.88, "forward": 0.92}
+    assert found["reached"] == {"one": False, "forward": True}
+    assert found["peak MB"] == dict.fromkeys(("copy", "one", "forward", "three"), 7)
+    assert found["errors"] == {"compiled": "no compiler"}
+    masked = timing.of_logits(logits, methods, 1, masked=0.4)
+    assert masked["target"] == {"one": pytest.approx(1.0353, abs=1e-4)}
+    assert timing.of_logits(logits[:5], methods, 1)["target"] == {}
+    floats = torch.empty(1, 1).expand(256, 151936)
+    assert timing.of_logits(floats, methods, 1)["target"] == {}
+
+
+def test_times_of_losses_stand_beside_what_is_wanted_of_them(timing):
+    methods = {"ppo": (takes(0.015625), 0), "ppo eager": (takes(3), 0)}
+    found = timing.of_tokens((512, 4096), methods, 3)
+    assert found["target"] == {"ppo": 0.016} and found["reached"] == {"ppo": True}
+    methods["ppo"] = takes(0.25), 0
+    assert timing.of_tokens((512, 4096), methods, 3)["reached"] == {"ppo": False}
+    assert timing.of_tokens((512, 4095), methods, 3)["target"] == {}
