@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import tether
 import torch
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -30,6 +31,18 @@ def test_a_script_gets_as_far_as_the_launches_and_writes_its_report(script, tmp_
     assert {name for name, each in became.items() if each == "launched"} == LAUNCHED[script]
     parts = json.loads(report.read_text())
     assert [each for each in parts.values() if isinstance(each, dict) and "error" in each] == []
+
+
+def test_the_loss_of_hidden_states_is_measured_beside_its_products(tmp_path):
+    report, installed = tmp_path / "report.json", pathlib.Path(tether.__file__).parent
+    command = [sys.executable, "bench/gpu/linear.py", installed, "--json", report]
+    small = ["--device", "cpu", "--sizes", "64", "32", "1000", "--repetitions", "1"]
+    done = subprocess.run([*command, *small], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    assert found["sizes"] == [64, 32, 1000]
+    assert found["of_products"] == found["ms"]["linear_policy_loss"] / found["ms"]["products"]
+    assert found["target"] is found["reached"] is None  # of other sizes
 
 
 class Event:
