@@ -7,7 +7,8 @@
 #endif
 
 // A team of several blocks of a device that run side by side and read each other's memory: a
-// cluster of sm_90. How many blocks it has is known at the launch alone:
+// cluster, in code for sm_90 and later (has_clusters of cuda_launch.h says so of a kernel). How
+// many blocks it has is known at the launch alone:
 //
 //   team.threads()   how many threads they are
 //   team.leave()     the last thing of a kernel: no block ends while others may read its memory

@@ -25,22 +25,36 @@ inline void require_launched(std::string_view function) {
 // launch(first, blocks) for all of `tasks`, `blocks_of_each` each: a grid has 2^31 - 1 in its first
 // dimension, and 65535 in the others, which are left alone.
 template <class Launch>
-void launch_tasks(std::string_view function, int64_t tasks, int64_t blocks_of_each, Launch launch) {
+void for_each_grid(int64_t tasks, int64_t blocks_of_each, Launch launch) {
   constexpr int64_t kLargestGrid = 0x7FFFFFFF;
   const int64_t at_once = kLargestGrid / blocks_of_each;
   for (int64_t first = 0; first < tasks; first += at_once) {
     launch(first, static_cast<unsigned>(std::min(at_once, tasks - first) * blocks_of_each));
-    require_launched(function);
   }
 }
 
-// Whether blocks of the current device can run as clusters (cluster.h).
-inline bool has_clusters() {
-  int device = 0, found = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&found, cudaDevAttrClusterLaunch, device);
+template <class Launch>
+void launch_tasks(std::string_view function, int64_t tasks, int64_t blocks_of_each, Launch launch) {
+  for_each_grid(tasks, blocks_of_each, [&](int64_t first, unsigned blocks) {
+    launch(first, blocks);
+    require_launched(function);
+  });
+}
+
+// A kernel knows of clusters (cluster.h) where it was compiled for 9.0 or later. What the driver
+// compiles for a newer device, from PTX of an older one, does not.
+constexpr bool knows_clusters(bool device, int ptx_version) { return device && ptx_version >= 90; }
+
+// Whether blocks of this kernel can run as clusters on the current device.
+template <class... Parameters>
+bool has_clusters(void (*kernel)(Parameters...)) {
+  int current = 0, device = 0;
+  cudaFuncAttributes compiled{};
+  cudaGetDevice(&current);
+  cudaDeviceGetAttribute(&device, cudaDevAttrClusterLaunch, current);
+  cudaFuncGetAttributes(&compiled, reinterpret_cast<const void*>(kernel));
   cudaGetLastError();  // that there is no device is for the launch to say
-  return found != 0;
+  return knows_clusters(device != 0, compiled.ptxVersion);
 }
 
 // `cluster` blocks of them side by side.

@@ -52,10 +52,11 @@ void logits_kl_gradients(const ConstLogits& q, const ConstLogits& p, double temp
   check_device_pair(function, q, p, temperature);
   const auto in = pair_parameters(q, p, temperature, active);
   with_stored(q.dtype, [&]<class Stored>(Stored) {
-    const int cluster = blocks_of_held_pair<Stored>(q.vocabulary, has_clusters());
+    const auto kernel = &held_pair_kernel<Stored>;
+    const int cluster = blocks_of_held_pair<Stored>(q.vocabulary, has_clusters(kernel));
     launch_tasks(function, q.rows, cluster, [&](int64_t first, unsigned blocks) {
-      launch_clusters(held_pair_kernel<Stored>, blocks, kHeldPairThreads<Stored>, cluster, stream,
-                      in, first, upstream, values, dq, dp);
+      launch_clusters(kernel, blocks, kHeldPairThreads<Stored>, cluster, stream, in, first,
+                      upstream, values, dq, dp);
     });
   });
 }

@@ -57,11 +57,13 @@ void launch_tokens_of(const LogitsLaunch& launch, const Formula& formula,
                       const PolicyParameters& in) {
   const ConstLogits& logits = launch.logits;
   with_types(logits.dtype, launch.options, [&]<class Stored, bool kCapped>() {
-    const int cluster = blocks_of_held_row<Stored, kCapped>(logits.vocabulary, has_clusters());
+    const auto kernel = &tokens_kernel<Stored, kCapped, Formula>;
+    const int cluster =
+        blocks_of_held_row<Stored, kCapped>(logits.vocabulary, has_clusters(kernel));
     const auto rows = row_parameters<kCapped>(logits, launch.targets, launch.options);
     launch_tasks(launch.function, logits.rows, cluster, [&](int64_t first, unsigned blocks) {
-      launch_clusters(tokens_kernel<Stored, kCapped, Formula>, blocks, kHeldThreads, cluster,
-                      launch.stream, formula, in, rows, first, launch.found, launch.dlogits);
+      launch_clusters(kernel, blocks, kHeldThreads, cluster, launch.stream, formula, in, rows,
+                      first, launch.found, launch.dlogits);
     });
   });
 }
