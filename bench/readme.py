@@ -121,12 +121,13 @@ def all_tables(results, times):
             yield f"| {what.replace(': ', ', ')} | {value:.2f} | {sign} {bound} |"
 
 
-def write(path, lines):
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        sys.exit(f"readme.py: {path} must have the lines {BEGIN} and {END}, got none")
-    path.write_text("\n".join([before + BEGIN, *lines, END + after]))
+def write(path, lines, begin=BEGIN, end=END):
+    before, begins, rest = path.read_text().partition(begin)
+    _, ends, after = rest.partition(end)
+    if not (begins and ends):
+        script = pathlib.Path(sys.argv[0]).name
+        sys.exit(f"{script}: {path} must have the lines {begin} and {end}, got none")
+    path.write_text("\n".join([before + begin, *lines, end + after]))
 
 
 def main():
