@@ -218,6 +218,30 @@ TEST(RowProgram, MatchesTheDefinitionUnderTemperatureScaleAndSoftcap) {
   }
 }
 
+// p = 0.999 of a bfloat16 target: its slope 1 - p has all digits of a bfloat16.
+TEST(RowProgram, AConfidentTokenHasItsSlope) {
+  for (int64_t vocabulary : {2, 1000, 151936}) {
+    Batch batch = random_batch(DType::bfloat16, 2, vocabulary, 0);
+    const double others = static_cast<double>(vocabulary - 1);
+    for (size_t row = 0; row < 2; ++row) {
+      const auto target = static_cast<size_t>(batch.targets[row]);
+      batch.logits[row * static_cast<size_t>(vocabulary) + target] = std::log(999 * others);
+    }
+    batch.dentropies.clear();
+    const Result want = reference(batch, DType::bfloat16);
+    Placed logits(batch, DType::bfloat16, 0, 3, 1);
+    const auto in = logits.view<const void>(batch);
+    const Results got = forward(in, batch.targets.data(), batch.options, false);
+    backward(in, batch.targets.data(), batch.options, got, floats(batch.dlogps), {},
+             logits.view<void>(batch), false);
+    const Doubles dlogits = logits.values(batch);
+    for (size_t i = 0; i < dlogits.size(); ++i) {
+      EXPECT_NEAR(dlogits[i], want.dlogits[i], 1.01 * rounding(DType::bfloat16, want.dlogits[i]))
+          << vocabulary << " at " << i;
+    }
+  }
+}
+
 TEST(RowProgram, StatisticsAreThoseOfTheCpuKernel) {
   for (double softcap : {0.0, 5.0}) {
     Batch batch = random_batch(DType::bfloat16, 4, 5000, 3);

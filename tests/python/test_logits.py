@@ -72,10 +72,12 @@ def test_gradient_buffer():
     targets = random_targets(logits)
     want = token_results(tether.token_logps, logits, targets, entropies=True)[2]
     buffer = torch.empty_like(logits)
+    version = buffer._version
     got = token_results(
         tether.token_logps, logits, targets, entropies=True, gradient_buffer=buffer
     )[2]
     assert torch.equal(got, want) and got.data_ptr() == buffer.data_ptr()
+    assert buffer._version > version  # autograd is to notice
     owner = logits.clone().requires_grad_()
     in_place = owner * 1
     out = tether.token_logps(in_place, targets, entropies=True, gradient_buffer=in_place)

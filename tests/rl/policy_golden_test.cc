@@ -14,6 +14,7 @@
 #include "core/sum.h"
 #include "rl/catalogue.h"
 #include "tests/rl/policy_batch.h"
+#include "tests/rl/policy_program.h"
 
 namespace tether {
 namespace {
@@ -96,8 +97,9 @@ TEST(PolicyGolden, EveryPresetHasAGoldenBatch) {
   }
 }
 
-template <class T>
-void expect_batch_goldens(double tolerance) {
+// expect(batch, objective, golden)
+template <class T, class Expect>
+void for_each_golden_batch(Expect expect) {
   for (const auto& each : golden()["batches"]) {
     Batch<T> batch(each["rows"], each["columns"]);
     batch.logps = each["logps"].get<std::vector<T>>();
@@ -125,17 +127,44 @@ void expect_batch_goldens(double tolerance) {
         set_option("test", objective, name, value);
       }
     }
-    const PolicyTotals out = batch.run(objective);
-    const double expected = each["loss"];
-    EXPECT_NEAR(out.loss, expected, tolerance * std::max(1.0, std::abs(expected))) << each["name"];
-    for (size_t i = 0; i < batch.dlogps.size(); ++i) {
-      EXPECT_NEAR(batch.dlogps[i], each["dlogps"][i], tolerance) << each["name"] << " " << i;
-    }
+    expect(batch, objective, each);
   }
+}
+
+template <class T>
+void expect_golden(const PolicyTotals& got, const std::vector<T>& dlogps,
+                   const nlohmann::json& golden, double tolerance) {
+  const double expected = golden["loss"];
+  EXPECT_NEAR(got.loss, expected, tolerance * std::max(1.0, std::abs(expected))) << golden["name"];
+  for (size_t i = 0; i < dlogps.size(); ++i) {
+    EXPECT_NEAR(dlogps[i], golden["dlogps"][i], tolerance) << golden["name"] << " " << i;
+  }
+}
+
+template <class T>
+void expect_batch_goldens(double tolerance) {
+  for_each_golden_batch<T>(
+      [&](Batch<T>& batch, const PolicyObjective& objective, const auto& each) {
+        const PolicyTotals got = batch.run(objective);
+        expect_golden(got, batch.dlogps, each, tolerance);
+      });
 }
 
 TEST(PolicyGolden, BatchesMatchTheirGoldenValuesInDouble) { expect_batch_goldens<double>(1e-15); }
 TEST(PolicyGolden, BatchesMatchTheirGoldenValuesInFloat) { expect_batch_goldens<float>(1e-6); }
+
+// But for a penalty that no kernel has.
+TEST(PolicyGolden, BatchesMatchTheirGoldenValuesInTheProgramOfTheDevice) {
+  for_each_golden_batch<float>(
+      [](Batch<float>& batch, const PolicyObjective& objective, const auto& each) {
+        const bool by_level = objective.kl.correction == KlCorrection::level_ratio;
+        if (by_level && shares_ratio(objective.level)) return;
+        const PolicyTotals got =
+            run_program(batch.arrays(), objective,
+                        {.logps = {batch.dlogps.data(), DType::float32, batch.columns, 1}});
+        expect_golden(got, batch.dlogps, each, 1e-6);
+      });
+}
 
 }  // namespace
 }  // namespace tether

@@ -168,6 +168,8 @@ TEST(PolicyProgram, RowsMayBeLongAndMoreThanTheThreadsThatAddThemUp) {
     expect_cpu_kernel(of_pieces, preset("test", name), name);
   }
   expect_cpu_kernel(of_pieces, weighed(presets::grpo(), RatioGate{}), "grpo, gated");
+  Batch<float> one = random_batch<float>(1, 70001);
+  for (const char* name : {"ppo", "gspo_token"}) expect_cpu_kernel(one, preset("test", name), name);
   Batch<float> batch = random_batch<float>(600, 5);
   for (const char* name : {"ppo", "gspo", "decoupled_ppo"}) {
     expect_cpu_kernel(batch, preset("test", name), name);
