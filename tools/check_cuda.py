@@ -6,12 +6,15 @@ as device code; nothing is run. A kernel without a line in REGISTERS, with more 
 allows, with a stack or with spills is an error. Without nvcc there is nothing to do.
 """
 
+import concurrent.futures
+import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ["core", "estimators", "logits", "rl"]
@@ -123,13 +126,17 @@ def main():
         for folder in FOLDERS
         for file in (ROOT / folder).rglob("*.cu")
     )
+    start, sources = time.monotonic(), [*sources, FORMULAS]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        notes = list(pool.map(compile_notes, sources))
     errors, count = [], 0
-    for source in [*sources, FORMULAS]:
-        for name, registers, memory in kernels_of(compile_notes(source)):
+    for source, each in zip(sources, notes, strict=True):
+        for name, registers, memory in kernels_of(each):
             count += 1
             found = errors_of(short(name), registers, memory, limited=source != FORMULAS)
             errors += [f"{source}: {error}" for error in found]
-    print("\n".join(errors) if errors else f"cuda: {count} kernels for {ARCHITECTURE}, no spills")
+    result = "\n".join(errors) if errors else f"cuda: {count} kernels for {ARCHITECTURE}, no spills"
+    print(f"{result} ({time.monotonic() - start:.0f} s)")
     return 1 if errors else 0
 
 
