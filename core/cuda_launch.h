@@ -14,6 +14,15 @@
 
 namespace tether::cuda {
 
+// Threads that a multiprocessor holds: 2048 of sm_80, 9x and 10x, fewer of others. More of them are
+// not to be asked for: ptxas ignores that, with a warning.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 800 || \
+    (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1100)
+inline constexpr int kMultiprocessorThreads = 2048;
+#else
+inline constexpr int kMultiprocessorThreads = 1536;
+#endif
+
 inline void require_launched(std::string_view function) {
   const cudaError_t error = cudaGetLastError();
   require(error == cudaSuccess, [&] {

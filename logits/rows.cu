@@ -13,7 +13,7 @@ namespace {
 
 // Blocks on a multiprocessor: the registers that a thread may use are 65536 over its threads.
 template <bool kCapped>
-constexpr int kForwardBlocks = kCapped ? 2 : 4;
+constexpr int kForwardBlocks = kCapped ? 2 : kMultiprocessorThreads / kForwardThreads;
 template <bool kCapped>
 constexpr int kBackwardBlocks = kCapped ? 4 : 6;
 

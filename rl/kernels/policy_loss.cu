@@ -30,14 +30,16 @@ __global__ __launch_bounds__(kPolicyThreads,
   add_rows_program(Team{}, rows, count, in, out);
 }
 
-__global__ __launch_bounds__(kPolicyThreads,
-                             8) void count_rows_kernel(const __grid_constant__ PolicyParameters in,
-                                                       int64_t first, double* rows) {
+constexpr int kCountBlocks = kMultiprocessorThreads / kPolicyThreads;
+
+__global__ __launch_bounds__(kPolicyThreads, kCountBlocks) void count_rows_kernel(
+    const __grid_constant__ PolicyParameters in, int64_t first, double* rows) {
   count_row_program(Team{}, in, first + blockIdx.x, rows);
 }
 
-__global__ __launch_bounds__(kPolicyThreads, 8) void add_counts_kernel(const double* rows,
-                                                                       int64_t count, double* out) {
+__global__ __launch_bounds__(kPolicyThreads,
+                             kCountBlocks) void add_counts_kernel(const double* rows, int64_t count,
+                                                                  double* out) {
   add_counts_program(Team{}, rows, count, out);
 }
 
