@@ -186,15 +186,20 @@ class _OfMarked(torch.autograd.Function):
         return infinite.to(ctx.dtype), *(torch.where(infinite, *pair) for pair in pairs)
 
 
+def _marks() -> bool:
+    """Not in forward mode, nor in a graph, which would lose the values of the Function."""
+    return forward_ad._current_level < 0 and not torch.compiler.is_compiling()
+
+
 def marked(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [..., V], and a mark [...] for of_marked."""
-    return _Marked.apply(x) if forward_ad._current_level < 0 else (x, x[..., 0])
+    return _Marked.apply(x) if _marks() else (x, x[..., 0])
 
 
 def of_marked(mark: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     """Values [...] of marked rows. Infinite upstream gradients arrive in the rows as they are,
     beside which others are nothing: on their way they would meet zeros and each other."""
-    return _OfMarked.apply(mark, *values) if forward_ad._current_level < 0 else values
+    return _OfMarked.apply(mark, *values) if _marks() else values
 
 
 def bounded(x: Tensor, source: Tensor | None = None) -> Tensor:
