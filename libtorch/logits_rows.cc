@@ -28,7 +28,7 @@ void add_further_on_device(const at::Tensor& states, const RowOptions& options, 
   const at::Tensor squares = number(4), logits = number(5), columns = number(6);
   out.sum_of_squared_p = squares / (sum * sum);
   out.mean_logits = logits / columns * rows::multiplier(options);
-  out.target_is_largest = (target >= reference).logical_and(sum > 0);
+  out.target_is_largest = (target >= reference).bitwise_and(sum > 0);
 }
 
 const double* data(const at::Tensor& tensor) {

@@ -234,16 +234,35 @@ inline constexpr float kLargestUpstream = 0x1p60f;
 
 // The upstream gradients of a row, and what the gradients that they give are to be multiplied by.
 struct Upstream {
+  static constexpr float kInfinity = math::detail::Format<float>::kInfinity;
+
   float dlogp, dentropy, growth;
 
   TETHER_TEAM Upstream(float of_logp, float of_entropy) {
+    if (fmaxf(fabsf(of_logp), fabsf(of_entropy)) == kInfinity) {
+      dlogp = beside_infinity(of_logp);
+      dentropy = beside_infinity(of_entropy);
+      growth = kInfinity;
+      return;
+    }
     const float shrink = fminf(rows::shrink_to(fabsf(of_logp), kLargestUpstream),
                                rows::shrink_to(fabsf(of_entropy), kLargestUpstream));
     dlogp = of_logp * shrink;
     dentropy = of_entropy * shrink;
     growth = 1 / shrink;
   }
+
+ private:
+  // What is not infinite is nothing there.
+  static TETHER_TEAM float beside_infinity(float each) {
+    return fabsf(each) == kInfinity ? copysignf(kLargestUpstream, each) : 0 * each;
+  }
 };
+
+// What is 0 stays 0 under an infinite growth.
+TETHER_TEAM float grown(float gradient, float growth) {
+  return gradient == 0 ? 0 : gradient * growth;
+}
 
 // d/dx_v = growth 2^t_v (constant + slope t_v), but for the target.
 struct GradientLine {
@@ -277,7 +296,7 @@ TETHER_TEAM float gradient_of_target(const RowParameters<kCapped>& in, const Row
   if (upstream.dentropy != 0 && p != 0) {
     gradient -= upstream.dentropy * p * (logp + entropy_of(row));
   }
-  return gradient * in.slope_multiplier * in.final_logit.slope(logit) * upstream.growth;
+  return grown(gradient * in.slope_multiplier * in.final_logit.slope(logit), upstream.growth);
 }
 
 // Of a row: its gradient at the column of a stored logit.
@@ -288,7 +307,7 @@ struct RowGradient {
   rows::FinalLogit<float, kCapped> final_logit;
 
   TETHER_TEAM float operator()(float logit) const {
-    return line.at(final_logit(logit), k) * final_logit.slope(logit) * line.growth;
+    return grown(line.at(final_logit(logit), k) * final_logit.slope(logit), line.growth);
   }
 };
 

@@ -119,12 +119,11 @@ Slope<double> slope_of_row(const RowStatistics& row, const RowUpstream& upstream
   return {weight * (upstream.dlogp - slope * mean), weight * slope};
 }
 
-// Beside infinite gradients, what is not is nothing: the signs of those.
-RowUpstream signs_of_infinite(const RowUpstream& upstream) {
-  const auto sign = [](double each) {
-    return std::isinf(each) ? std::copysign(1, each) : 0 * each;
-  };
-  return {sign(upstream.dlogp), sign(upstream.dentropy)};
+// Beside infinite gradients, what is not is nothing: those are so large that their products are not
+// 0 in any type.
+RowUpstream infinite_alone(const RowUpstream& upstream) {
+  const auto each = [](double of) { return std::isinf(of) ? std::copysign(0x1p60, of) : 0 * of; };
+  return {each(upstream.dlogp), each(upstream.dentropy)};
 }
 
 // The power of two that makes a line one of the loops, else 1.
@@ -229,7 +228,7 @@ struct Row {
   void write_gradient(const RowStatistics& sums, const RowUpstream& upstream_in,
                       const Output<Stored>& out) const {
     const bool infinite = std::isinf(upstream_in.dlogp) || std::isinf(upstream_in.dentropy);
-    const RowUpstream upstream = infinite ? signs_of_infinite(upstream_in) : upstream_in;
+    const RowUpstream upstream = infinite ? infinite_alone(upstream_in) : upstream_in;
     const bool present = target != kOutside && sums.target_logit != -infinity;
     const double logit = present ? target_logit() : 0;  // before it is overwritten
     const auto whole = slope_of_row(sums, upstream, options);
