@@ -29,8 +29,8 @@ _RULES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
 }
 
 
-def check_values(function: str, tensors: Tensors) -> None:
-    """The first number that breaks its rule at a slot that counts."""
+def check_values(function: str, tensors: Tensors, *, of_turns: bool) -> None:
+    """The first number that breaks its rule at a slot that counts; turn_ids if turns are read."""
     for name in ("response_mask", "nll_mask"):
         mask = tensors.get(name)
         if mask is not None:
@@ -54,7 +54,7 @@ def check_values(function: str, tensors: Tensors) -> None:
             number = array[found].item()
             raise ValueError(f"{function}: {name} must be {rule}, got {number:g} at {list(found)}")
     ids = tensors.get("turn_ids")
-    if ids is not None and holds_numbers(ids):
+    if of_turns and ids is not None and holds_numbers(ids):
         _check_ascending(f"{function}: turn_ids", ids, mask != 0, offsets)
 
 
@@ -77,16 +77,18 @@ def _check_weights(where: str, mask: Tensor) -> None:
 
 def _rows_of(counts: Tensor, offsets: Tensor | None) -> Tensor:
     """The row of each slot."""
+    rows = counts.shape[0] if offsets is None else offsets.numel() - 1
+    row = torch.arange(rows, device=counts.device)
     if offsets is None:
-        return torch.arange(counts.shape[0]).unsqueeze(1).expand(counts.shape)
-    return torch.arange(offsets.numel() - 1).repeat_interleave(offsets.diff())
+        return row.unsqueeze(1).expand(counts.shape)
+    return row.repeat_interleave(offsets.diff())
 
 
 def _rows_that_count(tensors: Tensors, counts: Tensor) -> Tensor:
     """Those with an active token, and of pairs those beside one."""
     offsets = tensors.get("offsets")
     rows = counts.shape[0] if offsets is None else offsets.numel() - 1
-    out = torch.zeros(rows, dtype=torch.bool)
+    out = counts.new_zeros(rows)
     out[_rows_of(counts, offsets)[counts]] = True
     if "answer_weights" in tensors and tensors.get("labels") is None:
         pairs = rows // 2

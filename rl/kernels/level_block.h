@@ -190,7 +190,7 @@ TETHER_CLONES void fill_shared_gradient(T slope, T kl_factor, int begin, int end
   }
 }
 
-// The same of a slope beyond T.
+// The same of a slope beyond T. It and the penalty are bounded each.
 template <class T>
 void fill_far_gradient(double slope, bool clips, double kl_factor, int begin, int end,
                        TokenBlock<T>& block) {
@@ -198,7 +198,8 @@ void fill_far_gradient(double slope, bool clips, double kl_factor, int begin, in
     const T w = block.weight[i], dkl = kl_factor != 0 ? bounded(block.dkl[i]) : T(0);
     const T anchor = kl_factor != 0 ? block.anchor_logp[i] : T(0);
     const double inside = clips && block.inside[i] == T(0) ? 0 : slope;
-    const T gradient = narrow<T>(double(w) * (inside + kl_factor * double(dkl)));
+    const T own = narrow<T>(double(w) * inside);
+    const T gradient = bounded(own + narrow<T>(double(w) * kl_factor * double(dkl)));
     block.dlogp[i] = w == T(0) ? T(0) : gradient + zero_or_nan(anchor, dkl, T(0), T(0));
   }
 }

@@ -239,14 +239,16 @@ TETHER_TEAM float shared_gradient(const PolicyParameters& in, const RowFactors& 
                                   int64_t column, const LoadedToken& token) {
   const double u = static_cast<double>(token.logp) - static_cast<double>(token.old_logp);
   const bool beyond = clipped(u, token.advantage, in.clip) != u && u - u == 0;
-  double gradient = beyond ? 0 : slope;  // what is beyond a float meets w first
+  const double w = token.w;  // what is beyond a float meets it first
+  float gradient = beyond ? 0 : narrow<float>(w * slope);
   bool broken = false;
   if (in.beta > 0) {
     const float dkl = penalty_of(in, token, shared, row, column).grad;
-    gradient += static_cast<double>(factors.kl) * static_cast<double>(dkl);
+    const double penalty = static_cast<double>(factors.kl) * static_cast<double>(dkl);
+    gradient = bounded(gradient + narrow<float>(w * penalty));
     broken = zero_or_nan(token.anchor_logp, dkl, 0.0f, 0.0f) != 0;
   }
-  return broken ? kNaN : narrow<float>(static_cast<double>(token.w) * gradient);
+  return broken ? kNaN : gradient;
 }
 
 // Of the entropy of a token.
