@@ -136,14 +136,13 @@ class Call(NamedTuple):
         options are not waited for; where a graph is traced nothing can be asked."""
         if torch.compiler.is_compiling():
             return
-        of_turns = any(each.startswith("turn") for each in self.settings.choices.values())
-        check_values(self.name(), self.tensors, of_turns=of_turns)
         numbers = {k: v for k, v in self.settings.numbers.items() if number_of(v) is not None}
         given = [name for name, each in self.tensors.items() if each is not None]
         words = self.settings._replace(numbers=numbers).words()
-        if type(words[1]) is not Tensor:  # of a mode in which tensors hold nothing
-            return
-        ops.check_settings(self.name(), self.function.name, given, rows, *words)
+        if type(words[1]) is Tensor:  # else of a mode in which tensors hold nothing
+            ops.check_settings(self.name(), self.function.name, given, rows, *words)
+        of_turns = any(each.startswith("turn") for each in self.settings.choices.values())
+        check_values(self.name(), self.tensors, of_turns=of_turns)
 
 
 class Function:

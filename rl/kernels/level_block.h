@@ -192,14 +192,14 @@ TETHER_CLONES void fill_shared_gradient(T slope, T kl_factor, int begin, int end
 
 // The same of a slope beyond T. It and the penalty are bounded each.
 template <class T>
-void fill_far_gradient(double slope, bool clips, double kl_factor, int begin, int end,
+void fill_far_gradient(double slope, bool clips, bool penalty, T kl_factor, int begin, int end,
                        TokenBlock<T>& block) {
   for (int i = begin; i < end; ++i) {
-    const T w = block.weight[i], dkl = kl_factor != 0 ? bounded(block.dkl[i]) : T(0);
-    const T anchor = kl_factor != 0 ? block.anchor_logp[i] : T(0);
+    const T w = block.weight[i], dkl = penalty ? bounded(block.dkl[i]) : T(0);
+    const T anchor = penalty ? block.anchor_logp[i] : T(0);
     const double inside = clips && block.inside[i] == T(0) ? 0 : slope;
     const T own = narrow<T>(double(w) * inside);
-    const T gradient = bounded(own + narrow<T>(double(w) * kl_factor * double(dkl)));
+    const T gradient = bounded(own + narrow<T>(double(w) * double(kl_factor) * double(dkl)));
     block.dlogp[i] = w == T(0) ? T(0) : gradient + zero_or_nan(anchor, dkl, T(0), T(0));
   }
 }

@@ -74,8 +74,7 @@ void check_needs(std::string_view function, const PolicyInputs<bool>& given,
   require(!objective.kl.needs(KlReference::rollout) || given.rollout_logps, [&] {
     return named(function, "rollout_logps") +
            " must be given when beta is greater than 0 and kl_reference is rollout or "
-           "kl_correction "
-           "a rollout_ratio, got none";
+           "kl_correction a rollout_ratio, got none";
   });
   require(objective.entropy.coefficient == 0 || given.entropies, [&] {
     return named(function, "entropies") +

@@ -211,7 +211,7 @@ void store_shared_gradient(const Call& call, int64_t row, const RowFactors<T>& f
         add_shared_penalty(count, each.kl, begin, end, block);
       const T kl_factor = factors.token.kl;
       if (is_beyond<T>(slope)) {
-        fill_far_gradient(slope, clips, penalty ? double(kl_factor) : 0, begin, end, block);
+        fill_far_gradient(slope, clips, penalty, kl_factor, begin, end, block);
         return;
       }
       with_terms(penalty, clips, [&]<bool kPenalty, bool kClipped>() {

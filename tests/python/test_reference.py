@@ -355,6 +355,20 @@ def test_a_kl_may_be_differentiated_twice():
         assert torch.autograd.gradcheck(of, (q, p)) and torch.autograd.gradgradcheck(of, (q, p))
 
 
+def test_rows_of_logits_may_be_differentiated_twice():
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(3, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    y = torch.randn(3, 6, generator=generator, dtype=torch.float64).log_softmax(-1)
+    ids = torch.tensor([0, 5, 2])
+    kept = torch.tensor([[0, 1], [3, 5], [2, 4]])
+    for of in (
+        lambda x: reference.token_logps(x, ids)[0],
+        lambda x: reference.token_logps(x, ids)[1],
+        lambda x: reference.top_k_kl(x, kept, y.gather(1, kept), tail="bucket"),
+    ):
+        assert torch.autograd.gradcheck(of, (x,)) and torch.autograd.gradgradcheck(of, (x,))
+
+
 def test_columns_at_minus_infinity_beside_almost_nothing_add_nothing():
     for dtype in (torch.float32, torch.float64):
         q = torch.tensor([0.0, 1, -200], dtype=dtype)

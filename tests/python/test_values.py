@@ -21,6 +21,15 @@ def answers(**arrays):
     return tether.preference_loss(LOGPS, LOGPS, MASK, objective="kto", **arrays)
 
 
+def as_many_rows(**arrays):
+    """Rows of two tokens and of none: as many as tokens."""
+    offsets = torch.tensor([0, 2, 2])
+    mask = torch.tensor([0.0, 1.0])
+    return tether.preference_loss(
+        LOGPS[0, :2], LOGPS[0, :2], mask, objective="kto", offsets=offsets, **arrays
+    )
+
+
 def gae(**arrays):
     return tether.generalized_advantage_estimation(LOGPS, LOGPS, MASK, **arrays)
 
@@ -81,6 +90,13 @@ BAD = [
         [3, 3, 3, 0, 1, 1, 1, 0],
         "not decrease along a row, got 0 after 1 at [7]",
     ),
+    (
+        turns,
+        "turn_ids",
+        [*IN_ROWS[:3], [2**62, -(2**63) + 1, 3]],
+        f"not decrease along a row, got {-(2**63) + 1} after {2**62} at [3, 1]",
+    ),
+    (as_many_rows, "labels", [7.0, 1.0], f"{UNIT}, got 7 at [0]"),
     (moments, "response_mask", [[1.0, 2.0, 0.0], *MASK[1:].tolist()], f"{UNIT}, got 2 at [0, 1]"),
     (
         mismatch,
@@ -92,6 +108,7 @@ BAD = [
 NAMES = {
     pairs: "preference_loss",
     answers: "preference_loss",
+    as_many_rows: "preference_loss",
     gae: "generalized_advantage_estimation",
     packed_gae: "generalized_advantage_estimation",
     turns: "policy_loss",
@@ -124,7 +141,9 @@ def first_number(result):
         (gae, "lambdas", [1.0, 0.5, math.nan, 0.0]),
         (gae, "lambdas", [*MASK[:1].tolist(), [7.0, 1.0, 0.0], [9.0] * 3, *MASK[3:].tolist()]),
         (packed_gae, "lambdas", [1.0, 0.5, 9.0, 0.0]),
+        (as_many_rows, "labels", [1.0, math.nan]),
         (turns, "turn_ids", IN_ROWS),
+        (turns, "turn_ids", [*IN_ROWS[:3], [-(2**63), 2**63 - 1, 2**63 - 1]]),
     ],
 )
 def test_what_does_not_count_may_be_anything(function, array, numbers, monkeypatch):

@@ -163,7 +163,8 @@ class _Marked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient, infinite):
-        signs = torch.where(gradient == 0, 0.0, gradient * math.inf)
+        constant = gradient.detach()
+        signs = torch.where(constant == 0, 0.0, constant * math.inf)
         return torch.where(infinite[..., None] > 0, signs, gradient)
 
 
