@@ -488,6 +488,14 @@ def test_a_number_in_a_tensor_of_any_shape_gives_a_scalar_elsewhere(monkeypatch)
         ({"epsilon": 0.2}, "epsilon_low"),
         ({"loss_agg_mode": "token-mean"}, "aggregation"),
         ({"weights": {"truncated-importance": {}}}, "truncated_importance"),
+        ({"weights": {"mis": {}}}, "masked_importance"),
+        ({"objective": "dppo"}, "dppo_tv"),
+        ({"objective": "pg"}, "reinforce"),
+        ({"clip_ratio": 0.2}, "epsilon_low"),
+        ({"eps_clip_high": 0.2}, "epsilon_high"),
+        ({"kl_coef": 0.2}, "beta"),
+        ({"loss_scale_factor": 2}, "constant"),
+        ({"use_bias_correction_kl": True}, "kl_correction"),
     ],
 )
 def test_words_of_trainers_lead_to_ours(changes, meant):
