@@ -338,3 +338,34 @@ def test_an_infinite_upstream_gradient_of_top_k_kl_leaves_zeros_alone(tail, monk
     for each in paths:
         assert torch.equal(each[0], torch.where(slopes[0] == 0, 0.0, slopes[0] * INF))
         assert (each[1] == 0).all() and each[2].isfinite().all()
+
+
+@BROKEN
+@pytest.mark.parametrize("objective", tether.objectives())
+def test_a_broken_token_of_a_policy_spoils_the_same_on_both_paths(broken, objective, monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    logps = -torch.rand(3, 5, generator=generator) - 0.2
+    around = {
+        name: logps + torch.rand(3, 5, generator=generator) - 0.5
+        for name in ("old_logps", "ref_logps", "rollout_logps")
+    }
+    batch = around | {
+        "logps": logps,
+        "entropies": torch.rand(3, 5, generator=generator),
+        "advantages": torch.randn(3, 5, generator=generator),
+        "response_mask": torch.tensor([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]),
+    }
+    for name in (*around, "logps", "entropies", "advantages"):
+        given = batch | {name: batch[name].clone()}
+        given[name][0, 3] = given[name][1, 2] = broken
+
+        def run(given=given):
+            leaves = {key: given[key].clone().requires_grad_() for key in ("logps", "entropies")}
+            out = tether.policy_loss(
+                objective=objective, beta=0.1, entropy_coef=0.01, **given | leaves
+            )
+            return out.loss.detach(), *torch.autograd.grad(out.loss, leaves.values())
+
+        for a, b in zip(*on_both_paths(run, monkeypatch), strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6, equal_nan=True, msg=name)
+            assert a.dim() == 0 or a[0].isfinite().all(), name

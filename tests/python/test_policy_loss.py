@@ -843,3 +843,12 @@ def test_linear_policy_loss_takes_turns_and_lengths_of_rows(level):
     torch.testing.assert_close(out.loss, expected, rtol=1e-12, atol=0)
     for a, b in zip(torch.autograd.grad(out.loss, leaves), wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-15)
+
+
+def test_three_tensors_are_enough():
+    logps = torch.tensor([[-0.5, -1.0], [-0.2, -0.7]], requires_grad=True)
+    mask = torch.tensor([[1, 1], [1, 0]])
+    out = tether.policy_loss(logps, torch.tensor([1.0, -2.0]), mask)  # grpo on-policy, beta 0
+    (gradient,) = torch.autograd.grad(out.loss, logps)
+    assert out.loss.item() == pytest.approx((-1 + 2) / 2)
+    torch.testing.assert_close(gradient, torch.tensor([[-0.25, -0.25], [1.0, 0.0]]))
