@@ -163,8 +163,7 @@ class _Marked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient, infinite):
-        constant = gradient.detach()
-        signs = torch.where(constant == 0, 0.0, constant * math.inf)
+        signs = torch.where(gradient == 0, 0.0, gradient.sign() * math.inf)  # constants
         return torch.where(infinite[..., None] > 0, signs, gradient)
 
 
