@@ -42,6 +42,9 @@ class AdvantageEstimator(NamedTuple):
 Groups = Tensor | int | Iterable[Hashable]
 
 _CATALOGUE = {row[1]: AdvantageEstimator(*row, *rest) for row, *rest in ADVANTAGES}
+_CALLEES = {
+    name: FUNCTIONS[row.function].naming(group_ids="groups") for name, row in _CATALOGUE.items()
+}
 
 
 def advantages() -> dict[str, AdvantageEstimator]:
@@ -233,8 +236,7 @@ def _call(
     tensors: Mapping[str, Tensor | None],
     options: Mapping[str, Value],
 ) -> Call:
-    row = _CATALOGUE[estimator]
-    callee = FUNCTIONS[row.function].naming(group_ids="groups")
+    row, callee = _CATALOGUE[estimator], _CALLEES[estimator]
     checked = callee.checked(tensors, function)
     settings = checked_settings(function, row.options, row.choices, options)
     choices = {"estimator": estimator, **settings.choices}

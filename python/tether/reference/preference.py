@@ -228,7 +228,7 @@ def _examples(
         return torch.full_like(n, absent) if tensor is None else savable(tensor).double()
 
     of_link = {k.removeprefix("link_"): v for k, v in settings.items() if k.startswith("link_")}
-    shared = {f"link_{name}" for name in of_link} | OPTIONS.keys() | CHOICES.keys()
+    shared = {*(f"link_{name}" for name in of_link), *OPTIONS, *CHOICES}
     own = {k: v for k, v in settings.items() if k not in shared}
     baseline = saturated(given(baselines, 0), LARGEST_VALUE)
     weight, label = given(answer_weights, 1), given(labels, 1)
