@@ -23,7 +23,6 @@ from tether._functions import Call
 from tether._lists import Numbers, Value
 from tether._objectives import Weights, objective_call, takes_tokens_out
 from tether._ops import Arriving, has_kernel, is_eager, ops
-from tether._values import check_offset_values
 from tether.objective import PolicyObjective
 from tether.reference.rows import LEVELS
 from tether.surrogate import Surrogate
@@ -283,8 +282,6 @@ def policy_token_losses(
     call = objective_call(
         "policy_loss", tensors, objective, options, {}, weights=weights, function=function
     )
-    if offsets is not None:
-        check_offset_values(function, call.tensors["offsets"], "logps", logps.shape[0])
     call.check_settings()
     looks = turn_ids is not None or takes_tokens_out(call.settings.choices)
     if has_kernel(logps) and looks:  # at what they hold
